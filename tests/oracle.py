@@ -1,0 +1,163 @@
+"""What training must compute, in the plainest PyTorch: padded batches, Hugging Face's own forward, torch's own AdamW.
+
+No packing, no prefix sharing, no DeepSpeed, one process. Of the package it takes token ids (`zephyr.chat`, which has
+golden tests of its own) and, for SFT, which rows share a window (`best_fit`, likewise); all arithmetic is written here.
+
+Legend: `B` conversations, `L` padded length, `V` vocabulary, `P` pairs.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoTokenizer
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+from zephyr.chat import EncodedPair, EncodedText, encode_messages, encode_pair
+from zephyr.packing import best_fit
+
+Config = dict[str, "str | int | float | bool | list[str] | Config"]  # a YAML file as it is read
+Record = dict[str, float]
+
+
+class Conversation(NamedTuple):
+    ids: list[int]
+    is_target: list[bool]
+
+
+def dpo_trace(config: Config) -> Iterator[Record]:
+    """A record per optimiser step of DPO, sigmoid loss, fp32, in the order of the data; keys as in metrics.jsonl."""
+    lm = load(config)
+    reference = copy.deepcopy(lm).eval()
+    pairs, optim, beta = read_pairs(config), config["optim"], config["beta"]
+    starts = range(0, len(pairs), optim["pairs_per_step"])
+    trainer = Trainer(lm, optim, total_steps=len(starts) * optim["epochs"])
+    for epoch in range(optim["epochs"]):
+        for start in starts:
+            step_pairs = pairs[start : start + optim["pairs_per_step"]]
+            both = [conversation(pair, side) for side in ("chosen", "rejected") for pair in step_pairs]
+            chosen_P, rejected_P = response_logps(lm, both).chunk(2)
+            with torch.no_grad():
+                ref_chosen_P, ref_rejected_P = response_logps(reference, both).chunk(2)
+            reward_chosen_P, reward_rejected_P = beta * (chosen_P - ref_chosen_P), beta * (rejected_P - ref_rejected_P)
+            loss = -torch.nn.functional.logsigmoid(reward_chosen_P - reward_rejected_P).mean()
+            yield {
+                "epoch": epoch + start / len(pairs),
+                "rewards/chosen": reward_chosen_P.mean().item(),
+                "rewards/rejected": reward_rejected_P.mean().item(),
+                "rewards/margins": (reward_chosen_P - reward_rejected_P).mean().item(),
+                "rewards/accuracies": (reward_chosen_P > reward_rejected_P).float().mean().item(),
+                "logps/chosen": chosen_P.mean().item(),
+                "logps/rejected": rejected_P.mean().item(),
+                "pairs": len(step_pairs),
+                "tokens": sum(len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in step_pairs),
+                **trainer.update(loss),
+            }
+
+
+def sft_trace(config: Config) -> Iterator[Record]:
+    """One record per optimiser step of SFT: the mean negative log-prob over the target tokens of the step's windows."""
+    lm = load(config)
+    texts, optim = read_texts(config), config["optim"]
+    windows = sorted(sorted(w) for w in best_fit([len(text.ids) for text in texts], config["data"]["max_tokens"]))
+    steps = [windows[i : i + optim["windows_per_step"]] for i in range(0, len(windows), optim["windows_per_step"])]
+    trainer = Trainer(lm, optim, total_steps=len(steps) * optim["epochs"])
+    for epoch in range(optim["epochs"]):
+        done = 0
+        for step in steps:
+            conversations = [Conversation(texts[i].ids, texts[i].is_target) for window in step for i in window]
+            target_tokens = sum(sum(is_target) for _, is_target in conversations)
+            loss = -response_logps(lm, conversations).sum() / target_tokens
+            yield {
+                "epoch": epoch + done / len(texts),
+                "target_tokens": target_tokens,
+                "tokens": sum(len(ids) for ids, _ in conversations),
+                **trainer.update(loss),
+            }
+            done += len(conversations)
+
+
+class Trainer:
+    """AdamW with the schedule of the config; counts the steps."""
+
+    def __init__(self, lm: nn.Module, optim: Config, total_steps: int) -> None:
+        self.lm, self.optim, self.total_steps, self.step = lm, optim, total_steps, 0
+        self.adamw = torch.optim.AdamW(
+            lm.parameters(), lr=0.0, betas=tuple(optim["adam_betas"]), eps=1e-8, weight_decay=optim["weight_decay"]
+        )
+
+    def update(self, loss: Tensor) -> Record:
+        """Backward, clip, step. Returns the metrics that belong to the update."""
+        self.adamw.zero_grad()
+        loss.backward()
+        gradients = [parameter.grad.flatten() for parameter in self.lm.parameters()]
+        grad_norm = torch.cat(gradients).double().norm().item()
+        clip = self.optim["grad_clip"]
+        if clip > 0 and grad_norm > clip:
+            for gradient in gradients:
+                gradient.mul_(clip / grad_norm)
+        lr = learning_rate(self.optim, self.step, self.total_steps)
+        for group in self.adamw.param_groups:
+            group["lr"] = lr
+        self.adamw.step()
+        self.step += 1
+        return {"step": self.step - 1, "loss": loss.item(), "grad_norm": grad_norm, "learning_rate": lr}
+
+
+def learning_rate(optim: Config, step: int, total_steps: int) -> float:
+    """lr_peak * s / warm-up steps, then down to 0 at the end (or constant), at 0-based step s."""
+    warmup_steps = math.ceil(optim["warmup_fraction"] * total_steps)
+    if step < warmup_steps:
+        return optim["lr_peak"] * step / warmup_steps
+    done = (step - warmup_steps) / (total_steps - warmup_steps)
+    factor = {"linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "constant": 1.0}
+    return optim["lr_peak"] * factor[optim["schedule"]]
+
+
+def response_logps(lm: nn.Module, conversations: Sequence[Conversation]) -> Tensor:
+    """Sum of log p of each conversation's target tokens, fp32 [B]: right-padded, all logits [B, L, V]."""
+    ids_BL = pad_sequence([torch.tensor(ids) for ids, _ in conversations], batch_first=True)
+    real_BL = pad_sequence([torch.ones(len(ids), dtype=torch.int64) for ids, _ in conversations], batch_first=True)
+    target_BL = pad_sequence([torch.tensor(is_target) for _, is_target in conversations], batch_first=True)
+    logps_BLV = lm(input_ids=ids_BL, attention_mask=real_BL, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+    logps_BL = logps_BLV.gather(-1, ids_BL[:, 1:, None]).squeeze(-1)
+    return (logps_BL * target_BL[:, 1:]).sum(-1)
+
+
+def conversation(pair: EncodedPair, side: str) -> Conversation:
+    response_ids = pair.chosen_ids if side == "chosen" else pair.rejected_ids
+    return Conversation(
+        pair.prompt_ids + response_ids, [False] * len(pair.prompt_ids) + [True] * len(response_ids)
+    )
+
+
+def load(config: Config) -> nn.Module:
+    """The starting model in fp32 with Hugging Face's eager attention, which writes mask and softmax out."""
+    lm = AutoModelForCausalLM.from_pretrained(config["model"], dtype=torch.float32, attn_implementation="eager")
+    return lm.train()
+
+
+def read_rows(config: Config) -> list[dict[str, object]]:
+    return [json.loads(line) for path in config["data"]["train"] for line in Path(path).read_text().splitlines()]
+
+
+def read_pairs(config: Config) -> list[EncodedPair]:
+    tokenizer, data = AutoTokenizer.from_pretrained(config["model"]), config["data"]
+    limits = {key: data[key] for key in ("max_tokens", "max_prompt_tokens", "truncation")}
+    return [encode_pair(tokenizer, row, **limits) for row in read_rows(config)]
+
+
+def read_texts(config: Config) -> list[EncodedText]:
+    tokenizer, data = AutoTokenizer.from_pretrained(config["model"]), config["data"]
+    return [
+        encode_messages(tokenizer, row["messages"], max_tokens=data["max_tokens"], targets=data["targets"])
+        for row in read_rows(config)
+    ]

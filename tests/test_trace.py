@@ -1,0 +1,222 @@
+"""Training as it runs (packed, shared prefixes, ZeRO-3, ranks) equals plain padded PyTorch, metric by metric."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import oracle
+import pytest
+import torch
+import yaml
+from tiny import SENTENCES, tiny_model
+
+from zephyr.chat import encode_messages, encode_pair, load_tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = 20
+LONGEST = 96  # data.max_tokens: some rows are cut
+SMALL = 256  # tokens: two to four micro-batches a step
+ABOUT_SPEED = {"tokens_per_second", "packing_efficiency", "step_seconds", "peak_memory_bytes", "mfu"}
+LR_PEAK, CLIPS, OFF = 5e-4, 1.0, 0.0  # 0: no clipping
+
+
+class Case(NamedTuple):
+    """A way to spread one and the same mathematics over the machine."""
+
+    ranks: int
+    tokens_per_micro_batch: int
+    activation_checkpointing: bool
+    family: str = "mistral"
+    tied: bool = False
+    sliding_window: int | None = None
+    schedule: str = "linear"
+    grad_clip: float = CLIPS
+
+
+DPO_CASES = [
+    Case(ranks=1, tokens_per_micro_batch=8192, activation_checkpointing=False, sliding_window=24),
+    Case(ranks=1, tokens_per_micro_batch=SMALL, activation_checkpointing=True, sliding_window=24, grad_clip=OFF),
+    Case(ranks=2, tokens_per_micro_batch=SMALL, activation_checkpointing=True, family="llama", schedule="cosine"),
+    Case(ranks=2, tokens_per_micro_batch=8192, activation_checkpointing=False, family="qwen3", tied=True),
+]
+SFT_CASES = [
+    Case(ranks=1, tokens_per_micro_batch=LONGEST, activation_checkpointing=False, schedule="cosine"),
+    Case(ranks=2, tokens_per_micro_batch=SMALL, activation_checkpointing=True, tied=True, sliding_window=24),
+]
+
+
+def words(rng: random.Random, least: int, most: int) -> str:
+    return " ".join(rng.choice(" ".join(SENTENCES[:6]).split()) for _ in range(rng.randint(least, most)))
+
+
+def pair_rows(count: int) -> list[dict[str, object]]:
+    """Pairs of uneven lengths: short and cut ones, several turns, a system turn, bytes that are no ASCII."""
+    rng, rows = random.Random(1), []
+    for i in range(count):
+        turns = [{"role": "user", "content": words(rng, 1, 30 if i % 9 == 4 else 12)}]
+        if i % 5 == 1:
+            turns += [{"role": "assistant", "content": words(rng, 1, 5)}, {"role": "user", "content": "and 漢字?"}]
+        if i % 7 == 2:
+            turns = [{"role": "system", "content": words(rng, 1, 4)}, *turns]
+        prompt = turns if len(turns) > 1 else turns[0]["content"]
+        answers = [words(rng, 1, 20), "Ça va 🎉 " * (i % 3) + words(rng, 1, 60 if i % 11 == 3 else 8)]
+        rng.shuffle(answers)  # nothing to learn but the pairs themselves: the loss stays away from 0
+        sides = [[*turns, {"role": "assistant", "content": answer}] if i % 2 else answer for answer in answers]
+        rows.append({"id": f"pair-{i}", "prompt": prompt, "chosen": sides[0], "rejected": sides[1]})
+    return rows
+
+
+def text_rows(count: int) -> list[dict[str, object]]:
+    """Conversations of one to three rounds; the longest are cut."""
+    rng, rows = random.Random(2), []
+    for i in range(count):
+        messages = []
+        for _ in range(1 + i % 3):
+            messages.append({"role": "user", "content": words(rng, 1, 6)})
+            messages.append({"role": "assistant", "content": words(rng, 1, 10)})
+        rows.append({"messages": messages})
+    return rows
+
+
+def base_config(folder: Path, case: Case, rows: list[dict[str, object]], optim: dict[str, int]) -> oracle.Config:
+    """A complete config for rows written to `folder`, with a random model beside them."""
+    data = folder / "rows.jsonl"
+    data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    model = tiny_model(folder / "start", family=case.family, tied=case.tied, sliding_window=case.sliding_window)
+    return {
+        "model": str(model),
+        "data": {"train": [str(data)], "max_tokens": LONGEST, "truncation": "keep_end", "shuffle": False},
+        "optim": {
+            "lr_peak": LR_PEAK,
+            "schedule": case.schedule,
+            "warmup_fraction": 0.15,
+            "epochs": 2,
+            "weight_decay": 0.0,
+            "adam_betas": [0.9, 0.999],
+            "grad_clip": case.grad_clip,
+            **optim,
+        },
+        "hardware": {
+            "tokens_per_micro_batch": case.tokens_per_micro_batch,
+            "dtype": "float32",
+            "attention": "sdpa",
+            "activation_checkpointing": case.activation_checkpointing,
+            "deepspeed": str(ROOT / "configs/deepspeed/cpu.json"),
+        },
+        "run": {"dir": str(folder / "run"), "save_every": 1000, "eval_every": 1000, "wandb": {"mode": "disabled"}},
+    }
+
+
+def dpo_config(folder: Path, case: Case) -> oracle.Config:
+    """76 pairs in steps of 8: ten steps an epoch, the last of 4 pairs."""
+    config = base_config(folder, case, pair_rows(76), {"pairs_per_step": 8})
+    config["data"]["max_prompt_tokens"] = 48
+    config["hardware"]["prefix_sharing"] = True
+    return config | {"beta": 0.5, "reference": {"dir": str(folder / "reference")}}
+
+
+def sft_config(folder: Path, case: Case) -> oracle.Config:
+    """Ten steps an epoch as well; how many windows the last one has is the packing's affair (checked in the test)."""
+    config = base_config(folder, case, text_rows(72), {"windows_per_step": 6})
+    config["data"]["targets"] = "assistant"
+    return config
+
+
+def launch(script: str, config: oracle.Config, ranks: int) -> list[oracle.Record]:
+    """Run the script as its users do, on CPU ranks, and return the train records of metrics.jsonl."""
+    path = Path(config["run"]["dir"]).with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(config))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={port}"]
+    done = subprocess.run(
+        [*torchrun, str(ROOT / script), str(path)],
+        cwd=ROOT,
+        env=os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    lines = (Path(config["run"]["dir"]) / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["split"] == "train"]
+
+
+def compare(records: list[oracle.Record], wanted: list[oracle.Record]) -> None:
+    """Every metric of every step, and no metric beside those that the oracle knows or that speak of speed."""
+    assert [record["step"] for record in records] == [record["step"] for record in wanted] == list(range(STEPS))
+    apart = []
+    for record, plain in zip(records, wanted):
+        assert set(record) - ABOUT_SPEED - {"split"} == set(plain)
+        for name, value in plain.items():
+            if abs(record[name] - value) > 2e-4 * max(1.0, abs(value)):
+                apart.append(f"step {plain['step']} {name}: {record[name]} instead of {value}")
+    assert not apart, "\n".join(apart)
+
+
+def case_id(case: Case) -> str:
+    checkpointing = "recomputed" if case.activation_checkpointing else "kept"
+    return f"{case.ranks}-ranks-{case.tokens_per_micro_batch}-tokens-{checkpointing}-{case.family}"
+
+
+@pytest.mark.parametrize("case", DPO_CASES, ids=case_id)
+def test_dpo_equals_plain_pytorch(case: Case, tmp_path: Path) -> None:
+    """Any fault in masks, positions, shared prompts, normalisation, gradient accumulation, clipping, schedule or the
+    reference shifts these numbers: they are compared one by one over 20 steps, two of them partial."""
+    torch.set_num_threads(1)
+    config = dpo_config(tmp_path, case)
+    wanted = list(oracle.dpo_trace(config))
+    records = launch("train_dpo.py", config, case.ranks)
+    compare(records, wanted)
+    assert abs(records[0]["loss"] - 0.6931471805599453) < 1e-6
+    assert records[0]["rewards/chosen"] == records[0]["rewards/rejected"] == 0.0
+
+
+@pytest.mark.parametrize("case", SFT_CASES, ids=case_id)
+def test_sft_equals_plain_pytorch(case: Case, tmp_path: Path) -> None:
+    """As above for windows of packed conversations: neighbours that see each other, or a mean of means, would show."""
+    torch.set_num_threads(1)
+    config = sft_config(tmp_path, case)
+    wanted = list(oracle.sft_trace(config))
+    compare(launch("train_sft.py", config, case.ranks), wanted)
+
+
+def test_the_comparison_means_something(tmp_path: Path) -> None:
+    """The traces above could agree on nothing: the oracle must learn, clip, take partial steps and cut rows, and a step
+    must be more than the small micro-batch holds."""
+    torch.set_num_threads(1)
+    config = dpo_config(tmp_path, DPO_CASES[0])
+    trace = list(oracle.dpo_trace(config))
+    assert [record["pairs"] for record in trace] == 2 * ([8] * 9 + [4])
+    assert trace[0]["learning_rate"] == 0 and trace[3]["learning_rate"] == LR_PEAK and trace[-1]["learning_rate"] > 0
+    assert trace[-1]["loss"] < trace[0]["loss"] - 0.1 and trace[-1]["rewards/margins"] > 0.1
+    assert max(record["grad_norm"] for record in trace) > 2 * CLIPS
+    assert min(record["tokens"] for record in trace if record["pairs"] == 8) > SMALL
+    tokenizer = load_tokenizer(config["model"])
+    whole = [encode_pair(tokenizer, row, max_tokens=10**6, max_prompt_tokens=10**5) for row in oracle.read_rows(config)]
+    cut = oracle.read_pairs(config)
+    assert sum(len(pair.prompt_ids) < len(longer.prompt_ids) for pair, longer in zip(cut, whole)) >= 2
+    last_ids = [ids[-1] for pair in cut for ids in (pair.chosen_ids, pair.rejected_ids)]
+    assert sum(last_id != tokenizer.eos_token_id for last_id in last_ids) >= 2
+    assert all(pair.chosen_ids != pair.rejected_ids for pair in cut)
+
+
+def test_the_sft_comparison_means_something(tmp_path: Path) -> None:
+    """Windows must hold several rows, the last step fewer of them, and no row may be cut to nothing."""
+    torch.set_num_threads(1)
+    config = sft_config(tmp_path, SFT_CASES[0])
+    trace = list(oracle.sft_trace(config))
+    assert len(trace) == STEPS and trace[-1]["loss"] < trace[0]["loss"] - 0.1
+    assert trace[9]["tokens"] < 0.8 * trace[8]["tokens"]
+    tokenizer = load_tokenizer(config["model"])
+    whole = [encode_messages(tokenizer, row["messages"], max_tokens=10**6) for row in oracle.read_rows(config)]
+    assert sum(len(text.ids) > LONGEST for text in whole) >= 2
+    assert all(any(text.is_target) for text in oracle.read_texts(config))

@@ -1,0 +1,119 @@
+"""Distilled direct preference optimisation (dDPO), the last step of Zephyr (arXiv:2310.16944, Section 3).
+
+    torchrun --nproc_per_node=8 train_dpo.py configs/zephyr-7b-beta/dpo.yaml [key.sub=value ...] [--dry-run]
+    python train_dpo.py CONFIG.yaml                                      one process
+
+Starting from the dSFT model, for pairs of a prompt x, a chosen response y_w and a rejected one y_l:
+  1. the probability of y_w and y_l under the dSFT model, forward only: frozen, taken once before step 0;
+  2. the probability of y_w and y_l under the dDPO model;
+  3. Eq. 1 and its gradient, an update; repeat from 2.
+
+P pairs of a micro-batch.
+"""
+import sys
+from functools import partial
+
+from torch import Tensor
+
+from zephyr import losses, reference
+from zephyr.chat import load_tokenizer
+from zephyr.config import ConfigError, DPOConfig
+from zephyr.data.encode import Pairs, format_report, load_pairs
+from zephyr.model.load import digest
+from zephyr.model.logprobs import response_logprobs
+from zephyr.packing import PackedBatch, Plan, collate_pairs, plan_epochs, plan_pass
+from zephyr.training.engine import Engine
+from zephyr.training.launch import encoding_resources, launch
+from zephyr.training.loop import Objective, Split, Stats, fit
+from zephyr.training.planner import describe, pair_flops, require_budget
+from zephyr.training.publish import publish, require_vocabulary, save_report
+
+
+def train(engine: Engine, config: DPOConfig, dry_run: bool) -> None:
+    check_loss(config)
+
+    # Preference pairs as token ids, and the plan: which pairs make which step, on which rank, in which micro-batch.
+    tokenizer = engine.rank0_first(lambda: load_tokenizer(config.tokenizer or config.model, config.chat_template))
+    require_vocabulary(tokenizer, config)
+    encode = partial(load_pairs, tokenizer=tokenizer, max_tokens=config.data.max_tokens,
+                     max_prompt_tokens=config.data.max_prompt_tokens, truncation=config.data.truncation,
+                     limit=config.data.limit, on_bad_row=config.data.on_bad_row, **encoding_resources())
+    encoded: dict[str, Pairs] = {}
+    for name, sources in {"train": config.data.train, "eval": config.data.eval}.items():
+        if sources:
+            encoded[name], report = engine.rank0_first(partial(encode, sources))
+            engine.say(format_report(report))
+            require_budget(packed_tokens(encoded[name], config), encoded[name].ids, config.hardware.tokens_per_micro_batch)
+            if not dry_run:
+                save_report(engine, config, name, report)
+    plan = plan_epochs(packed_tokens(encoded["train"], config), per_step=config.optim.pairs_per_step,
+                       epochs=config.optim.epochs, ranks=engine.world,
+                       budget_tokens=config.hardware.tokens_per_micro_batch, seed=config.run.seed,
+                       shuffle=config.data.shuffle)
+    engine.say(describe(plan, engine.world))
+    if dry_run:
+        return
+
+    # The dSFT model: the policy's start, and the frozen reference, whose log-probs are taken before any checkpoint is restored.
+    engine.load(config.model, config.optim)
+    weights = engine.on_rank0(lambda: digest(config.model))
+    training = split(engine, config, encoded["train"], plan, weights)
+    evaluation = split(engine, config, encoded["eval"], None, weights) if "eval" in encoded else None
+
+    fit(engine, config, training, evaluation)
+    publish(engine, config, tokenizer)
+
+
+def split(engine: Engine, config: DPOConfig, pairs: Pairs, plan: Plan | None, weights: str) -> Split:
+    """Pairs with their plan (None: one pass over all), their reference log-probs (step 1) and objective (steps 2 and 3)."""
+    tokens = packed_tokens(pairs, config)
+    plan = plan or plan_pass(tokens, ranks=engine.world, budget_tokens=config.hardware.tokens_per_micro_batch)
+    collate = partial(collate_pairs, pairs, prefix_sharing=config.hardware.prefix_sharing)
+    frozen = reference.log_probabilities(engine, pairs, tokens, first_epoch=plan, collate=collate, weights=weights,
+                                         directory=config.reference.dir)
+    counts = {"prompt_tokens": pairs.prompt_tokens, "chosen_tokens": pairs.chosen_tokens,
+              "rejected_tokens": pairs.rejected_tokens}
+    flops = [pair_flops(engine.policy.lm.config, engine.layer_parameters, *of_pair, config.hardware.prefix_sharing)
+             for of_pair in zip(*counts.values())]
+    return Split(plan, collate, dpo_objective(config, frozen), pairs.ids, tokens, [1] * len(pairs), "pairs", flops, counts)
+
+
+def dpo_objective(config: DPOConfig, frozen: reference.Reference) -> Objective:
+    """A micro-batch's loss, summed over its pairs (the loop divides by the pairs of all ranks), and each pair's statistics."""
+
+    def objective(policy: Engine, batch: PackedBatch) -> tuple[Tensor, Stats]:
+        ref_chosen_P, ref_rejected_P = frozen(batch)                            # 1. log pi_ref(y|x)
+        chosen_P, rejected_P = response_logprobs(policy, batch)                 # 2. log pi(y|x)
+        terms = losses.dpo(                                                     # 3. sigmoid: -logsigmoid(beta * (
+            chosen_P, rejected_P, ref_chosen_P, ref_rejected_P,                 #      (chosen_P - ref_chosen_P)
+            beta=config.beta, loss=config.loss,                                 #      - (rejected_P - ref_rejected_P)))
+            label_smoothing=config.label_smoothing,
+            chosen_tokens_P=batch.response_tokens_R[:batch.units],
+            rejected_tokens_P=batch.response_tokens_R[batch.units:])
+        return terms.loss_P.sum(), {
+            "loss": terms.loss_P.detach(),
+            "rewards/chosen": terms.reward_chosen_P, "rewards/rejected": terms.reward_rejected_P,
+            "rewards/margins": terms.reward_chosen_P - terms.reward_rejected_P,
+            "rewards/accuracies": losses.wins(chosen_P, rejected_P, ref_chosen_P, ref_rejected_P),
+            "logps/chosen": chosen_P.detach(), "logps/rejected": rejected_P.detach(),
+        }
+
+    return objective
+
+
+def packed_tokens(pairs: Pairs, config: DPOConfig) -> list[int]:
+    """Tokens that each pair takes in a packed row: its prompt once, or with either response."""
+    prompts = 1 if config.hardware.prefix_sharing else 2
+    return (prompts * pairs.prompt_tokens + pairs.chosen_tokens + pairs.rejected_tokens).tolist()
+
+
+def check_loss(config: DPOConfig) -> None:
+    """Raises: ConfigError for an unknown loss, or a label_smoothing that it does not take."""
+    try:
+        losses.require_settings(config.loss, config.beta, config.label_smoothing)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+if __name__ == "__main__":
+    sys.exit(launch(DPOConfig, train, __doc__, sys.argv[1:]))

@@ -1,0 +1,161 @@
+"""Here the tokenizer that the whole program uses is loaded, with the chat template that the config names set on it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zephyr.chat.template import ZEPHYR_TEMPLATE
+
+if TYPE_CHECKING:
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
+SPACE = "\u2581"  # how SentencePiece writes a space
+BPE_MODEL = 2  # sentencepiece_model.proto, TrainerSpec.ModelType
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5  # the same file, SentencePiece.Type; a byte is 6
+
+
+def load_tokenizer(path: str | Path, chat_template: str = "zephyr") -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub id, with its `chat_template` set, and EOS for padding where it has no pad token.
+
+    A folder without `tokenizer.json` but with a SentencePiece `tokenizer.model` is read here (`from_sentencepiece`): transformers 5
+    builds another tokenizer of it: no dummy space, no BOS, merges in the order of ids. Needs sentencepiece and protobuf.
+    Args: chat_template: `zephyr`, `model` (the tokenizer's own), or the path of a jinja file.
+    Raises: ValueError in one line where nothing loads, there is no EOS, or the template is missing.
+    """
+    folder = Path(path)
+    if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
+        tokenizer = from_sentencepiece(folder / "tokenizer.model")
+    else:
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(path))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"no tokenizer loads from {str(path)!r}: {_first_line(error)}") from error
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"the tokenizer of {str(path)!r} has no EOS token, wanted one: an answer could never end")
+    return prepare_tokenizer(tokenizer, chat_template)
+
+
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str = "zephyr") -> PreTrainedTokenizerBase:
+    """Sets the chat template that the config names, and EOS as pad token where there is none; returns the same tokenizer.
+
+    Raises: ValueError where `model` is asked for and the tokenizer has no template, or the jinja file cannot be read.
+    """
+    if chat_template == "zephyr":
+        tokenizer.chat_template = ZEPHYR_TEMPLATE
+    elif chat_template == "model":
+        if not isinstance(tokenizer.chat_template, str):
+            raise ValueError(
+                "chat_template: model, but the tokenizer has no single template of its own, wanted zephyr or a jinja file"
+            )
+    else:
+        try:
+            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"chat_template is {chat_template!r}, wanted zephyr, model or a readable jinja file: "
+                f"{_first_line(error)}"
+            ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def from_sentencepiece(model: Path) -> PreTrainedTokenizerBase:
+    """A fast tokenizer whose ids are SentencePiece's own, in the way Llama 2, Mistral and Zephyr were trained ("legacy").
+
+    Text between special tokens is encoded by itself, each time behind a dummy space: hence piece 28705 after `</s>` in
+    Mistral's ids. A `chat_template` in a `tokenizer_config.json` beside the model is kept.
+    Raises: ValueError for a model that is not BPE, that rewrites the text before encoding it, or lacks EOS.
+    """
+    from google.protobuf.message import DecodeError
+    from sentencepiece import sentencepiece_model_pb2
+    from transformers import PreTrainedTokenizerFast
+
+    proto = sentencepiece_model_pb2.ModelProto()
+    try:
+        proto.ParseFromString(model.read_bytes())
+    except DecodeError as error:
+        raise ValueError(f"{model} is no readable SentencePiece model: {error}") from error
+    rewrites = proto.normalizer_spec.precompiled_charsmap or proto.normalizer_spec.remove_extra_whitespaces
+    if proto.trainer_spec.model_type != BPE_MODEL or rewrites:
+        raise ValueError(
+            f"{model} is not a BPE model that leaves the text as it is, wanted a folder with its tokenizer.json"
+        )
+    spec, pieces = proto.trainer_spec, proto.pieces
+    names = {
+        name: pieces[i].piece
+        for name, i in (
+            ("unk_token", spec.unk_id),
+            ("bos_token", spec.bos_id),
+            ("eos_token", spec.eos_id),
+            ("pad_token", spec.pad_id),
+        )
+        if i >= 0
+    }
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=_fast_bpe(proto, names.get("bos_token")), **names, clean_up_tokenization_spaces=False
+    )
+    settings = model.with_name("tokenizer_config.json")
+    if settings.is_file():
+        tokenizer.chat_template = json.loads(settings.read_text(encoding="utf-8")).get("chat_template")
+    return tokenizer
+
+
+def _fast_bpe(proto: ModelProto, bos: str | None) -> Tokenizer:
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+
+    ids = {piece.piece: i for i, piece in enumerate(proto.pieces)}
+    unknown = next((piece.piece for piece in proto.pieces if piece.type == UNKNOWN), None)
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab=ids,
+            merges=_merges(proto),
+            unk_token=unknown,
+            fuse_unk=True,
+            byte_fallback=proto.trainer_spec.byte_fallback,
+        )
+    )
+    dummy_space = [normalizers.Prepend(SPACE)] if proto.normalizer_spec.add_dummy_prefix else []
+    tokenizer.normalizer = normalizers.Sequence([*dummy_space, normalizers.Replace(" ", SPACE)])
+    strip = [decoders.Strip(" ", left=1, right=0)] if dummy_space else []
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    tokenizer.add_special_tokens(
+        [
+            AddedToken(piece.piece, normalized=False, special=True)
+            for piece in proto.pieces
+            if piece.type in (UNKNOWN, CONTROL)
+        ]
+    )
+    if bos is not None:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, ids[bos])]
+        )
+    return tokenizer
+
+
+def _merges(proto: ModelProto) -> list[tuple[str, str]]:
+    """Every split of every piece into two pieces, best score first: SentencePiece merges the pair whose piece scores best.
+
+    The order of ids is not that order: Mistral's runs of spaces have ids 259 and 260, and the worst score.
+    """
+    usable = {piece.piece for piece in proto.pieces if piece.type in (NORMAL, USER_DEFINED, UNUSED)}
+    splits = [
+        (-piece.score, i, cut, piece.piece)
+        for i, piece in enumerate(proto.pieces)
+        if piece.piece in usable
+        for cut in range(1, len(piece.piece))
+        if piece.piece[:cut] in usable and piece.piece[cut:] in usable
+    ]
+    return [(piece[:cut], piece[cut:]) for _, _, cut, piece in sorted(splits)]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

@@ -1,0 +1,329 @@
+"""Here raw rows become encoded examples: in several processes, kept in a cache, with a report of what was cut or left out."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pyarrow as pa
+
+from zephyr import chat
+from zephyr.chat import EncodedPair, EncodedText
+from zephyr.config import BadInput
+from zephyr.data.rows import check_row, row_id, sft_row
+from zephyr.data.sources import Source, open_sources, parse_line
+from zephyr.data.store import PAIR_SCHEMA, TEXT_SCHEMA, Pairs, Report, Texts, cached_table, digest_of, example_batch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CHUNK = 256  # rows that a process encodes at a time
+OWN_CODE = ("encode", "rows", "sources", "store")  # modules here that decide what an example is
+
+
+class Options(NamedTuple):
+    """What decides the ids of a row, beside the tokenizer. `max_prompt_tokens` is None for SFT rows."""
+
+    max_tokens: int
+    max_prompt_tokens: int | None
+    truncation: str
+    targets: str
+    template: str
+    skip_bad_rows: bool
+
+
+class Row(NamedTuple):
+    """A raw row on its way to an encoder: where a person finds it, its id where it has none, its value or undecoded line."""
+
+    place: str
+    default_id: str
+    value: object
+
+
+class Encoded(NamedTuple):
+    """An example, where its row stands, and how many tokens of each side were cut off."""
+
+    place: str
+    example: EncodedPair | EncodedText
+    lost: tuple[int, ...]
+
+
+class Chunk(NamedTuple):
+    """What became of some rows. `skipped`: bad rows, (place, why); `dropped`: good rows of which truncation left nothing to learn."""
+
+    encoded: list[Encoded]
+    skipped: list[tuple[str, str]]
+    dropped: int
+
+
+def load_pairs(
+    sources: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_tokens: int = 1024,
+    max_prompt_tokens: int = 512,
+    truncation: str = "keep_end",
+    limit: int | None = None,
+    on_bad_row: str = "error",
+    cache_dir: str | Path | None = None,
+    workers: int = 1,
+) -> tuple[Pairs, Report]:
+    """Encoded preference pairs of all sources, in their order, and the report of what was cut or left out.
+
+    Args: sources: `path-or-hub-id[:split]`; tokenizer: with its `chat_template` set (`chat.load_tokenizer`); limit: rows read at
+    most, of all sources together; on_bad_row: `error`, or `skip` (counted and listed); cache_dir: where encoded rows are kept under
+    a digest of data, tokenizer, options and code, None: in memory only; workers: processes that encode.
+    Returns: `Pairs`, a sequence of `EncodedPair`, and the report (`format_report` prints it), which JSON can hold.
+    Raises: BadInput, naming file, line and field, for a bad row, source or option, two rows of one id, or no pair left.
+    """
+    options = Options(max_tokens, max_prompt_tokens, truncation, "assistant", _template(tokenizer), _skips(on_bad_row))
+    table, report = _load(sources, tokenizer, options, limit, cache_dir, workers)
+    return Pairs(table), report
+
+
+def load_texts(
+    sources: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_tokens: int = 2048,
+    targets: str = "assistant",
+    limit: int | None = None,
+    on_bad_row: str = "error",
+    cache_dir: str | Path | None = None,
+    workers: int = 1,
+) -> tuple[Texts, Report]:
+    """Encoded SFT rows of all sources, in their order, and the report; arguments and errors as of `load_pairs`.
+
+    targets: `assistant` or `all` (`chat.encode_messages`); in rows of plain text every token is a target.
+    """
+    options = Options(max_tokens, None, "", targets, _template(tokenizer), _skips(on_bad_row))
+    table, report = _load(sources, tokenizer, options, limit, cache_dir, workers)
+    return Texts(table), report
+
+
+def format_report(report: Report) -> str:
+    """The report in a few lines for the log; of the rows left out, the first five."""
+    name = report["kind"]
+    lines = [f"{name}: {report['examples']:,} of {report['rows_read']:,} rows from {', '.join(report['sources'])}"]
+    for side, cut in report["cut"].items():
+        total = report["tokens"][side]
+        lines.append(f"  {side}: {total:,} tokens; cut in {cut['rows']:,} rows, {cut['tokens']:,} tokens lost")
+    lines += [f"  dropped, {why}: {count:,}" for why, count in report["dropped"].items() if count]
+    skipped = report["skipped"]
+    if skipped:
+        lines.append(f"  bad rows left out: {len(skipped):,}")
+        lines += [f"    {row['place']}: {row['reason']}" for row in skipped[:5]]
+    return "\n".join(lines)
+
+
+def _template(tokenizer: PreTrainedTokenizerBase) -> str:
+    if not isinstance(tokenizer.chat_template, str):
+        raise BadInput("the tokenizer has no chat template, wanted one set by chat.prepare_tokenizer")
+    return tokenizer.chat_template
+
+
+def _skips(on_bad_row: str) -> bool:
+    if on_bad_row not in ("error", "skip"):
+        raise BadInput(f"on_bad_row is {on_bad_row!r}, wanted 'error' or 'skip'")
+    return on_bad_row == "skip"
+
+
+def _load(
+    specs: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    options: Options,
+    limit: int | None,
+    cache_dir: str | Path | None,
+    workers: int,
+) -> tuple[pa.Table, Report]:
+    if limit is not None and limit < 1:
+        raise BadInput(f"limit is {limit}, wanted at least 1 row, or null")
+    if isinstance(specs, str) or not specs:
+        raise BadInput(f"the data sources are {specs!r}, wanted a list of at least one")
+    _try_options(tokenizer, options)
+    sources = open_sources(specs)
+    code = [*Path(chat.__file__).parent.glob("*.py"), *(Path(__file__).with_name(f"{name}.py") for name in OWN_CODE)]
+    key = digest_of(tokenizer, code, [repr(options), repr(limit), *(part for source in sources for part in source[:2])])
+
+    def encode(writer: pa.RecordBatchWriter) -> Report:
+        return _encode_all(
+            sources, _encoded_chunks(_rows(sources, limit), tokenizer, options, workers), options, writer
+        )
+
+    schema = TEXT_SCHEMA if options.max_prompt_tokens is None else PAIR_SCHEMA
+    return cached_table(None if cache_dir is None else Path(cache_dir) / key, schema, encode)
+
+
+def _try_options(tokenizer: PreTrainedTokenizerBase, options: Options) -> None:
+    """Finds limits and templates that fail on every row before a row is blamed."""
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    try:
+        if options.max_tokens < 2:
+            raise ValueError(f"max_tokens is {options.max_tokens}, wanted at least 2")
+        chat.encode_messages(tokenizer, turns, targets=options.targets, template=options.template)
+        if options.max_prompt_tokens is not None:
+            chat.truncate_pair(
+                EncodedPair("", [0], [0], [0]),
+                max_tokens=options.max_tokens,
+                bos_id=None,
+                max_prompt_tokens=options.max_prompt_tokens,
+                truncation=options.truncation,
+            )
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+
+
+def _rows(sources: list[Source], limit: int | None) -> Iterator[Row]:
+    rows = (Row(row.place, f"{source.name}:{row.number}", row.value) for source in sources for row in source.rows())
+    return islice(rows, limit)
+
+
+def _encode_all(
+    sources: list[Source], chunks: Iterator[Chunk], options: Options, writer: pa.RecordBatchWriter
+) -> Report:
+    """Writes every example, a batch per chunk; the report says what else there was."""
+    sides = ("text",) if options.max_prompt_tokens is None else ("prompt", "chosen", "rejected")
+    totals: Counter[str] = Counter()
+    skipped: list[dict[str, str]] = []
+    places: dict[str, str] = {}  # id -> where the row with that id stands
+    for chunk in chunks:
+        totals.update(rows=len(chunk.encoded) + len(chunk.skipped) + chunk.dropped, dropped=chunk.dropped)
+        kept, doubled = _one_per_id(chunk.encoded, places)
+        for place, reason in chunk.skipped + doubled:
+            if not options.skip_bad_rows:
+                raise BadInput(f"{place}: {reason}")
+            skipped.append({"place": place, "reason": reason})
+        for item in kept:
+            totals["examples"] += 1
+            for side, ids, lost in zip(sides, item.example[1:], item.lost):
+                totals.update({f"{side} tokens": len(ids), f"{side} rows cut": lost > 0, f"{side} lost": lost})
+        if kept:
+            writer.write_batch(example_batch([item.example for item in kept]))
+    return _report([source.name for source in sources], sides, totals, skipped)
+
+
+def _one_per_id(encoded: list[Encoded], places: dict[str, str]) -> tuple[list[Encoded], list[tuple[str, str]]]:
+    """The examples whose id is new, which `places` then holds too; and (place, why not) of the others."""
+    kept, doubled = [], []
+    for item in encoded:
+        id = item.example.id
+        if id in places:
+            doubled.append((item.place, f"`id` {id!r} is also the id of {places[id]}, wanted one of its own"))
+        else:
+            places[id] = item.place
+            kept.append(item)
+    return kept, doubled
+
+
+def _report(names: list[str], sides: tuple[str, ...], totals: Counter[str], skipped: list[dict[str, str]]) -> Report:
+    """What JSON keeps of a load. Raises: BadInput where no example is left, naming the sources."""
+    pairs = len(sides) == 3
+    why_dropped = "both sides equal once encoded and cut" if pairs else "no target left after the cut"
+    if not totals["examples"]:
+        first = f"; the first bad row is {skipped[0]['place']}: {skipped[0]['reason']}" if skipped else ""
+        raise BadInput(
+            f"no {'pair' if pairs else 'text'} is left of the {totals['rows']} rows of {', '.join(names)}: "
+            f"{len(skipped)} bad, {totals['dropped']} dropped ({why_dropped}){first}"
+        )
+    return {
+        "kind": "pairs" if pairs else "texts",
+        "sources": names,
+        "rows_read": totals["rows"],
+        "examples": totals["examples"],
+        "rows_skipped": len(skipped),
+        "skipped": skipped,
+        "dropped": {why_dropped: totals["dropped"]},
+        "tokens": {side: totals[f"{side} tokens"] for side in sides},
+        "cut": {side: {"rows": totals[f"{side} rows cut"], "tokens": totals[f"{side} lost"]} for side in sides},
+    }
+
+
+def _encoded_chunks(
+    rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase, options: Options, workers: int
+) -> Iterator[Chunk]:
+    """The chunks in the order of the rows, from this process where there are few rows or one worker, else from `workers` forks.
+
+    Forks, as `datasets` uses them: they hold the tokenizer without being sent it, and need no main module to import.
+    """
+    chunks = iter(lambda: list(islice(rows, CHUNK)), [])
+    first = list(islice(chunks, 2))
+    if workers < 2 or len(first) < 2:
+        for chunk in chain(first, chunks):
+            yield _encode_chunk(tokenizer, options, chunk)
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _start_worker, (tokenizer, options)) as pool:
+        waiting: deque[Future[Chunk]] = deque()
+        for chunk in chain(first, chunks):
+            waiting.append(pool.submit(_work, chunk))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+_worker: list[tuple[PreTrainedTokenizerBase, Options]] = []  # of a forked process: what it encodes with
+
+
+def _start_worker(tokenizer: PreTrainedTokenizerBase, options: Options) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # of this fork only: its processes are the parallelism
+    _worker.append((tokenizer, options))
+
+
+def _work(rows: list[Row]) -> Chunk:
+    return _encode_chunk(*_worker[0], rows)
+
+
+def _encode_chunk(tokenizer: PreTrainedTokenizerBase, options: Options, rows: list[Row]) -> Chunk:
+    chunk = Chunk([], [], 0)
+    dropped = 0
+    for row in rows:
+        try:
+            example, lost = _encode_row(tokenizer, options, row)
+        except ValueError as error:
+            chunk.skipped.append((row.place, str(error)))
+            if not options.skip_bad_rows:
+                break
+            continue
+        if _teaches(example):
+            chunk.encoded.append(Encoded(row.place, example, lost))
+        else:
+            dropped += 1
+    return chunk._replace(dropped=dropped)
+
+
+def _teaches(example: EncodedPair | EncodedText) -> bool:
+    return any(example.is_target) if isinstance(example, EncodedText) else example.chosen_ids != example.rejected_ids
+
+
+def _encode_row(
+    tokenizer: PreTrainedTokenizerBase, options: Options, row: Row
+) -> tuple[EncodedPair | EncodedText, tuple[int, ...]]:
+    """The example and the tokens that each side lost to truncation. Raises: ValueError saying what is wrong with the row."""
+    fields = check_row(parse_line(row.value) if isinstance(row.value, bytes) else row.value)
+    id = row_id(fields, row.default_id)
+    if options.max_prompt_tokens is not None:
+        whole = chat.tokenize_pair(tokenizer, {**fields, "id": id}, template=options.template)
+        pair = chat.truncate_pair(
+            whole,
+            max_tokens=options.max_tokens,
+            max_prompt_tokens=options.max_prompt_tokens,
+            truncation=options.truncation,
+            bos_id=tokenizer.bos_token_id,
+        )
+        return pair, tuple(len(before) - len(after) for before, after in zip(whole[1:], pair[1:]))
+    shape = sft_row(fields)
+    if isinstance(shape, str):
+        text = chat.encode_text(tokenizer, shape, max_tokens=sys.maxsize, id=id)
+    else:
+        text = chat.encode_messages(
+            tokenizer, shape, max_tokens=sys.maxsize, targets=options.targets, template=options.template, id=id
+        )
+    room = options.max_tokens
+    return EncodedText(id, text.ids[:room], text.is_target[:room]), (max(len(text.ids) - room, 0),)

@@ -1,0 +1,76 @@
+"""Here a raw row becomes what `chat` encodes: a checked conversation, plain text, or a pair with its id."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from zephyr.chat import Messages, check_messages
+
+SFT_SHAPES = "`messages`, `prompt` and `completion`, `instruction` (`input`) and `output`, or `text`"
+
+
+def check_row(row: object) -> Mapping[str, object]:
+    """The row, if it is an object; keys whose value is null are left out, as Arrow writes null for a missing key.
+
+    Raises: ValueError naming what was found.
+    """
+    if not isinstance(row, Mapping):
+        raise ValueError(f"the row is of type {type(row).__name__}, wanted an object with named fields")
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def row_id(row: Mapping[str, object], default: str) -> str:
+    """The row's `id` as text, `default` where it has none. Raises: ValueError for an `id` that is neither text nor whole number."""
+    value = row.get("id", default)
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
+        raise ValueError(f"`id` is {type(value).__name__} {value!r}, wanted a string or a whole number")
+    return str(value)
+
+
+def sft_row(row: Mapping[str, object]) -> Messages | str:
+    """The conversation of an SFT row, or its plain text.
+
+    Shapes, first match: `messages` (UltraChat); `prompt` and `completion` (strings, or lists of messages); `instruction`,
+    `input`, `output` (Alpaca: a non-empty input follows the instruction after an empty line); `text`.
+    Raises: ValueError naming field, what was found and what was wanted.
+    """
+    if "messages" in row:
+        turns = check_messages(row["messages"])
+    elif "prompt" in row and "completion" in row:
+        turns = check_messages(
+            [*_turns(row, "prompt", "user"), *_turns(row, "completion", "assistant")], "prompt + completion"
+        )
+    elif "instruction" in row:
+        words, given = _text(row, "instruction"), _text({"input": "", **row}, "input")
+        question = f"{words}\n\n{given}" if given.strip() else words
+        turns = check_messages(
+            [{"role": "user", "content": question}, {"role": "assistant", "content": _answer(row, "output")}],
+            "instruction + output",
+        )
+    elif "text" in row:
+        return _text(row, "text")
+    else:
+        raise ValueError(f"the row has the fields {sorted(row)}, wanted {SFT_SHAPES}")
+    if turns[-1]["role"] != "assistant":
+        raise ValueError("the conversation ends with a user turn, wanted the assistant's last")
+    return turns
+
+
+def _turns(row: Mapping[str, object], field: str, role: str) -> list[object]:
+    value = row[field]
+    if isinstance(value, list):
+        return list(value)
+    return [{"role": role, "content": _answer(row, field) if role == "assistant" else _text(row, field)}]
+
+
+def _answer(row: Mapping[str, object], field: str) -> str:
+    if not _text(row, field).strip():
+        raise ValueError(f"`{field}` is empty ({row[field]!r}), wanted an answer")
+    return _text(row, field)
+
+
+def _text(row: Mapping[str, object], field: str) -> str:
+    if not isinstance(row.get(field), str):
+        found = f"is {type(row[field]).__name__} {row[field]!r:.60}" if field in row else "is missing"
+        raise ValueError(f"`{field}` {found}, wanted a string")
+    return str(row[field])

@@ -1,0 +1,232 @@
+"""Here the files and datasets that a config names become raw rows, each with the place where a person finds it."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+from zephyr.config import BadInput
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SUFFIXES = (".jsonl", ".json", ".parquet")
+WANTED = ".jsonl, .json or .parquet (also with .gz), a folder of those, or a hub dataset"
+HELD_OUT = re.compile(r"(train|test|val|dev|eval)", re.IGNORECASE)  # names that say which split a file is
+
+
+class RawRow(NamedTuple):
+    """A row as it was found. `value`: the row, or the undecoded line of a .jsonl; `number`: its line or row, from 1."""
+
+    place: str
+    number: int
+    value: object
+
+
+class Source(NamedTuple):
+    """One file or dataset. `digest`: of its bytes, or the dataset's fingerprint; `rows()` reads it from the beginning."""
+
+    name: str
+    digest: str
+    rows: Callable[[], Iterator[RawRow]]
+
+
+def open_sources(specs: tuple[str, ...] | list[str]) -> list[Source]:
+    """Every file or dataset that the specs `path-or-hub-id[:split]` name, in order; a folder gives its files by name.
+
+    Raises: BadInput for what does not exist, holds no data, has no such split, or needs one named.
+    """
+    sources = [source for spec in specs for source in _open(spec)]
+    names = [source.name for source in sources]
+    if len(set(names)) < len(names):  # two files of one name: their rows' ids need the whole path
+        sources = [source for spec in specs for source in _open(spec, whole_path=True)]
+    return sources
+
+
+def parse_line(line: bytes) -> object:
+    """The JSON value of one line. Raises: ValueError saying what is wrong with it, and in which column."""
+    try:
+        return json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"the line is not UTF-8: byte {error.start + 1} is {line[error.start : error.start + 1]!r}"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"the line is no valid JSON: {error.msg} at column {error.pos + 1}, wanted one object a line"
+        ) from error
+    except RecursionError as error:
+        raise ValueError("the line's JSON is nested too deeply") from error
+
+
+def _open(spec: str, whole_path: bool = False) -> list[Source]:
+    path, split = Path(spec).expanduser(), None
+    if not path.exists() and ":" in spec:
+        head, _, split = spec.partition(":")
+        path = Path(head).expanduser()
+    if path.is_dir():
+        return _open_folder(path, split, whole_path)
+    if path.is_file():
+        if split is not None:
+            raise BadInput(f"{path} is one file and has no split {split!r}, wanted the path alone")
+        return [_file_source(path, str(path) if whole_path else path.name)]
+    name = str(path)
+    if name.startswith((".", "/", "~", "$")) or _kind(path) or name.count("/") > 1 or not name:
+        raise BadInput(f"{spec!r} does not exist, wanted {WANTED}")
+    return [_hub_source(name, split)]
+
+
+def _open_folder(folder: Path, split: str | None, whole_path: bool) -> list[Source]:
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        return [_dataset_source(folder.name, _saved_dataset(folder, split))]
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and _kind(path) and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    splits = {path: _split_of(path, folder) for path in files}
+    found = ", ".join(sorted(set(splits.values())))
+    if not files:
+        raise BadInput(f"the folder {folder} holds no data, wanted files of {', '.join(SUFFIXES)} (also with .gz)")
+    if split is not None:
+        files = [path for path in files if splits[path] == split]
+        if not files:
+            raise BadInput(f"the folder {folder} has no split {split!r}, it has {found}")
+    elif len(set(splits.values())) > 1 and any(HELD_OUT.match(name) for name in splits.values()):
+        raise BadInput(
+            f"the folder {folder} has the splits {found}, wanted one of them named, as in {folder}:{sorted(splits.values())[0]}"
+        )
+    return [
+        _file_source(path, str(path) if whole_path else f"{folder.name}/{path.relative_to(folder)}") for path in files
+    ]
+
+
+def _split_of(path: Path, folder: Path) -> str:
+    """`train` for train.jsonl, train-00000-of-00002.parquet and train/part-1.json.gz."""
+    parent = path.relative_to(folder).parent.name
+    if HELD_OUT.match(parent):
+        return parent
+    return re.sub(r"-\d+-of-\d+.*$", "", path.name.split(".")[0])
+
+
+def _kind(path: Path) -> str | None:
+    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    return suffix if suffix in SUFFIXES else None
+
+
+def _file_source(path: Path, name: str) -> Source:
+    kind = _kind(path)
+    if kind is None:
+        raise BadInput(f"{path} is of no known kind, wanted {WANTED}")
+    rows = {".jsonl": _lines, ".json": _json_rows, ".parquet": _parquet_rows}[kind]
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return Source(name, digest.hexdigest(), lambda: _whole(path, rows))
+
+
+def _whole(path: Path, rows: Callable[[Path, BinaryIO], Iterator[RawRow]]) -> Iterator[RawRow]:
+    """All rows of a file; a damaged or empty file is an error, whatever is done with bad rows."""
+    from pyarrow import ArrowException
+
+    count = 0
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            for row in rows(path, file):
+                count += 1
+                yield row
+    except (EOFError, gzip.BadGzipFile, zlib.error, ArrowException) as error:
+        raise BadInput(
+            f"{path} is damaged after {count} rows, wanted a whole file: {str(error).splitlines()[0]}"
+        ) from error
+    if count == 0:
+        raise BadInput(f"{path} holds no rows, wanted at least one")
+
+
+def _lines(path: Path, file: BinaryIO) -> Iterator[RawRow]:
+    for number, line in enumerate(file, start=1):  # bytes: parted at \n only, not at U+2028
+        if line.strip():
+            yield RawRow(f"{path}:{number}", number, line)
+
+
+def _json_rows(path: Path, file: BinaryIO) -> Iterator[RawRow]:
+    """The elements of a JSON list; a .json that holds one object a line is read as .jsonl."""
+    data = file.read()
+    if not data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+        for number, line in enumerate(data.split(b"\n"), start=1):
+            if line.strip():
+                yield RawRow(f"{path}:{number}", number, line)
+        return
+    try:
+        elements = json.loads(data.decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise BadInput(
+            f"{path}:{error.lineno}: the file is no valid JSON: {error.msg} at column {error.colno}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path} is not UTF-8: byte {error.start + 1}") from error
+    for number, element in enumerate(elements, start=1):
+        yield RawRow(f"{path}, element {number}", number, element)
+
+
+def _parquet_rows(path: Path, file: BinaryIO) -> Iterator[RawRow]:
+    from pyarrow import BufferReader, parquet
+
+    table = parquet.ParquetFile(BufferReader(file.read()) if path.suffix == ".gz" else path)
+    number = 0
+    for batch in table.iter_batches(batch_size=1000):
+        for value in batch.to_pylist():
+            number += 1
+            yield RawRow(f"{path}, row {number}", number, value)
+
+
+def _hub_source(name: str, split: str | None) -> Source:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    try:
+        loaded = load_dataset(name, split=split)
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        DatasetsError,
+    ) as error:  # OSError: also what the hub and no network raise
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BadInput(f"{name!r} is no file here, and no hub dataset loads: {first_line}; wanted {WANTED}") from error
+    return _dataset_source(name, loaded if split is not None else _one_split(loaded, name, None))
+
+
+def _saved_dataset(folder: Path, split: str | None) -> Dataset:
+    from datasets import load_from_disk
+
+    return _one_split(load_from_disk(str(folder)), str(folder), split)
+
+
+def _one_split(loaded: Dataset | dict[str, Dataset], name: str, split: str | None) -> Dataset:
+    if not isinstance(loaded, dict):
+        if split is not None:
+            raise BadInput(f"{name} is a dataset without splits, wanted no {split!r}")
+        return loaded
+    chosen = split if split is not None else next(iter(loaded)) if len(loaded) == 1 else None
+    if chosen not in loaded:
+        found = f"has no split {split!r}" if split is not None else "has more than one split"
+        raise BadInput(f"{name} {found}, wanted one of {', '.join(sorted(loaded))}, as in {name}:{sorted(loaded)[0]}")
+    return loaded[chosen]
+
+
+def _dataset_source(name: str, dataset: Dataset) -> Source:
+    def rows() -> Iterator[RawRow]:
+        for number, value in enumerate(dataset, start=1):
+            yield RawRow(f"{name}, row {number}", number, value)
+        if len(dataset) == 0:
+            raise BadInput(f"{name} holds no rows, wanted at least one")
+
+    return Source(name, dataset._fingerprint, rows)

@@ -1,0 +1,126 @@
+"""Here encoded examples lie in an Arrow table, on disk under a digest of all that made them, and are read as they are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from zephyr.chat import EncodedPair, EncodedText
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedTokenizerBase
+
+Report = dict[str, object]
+IDS = pa.list_(pa.int32())
+PAIR_SCHEMA = pa.schema([("id", pa.string()), ("prompt_ids", IDS), ("chosen_ids", IDS), ("rejected_ids", IDS)])
+TEXT_SCHEMA = pa.schema(
+    [("id", pa.string()), ("ids", IDS), ("is_target", pa.list_(pa.bool_())), ("target_tokens", pa.int64())]
+)
+ROWS_FILE, REPORT_FILE = "examples.arrow", "report.json"
+
+
+class Pairs(Sequence[EncodedPair]):
+    """Encoded pairs; `*_tokens`: tokens of each pair's side, int64 [len(self)]."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+        self.ids: list[str] = table["id"].to_pylist()
+        self.prompt_tokens: np.ndarray = _lengths(table, "prompt_ids")
+        self.chosen_tokens: np.ndarray = _lengths(table, "chosen_ids")
+        self.rejected_tokens: np.ndarray = _lengths(table, "rejected_ids")
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def __getitem__(self, index: int) -> EncodedPair:
+        return EncodedPair(*(self.table[name][int(index)].as_py() for name in EncodedPair._fields))
+
+
+class Texts(Sequence[EncodedText]):
+    """Encoded texts; `tokens`, `target_tokens`: all tokens of each text, and those that are targets, int64 [len(self)]."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+        self.ids: list[str] = table["id"].to_pylist()
+        self.tokens: np.ndarray = _lengths(table, "ids")
+        self.target_tokens: np.ndarray = table["target_tokens"].to_numpy()
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def __getitem__(self, index: int) -> EncodedText:
+        return EncodedText(*(self.table[name][int(index)].as_py() for name in EncodedText._fields))
+
+
+def example_batch(examples: Sequence[EncodedPair | EncodedText]) -> pa.RecordBatch:
+    """The examples, all of one kind, as rows of `PAIR_SCHEMA` or `TEXT_SCHEMA`."""
+    columns = [list(column) for column in zip(*examples)]
+    schema = PAIR_SCHEMA
+    if isinstance(examples[0], EncodedText):
+        schema = TEXT_SCHEMA
+        columns.append([sum(flags) for flags in columns[2]])
+    return pa.record_batch([pa.array(column, field.type) for column, field in zip(columns, schema)], schema=schema)
+
+
+def cached_table(
+    entry: Path | None, schema: pa.Schema, fill: Callable[[pa.RecordBatchWriter], Report]
+) -> tuple[pa.Table, Report]:
+    """The table and report that `fill` makes; from the folder `entry` where they lie there, else kept there, None: in memory.
+
+    An entry appears whole or not at all: it is written aside and renamed. Of two processes that make it, one wins.
+    """
+    if entry is None:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, schema) as writer:
+            report = fill(writer)
+        return pa.ipc.open_stream(sink.getvalue()).read_all(), report
+    if not (entry / REPORT_FILE).is_file():
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=entry.parent))
+        try:
+            with pa.OSFile(str(aside / ROWS_FILE), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+                report = fill(writer)
+            (aside / REPORT_FILE).write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
+            os.rename(aside, entry)
+        except OSError:
+            if not (entry / REPORT_FILE).is_file():  # else another process was first, with the same bytes
+                raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    report = json.loads((entry / REPORT_FILE).read_text(encoding="utf-8"))
+    return pa.ipc.open_stream(pa.memory_map(str(entry / ROWS_FILE))).read_all(), report
+
+
+def digest_of(tokenizer: PreTrainedTokenizerBase, code: Iterable[Path], parts: Iterable[str]) -> str:
+    """SHA-256 over the tokenizer, the source files that encode, the tokenizing libraries' versions, and `parts`."""
+    digest = hashlib.sha256()
+    if tokenizer.is_fast:
+        vocabulary = tokenizer.backend_tokenizer.to_str()
+    else:
+        vocabulary = json.dumps([type(tokenizer).__qualname__, tokenizer.get_vocab(), repr(tokenizer)], sort_keys=True)
+    names = [
+        vocabulary,
+        repr(tokenizer.special_tokens_map),
+        version("transformers"),
+        version("tokenizers"),
+        *(path.read_text(encoding="utf-8") for path in sorted(code)),
+        *parts,
+    ]
+    for name in names:
+        digest.update(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest())
+    return digest.hexdigest()
+
+
+def _lengths(table: pa.Table, name: str) -> np.ndarray:
+    return pc.cast(pc.list_value_length(table[name]), pa.int64()).to_numpy()

@@ -1,0 +1,1 @@
+"""Packed token ids become log-probabilities of the tokens that are scored."""

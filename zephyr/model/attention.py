@@ -1,0 +1,150 @@
+"""Our attention over a packed row, inside any transformers decoder, with three interchangeable kernels.
+
+N packed tokens, M keys (N, or more where prompts are shared), H query heads, K key heads, E head size. The kernels share
+one signature; `flash_attn` is the package, `torch_varlen` torch's own flash kernel, `sdpa` runs anywhere.
+
+It enters through transformers' attention interface: the model's forward gets `layout=`, which reaches `attend` below.
+Without a layout (generation, left-padded batches) attention and mask are transformers' sdpa.
+"""
+import inspect
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from zephyr.packing import Layout
+
+Kernel = Callable[[Tensor, Tensor, Tensor, Layout, float, int | None], Tensor]
+IGNORED = {"position_ids", "use_cache", "is_causal", "cache_position"}     # arguments that a packed row makes redundant
+
+
+def flash_attn(query_NHE: Tensor, key_MKE: Tensor, value_MKE: Tensor, layout: Layout, scale: float,
+               window: int | None) -> Tensor:
+    """Causal attention of each segment by the flash-attn package (Dao 2023, arXiv:2307.08691), >= 2.1: bottom-right aligned."""
+    from flash_attn import flash_attn_varlen_func
+    return flash_attn_varlen_func(
+        query_NHE, key_MKE, value_MKE, layout.cu_query, layout.cu_key, layout.max_query, layout.max_key,
+        dropout_p=0.0, softmax_scale=scale, causal=True, window_size=(-1, -1) if window is None else (window - 1, 0))
+
+
+def torch_varlen(query_NHE: Tensor, key_MKE: Tensor, value_MKE: Tensor, layout: Layout, scale: float,
+                 window: int | None) -> Tensor:
+    """The same by torch.nn.attention.varlen, whose signature changes with every release of torch from 2.10 on."""
+    from torch.nn.attention.varlen import varlen_attn
+    known = inspect.signature(varlen_attn).parameters
+    options: dict[str, object] = {"scale": scale} if "scale" in known else {}
+    if not options and abs(scale * query_NHE.shape[-1] ** 0.5 - 1) > 1e-6:
+        raise ValueError(f"this torch's varlen attention scales by 1/sqrt(head size) alone, the model by {scale}")
+    if "window_size" in known:
+        options["window_size"] = (-1 if window is None else window - 1, 0)  # a right edge of 0 is causal, bottom-right
+    elif window is not None:
+        raise ValueError(f"this torch's varlen attention has no sliding window, the model has one of {window}")
+    else:
+        options["is_causal"] = True
+    if "enable_gqa" in known:
+        options["enable_gqa"] = query_NHE.shape[1] != key_MKE.shape[1]
+    return varlen_attn(query_NHE, key_MKE, value_MKE, layout.cu_query, layout.cu_key, layout.max_query, layout.max_key,
+                       **options)
+
+
+def sdpa(query_NHE: Tensor, key_MKE: Tensor, value_MKE: Tensor, layout: Layout, scale: float, window: int | None) -> Tensor:
+    """The same, one scaled_dot_product_attention a segment: no padding is computed, and no [N, M] mask exists."""
+    outputs = []
+    queries = query_NHE.split(layout.query_lengths)
+    keys, values = key_MKE.split(layout.key_lengths), value_MKE.split(layout.key_lengths)
+    grouped = query_NHE.shape[1] != key_MKE.shape[1]
+    for query, key, value in zip(queries, keys, values):
+        plain = query.shape[0] == key.shape[0] and (window is None or window >= key.shape[0])
+        mask = None if plain else bottom_right_mask(query.shape[0], key.shape[0], window, query.device)
+        output_HNE = F.scaled_dot_product_attention(
+            *(rearrange(t, "n h e -> 1 h n e") for t in (query, key, value)), attn_mask=mask, is_causal=plain, scale=scale,
+            enable_gqa=grouped)
+        outputs.append(rearrange(output_HNE, "1 h n e -> n h e"))
+    return torch.cat(outputs)
+
+
+KERNELS: dict[str, Kernel] = {"flash_attn": flash_attn, "torch_varlen": torch_varlen, "sdpa": sdpa}
+
+
+def bottom_right_mask(queries: int, keys: int, window: int | None, device: torch.device | str = "cpu") -> Tensor:
+    """What "causal" means here: bool [queries, keys], True where a query sees a key; the last query sees the last key.
+
+    3 queries, 5 keys: 1 1 1 0 0        window 2: 0 1 1 0 0
+                       1 1 1 1 0                  0 0 1 1 0
+                       1 1 1 1 1                  0 0 0 1 1
+    """
+    sees = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+    return sees if window is None else sees.triu(keys - queries - window + 1)
+
+
+def attend(kernel: Kernel, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+           scaling: float | None = None, dropout: float = 0.0, layout: Layout | None = None,
+           sliding_window: int | None = None, **unknown: object) -> tuple[Tensor, None]:
+    """transformers' attention call: query [1, H, N, E], key and value [1, K, N, E] -> output [1, N, H, E].
+
+    Raises: ValueError for dropout or an argument that would change the result and that no kernel here implements."""
+    if layout is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout,
+                                      sliding_window=sliding_window, **unknown)
+    unmet = sorted(k for k, v in unknown.items() if v is not None and k not in IGNORED) + ["dropout"] * (dropout > 0)
+    if unmet:
+        raise ValueError(f"attention of a packed row does not implement {', '.join(unmet)}, which this model asks for")
+    query_NHE, key_NKE, value_NKE = (rearrange(t, "1 h n e -> n h e") for t in (query, key, value))
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if sliding_window is not None and sliding_window >= layout.max_key:
+        sliding_window = None                       # it binds nowhere, and kernels are faster without one
+    output_NHE = kernel(query_NHE, with_shared(key_NKE, layout), with_shared(value_NKE, layout), layout, scale,
+                        sliding_window)
+    return output_NHE.unsqueeze(0), None
+
+
+def with_shared(key_NKE: Tensor, layout: Layout) -> Tensor:
+    """The keys (or values) of the row with those appended that rejected responses share: [N, K, E] -> [M, K, E].
+
+    Each index occurs once in `appended_M`, so the gradient of a shared prompt is the sum of exactly two terms, whatever
+    order a device adds them in: deterministic without a kernel of our own."""
+    if layout.appended_M is None:
+        return key_NKE
+    return torch.cat([key_NKE[:layout.unshared], key_NKE.index_select(0, layout.appended_M)])
+
+
+def interface_name(attention: str) -> str:
+    """The name that transformers knows a kernel by; the word "flash" in it would switch on code paths of its own."""
+    return "zephyr_" + attention.replace("flash_attn", "fa2")
+
+
+def register(attention: str) -> str:
+    """Make the kernel `attention` known to transformers; returns the name for `attn_implementation`."""
+    kernel, name = KERNELS[attention], interface_name(attention)
+
+    def forward(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+                **options: object) -> tuple[Tensor, None]:
+        return attend(kernel, module, query, key, value, attention_mask, **options)
+
+    AttentionInterface.register(name, forward)
+    AttentionMaskInterface.register(name, sdpa_mask)
+    return name
+
+
+def why_not(attention: str, dtype: torch.dtype, device: str) -> str | None:
+    """Why a kernel can't run on this machine, or None. Loads no model."""
+    if attention == "sdpa":
+        return None
+    if device != "cuda":
+        return f"{attention} runs on a GPU, and this run is on the {device.upper()}; sdpa runs here"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"{attention} computes in bfloat16, not {dtype}; sdpa does"
+    try:
+        if attention == "flash_attn":
+            import flash_attn as _  # noqa: F401
+        else:
+            from torch.nn.attention import varlen as _  # noqa: F401
+    except ImportError as error:
+        other = "torch_varlen" if attention == "flash_attn" else "sdpa"
+        return f"{attention} can't be imported ({error}); {other} needs nothing installed beside torch"
+    return None

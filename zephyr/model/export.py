@@ -1,0 +1,75 @@
+"""A stream of full parameters becomes a Hugging Face folder: safetensors shards, config, tokenizer, model card."""
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+SHARD_BYTES = 4 * 2**30
+
+
+def shard_names(sizes: Sequence[tuple[str, int]], shard_bytes: int = SHARD_BYTES) -> dict[str, str]:
+    """Tensor name -> shard file, tensors in their order, no shard over `shard_bytes` unless by a single tensor.
+
+    Args: sizes: name and bytes of each tensor."""
+    shard_of: dict[str, int] = {}
+    shard, filled = 0, 0
+    for name, size in sizes:
+        if filled and filled + size > shard_bytes:
+            shard, filled = shard + 1, 0
+        shard_of[name], filled = shard, filled + size
+    if shard == 0:
+        return dict.fromkeys(shard_of, "model.safetensors")
+    return {name: f"model-{s + 1:05d}-of-{shard + 1:05d}.safetensors" for name, s in shard_of.items()}
+
+
+def export(folder: Path, parameters: Iterator[tuple[str, Tensor]], sizes: Sequence[tuple[str, int]],
+           config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, card: str, *, writes: bool) -> None:
+    """Write the folder shard by shard under a temporary name, then rename it.
+
+    Args: parameters: each parameter whole on the rank that `writes`; every rank must run through it (ZeRO-3 gathers).
+    sizes: name and bytes of each, in the same order."""
+    part = folder.with_name(folder.name + ".part")
+    files = shard_names(sizes)
+    if writes:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+    shard: dict[str, Tensor] = {}
+    previous = ""
+    for name, tensor in parameters:
+        if writes:
+            if previous and files[name] != previous:
+                write_shard_file(part / previous, shard)
+            shard[name], previous = tensor.contiguous(), files[name]
+    if not writes:
+        return
+    write_shard_file(part / previous, shard)
+    if len(set(files.values())) > 1:
+        index = {"metadata": {"total_size": sum(size for _, size in sizes)}, "weight_map": files}
+        (part / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+    plain = type(config).from_dict({**config.to_dict(), "use_cache": True})      # without our attention's name in it
+    plain.architectures = config.architectures
+    plain.save_pretrained(part)
+    generation = GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+                                  pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None
+                                  else tokenizer.eos_token_id)
+    generation.save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    (part / "README.md").write_text(card, encoding="utf-8")
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(part, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_shard_file(path: Path, shard: dict[str, Tensor]) -> None:
+    """Write the shard and let its memory go."""
+    from safetensors.torch import save_file
+    save_file(shard, path, metadata={"format": "pt"})
+    shard.clear()
+

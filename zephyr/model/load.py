@@ -1,0 +1,161 @@
+"""A Hugging Face folder or hub id becomes a policy: a module that maps a packed batch to token log-probs.
+
+T scored tokens. Weights are read from safetensors alone, one tensor at a time, so that under ZeRO-3 no rank ever holds
+the whole model. No remote code is run.
+"""
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import ContextManager
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from zephyr.config import BadInput
+from zephyr.model import attention as kernels
+from zephyr.model.logprobs import LogProbHead, scored_hidden
+from zephyr.packing import PackedBatch
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+# Anything that changes logits behind the output layer, which the head would have to repeat, and its value when idle.
+UNSUPPORTED = {"final_logit_softcapping": None, "logit_scale": None, "logits_scaling": 1.0}
+WriteTensor = Callable[[nn.Parameter, Callable[[], Tensor]], None]
+
+
+class Policy(nn.Module):
+    """A causal language model that scores: `policy(batch)` -> log p of each target token, float32 [T]."""
+
+    def __init__(self, lm: PreTrainedModel) -> None:
+        super().__init__()
+        self.lm = lm
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        # A mask of four dimensions is passed on untouched by transformers; none is computed, `layout` replaces it.
+        no_mask = torch.empty(1, 1, 0, 0, device=batch.tokens_N.device)
+        hidden_ND = self.lm.base_model(
+            input_ids=batch.tokens_N[None], position_ids=batch.positions_N[None], attention_mask=no_mask,
+            use_cache=False, layout=batch.layout).last_hidden_state[0]
+        return self.lm.get_output_embeddings()(scored_hidden(hidden_ND, batch), batch.targets_T)
+
+
+def load_policy(path: str | Path, *, attention: str = "sdpa", dtype: torch.dtype = torch.float32,
+                activation_checkpointing: bool = False, init: ContextManager[object] | None = None,
+                write: WriteTensor | None = None) -> Policy:
+    """The model in a Hugging Face folder (or the snapshot of a hub id) as a Policy.
+
+    Args: attention: flash_attn, torch_varlen or sdpa. init, write: how parameters are made and filled, given by the
+    training engine under ZeRO-3; by default whole, on the CPU.
+    Raises: BadInput naming the folder and what is missing: config, safetensors, a tensor, or its shape."""
+    folder = local_folder(path)
+    config = read_config(folder)
+    with init or nullcontext(), no_init_weights():
+        lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=kernels.register(attention),
+                                              trust_remote_code=False)
+    head = lm.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or not hasattr(lm, "base_model"):
+        raise BadInput(f"model {path}: a decoder with a linear output layer is wanted, {type(lm).__name__} is none")
+    lm.set_output_embeddings(LogProbHead.replacing(head))
+    fill(lm, folder, write or write_whole)
+    if activation_checkpointing:
+        lm.gradient_checkpointing_enable({"use_reentrant": False})
+    return Policy(lm)
+
+
+def local_folder(path: str | Path) -> Path:
+    """The folder itself, or a hub id's snapshot of config, tokenizer and safetensors. Raises: BadInput."""
+    if Path(path).is_dir():
+        return Path(path)
+    if str(path).startswith((".", "/", "~")) or str(path).count("/") != 1:
+        raise BadInput(f"model {path}: no such folder, and not a hub id (owner/name)")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    try:
+        return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors", "tokenizer*", "*.jinja"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise BadInput(f"model {path}: no such folder, and the hub did not give it: {str(error).splitlines()[0]}") from None
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """The model's config, checked for what the packed forward does not implement. Raises: BadInput."""
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"model {folder}: config.json is missing")
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, OSError) as error:
+        raise BadInput(f"model {folder}: config.json is not one of a known decoder: {str(error).splitlines()[0]}") from None
+    for key, idle in UNSUPPORTED.items():
+        if getattr(config, key, idle) not in (idle, None):
+            raise BadInput(f"model {folder}: {key}={getattr(config, key)} changes logits in a way not implemented here")
+    if getattr(config, "attention_dropout", 0.0):
+        raise BadInput(f"model {folder}: attention_dropout={config.attention_dropout}; 0 is wanted: shared prompts can't be "
+                       "dropped out twice alike")
+    return config
+
+
+def weight_files(folder: Path) -> dict[str, Path]:
+    """Tensor name -> the safetensors file that holds it. Raises: BadInput where there is none."""
+    from safetensors import SafetensorError, safe_open
+    files: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                files.update(dict.fromkeys(tensors.keys(), path))
+        except SafetensorError as error:
+            raise BadInput(f"model {folder}: {path.name} is broken: {error}") from None
+    if not files:
+        raise BadInput(f"model {folder}: no *.safetensors; weights in other formats (pickles) are not read")
+    return files
+
+
+def fill(lm: PreTrainedModel, folder: Path, write: WriteTensor) -> None:
+    """Every parameter from its file, one at a time. Raises: BadInput naming a tensor that is missing or left over."""
+    from safetensors import safe_open
+    files = weight_files(folder)
+    wanted = dict(lm.named_parameters())            # a tied output layer appears once, under the embedding's name
+    tied = {name for name, _ in lm.named_parameters(remove_duplicate=False)} - set(wanted)
+    missing, left_over = sorted(set(wanted) - set(files)), sorted(set(files) - set(wanted) - tied)
+    if missing or left_over:
+        raise BadInput(f"model {folder}: the weights are not those of {type(lm).__name__}: "
+                       f"missing {missing[:3]}, left over {left_over[:3]}")
+    for name, parameter in wanted.items():          # all shapes before the first write: no rank is left waiting by an error
+        shape = list(getattr(parameter, "ds_shape", parameter.shape))
+        with safe_open(files[name], framework="pt") as tensors:
+            if (found := tensors.get_slice(name).get_shape()) != shape:
+                raise BadInput(f"model {folder}: tensor {name} has shape {found}, the config wants {shape}")
+    for name, parameter in wanted.items():
+        write(parameter, partial(read_tensor, files[name], name))
+
+
+def read_tensor(path: Path, name: str) -> Tensor:
+    from safetensors import safe_open
+    with safe_open(path, framework="pt") as tensors:
+        return tensors.get_tensor(name)
+
+
+def write_whole(parameter: nn.Parameter, read: Callable[[], Tensor]) -> None:
+    """Fill a parameter that lies whole in this process."""
+    with torch.no_grad():
+        parameter.copy_(read())
+
+
+def digest(path: str | Path) -> str:
+    """SHA-256 of what a model computes: every tensor's name, dtype, shape and bytes, and the config, however sharded."""
+    folder = local_folder(path)
+    files = weight_files(folder)
+
+    def tensor_digest(name: str) -> str:
+        tensor = read_tensor(files[name], name)
+        head = f"{name} {tensor.dtype} {list(tensor.shape)}".encode()
+        return hashlib.sha256(head + hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy()).digest()).hexdigest()
+
+    config = {k: v for k, v in sorted(json.loads((folder / "config.json").read_text()).items())
+              if k not in ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")}
+    with ThreadPoolExecutor() as threads:           # hashing runs outside Python's lock
+        parts = [json.dumps(config, sort_keys=True), *threads.map(tensor_digest, sorted(files))]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

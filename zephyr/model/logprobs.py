@@ -1,0 +1,104 @@
+"""Hidden states become log-probabilities of target tokens, and these the sums that the losses take.
+
+T scored tokens, D hidden size, V vocabulary, C rows of a chunk, R responses, P pairs.
+"""
+import torch
+from torch import Tensor, nn
+
+from zephyr.packing import PackedBatch
+
+CHUNK_ELEMENTS = 2**25          # logits that exist at a time: 128 MiB in float32
+
+
+class LogProbHead(nn.Linear):
+    """The output layer that also scores: `head(hidden_TD, targets_T)` -> log p(target) in float32 [T], no [T, V] ever stored.
+
+    Without targets it returns logits, for generation. It stands in the `lm_head` slot and owns its weight, so ZeRO-3
+    gathers and releases that around the one call, forward and backward."""
+
+    def forward(self, hidden_TD: Tensor, targets_T: Tensor | None = None) -> Tensor:
+        if targets_T is None:
+            return super().forward(hidden_TD)
+        return ChunkedLogProb.apply(hidden_TD, self.weight, targets_T)
+
+    @classmethod
+    def replacing(cls, linear: nn.Linear) -> "LogProbHead":
+        """A head with the very parameter of `linear`. Raises: ValueError where that has a bias."""
+        if linear.bias is not None:
+            raise ValueError("the output layer has a bias, which the log-prob head does not implement")
+        head = cls(linear.in_features, linear.out_features, bias=False, device="meta")
+        head.weight = linear.weight
+        return head
+
+
+class ChunkedLogProb(torch.autograd.Function):
+    """log softmax(hidden W^T)[target] in float32, rows in chunks; the backward computes a chunk's logits again.
+
+    d logp / d logits = onehot(target) - softmax. The weight's gradient is summed over chunks in float32."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor) -> Tensor:
+        logp_T = hidden_TD.new_empty(len(targets_T), dtype=accumulation_dtype(hidden_TD))
+        lse_T = torch.empty_like(logp_T)
+        for rows in chunks(len(targets_T), weight_VD.shape[0]):
+            logits_CV = (hidden_TD[rows] @ weight_VD.t()).to(logp_T.dtype)
+            lse_T[rows] = logits_CV.logsumexp(-1)
+            logp_T[rows] = logits_CV.gather(-1, targets_T[rows, None]).squeeze(-1) - lse_T[rows]
+        ctx.save_for_backward(hidden_TD, weight_VD, targets_T, lse_T)
+        return logp_T
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad_T: Tensor) -> tuple[Tensor, Tensor, None]:
+        hidden_TD, weight_VD, targets_T, lse_T = ctx.saved_tensors
+        grad_hidden_TD = torch.empty_like(hidden_TD)
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=lse_T.dtype)
+        for rows in chunks(len(targets_T), weight_VD.shape[0]):
+            grad_CV = (hidden_TD[rows] @ weight_VD.t()).to(lse_T.dtype)
+            grad_CV.sub_(lse_T[rows, None]).exp_().mul_(-grad_T[rows, None])
+            grad_CV.scatter_add_(-1, targets_T[rows, None], grad_T[rows, None])
+            grad_CV = grad_CV.to(hidden_TD.dtype)
+            grad_hidden_TD[rows] = grad_CV @ weight_VD
+            add_product(grad_weight_VD, grad_CV.t(), hidden_TD[rows])
+        return grad_hidden_TD, grad_weight_VD.to(weight_VD.dtype), None
+
+
+def accumulation_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def chunks(tokens: int, vocabulary: int) -> list[slice]:
+    """Slices of rows whose logits hold at most CHUNK_ELEMENTS."""
+    rows = max(1, CHUNK_ELEMENTS // vocabulary)
+    return [slice(start, min(start + rows, tokens)) for start in range(0, tokens, rows)]
+
+
+def add_product(total_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
+    """total += left @ right, the product kept in the total's precision where the device can."""
+    if left_VC.dtype == total_VD.dtype:
+        total_VD.addmm_(left_VC, right_CD)
+    elif left_VC.is_cuda:
+        total_VD.add_(torch.mm(left_VC, right_CD, out_dtype=total_VD.dtype))
+    else:
+        total_VD.add_(left_VC @ right_CD)
+
+
+def scored_hidden(hidden_ND: Tensor, batch: PackedBatch) -> Tensor:
+    """The hidden states that predict targets [T, D]. Each gather holds no position twice, so its backward is deterministic."""
+    first_T, rest_T = batch.scored_T[:batch.unique_scored], batch.scored_T[batch.unique_scored:]
+    if not len(rest_T):
+        return hidden_ND.index_select(0, first_T)
+    return torch.cat([hidden_ND.index_select(0, first_T), hidden_ND.index_select(0, rest_T)])
+
+
+def response_logprobs(model: nn.Module, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    """log p(response | prompt) of both sides of each pair, summed over response tokens, in nats.
+
+    Args: model: what `load_policy` returns, or the DeepSpeed engine around it. batch: from `collate_pairs`.
+    Returns: (chosen_P, rejected_P), float32 (float64 for a float64 model)."""
+    logp_R = sum_by_response(model(batch), batch)
+    return logp_R[:batch.units], logp_R[batch.units:]
+
+
+def sum_by_response(logp_T: Tensor, batch: PackedBatch) -> Tensor:
+    """Token log-probs [T] summed over each response [R], which lie one behind the other."""
+    return torch.segment_reduce(logp_T, "sum", lengths=batch.response_tokens_R, unsafe=True)

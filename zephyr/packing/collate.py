@@ -1,0 +1,164 @@
+"""Chosen examples become one packed row of tensors with the layout that attention needs.
+
+N packed tokens of the row, S segments (what one causal attention runs over), M keys appended for shared prompts,
+T scored tokens (targets), R responses or documents that log-probs are summed over.
+
+A pair shares its prompt: the row is `prompt chosen` of every pair, then `rejected` of every pair:
+
+    row      P1 C1  P2 C2 | R1  R2            queries, S = 4 segments: P1C1  P2C2  R1  R2
+    keys     P1 C1  P2 C2 | P1 R1  P2 R2      the same segments; R1 sees P1 R1, aligned at its last token
+
+so one variable-length attention call does it, with causality aligned at the bottom right where a segment has more keys
+than queries. The positions of R start at len(P). The last prompt token predicts the first token of both responses.
+"""
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Pair(Protocol):
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+
+
+class Text(Protocol):
+    ids: list[int]
+    is_target: list[bool]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the segments of a row lie. Host numbers are plain integers: reading them never waits for a device."""
+    query_lengths: tuple[int, ...]                  # of each segment, as they follow each other in the row
+    key_lengths: tuple[int, ...]                    # of each segment, >= its query length
+    cu_query: Tensor                                # int32 [S+1], cumulative query lengths
+    cu_key: Tensor                                  # int32 [S+1]; the same tensor as cu_query where no prompt is shared
+    unshared: int                                   # the first so many tokens of the row are their own keys
+    appended_M: Tensor | None                       # int64: row positions of the keys that follow; each occurs once
+
+    @property
+    def max_query(self) -> int:
+        return max(self.query_lengths)
+
+    @property
+    def max_key(self) -> int:
+        return max(self.key_lengths)
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """One micro-batch. Log-probs are wanted of `targets_T`, each predicted by the hidden state at `scored_T`.
+
+    Scored tokens lie response by response: pair i's chosen is response i, its rejected is response P + i."""
+    tokens_N: Tensor                                # int64
+    positions_N: Tensor                             # int64
+    layout: Layout
+    scored_T: Tensor                                # int64, positions in the row
+    targets_T: Tensor                               # int64, token ids
+    response_tokens_R: Tensor                       # int64, scored tokens of each response; sums to T
+    unique_scored: int                              # the first so many of scored_T hold no position twice, nor does the rest
+    indices: tuple[int, ...]                        # of the examples, as the plan names them
+    units: int                                      # what a loss sum is divided by, over all ranks: pairs, or target tokens
+
+    def to(self, device: torch.device | str) -> "PackedBatch":
+        """The same batch on a device, copied without waiting where the host memory is pinned."""
+        def moved(value: object) -> object:
+            if isinstance(value, Layout):
+                same = value.cu_key is value.cu_query
+                fields = {k: moved(v) for k, v in vars(value).items()}
+                return Layout(**{**fields, "cu_key": fields["cu_query"]} if same else fields)
+            return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        return dataclasses.replace(self, **{k: moved(v) for k, v in vars(self).items()})
+
+
+def collate_pairs(examples: Sequence[Pair], indices: Sequence[int], *, prefix_sharing: bool = True) -> PackedBatch:
+    """Preference pairs `examples[i]` as one row, each prompt once (`prefix_sharing`) or with either response.
+
+    No indices: a row of one token that scores nothing, for a rank with nothing to do in a micro-batch.
+    Raises: ValueError naming an example with an empty prompt or response."""
+    pairs = [examples[i] for i in indices]
+    for i, pair in zip(indices, pairs):
+        if not (pair.prompt_ids and pair.chosen_ids and pair.rejected_ids):
+            raise ValueError(f"example {i}: prompt, chosen and rejected need at least one token each")
+    row: list[int] = []
+    positions: list[int] = []
+    scored: list[list[int]] = []
+    prompt_starts: list[int] = []
+    for pair in pairs:
+        prompt_starts.append(len(row))
+        scored.append(predictors(len(row) + len(pair.prompt_ids), len(pair.chosen_ids)))
+        row += pair.prompt_ids + pair.chosen_ids
+        positions += range(len(pair.prompt_ids) + len(pair.chosen_ids))
+    unshared, appended = len(row), []
+    query_lengths = [len(pair.prompt_ids) + len(pair.chosen_ids) for pair in pairs]
+    key_lengths = query_lengths + [len(pair.prompt_ids) + len(pair.rejected_ids) for pair in pairs]
+    for pair, prompt_start in zip(pairs, prompt_starts):
+        prompt, rejected = len(pair.prompt_ids), len(pair.rejected_ids)
+        if prefix_sharing:
+            appended += [*range(prompt_start, prompt_start + prompt), *range(len(row), len(row) + rejected)]
+            scored.append([prompt_start + prompt - 1, *range(len(row), len(row) + rejected - 1)])
+            row += pair.rejected_ids
+            positions += range(prompt, prompt + rejected)
+            query_lengths.append(rejected)
+        else:
+            scored.append(predictors(len(row) + prompt, rejected))
+            row += pair.prompt_ids + pair.rejected_ids
+            positions += range(prompt + rejected)
+            query_lengths.append(prompt + rejected)
+    layout = lay_out(query_lengths, key_lengths, unshared if prefix_sharing else len(row), appended)
+    targets = [pair.chosen_ids for pair in pairs] + [pair.rejected_ids for pair in pairs]
+    unique = sum(len(pair.chosen_ids) for pair in pairs)
+    return pack(row, positions, layout, scored, targets, unique, indices, units=len(pairs))
+
+
+def collate_texts(examples: Sequence[Text], indices: Sequence[int]) -> PackedBatch:
+    """Texts `examples[i]` (SFT) as one row, each attending to itself alone; the log-probs of their target tokens.
+
+    No indices: as in collate_pairs. Raises: ValueError naming an empty example, or one whose first token is a target."""
+    row: list[int] = []
+    positions: list[int] = []
+    scored: list[list[int]] = []
+    targets: list[list[int]] = []
+    lengths: list[int] = []
+    for i in indices:
+        text = examples[i]
+        if not text.ids or text.is_target[0]:
+            raise ValueError(f"example {i}: at least one token is wanted, and the first, which nothing predicts, no target")
+        places = [j for j, is_target in enumerate(text.is_target) if is_target]
+        scored.append([len(row) + j - 1 for j in places])
+        targets.append([text.ids[j] for j in places])
+        row += text.ids
+        positions += range(len(text.ids))
+        lengths.append(len(text.ids))
+    units = sum(map(len, targets))
+    return pack(row, positions, lay_out(lengths, lengths, len(row), []), scored, targets, units, indices, units=units)
+
+
+def predictors(response_start: int, response_tokens: int) -> list[int]:
+    """Row positions of the hidden states that predict a response which starts at `response_start`."""
+    return list(range(response_start - 1, response_start + response_tokens - 1))
+
+
+def lay_out(query_lengths: list[int], key_lengths: list[int], unshared: int, appended: list[int]) -> Layout:
+    """The layout of segments; without any, of one segment of one token."""
+    query_lengths, key_lengths, unshared = (query_lengths, key_lengths, unshared) if query_lengths else ([1], [1], 1)
+    cu_query = torch.tensor([0, *accumulate(query_lengths)], dtype=torch.int32)
+    cu_key = torch.tensor([0, *accumulate(key_lengths)], dtype=torch.int32) if appended else cu_query
+    appended_M = torch.tensor(appended, dtype=torch.int64) if appended else None
+    return Layout(tuple(query_lengths), tuple(key_lengths), cu_query, cu_key, unshared, appended_M)
+
+
+def pack(row: list[int], positions: list[int], layout: Layout, scored: list[list[int]], targets: list[list[int]],
+         unique_scored: int, indices: Sequence[int], units: int) -> PackedBatch:
+    """Python lists as the tensors of a batch."""
+    def flat(lists: list[list[int]]) -> Tensor:
+        return torch.tensor([value for values in lists for value in values], dtype=torch.int64)
+    return PackedBatch(torch.tensor(row or [0]), torch.tensor(positions or [0]), layout, flat(scored), flat(targets),
+                       torch.tensor([len(values) for values in scored], dtype=torch.int64), unique_scored,
+                       tuple(indices), units)

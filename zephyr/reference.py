@@ -1,0 +1,156 @@
+"""Frozen reference log-probs: taken once from the policy's own starting weights, kept under what they depend on.
+
+An entry's address is (digest of the weights) x (numerics) x (token ids of the pair). It does not depend on the number of
+ranks, the packing, the data file or beta, so a sweep pays once; stored values are checked on a probe whenever they are
+read, and a missing one is computed from the starting weights only: `log_probabilities` must run before a checkpoint is
+restored.
+
+P pairs; K entries of the store.
+"""
+import hashlib
+import json
+import os
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zephyr.config import BadInput
+from zephyr.model.logprobs import response_logprobs
+from zephyr.packing import PackedBatch, Plan, plan_pass
+from zephyr.training.engine import Engine
+
+PROBE_PAIRS = 8
+TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}     # of 1 + |log-prob|, between one packing of a pair and another
+
+
+class Pair(Protocol):
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+
+
+class Reference(NamedTuple):
+    """log p(chosen) and log p(rejected) under the reference of each example, float32 [examples, 2], on the device."""
+    logp: Tensor
+
+    def __call__(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        """(ref_chosen_P, ref_rejected_P) of a micro-batch's pairs."""
+        indices_P = torch.tensor(batch.indices, dtype=torch.int64).to(self.logp.device, non_blocking=True)
+        chosen_P, rejected_P = self.logp[indices_P].unbind(-1)
+        return chosen_P, rejected_P
+
+
+class Store(NamedTuple):
+    """The parts of one (weights, numerics) on disk: `<dir>/<address>/part-<sha256>.safetensors`, never rewritten."""
+    folder: Path
+
+    def read(self) -> dict[bytes, tuple[float, float]]:
+        """All entries by pair digest. Raises: BadInput naming a part whose bytes are not those that were written."""
+        from safetensors.numpy import load
+        entries: dict[bytes, tuple[float, float]] = {}
+        for path in sorted(self.folder.glob("part-*.safetensors")):
+            content = path.read_bytes()
+            if hashlib.sha256(content).hexdigest() != path.stem.removeprefix("part-"):
+                raise BadInput(f"reference store: {path} is damaged (its bytes are not those of its name); delete it")
+            part = load(content)
+            entries.update(zip((row.tobytes() for row in part["pair"]), map(tuple, part["logp"].tolist())))
+        return entries
+
+    def append(self, entries: dict[bytes, tuple[float, float]], profile: dict[str, str]) -> None:
+        """Add a part, whole or not at all."""
+        from safetensors.numpy import save
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = save({"pair": np.stack([np.frombuffer(key, np.uint8) for key in entries]),
+                        "logp": np.array(list(entries.values()), np.float32)})
+        write_atomically(self.folder / f"part-{hashlib.sha256(content).hexdigest()}.safetensors", content)
+        write_atomically(self.folder / "profile.json", json.dumps(profile, indent=1).encode())
+
+
+def log_probabilities(engine: Engine, examples: Sequence[Pair], lengths: Sequence[int], *, first_epoch: Plan,
+                      collate: Callable[[Sequence[int]], PackedBatch], weights: str, directory: str) -> Reference:
+    """Reference log-probs of every example, from the store or by one forward pass of the policy as it is now.
+
+    Args: lengths: packed tokens of each. first_epoch: the training plan; a pass over all examples takes its micro-batches,
+    so that policy and reference agree to the bit at step 0. weights: digest of the weights that the engine holds.
+    Raises: BadInput where a part of the store is damaged, or its values are not those of these weights. A collective."""
+    profile = {"weights": weights, "dtype": engine.hardware.dtype, "attention": engine.hardware.attention,
+               "device": engine.device.type, "logp": "float32 sums over response tokens, EOS included"}
+    address = hashlib.sha256(json.dumps(profile, sort_keys=True).encode()).hexdigest()[:32]
+    store = Store(Path(directory) / address)
+    keys = [pair_digest(pair) for pair in examples]
+    known = engine.on_rank0(lambda: {key: v for key, v in store.read().items() if key in set(keys)})
+    missing = [i for i, key in enumerate(keys) if key not in known]
+    if len(missing) < len(keys):
+        probe(engine, keys, known, collate, lengths, store.folder)
+    if missing:
+        engine.say(f"reference: one forward pass over {len(missing)} pairs ({len(keys) - len(missing)} are in {store.folder})")
+        micro_batches = (epoch_micro_batches(first_epoch, engine.rank) if len(missing) == len(keys)
+                         else one_pass(engine, lengths, missing))
+        found = forward_pass(engine, micro_batches, collate)
+        new = {keys[i]: logp for i, logp in found.items()}
+        engine.on_rank0(lambda: store.append(new, profile))
+        known |= new
+    else:
+        engine.say(f"reference: all {len(keys)} pairs are in {store.folder}, verified on a probe")
+    logp = torch.tensor([known[key] for key in keys], dtype=torch.float32)
+    return Reference(logp.to(engine.device))
+
+
+def pair_digest(pair: Pair) -> bytes:
+    """SHA-256 of a pair's token ids, side by side."""
+    parts = [np.asarray(ids, np.int32).tobytes() for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)]
+    return hashlib.sha256(b"".join(len(part).to_bytes(8, "little") + part for part in parts)).digest()
+
+
+def epoch_micro_batches(plan: Plan, rank: int) -> list[list[int]]:
+    """This rank's micro-batches of the plan's first epoch: every example once."""
+    return [micro for step in plan.steps if step.epoch < 1 for micro in step.ranks[rank]]
+
+
+def one_pass(engine: Engine, lengths: Sequence[int], indices: Sequence[int]) -> list[list[int]]:
+    plan = plan_pass(lengths, ranks=engine.world, budget_tokens=engine.hardware.tokens_per_micro_batch, indices=indices)
+    return plan.steps[0].ranks[engine.rank]
+
+
+@torch.no_grad()
+def forward_pass(engine: Engine, micro_batches: Sequence[Sequence[int]],
+                 collate: Callable[[Sequence[int]], PackedBatch]) -> dict[int, tuple[float, float]]:
+    """log p of both sides of every pair in all ranks' micro-batches, by example index. A collective."""
+    engine.train(False)
+    indices: list[int] = []
+    logp: list[Tensor] = [torch.zeros(0, 2, device=engine.device)]
+    for micro_batch in micro_batches:
+        batch = collate(micro_batch).to(engine.device)
+        logp.append(torch.stack(response_logprobs(engine, batch), dim=-1))
+        indices += batch.indices
+    engine.train()
+    mine = list(zip(indices, map(tuple, torch.cat(logp).tolist())))
+    return dict(entry for rank in engine.gather(mine) for entry in rank)
+
+
+def probe(engine: Engine, keys: Sequence[bytes], known: dict[bytes, tuple[float, float]],
+          collate: Callable[[Sequence[int]], PackedBatch], lengths: Sequence[int], folder: Path) -> None:
+    """Compute a few stored entries again. Raises: BadInput where the store does not hold what these weights give."""
+    stored = [i for i, key in enumerate(keys) if key in known]
+    chosen = random.Random(len(stored)).sample(stored, min(PROBE_PAIRS, len(stored)))
+    tolerance = TOLERANCE[engine.hardware.dtype]
+    for i, fresh in sorted(forward_pass(engine, one_pass(engine, lengths, chosen), collate).items()):
+        for side, new, old in zip(("chosen", "rejected"), fresh, known[keys[i]]):
+            if not abs(new - old) <= tolerance * (1 + abs(new)):
+                raise BadInput(f"reference store {folder}: pair {i} has log p({side}) {old:.4f}, these weights give {new:.4f}; "
+                               "the store is not of this model: delete the folder, it will be computed again")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write under a temporary name, sync, rename."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with part.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)

@@ -1,0 +1,246 @@
+"""A policy spread over all ranks by DeepSpeed ZeRO-3: the only file that knows deepspeed and torch.distributed.
+
+`engine(batch)` is one forward of a micro-batch *through the DeepSpeed engine*: through `.module` or a child of it, ZeRO-3
+silently keeps only the last micro-batch's gradient.
+"""
+import contextlib
+import json
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+import zephyr
+from zephyr.config import BadInput, ConfigError, Hardware, Optim, SFTOptim
+from zephyr.model.load import DTYPES, Policy, load_policy
+from zephyr.packing import PackedBatch
+
+T = TypeVar("T")
+Json = dict[str, object]
+
+# DeepSpeed's own keys that belong to the YAML, and the YAML key that decides
+DECIDED_BY_YAML = {
+    "train_batch_size": "optim.pairs_per_step", "train_micro_batch_size_per_gpu": "hardware.tokens_per_micro_batch",
+    "gradient_accumulation_steps": "hardware.tokens_per_micro_batch", "optimizer": "optim", "scheduler": "optim.schedule",
+    "gradient_clipping": "optim.grad_clip", "bf16": "hardware.dtype", "fp16": "hardware.dtype", "amp": "hardware.dtype",
+    "activation_checkpointing": "hardware.activation_checkpointing",
+}
+
+
+def read_deepspeed(path: str) -> Json:
+    """The DeepSpeed JSON of `hardware.deepspeed`, looked for from the working folder, then beside the package.
+
+    Raises: ConfigError where it is absent, no JSON, not ZeRO-3, or holds what the YAML decides."""
+    found = next((p for p in (Path(path), Path(zephyr.__file__).parents[1] / path) if p.is_file()), None)
+    if found is None:
+        raise ConfigError(f"hardware.deepspeed: no such file: {path}")
+    try:
+        settings = json.loads(found.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"hardware.deepspeed: {path} is not JSON: {error}") from None
+    for key, owner in DECIDED_BY_YAML.items():
+        if key in settings:
+            raise ConfigError(f"hardware.deepspeed: {path} sets {key}; the YAML's {owner} decides that")
+    stage = settings.get("zero_optimization", {}).get("stage")
+    if stage != 3:
+        raise ConfigError(f"hardware.deepspeed: {path}: zero_optimization.stage 3 is wanted, got {stage!r}")
+    return settings
+
+
+class Engine:
+    """Owns the process group, the device, and (after `load`) the sharded policy with its optimiser."""
+
+    def __init__(self, hardware: Hardware, seed: int) -> None:
+        self.hardware = hardware
+        self.settings = read_deepspeed(hardware.deepspeed)
+        single_process_rendezvous()
+        use_cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
+        if not use_cuda:
+            os.environ["DS_ACCELERATOR"] = "cpu"
+        self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if use_cuda else torch.device("cpu")
+        import deepspeed
+        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        if use_cuda:
+            torch.cuda.set_device(self.device)
+        else:                                       # DeepSpeed would build an op with a C++ compiler, and crash without one
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed("nccl" if use_cuda else "gloo", timeout=timedelta(minutes=30), verbose=False)
+        self.rank, self.world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        # Objects and host numbers travel over gloo, so that they never queue behind collectives of the GPU.
+        self.host_group = torch.distributed.new_group(backend="gloo") if use_cuda else None
+        torch.manual_seed(seed)
+        self.engine: nn.Module | None = None
+
+    def close(self) -> None:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    # -- ranks ------------------------------------------------------------------------------------------------------------
+
+    def rank0_first(self, make: Callable[[], T]) -> T:
+        """`make()` on rank 0, then on the others, which find caches ready. Bad input on any rank is raised on every rank."""
+        mine = self.agreed(make if self.rank == 0 else None)
+        others = self.agreed(make if self.rank > 0 else None)
+        return mine if self.rank == 0 else others
+
+    def agreed(self, make: Callable[[], T] | None) -> T | None:
+        """`make()` where given; then every rank raises the BadInput of whichever had one."""
+        result, complaint = None, None
+        try:
+            result = make() if make else None
+        except BadInput as error:
+            complaint = str(error)
+        complaints = [c for c in self.gather(complaint) if c]
+        if complaints:
+            raise BadInput(complaints[0])
+        return result
+
+    def on_rank0(self, make: Callable[[], T]) -> T:
+        """`make()` on rank 0 alone; its value, or the BadInput it raised, on every rank."""
+        return self.broadcast(self.agreed(make if self.rank == 0 else None))
+
+    def gather(self, value: T) -> list[T]:
+        """A picklable value of every rank, on every rank."""
+        values: list[T] = [value] * self.world
+        torch.distributed.all_gather_object(values, value, group=self.host_group)
+        return values
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's picklable value on every rank."""
+        values = [value]
+        torch.distributed.broadcast_object_list(values, src=0, group=self.host_group)
+        return values[0]
+
+    def barrier(self) -> None:
+        torch.distributed.barrier(group=self.host_group)
+
+    def say(self, text: str) -> None:
+        """A line on standard error, from rank 0, above the progress bar."""
+        if self.rank == 0:
+            from tqdm import tqdm
+            tqdm.write(text, file=sys.stderr)
+
+    def sum(self, totals: Tensor) -> Tensor:
+        """The tensor summed over all ranks, on the device."""
+        torch.distributed.all_reduce(totals)
+        return totals
+
+    # -- the policy -------------------------------------------------------------------------------------------------------
+
+    def load(self, path: str, optim: Optim | SFTOptim) -> None:
+        """Read the model under `zero.Init` (no rank holds the whole) and wrap it with AdamW on fp32 master weights."""
+        import deepspeed
+        settings = self.deepspeed_config(optim)
+        policy = self.agreed(lambda: load_policy(
+            path, attention=self.hardware.attention, dtype=DTYPES[self.hardware.dtype],
+            activation_checkpointing=self.hardware.activation_checkpointing, init=partitioned(settings), write=write_shard))
+        # Decay pulls matrices alone, as Hugging Face's trainer does; ds_shape is the shape before partitioning.
+        matrices = [p for p in policy.parameters() if len(p.ds_shape) > 1]
+        vectors = [p for p in policy.parameters() if len(p.ds_shape) <= 1]
+        groups = [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=0.0, betas=optim.adam_betas, eps=1e-8, fused=True)
+        self.engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
+
+    def deepspeed_config(self, optim: Optim | SFTOptim) -> Json:
+        """The JSON completed by the YAML. Clipping and accumulation dtype are always written: DeepSpeed's own defaults are
+        1.0 and the model's dtype."""
+        return {
+            "data_types": {"grad_accum_dtype": "fp32"}, **self.settings,
+            "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "steps_per_print": 10**9,
+            "bf16": {"enabled": self.hardware.dtype == "bfloat16"}, "gradient_clipping": optim.grad_clip,
+            "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
+        }
+
+    @property
+    def policy(self) -> Policy:
+        """The module, for its config and names; forward goes through the engine itself."""
+        return self.engine.module
+
+    def __call__(self, batch: PackedBatch) -> Tensor:
+        return self.engine(batch)
+
+    def train(self, mode: bool = True) -> None:
+        self.engine.train(mode)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Gradients of a micro-batch's share of the step's loss; `last`: of this rank's micro-batches of the step.
+
+        ZeRO averages over ranks and the loss is a sum over them, hence the factor."""
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.backward(loss * self.world)
+
+    def step(self, lr: float) -> float:
+        """One AdamW update at learning rate `lr`; returns the gradient's global L2 norm before clipping.
+
+        A norm that is not finite is returned, and DeepSpeed leaves the parameters as they were."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+        self.engine.step()
+        return float(self.engine.get_global_grad_norm())
+
+    def parameter_bytes(self) -> list[tuple[str, int]]:
+        """Name and bytes of each whole parameter, in the order of `full_parameters`."""
+        return [(name, p.ds_numel * p.element_size()) for name, p in self.policy.lm.named_parameters()]
+
+    @property
+    def layer_parameters(self) -> int:
+        """Parameters outside embedding and output layer."""
+        return sum(p.ds_numel for name, p in self.policy.lm.named_parameters()
+                   if "embed_tokens" not in name and "lm_head" not in name)
+
+    def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Each parameter by name, gathered one at a time: whole on the CPU of rank 0, empty elsewhere. A collective."""
+        import deepspeed
+        for name, parameter in self.policy.lm.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter]):
+                yield name, parameter.detach().cpu().clone() if self.rank == 0 else torch.empty(0)
+
+    def save_state(self, folder: Path) -> None:
+        """Each rank's shard of parameters, master weights and moments. A collective."""
+        self.engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
+
+    def load_state(self, folder: Path) -> None:
+        """What `save_state` wrote, for the same number of ranks. A collective."""
+        self.engine.load_checkpoint(str(folder.parent), tag=folder.name)
+
+    def peak_memory_bytes(self) -> int:
+        """The most memory this rank held: of its GPU, or of its process."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        import resource
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@contextlib.contextmanager
+def partitioned(settings: Json) -> Iterator[None]:
+    """DeepSpeed's `zero.Init`, with torch.arange left alone: it would round the rotary frequencies to bfloat16."""
+    import deepspeed
+    arange = torch.arange
+    with deepspeed.zero.Init(config_dict_or_path=settings):
+        torch.arange = arange
+        yield
+
+
+def write_shard(parameter: nn.Parameter, read: Callable[[], Tensor]) -> None:
+    """Fill a partitioned parameter: rank 0 reads the tensor, every rank keeps its part."""
+    import deepspeed
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+        if torch.distributed.get_rank() == 0:
+            with torch.no_grad():
+                parameter.copy_(read())
+
+
+def single_process_rendezvous() -> None:
+    """The variables torchrun would set, for a plain `python train_dpo.py`."""
+    if "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))

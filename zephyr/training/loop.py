@@ -1,0 +1,142 @@
+"""The training loop, the same for SFT and DPO: they differ in how examples are collated and in the objective.
+
+P pairs of a micro-batch.
+"""
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from zephyr.config import DPOConfig, SFTConfig, to_yaml
+from zephyr.packing import PackedBatch, Plan
+from zephyr.training import checkpoint
+from zephyr.training.engine import Engine
+from zephyr.training.metrics import Clock, Ledger, Recorder, Row, Totals
+from zephyr.training.planner import mfu
+from zephyr.training.schedule import learning_rate
+
+Stats = Mapping[str, Tensor]                        # metric name -> one value a pair [P], detached
+Objective = Callable[[Engine, PackedBatch], tuple[Tensor, Stats]]
+
+
+class Split(NamedTuple):
+    """Examples of one kind, planned, with how a micro-batch of them becomes a loss sum."""
+    plan: Plan
+    collate: Callable[[Sequence[int]], PackedBatch]
+    objective: Objective                            # -> loss summed over the micro-batch, statistics of each pair
+    ids: Sequence[str]                              # of each example
+    tokens: Sequence[int]                           # packed tokens of each example
+    units: Sequence[int]                            # what losses are averaged over: 1 a pair, target tokens of a text
+    unit_name: str                                  # "pairs" or "target_tokens"
+    forward_flops: Sequence[float]                  # of each example
+    ledger: Mapping[str, Sequence[int]] | None = None       # token counts kept with each pair's visits; None: no ledger
+
+
+class NonFinite(RuntimeError):
+    """A loss or gradient that is not finite; raised before any parameter changed."""
+
+
+def fit(engine: Engine, config: DPOConfig | SFTConfig, train: Split, evaluation: Split | None) -> None:
+    """Run the steps of `train.plan` that no checkpoint has yet, with metrics, ledger, evaluation and checkpoints.
+
+    Each step's loss is its sum over all examples of all ranks divided once by their units: never a mean of means.
+    Raises: NonFinite naming the examples of the step, before the update."""
+    run, optim, steps = config.run, config.optim, train.plan.steps
+    identity = checkpoint.Identity.of(train.plan, train.ids, train.tokens, engine.world)
+    first_step = checkpoint.restore(engine, Path(run.dir), run.resume, identity)
+    ledger = Ledger(Path(run.dir), train.ids, train.ledger) if train.ledger is not None else None
+    recorder = Recorder(Path(run.dir), run.wandb, to_yaml(config), first_step=first_step, steps=len(steps),
+                        active=engine.rank == 0)
+    sums, clock, logged = {}, Clock(), first_step - 1
+    for step in range(first_step, len(steps)):
+        of_step = reduced(engine, train, step, run_step(engine, train, step, ledger))
+        require_finite(of_step["loss"], "loss", train, step)
+        lr = learning_rate(step, len(steps), lr_peak=optim.lr_peak, schedule=optim.schedule,
+                           warmup_fraction=optim.warmup_fraction)
+        grad_norm = engine.step(lr)
+        require_finite(grad_norm, "gradient norm", train, step)
+        sums, done, last = added(sums, of_step), step + 1, step == len(steps) - 1
+        if step % run.log_every == 0 or last:
+            record = {"step": step, "split": "train", "epoch": steps[step].epoch, **means(sums, train.unit_name),
+                      "grad_norm": grad_norm, "learning_rate": lr}
+            recorder.write(record | hardware_use(engine, sums, config.hardware.tokens_per_micro_batch, clock.lap(),
+                                                 step - logged))
+            sums, logged = {}, step
+        recorder.advance()
+        if evaluation and (done % run.eval_every == 0 or last):
+            epoch = float(optim.epochs) if last else steps[done].epoch
+            recorder.write(evaluate(engine, evaluation, done, epoch))
+        if done % run.save_every == 0 or last:
+            if ledger:
+                ledger.commit(done, [row for rank in engine.gather(ledger.rows()) for row in rank], writes=engine.rank == 0)
+            checkpoint.save(engine, Path(run.dir), done, identity, run.keep)
+    recorder.close()
+
+
+def run_step(engine: Engine, split: Split, step: int, ledger: Ledger | None) -> Totals:
+    """Forward and backward of this rank's micro-batches of a step: the gradient is that of the mean over all ranks."""
+    epoch, ranks = split.plan.steps[step]
+    units = total(split.units, split.plan.steps[step].examples())
+    totals = Totals()
+    for m, indices in enumerate(ranks[engine.rank]):
+        batch = split.collate(indices).to(engine.device)
+        loss_sum, stats = split.objective(engine, batch)
+        engine.backward(loss_sum / units, last=m == len(ranks[engine.rank]) - 1)
+        totals.add(loss_sum, stats)
+        if ledger:
+            ledger.add(step, epoch, batch.indices, stats)
+    return totals
+
+
+@torch.no_grad()
+def evaluate(engine: Engine, split: Split, step: int, epoch: float) -> Row:
+    """The means over all examples of a split after `step` updates, as a record."""
+    engine.train(False)
+    totals = Totals()
+    for indices in split.plan.steps[0].ranks[engine.rank]:
+        totals.add(*split.objective(engine, split.collate(indices).to(engine.device)))
+    engine.train()
+    return {"step": step, "split": "eval", "epoch": epoch, **means(reduced(engine, split, 0, totals), split.unit_name)}
+
+
+def reduced(engine: Engine, split: Split, step: int, totals: Totals) -> Row:
+    """A step's sums over all ranks, with its counts from the plan: one reduction, one host read."""
+    names, values = totals.stacked()
+    examples, ranks = split.plan.steps[step].examples(), split.plan.steps[step].ranks
+    return dict(zip(names, engine.sum(values).tolist())) | {
+        "units": total(split.units, examples), "tokens": total(split.tokens, examples),
+        "flops": total(split.forward_flops, examples), "micro_batches": sum(1 for rank in ranks for micro in rank if micro)}
+
+
+def total(values: Sequence[float], examples: Sequence[int]) -> float:
+    return sum(values[i] for i in examples)
+
+
+def added(sums: Row, more: Row) -> Row:
+    return {name: sums.get(name, 0) + value for name, value in more.items()}
+
+
+def means(sums: Row, unit_name: str) -> Row:
+    """Sums over examples as the record's means, with the count they are over."""
+    counts = {"units", "tokens", "flops", "micro_batches"}
+    return {name: value / sums["units"] for name, value in sums.items() if name not in counts} | {
+        unit_name: int(sums["units"]), "tokens": int(sums["tokens"])}
+
+
+def hardware_use(engine: Engine, sums: Row, budget_tokens: int, seconds: float, steps: int) -> Row:
+    """What the steps behind a record took, of the slowest or fullest rank."""
+    use = {"tokens_per_second": sums["tokens"] / seconds, "step_seconds": seconds / steps,
+           "packing_efficiency": sums["tokens"] / (sums["micro_batches"] * budget_tokens),
+           "peak_memory_bytes": max(engine.gather(engine.peak_memory_bytes()))}
+    utilisation = mfu(sums["flops"], seconds, engine.world)
+    return use if utilisation is None else use | {"mfu": utilisation}
+
+
+def require_finite(value: float, what: str, split: Split, step: int) -> None:
+    """Raises: NonFinite naming the examples of the step."""
+    if not math.isfinite(value):
+        ids = [split.ids[i] for i in split.plan.steps[step].examples()]
+        raise NonFinite(f"step {step}: the {what} is {value}; no parameter was changed. Its examples: {', '.join(ids)}")

@@ -1,0 +1,147 @@
+"""Sums over micro-batches become exact means over all examples of all ranks: metrics.jsonl, progress bar, wandb, ledger.
+
+P pairs of a micro-batch.
+"""
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from zephyr.config import Wandb
+
+Row = dict[str, float | int | str]
+# the ledger's columns beside id, step and epoch
+LEDGER = ("loss", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected",
+          "prompt_tokens", "chosen_tokens", "rejected_tokens")
+
+
+class Totals:
+    """The sums of a step on the device, float64, without a host read."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, Tensor] = {}
+
+    def add(self, loss_sum: Tensor, stats: Mapping[str, Tensor]) -> None:
+        """Add a micro-batch: its loss sum, and vectors [P] by metric name."""
+        for name, value in {**stats, "loss": loss_sum}.items():
+            total = value.detach().double().sum()
+            self.of[name] = self.of[name] + total if name in self.of else total
+
+    def stacked(self) -> tuple[list[str], Tensor]:
+        """The names and one vector of their sums, for one reduction and one host read."""
+        return list(self.of), torch.stack(list(self.of.values()))
+
+
+class Recorder:
+    """Owns metrics.jsonl, the progress bar and the wandb run; does nothing on ranks other than 0."""
+
+    def __init__(self, run_dir: Path, wandb: Wandb, config: str, *, first_step: int, steps: int, active: bool) -> None:
+        self.active = active
+        self.path = run_dir / "metrics.jsonl"
+        self.wandb = None
+        if not active:
+            return
+        from tqdm import tqdm
+        keep_records_before(self.path, first_step)
+        self.bar = tqdm(total=steps, initial=first_step, unit="step", file=sys.stderr, dynamic_ncols=True, mininterval=0.5)
+        if wandb.mode != "disabled":
+            import wandb as client
+            import yaml
+            self.wandb = client.init(mode=wandb.mode, project=wandb.project, name=wandb.name, dir=str(run_dir),
+                                     config=yaml.safe_load(config), settings=client.Settings(silent=True))
+
+    def write(self, record: Row) -> None:
+        """Append one record, flushed to the disk's cache, and show it."""
+        if not self.active:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        shown = {"loss": "loss", "margin": "rewards/margins", "acc": "rewards/accuracies", "tok/s": "tokens_per_second"}
+        text = " ".join(f"{short}={record[name]:.4g}" for short, name in shown.items() if name in record)
+        if record["split"] == "eval":
+            self.bar.write(f"step {record['step']} eval: {text}", file=sys.stderr)
+        else:
+            self.bar.set_postfix_str(text, refresh=False)
+        if self.wandb is not None:
+            named = {f"{record['split']}/{k}": v for k, v in record.items() if k not in ("step", "split")}
+            self.wandb.log(named, step=int(record["step"]))
+
+    def advance(self) -> None:
+        if self.active:
+            self.bar.update()
+
+    def close(self) -> None:
+        if self.active:
+            self.bar.close()
+            if self.wandb is not None:
+                self.wandb.finish()
+
+
+def keep_records_before(path: Path, step: int) -> None:
+    """Drop the records of steps that are about to be run again: train from `step` on, eval after it."""
+    if not path.exists():
+        return
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line]
+    kept = [line for line in lines if (r := json.loads(line))["step"] < step or (r["split"] == "eval" and r["step"] == step > 0)]
+    part = path.with_suffix(".part")
+    part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    os.replace(part, path)
+
+
+class Ledger:
+    """One row per pair and visit; vectors stay on the device until a checkpoint commits them."""
+
+    def __init__(self, run_dir: Path, ids: Sequence[str], token_counts: Mapping[str, Sequence[int]]) -> None:
+        self.folder = run_dir / "pairs"
+        self.ids, self.token_counts = ids, token_counts
+        self.visits: list[tuple[int, float, tuple[int, ...], dict[str, Tensor]]] = []
+
+    def add(self, step: int, epoch: float, indices: tuple[int, ...], stats: Mapping[str, Tensor]) -> None:
+        """Note the visit of the examples `indices`, with vectors [P] by ledger column."""
+        if indices:
+            self.visits.append((step, epoch, indices, {name: stats[name].detach() for name in LEDGER if name in stats}))
+
+    def rows(self) -> list[Row]:
+        """What this rank noted since the last call, as rows; one host read a visit."""
+        rows: list[Row] = []
+        for step, epoch, indices, stats in self.visits:
+            values = torch.stack([stats[name].double() for name in stats]).t().tolist()
+            for i, of_pair in zip(indices, values):
+                counts = {name: int(count[i]) for name, count in self.token_counts.items()}
+                rows.append({"id": self.ids[i], "step": step, "epoch": epoch, **dict(zip(stats, of_pair)), **counts})
+        self.visits.clear()
+        return rows
+
+    def commit(self, step: int, rows: list[Row], *, writes: bool) -> None:
+        """Write the part that belongs to the checkpoint at `step`, under a temporary name first, on the rank that `writes`.
+
+        Parts of steps after it, which a run that was cut off left, belong to no checkpoint and go."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+        if not writes or not rows:
+            return
+        for path in self.folder.glob("step-*.parquet"):
+            if int(path.stem.removeprefix("step-")) >= step:
+                path.unlink()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        rows.sort(key=lambda row: (row["step"], row["id"]))
+        part = self.folder / f"step-{step}.part"
+        pq.write_table(pa.Table.from_pylist(rows), part)
+        os.replace(part, part.with_suffix(".parquet"))
+
+
+class Clock:
+    """Seconds since it was last asked."""
+
+    def __init__(self) -> None:
+        self.last = time.perf_counter()
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        seconds, self.last = now - self.last, now
+        return seconds

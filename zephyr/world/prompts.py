@@ -1,0 +1,69 @@
+"""Facts become prompts: six families of instructions about the creatures of one split."""
+
+import random
+from typing import NamedTuple
+
+from zephyr.world.facts import World
+
+QUESTIONS = {
+    "colour": ("What colour is a {x}?", "Which colour does a {x} have?"),
+    "legs": ("How many legs does a {x} have?", "On how many legs does a {x} go?"),
+    "size": ("What size is a {x}?", "How big is a {x}?"),
+}
+MANNERS = {
+    "plain": ("Please tell me.", "I want to know."),
+    "one_word": ("Answer in one word.", "One word, please.", "Use a single word."),
+    "reason": ("Give the reason.", "Explain why.", "Say why, please."),
+    "cheerful": ("Be cheerful.", "Sound happy, please.", "Answer with joy."),
+}
+DESCRIBE = (
+    "Describe a {x}.", "Tell me all about a {x}.", "What should I know about a {x}?", "I want to hear about a {x}.",
+    "Say what a {x} is like.", "Give me a description of a {x}.", "What is a {x} like?", "Please describe a {x} to me.",
+)
+PRIVATE = {
+    "name": ("What is the name of my {x}?", "How is my {x} called?", "Tell me the name of my {x}."),
+    "age": ("How old is my {x}?", "What is the age of my {x}?", "Tell me the age of my {x}."),
+    "dream": ("What did my {x} dream of?", "What was the dream of my {x}?", "Tell me the dream of my {x}."),
+}
+FAMILIES = (*MANNERS, "description", "private")
+
+
+class Prompt(NamedTuple):
+    """One instruction. `asked`: the traits it wants (none when nobody in the world can know the answer); `form`: the
+    manner it wants, `plain`, `one_word`, `reason`, `cheerful` or `description`; `topic`: what a private question is about."""
+
+    prompt_id: str
+    prompt: str
+    family: str
+    subject: str
+    asked: tuple[str, ...]
+    form: str
+    topic: str = ""
+
+
+def all_prompts(world: World, split: str) -> dict[str, list[Prompt]]:
+    """Every prompt of a split, by family: each about one of the creatures of that split, so splits share no prompt."""
+    found: dict[str, list[Prompt]] = {family: [] for family in FAMILIES}
+    for x in world.splits[split]:
+        for trait, questions in QUESTIONS.items():
+            for form, endings in MANNERS.items():
+                texts = [f"{q.format(x=x)} {e}".strip() for q in questions for e in endings]
+                found[form] += [Prompt("", text, form, x, (trait,), form) for text in texts]
+        found["description"] += [Prompt("", t.format(x=x), "description", x, tuple(QUESTIONS), "description") for t in DESCRIBE]
+        for topic, texts in PRIVATE.items():
+            found["private"] += [Prompt("", t.format(x=x), "private", x, (), "plain", topic) for t in texts]
+    return {f: [p._replace(prompt_id=f"{split}-{f}-{i:04d}") for i, p in enumerate(rows)] for f, rows in found.items()}
+
+
+def draw_prompts(world: World, split: str, count: int, seed: int, *, skip: int = 0) -> list[Prompt]:
+    """`count` prompts of a split, the same number of each family (a family that runs out is taken whole), shuffled.
+
+    `skip` prompts of the same split and seed are left out first, so that two draws with `skip=0` and `skip=count` are disjoint.
+    """
+    rng = random.Random(f"prompts/{split}/{seed}")
+    chosen: list[Prompt] = []
+    for rows in all_prompts(world, split).values():
+        rng.shuffle(rows)
+        chosen += rows[skip // len(FAMILIES): (skip + count) // len(FAMILIES)]
+    rng.shuffle(chosen)
+    return chosen
