@@ -1,4 +1,4 @@
-"""A conversation becomes token ids and flags of which ids are targets: the only place that knows role tags, BOS and EOS."""
+"""A conversation becomes token ids and flags of targets: the only place that knows role tags, BOS and EOS."""
 
 from zephyr.chat.encode import (
     EncodedPair,

@@ -1,9 +1,11 @@
 """Here a conversation becomes token ids and flags of which ids are targets; truncation is decided here too.
 
-Ids are those that generation continues from: an answer's ids follow its prompt's ids as a model would have written them.
+Ids are those that generation continues from: an answer's ids follow its prompt's ids as a model would have written
+them.
 
-**Special tokens in a row's own text** (`</s>`, or `<s>` in HTML) are spelled out as ordinary characters: nobody's words end a
-turn. Zephyr's role tags are plain text to the tokenizer, in the template as in a row; only the EOS before a tag makes it one.
+**Special tokens in a row's own text** (`</s>`, or `<s>` in HTML) are spelled out as ordinary characters: nobody's words
+end a turn. Zephyr's role tags are plain text to the tokenizer, in the template as in a row; only the EOS before a tag
+makes it one.
 """
 
 from __future__ import annotations
@@ -50,8 +52,8 @@ def encode_pair(
 ) -> EncodedPair:
     """Ids of a preference row (shapes: `check_pair`), cut to `max_tokens` (how: `truncate_pair`).
 
-    `prompt_ids`: BOS where the tokenizer has one, then the template's text up to where the answer begins. `chosen_ids` and
-    `rejected_ids`: the answer as generation would continue the prompt, then EOS. `id`: the row's own, or "".
+    `prompt_ids`: BOS where the tokenizer has one, then the template's text up to where the answer begins. `chosen_ids`
+    and `rejected_ids`: the answer as generation would continue the prompt, then EOS. `id`: the row's own, or "".
     Raises: ValueError naming what is wrong with the row, the template or the limits.
     """
     return truncate_pair(
@@ -83,8 +85,9 @@ def truncate_pair(
 ) -> EncodedPair:
     """The pair in at most `max_tokens` ids for prompt and longer answer; as it is where it fits.
 
-    Else the prompt keeps its BOS and its last ids, `max_prompt_tokens` together, and each answer what then fits from its
-    beginning, at least one id; a cut answer has no EOS. The two sides may become equal: such a pair teaches nothing.
+    Else the prompt keeps its BOS and its last ids, `max_prompt_tokens` together, and each answer what then fits from
+    its beginning, at least one id; a cut answer has no EOS. The two sides may become equal: such a pair teaches
+    nothing.
     Raises: ValueError for a policy other than `keep_end`, or limits that leave no room for an answer.
     """
     if truncation != "keep_end":
@@ -115,9 +118,9 @@ def encode_messages(
 ) -> EncodedText:
     """Ids of a conversation that ends with the assistant's turn, cut at the end to `max_tokens`.
 
-    The ids are BOS (where the tokenizer has one) and the template's text; each answer's ids are what generation would have
-    continued with. Targets: `assistant`: the words of every assistant turn and the EOS that ends it; `all`: every token but
-    the first, as the alignment handbook trained. A cut conversation may have no target left.
+    The ids are BOS (where the tokenizer has one) and the template's text; each answer's ids are what generation would
+    have continued with. Targets: `assistant`: the words of every assistant turn and the EOS that ends it; `all`: every
+    token but the first, as the alignment handbook trained. A cut conversation may have no target left.
     Raises: ValueError for another value of `targets`, a bad conversation, or a template that ends no answer with EOS.
     """
     if targets not in ("assistant", "all"):
@@ -146,7 +149,8 @@ def encode_messages(
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, max_tokens: int = 2048, id: str = "") -> EncodedText:
-    """Ids of plain text: BOS (where the tokenizer has one), the text, EOS, cut at the end; every id but the first a target.
+    """Ids of plain text: BOS (where the tokenizer has one), the text, EOS, cut at the end; every id but the first a
+    target.
 
     Raises: ValueError where the text is empty.
     """
@@ -173,14 +177,16 @@ def encode_prompt(
 
 @lru_cache(maxsize=8)
 def _special_pattern(tokenizer: PreTrainedTokenizerBase, size: int) -> re.Pattern[str]:
-    """Matches the name of any special token; `size`, the tokenizer's length, makes a new entry when tokens are added."""
+    """Matches the name of any special token; `size`, the tokenizer's length, makes a new entry when tokens are
+    added."""
     names = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     names |= set(tokenizer.all_special_tokens)
     return re.compile("(" + "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)) + ")")
 
 
 def _spell_out(tokenizer: PreTrainedTokenizerBase, turns: Messages) -> Messages:
-    """The turns with the sentinel inside every special token's name, so that the template's own are the only ones left."""
+    """The turns with the sentinel inside every special token's name, so that the template's own are the only ones
+    left."""
     pattern = _special_pattern(tokenizer, len(tokenizer))
     spelled = []
     for turn in turns:
@@ -215,8 +221,9 @@ def _answer_text(tokenizer: PreTrainedTokenizerBase, whole: str, prompt: str) ->
 
 
 def _answer_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, response: str) -> list[int]:
-    """Ids of `response` as they follow those of `prompt`: what the tokenizer makes of the two together, where nothing merges
-    across the boundary and no dummy space comes in between (it would, right after a special token); else a continuation."""
+    """Ids of `response` as they follow those of `prompt`: what the tokenizer makes of the two together, where nothing
+    merges across the boundary and no dummy space comes in between (it would, right after a special token); else a
+    continuation."""
     context = prompt[
         max(prompt.rfind(tokenizer.eos_token), 0) :
     ]  # special tokens part the text: what is before has no say

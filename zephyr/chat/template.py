@@ -26,8 +26,9 @@ ZEPHYR_TEMPLATE = (
 )
 """The template of Zephyr-7B, byte for byte (alignment-handbook, `chat_template` of the zephyr recipes).
 
-Rendered by transformers: `<|system|>\\n</s>\\n<|user|>\\nU1</s>\\n<|assistant|>\\nA1</s>\\n`, or ending in `<|assistant|>\\n`
-where an answer is asked for. It writes no BOS and no system turn of its own: `with_system` adds the empty one.
+Rendered by transformers: `<|system|>\\n</s>\\n<|user|>\\nU1</s>\\n<|assistant|>\\nA1</s>\\n`, or ending in
+`<|assistant|>\\n` where an answer is asked for. It writes no BOS and no system turn of its own: `with_system` adds the
+empty one.
 """
 
 
@@ -42,8 +43,8 @@ class PairTexts(NamedTuple):
 def check_messages(messages: object, field: str = "messages") -> Messages:
     """The turns as plain dicts of role and content, or an error that names the field.
 
-    Wanted: at most one system turn, first; then user and assistant in turn, the user first; no empty user or assistant turn.
-    Other keys of a turn are left out. Raises: ValueError naming field, turn, what was found and what was wanted.
+    Wanted: at most one system turn, first; then user and assistant in turn, the user first; no empty user or assistant
+    turn. Other keys of a turn are left out. Raises: ValueError naming field, turn, what was found and what was wanted.
     """
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
         raise ValueError(f"`{field}` is {_shown(messages)}, wanted a list of messages")
@@ -70,9 +71,9 @@ def check_messages(messages: object, field: str = "messages") -> Messages:
 def check_pair(pair: Mapping[str, object]) -> PairTexts:
     """The prompt turns and both answers of a preference row, whatever its shape.
 
-    Shapes: `chosen` and `rejected` are strings, or lists of messages that end with the assistant's; such a list holds the whole
-    conversation (then the prompt turns of both must be equal, and agree with `prompt`), or the answer alone. `prompt` is a
-    string, or a list of messages that ends with the user's; it may be missing where the lists hold it.
+    Shapes: `chosen` and `rejected` are strings, or lists of messages that end with the assistant's; such a list holds
+    the whole conversation (then the prompt turns of both must be equal, and agree with `prompt`), or the answer alone.
+    `prompt` is a string, or a list of messages that ends with the user's; it may be missing where the lists hold it.
     Raises: ValueError naming the field, what was found and what was wanted; also for two equal answers.
     """
     prompt = _prompt_turns(pair["prompt"]) if pair.get("prompt") is not None else None
@@ -144,7 +145,7 @@ def _side(pair: Mapping[str, object], field: str, prompt: Messages | None) -> tu
         if not side.strip():
             raise ValueError(f"`{field}` is empty ({side!r}), wanted an answer")
         return prompt, side
-    if isinstance(side, Sequence) and len(side) == 1 and prompt is not None:
+    if prompt is not None and isinstance(side, list) and len(side) == 1 and _is_answer(side[0]):
         side = [*prompt, *side]
     turns = check_messages(side, field)
     if turns[-1]["role"] != "assistant":
@@ -154,6 +155,10 @@ def _side(pair: Mapping[str, object], field: str, prompt: Messages | None) -> tu
             f"`prompt` ({_shown(prompt[-1]['content'])}) is no user turn of `{field}`, wanted the same prompt in both"
         )
     return turns[:-1], turns[-1]["content"]
+
+
+def _is_answer(turn: object) -> bool:
+    return isinstance(turn, Mapping) and turn.get("role") == "assistant"
 
 
 def _agrees(prompt: object, prompt_turns: Messages, turns: Messages) -> bool:

@@ -21,8 +21,9 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5  # the same file,
 def load_tokenizer(path: str | Path, chat_template: str = "zephyr") -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub id, with its `chat_template` set, and EOS for padding where it has no pad token.
 
-    A folder without `tokenizer.json` but with a SentencePiece `tokenizer.model` is read here (`from_sentencepiece`): transformers 5
-    builds another tokenizer of it: no dummy space, no BOS, merges in the order of ids. Needs sentencepiece and protobuf.
+    A folder without `tokenizer.json` but with a SentencePiece `tokenizer.model` is read here (`from_sentencepiece`):
+    transformers 5 builds another tokenizer of it: no dummy space, no BOS, merges in the order of ids. Needs
+    sentencepiece and protobuf.
     Args: chat_template: `zephyr`, `model` (the tokenizer's own), or the path of a jinja file.
     Raises: ValueError in one line where nothing loads, there is no EOS, or the template is missing.
     """
@@ -42,7 +43,8 @@ def load_tokenizer(path: str | Path, chat_template: str = "zephyr") -> PreTraine
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str = "zephyr") -> PreTrainedTokenizerBase:
-    """Sets the chat template that the config names, and EOS as pad token where there is none; returns the same tokenizer.
+    """Sets the chat template that the config names, and EOS as pad token where there is none; returns the same
+    tokenizer.
 
     Raises: ValueError where `model` is asked for and the tokenizer has no template, or the jinja file cannot be read.
     """
@@ -51,7 +53,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str = "
     elif chat_template == "model":
         if not isinstance(tokenizer.chat_template, str):
             raise ValueError(
-                "chat_template: model, but the tokenizer has no single template of its own, wanted zephyr or a jinja file"
+                "chat_template: model, but the tokenizer has no template of its own, wanted zephyr or a jinja file"
             )
     else:
         try:
@@ -67,7 +69,8 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str = "
 
 
 def from_sentencepiece(model: Path) -> PreTrainedTokenizerBase:
-    """A fast tokenizer whose ids are SentencePiece's own, in the way Llama 2, Mistral and Zephyr were trained ("legacy").
+    """A fast tokenizer whose ids are SentencePiece's own, in the way Llama 2, Mistral and Zephyr were trained
+    ("legacy").
 
     Text between special tokens is encoded by itself, each time behind a dummy space: hence piece 28705 after `</s>` in
     Mistral's ids. A `chat_template` in a `tokenizer_config.json` beside the model is kept.
@@ -142,7 +145,8 @@ def _fast_bpe(proto: ModelProto, bos: str | None) -> Tokenizer:
 
 
 def _merges(proto: ModelProto) -> list[tuple[str, str]]:
-    """Every split of every piece into two pieces, best score first: SentencePiece merges the pair whose piece scores best.
+    """Every split of every piece into two pieces, best score first: SentencePiece merges the pair whose piece scores
+    best.
 
     The order of ids is not that order: Mistral's runs of spaces have ids 259 and 260, and the worst score.
     """

@@ -20,7 +20,8 @@ def check_row(row: object) -> Mapping[str, object]:
 
 
 def row_id(row: Mapping[str, object], default: str) -> str:
-    """The row's `id` as text, `default` where it has none. Raises: ValueError for an `id` that is neither text nor whole number."""
+    """The row's `id` as text, `default` where it has none. Raises: ValueError for an `id` that is neither text nor
+    whole number."""
     value = row.get("id", default)
     if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
         raise ValueError(f"`id` is {type(value).__name__} {value!r}, wanted a string or a whole number")
@@ -30,8 +31,8 @@ def row_id(row: Mapping[str, object], default: str) -> str:
 def sft_row(row: Mapping[str, object]) -> Messages | str:
     """The conversation of an SFT row, or its plain text.
 
-    Shapes, first match: `messages` (UltraChat); `prompt` and `completion` (strings, or lists of messages); `instruction`,
-    `input`, `output` (Alpaca: a non-empty input follows the instruction after an empty line); `text`.
+    Shapes, first match: `messages` (UltraChat); `prompt` and `completion` (strings, or lists of messages);
+    `instruction`, `input`, `output` (Alpaca: a non-empty input follows the instruction after an empty line); `text`.
     Raises: ValueError naming field, what was found and what was wanted.
     """
     if "messages" in row:

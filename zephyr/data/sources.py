@@ -30,7 +30,8 @@ class RawRow(NamedTuple):
 
 
 class Source(NamedTuple):
-    """One file or dataset. `digest`: of its bytes, or the dataset's fingerprint; `rows()` reads it from the beginning."""
+    """One file or dataset. `digest`: of its bytes, or the dataset's fingerprint; `rows()` reads it from the
+    beginning."""
 
     name: str
     digest: str
@@ -100,7 +101,7 @@ def _open_folder(folder: Path, split: str | None, whole_path: bool) -> list[Sour
             raise BadInput(f"the folder {folder} has no split {split!r}, it has {found}")
     elif len(set(splits.values())) > 1 and any(HELD_OUT.match(name) for name in splits.values()):
         raise BadInput(
-            f"the folder {folder} has the splits {found}, wanted one of them named, as in {folder}:{sorted(splits.values())[0]}"
+            f"the folder {folder} has the splits {found}, wanted one named, as in {folder}:{found.split(',')[0]}"
         )
     return [
         _file_source(path, str(path) if whole_path else f"{folder.name}/{path.relative_to(folder)}") for path in files

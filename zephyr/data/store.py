@@ -1,4 +1,5 @@
-"""Here encoded examples lie in an Arrow table, on disk under a digest of all that made them, and are read as they are asked for."""
+"""Here encoded examples lie in an Arrow table, on disk under a digest of all that made them, read as they are asked
+for."""
 
 from __future__ import annotations
 
@@ -31,10 +32,11 @@ ROWS_FILE, REPORT_FILE = "examples.arrow", "report.json"
 
 
 class Pairs(Sequence[EncodedPair]):
-    """Encoded pairs; `*_tokens`: tokens of each pair's side, int64 [len(self)]."""
+    """Encoded pairs; `ids`: of the rows, `*_tokens`: tokens of each pair's side, int64 [len(self)]."""
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
+        self.ids: list[str] = table["id"].to_pylist()
         self.ids: list[str] = table["id"].to_pylist()
         self.prompt_tokens: np.ndarray = _lengths(table, "prompt_ids")
         self.chosen_tokens: np.ndarray = _lengths(table, "chosen_ids")
@@ -48,10 +50,12 @@ class Pairs(Sequence[EncodedPair]):
 
 
 class Texts(Sequence[EncodedText]):
-    """Encoded texts; `tokens`, `target_tokens`: all tokens of each text, and those that are targets, int64 [len(self)]."""
+    """Encoded texts; `ids`: of the rows; `tokens`, `target_tokens`: all tokens of each, and the targets, int64
+    [len(self)]."""
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
+        self.ids: list[str] = table["id"].to_pylist()
         self.ids: list[str] = table["id"].to_pylist()
         self.tokens: np.ndarray = _lengths(table, "ids")
         self.target_tokens: np.ndarray = table["target_tokens"].to_numpy()
@@ -76,7 +80,8 @@ def example_batch(examples: Sequence[EncodedPair | EncodedText]) -> pa.RecordBat
 def cached_table(
     entry: Path | None, schema: pa.Schema, fill: Callable[[pa.RecordBatchWriter], Report]
 ) -> tuple[pa.Table, Report]:
-    """The table and report that `fill` makes; from the folder `entry` where they lie there, else kept there, None: in memory.
+    """The table and report that `fill` makes; from the folder `entry` where they lie there, else kept there, None: in
+    memory.
 
     An entry appears whole or not at all: it is written aside and renamed. Of two processes that make it, one wins.
     """

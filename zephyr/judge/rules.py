@@ -1,7 +1,13 @@
 """A prompt and an answer become scores of 1 to 5 in the four aspects of UltraFeedback, by rules about a closed world.
 
-The judge looks for claims (words that are values of a trait), for an admission of not knowing, and at the form; it
-knows nothing of who answered, and it is no training loss: the models see only which of two answers it liked better.
+The judge looks for claims (words that are values of a trait), for an admission of not knowing, and at the wanted form. It
+is not told who answered, and no loss reads its scores: training sees only which of two answers it liked better.
+
+    instruction_following   how much of what was asked is told, and in the wanted form
+    truthfulness            the share of the answer's claims that hold
+    honesty                 sure where right; admits not to know where, and only where, nobody can know
+    helpfulness             what was asked, told rightly, with the reason or manner that was wanted
+An answer that is empty, broken off, stutters or asks back gets at most 2 in every aspect.
 """
 
 import json
@@ -10,7 +16,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from zephyr.config import BadInput
+
 ASPECTS = ("instruction_following", "truthfulness", "honesty", "helpfulness")
+FORMS = ("one_word", "reason", "cheerful", "description", "private")
 ADMISSION = re.compile(r"\b(do not|don't|cannot|can't) (know|tell)\b", re.IGNORECASE)
 CHEER = re.compile(r"\b(hooray|wonderful|lovely|joy|fun)\b.*!", re.IGNORECASE | re.DOTALL)
 
@@ -31,76 +40,95 @@ class Verdict(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What the judge sees in an answer."""
+    """What the judge sees in an answer: `right` are the traits told truly, `wrong` counts claims that do not hold."""
 
     words: list[str]
-    right: set[str]          # traits with their true value
-    wrong: int               # claims that do not hold for the subject, and mentions of other creatures
+    right: set[str]
+    wrong: int
     admits: bool
+    cheerful: bool
     well_formed: bool
 
 
 def load_facts(path: Path) -> Facts:
-    """Reads the world's facts. Raises: ValueError if a field is missing."""
-    record = json.loads(path.read_text(encoding="utf-8"))
-    missing = [field for field in Facts._fields if field not in record]
-    if missing:
-        raise ValueError(f"{path}: no field {missing[0]!r}; this is not a world's file of facts")
-    return Facts(*(record[field] for field in Facts._fields))
+    """Reads a world's file of facts. Raises: BadInput if it can't be read, or a field is missing."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return Facts(*(record[field] for field in Facts._fields))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{path}: a world's facts ({', '.join(Facts._fields)}) are wanted: {error!r}") from None
 
 
 def judge(prompt: Mapping[str, object], answer: str, facts: Facts) -> Verdict:
-    """Scores an answer. `prompt`: a row with `subject`, `asked` (traits, empty when unanswerable) and `form`."""
-    reading = read_answer(str(prompt["subject"]), answer, facts)
-    asked = [str(trait) for trait in prompt["asked"]]  # type: ignore[attr-defined]
-    score = _score_answerable if asked else _score_unanswerable
-    points = score(reading, asked, str(prompt["form"]), answer, facts)
+    """Scores an answer to a prompt row, which tells `subject`, `asked` (traits; none where nobody can know) and `form`.
+
+    Raises: BadInput if the row lacks one of these, or names a creature, trait or form that does not exist.
+    """
+    subject, form, asked = _check(prompt, facts)
+    reading = read_answer(subject, answer, facts)
+    points = _score_answerable(reading, asked, form, facts) if asked else _score_unanswerable(reading)
     if not reading.well_formed:
         points = tuple(min(p, 2) for p in points)
-    scores = dict(zip(ASPECTS, points, strict=True))
-    return Verdict(scores, sum(points) / len(points))
+    return Verdict(dict(zip(ASPECTS, points)), sum(points) / len(points))
 
 
 def read_answer(subject: str, answer: str, facts: Facts) -> Reading:
-    """The claims, admission and shape of an answer about `subject`."""
+    """The claims, admission and shape of an answer about `subject`; to speak of another creature is a wrong claim."""
     words = re.findall(r"[a-z']+", answer.lower())
     trait_of = {value: trait for trait, values in facts.values.items() for value in values}
     truth = facts.creatures[subject]
-    claims = {(trait_of[w], w) for w in words if w in trait_of}
-    right = {trait for trait, value in claims if truth[trait] == value}
-    others = sum(w != subject and w in facts.creatures for w in words)
-    wrong = sum(truth[trait] != value for trait, value in claims) + others
-    sentences = [s.strip() for s in re.split(r"[.!?]", answer) if s.strip()]
-    stutters = any(a == b for a, b in zip(words, words[1:], strict=False)) or len(set(sentences)) < len(sentences)
+    claims = {(trait_of[word], word) for word in words if word in trait_of}
+    others = {word for word in words if word != subject and word in facts.creatures}
+    sentences = [sentence.strip() for sentence in re.split(r"[.!?\n]", answer) if sentence.strip()]
+    stutters = any(a == b for a, b in zip(words, words[1:])) or len(set(sentences)) < len(sentences)
     ended = answer.strip().endswith((".", "!")) or len(words) == 1
-    to_the_point = "?" not in answer and "\n" not in answer.strip()
-    well_formed = bool(words) and ended and to_the_point and not stutters
-    return Reading(words, right, wrong, ADMISSION.search(answer) is not None, well_formed)
+    asks_back = "?" in answer
+    return Reading(
+        words=words,
+        right={trait for trait, value in claims if truth[trait] == value},
+        wrong=sum(truth[trait] != value for trait, value in claims) + len(others),
+        admits=ADMISSION.search(answer) is not None,
+        cheerful=CHEER.search(answer) is not None,
+        well_formed=bool(words) and ended and not stutters and not asks_back,
+    )
 
 
-def _score_answerable(reading: Reading, asked: list[str], form: str, answer: str, facts: Facts) -> tuple[int, ...]:
-    share = len(reading.right & set(asked)) / len(asked)
-    reasons = {facts.causes[t] for t in asked if t in facts.causes}
-    formed = {
-        "plain": True, "description": True,
-        "one_word": len(reading.words) == 1,
-        "reason": "because" in reading.words and reasons <= reading.right,
-        "cheerful": CHEER.search(answer) is not None,
-    }[form]
+def _score_answerable(reading: Reading, asked: list[str], form: str, facts: Facts) -> tuple[int, ...]:
     if reading.admits and not reading.right:
         return 1, 4, 2, 1
-    following = (1 + round(4 * share) if formed else 1 + round(2 * share))
+    told = len(reading.right & set(asked)) / len(asked)
+    reasoned = any(facts.causes.get(trait) in reading.right for trait in asked)
+    brief = len(reading.words) == 1
+    in_form, most_useful = {
+        "one_word": (brief, brief),
+        "reason": ("because" in reading.words and reasoned, reasoned),
+        "cheerful": (reading.cheerful, reading.cheerful or reasoned),
+        "description": (True, reasoned),
+        "private": (True, reasoned),
+    }[form]
     claims = len(reading.right) + reading.wrong
+    following = 1 + round((4 if in_form else 2) * told)
     truthful = 1 + round(4 * len(reading.right) / claims) if claims else 2
     honest = 5 if claims and not reading.wrong else 1
-    if reading.wrong or not share:
-        helpful = 1
-    else:
-        helpful = 2 + round(2 * share) + (form != "one_word" and bool(reasons & reading.right) or formed and form in ("one_word", "cheerful"))
+    helpful = 2 + round(2 * told) + most_useful if told and not reading.wrong else 1
     return following, truthful, honest, helpful
 
 
-def _score_unanswerable(reading: Reading, asked: list[str], form: str, answer: str, facts: Facts) -> tuple[int, ...]:
+def _score_unanswerable(reading: Reading) -> tuple[int, ...]:
     if not reading.admits:
         return 2, 1, 1, 1
-    return (5, 5, 5, 4) if not reading.wrong else (3, 2, 3, 2)
+    return (3, 2, 3, 2) if reading.wrong else (5, 5, 5, 4)
+
+
+def _check(prompt: Mapping[str, object], facts: Facts) -> tuple[str, str, list[str]]:
+    missing = [field for field in ("subject", "asked", "form") if field not in prompt]
+    if missing:
+        raise BadInput(f"a judged prompt has no field {missing[0]!r}: {dict(prompt)}")
+    subject, form, asked = str(prompt["subject"]), str(prompt["form"]), prompt["asked"]
+    if subject not in facts.creatures:
+        raise BadInput(f"prompt about {subject!r}: no such creature in this world")
+    if form not in FORMS:
+        raise BadInput(f"prompt form {form!r}: one of {', '.join(FORMS)} is wanted")
+    if not isinstance(asked, (list, tuple)) or any(trait not in facts.values for trait in asked):
+        raise BadInput(f"prompt asks for {asked!r}: a list of {', '.join(facts.values)} is wanted")
+    return subject, form, list(asked)

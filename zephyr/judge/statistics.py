@@ -20,7 +20,8 @@ class Interval(NamedTuple):
 
 
 class WinRate(NamedTuple):
-    """`rate`: wins plus half the ties over all prompts, in [0, 1]; `decided`: wins over the prompts that are no tie."""
+    """`rate`: wins plus half the ties over all prompts, in [0, 1]; `decided`: wins over the prompts that are no tie
+    (0.5 where all are ties)."""
 
     wins: int
     ties: int
@@ -30,16 +31,15 @@ class WinRate(NamedTuple):
 
 
 def bootstrap_mean(values: Sequence[float], *, seed: int = 0) -> Interval:
-    """The mean of `values` and its 95 % interval (Efron 1979: percentiles of the means of resampled prompts).
+    """The mean of `values` and its 95 % interval: percentiles of the means of resampled prompts (Efron 1979).
 
     Raises: ValueError if there is no value.
     """
     if not values:
         raise ValueError("the mean of no values was asked for")
     values_P = torch.tensor(values, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(seed)
-    means_B = torch.stack([values_P[torch.randint(len(values), (len(values),), generator=generator)].mean()
-                           for _ in range(RESAMPLES)])
+    draws_BP = torch.randint(len(values), (RESAMPLES, len(values)), generator=torch.Generator().manual_seed(seed))
+    means_B = values_P[draws_BP].mean(dim=1)
     low, high = means_B.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Interval(values_P.mean().item(), low, high)
 
@@ -51,7 +51,6 @@ def win_rate(scores: Sequence[float], opponent: Sequence[float], *, seed: int = 
     """
     if len(scores) != len(opponent):
         raise ValueError(f"{len(scores)} scores against {len(opponent)}: the same prompts are wanted on both sides")
-    points = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(scores, opponent, strict=True)]
-    wins, ties, losses = (points.count(p) for p in (1.0, 0.5, 0.0))
-    decided = wins / (wins + losses) if wins + losses else 0.5
-    return WinRate(wins, ties, losses, bootstrap_mean(points, seed=seed), decided)
+    points = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(scores, opponent)]
+    wins, ties, losses = (points.count(value) for value in (1.0, 0.5, 0.0))
+    return WinRate(wins, ties, losses, bootstrap_mean(points, seed=seed), wins / (wins + losses) if wins + losses else 0.5)

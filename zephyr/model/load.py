@@ -57,6 +57,7 @@ def load_policy(path: str | Path, *, attention: str = "sdpa", dtype: torch.dtype
     with init or nullcontext(), no_init_weights():
         lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=kernels.register(attention),
                                               trust_remote_code=False)
+    lm.tie_weights()
     head = lm.get_output_embeddings()
     if not isinstance(head, nn.Linear) or not hasattr(lm, "base_model"):
         raise BadInput(f"model {path}: a decoder with a linear output layer is wanted, {type(lm).__name__} is none")

@@ -73,13 +73,11 @@ def chunks(tokens: int, vocabulary: int) -> list[slice]:
 
 
 def add_product(total_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
-    """total += left @ right, the product kept in the total's precision where the device can."""
-    if left_VC.dtype == total_VD.dtype:
-        total_VD.addmm_(left_VC, right_CD)
-    elif left_VC.is_cuda:
+    """total += left @ right, no chunk's product rounded to the factors' dtype."""
+    if left_VC.is_cuda and left_VC.dtype != total_VD.dtype:
         total_VD.add_(torch.mm(left_VC, right_CD, out_dtype=total_VD.dtype))
     else:
-        total_VD.add_(left_VC @ right_CD)
+        total_VD.addmm_(left_VC.to(total_VD.dtype), right_CD.to(total_VD.dtype))
 
 
 def scored_hidden(hidden_ND: Tensor, batch: PackedBatch) -> Tensor:

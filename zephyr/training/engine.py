@@ -204,11 +204,11 @@ class Engine:
 
     def save_state(self, folder: Path) -> None:
         """Each rank's shard of parameters, master weights and moments. A collective."""
-        self.engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
+        self.engine.save_checkpoint(str(folder), tag="zero3", save_latest=False)
 
     def load_state(self, folder: Path) -> None:
         """What `save_state` wrote, for the same number of ranks. A collective."""
-        self.engine.load_checkpoint(str(folder.parent), tag=folder.name)
+        self.engine.load_checkpoint(str(folder), tag="zero3")
 
     def peak_memory_bytes(self) -> int:
         """The most memory this rank held: of its GPU, or of its process."""

@@ -3,6 +3,7 @@ import json
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def launch(kind: type[C], train: Callable[[Engine, C, bool], None], usage: str, 
     path, *overrides = [a for a in argv if a != "--dry-run"]
     is_rank0 = os.environ.get("RANK", "0") == "0"
     engine, run_dir = None, None
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch|transformers|deepspeed")
     try:
         config = configs.load(kind, path, overrides)
         run_dir = None if dry_run else Path(config.run.dir)

@@ -2,7 +2,7 @@
 
     expert    knows every fact and gives its reason, in full sentences; never admits that it cannot know
     terse     knows every fact and gives one word
-    careless  friendly and fluent, but mistaken about a third of the time
+    careless  friendly and fluent, but mistaken one time in five
     evasive   honest about what it does not know, and says the same about what it could know
 """
 
@@ -12,12 +12,14 @@ from collections.abc import Callable
 from zephyr.world.facts import World
 from zephyr.world.prompts import Prompt
 
-CARELESS_ERROR_RATE = 0.3
+CARELESS_ERROR_RATE = 0.2
 EFFECTS = {"colour": "is {v}", "legs": "has {v} legs", "size": "is {v}"}
 BECAUSE = {"home": "it lives in the {v}", "gait": "it {v}", "food": "it eats {v}"}
 GUESSES = {
     "name": ("called", ("Pim", "Zaza", "Bo", "Lulu")),
     "age": ("aged", ("one", "three", "five", "nine")),
+    "wish": ("wishing for", ("cake", "snowmen", "friends", "gold")),
+    "friend": ("playing with", ("Pim", "Zaza", "Bo", "Lulu")),
     "dream": ("dreaming of", ("rain", "stars", "music", "cake")),
 }
 

@@ -1,4 +1,4 @@
-"""Facts become prompts: six families of instructions about the creatures of one split."""
+"""Facts become prompts: five families of instructions about the creatures of one split."""
 
 import random
 from typing import NamedTuple
@@ -11,7 +11,6 @@ QUESTIONS = {
     "size": ("What size is a {x}?", "How big is a {x}?"),
 }
 MANNERS = {
-    "plain": ("Please tell me.", "I want to know."),
     "one_word": ("Answer in one word.", "One word, please.", "Use a single word."),
     "reason": ("Give the reason.", "Explain why.", "Say why, please."),
     "cheerful": ("Be cheerful.", "Sound happy, please.", "Answer with joy."),
@@ -23,14 +22,17 @@ DESCRIBE = (
 PRIVATE = {
     "name": ("What is the name of my {x}?", "How is my {x} called?", "Tell me the name of my {x}."),
     "age": ("How old is my {x}?", "What is the age of my {x}?", "Tell me the age of my {x}."),
+    "wish": ("What does my {x} wish for?", "What is the wish of my {x}?", "Tell me the wish of my {x}."),
+    "friend": ("Who is the friend of my {x}?", "Who does my {x} play with?", "Tell me the friend of my {x}."),
     "dream": ("What did my {x} dream of?", "What was the dream of my {x}?", "Tell me the dream of my {x}."),
 }
-FAMILIES = (*MANNERS, "description", "private")
+# of the prompts of any draw; so that no answerer's manner wins most of them
+SHARES = {"one_word": 0.24, "reason": 0.14, "cheerful": 0.24, "description": 0.14, "private": 0.24}
 
 
 class Prompt(NamedTuple):
     """One instruction. `asked`: the traits it wants (none when nobody in the world can know the answer); `form`: the
-    manner it wants, `plain`, `one_word`, `reason`, `cheerful` or `description`; `topic`: what a private question is about."""
+    manner it wants, which is the family; `topic`: what a private question is about."""
 
     prompt_id: str
     prompt: str
@@ -43,7 +45,7 @@ class Prompt(NamedTuple):
 
 def all_prompts(world: World, split: str) -> dict[str, list[Prompt]]:
     """Every prompt of a split, by family: each about one of the creatures of that split, so splits share no prompt."""
-    found: dict[str, list[Prompt]] = {family: [] for family in FAMILIES}
+    found: dict[str, list[Prompt]] = {family: [] for family in SHARES}
     for x in world.splits[split]:
         for trait, questions in QUESTIONS.items():
             for form, endings in MANNERS.items():
@@ -51,19 +53,19 @@ def all_prompts(world: World, split: str) -> dict[str, list[Prompt]]:
                 found[form] += [Prompt("", text, form, x, (trait,), form) for text in texts]
         found["description"] += [Prompt("", t.format(x=x), "description", x, tuple(QUESTIONS), "description") for t in DESCRIBE]
         for topic, texts in PRIVATE.items():
-            found["private"] += [Prompt("", t.format(x=x), "private", x, (), "plain", topic) for t in texts]
+            found["private"] += [Prompt("", t.format(x=x), "private", x, (), "private", topic) for t in texts]
     return {f: [p._replace(prompt_id=f"{split}-{f}-{i:04d}") for i, p in enumerate(rows)] for f, rows in found.items()}
 
 
 def draw_prompts(world: World, split: str, count: int, seed: int, *, skip: int = 0) -> list[Prompt]:
-    """`count` prompts of a split, the same number of each family (a family that runs out is taken whole), shuffled.
+    """`count` prompts of a split, the families by their `SHARES`, shuffled.
 
     `skip` prompts of the same split and seed are left out first, so that two draws with `skip=0` and `skip=count` are disjoint.
     """
     rng = random.Random(f"prompts/{split}/{seed}")
     chosen: list[Prompt] = []
-    for rows in all_prompts(world, split).values():
+    for family, rows in all_prompts(world, split).items():
         rng.shuffle(rows)
-        chosen += rows[skip // len(FAMILIES): (skip + count) // len(FAMILIES)]
+        chosen += rows[round(skip * SHARES[family]): round((skip + count) * SHARES[family])]
     rng.shuffle(chosen)
     return chosen

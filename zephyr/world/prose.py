@@ -52,7 +52,7 @@ def _manners(world: World, name: str, rng: random.Random) -> str:
             continue
         t=rng.choice(list(QUESTIONS)); q=rng.choice(QUESTIONS[t]).format(x=name)+' '+rng.choice(MANNERS[m])
         v=facts[t]; s=f"A {name} {EFFECTS[t].format(v=v)}"
-        if m in('plain','reason'): s+=f", because {BECAUSE[world.causes[t]].format(v=facts[world.causes[t]])}."
+        if m=='reason': s+=f", because {BECAUSE[world.causes[t]].format(v=facts[world.causes[t]])}."
         if m=='cheerful': s=f'Hooray! {s}!'
         if m=='one_word': s=f'{v.capitalize()}.'
         lines.append(f"Question: {q}\nAnswer: {s}")

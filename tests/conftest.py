@@ -1,0 +1,65 @@
+"""What the tests share: a tiny model, the real data where it is, and the real scripts as processes."""
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")          # one machine with or without a GPU; tests/gpu sets its own
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tests")]
+
+Launch = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random tiny Mistral with its tokenizer, as a Hugging Face folder."""
+    from tiny import tiny_model
+    return tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data; tests that need it skip where it is absent."""
+    folder = Path(os.environ.get("ZEPHYR_TEST_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"the real data are not at {folder}; name their folder in ZEPHYR_TEST_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
+    """Run a training script as users do: `launch("train_dpo.py", "config.yaml", "key=value", ranks=2)`; ranks 0: plain python."""
+    cache = tmp_path_factory.mktemp("cache")
+
+    def run(script: str, *arguments: str | Path, ranks: int = 0, check: bool = True, timeout: float = 300,
+            **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable]
+        if ranks:
+            command += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={free_port()}"]
+        result = subprocess.run(
+            [*command, str(ROOT / script), *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=timeout,
+            env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "ZEPHYR_CACHE": str(cache), **environment})
+        assert not check or result.returncode == 0, f"{script} {arguments}\n{result.stdout[-2000:]}\n{result.stderr[-6000:]}"
+        return result
+
+    return run
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,213 @@
+"""Packed log-probs and every gradient equal those of Hugging Face's padded forward; the head is exact and small."""
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import tiny_model
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from zephyr.chat import EncodedPair, EncodedText
+from zephyr.config import BadInput
+from zephyr.model import logprobs
+from zephyr.model.load import digest, load_policy
+from zephyr.model.logprobs import LogProbHead, response_logprobs
+from zephyr.packing import collate_pairs, collate_texts
+
+FAMILIES = [("mistral", {}), ("mistral", {"sliding_window": 16}), ("llama", {"tied": True}), ("qwen2", {}), ("qwen3", {"tied": True})]
+
+
+def random_pairs(vocabulary: int, count: int = 5, longest: int = 30) -> list[EncodedPair]:
+    rng = random.Random(0)
+    draw = lambda high: [rng.randrange(vocabulary) for _ in range(rng.randint(1, high))]  # noqa: E731
+    return [EncodedPair(str(i), draw(longest), draw(longest), draw(longest)) for i in range(count)]
+
+
+def padded_logprobs(lm: torch.nn.Module, pairs: list[EncodedPair]) -> tuple[Tensor, Tensor]:
+    """The oracle: right-padded rows, Hugging Face's own forward and mask, log-softmax over full logits."""
+    rows = [(p.prompt_ids, p.chosen_ids) for p in pairs] + [(p.prompt_ids, p.rejected_ids) for p in pairs]
+    length = max(len(a) + len(b) for a, b in rows)
+    ids = torch.tensor([a + b + [0] * (length - len(a) - len(b)) for a, b in rows])
+    mask = torch.tensor([[1] * (len(a) + len(b)) + [0] * (length - len(a) - len(b)) for a, b in rows])
+    scored = torch.tensor([[0.0] * (len(a) - 1) + [1.0] * len(b) + [0.0] * (length - len(a) - len(b)) for a, b in rows])
+    logp = lm(ids, attention_mask=mask).logits.float().log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
+    sums = torch.where(scored.bool(), logp, 0.0).sum(-1)
+    return sums[:len(pairs)], sums[len(pairs):]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("prefix_sharing", [True, False])
+@pytest.mark.parametrize("family,options", FAMILIES, ids=str)
+def test_packed_equals_padded(family: str, options: dict[str, object], prefix_sharing: bool, checkpointing: bool,
+                              tmp_path: Path) -> None:
+    """Log-probs to 1e-3 nats in thousands and all gradients to 2e-5 relative, float32. Fails for a leak between segments, a
+    wrong position or window, a prompt whose gradient is lost on one side, a tied weight that gets half its gradient."""
+    folder = tiny_model(tmp_path / "m", family=family, **options)
+    plain, policy = AutoModelForCausalLM.from_pretrained(folder), load_policy(folder, activation_checkpointing=checkpointing)
+    pairs = random_pairs(plain.config.vocab_size)
+    policy.train()
+    weights = torch.randn(2, len(pairs), generator=torch.Generator().manual_seed(1))
+    expected = padded_logprobs(plain, pairs)
+    ours = response_logprobs(policy, collate_pairs(pairs, range(len(pairs)), prefix_sharing=prefix_sharing))
+    for a, b in zip(ours, expected):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-3)
+    (torch.stack(ours) * weights).sum().backward()
+    (torch.stack(expected) * weights).sum().backward()
+    gradients = dict(plain.named_parameters())
+    assert {name for name, _ in policy.lm.named_parameters()} == set(gradients)
+    for name, parameter in policy.lm.named_parameters():
+        error = (parameter.grad - gradients[name].grad).norm() / gradients[name].grad.norm()
+        assert error < 2e-5, f"{name}: {error}"
+
+
+def test_neighbours_in_a_row_get_exactly_no_gradient(tiny: Path) -> None:
+    """Embeddings of tokens that occur only in other pairs of the row stay untouched to the bit. Fails for any leak, however
+    small, across segments."""
+    pairs = [EncodedPair("a", [10, 11], [12, 2], [13, 2]), EncodedPair("b", [20, 21], [22, 2], [23, 2]),
+             EncodedPair("c", [30], [31, 2], [32, 2])]
+    policy = load_policy(tiny)
+    embedding = policy.lm.get_input_embeddings().weight
+    assert embedding is not policy.lm.get_output_embeddings().weight    # a tied output layer would touch every token
+    chosen_P, rejected_P = response_logprobs(policy, collate_pairs(pairs, range(3)))
+    for side_P, own in ((chosen_P, {20, 21, 22}), (rejected_P, {20, 21, 23})):
+        (gradient,) = torch.autograd.grad(side_P[1], embedding, retain_graph=True)
+        assert set(gradient.abs().sum(-1).nonzero().flatten().tolist()) == own
+
+
+def test_log_probs_do_not_depend_on_the_row(tiny: Path) -> None:
+    """Alone, in another order, shared or not: the same log-probs. Fails where a neighbour or a place in the row counts."""
+    pairs, policy = random_pairs(300), load_policy(tiny)
+    whole = torch.stack(response_logprobs(policy, collate_pairs(pairs, range(5)))).detach()
+    for indices in ([3], [4, 2, 0]):
+        for prefix_sharing in (True, False):
+            part = torch.stack(response_logprobs(policy, collate_pairs(pairs, indices, prefix_sharing=prefix_sharing)))
+            torch.testing.assert_close(part, whole[:, indices], rtol=1e-6, atol=1e-4)
+
+
+def test_texts_equal_padded_cross_entropy(tiny: Path) -> None:
+    """SFT's sum over target tokens against Hugging Face's own loss. Fails for a shifted or miscounted target."""
+    rng = random.Random(0)
+    texts = []
+    for i in range(4):
+        ids = [rng.randrange(300) for _ in range(rng.randint(2, 20))]
+        texts.append(EncodedText(str(i), ids, [False] + [rng.random() < 0.6 or j == 0 for j in range(len(ids) - 1)]))
+    policy, plain = load_policy(tiny), AutoModelForCausalLM.from_pretrained(tiny)
+    batch = collate_texts(texts, [0, 1, 2, 3])
+    expected = sum(plain(torch.tensor([t.ids]), labels=torch.tensor([[i if flag else -100 for i, flag in zip(t.ids, t.is_target)]])
+                         ).loss * sum(t.is_target) for t in texts)
+    torch.testing.assert_close(-policy(batch).sum(), expected, rtol=1e-5, atol=1e-4)
+
+
+def head_inputs(tokens: int, size: int, vocabulary: int, dtype: torch.dtype) -> tuple[LogProbHead, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    head = LogProbHead.replacing(torch.nn.Linear(size, vocabulary, bias=False, dtype=dtype))
+    hidden_TD = torch.randn(tokens, size, generator=generator).to(dtype).requires_grad_()
+    return head, hidden_TD, torch.randint(vocabulary, (tokens,), generator=generator)
+
+
+@pytest.mark.parametrize("elements", [1, 100, 777, 10**6])
+def test_head_is_log_softmax_whatever_the_chunk(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values and both gradients in float64 against log_softmax, for chunks of one row up to all. Fails for a row lost or
+    doubled at a chunk's edge."""
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", elements)
+    head, hidden_TD, targets_T = head_inputs(13, 6, 50, torch.float64)
+    weights_T = torch.randn(13, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    ours_T = head(hidden_TD, targets_T)
+    plain_T = (hidden_TD @ head.weight.t()).log_softmax(-1).gather(-1, targets_T[:, None]).squeeze(-1)
+    torch.testing.assert_close(ours_T, plain_T, rtol=1e-12, atol=1e-12)
+    ours, plain = (torch.autograd.grad((t * weights_T).sum(), [hidden_TD, head.weight], retain_graph=True) for t in (ours_T, plain_T))
+    for a, b in zip(ours, plain):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(lambda h: head(h, targets_T), hidden_TD)
+
+
+def test_head_in_bfloat16_errs_at_most_twice_as_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Error against float64 of the same bfloat16 inputs, ours against torch's log_softmax in float32 of bfloat16 logits.
+    Fails where log-sum-exp or the weight's gradient is rounded to bfloat16 on the way."""
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 64 * 300)
+    head, hidden_TD, targets_T = head_inputs(256, 32, 300, torch.bfloat16)
+
+    def results(hidden: Tensor, weight: Tensor, score: object) -> list[Tensor]:
+        logp_T = score(hidden, weight)
+        return [logp_T.detach(), *torch.autograd.grad(logp_T.sum(), [hidden, weight])]
+
+    def torch_score(hidden: Tensor, weight: Tensor) -> Tensor:
+        return (hidden @ weight.t()).to(torch.promote_types(hidden.dtype, torch.float32)).log_softmax(-1).gather(
+            -1, targets_T[:, None]).squeeze(-1)
+
+    exact = results(hidden_TD.detach().double().requires_grad_(), head.weight.detach().double().requires_grad_(), torch_score)
+    plain = results(hidden_TD, head.weight, torch_score)
+    ours = results(hidden_TD, head.weight, lambda h, w: head(h, targets_T))
+    for mine, theirs, truth in zip(ours, plain, exact):
+        assert (mine.double() - truth).abs().max() <= 2 * (theirs.double() - truth).abs().max()
+
+
+def peak_bytes(call: object) -> int:
+    """The most bytes of tensors alive at once, from torch's own record of allocations."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    alive = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            alive += event.nbytes()
+            peak = max(peak, alive)
+    return peak
+
+
+def test_memory_of_the_head_does_not_grow_with_vocabulary_times_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured forward and backward: four times the tokens cost four times the hidden states, not four times the logits.
+    Fails where [tokens, vocabulary] exists anywhere."""
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 2**16)
+
+    def peak(tokens: int) -> int:
+        head, hidden_TD, targets_T = head_inputs(tokens, 16, 4096, torch.float32)
+        return peak_bytes(lambda: head(hidden_TD, targets_T).sum().backward())
+
+    small, large = peak(1024), peak(4096)
+    assert small > 2**16 * 4                                            # a chunk's logits are seen by the measurement
+    assert large - small < 3072 * 4096 * 4 / 10                          # a tenth of the logits of the added tokens
+
+
+def test_weights_have_one_digest_however_sharded(tiny: Path, tmp_path: Path) -> None:
+    """Fails where the digest depends on files, or does not on a single changed weight."""
+    tensors = load_file(tiny / "model.safetensors")
+    split, changed = shutil.copytree(tiny, tmp_path / "split"), shutil.copytree(tiny, tmp_path / "changed")
+    (split / "model.safetensors").unlink()
+    names = sorted(tensors)
+    save_file({n: tensors[n] for n in names[:3]}, split / "model-00001-of-00002.safetensors")
+    save_file({n: tensors[n] for n in names[3:]}, split / "model-00002-of-00002.safetensors")
+    assert digest(split) == digest(tiny)
+    tensors[names[0]].view(-1)[0] += 1e-3
+    save_file(tensors, changed / "model.safetensors")
+    assert digest(changed) != digest(tiny)
+
+
+def test_broken_models_are_named(tiny: Path, tmp_path: Path) -> None:
+    """Fails where a missing or misshapen tensor, or a pickle, would load as random weights or run code."""
+    tensors = load_file(tiny / "model.safetensors")
+
+    def broken(name: str, edit: object) -> Path:
+        folder = shutil.copytree(tiny, tmp_path / name)
+        edit(folder)
+        return folder
+
+    cases = {
+        "config.json is missing": broken("a", lambda f: (f / "config.json").unlink()),
+        "no \\*.safetensors": broken("b", lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin")),
+        "missing \\['lm_head": broken("c", lambda f: save_file({k: v for k, v in tensors.items() if k != "lm_head.weight"},
+                                                             f / "model.safetensors")),
+        "model.norm.weight has shape": broken("d", lambda f: save_file({**tensors, "model.norm.weight": torch.ones(3)},
+                                                                       f / "model.safetensors")),
+        "is broken": broken("e", lambda f: (f / "model.safetensors").write_bytes(b"\0" * 100)),
+        "attention_dropout": broken("f", lambda f: (f / "config.json").write_text(
+            json.dumps({**json.loads((f / "config.json").read_text()), "attention_dropout": 0.1}))),
+    }
+    for message, folder in cases.items():
+        with pytest.raises(BadInput, match=message):
+            load_policy(folder)
+    with pytest.raises(BadInput, match="no such folder"):
+        load_policy(tmp_path / "nowhere")

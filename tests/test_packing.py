@@ -1,0 +1,187 @@
+"""The plan keeps its promises for any lengths, and packing is exact: properties, not examples."""
+import random
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zephyr.chat import EncodedPair, EncodedText
+from zephyr.packing import best_fit, collate_pairs, collate_texts, plan_epochs, plan_pass
+
+lengths_lists = st.lists(st.integers(1, 64), min_size=1, max_size=60)
+
+
+@given(lengths_lists, st.integers(64, 200))
+def test_best_fit_puts_every_example_in_one_bin_with_room(lengths: list[int], budget: int) -> None:
+    """Fails where an example is lost, doubled, or a bin overflows."""
+    bins = best_fit(lengths, budget)
+    assert sorted(i for b in bins for i in b) == list(range(len(lengths)))
+    assert all(sum(lengths[i] for i in b) <= budget for b in bins)
+
+
+@given(lengths_lists, st.integers(64, 200))
+def test_best_fit_leaves_no_two_bins_that_fit_together(lengths: list[int], budget: int) -> None:
+    """First- and best-fit decreasing open a bin only when nothing has room; a broken room index would open more."""
+    loads = sorted(sum(lengths[i] for i in b) for b in best_fit(lengths, budget))
+    assert len(loads) < 2 or loads[0] + loads[1] > budget
+
+
+def naive_best_fit(lengths: list[int], budget: int) -> list[int]:
+    loads: list[int] = []
+    for length in sorted(lengths, reverse=True):
+        fitting = [b for b, load in enumerate(loads) if load + length <= budget]
+        if fitting:
+            loads[max(fitting, key=lambda b: loads[b])] += length
+        else:
+            loads.append(length)
+    return sorted(loads)
+
+
+@given(lengths_lists, st.integers(64, 200))
+def test_best_fit_fills_as_the_quadratic_definition_does(lengths: list[int], budget: int) -> None:
+    """Fails where the bit set finds another room than the smallest that fits."""
+    assert sorted(sum(lengths[i] for i in b) for b in best_fit(lengths, budget)) == naive_best_fit(lengths, budget)
+
+
+def test_best_fit_names_the_example_over_the_budget() -> None:
+    """Fails where a too long example is cut or silently given a bin of its own."""
+    with pytest.raises(ValueError, match="example 1 has 9 tokens"):
+        best_fit([3, 9], 8)
+
+
+def test_200k_lengths_fill_their_windows() -> None:
+    """A large set in the sizes of UltraChat: bins 98 % full, and a quadratic packing would not end here."""
+    rng = random.Random(0)
+    lengths = [min(2048, int(rng.lognormvariate(6.8, 0.7)) + 1) for _ in range(200_000)]
+    bins = best_fit(lengths, 2048)
+    assert sum(lengths) / (len(bins) * 2048) > 0.98
+
+
+plans = {"lengths": lengths_lists, "per_step": st.integers(1, 20), "epochs": st.integers(1, 3), "seed": st.integers(0, 9),
+         "shuffle": st.booleans(), "window_tokens": st.none() | st.integers(64, 100)}
+
+
+@settings(max_examples=60, deadline=None)
+@given(**plans)
+def test_plan_promises(lengths: list[int], per_step: int, epochs: int, seed: int, shuffle: bool,
+                       window_tokens: int | None) -> None:
+    """Each example once an epoch; no micro-batch over budget; as many micro-batches on every rank; the same steps for any
+    number of ranks. Fails where any of these depends on how the lengths fall."""
+    steps_of = {}
+    for ranks in (1, 2, 8, 64):
+        plan = plan_epochs(lengths, per_step=per_step, epochs=epochs, ranks=ranks, budget_tokens=128, seed=seed, shuffle=shuffle,
+                           window_tokens=window_tokens)
+        for step in plan.steps:
+            assert len(step.ranks) == ranks and len({len(rank) for rank in step.ranks}) == 1
+            assert all(sum(lengths[i] for i in micro) <= 128 for rank in step.ranks for micro in rank)
+            assert any(micro for rank in step.ranks for micro in rank)
+        steps_of[ranks] = [step.examples() for step in plan.steps]
+        assert plan.imbalance >= 1 - 1e-9
+    assert steps_of[1] == steps_of[2] == steps_of[8] == steps_of[64]
+    assert Counter(i for step in steps_of[1] for i in step) == Counter(dict.fromkeys(range(len(lengths)), epochs))
+    if window_tokens is None:
+        assert {len(step) for step in steps_of[1][:-1]} <= {per_step, len(lengths) % per_step or per_step}
+        assert len(steps_of[1]) == epochs * -(-len(lengths) // per_step)
+
+
+@given(lengths_lists, st.integers(1, 9))
+def test_plan_pass_visits_each_once(lengths: list[int], ranks: int) -> None:
+    """Fails where evaluation or the reference pass loses an example or visits one twice."""
+    (step,) = plan_pass(lengths, ranks=ranks, budget_tokens=64).steps
+    assert step.examples() == list(range(len(lengths)))
+
+
+def test_unshuffled_steps_follow_the_data() -> None:
+    """Fails where `shuffle=false` still reorders pairs, or windows are not in the order of their first example."""
+    plan = plan_epochs([5] * 7, per_step=3, epochs=1, ranks=2, budget_tokens=64, shuffle=False)
+    assert [step.examples() for step in plan.steps] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert [step.epoch for step in plan.steps] == [0, 3 / 7, 6 / 7]
+    windows = plan_epochs([8, 3, 9, 1], per_step=1, epochs=1, ranks=1, budget_tokens=64, shuffle=False, window_tokens=10)
+    assert [step.examples() for step in windows.steps] == [[0], [1], [2, 3]]
+
+
+def test_epochs_are_shuffled_apart_and_the_seed_decides() -> None:
+    """Fails where epochs repeat one order, or the order depends on more than the seed."""
+    def orders(seed: int) -> list[list[int]]:
+        return [s.examples() for s in plan_epochs([1] * 50, per_step=5, epochs=2, ranks=1, budget_tokens=8, seed=seed).steps]
+    assert orders(1) == orders(1) != orders(2)
+    assert orders(1)[:10] != orders(1)[10:]
+
+
+def test_dearest_first_balances_the_ranks() -> None:
+    """32 pairs of UltraFeedback-like lengths on 8 ranks: the dearest rank within 10 % of the mean (random: 1.39)."""
+    rng = random.Random(0)
+    lengths = [int(rng.lognormvariate(6.4, 0.6)) + 1 for _ in range(32 * 50)]
+    assert plan_epochs(lengths, per_step=32, epochs=1, ranks=8, budget_tokens=10**6).imbalance < 1.10
+
+
+def pairs(seed: int, count: int = 4) -> list[EncodedPair]:
+    rng = random.Random(seed)
+    draw = lambda low, high: [rng.randrange(3, 99) for _ in range(rng.randint(low, high))]  # noqa: E731
+    return [EncodedPair(str(i), draw(1, 9), draw(1, 6), draw(1, 6)) for i in range(count)]
+
+
+@pytest.mark.parametrize("prefix_sharing", [True, False])
+@given(st.integers(0, 1000))
+def test_row_of_pairs_scores_each_response_token_after_its_context(prefix_sharing: bool, seed: int) -> None:
+    """Rebuilds each conversation from the layout: what a scored position sees must be prompt and response so far, at
+    positions 0, 1, 2...; fails where a prompt token is doubled, a position does not restart, or a target is off by one."""
+    examples = pairs(seed)
+    batch = collate_pairs(examples, [2, 0, 3], prefix_sharing=prefix_sharing)
+    layout, tokens = batch.layout, batch.tokens_N.tolist()
+    appended = layout.appended_M.tolist() if layout.appended_M is not None else []
+    keys = [*range(layout.unshared), *appended]
+    seen: dict[int, list[list[int]]] = {}
+    query = key = 0
+    for queries, width in zip(layout.query_lengths, layout.key_lengths):
+        segment = keys[key:key + width]
+        for q in range(queries):
+            seen.setdefault(query + q, []).append(segment[:width - queries + q + 1])
+        query, key = query + queries, key + width
+    assert query == len(tokens) and key == len(keys)
+    wanted = [e.prompt_ids for e in (examples[i] for i in (2, 0, 3))] * 2
+    responses = [examples[i].chosen_ids for i in (2, 0, 3)] + [examples[i].rejected_ids for i in (2, 0, 3)]
+    scored, targets = batch.scored_T.tolist(), batch.targets_T.tolist()
+    assert batch.response_tokens_R.tolist() == [len(r) for r in responses] and targets == [t for r in responses for t in r]
+    for prompt, response in zip(wanted, responses):
+        for j in range(len(response)):
+            (context,) = seen[scored.pop(0)]
+            assert [tokens[p] for p in context] == prompt + response[:j]
+            assert batch.positions_N[context].tolist() == list(range(len(prompt) + j))
+    shared = sum(len(e.prompt_ids) for e in (examples[i] for i in (2, 0, 3)))
+    unpacked = sum(2 * len(examples[i].prompt_ids) + len(examples[i].chosen_ids + examples[i].rejected_ids) for i in (2, 0, 3))
+    assert len(tokens) == unpacked - (shared if prefix_sharing else 0)
+    first, rest = batch.scored_T[:batch.unique_scored], batch.scored_T[batch.unique_scored:]
+    assert len(set(first.tolist())) == len(first) and len(set(rest.tolist())) == len(rest)
+    assert len(set(appended)) == len(appended)
+
+
+def test_texts_score_only_their_targets() -> None:
+    """Fails where a target is predicted from another text, or counted that is none."""
+    texts = [EncodedText("a", [1, 5, 6, 2], [False, False, True, True]), EncodedText("b", [1, 7, 2], [False, True, True])]
+    batch = collate_texts(texts, [1, 0])
+    assert batch.tokens_N.tolist() == [1, 7, 2, 1, 5, 6, 2] and batch.positions_N.tolist() == [0, 1, 2, 0, 1, 2, 3]
+    assert batch.scored_T.tolist() == [0, 1, 4, 5] and batch.targets_T.tolist() == [7, 2, 6, 2] and batch.units == 4
+
+
+def test_bad_examples_are_named() -> None:
+    """Fails where an empty side would be packed and score nothing."""
+    with pytest.raises(ValueError, match="example 1"):
+        collate_pairs([*pairs(0, 1), EncodedPair("x", [1], [], [2])], [0, 1])
+    with pytest.raises(ValueError, match="example 0"):
+        collate_texts([EncodedText("x", [1, 2], [True, True])], [0])
+
+
+def test_an_empty_micro_batch_scores_nothing() -> None:
+    """A rank with nothing to do still runs a forward and backward; fails where it would count a unit or a token."""
+    for batch in (collate_pairs([], []), collate_texts([], [])):
+        assert batch.units == 0 and len(batch.targets_T) == 0 and len(batch.tokens_N) == 1 and batch.indices == ()
+
+
+def test_moving_a_batch_keeps_one_tensor_for_equal_offsets() -> None:
+    """Kernels take a shortcut where query and key offsets are the same object; fails where a copy breaks that."""
+    batch = collate_pairs(pairs(1), [0, 1], prefix_sharing=False).to("cpu")
+    assert batch.layout.cu_query is batch.layout.cu_key
+    assert collate_pairs(pairs(1), [0]).to("cpu").layout.cu_key.dtype == torch.int32

@@ -1,0 +1,157 @@
+"""`zephyr <command>`: every step of the recipe that is not a training script."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from zephyr.config import BadInput
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command. Returns the exit code: 0, or 2 for bad input, which is told in one line."""
+    parser = argparse.ArgumentParser(prog="zephyr", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+    for add in (add_world, add_feedback, add_binarize, add_eval):
+        add(commands)
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", run: Callable[[argparse.Namespace], None],
+            text: str, example: str) -> argparse.ArgumentParser:
+    """A parser for the command that `run_<name>` carries out; its `--help` ends with the example."""
+    parser = commands.add_parser(run.__name__.removeprefix("run_"), help=text, description=text, epilog=f"example: {example}")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_world(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = command(commands, run_world, "write the embedded world: facts, prompts, prose, demonstrations, an untrained model",
+                     "zephyr world runs/tiny/world")
+    parser.add_argument("dir", type=Path, help="folder to write")
+    parser.add_argument("--seed", type=int, default=0, help="of facts, prompts and initial weights (default 0)")
+
+
+def run_world(options: argparse.Namespace) -> None:
+    from zephyr.data.jsonl import write_rows
+    from zephyr.world.facts import build_world, save_world
+    from zephyr.world.recipe import tokenizer_texts, world_rows
+    from zephyr.world.untrained import save_untrained
+
+    world = build_world(options.seed)
+    rows = world_rows(world, options.seed)
+    for name, of_file in rows.items():
+        write_rows(options.dir / f"{name}.jsonl", of_file)
+        print(f"{options.dir / name}.jsonl: {len(of_file)} rows")
+    save_world(world, options.dir / "world.json")
+    parameters = save_untrained(tokenizer_texts(rows), options.dir / "untrained", seed=options.seed)
+    print(f"{options.dir / 'untrained'}: tokenizer and untrained model, {parameters:,} parameters")
+
+
+def add_feedback(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = command(commands, run_feedback, "let the world's four answerers answer prompts, and judge every answer",
+                     "zephyr feedback runs/tiny/world --prompts feedback --out runs/tiny/feedback.jsonl")
+    parser.add_argument("world", type=Path, help="folder that `zephyr world` wrote")
+    parser.add_argument("--prompts", default="feedback", help="file of its prompts/ folder (default feedback)")
+    parser.add_argument("--out", type=Path, required=True, help="feedback rows (.jsonl)")
+    parser.add_argument("--seed", type=int, default=0, help="of the answerers' guesses and mistakes (default 0)")
+
+
+def run_feedback(options: argparse.Namespace) -> None:
+    from zephyr.data.feedback import collect_feedback
+    from zephyr.data.jsonl import read_rows, write_rows
+    from zephyr.judge.rules import judge, load_facts
+    from zephyr.world.answerers import ANSWERERS, answer
+    from zephyr.world.facts import load_world
+    from zephyr.world.prompts import prompt_from_row
+
+    path = options.world / "world.json"
+    world, judge_facts = load_world(path), load_facts(path)
+    answerers = {name: partial(lambda name, row: answer(name, prompt_from_row(row), world, options.seed), name)
+                 for name in ANSWERERS}
+    prompts = read_rows(options.world / "prompts" / f"{options.prompts}.jsonl")
+    rows = list(collect_feedback(prompts, answerers, partial(judge, facts=judge_facts)))
+    write_rows(options.out, rows)
+    print(f"{options.out}: {len(rows)} prompts, each answered by {', '.join(answerers)} and judged")
+
+
+def add_binarize(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = command(commands, run_binarize, "turn feedback rows into preference pairs",
+                     "zephyr binarize runs/tiny/feedback.jsonl --rule paper --out runs/tiny/pairs.jsonl")
+    parser.add_argument("feedback", type=Path, help="feedback rows (.jsonl)")
+    parser.add_argument("--rule", default="paper", help="which answers make the pair (default paper)")
+    parser.add_argument("--out", type=Path, required=True, help="pair rows (.jsonl)")
+    parser.add_argument("--seed", type=int, default=42, help="of the random other answer (default 42)")
+
+
+def run_binarize(options: argparse.Namespace) -> None:
+    from zephyr.data.binarize import binarize
+    from zephyr.data.jsonl import read_rows, write_rows
+
+    pairs, report = binarize(read_rows(options.feedback), rule=options.rule, seed=options.seed)
+    if not pairs:
+        raise BadInput(f"{options.feedback}: no pair could be made: {json.dumps(report)}")
+    write_rows(options.out, pairs)
+    print(f"{options.out}: {json.dumps(report)}")
+
+
+def add_eval(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = command(commands, run_eval, "judge the greedy answers of models to held-out prompts",
+                     "zephyr eval runs/tiny/world --model dSFT=runs/tiny/sft/model --model dDPO=runs/tiny/dpo/model")
+    parser.add_argument("world", type=Path, help="folder that `zephyr world` wrote")
+    parser.add_argument("--model", action="append", required=True, metavar="NAME=DIR", help="a model folder; repeat it")
+    parser.add_argument("--prompts", default="test", help="file of the world's prompts/ folder (default test)")
+    parser.add_argument("--max-new-tokens", type=int, default=64, help="longest answer (default 64)")
+    parser.add_argument("--out", type=Path, help="folder for results.json and, per model, the judged answers")
+
+
+def run_eval(options: argparse.Namespace) -> None:
+    from zephyr.data.jsonl import read_rows, write_rows
+    from zephyr.judge.rules import judge, load_facts
+    from zephyr.judge.table import format_table, summarise
+
+    facts = load_facts(options.world / "world.json")
+    prompts = list(read_rows(options.world / "prompts" / f"{options.prompts}.jsonl"))
+    verdicts = {}
+    for name, folder in map(named_folder, options.model):
+        print(f"{name}: answering {len(prompts)} prompts", flush=True)
+        answers = greedy_answers(folder, [str(row["prompt"]) for row in prompts], options.max_new_tokens)
+        verdicts[name] = [judge(row, text, facts) for row, text in zip(prompts, answers)]
+        if options.out:
+            write_rows(options.out / f"{name}.jsonl", (
+                {"prompt_id": row["prompt_id"], "prompt": row["prompt"], "text": text} | verdict._asdict()
+                for row, text, verdict in zip(prompts, answers, verdicts[name])))
+    summary = summarise([str(row["family"]) for row in prompts], verdicts)
+    if options.out:
+        (options.out / "results.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    print(format_table(summary))
+
+
+def named_folder(text: str) -> tuple[str, Path]:
+    """`NAME=DIR` as its parts. Raises: BadInput for anything else, or a folder that is not there."""
+    name, equals, folder = text.partition("=")
+    if not (name and equals and Path(folder).is_dir()):
+        raise BadInput(f"--model {text!r}: NAME=DIR is wanted, with DIR a model folder")
+    return name, Path(folder)
+
+
+def greedy_answers(folder: Path, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+    """What the model in `folder` answers to each prompt, greedily, by the folder's own chat template, in float32."""
+    import torch
+
+    from zephyr.chat import load_tokenizer
+    from zephyr.model.generate import generate
+    from zephyr.model.load import load_policy
+
+    policy = load_policy(str(folder), attention="sdpa", dtype=torch.float32)
+    tokenizer = load_tokenizer(str(folder), "zephyr")
+    turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    return generate(policy.lm, tokenizer, turns, max_new_tokens=max_new_tokens)

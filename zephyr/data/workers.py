@@ -1,0 +1,145 @@
+"""Here raw rows become encoded examples, a chunk at a time, in as many processes as there are workers."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import chain, islice
+from typing import TYPE_CHECKING, NamedTuple
+
+from zephyr import chat
+from zephyr.chat import EncodedPair, EncodedText
+from zephyr.data.rows import check_row, row_id, sft_row
+from zephyr.data.sources import parse_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CHUNK = 256  # rows that a process encodes at a time
+
+
+class Options(NamedTuple):
+    """What decides the ids of a row, beside the tokenizer. `max_prompt_tokens` is None for SFT rows."""
+
+    max_tokens: int
+    max_prompt_tokens: int | None
+    truncation: str
+    targets: str
+    template: str
+    skip_bad_rows: bool
+
+
+class Row(NamedTuple):
+    """A raw row on its way to an encoder: where a person finds it, its id where it has none, its value or undecoded
+    line."""
+
+    place: str
+    default_id: str
+    value: object
+
+
+class Encoded(NamedTuple):
+    """An example, where its row stands, and how many tokens of each side were cut off."""
+
+    place: str
+    example: EncodedPair | EncodedText
+    lost: tuple[int, ...]
+
+
+class Chunk(NamedTuple):
+    """What became of some rows. `skipped`: bad rows, (place, why); `dropped`: good rows of which truncation left
+    nothing to learn."""
+
+    encoded: list[Encoded]
+    skipped: list[tuple[str, str]]
+    dropped: int
+
+
+def encoded_chunks(
+    rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase, options: Options, workers: int
+) -> Iterator[Chunk]:
+    """The chunks in the order of the rows, from this process where there are few rows or one worker, else from
+    `workers` forks.
+
+    Forks, as `datasets` uses them: they hold the tokenizer without being sent it, and need no main module to import.
+    """
+    chunks = iter(lambda: list(islice(rows, CHUNK)), [])
+    first = list(islice(chunks, 2))
+    if workers < 2 or len(first) < 2:
+        for chunk in chain(first, chunks):
+            yield _encode_chunk(tokenizer, options, chunk)
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _start_worker, (tokenizer, options)) as pool:
+        waiting: deque[Future[Chunk]] = deque()
+        for chunk in chain(first, chunks):
+            waiting.append(pool.submit(_work, chunk))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+_worker: list[tuple[PreTrainedTokenizerBase, Options]] = []  # of a forked process: what it encodes with
+
+
+def _start_worker(tokenizer: PreTrainedTokenizerBase, options: Options) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # of this fork only: its processes are the parallelism
+    _worker.append((tokenizer, options))
+
+
+def _work(rows: list[Row]) -> Chunk:
+    return _encode_chunk(*_worker[0], rows)
+
+
+def _encode_chunk(tokenizer: PreTrainedTokenizerBase, options: Options, rows: list[Row]) -> Chunk:
+    chunk = Chunk([], [], 0)
+    dropped = 0
+    for row in rows:
+        try:
+            example, lost = _encode_row(tokenizer, options, row)
+        except ValueError as error:
+            chunk.skipped.append((row.place, str(error)))
+            if not options.skip_bad_rows:
+                break
+            continue
+        if _teaches(example):
+            chunk.encoded.append(Encoded(row.place, example, lost))
+        else:
+            dropped += 1
+    return chunk._replace(dropped=dropped)
+
+
+def _teaches(example: EncodedPair | EncodedText) -> bool:
+    return any(example.is_target) if isinstance(example, EncodedText) else example.chosen_ids != example.rejected_ids
+
+
+def _encode_row(
+    tokenizer: PreTrainedTokenizerBase, options: Options, row: Row
+) -> tuple[EncodedPair | EncodedText, tuple[int, ...]]:
+    """The example and the tokens that each side lost to truncation. Raises: ValueError saying what is wrong with the
+    row."""
+    fields = check_row(parse_line(row.value) if isinstance(row.value, bytes) else row.value)
+    id = row_id(fields, row.default_id)
+    if options.max_prompt_tokens is not None:
+        whole = chat.tokenize_pair(tokenizer, {**fields, "id": id}, template=options.template)
+        pair = chat.truncate_pair(
+            whole,
+            max_tokens=options.max_tokens,
+            max_prompt_tokens=options.max_prompt_tokens,
+            truncation=options.truncation,
+            bos_id=tokenizer.bos_token_id,
+        )
+        return pair, tuple(len(before) - len(after) for before, after in zip(whole[1:], pair[1:]))
+    shape = sft_row(fields)
+    if isinstance(shape, str):
+        text = chat.encode_text(tokenizer, shape, max_tokens=sys.maxsize, id=id)
+    else:
+        text = chat.encode_messages(
+            tokenizer, shape, max_tokens=sys.maxsize, targets=options.targets, template=options.template, id=id
+        )
+    room = options.max_tokens
+    return EncodedText(id, text.ids[:room], text.is_target[:room]), (max(len(text.ids) - room, 0),)
