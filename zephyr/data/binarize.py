@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
+from zephyr.config import BadInput
+
 Completion = Mapping[str, object]
 
 
@@ -46,10 +48,10 @@ def binarize(rows: Iterable[Mapping[str, object]], *, rule: str, seed: int) -> t
 
     Report: `rows`, `pairs`, `identical` (rows whose completions are all one text), `equal_scores` (pairs without a
     difference in score) and `chosen` (how often each model's answer was the chosen one).
-    Raises: ValueError naming the rule, or the row that lacks a field, has fewer than two completions or no scores.
+    Raises: BadInput naming the rule, or the row that lacks a field, has fewer than two completions or no scores.
     """
     if rule not in RULES:
-        raise ValueError(f"binarisation rule {rule!r} is unknown; there are {', '.join(sorted(RULES))}")
+        raise BadInput(f"binarisation rule {rule!r} is unknown; there are {', '.join(sorted(RULES))}")
     pairs: list[dict[str, object]] = []
     count, equal, models = 0, 0, {}
     for count, row in enumerate(rows, start=1):
@@ -69,12 +71,12 @@ def binarize(rows: Iterable[Mapping[str, object]], *, rule: str, seed: int) -> t
 def _completions(row: Mapping[str, object], number: int) -> Sequence[Completion]:
     for field in ("prompt_id", "prompt", "completions"):
         if field not in row:
-            raise ValueError(f"feedback row {number}: no field {field!r}")
+            raise BadInput(f"feedback row {number}: no field {field!r}")
     completions = row["completions"]
     if not isinstance(completions, list) or len(completions) < 2:
-        raise ValueError(f"feedback row {number} ({row['prompt_id']}): at least 2 completions are wanted")
+        raise BadInput(f"feedback row {number} ({row['prompt_id']}): at least 2 completions are wanted")
     for n, completion in enumerate(completions):
         missing = [field for field in ("model", "text", "scores") if not isinstance(completion, dict) or field not in completion]
         if missing or not completion["scores"]:
-            raise ValueError(f"feedback row {number} ({row['prompt_id']}): completion {n} has no {(missing or ['scores'])[0]!r}")
+            raise BadInput(f"feedback row {number} ({row['prompt_id']}): completion {n} has no {(missing or ['scores'])[0]!r}")
     return completions

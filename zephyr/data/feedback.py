@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from zephyr.config import BadInput
+
 Row = Mapping[str, object]
 Answerer = Callable[[Row], str]
 Judge = Callable[[Row, str], tuple[dict[str, int], float]]
@@ -12,15 +14,15 @@ def collect_feedback(prompts: Iterable[Row], answerers: Mapping[str, Answerer], 
 
     Args: prompts: rows with `prompt_id` and `prompt`; whatever else they hold is for answerers and judge.
         answerers: name -> answer to a prompt row. judge: (prompt row, answer) -> scores by aspect, overall; it is not told who answered.
-    Raises: ValueError if a prompt id comes twice, or fewer than two answerers are given.
+    Raises: BadInput if a prompt id comes twice, or fewer than two answerers are given.
     """
     if len(answerers) < 2:
-        raise ValueError(f"feedback compares answers: at least 2 answerers are wanted, got {sorted(answerers)}")
+        raise BadInput(f"feedback compares answers: at least 2 answerers are wanted, got {sorted(answerers)}")
     seen: set[str] = set()
     for prompt in prompts:
         prompt_id = str(prompt["prompt_id"])
         if prompt_id in seen:
-            raise ValueError(f"prompt_id {prompt_id!r} comes twice")
+            raise BadInput(f"prompt_id {prompt_id!r} comes twice")
         seen.add(prompt_id)
         completions = []
         for name, answer in answerers.items():

@@ -5,6 +5,8 @@ import random
 from pathlib import Path
 from typing import NamedTuple
 
+from zephyr.config import BadInput
+
 HEADS = ("mo", "ta", "lu", "ri", "ve", "zo", "ka", "be", "fi", "du")
 TAILS = ("lin", "rup", "bex", "tok", "mard", "vint", "sol", "gam", "nee")
 
@@ -52,3 +54,12 @@ def build_world(seed: int) -> World:
 def save_world(world: World, path: Path) -> None:
     """Writes the facts as one JSON object with the fields of `World`; the judge reads this file."""
     path.write_text(json.dumps(world._asdict(), indent=1) + "\n", encoding="utf-8")
+
+
+def load_world(path: Path) -> World:
+    """Reads what `save_world` wrote. Raises: BadInput if it can't be read, or a field is missing."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return World(*(record[field] for field in World._fields))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{path}: a world's facts ({', '.join(World._fields)}) are wanted: {error!r}") from None

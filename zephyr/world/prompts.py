@@ -1,8 +1,10 @@
 """Facts become prompts: five families of instructions about the creatures of one split."""
 
 import random
+from collections.abc import Mapping
 from typing import NamedTuple
 
+from zephyr.config import BadInput
 from zephyr.world.facts import World
 
 QUESTIONS = {
@@ -41,6 +43,15 @@ class Prompt(NamedTuple):
     asked: tuple[str, ...]
     form: str
     topic: str = ""
+
+
+def prompt_from_row(row: Mapping[str, object]) -> Prompt:
+    """The prompt of a row that holds its fields. Raises: BadInput naming a missing field."""
+    missing = [field for field in Prompt._fields if field not in row]
+    if missing:
+        raise BadInput(f"prompt row {row.get('prompt_id', '')!r}: no field {missing[0]!r}")
+    values = {field: row[field] for field in Prompt._fields}
+    return Prompt(**(values | {"asked": tuple(values["asked"])}))  # type: ignore[arg-type]
 
 
 def all_prompts(world: World, split: str) -> dict[str, list[Prompt]]:

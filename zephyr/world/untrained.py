@@ -2,11 +2,16 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
-def save_untrained(texts: Iterable[str], folder: Path, *, seed: int, vocabulary: int = 1024) -> None:
+def save_untrained(texts: Iterable[str], folder: Path, *, seed: int, vocabulary: int = 1024) -> int:
     """Writes a Hugging Face folder: a tokenizer trained on `texts` (ids 0 <unk>, 1 <s>, 2 </s>, as Mistral's) and random weights.
 
+    Returns: the number of parameters.
     Args: texts: everything the tokenizer should be good at, role tags included. vocabulary: at most this many tokens.
     """
     import torch
@@ -24,9 +29,10 @@ def save_untrained(texts: Iterable[str], folder: Path, *, seed: int, vocabulary:
         model = MistralForCausalLM(config)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return model.num_parameters()
 
 
-def _train_tokenizer(texts: Iterable[str], vocabulary: int):
+def _train_tokenizer(texts: Iterable[str], vocabulary: int) -> "PreTrainedTokenizerFast":
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,0 +1,115 @@
+"""A config is right or refused in one line that names key, value and what was wanted, before any model is touched."""
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zephyr import config as configs
+from zephyr.config import ConfigError, DPOConfig, SFTConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+MINIMAL = {"model": "m", "data": {"train": ["d.jsonl"]}}
+
+
+def load(tmp_path: Path, tree: object, *overrides: str, kind: type = DPOConfig) -> DPOConfig:
+    path = tmp_path / "c.yaml"
+    path.write_text(tree if isinstance(tree, str) else yaml.safe_dump(tree))
+    return configs.load(kind, str(path), overrides)
+
+
+def test_defaults_are_the_documented_ones(tmp_path: Path) -> None:
+    """Fails where a default drifts from the paper's recipe that the documentation promises."""
+    config = load(tmp_path, MINIMAL)
+    assert (config.beta, config.loss, config.optim.lr_peak, config.optim.epochs, config.optim.pairs_per_step) == (
+        0.1, "sigmoid", 5e-7, 3, 32)
+    assert (config.data.max_tokens, config.data.max_prompt_tokens, config.optim.weight_decay) == (1024, 512, 0.0)
+    sft = load(tmp_path, MINIMAL, kind=SFTConfig)
+    assert (sft.data.max_tokens, sft.optim.windows_per_step, sft.data.targets) == (2048, 512, "assistant")
+
+
+def test_overrides_and_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where an override is ignored, loses its type, or a $VARIABLE of a path stays as it is."""
+    monkeypatch.setenv("DATA_HERE", "/d")
+    config = load(tmp_path, MINIMAL, "beta=0.5", "data.train=[$DATA_HERE/a.jsonl, b]", "run.wandb.mode=disabled",
+                  "optim.adam_betas=[0.8, 0.95]", "data.limit=null")
+    assert config.beta == 0.5 and config.data.train == ("/d/a.jsonl", "b") and config.run.wandb.mode == "disabled"
+    assert config.optim.adam_betas == (0.8, 0.95)
+
+
+@pytest.mark.parametrize("override,message", [
+    ("optim.lr=1", r"optim\.lr: unknown key; the nearest valid key is optim\.lr_peak"),
+    ("learning_rate=1", r"learning_rate: unknown key"),
+    ("lr_peak=1", r"lr_peak: unknown key; the nearest valid key is optim\.lr_peak"),
+    ("optim.lr_peak=5e-7", r"optim\.lr_peak: a finite number is wanted, got '5e-7' \(a text in YAML; write 5\.0e-07\)"),
+    ("beta=-1", r"beta: a number > 0 is wanted, got -1"),
+    ("beta=.nan", r"beta: a finite number is wanted, got nan"),
+    ("beta=true", r"beta: a finite number is wanted, got True"),
+    ("label_smoothing=0.5", r"label_smoothing: 0 <= number < 0\.5"),
+    ("optim.epochs=1.5", r"optim\.epochs: an integer is wanted, got 1\.5"),
+    ("optim=3", r"optim: a group of keys is wanted, got 3"),
+    ("optim.schedule=step", r"optim\.schedule: one of linear, cosine, constant is wanted, got 'step'"),
+    ("optim.adam_betas=[0.9]", r"optim\.adam_betas: a list of 2 is wanted"),
+    ("data.train=d.jsonl", r"data\.train: a list is wanted, got 'd\.jsonl'"),
+    ("data.train=[]", r"data\.train: at least one path"),
+    ("data.train=[3]", r"data\.train\[0\]: a text is wanted, got 3"),
+    ("data.max_prompt_tokens=1024", r"data\.max_prompt_tokens: less than data\.max_tokens"),
+    ("hardware.attention=eager", r"hardware\.attention: one of flash_attn, torch_varlen, sdpa is wanted"),
+    ("run.resume=no", r"run\.resume: one of auto, never, force is wanted, got False"),
+    ("beta", r"override 'beta': key\.sub=value is wanted"),
+    ("beta.x=1", r"beta: a finite number is wanted|group of keys"),
+    ("beta=[", r"override 'beta=\[': the value is not YAML"),
+])
+def test_bad_values_are_named(tmp_path: Path, override: str, message: str) -> None:
+    """Fails where a wrong value would be taken, guessed, or reported without its key."""
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(tmp_path, MINIMAL, override)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text,message", [
+    ("model: m", r"data\.train: missing|data: missing"), ("data: {train: [d]}", "model: missing"), ("- 1", "a mapping of keys"),
+    ("a: [", "not YAML"), ("", "a mapping of keys")])
+def test_bad_files_are_named(tmp_path: Path, text: str, message: str) -> None:
+    """Fails where a file that is no config gives a traceback."""
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, text)
+    with pytest.raises(ConfigError, match="No such file"):
+        configs.load(DPOConfig, str(tmp_path / "nowhere.yaml"))
+
+
+def test_dpo_keys_are_no_sft_keys(tmp_path: Path) -> None:
+    """Fails where a key that would do nothing is accepted."""
+    for tree in ({**MINIMAL, "beta": 0.1}, {**MINIMAL, "optim": {"pairs_per_step": 8}}):
+        with pytest.raises(ConfigError, match="unknown key"):
+            load(tmp_path, tree, kind=SFTConfig)
+
+
+SHIPPED = sorted(ROOT.glob("configs/*/*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: str(p.relative_to(ROOT)))
+def test_shipped_configs_load_write_every_key_and_read_back(path: Path, tmp_path: Path) -> None:
+    """Fails where a shipped file has a wrong or missing key, or the resolved config differs from the file it came from."""
+    tree = yaml.safe_load(path.read_text())
+    kind = DPOConfig if "beta" in tree else SFTConfig
+    config = configs.load(kind, str(path))
+
+    def leaves(node: dict[str, object], prefix: str = "") -> set[str]:
+        return {k for key, value in node.items()
+                for k in (leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key})}
+    other = {"data.targets"} if kind is DPOConfig else {"data.max_prompt_tokens", "data.truncation", "hardware.prefix_sharing"}
+    assert leaves(tree) | other == set(configs.keys(kind, "")) | other         # what only the other script reads may be left out
+    assert load(tmp_path, configs.to_yaml(config), kind=kind) == config
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+                    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=8), children, max_size=3),
+                    max_leaves=10), st.sampled_from(["model", "data", "optim", "run", "hardware", "beta", "x", ""]))
+def test_any_tree_is_a_config_or_a_config_error(value: object, key: str) -> None:
+    """Fails where some shape of YAML raises anything but a one-line ConfigError."""
+    try:
+        configs.check(configs.build(DPOConfig, {**MINIMAL, key: value}, ""))
+    except ConfigError as error:
+        assert str(error)

@@ -1,0 +1,263 @@
+"""Runs of the real scripts on tiny models: records, ledger, resume, reference store, export, refusals."""
+import json
+import math
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from safetensors.numpy import load_file, save_file
+
+from conftest import Launch
+from zephyr.training.metrics import keep_records_before
+from zephyr.training.schedule import learning_rate
+
+WORDS = "the river sky blue red short letter friend sea seven days week answer four two good true".split()
+
+
+def rows(count: int, seed: int = 0) -> list[dict[str, str]]:
+    rng = random.Random(seed)
+    say = lambda low, high: " ".join(rng.choice(WORDS) for _ in range(rng.randint(low, high)))  # noqa: E731
+    return [{"id": f"p{i}", "prompt": say(3, 12), "chosen": say(2, 9), "rejected": say(10, 12)} for i in range(count)]
+
+
+def write_lines(path: Path, items: list[dict[str, str]]) -> Path:
+    path.write_text("".join(json.dumps(item) + "\n" for item in items))
+    return path
+
+
+def write_config(folder: Path, model: Path, data: Path, **changes: object) -> Path:
+    tree = {"model": str(model), "data": {"train": [str(data)], "shuffle": True},
+            "optim": {"lr_peak": 1e-3, "epochs": 2, "pairs_per_step": 8}, "reference": {"dir": str(folder / "reference")},
+            "hardware": {"tokens_per_micro_batch": 600, "dtype": "float32", "attention": "sdpa",
+                         "deepspeed": "configs/deepspeed/cpu.json"},
+            "run": {"dir": str(folder / "run"), "wandb": {"mode": "disabled"}}}
+    for key, value in changes.items():
+        group, _, leaf = key.rpartition("__")
+        (tree[group] if group else tree)[leaf] = value
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def records(run: Path, split: str = "train") -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [r for r in lines if r["split"] == split]
+
+
+def ledger(run: Path) -> list[dict[str, float]]:
+    return [row for path in sorted((run / "pairs").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny: Path, launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two ranks: 20 pairs, 2 epochs, 3 steps each (the last of 4 pairs), checkpoints every 2 steps."""
+    folder = tmp_path_factory.mktemp("finished")
+    data = write_lines(folder / "pairs.jsonl", rows(20))
+    config = write_config(folder, tiny, data, data__eval=[str(data)], run__save_every=2, run__eval_every=3)
+    launch("train_dpo.py", config, ranks=2)
+    return folder
+
+
+def test_first_record_is_ln_2_and_names_are_the_documented_ones(finished: Path) -> None:
+    """Fails where policy and reference differ before training, or a metric is missing or misnamed."""
+    train = records(finished / "run")
+    assert abs(train[0]["loss"] - math.log(2)) < 1e-6 and train[0]["rewards/accuracies"] == 0
+    assert abs(train[0]["rewards/chosen"]) < 1e-6 and abs(train[0]["rewards/rejected"]) < 1e-6
+    assert set(train[0]) == {
+        "step", "split", "epoch", "loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies",
+        "logps/chosen", "logps/rejected", "grad_norm", "learning_rate", "pairs", "tokens", "tokens_per_second",
+        "packing_efficiency", "step_seconds", "peak_memory_bytes"}
+    assert [r["step"] for r in train] == list(range(6)) and [r["pairs"] for r in train] == [8, 8, 4] * 2
+    assert [r["epoch"] for r in train] == [0, 0.4, 0.8, 1, 1.4, 1.8]
+    assert train[-1]["loss"] < 0.6 and train[-1]["rewards/accuracies"] > 0.5
+    assert [(r["step"], r["pairs"], r["epoch"]) for r in records(finished / "run", "eval")] == [(3, 20, 1.0), (6, 20, 2.0)]
+
+
+def test_ledger_has_one_row_a_visit_and_sums_to_the_metrics(finished: Path) -> None:
+    """Fails where a pair is lost or doubled, filed under another's id, or a mean is not over all pairs of all ranks."""
+    visits = ledger(finished / "run")
+    assert len(visits) == 40 and len({(v["id"], v["step"]) for v in visits}) == 40
+    for record in records(finished / "run"):
+        of_step = [v for v in visits if v["step"] == record["step"]]
+        for name in ("loss", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected"):
+            assert np.mean([v[name] for v in of_step]) == pytest.approx(record[name], rel=1e-6, abs=1e-9)
+        assert sum(v["prompt_tokens"] + v["chosen_tokens"] + v["rejected_tokens"] for v in of_step) == record["tokens"]
+    rejected = {v["id"]: v["rejected_tokens"] for v in visits}
+    assert all(rejected[r["id"]] >= 10 for r in rows(20))                    # ten words at least, as the rows say
+
+
+def test_run_folder_is_as_documented(finished: Path) -> None:
+    """Fails where a part of the run folder is missing, or more checkpoints stay than run.keep."""
+    run = finished / "run"
+    assert {p.name for p in run.iterdir()} == {
+        "config.yaml", "status.json", "metrics.jsonl", "pairs", "checkpoints", "model", "data.json"}
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"latest", "step-4", "step-6"}
+    assert json.loads((run / "status.json").read_text()) == {"code": 0, "message": "finished"}
+    assert json.loads((run / "data.json").read_text())["train"]["rows_read"] == 20
+
+
+def test_export_loads_and_generates_like_the_policy(finished: Path, tiny: Path) -> None:
+    """Fails where the export holds the starting weights, lacks a tensor, names our attention, or lost the template."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+    folder = finished / "run" / "model"
+    trained, start = AutoModelForCausalLM.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(tiny)
+    assert trained.config._attn_implementation == "sdpa" and trained.config.use_cache
+    changed = [n for (n, a), b in zip(trained.named_parameters(), start.parameters()) if not torch.equal(a, b)]
+    assert len(changed) == len(list(start.parameters()))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)
+    assert prompt.endswith("<|user|>\nHi</s>\n<|assistant|>\n")
+    text = pipeline("text-generation", model=trained, tokenizer=tokenizer)(prompt, max_new_tokens=5, do_sample=False)
+    assert text[0]["generated_text"].startswith(prompt)
+    assert "arXiv:2310.16944" in (folder / "README.md").read_text()
+
+
+def test_resume_repeats_the_run_to_the_bit(finished: Path, launch: Launch, tmp_path: Path) -> None:
+    """A run cut back to its checkpoint at step 4, with records and a ledger part beyond it, ends as the whole run did.
+
+    Fails where moments, the data order or the schedule restart, or a line is doubled."""
+    run = shutil.copytree(finished / "run", tmp_path / "run")
+    shutil.rmtree(run / "checkpoints" / "step-6")
+    shutil.rmtree(run / "model")
+    (run / "checkpoints" / "latest").write_text("step-4")
+    launch("train_dpo.py", finished / "config.yaml", f"run.dir={run}", ranks=2)
+    same = [k for k in records(run)[0] if k not in ("tokens_per_second", "step_seconds", "peak_memory_bytes")]
+    for split in ("train", "eval"):
+        again, whole = records(run, split), records(finished / "run", split)
+        assert [[r[k] for k in same if k in r] for r in again] == [[r[k] for k in same if k in r] for r in whole]
+    assert ledger(run) == ledger(finished / "run")
+    a, b = (load_file(folder / "model" / "model.safetensors") for folder in (run, finished / "run"))
+    assert all(np.array_equal(a[name], b[name]) for name in b)
+
+
+def test_resume_refuses_what_it_cant_continue(finished: Path, launch: Launch, tmp_path: Path) -> None:
+    """Fails where another seed, world size or a used folder would be trained over in silence."""
+    run = shutil.copytree(finished / "run", tmp_path / "run")
+    for changes, message in ((["run.seed=7"], "other data, lengths, seed or steps"), (["run.resume=never"], "holds a run already")):
+        result = launch("train_dpo.py", finished / "config.yaml", f"run.dir={run}", *changes, ranks=2, check=False)
+        assert message in result.stderr and json.loads((run / "status.json").read_text())["code"] == 2
+    result = launch("train_dpo.py", finished / "config.yaml", f"run.dir={run}", check=False)
+    assert result.returncode == 2 and "written by 2 ranks, this run has 1" in result.stderr
+
+
+def test_reference_is_paid_for_once(finished: Path, launch: Launch, tmp_path: Path) -> None:
+    """A sweep over beta, on another number of ranks, finds every pair in the store. Fails where the address depends on
+    beta, packing or ranks, and the whole pass is done again."""
+    result = launch("train_dpo.py", finished / "config.yaml", "beta=0.5", f"run.dir={tmp_path / 'run'}")
+    assert "forward pass" not in result.stderr and "all 20 pairs are in" in result.stderr
+    first = records(tmp_path / "run")[0]
+    assert abs(first["loss"] - math.log(2)) < 1e-6 and first["rewards/accuracies"] == 0
+
+
+def test_reference_store_of_other_values_or_bytes_is_refused(finished: Path, launch: Launch, tmp_path: Path) -> None:
+    """Fails where a store that is not of these weights, or is damaged, would be trained against."""
+    import hashlib
+    for name, message in (("other", "the store is not of this model"), ("flipped", "is damaged")):
+        store = shutil.copytree(finished / "reference", tmp_path / name)
+        (part,) = store.glob("*/part-*.safetensors")
+        if name == "other":
+            tensors = load_file(part)
+            save_file({**tensors, "logp": tensors["logp"] + 1}, part)
+            part.rename(part.with_name(f"part-{hashlib.sha256(part.read_bytes()).hexdigest()}.safetensors"))
+        else:
+            content = bytearray(part.read_bytes())
+            content[-1] ^= 1
+            part.write_bytes(content)
+        result = launch("train_dpo.py", finished / "config.yaml", f"reference.dir={store}", f"run.dir={tmp_path / 'run'}",
+                        check=False)
+        assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
+        assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_bfloat16_starts_at_ln_2(tiny: Path, launch: Launch, tmp_path: Path) -> None:
+    """In bfloat16 on two ranks, one micro-batch or several, and with more ranks than pairs in the last step. Fails where
+    reference and policy take different paths, or an empty micro-batch hangs or counts."""
+    data = write_lines(tmp_path / "pairs.jsonl", rows(9))
+    config = write_config(tmp_path, tiny, data, hardware__dtype="bfloat16", hardware__tokens_per_micro_batch=150)
+    launch("train_dpo.py", config, ranks=2)
+    train = records(tmp_path / "run")
+    assert abs(train[0]["loss"] - math.log(2)) < 1e-3 and [r["pairs"] for r in train] == [8, 1, 8, 1]
+    assert all(math.isfinite(r["loss"]) and r["grad_norm"] > 0 for r in train)
+
+
+def test_rotary_frequencies_stay_float32(launch: Launch, tiny: Path, tmp_path: Path) -> None:
+    """Under zero.Init in bfloat16 the frequencies equal those of a plain model. Fails where DeepSpeed rounds them, which
+    shifts every position's angle."""
+    code = ("import sys, torch; from zephyr.config import Hardware, Optim; from zephyr.training.engine import Engine\n"
+            "from zephyr.model.load import load_policy\n"
+            "engine = Engine(Hardware(attention='sdpa', deepspeed='configs/deepspeed/cpu.json'), 0)\n"
+            f"engine.load({str(tiny)!r}, Optim())\n"
+            f"plain = load_policy({str(tiny)!r}, dtype=torch.bfloat16)\n"
+            "pairs = list(zip(engine.policy.named_buffers(), plain.named_buffers()))\n"
+            "assert pairs and all(a.dtype == torch.float32 and torch.equal(a, b) for (_, a), (_, b) in pairs)\n"
+            "assert all(p.dtype == torch.bfloat16 for p in engine.policy.parameters())\n"
+            "assert all(g.dtype == torch.float32 for g in engine.engine.optimizer.fp32_partitioned_groups_flat)\n")
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    launch(str(script), PYTHONPATH=str(Path(__file__).resolve().parents[1]))
+
+
+def test_non_finite_stops_before_the_update(tiny: Path, launch: Launch, tmp_path: Path) -> None:
+    """A learning rate that blows the model up: the run stops, names the pairs, and no record or checkpoint follows. Fails
+    where a NaN would be trained on or saved."""
+    data = write_lines(tmp_path / "pairs.jsonl", rows(16))
+    config = write_config(tmp_path, tiny, data, optim__lr_peak=1e30, optim__warmup_fraction=0.0, optim__epochs=5,
+                          run__save_every=1)
+    result = launch("train_dpo.py", config, ranks=2, check=False)
+    assert result.returncode != 0 and "no parameter was changed" in result.stderr and "p1" in result.stderr
+    train = records(tmp_path / "run")
+    assert 1 <= len(train) < 10 and all(math.isfinite(r["loss"]) for r in train)
+    latest = int((tmp_path / "run" / "checkpoints" / "latest").read_text().removeprefix("step-"))
+    assert latest == len(train) and not (tmp_path / "run" / "model").exists()
+    assert "no parameter was changed" in json.loads((tmp_path / "run" / "status.json").read_text())["message"]
+
+
+def test_bad_input_is_one_line_and_code_2(tiny: Path, launch: Launch, tmp_path: Path) -> None:
+    """As a user meets it: `python train_dpo.py`. Fails for a traceback, another code, or a model that was loaded first."""
+    data = write_lines(tmp_path / "pairs.jsonl", rows(4))
+    same = write_lines(tmp_path / "same.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "b"}])
+    config = write_config(tmp_path, tiny, data)
+    (tmp_path / "clip.json").write_text('{"zero_optimization": {"stage": 3}, "gradient_clipping": 1.0}')
+    cases = {
+        "optim.lr_peak=5e-7": "a text in YAML", "beta=-1": "beta: a number > 0", "optim.lr=1": "nearest valid key is optim.lr_peak",
+        f"model={tmp_path / 'nowhere'}": "no such folder", "hardware.tokens_per_micro_batch=20": "the longest example",
+        "hardware.attention=flash_attn": "sdpa", "loss=nonsense": "loss must be one of", "loss=exo_pair": "label_smoothing",
+        f"data.train=[{tmp_path / 'gone.jsonl'}]": "gone.jsonl", f"data.train=[{same}]": "same.jsonl",
+        f"hardware.deepspeed={tmp_path / 'clip.json'}": "optim.grad_clip decides that"}
+    for override, message in cases.items():
+        result = launch("train_dpo.py", config, override, check=False)
+        assert result.returncode == 2, f"{override}: {result.stderr}"
+        assert message in result.stderr and "Traceback" not in result.stderr, f"{override}: {result.stderr}"
+        errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1, result.stderr
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(tiny: Path, launch: Launch, tmp_path: Path) -> None:
+    """Fails where --dry-run trains, or leaves a folder behind."""
+    data = write_lines(tmp_path / "pairs.jsonl", rows(20))
+    result = launch("train_dpo.py", write_config(tmp_path, tiny, data), "--dry-run", ranks=2)
+    assert "plan: 6 steps" in result.stderr and not (tmp_path / "run").exists()
+
+
+def test_schedules_by_hand() -> None:
+    """Fails where warm-up does not start at 0, the peak is missed, or the end is not reached."""
+    def all_steps(**options: object) -> list[float]:
+        return [learning_rate(s, 10, lr_peak=1.0, **options) for s in range(10)]
+    assert all_steps(schedule="linear", warmup_fraction=0.2) == pytest.approx([0, 0.5, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
+    assert all_steps(schedule="constant", warmup_fraction=0.0) == [1.0] * 10
+    cosine = all_steps(schedule="cosine", warmup_fraction=0.0)
+    assert cosine[0] == 1.0 and cosine[5] == pytest.approx(0.5) and cosine == sorted(cosine, reverse=True)
+
+
+def test_records_of_steps_to_come_are_dropped(tmp_path: Path) -> None:
+    """Fails where a resumed run would write a step twice, or drop the evaluation at its checkpoint."""
+    path = write_lines(tmp_path / "metrics.jsonl", [
+        {"step": 3, "split": "train"}, {"step": 4, "split": "eval"}, {"step": 4, "split": "train"}, {"step": 5, "split": "eval"}])
+    keep_records_before(path, 4)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"step": 3, "split": "train"}, {"step": 4, "split": "eval"}]
