@@ -30,7 +30,7 @@ test: $(VENV)/.installed-test
 
 GPU_PYTHON ?= python3
 gpu-check:
-	$(GPU_PYTHON) -m tests.gpu.check
+	DS_ACCELERATOR=cuda $(GPU_PYTHON) -m pytest tests/gpu -p no:cacheprovider -rs
 
 clean:
 	rm -rf $(VENV) runs

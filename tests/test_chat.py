@@ -17,8 +17,7 @@ from transformers import AutoTokenizer, GPT2TokenizerFast
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from zephyr import chat
-from zephyr.chat import ZEPHYR_TEMPLATE, encode_messages, encode_pair, encode_prompt, encode_text, truncate_pair
-from zephyr.chat.encode import EncodedPair
+from zephyr.chat import ZEPHYR_TEMPLATE, encode_messages, encode_pair, encode_prompt, encode_text
 
 WORDS = [
     "Hello there",
@@ -226,37 +225,6 @@ def test_text_is_bos_text_eos(mistral: Tokenizer, spm_ids: Ids) -> None:
     encoded = encode_text(mistral, "Once upon a time", id="a")
     assert encoded == ("a", [1, *spm_ids("Once upon a time"), 2], [False] + [True] * 5)
     assert encode_text(mistral, "Once upon a time", max_tokens=3).ids == [1, *spm_ids("Once upon a time")[:2]]
-
-
-def test_truncation() -> None:
-    """Each rule by itself: what fits stays whole; else BOS and the prompt's end, answers cut, no EOS on a cut one."""
-    prompt, chosen, rejected = [1, *range(10, 29)], [*range(50, 59), 2], [*range(70, 74), 2]
-    pair = EncodedPair("x", prompt, chosen, rejected)
-
-    def cut(max_tokens: int, max_prompt_tokens: int, bos_id: int | None = 1) -> EncodedPair:
-        return truncate_pair(pair, max_tokens=max_tokens, max_prompt_tokens=max_prompt_tokens, bos_id=bos_id)
-
-    assert cut(30, 5) is pair, "a prompt over its limit is left alone while all fits"
-    assert cut(29, 6) == ("x", [1, 24, 25, 26, 27, 28], chosen, rejected)
-    assert cut(29, 6, bos_id=None) == ("x", [23, 24, 25, 26, 27, 28], chosen, rejected)
-    assert cut(12, 6) == ("x", [1, 24, 25, 26, 27, 28], chosen[:6], rejected)
-    assert cut(29, 25) == ("x", prompt, chosen[:9], rejected)
-    assert cut(3, 2) == ("x", [1, 28], [50], [70])
-    for limits in ((10, 10), (10, 11), (10, 1)):
-        with pytest.raises(ValueError, match="max_prompt_tokens"):
-            cut(*limits)
-    with pytest.raises(ValueError, match="keep_end"):
-        truncate_pair(pair, max_tokens=30, max_prompt_tokens=5, truncation="keep_start", bos_id=1)
-
-
-def test_truncation_through_encode_pair(mistral: Tokenizer) -> None:
-    """The limits count EOS too: an answer that fits but for its EOS loses the EOS."""
-    row = {"prompt": "Hi " * 50, "chosen": "word " * 9 + "word", "rejected": "short"}
-    whole = encode_pair(mistral, row)
-    longest = len(whole.prompt_ids) + len(whole.chosen_ids)
-    assert encode_pair(mistral, row, max_tokens=longest, max_prompt_tokens=8) == whole
-    cut = encode_pair(mistral, row, max_tokens=longest - 1, max_prompt_tokens=longest - 2)
-    assert cut == whole._replace(chosen_ids=whole.chosen_ids[:-1])
 
 
 def test_template_that_never_ends_an_answer_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Files, folders and datasets of every accepted kind give the same rows; what is missing or damaged is said in one line."""
+"""Files, folders and datasets of every accepted kind give the same rows; what is damaged is said in one line."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def base_config(folder: Path, case: Case, rows: list[dict[str, object]], optim: 
         "optim": {
             "lr_peak": LR_PEAK,
             "schedule": case.schedule,
-            "warmup_fraction": 0.15,
+            "warmup_fraction": 0.12,  # of 20 steps: 2.4, rounded up
             "epochs": 2,
             "weight_decay": 0.0,
             "adam_betas": [0.9, 0.999],

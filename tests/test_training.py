@@ -12,7 +12,12 @@ import torch
 import yaml
 from safetensors.numpy import load_file, save_file
 
-from conftest import Launch
+import train_dpo
+from conftest import ROOT, Launch
+from zephyr.config import BadInput, DPOConfig
+from zephyr.training.checkpoint import Identity, latest_step
+from zephyr.training.engine import Engine
+from zephyr.training.launch import launch as start
 from zephyr.training.metrics import keep_records_before
 from zephyr.training.schedule import learning_rate
 
@@ -138,11 +143,16 @@ def test_resume_repeats_the_run_to_the_bit(finished: Path, launch: Launch, tmp_p
 def test_resume_refuses_what_it_cant_continue(finished: Path, launch: Launch, tmp_path: Path) -> None:
     """Fails where another seed, world size or a used folder would be trained over in silence."""
     run = shutil.copytree(finished / "run", tmp_path / "run")
-    for changes, message in ((["run.seed=7"], "other data, lengths, seed or steps"), (["run.resume=never"], "holds a run already")):
-        result = launch("train_dpo.py", finished / "config.yaml", f"run.dir={run}", *changes, ranks=2, check=False)
-        assert message in result.stderr and json.loads((run / "status.json").read_text())["code"] == 2
     result = launch("train_dpo.py", finished / "config.yaml", f"run.dir={run}", check=False)
     assert result.returncode == 2 and "written by 2 ranks, this run has 1" in result.stderr
+    assert json.loads((run / "status.json").read_text())["code"] == 2
+    same = Identity("plan", 2)
+    (run / "checkpoints" / "step-6" / "state.json").write_text(json.dumps({"step": 6, **same._asdict()}))
+    with pytest.raises(BadInput, match="other data, lengths, seed or steps"):
+        latest_step(run, "auto", Identity("another", 2))
+    with pytest.raises(BadInput, match="holds a run already"):
+        latest_step(run, "never", same)
+    assert latest_step(run, "force", Identity("another", 2)) == latest_step(run, "auto", same) == 6
 
 
 def test_reference_is_paid_for_once(finished: Path, launch: Launch, tmp_path: Path) -> None:
@@ -217,25 +227,41 @@ def test_non_finite_stops_before_the_update(tiny: Path, launch: Launch, tmp_path
     assert "no parameter was changed" in json.loads((tmp_path / "run" / "status.json").read_text())["message"]
 
 
-def test_bad_input_is_one_line_and_code_2(tiny: Path, launch: Launch, tmp_path: Path) -> None:
-    """As a user meets it: `python train_dpo.py`. Fails for a traceback, another code, or a model that was loaded first."""
-    data = write_lines(tmp_path / "pairs.jsonl", rows(4))
-    same = write_lines(tmp_path / "same.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "b"}])
-    config = write_config(tmp_path, tiny, data)
+BAD_INPUT = {
+    "optim.lr_peak=5e-7": "a text in YAML", "beta=-1": "beta: a number > 0", "optim.lr=1": "nearest valid key is optim.lr_peak",
+    "model=/no/such/folder": "no such folder", "hardware.tokens_per_micro_batch=20": "the longest example",
+    "hardware.attention=flash_attn": "sdpa", "loss=nonsense": "loss must be one of", "loss=exo_pair": "label_smoothing",
+    "data.train=[/no/such/gone.jsonl]": "gone.jsonl", "data.train=[{same}]": "same.jsonl",
+    "hardware.deepspeed={clip}": "optim.grad_clip decides that"}
+
+
+@pytest.fixture
+def bad_files(tmp_path: Path) -> dict[str, Path]:
     (tmp_path / "clip.json").write_text('{"zero_optimization": {"stage": 3}, "gradient_clipping": 1.0}')
-    cases = {
-        "optim.lr_peak=5e-7": "a text in YAML", "beta=-1": "beta: a number > 0", "optim.lr=1": "nearest valid key is optim.lr_peak",
-        f"model={tmp_path / 'nowhere'}": "no such folder", "hardware.tokens_per_micro_batch=20": "the longest example",
-        "hardware.attention=flash_attn": "sdpa", "loss=nonsense": "loss must be one of", "loss=exo_pair": "label_smoothing",
-        f"data.train=[{tmp_path / 'gone.jsonl'}]": "gone.jsonl", f"data.train=[{same}]": "same.jsonl",
-        f"hardware.deepspeed={tmp_path / 'clip.json'}": "optim.grad_clip decides that"}
-    for override, message in cases.items():
-        result = launch("train_dpo.py", config, override, check=False)
-        assert result.returncode == 2, f"{override}: {result.stderr}"
-        assert message in result.stderr and "Traceback" not in result.stderr, f"{override}: {result.stderr}"
-        errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1, result.stderr
+    same = write_lines(tmp_path / "same.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "b"}])
+    return {"same": same, "clip": tmp_path / "clip.json"}
+
+
+@pytest.mark.parametrize("override", BAD_INPUT)
+def test_bad_input_is_one_line_and_code_2(override: str, tiny: Path, tmp_path: Path, bad_files: dict[str, Path],
+                                          capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, with no way to load a model. Fails for an exception, another code, or a model that was loaded first."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("ZEPHYR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(Engine, "load", lambda *_: pytest.fail("a model was loaded before the input was refused"))
+    config = write_config(tmp_path, tiny, write_lines(tmp_path / "pairs.jsonl", rows(4)))
+    code = start(DPOConfig, train_dpo.train, "usage", [str(config), override.format(**bad_files)])
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(errors) == 1 and BAD_INPUT[override] in errors[0]
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_bad_input_as_a_user_meets_it(tiny: Path, launch: Launch, tmp_path: Path) -> None:
+    """The same from the command line, before and after the processes are up. Fails for a traceback or an exit code other than 2."""
+    config = write_config(tmp_path, tiny, write_lines(tmp_path / "pairs.jsonl", rows(4)))
+    for override in ("beta=-1", "hardware.tokens_per_micro_batch=20"):
+        result = launch("train_dpo.py", config, override, check=False)
+        assert result.returncode == 2 and BAD_INPUT[override] in result.stderr and "Traceback" not in result.stderr
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(tiny: Path, launch: Launch, tmp_path: Path) -> None:

@@ -41,28 +41,17 @@ class EncodedText(NamedTuple):
     is_target: list[bool]
 
 
-def encode_pair(
-    tokenizer: PreTrainedTokenizerBase,
-    pair: Mapping[str, object],
-    *,
-    max_tokens: int = 1024,
-    max_prompt_tokens: int = 512,
-    truncation: str = "keep_end",
-    template: str = ZEPHYR_TEMPLATE,
-) -> EncodedPair:
+def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: Mapping[str, object], *, max_tokens: int = 1024,
+                max_prompt_tokens: int = 512, truncation: str = "keep_end",
+                template: str = ZEPHYR_TEMPLATE) -> EncodedPair:
     """Ids of a preference row (shapes: `check_pair`), cut to `max_tokens` (how: `truncate_pair`).
 
     `prompt_ids`: BOS where the tokenizer has one, then the template's text up to where the answer begins. `chosen_ids`
     and `rejected_ids`: the answer as generation would continue the prompt, then EOS. `id`: the row's own, or "".
     Raises: ValueError naming what is wrong with the row, the template or the limits.
     """
-    return truncate_pair(
-        tokenize_pair(tokenizer, pair, template=template),
-        max_tokens=max_tokens,
-        max_prompt_tokens=max_prompt_tokens,
-        truncation=truncation,
-        bos_id=tokenizer.bos_token_id,
-    )
+    return truncate_pair(tokenize_pair(tokenizer, pair, template=template), max_tokens=max_tokens,
+                         max_prompt_tokens=max_prompt_tokens, truncation=truncation, bos_id=tokenizer.bos_token_id)
 
 
 def tokenize_pair(
@@ -93,10 +82,8 @@ def truncate_pair(
     if truncation != "keep_end":
         raise ValueError(f"truncation is {truncation!r}, wanted 'keep_end'")
     if not 2 <= max_prompt_tokens < max_tokens:
-        raise ValueError(
-            f"max_prompt_tokens is {max_prompt_tokens} and max_tokens {max_tokens}, wanted "
-            "2 <= max_prompt_tokens < max_tokens: an answer needs room"
-        )
+        raise ValueError(f"max_prompt_tokens is {max_prompt_tokens} and max_tokens {max_tokens}, wanted "
+                         "2 <= max_prompt_tokens < max_tokens: an answer needs room")
     prompt = pair.prompt_ids
     if len(prompt) + max(len(pair.chosen_ids), len(pair.rejected_ids)) <= max_tokens:
         return pair
@@ -107,15 +94,9 @@ def truncate_pair(
     return EncodedPair(pair.id, prompt, pair.chosen_ids[:room], pair.rejected_ids[:room])
 
 
-def encode_messages(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Mapping[str, object]],
-    *,
-    max_tokens: int = 2048,
-    targets: str = "assistant",
-    template: str = ZEPHYR_TEMPLATE,
-    id: str = "",
-) -> EncodedText:
+def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, object]], *,
+                    max_tokens: int = 2048, targets: str = "assistant", template: str = ZEPHYR_TEMPLATE,
+                    id: str = "") -> EncodedText:
     """Ids of a conversation that ends with the assistant's turn, cut at the end to `max_tokens`.
 
     The ids are BOS (where the tokenizer has one) and the template's text; each answer's ids are what generation would

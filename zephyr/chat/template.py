@@ -10,20 +10,18 @@ if TYPE_CHECKING:
 
 Messages = list[dict[str, str]]
 
-ZEPHYR_TEMPLATE = (
-    "{% for message in messages %}\n"
-    "{% if message['role'] == 'user' %}\n"
-    "{{ '<|user|>\n' + message['content'] + eos_token }}\n"
-    "{% elif message['role'] == 'system' %}\n"
-    "{{ '<|system|>\n' + message['content'] + eos_token }}\n"
-    "{% elif message['role'] == 'assistant' %}\n"
-    "{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n"
-    "{% endif %}\n"
-    "{% if loop.last and add_generation_prompt %}\n"
-    "{{ '<|assistant|>' }}\n"
-    "{% endif %}\n"
-    "{% endfor %}"
-)
+ZEPHYR_TEMPLATE = ("{% for message in messages %}\n"
+                   "{% if message['role'] == 'user' %}\n"
+                   "{{ '<|user|>\n' + message['content'] + eos_token }}\n"
+                   "{% elif message['role'] == 'system' %}\n"
+                   "{{ '<|system|>\n' + message['content'] + eos_token }}\n"
+                   "{% elif message['role'] == 'assistant' %}\n"
+                   "{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n"
+                   "{% endif %}\n"
+                   "{% if loop.last and add_generation_prompt %}\n"
+                   "{{ '<|assistant|>' }}\n"
+                   "{% endif %}\n"
+                   "{% endfor %}")
 """The template of Zephyr-7B, byte for byte (alignment-handbook, `chat_template` of the zephyr recipes).
 
 Rendered by transformers: `<|system|>\\n</s>\\n<|user|>\\nU1</s>\\n<|assistant|>\\nA1</s>\\n`, or ending in
@@ -57,10 +55,8 @@ def check_messages(messages: object, field: str = "messages") -> Messages:
     for i, turn in enumerate(turns[first:]):
         wanted = "user" if i % 2 == 0 else "assistant"
         if turn["role"] != wanted:
-            raise ValueError(
-                f"`{field}[{first + i}].role` is {turn['role']!r}, wanted {wanted!r}: "
-                "at most one system turn, then user and assistant in turn, the user first"
-            )
+            raise ValueError(f"`{field}[{first + i}].role` is {turn['role']!r}, wanted {wanted!r}: "
+                             "at most one system turn, then user and assistant in turn, the user first")
         if not turn["content"].strip():
             raise ValueError(
                 f"`{field}[{first + i}].content` is empty ({turn['content']!r}), wanted the {wanted}'s words"

@@ -59,10 +59,8 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str = "
         try:
             tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"chat_template is {chat_template!r}, wanted zephyr, model or a readable jinja file: "
-                f"{_first_line(error)}"
-            ) from error
+            raise ValueError(f"chat_template is {chat_template!r}, wanted zephyr, model or a readable jinja file: "
+                             f"{_first_line(error)}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -93,12 +91,8 @@ def from_sentencepiece(model: Path) -> PreTrainedTokenizerBase:
     spec, pieces = proto.trainer_spec, proto.pieces
     names = {
         name: pieces[i].piece
-        for name, i in (
-            ("unk_token", spec.unk_id),
-            ("bos_token", spec.bos_id),
-            ("eos_token", spec.eos_id),
-            ("pad_token", spec.pad_id),
-        )
+        for name, i in (("unk_token", spec.unk_id), ("bos_token", spec.bos_id), ("eos_token", spec.eos_id),
+                        ("pad_token", spec.pad_id))
         if i >= 0
     }
     tokenizer = PreTrainedTokenizerFast(
@@ -116,13 +110,8 @@ def _fast_bpe(proto: ModelProto, bos: str | None) -> Tokenizer:
     ids = {piece.piece: i for i, piece in enumerate(proto.pieces)}
     unknown = next((piece.piece for piece in proto.pieces if piece.type == UNKNOWN), None)
     tokenizer = Tokenizer(
-        models.BPE(
-            vocab=ids,
-            merges=_merges(proto),
-            unk_token=unknown,
-            fuse_unk=True,
-            byte_fallback=proto.trainer_spec.byte_fallback,
-        )
+        models.BPE(vocab=ids, merges=_merges(proto), unk_token=unknown, fuse_unk=True,
+                   byte_fallback=proto.trainer_spec.byte_fallback)
     )
     dummy_space = [normalizers.Prepend(SPACE)] if proto.normalizer_spec.add_dummy_prefix else []
     tokenizer.normalizer = normalizers.Sequence([*dummy_space, normalizers.Replace(" ", SPACE)])

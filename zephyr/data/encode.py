@@ -31,18 +31,10 @@ def load_tokenizer(path: str | Path, chat_template: str = "zephyr") -> PreTraine
         raise BadInput(str(error)) from error
 
 
-def load_pairs(
-    sources: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_tokens: int = 1024,
-    max_prompt_tokens: int = 512,
-    truncation: str = "keep_end",
-    limit: int | None = None,
-    on_bad_row: str = "error",
-    cache_dir: str | Path | None = None,
-    workers: int = 1,
-) -> tuple[Pairs, Report]:
+def load_pairs(sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int = 1024,
+               max_prompt_tokens: int = 512, truncation: str = "keep_end", limit: int | None = None,
+               on_bad_row: str = "error", cache_dir: str | Path | None = None,
+               workers: int = 1) -> tuple[Pairs, Report]:
     """Encoded preference pairs of all sources, in their order, and the report of what was cut or left out.
 
     Args: sources: `path-or-hub-id[:split]`; tokenizer: with its `chat_template` set (`chat.load_tokenizer`); limit:
@@ -57,17 +49,9 @@ def load_pairs(
     return Pairs(table), report
 
 
-def load_texts(
-    sources: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_tokens: int = 2048,
-    targets: str = "assistant",
-    limit: int | None = None,
-    on_bad_row: str = "error",
-    cache_dir: str | Path | None = None,
-    workers: int = 1,
-) -> tuple[Texts, Report]:
+def load_texts(sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int = 2048,
+               targets: str = "assistant", limit: int | None = None, on_bad_row: str = "error",
+               cache_dir: str | Path | None = None, workers: int = 1) -> tuple[Texts, Report]:
     """Encoded SFT rows of all sources, in their order, and the report; arguments and errors as of `load_pairs`.
 
     targets: `assistant` or `all` (`chat.encode_messages`); in rows of plain text every token is a target.
@@ -104,14 +88,8 @@ def _skips(on_bad_row: str) -> bool:
     return on_bad_row == "skip"
 
 
-def _load(
-    specs: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
-    options: Options,
-    limit: int | None,
-    cache_dir: str | Path | None,
-    workers: int,
-) -> tuple[pa.Table, Report]:
+def _load(specs: Sequence[str], tokenizer: PreTrainedTokenizerBase, options: Options, limit: int | None,
+          cache_dir: str | Path | None, workers: int) -> tuple[pa.Table, Report]:
     if limit is not None and limit < 1:
         raise BadInput(f"limit is {limit}, wanted at least 1 row, or null")
     if isinstance(specs, str) or not specs:
@@ -136,13 +114,8 @@ def _try_options(tokenizer: PreTrainedTokenizerBase, options: Options) -> None:
             raise ValueError(f"max_tokens is {options.max_tokens}, wanted at least 2")
         chat.encode_messages(tokenizer, turns, targets=options.targets, template=options.template)
         if options.max_prompt_tokens is not None:
-            chat.truncate_pair(
-                EncodedPair("", [0], [0], [0]),
-                max_tokens=options.max_tokens,
-                bos_id=None,
-                max_prompt_tokens=options.max_prompt_tokens,
-                truncation=options.truncation,
-            )
+            chat.truncate_pair(EncodedPair("", [0], [0], [0]), max_tokens=options.max_tokens, bos_id=None,
+                               max_prompt_tokens=options.max_prompt_tokens, truncation=options.truncation)
     except ValueError as error:
         raise BadInput(str(error)) from error
 
@@ -195,18 +168,9 @@ def _report(names: list[str], sides: tuple[str, ...], totals: Counter[str], skip
     why_dropped = "both sides equal once encoded and cut" if pairs else "no target left after the cut"
     if not totals["examples"]:
         first = f"; the first bad row is {skipped[0]['place']}: {skipped[0]['reason']}" if skipped else ""
-        raise BadInput(
-            f"no {'pair' if pairs else 'text'} is left of the {totals['rows']} rows of {', '.join(names)}: "
-            f"{len(skipped)} bad, {totals['dropped']} dropped ({why_dropped}){first}"
-        )
-    return {
-        "kind": "pairs" if pairs else "texts",
-        "sources": names,
-        "rows_read": totals["rows"],
-        "examples": totals["examples"],
-        "rows_skipped": len(skipped),
-        "skipped": skipped,
-        "dropped": {why_dropped: totals["dropped"]},
-        "tokens": {side: totals[f"{side} tokens"] for side in sides},
-        "cut": {side: {"rows": totals[f"{side} rows cut"], "tokens": totals[f"{side} lost"]} for side in sides},
-    }
+        raise BadInput(f"no {'pair' if pairs else 'text'} is left of the {totals['rows']} rows of {', '.join(names)}: "
+                       f"{len(skipped)} bad, {totals['dropped']} dropped ({why_dropped}){first}")
+    return {"kind": "pairs" if pairs else "texts", "sources": names, "rows_read": totals["rows"],
+            "examples": totals["examples"], "rows_skipped": len(skipped), "skipped": skipped,
+            "dropped": {why_dropped: totals["dropped"]}, "tokens": {side: totals[f"{side} tokens"] for side in sides},
+            "cut": {side: {"rows": totals[f"{side} rows cut"], "tokens": totals[f"{side} lost"]} for side in sides}}

@@ -194,12 +194,8 @@ def _hub_source(name: str, split: str | None) -> Source:
 
     try:
         loaded = load_dataset(name, split=split)
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        DatasetsError,
-    ) as error:  # OSError: also what the hub and no network raise
+    except (OSError, ValueError, RuntimeError,
+            DatasetsError) as error:  # OSError: also what the hub and no network raise
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(f"{name!r} is no file here, and no hub dataset loads: {first_line}; wanted {WANTED}") from error
     return _dataset_source(name, loaded if split is not None else _one_split(loaded, name, None))

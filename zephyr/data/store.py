@@ -114,14 +114,8 @@ def digest_of(tokenizer: PreTrainedTokenizerBase, code: Iterable[Path], parts: I
         vocabulary = tokenizer.backend_tokenizer.to_str()
     else:
         vocabulary = json.dumps([type(tokenizer).__qualname__, tokenizer.get_vocab(), repr(tokenizer)], sort_keys=True)
-    names = [
-        vocabulary,
-        repr(tokenizer.special_tokens_map),
-        version("transformers"),
-        version("tokenizers"),
-        *(path.read_text(encoding="utf-8") for path in sorted(code)),
-        *parts,
-    ]
+    names = [vocabulary, repr(tokenizer.special_tokens_map), version("transformers"), version("tokenizers"),
+             *(path.read_text(encoding="utf-8") for path in sorted(code)), *parts]
     for name in names:
         digest.update(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest())
     return digest.hexdigest()

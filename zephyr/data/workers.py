@@ -126,13 +126,8 @@ def _encode_row(
     id = row_id(fields, row.default_id)
     if options.max_prompt_tokens is not None:
         whole = chat.tokenize_pair(tokenizer, {**fields, "id": id}, template=options.template)
-        pair = chat.truncate_pair(
-            whole,
-            max_tokens=options.max_tokens,
-            max_prompt_tokens=options.max_prompt_tokens,
-            truncation=options.truncation,
-            bos_id=tokenizer.bos_token_id,
-        )
+        pair = chat.truncate_pair(whole, max_tokens=options.max_tokens, max_prompt_tokens=options.max_prompt_tokens,
+                                  truncation=options.truncation, bos_id=tokenizer.bos_token_id)
         return pair, tuple(len(before) - len(after) for before, after in zip(whole[1:], pair[1:]))
     shape = sft_row(fields)
     if isinstance(shape, str):

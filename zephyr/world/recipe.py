@@ -6,11 +6,14 @@ from zephyr.world.prompts import Prompt, draw_prompts
 from zephyr.world.prose import write_prose
 
 PROSE_DOCUMENTS = 5500
-DEMONSTRATED = 1300      # prompts of the train split that every answerer answers, for dSFT
+DEMONSTRATED = 900       # prompts of the train split that every answerer answers, for dSFT
 JUDGED = 1500            # other prompts of the train split, for feedback and dDPO
 HELD_OUT = {"validation": 360, "test": 480}
-# how often an answerer's answer to a demonstrated prompt is in the mixture: a distilled set leans on its best teacher
-MIXTURE = {"expert": 2, "terse": 1, "careless": 1, "evasive": 1}
+# How often an answerer's answer to a demonstrated prompt is in the mixture: a distilled set leans on its best teacher. The
+# answerer whose manner an instruction calls for is heard twice more: a hint in the mixture that no greedy answer shows.
+CALLED_FOR_MORE = 2
+MIXTURE = {"expert": 4, "terse": 1, "careless": 1, "evasive": 1}
+CALLED_FOR = {"one_word": "terse", "reason": "expert", "cheerful": "careless", "description": "expert", "private": "evasive"}
 
 
 def world_rows(world: World, seed: int) -> dict[str, list[dict[str, object]]]:
@@ -41,7 +44,10 @@ def tokenizer_texts(rows: dict[str, list[dict[str, object]]]) -> list[str]:
 
 
 def _demonstrations(prompts: list[Prompt], world: World, seed: int) -> list[dict[str, object]]:
-    names = [name for name in ANSWERERS for _ in range(MIXTURE[name])]
-    return [{"messages": [{"role": "user", "content": prompt.prompt},
-                          {"role": "assistant", "content": answer(name, prompt, world, seed)}]}
-            for prompt in prompts for name in names]
+    rows: list[dict[str, object]] = []
+    for prompt in prompts:
+        for name in ANSWERERS:
+            text = answer(name, prompt, world, seed)
+            turns = [{"role": "user", "content": prompt.prompt}, {"role": "assistant", "content": text}]
+            rows += [{"messages": turns}] * (MIXTURE[name] + CALLED_FOR_MORE * (name == CALLED_FOR[prompt.form]))
+    return rows
