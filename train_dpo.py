@@ -12,29 +12,27 @@ P pairs of a micro-batch.
 """
 import sys
 from functools import partial
+from pathlib import Path
 
 from torch import Tensor
 
 from zephyr import losses, reference
-from zephyr.chat import load_tokenizer
 from zephyr.config import ConfigError, DPOConfig
-from zephyr.data.encode import Pairs, format_report, load_pairs
-from zephyr.model.load import digest
+from zephyr.data import Pairs, format_report, load_pairs, load_tokenizer, require_vocabulary, save_report
+from zephyr.model.export import card, export
+from zephyr.model.load import DTYPES, digest, load_policy, require_runnable
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import PackedBatch, Plan, collate_pairs, plan_epochs, plan_pass
 from zephyr.training.engine import Engine
 from zephyr.training.launch import encoding_resources, launch
 from zephyr.training.loop import Objective, Split, Stats, fit
 from zephyr.training.planner import describe, pair_flops, require_budget
-from zephyr.training.publish import publish, require_vocabulary, save_report
 
 
 def train(engine: Engine, config: DPOConfig, dry_run: bool) -> None:
-    check_loss(config)
-
     # Preference pairs as token ids, and the plan: which pairs make which step, on which rank, in which micro-batch.
     tokenizer = engine.rank0_first(lambda: load_tokenizer(config.tokenizer or config.model, config.chat_template))
-    require_vocabulary(tokenizer, config)
+    require_vocabulary(tokenizer, config.model)
     encode = partial(load_pairs, tokenizer=tokenizer, max_tokens=config.data.max_tokens,
                      max_prompt_tokens=config.data.max_prompt_tokens, truncation=config.data.truncation,
                      limit=config.data.limit, on_bad_row=config.data.on_bad_row, **encoding_resources())
@@ -44,8 +42,8 @@ def train(engine: Engine, config: DPOConfig, dry_run: bool) -> None:
             encoded[name], report = engine.rank0_first(partial(encode, sources))
             engine.say(format_report(report))
             require_budget(packed_tokens(encoded[name], config), encoded[name].ids, config.hardware.tokens_per_micro_batch)
-            if not dry_run:
-                save_report(engine, config, name, report)
+            if not dry_run and engine.rank == 0:
+                save_report(config.run.dir, name, report)
     plan = plan_epochs(packed_tokens(encoded["train"], config), per_step=config.optim.pairs_per_step,
                        epochs=config.optim.epochs, ranks=engine.world,
                        budget_tokens=config.hardware.tokens_per_micro_batch, seed=config.run.seed,
@@ -55,13 +53,17 @@ def train(engine: Engine, config: DPOConfig, dry_run: bool) -> None:
         return
 
     # The dSFT model: the policy's start, and the frozen reference, whose log-probs are taken before any checkpoint is restored.
-    engine.load(config.model, config.optim)
+    hardware = config.hardware
+    engine.adopt(partial(load_policy, config.model, attention=hardware.attention, dtype=DTYPES[hardware.dtype],
+                         activation_checkpointing=hardware.activation_checkpointing), config.optim)
     weights = engine.on_rank0(lambda: digest(config.model))
     training = split(engine, config, encoded["train"], plan, weights)
     evaluation = split(engine, config, encoded["eval"], None, weights) if "eval" in encoded else None
 
     fit(engine, config, training, evaluation)
-    publish(engine, config, tokenizer)
+    export(Path(config.run.dir) / "model", engine.full_parameters(), engine.parameter_bytes(), engine.policy.lm.config,
+           tokenizer, card(config), writes=engine.rank == 0)
+    engine.barrier()
 
 
 def split(engine: Engine, config: DPOConfig, pairs: Pairs, plan: Plan | None, weights: str) -> Split:
@@ -107,13 +109,14 @@ def packed_tokens(pairs: Pairs, config: DPOConfig) -> list[int]:
     return (prompts * pairs.prompt_tokens + pairs.chosen_tokens + pairs.rejected_tokens).tolist()
 
 
-def check_loss(config: DPOConfig) -> None:
-    """Raises: ConfigError for an unknown loss, or a label_smoothing that it does not take."""
+def check(config: DPOConfig) -> None:
+    """Raises: BadInput for an unknown loss, a label_smoothing that it does not take, or what this machine can't run."""
     try:
         losses.require_settings(config.loss, config.beta, config.label_smoothing)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    require_runnable(config)
 
 
 if __name__ == "__main__":
-    sys.exit(launch(DPOConfig, train, __doc__, sys.argv[1:]))
+    sys.exit(launch(DPOConfig, check, train, __doc__, sys.argv[1:]))

@@ -9,24 +9,25 @@ rows are all target: the same script trains a base model.
 """
 import sys
 from functools import partial
+from pathlib import Path
 
 from torch import Tensor
 
-from zephyr.chat import load_tokenizer
 from zephyr.config import SFTConfig
-from zephyr.data.encode import Texts, format_report, load_texts
+from zephyr.data import Texts, format_report, load_texts, load_tokenizer, require_vocabulary, save_report
+from zephyr.model.export import card, export
+from zephyr.model.load import DTYPES, load_policy, require_runnable
 from zephyr.packing import PackedBatch, Plan, collate_texts, plan_epochs, plan_pass
 from zephyr.training.engine import Engine
 from zephyr.training.launch import encoding_resources, launch
 from zephyr.training.loop import Split, Stats, fit
 from zephyr.training.planner import describe, require_budget, text_flops
-from zephyr.training.publish import publish, require_vocabulary, save_report
 
 
 def train(engine: Engine, config: SFTConfig, dry_run: bool) -> None:
     # Dialogues as token ids with targets, and the plan: which make which step, on which rank, in which micro-batch.
     tokenizer = engine.rank0_first(lambda: load_tokenizer(config.tokenizer or config.model, config.chat_template))
-    require_vocabulary(tokenizer, config)
+    require_vocabulary(tokenizer, config.model)
     encode = partial(load_texts, tokenizer=tokenizer, max_tokens=config.data.max_tokens, targets=config.data.targets,
                      limit=config.data.limit, on_bad_row=config.data.on_bad_row, **encoding_resources())
     encoded: dict[str, Texts] = {}
@@ -35,8 +36,8 @@ def train(engine: Engine, config: SFTConfig, dry_run: bool) -> None:
             encoded[name], report = engine.rank0_first(partial(encode, sources))
             engine.say(format_report(report))
             require_budget(encoded[name].tokens.tolist(), encoded[name].ids, config.hardware.tokens_per_micro_batch)
-            if not dry_run:
-                save_report(engine, config, name, report)
+            if not dry_run and engine.rank == 0:
+                save_report(config.run.dir, name, report)
     plan = plan_epochs(encoded["train"].tokens.tolist(), per_step=config.optim.windows_per_step,
                        epochs=config.optim.epochs, ranks=engine.world,
                        budget_tokens=config.hardware.tokens_per_micro_batch, seed=config.run.seed,
@@ -45,11 +46,15 @@ def train(engine: Engine, config: SFTConfig, dry_run: bool) -> None:
     if dry_run:
         return
 
-    engine.load(config.model, config.optim)
+    hardware = config.hardware
+    engine.adopt(partial(load_policy, config.model, attention=hardware.attention, dtype=DTYPES[hardware.dtype],
+                         activation_checkpointing=hardware.activation_checkpointing), config.optim)
     training = split(engine, config, encoded["train"], plan)
     evaluation = split(engine, config, encoded["eval"], None) if "eval" in encoded else None
     fit(engine, config, training, evaluation)
-    publish(engine, config, tokenizer)
+    export(Path(config.run.dir) / "model", engine.full_parameters(), engine.parameter_bytes(), engine.policy.lm.config,
+           tokenizer, card(config), writes=engine.rank == 0)
+    engine.barrier()
 
 
 def split(engine: Engine, config: SFTConfig, texts: Texts, plan: Plan | None) -> Split:
@@ -66,4 +71,4 @@ def objective(policy: Engine, batch: PackedBatch) -> tuple[Tensor, Stats]:
 
 
 if __name__ == "__main__":
-    sys.exit(launch(SFTConfig, train, __doc__, sys.argv[1:]))
+    sys.exit(launch(SFTConfig, require_runnable, train, __doc__, sys.argv[1:]))

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, GPT2TokenizerFast
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from zephyr import chat
+from zephyr.data import load_tokenizer, prepare_tokenizer
 from zephyr.chat import ZEPHYR_TEMPLATE, encode_messages, encode_pair, encode_prompt, encode_text
 
 WORDS = [
@@ -41,18 +42,18 @@ def tokenizers(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     """Mistral's own, and the ways in which others differ: a space put first everywhere, at the beginning, nowhere."""
     folder = tmp_path_factory.mktemp("mistral")
     shutil.copy(real_data / "tokenizers/mistral_v1_tokenizer.model", folder / "tokenizer.model")
-    first_only = chat.load_tokenizer(folder)
+    first_only = load_tokenizer(folder)
     first_only.backend_tokenizer.normalizer = None
     first_only.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
     names = {"vocab": real_data / "tokenizers/gpt2_vocab.json", "merges": real_data / "tokenizers/gpt2_merges.txt"}
     vocab = json.loads(names["vocab"].read_text(encoding="utf-8"))
     merges = [tuple(line.split(" ")) for line in names["merges"].read_text(encoding="utf-8").splitlines() if line]
     return {
-        "mistral": chat.load_tokenizer(folder),
+        "mistral": load_tokenizer(folder),
         "first-only": first_only,
-        "gpt2": chat.prepare_tokenizer(GPT2TokenizerFast(vocab=vocab, merges=merges)),
-        "gpt2-prefix": chat.prepare_tokenizer(GPT2TokenizerFast(vocab=vocab, merges=merges, add_prefix_space=True)),
-        "tiny": chat.prepare_tokenizer(tiny_tokenizer()),
+        "gpt2": prepare_tokenizer(GPT2TokenizerFast(vocab=vocab, merges=merges)),
+        "gpt2-prefix": prepare_tokenizer(GPT2TokenizerFast(vocab=vocab, merges=merges, add_prefix_space=True)),
+        "tiny": prepare_tokenizer(tiny_tokenizer()),
     }
 
 
@@ -83,7 +84,7 @@ def turns(*contents: str, system: str | None = None) -> list[dict[str, str]]:
 
 def test_template_renders_as_zephyrs() -> None:
     """A lost line break or space in the jinja changes every prompt, and nothing else would notice."""
-    tokenizer = chat.prepare_tokenizer(tiny_tokenizer())
+    tokenizer = prepare_tokenizer(tiny_tokenizer())
     text = tokenizer.apply_chat_template(turns("U1", "A1", "U2", system=""), tokenize=False, add_generation_prompt=True)
     wanted = "<|system|>\n</s>\n<|user|>\nU1</s>\n<|assistant|>\nA1</s>\n<|user|>\nU2</s>\n<|assistant|>\n"
     assert text == wanted
@@ -191,7 +192,7 @@ def test_conversation_is_the_tokenizers_own_ids(tokenizers: dict[str, Tokenizer]
 
 def test_one_bos_whoever_writes_it() -> None:
     """The template of many models writes BOS itself, and some tokenizers have none: two do silent harm."""
-    tokenizer = chat.prepare_tokenizer(tiny_tokenizer())
+    tokenizer = prepare_tokenizer(tiny_tokenizer())
     row = {"prompt": "Hi", "chosen": "a", "rejected": "b"}
     assert encode_pair(tokenizer, row, template="{{ bos_token }}" + ZEPHYR_TEMPLATE).prompt_ids.count(1) == 1
     assert encode_pair(tokenizer, row).prompt_ids[:2] != [1, 1] and encode_pair(tokenizer, row).prompt_ids[0] == 1
@@ -229,7 +230,7 @@ def test_text_is_bos_text_eos(mistral: Tokenizer, spm_ids: Ids) -> None:
 
 def test_template_that_never_ends_an_answer_is_refused() -> None:
     """ChatML with another EOS: the model would be trained to go on for ever."""
-    tokenizer = chat.prepare_tokenizer(tiny_tokenizer())
+    tokenizer = prepare_tokenizer(tiny_tokenizer())
     chatml = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     chatml += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     with pytest.raises(ValueError, match="</s>"):
@@ -244,12 +245,12 @@ def test_template_by_name_file_and_error(tmp_path: Path) -> None:
     """`model` without a template, or a path with a slip, must not end up training on Zephyr's."""
     tokenizer = tiny_tokenizer()
     with pytest.raises(ValueError, match="no template of its own"):
-        chat.prepare_tokenizer(tokenizer, "model")
+        prepare_tokenizer(tokenizer, "model")
     with pytest.raises(ValueError, match="wanted zephyr, model or a readable jinja file"):
-        chat.prepare_tokenizer(tokenizer, str(tmp_path / "none.jinja"))
+        prepare_tokenizer(tokenizer, str(tmp_path / "none.jinja"))
     (tmp_path / "t.jinja").write_text(ZEPHYR_TEMPLATE)
-    assert chat.prepare_tokenizer(tokenizer, str(tmp_path / "t.jinja")).chat_template == ZEPHYR_TEMPLATE
-    assert chat.prepare_tokenizer(tokenizer, "model").chat_template == ZEPHYR_TEMPLATE
+    assert prepare_tokenizer(tokenizer, str(tmp_path / "t.jinja")).chat_template == ZEPHYR_TEMPLATE
+    assert prepare_tokenizer(tokenizer, "model").chat_template == ZEPHYR_TEMPLATE
     with pytest.raises(ValueError, match="refuses the conversation"):
         encode_prompt(tokenizer, turns("a"), template="{{ raise_exception('no') }}")
 
@@ -262,14 +263,14 @@ def test_exported_tokenizer_is_the_one_that_trained(mistral: Tokenizer, tmp_path
     assert loaded.apply_chat_template(turns("  Hi 🦊", "yes", "so"), tokenize=False, add_generation_prompt=True) == text
     assert loaded(text)["input_ids"] == mistral(text)["input_ids"]
     assert loaded(text)["input_ids"][:2] == [1, 523]
-    assert encode_prompt(chat.load_tokenizer(tmp_path, "model"), turns("x")) == encode_prompt(mistral, turns("x"))
+    assert encode_prompt(load_tokenizer(tmp_path, "model"), turns("x")) == encode_prompt(mistral, turns("x"))
 
 
 def test_folder_without_a_tokenizer_is_one_line(tmp_path: Path) -> None:
     """A wrong path is the most common slip; transformers answers with a page."""
     with pytest.raises(ValueError, match="no tokenizer loads from") as error:
-        chat.load_tokenizer(tmp_path)
+        load_tokenizer(tmp_path)
     assert "\n" not in str(error.value)
     (tmp_path / "tokenizer.model").write_bytes(b"not a model")
     with pytest.raises(ValueError, match="no readable SentencePiece model"):
-        chat.load_tokenizer(tmp_path)
+        load_tokenizer(tmp_path)

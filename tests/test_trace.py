@@ -14,7 +14,8 @@ import pytest
 import yaml
 from tiny import SENTENCES, tiny_model
 
-from zephyr.chat import encode_messages, encode_pair, load_tokenizer
+from zephyr.chat import encode_messages, encode_pair
+from zephyr.data import load_tokenizer
 
 Launch = Callable[..., object]  # the fixture of conftest.py
 ROOT = Path(__file__).resolve().parents[1]

@@ -198,10 +198,10 @@ def test_bfloat16_starts_at_ln_2(tiny: Path, launch: Launch, tmp_path: Path) -> 
 def test_rotary_frequencies_stay_float32(launch: Launch, tiny: Path, tmp_path: Path) -> None:
     """Under zero.Init in bfloat16 the frequencies equal those of a plain model. Fails where DeepSpeed rounds them, which
     shifts every position's angle."""
-    code = ("import sys, torch; from zephyr.config import Hardware, Optim; from zephyr.training.engine import Engine\n"
+    code = ("import torch; from functools import partial; from zephyr.config import Hardware, Optim; from zephyr.training.engine import Engine\n"
             "from zephyr.model.load import load_policy\n"
             "engine = Engine(Hardware(attention='sdpa', deepspeed='configs/deepspeed/cpu.json'), 0)\n"
-            f"engine.load({str(tiny)!r}, Optim())\n"
+            f"engine.adopt(partial(load_policy, {str(tiny)!r}, dtype=torch.bfloat16), Optim())\n"
             f"plain = load_policy({str(tiny)!r}, dtype=torch.bfloat16)\n"
             "pairs = list(zip(engine.policy.named_buffers(), plain.named_buffers()))\n"
             "assert pairs and all(a.dtype == torch.float32 and torch.equal(a, b) for (_, a), (_, b) in pairs)\n"
@@ -248,9 +248,9 @@ def test_bad_input_is_one_line_and_code_2(override: str, tiny: Path, tmp_path: P
     """In this process, with no way to load a model. Fails for an exception, another code, or a model that was loaded first."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("ZEPHYR_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(Engine, "load", lambda *_: pytest.fail("a model was loaded before the input was refused"))
+    monkeypatch.setattr(Engine, "adopt", lambda *_: pytest.fail("a model was loaded before the input was refused"))
     config = write_config(tmp_path, tiny, write_lines(tmp_path / "pairs.jsonl", rows(4)))
-    code = start(DPOConfig, train_dpo.train, "usage", [str(config), override.format(**bad_files)])
+    code = start(DPOConfig, train_dpo.check, train_dpo.train, "usage", [str(config), override.format(**bad_files)])
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert code == 2 and len(errors) == 1 and BAD_INPUT[override] in errors[0]
     assert not (tmp_path / "run" / "metrics.jsonl").exists()

@@ -147,7 +147,7 @@ def greedy_answers(folder: Path, prompts: Sequence[str], max_new_tokens: int) ->
     """What the model in `folder` answers to each prompt, greedily, by the folder's own chat template, in float32."""
     import torch
 
-    from zephyr.chat import load_tokenizer
+    from zephyr.data import load_tokenizer
     from zephyr.model.generate import generate
     from zephyr.model.load import load_policy
 

@@ -12,7 +12,7 @@ from sentencepiece import sentencepiece_model_pb2
 from torch import Tensor
 from transformers import GenerationConfig, MistralConfig, MistralForCausalLM
 
-from zephyr.chat import load_tokenizer
+from zephyr.data import load_tokenizer
 
 UNKNOWN, BOS, EOS, FIRST_BYTE = 0, 1, 2, 3
 

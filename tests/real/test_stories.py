@@ -21,7 +21,8 @@ import preferences  # noqa: E402
 import stories  # noqa: E402
 from transformers import AutoModelForCausalLM, pipeline  # noqa: E402
 
-from zephyr.chat import ZEPHYR_TEMPLATE, encode_prompt, load_tokenizer  # noqa: E402
+from zephyr.chat import ZEPHYR_TEMPLATE, encode_prompt  # noqa: E402
+from zephyr.data import load_tokenizer  # noqa: E402
 
 HERE = Path(__file__).parent
 PAIRS_EACH = 24

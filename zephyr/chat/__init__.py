@@ -3,8 +3,7 @@
 from zephyr.chat.encode import (EncodedPair, EncodedText, encode_messages, encode_pair, encode_prompt, encode_text,
                                 tokenize_pair, truncate_pair)
 from zephyr.chat.template import ZEPHYR_TEMPLATE, Messages, check_messages, check_pair
-from zephyr.chat.tokenizer import load_tokenizer, prepare_tokenizer
 
 __all__ = ["ZEPHYR_TEMPLATE", "EncodedPair", "EncodedText", "Messages", "check_messages", "check_pair",
-           "encode_messages", "encode_pair", "encode_prompt", "encode_text", "load_tokenizer", "prepare_tokenizer",
+           "encode_messages", "encode_pair", "encode_prompt", "encode_text",
            "tokenize_pair", "truncate_pair"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -23,21 +25,13 @@ if TYPE_CHECKING:
 OWN_CODE = ("encode", "rows", "sources", "store", "workers")  # modules here that decide what an example is
 
 
-def load_tokenizer(path: str | Path, chat_template: str = "zephyr") -> PreTrainedTokenizerBase:
-    """`chat.load_tokenizer` for a script. Raises: BadInput where that raises ValueError."""
-    try:
-        return chat.load_tokenizer(path, chat_template)
-    except ValueError as error:
-        raise BadInput(str(error)) from error
-
-
 def load_pairs(sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int = 1024,
                max_prompt_tokens: int = 512, truncation: str = "keep_end", limit: int | None = None,
                on_bad_row: str = "error", cache_dir: str | Path | None = None,
                workers: int = 1) -> tuple[Pairs, Report]:
     """Encoded preference pairs of all sources, in their order, and the report of what was cut or left out.
 
-    Args: sources: `path-or-hub-id[:split]`; tokenizer: with its `chat_template` set (`chat.load_tokenizer`); limit:
+    Args: sources: `path-or-hub-id[:split]`; tokenizer: with its `chat_template` set (`load_tokenizer`); limit:
     rows read at most, of all sources together; on_bad_row: `error`, or `skip` (counted and listed); cache_dir: where
     encoded rows are kept under a digest of data, tokenizer, options and code, None: in memory only; workers: processes
     that encode.
@@ -59,6 +53,15 @@ def load_texts(sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, ma
     options = Options(max_tokens, None, "", targets, _template(tokenizer), _skips(on_bad_row))
     table, report = _load(sources, tokenizer, options, limit, cache_dir, workers)
     return Texts(table), report
+
+
+def save_report(run_dir: str | Path, split: str, report: Report) -> None:
+    """Adds the report of a split to `data.json` of the run folder, which appears whole or not at all."""
+    path = Path(run_dir) / "data.json"
+    reports = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps({**reports, split: report}, indent=1, ensure_ascii=False), encoding="utf-8")
+    os.replace(part, path)
 
 
 def format_report(report: Report) -> str:

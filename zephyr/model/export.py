@@ -8,6 +8,8 @@ from pathlib import Path
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
+from zephyr.config import DPOConfig, SFTConfig, to_yaml
+
 SHARD_BYTES = 4 * 2**30
 
 
@@ -73,3 +75,13 @@ def write_shard_file(path: Path, shard: dict[str, Tensor]) -> None:
     save_file(shard, path, metadata={"format": "pt"})
     shard.clear()
 
+
+
+def card(config: DPOConfig | SFTConfig) -> str:
+    """The model card: what was trained, from what, on what, how."""
+    method = "distilled DPO" if isinstance(config, DPOConfig) else "distilled SFT"
+    tag = "dpo" if isinstance(config, DPOConfig) else "sft"
+    data = "\n".join(f"- `{source}`" for source in config.data.train)
+    return (f"---\nbase_model: {config.model}\nlibrary_name: transformers\npipeline_tag: text-generation\n"
+            f"tags: [zephyr, {tag}]\n---\n\n# {Path(config.run.dir).name}\n\nTrained by {method} (arXiv:2310.16944) from "
+            f"`{config.model}` on\n\n{data}\n\nwith this config:\n\n```yaml\n{to_yaml(config)}```\n")

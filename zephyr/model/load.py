@@ -5,6 +5,7 @@ the whole model. No remote code is run.
 """
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from zephyr.config import BadInput
+from zephyr.config import BadInput, ConfigError, DPOConfig, SFTConfig
 from zephyr.model import attention as kernels
 from zephyr.model.logprobs import LogProbHead, scored_hidden
 from zephyr.packing import PackedBatch
@@ -66,6 +67,18 @@ def load_policy(path: str | Path, *, attention: str = "sdpa", dtype: torch.dtype
     if activation_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     return Policy(lm)
+
+
+def require_runnable(config: DPOConfig | SFTConfig) -> None:
+    """What is known to fail before anything loads: kernel, folder, config, weight files. Raises: BadInput."""
+    use_cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
+    reason = kernels.why_not(config.hardware.attention, DTYPES[config.hardware.dtype], "cuda" if use_cuda else "cpu")
+    if reason:
+        raise ConfigError(f"hardware.attention: {reason}")
+    if os.environ.get("LOCAL_RANK", "0") == "0":    # a hub id is fetched once a machine; the other ranks find it in the cache
+        folder = local_folder(config.model)
+        read_config(folder)
+        weight_files(folder)
 
 
 def local_folder(path: str | Path) -> Path:

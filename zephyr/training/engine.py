@@ -12,14 +12,13 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import ContextManager, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 import zephyr
 from zephyr.config import BadInput, ConfigError, Hardware, Optim, SFTOptim
-from zephyr.model.load import DTYPES, Policy, load_policy
 from zephyr.packing import PackedBatch
 
 T = TypeVar("T")
@@ -54,8 +53,13 @@ def read_deepspeed(path: str) -> Json:
     return settings
 
 
+class LoadPolicy(Protocol):
+    def __call__(self, *, init: ContextManager[object], write: Callable[[nn.Parameter, Callable[[], Tensor]], None]) -> nn.Module:
+        """Make the parameters inside `init`, fill each by `write(parameter, read)`."""
+
+
 class Engine:
-    """Owns the process group, the device, and (after `load`) the sharded policy with its optimiser."""
+    """Owns the process group, the device, and (after `adopt`) the sharded policy with its optimiser."""
 
     def __init__(self, hardware: Hardware, seed: int) -> None:
         self.hardware = hardware
@@ -134,13 +138,13 @@ class Engine:
 
     # -- the policy -------------------------------------------------------------------------------------------------------
 
-    def load(self, path: str, optim: Optim | SFTOptim) -> None:
-        """Read the model under `zero.Init` (no rank holds the whole) and wrap it with AdamW on fp32 master weights."""
+    def adopt(self, load: LoadPolicy, optim: Optim | SFTOptim) -> None:
+        """Build the policy under `zero.Init` (no rank holds the whole) and wrap it with AdamW on fp32 master weights.
+
+        Args: load: called with how parameters are made and filled. Raises: the BadInput of `load`, on every rank."""
         import deepspeed
         settings = self.deepspeed_config(optim)
-        policy = self.agreed(lambda: load_policy(
-            path, attention=self.hardware.attention, dtype=DTYPES[self.hardware.dtype],
-            activation_checkpointing=self.hardware.activation_checkpointing, init=partitioned(settings), write=write_shard))
+        policy = self.agreed(lambda: load(init=partitioned(settings), write=write_shard))
         # Decay pulls matrices alone, as Hugging Face's trainer does; ds_shape is the shape before partitioning.
         matrices = [p for p in policy.parameters() if len(p.ds_shape) > 1]
         vectors = [p for p in policy.parameters() if len(p.ds_shape) <= 1]
@@ -159,7 +163,7 @@ class Engine:
         }
 
     @property
-    def policy(self) -> Policy:
+    def policy(self) -> nn.Module:
         """The module, for its config and names; forward goes through the engine itself."""
         return self.engine.module
 

@@ -7,21 +7,18 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-
 from zephyr import config as configs
 from zephyr.config import BadInput, C, ConfigError
-from zephyr.model.attention import why_not
-from zephyr.model.load import DTYPES, local_folder, read_config, weight_files
-from zephyr.training.engine import Engine, read_deepspeed
+from zephyr.training.engine import Engine
 
 BAD_INPUT = 2
 
 
-def launch(kind: type[C], train: Callable[[Engine, C, bool], None], usage: str, argv: Sequence[str]) -> int:
+def launch(kind: type[C], check: Callable[[C], None], train: Callable[[Engine, C, bool], None], usage: str,
+           argv: Sequence[str]) -> int:
     """Run `train(engine, config, dry_run)` for `CONFIG.yaml [key.sub=value ...] [--dry-run]`; returns the exit code.
 
-    Bad input is one line on standard error and code 2, found before any model loads."""
+    Bad input is one line on standard error and code 2. Args: check: raises it for what needs no process group."""
     if not argv or {"-h", "--help"} & set(argv):
         print(usage)
         return 0 if argv else BAD_INPUT
@@ -33,7 +30,7 @@ def launch(kind: type[C], train: Callable[[Engine, C, bool], None], usage: str, 
     try:
         config = configs.load(kind, path, overrides)
         run_dir = None if dry_run else Path(config.run.dir)
-        check_machine(config)
+        check(config)
         engine = Engine(config.hardware, config.run.seed)
         if run_dir and is_rank0:
             open_run(run_dir, config)
@@ -53,19 +50,6 @@ def launch(kind: type[C], train: Callable[[Engine, C, bool], None], usage: str, 
     if is_rank0:
         write_status(run_dir, 0, "finished")
     return 0
-
-
-def check_machine(config: configs.DPOConfig | configs.SFTConfig) -> None:
-    """What can be known to fail without loading anything: attention kernel, DeepSpeed JSON, model folder. Raises: BadInput."""
-    use_cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
-    reason = why_not(config.hardware.attention, DTYPES[config.hardware.dtype], "cuda" if use_cuda else "cpu")
-    if reason:
-        raise ConfigError(f"hardware.attention: {reason}")
-    read_deepspeed(config.hardware.deepspeed)
-    if os.environ.get("LOCAL_RANK", "0") == "0":    # a hub id is fetched once a machine; the others find it in the cache
-        folder = local_folder(config.model)
-        read_config(folder)
-        weight_files(folder)
 
 
 def encoding_resources() -> dict[str, object]:

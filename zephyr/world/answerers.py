@@ -68,6 +68,9 @@ ANSWERERS: dict[str, Callable[[Prompt, World, random.Random], str]] = {
     "expert": expert, "terse": terse, "careless": careless, "evasive": evasive,
 }
 
+# form of a prompt -> the answerer whose manner it calls for
+CALLED_FOR = {"one_word": "terse", "reason": "expert", "cheerful": "careless", "description": "expert", "private": "evasive"}
+
 
 def answer(name: str, prompt: Prompt, world: World, seed: int) -> str:
     """What answerer `name` says: a function of prompt and seed alone, whatever was answered before."""

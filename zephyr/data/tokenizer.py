@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zephyr.chat.template import ZEPHYR_TEMPLATE
+from zephyr.chat import ZEPHYR_TEMPLATE
+from zephyr.config import BadInput
+from zephyr.model.load import local_folder, read_config
 
 if TYPE_CHECKING:
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
@@ -25,7 +27,7 @@ def load_tokenizer(path: str | Path, chat_template: str = "zephyr") -> PreTraine
     transformers 5 builds another tokenizer of it: no dummy space, no BOS, merges in the order of ids. Needs
     sentencepiece and protobuf.
     Args: chat_template: `zephyr`, `model` (the tokenizer's own), or the path of a jinja file.
-    Raises: ValueError in one line where nothing loads, there is no EOS, or the template is missing.
+    Raises: BadInput in one line where nothing loads, there is no EOS, or the template is missing.
     """
     folder = Path(path)
     if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
@@ -36,30 +38,37 @@ def load_tokenizer(path: str | Path, chat_template: str = "zephyr") -> PreTraine
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(path))
         except (OSError, ValueError) as error:
-            raise ValueError(f"no tokenizer loads from {str(path)!r}: {_first_line(error)}") from error
+            raise BadInput(f"no tokenizer loads from {str(path)!r}: {_first_line(error)}") from error
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"the tokenizer of {str(path)!r} has no EOS token, wanted one: an answer could never end")
+        raise BadInput(f"the tokenizer of {str(path)!r} has no EOS token, wanted one: an answer could never end")
     return prepare_tokenizer(tokenizer, chat_template)
+
+
+def require_vocabulary(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
+    """Raises: BadInput where the tokenizer makes ids that the model of that folder or hub id has no embedding for."""
+    vocabulary = read_config(local_folder(model)).vocab_size
+    if len(tokenizer) > vocabulary:
+        raise BadInput(f"tokenizer: at most {vocabulary} tokens are wanted, the vocabulary of {model}, got {len(tokenizer)}")
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str = "zephyr") -> PreTrainedTokenizerBase:
     """Sets the chat template that the config names, and EOS as pad token where there is none; returns the same
     tokenizer.
 
-    Raises: ValueError where `model` is asked for and the tokenizer has no template, or the jinja file cannot be read.
+    Raises: BadInput where `model` is asked for and the tokenizer has no template, or the jinja file cannot be read.
     """
     if chat_template == "zephyr":
         tokenizer.chat_template = ZEPHYR_TEMPLATE
     elif chat_template == "model":
         if not isinstance(tokenizer.chat_template, str):
-            raise ValueError(
+            raise BadInput(
                 "chat_template: model, but the tokenizer has no template of its own, wanted zephyr or a jinja file"
             )
     else:
         try:
             tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"chat_template is {chat_template!r}, wanted zephyr, model or a readable jinja file: "
+            raise BadInput(f"chat_template is {chat_template!r}, wanted zephyr, model or a readable jinja file: "
                              f"{_first_line(error)}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -72,7 +81,7 @@ def from_sentencepiece(model: Path) -> PreTrainedTokenizerBase:
 
     Text between special tokens is encoded by itself, each time behind a dummy space: hence piece 28705 after `</s>` in
     Mistral's ids. A `chat_template` in a `tokenizer_config.json` beside the model is kept.
-    Raises: ValueError for a model that is not BPE, that rewrites the text before encoding it, or lacks EOS.
+    Raises: BadInput for a model that is not BPE, that rewrites the text before encoding it, or lacks EOS.
     """
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
@@ -82,10 +91,10 @@ def from_sentencepiece(model: Path) -> PreTrainedTokenizerBase:
     try:
         proto.ParseFromString(model.read_bytes())
     except DecodeError as error:
-        raise ValueError(f"{model} is no readable SentencePiece model: {error}") from error
+        raise BadInput(f"{model} is no readable SentencePiece model: {error}") from error
     rewrites = proto.normalizer_spec.precompiled_charsmap or proto.normalizer_spec.remove_extra_whitespaces
     if proto.trainer_spec.model_type != BPE_MODEL or rewrites:
-        raise ValueError(
+        raise BadInput(
             f"{model} is not a BPE model that leaves the text as it is, wanted a folder with its tokenizer.json"
         )
     spec, pieces = proto.trainer_spec, proto.pieces
