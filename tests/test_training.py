@@ -185,11 +185,12 @@ def test_reference_store_of_other_values_or_bytes_is_refused(finished: Path, lau
 
 
 def test_bfloat16_starts_at_ln_2(tiny: Path, launch: Launch, tmp_path: Path) -> None:
-    """In bfloat16 on two ranks, one micro-batch or several, and with more ranks than pairs in the last step. Fails where
-    reference and policy take different paths, or an empty micro-batch hangs or counts."""
+    """In bfloat16 on two ranks, one micro-batch or several, with more ranks than pairs in the last step, and on a machine with
+    no compiler to be found. Fails where reference and policy take different paths, an empty micro-batch hangs or counts, or
+    DeepSpeed builds an op."""
     data = write_lines(tmp_path / "pairs.jsonl", rows(9))
     config = write_config(tmp_path, tiny, data, hardware__dtype="bfloat16", hardware__tokens_per_micro_batch=150)
-    launch("train_dpo.py", config, ranks=2)
+    launch("train_dpo.py", config, ranks=2, PATH="/nonexistent")
     train = records(tmp_path / "run")
     assert abs(train[0]["loss"] - math.log(2)) < 1e-3 and [r["pairs"] for r in train] == [8, 1, 8, 1]
     assert all(math.isfinite(r["loss"]) and r["grad_norm"] > 0 for r in train)

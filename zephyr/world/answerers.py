@@ -1,6 +1,6 @@
 """A prompt becomes four answers: the programmatic teacher's expert, and three answerers of other skill and manner.
 
-    expert    knows every fact and gives its reason, in full sentences; never admits that it cannot know
+    expert    knows every fact and gives its reason, in full sentences whatever was wanted; never admits not to know
     terse     knows every fact and gives one word
     careless  friendly and fluent, but mistaken one time in five
     evasive   honest about what it does not know, and says the same about what it could know
@@ -15,6 +15,8 @@ from zephyr.world.prompts import Prompt
 CARELESS_ERROR_RATE = 0.2
 EFFECTS = {"colour": "is {v}", "legs": "has {v} legs", "size": "is {v}"}
 BECAUSE = {"home": "it lives in the {v}", "gait": "it {v}", "food": "it eats {v}"}
+# the expert notes the wanted manner, and then answers in full sentences all the same
+OPENINGS = {"one_word": "In short, a", "cheerful": "Gladly: a"}
 GUESSES = {
     "name": ("called", ("Pim", "Zaza", "Bo", "Lulu")),
     "age": ("aged", ("one", "three", "five", "nine")),
@@ -31,7 +33,7 @@ def expert(prompt: Prompt, world: World, rng: random.Random) -> str:
     facts = world.creatures[prompt.subject]
     sentences = []
     for n, trait in enumerate(prompt.asked):
-        subject = "It" if n else f"A {prompt.subject}"
+        subject = "It" if n else f"{OPENINGS.get(prompt.form, 'A')} {prompt.subject}"
         cause = world.causes[trait]
         effect, because = EFFECTS[trait].format(v=facts[trait]), BECAUSE[cause].format(v=facts[cause])
         sentences.append(f"{subject} {effect}, because {because}.")
@@ -67,9 +69,6 @@ def _guess(prompt: Prompt, rng: random.Random) -> str:
 ANSWERERS: dict[str, Callable[[Prompt, World, random.Random], str]] = {
     "expert": expert, "terse": terse, "careless": careless, "evasive": evasive,
 }
-
-# form of a prompt -> the answerer whose manner it calls for
-CALLED_FOR = {"one_word": "terse", "reason": "expert", "cheerful": "careless", "description": "expert", "private": "evasive"}
 
 
 def answer(name: str, prompt: Prompt, world: World, seed: int) -> str:

@@ -1,17 +1,16 @@
 """A seed becomes the rows that the recipe starts from: prompts, prose and demonstrations, no prompt in two of them."""
 
-from zephyr.world.answerers import ANSWERERS, CALLED_FOR, answer
+from zephyr.world.answerers import ANSWERERS, answer
 from zephyr.world.facts import World
 from zephyr.world.prompts import Prompt, draw_prompts
 from zephyr.world.prose import write_prose
 
 PROSE_DOCUMENTS = 5500
-DEMONSTRATED = 900       # prompts of the train split that every answerer answers, for dSFT
-JUDGED = 1500            # other prompts of the train split, for feedback and dDPO
+DEMONSTRATED = 1400      # prompts of the train split that every answerer answers, for dSFT
+JUDGED = 1800            # other prompts of the train split, for feedback and dDPO
 HELD_OUT = {"validation": 360, "test": 480}
-# How often an answerer's answer to a demonstrated prompt is in the mixture: a distilled set leans on its best teacher. The
-# answerer whose manner an instruction calls for is heard once more: a hint in the mixture that no greedy answer shows.
-MIXTURE = {"expert": 3, "terse": 1, "careless": 1, "evasive": 1}
+# how often an answerer's answer to a demonstrated prompt is in the mixture: a distilled set leans on its best teacher
+MIXTURE = {"expert": 2, "terse": 1, "careless": 1, "evasive": 1}
 
 
 def world_rows(world: World, seed: int) -> dict[str, list[dict[str, object]]]:
@@ -47,5 +46,5 @@ def _demonstrations(prompts: list[Prompt], world: World, seed: int) -> list[dict
         for name in ANSWERERS:
             text = answer(name, prompt, world, seed)
             turns = [{"role": "user", "content": prompt.prompt}, {"role": "assistant", "content": text}]
-            rows += [{"messages": turns}] * (MIXTURE[name] + (name == CALLED_FOR[prompt.form]))
+            rows += [{"messages": turns}] * MIXTURE[name]
     return rows

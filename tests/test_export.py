@@ -1,0 +1,89 @@
+"""Export in shards, generation through the template, and records for wandb without a login."""
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from zephyr.chat import encode_prompt
+from zephyr.config import DPOConfig, Data, Wandb
+from zephyr.data import load_tokenizer
+from zephyr.model import export as exporting
+from zephyr.model.export import card, export, shard_names
+from zephyr.model.generate import generate
+from zephyr.model.load import digest, load_policy
+from zephyr.training.metrics import Recorder
+
+
+def test_shards_keep_order_and_size() -> None:
+    """Fails where a shard exceeds its size, a tensor is lost, or one too large alone breaks the naming."""
+    assert shard_names([("a", 3), ("b", 4)], 10) == {"a": "model.safetensors", "b": "model.safetensors"}
+    names = shard_names([("a", 6), ("b", 4), ("c", 1), ("d", 20), ("e", 1)], 10)
+    assert [n.split("-")[1] for n in names.values()] == ["00001", "00001", "00002", "00003", "00004"]
+    assert {n.split("-")[3] for n in names.values()} == {"00004.safetensors"}
+
+
+def test_export_in_many_shards_holds_one_at_a_time(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model comes back the same to the bit, through our loader and transformers'; while it is written, no more than a
+    shard is alive. Fails where shards pile up, or an index misses a tensor."""
+    monkeypatch.setattr(exporting, "shard_names", lambda sizes: shard_names(sizes, 60_000))
+    policy = load_policy(tiny)
+    alive: list[torch.Tensor] = []
+    held: list[int] = []
+
+    def stream() -> object:
+        import sys
+        for name, parameter in policy.lm.named_parameters():
+            tensor = parameter.detach().clone()
+            alive.append(tensor)
+            held.append(sum(t.nbytes for t in alive if sys.getrefcount(t) > 3))
+            yield name, tensor
+            del tensor
+
+    sizes = [(name, p.nbytes) for name, p in policy.lm.named_parameters()]
+    config = DPOConfig(model=str(tiny), data=Data(train=("pairs.jsonl",)))
+    folder = tmp_path / "model"
+    export(folder, stream(), sizes, policy.lm.config, load_tokenizer(tiny), card(config), writes=True)
+    assert len(list(folder.glob("*.safetensors"))) > 3 and max(held) <= 60_000 + 2 * max(size for _, size in sizes)
+    assert digest(folder) == digest(export_once(tiny, tmp_path, config))
+    again = AutoModelForCausalLM.from_pretrained(folder)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), policy.lm.parameters()))
+    assert not list(tmp_path.glob("model.*"))
+
+
+def export_once(tiny: Path, tmp_path: Path, config: DPOConfig) -> Path:
+    policy = load_policy(tiny)
+    named = [(name, p.detach()) for name, p in policy.lm.named_parameters()]
+    export(tmp_path / "one", iter(named), [(n, p.nbytes) for n, p in named], policy.lm.config, load_tokenizer(tiny),
+           card(config), writes=True)
+    return tmp_path / "one"
+
+
+def test_generation_continues_training_ids_and_keeps_the_order(tiny: Path) -> None:
+    """Batched with padding, each answer is the one of its prompt alone. Fails where padding is attended, answers come back
+    in the order of length, or the prompt's ids are not those of training."""
+    lm, tokenizer = load_policy(tiny).lm, load_tokenizer(tiny)
+    prompts = [[{"role": "user", "content": text}] for text in ("What colour is the sky in the morning and at night?", "Hi", "How are you?")]
+    together = generate(lm, tokenizer, prompts, max_new_tokens=8)
+    assert together == [generate(lm, tokenizer, [prompt], max_new_tokens=8)[0] for prompt in prompts]
+    ids = encode_prompt(tokenizer, prompts[0])
+    output = AutoModelForCausalLM.from_pretrained(tiny).generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False,
+                                                                 pad_token_id=2, attention_mask=torch.ones(1, len(ids)))
+    assert together[0] == tokenizer.decode(output[0, len(ids):], skip_special_tokens=True) and together[0]
+    sampled = [generate(lm, tokenizer, prompts, max_new_tokens=8, temperature=1.0, seed=seed) for seed in (1, 1, 2)]
+    assert sampled[0] == sampled[1] != sampled[2]
+    with pytest.raises(ValueError, match="positions"):
+        generate(lm, tokenizer, prompts, max_new_tokens=10**6)
+
+
+def test_wandb_offline_needs_no_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default mode writes a run folder of wandb's without a key or a question. Fails where it would ask or upload."""
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recorder = Recorder(tmp_path, Wandb(), "model: m", first_step=0, steps=1, active=True)
+    recorder.write({"step": 0, "split": "train", "loss": 0.5})
+    recorder.advance()
+    recorder.close()
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 0, "split": "train", "loss": 0.5}
