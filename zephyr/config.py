@@ -3,10 +3,12 @@ import dataclasses
 import difflib
 import math
 import os
+import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal, TypeVar, Union
 
@@ -129,30 +131,23 @@ class SFTConfig:
 
 C = TypeVar("C", DPOConfig, SFTConfig)
 
-# key -> (is the value acceptable, what is wanted)
-LIMITS = {
-    "beta": (lambda v: v > 0, "a number > 0"),
-    "label_smoothing": (lambda v: 0 <= v < 0.5, "0 <= number < 0.5"),
-    "data.train": (lambda v: len(v) > 0, "at least one path or hub id"),
-    "data.max_tokens": (lambda v: v >= 2, "an integer >= 2"),
-    "data.max_prompt_tokens": (lambda v: v >= 1, "an integer >= 1"),
-    "data.limit": (lambda v: v is None or v >= 1, "null or an integer >= 1"),
-    "optim.lr_peak": (lambda v: v > 0, "a number > 0"),
-    "optim.warmup_fraction": (lambda v: 0 <= v < 1, "0 <= number < 1"),
-    "optim.epochs": (lambda v: v >= 1, "an integer >= 1"),
-    "optim.pairs_per_step": (lambda v: v >= 1, "an integer >= 1"),
-    "optim.windows_per_step": (lambda v: v >= 1, "an integer >= 1"),
-    "optim.weight_decay": (lambda v: v >= 0, "a number >= 0"),
-    "optim.adam_betas": (lambda v: all(0 <= b < 1 for b in v), "two numbers, 0 <= number < 1"),
-    "optim.grad_clip": (lambda v: v >= 0, "a number >= 0 (0: no clipping)"),
-    "hardware.tokens_per_micro_batch": (lambda v: v >= 2, "an integer >= 2"),
-    "run.seed": (lambda v: 0 <= v < 2**63, "an integer >= 0"),
-    "run.log_every": (lambda v: v >= 1, "an integer >= 1"),
-    "run.eval_every": (lambda v: v >= 1, "an integer >= 1"),
-    "run.save_every": (lambda v: v >= 1, "an integer >= 1"),
-    "run.keep": (lambda v: v >= 1, "an integer >= 1"),
+# what is wanted -> (is the value that, the keys that want it)
+LIMITS: dict[str, tuple[Callable[..., bool], str]] = {
+    "a number > 0": (lambda v: v > 0, "beta optim.lr_peak"),
+    "a number >= 0": (lambda v: v >= 0, "optim.weight_decay optim.grad_clip"),
+    "0 <= number < 0.5": (lambda v: 0 <= v < 0.5, "label_smoothing"),
+    "0 <= number < 1": (lambda v: 0 <= v < 1, "optim.warmup_fraction"),
+    "two of 0 <= number < 1": (lambda v: all(0 <= beta < 1 for beta in v), "optim.adam_betas"),
+    "at least one path or hub id": (lambda v: len(v) > 0, "data.train"),
+    "null or an integer >= 1": (lambda v: v is None or v >= 1, "data.limit"),
+    "an integer >= 0": (lambda v: 0 <= v < 2**63, "run.seed"),
+    "an integer >= 1": (lambda v: v >= 1, "optim.epochs optim.pairs_per_step optim.windows_per_step run.log_every "
+                                          "run.eval_every run.save_every run.keep"),
+    "an integer >= 2": (lambda v: v >= 2, "data.max_tokens data.max_prompt_tokens hardware.tokens_per_micro_batch"),
 }
-PATHS = {"model", "tokenizer", "chat_template", "data.train", "data.eval", "reference.dir", "hardware.deepspeed", "run.dir"}
+PATHS = {"model", "tokenizer", "chat_template", "data.train", "data.eval", "reference.dir", "hardware.deepspeed",
+         "run.dir"}
+WANTED = {int: "an integer", float: "a finite number", str: "a text", bool: "true or false"}
 
 
 def load(kind: type[C], path: str, overrides: Sequence[str] = ()) -> C:
@@ -196,68 +191,50 @@ def set_key(tree: dict[str, Value], override: str) -> None:
 def build(kind: type[T], tree: Mapping[str, Value], prefix: str) -> T:
     """The dataclass `kind` from a mapping; every key known, every value of the field's type."""
     hints = typing.get_type_hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind)}
     for key in tree:
-        if key not in fields:
-            raise ConfigError(f"{prefix}{key}: unknown key{nearest_key(str(key), prefix, kind)}")
-    values = {}
-    for name, spec in fields.items():
-        if name in tree:
-            values[name] = read_value(hints[name], tree[name], prefix + name)
-        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
-            if dataclasses.is_dataclass(hints[name]):
-                read_value(hints[name], {}, prefix + name)
-            raise ConfigError(f"{prefix}{name}: missing; it is required")
-    return kind(**values)
+        if key not in hints:
+            raise ConfigError(f"{prefix}{key}: unknown key; {nearest_key(str(key), prefix, kind)}")
+    for spec in dataclasses.fields(kind):
+        if spec.name not in tree and spec.default is spec.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{prefix}{spec.name}: missing; it is required")
+    return kind(**{key: read_value(hints[key], value, prefix + key) for key, value in tree.items()})
 
 
 def read_value(hint: object, value: Value, key: str) -> object:
-    """`value` as the type `hint`. Raises ConfigError naming key, value and the wanted type."""
+    """`value` as the type `hint`. Raises: ConfigError naming key, value and the wanted type."""
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise ConfigError(f"{key}: a group of keys is wanted, got {value!r}")
         return build(hint, value, key + ".")
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (Union, types.UnionType):
-        return None if value is None else read_value(next(a for a in args if a is not type(None)), value, key)
+    if origin is types.UnionType:                           # `X | None`
+        return None if value is None else read_value(args[0], value, key)
     if origin is Literal:
-        if value not in args or isinstance(value, bool):
-            raise ConfigError(f"{key}: one of {', '.join(map(str, args))} is wanted, got {value!r}")
+        if value not in args:
+            raise ConfigError(f"{key}: one of {', '.join(args)} is wanted, got {value!r}")
         return value
     if origin is tuple:
-        if not isinstance(value, list) or (args[-1] is not Ellipsis and len(value) != len(args)):
-            length = "" if args[-1] is Ellipsis else f" of {len(args)}"
+        length = "" if args[-1] is Ellipsis else f" of {len(args)}"
+        if not isinstance(value, list) or (length and len(value) != len(args)):
             raise ConfigError(f"{key}: a list{length} is wanted, got {value!r}")
         return tuple(read_value(args[0], item, f"{key}[{i}]") for i, item in enumerate(value))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and type(value) is int:
         value = float(value)
     if type(value) is not hint or (hint is float and not math.isfinite(value)):
-        raise ConfigError(f"{key}: {wanted_type(hint)} is wanted, got {value!r}{number_hint(hint, value)}")
+        note = ""
+        if hint is float and isinstance(value, str) and re.fullmatch(r"[-+]?\d+\.?\d*[eE][-+]?\d+", value):
+            note = f" (a text in YAML; write {yaml.safe_dump(float(value)).split()[0]})"
+        raise ConfigError(f"{key}: {WANTED[hint]} is wanted, got {value!r}{note}")
     return os.path.expandvars(value) if isinstance(value, str) and key.split("[")[0] in PATHS else value
-
-
-def wanted_type(hint: object) -> str:
-    return {int: "an integer", float: "a finite number", str: "a text", bool: "true or false"}[hint]
-
-
-def number_hint(hint: object, value: Value) -> str:
-    """YAML 1.1 reads `5e-7` as a text: say so, instead of guessing the number."""
-    if hint is float and isinstance(value, str):
-        try:
-            return f" (a text in YAML; write {float(value):.1e})" if "." not in value else ""
-        except ValueError:
-            return ""
-    return ""
 
 
 def nearest_key(key: str, prefix: str, kind: type) -> str:
     """The valid key that was most likely meant, in this group first, then anywhere in the config."""
-    names = [f.name for f in dataclasses.fields(kind)]
-    close = difflib.get_close_matches(key, names, n=1, cutoff=0.5) or [n for n in names if n.startswith(key)][:1]
-    if close:
-        return f"; the nearest valid key is {prefix}{close[0]}"
-    elsewhere = [k for root in (DPOConfig, SFTConfig) for k in keys(root, "") if k.split(".")[-1] == key]
-    return f"; the nearest valid key is {elsewhere[0]}" if elsewhere else f"; valid here: {', '.join(names)}"
+    names = [spec.name for spec in dataclasses.fields(kind)]
+    close = difflib.get_close_matches(key, names, n=1, cutoff=0.5) or [name for name in names if name.startswith(key)]
+    meant = [prefix + name for name in close]
+    meant += [other for root in (DPOConfig, SFTConfig) for other in keys(root, "") if other.split(".")[-1] == key]
+    return f"the nearest valid key is {meant[0]}" if meant else f"valid here: {', '.join(names)}"
 
 
 def keys(kind: type, prefix: str) -> Iterator[str]:
@@ -270,13 +247,12 @@ def keys(kind: type, prefix: str) -> Iterator[str]:
 
 
 def check(config: DPOConfig | SFTConfig) -> None:
-    """Ranges of single values and combinations of two. Raises ConfigError."""
-    for key, (accepts, wanted) in LIMITS.items():
-        value: object = config
-        for part in key.split("."):
-            value = getattr(value, part, LIMITS)
-        if value is not LIMITS and not accepts(value):
-            raise ConfigError(f"{key}: {wanted} is wanted, got {list(value) if isinstance(value, tuple) else value!r}")
+    """Ranges of single values and combinations of two. Raises: ConfigError."""
+    known = set(keys(type(config), ""))
+    for wanted, (accepts, names) in LIMITS.items():
+        for key in names.split():
+            if key in known and not accepts(value := attrgetter(key)(config)):
+                raise ConfigError(f"{key}: {wanted} is wanted, got {value!r}")
     if isinstance(config, DPOConfig) and config.data.max_prompt_tokens >= config.data.max_tokens:
         raise ConfigError(f"data.max_prompt_tokens: less than data.max_tokens ({config.data.max_tokens}) is wanted, "
                           f"got {config.data.max_prompt_tokens}: no room would be left for a response")
@@ -284,8 +260,4 @@ def check(config: DPOConfig | SFTConfig) -> None:
 
 def to_yaml(config: DPOConfig | SFTConfig) -> str:
     """The resolved config, every key written: `config.yaml` of the run folder."""
-    def plain(value: object) -> object:
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
-        return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
-    return yaml.safe_dump(plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)

@@ -1,13 +1,10 @@
-"""Vectors of response log-probabilities become one unreduced loss per preference pair, and the two rewards worth
-logging.
+"""Vectors of response log-probabilities become one unreduced loss per preference pair, and its two rewards.
 
 Legend: `P` preference pairs. Every loss is a function of a pair's two log-ratios, `log pi(y|x) - log pi_ref(y|x)` of
-its chosen and of its rejected response, and of beta. Here they are pure, one pair at a time. Losses that are not stay
-out: `aot` sorts the log-ratios of a batch, so a pair's loss would depend on which micro-batch and rank it fell into,
-and `bco_pair` subtracts a running mean of past rewards, a state to be kept, reduced over ranks and saved with
-checkpoints.
+its chosen and of its rejected response, and of beta, one pair at a time. Losses that are not stay out: `aot` sorts the
+log-ratios of a batch, so a pair's loss would depend on the micro-batch and rank it fell into, and `bco_pair` subtracts
+a running mean of past rewards, a state to be reduced over ranks and saved with checkpoints.
 """
-
 import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -19,7 +16,6 @@ from torch import Tensor
 
 class DPOTerms(NamedTuple):
     """What `dpo` returns; all [P], in the dtype of its inputs."""
-
     loss_P: Tensor  # not reduced
     reward_chosen_P: Tensor  # beta * (log pi - log pi_ref) of the chosen response, detached
     reward_rejected_P: Tensor
@@ -27,20 +23,17 @@ class DPOTerms(NamedTuple):
 
 class Loss(NamedTuple):
     """An entry of `LOSSES`: the function, and what it wants beside the two log-ratios and beta."""
-
     function: Callable[..., Tensor]  # (chosen_P, rejected_P, *, beta[, label_smoothing]) -> loss_P, of log-ratios
     smoothing: Literal["refused", "accepted", "required"] = "refused"  # whether the function takes `label_smoothing`
     length_averaged: bool = False  # whether the log-ratios are divided by the responses' token counts first
 
 
 def sigmoid(chosen_P: Tensor, rejected_P: Tensor, *, beta: float, label_smoothing: float) -> Tensor:
-    """DPO, Rafailov et al. 2023 (arXiv:2305.18290), Eq. 7: the negative log-likelihood of the preference under
-    Bradley-Terry.
+    """DPO, Rafailov et al. 2023 (arXiv:2305.18290), Eq. 7: -log p(the preference) under Bradley-Terry.
 
     With label_smoothing > 0 it is conservative DPO, Mitchell 2023 (ericmitchell.ai/cdpo.pdf): the cross-entropy for
     labels that are wrong with that probability. On log-ratios averaged over tokens it is length-normalised DPO,
-    `sigmoid_norm`, Lambert et al. 2024 (Tulu 3, arXiv:2411.15124), Eq. 6.
-    """
+    `sigmoid_norm`, Lambert et al. 2024 (Tulu 3, arXiv:2411.15124), Eq. 6."""
     margin_P = beta * (chosen_P - rejected_P)
     return -(1 - label_smoothing) * F.logsigmoid(margin_P) - label_smoothing * F.logsigmoid(-margin_P)
 
@@ -62,8 +55,7 @@ def ipo(chosen_P: Tensor, rejected_P: Tensor, *, beta: float) -> Tensor:
 
 
 def hinge(chosen_P: Tensor, rejected_P: Tensor, *, beta: float) -> Tensor:
-    """SLiC's hinge (Zhao et al. 2023, arXiv:2305.10425) on log-ratios: Liu et al. 2023 (RSO, arXiv:2309.06657), Eq.
-    12."""
+    """SLiC's hinge (Zhao et al. 2023, arXiv:2305.10425) on log-ratios: Liu et al. 2023 (arXiv:2309.06657), Eq. 12."""
     return F.relu(1 - beta * (chosen_P - rejected_P))
 
 
@@ -90,14 +82,13 @@ def sppo_hard(chosen_P: Tensor, rejected_P: Tensor, *, beta: float) -> Tensor:
 
 
 def apo_zero(chosen_P: Tensor, rejected_P: Tensor, *, beta: float) -> Tensor:
-    """APO-zero, D'Oosterlinck et al. 2024 (arXiv:2408.06266), Eq. 7: chosen up, rejected down, where chosen beats the
-    model."""
+    """APO-zero, D'Oosterlinck et al. 2024 (arXiv:2408.06266), Eq. 7, for chosen above the model: up; rejected: down."""
     return torch.sigmoid(-beta * chosen_P) + torch.sigmoid(beta * rejected_P)
 
 
 def apo_down(chosen_P: Tensor, rejected_P: Tensor, *, beta: float) -> Tensor:
-    """APO-down, D'Oosterlinck et al. 2024 (arXiv:2408.06266), Eq. 8: both down, rejected more, where the model beats
-    chosen."""
+    """APO-down, D'Oosterlinck et al. 2024 (arXiv:2408.06266), Eq. 8, for chosen below the model: both down, rejected
+    more."""
     return torch.sigmoid(beta * chosen_P) + torch.sigmoid(-beta * (chosen_P - rejected_P))
 
 
@@ -116,18 +107,9 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-def dpo(
-    chosen_P: Tensor,
-    rejected_P: Tensor,
-    ref_chosen_P: Tensor,
-    ref_rejected_P: Tensor,
-    *,
-    beta: float,
-    loss: str = "sigmoid",
-    label_smoothing: float = 0.0,
-    chosen_tokens_P: Tensor | None = None,
-    rejected_tokens_P: Tensor | None = None,
-) -> DPOTerms:
+def dpo(chosen_P: Tensor, rejected_P: Tensor, ref_chosen_P: Tensor, ref_rejected_P: Tensor, *, beta: float,
+        loss: str = "sigmoid", label_smoothing: float = 0.0, chosen_tokens_P: Tensor | None = None,
+        rejected_tokens_P: Tensor | None = None) -> DPOTerms:
     """Loss of each pair under one of `LOSSES`; the default, `sigmoid`, is DPO (Rafailov et al. 2023, arXiv:2305.18290,
     Eq. 7): -log sigmoid(beta * [(chosen - ref_chosen) - (rejected - ref_rejected)]).
 
@@ -141,8 +123,7 @@ def dpo(
         times the summed log-ratio, whatever the loss.
     Raises: ValueError naming the argument: an unknown loss, beta or label_smoothing out of range, label_smoothing > 0
         for a loss that has no such thing, token counts missing where they are needed, or vectors that are not all
-        float32, or all float64, of one shape [P].
-    """
+        float32, or all float64, of one shape [P]."""
     entry = require_settings(loss, beta, label_smoothing)
     require_vectors(chosen_P=chosen_P, rejected_P=rejected_P, ref_chosen_P=ref_chosen_P, ref_rejected_P=ref_rejected_P)
     chosen_ratio_P, rejected_ratio_P = chosen_P - ref_chosen_P, rejected_P - ref_rejected_P
@@ -150,27 +131,22 @@ def dpo(
     if entry.length_averaged:
         chosen_ratio_P = chosen_ratio_P / require_tokens(loss, "chosen_tokens_P", chosen_tokens_P, chosen_P)
         rejected_ratio_P = rejected_ratio_P / require_tokens(loss, "rejected_tokens_P", rejected_tokens_P, chosen_P)
-    if entry.smoothing == "refused":
-        loss_P = entry.function(chosen_ratio_P, rejected_ratio_P, beta=beta)
-    else:
-        loss_P = entry.function(chosen_ratio_P, rejected_ratio_P, beta=beta, label_smoothing=label_smoothing)
-    return DPOTerms(loss_P, *rewards)
+    smoothing = {} if entry.smoothing == "refused" else {"label_smoothing": label_smoothing}
+    return DPOTerms(entry.function(chosen_ratio_P, rejected_ratio_P, beta=beta, **smoothing), *rewards)
 
 
 def wins(chosen_P: Tensor, rejected_P: Tensor, ref_chosen_P: Tensor, ref_rejected_P: Tensor) -> Tensor:
     """1.0 where the chosen response has the higher reward, else 0.0, [P] float32.
 
     A margin below the rounding error of the four log-probabilities, as between a policy and its own reference, is no
-    win: else the accuracy of an untrained policy would be that of a coin instead of 0.
-    """
+    win: else the accuracy of an untrained policy would be that of a coin instead of 0."""
     logps = torch.stack([chosen_P, rejected_P, ref_chosen_P, ref_rejected_P]).detach()
     margin_P = (logps[0] - logps[2]) - (logps[1] - logps[3])
     return (margin_P > 4 * torch.finfo(logps.dtype).eps * logps.abs().sum(0)).float()
 
 
 def require_settings(loss: str, beta: float, label_smoothing: float) -> Loss:
-    """The table's entry for `loss`. Raises: ValueError naming the setting that is unknown or out of range (see
-    `dpo`)."""
+    """The table's entry for `loss`. Raises: ValueError naming the setting that `dpo` refuses."""
     if loss not in LOSSES:
         raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
     if not 0 < beta < math.inf:
@@ -187,18 +163,14 @@ def require_settings(loss: str, beta: float, label_smoothing: float) -> Loss:
 
 
 def require_vectors(**vectors_P: Tensor) -> None:
-    """Raises: ValueError naming the first vector that is not float32 or float64, not [P], or unlike the first in dtype
-    or shape."""
+    """Raises: ValueError naming a vector that is not float32 or float64, not [P], or unlike the first."""
     first_name, first_P = next(iter(vectors_P.items()))
-    if first_P.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"{first_name} must be float32 or float64, got {first_P.dtype}")
-    if first_P.ndim != 1:
-        raise ValueError(f"{first_name} must be a vector [P], got shape {tuple(first_P.shape)}")
     for name, vector_P in vectors_P.items():
-        if vector_P.dtype != first_P.dtype:
-            raise ValueError(f"{name} is {vector_P.dtype}, but {first_name} is {first_P.dtype}: they must be alike")
-        if vector_P.shape != first_P.shape:
-            raise ValueError(f"{name} has shape {tuple(vector_P.shape)}, but {first_name} {tuple(first_P.shape)}")
+        found = f"{name} is {vector_P.dtype} of shape {tuple(vector_P.shape)}"
+        if vector_P.dtype not in (torch.float32, torch.float64) or vector_P.ndim != 1:
+            raise ValueError(f"{found}, wanted float32 or float64, a vector [P]")
+        if (vector_P.dtype, vector_P.shape) != (first_P.dtype, first_P.shape):
+            raise ValueError(f"{found}, wanted it like {first_name}: {first_P.dtype}, {tuple(first_P.shape)}")
 
 
 def require_tokens(loss: str, name: str, tokens_P: Tensor | None, like_P: Tensor) -> Tensor:

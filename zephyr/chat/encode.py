@@ -1,13 +1,11 @@
 """Here a conversation becomes token ids and flags of which ids are targets; truncation is decided here too.
 
-Ids are those that generation continues from: an answer's ids follow its prompt's ids as a model would have written
-them.
+Ids are those that generation continues from: an answer's ids follow its prompt's as a model would have written them.
 
 **Special tokens in a row's own text** (`</s>`, or `<s>` in HTML) are spelled out as ordinary characters: nobody's words
 end a turn. Zephyr's role tags are plain text to the tokenizer, in the template as in a row; only the EOS before a tag
 makes it one.
 """
-
 from __future__ import annotations
 
 import re
@@ -26,7 +24,6 @@ ANCHORS = ("\n", "x", ".")  # text in front of which nothing merges, one of them
 
 class EncodedPair(NamedTuple):
     """Token ids of a pair: `prompt_ids + chosen_ids` is one conversation, `prompt_ids + rejected_ids` the other."""
-
     id: str
     prompt_ids: list[int]
     chosen_ids: list[int]
@@ -35,7 +32,6 @@ class EncodedPair(NamedTuple):
 
 class EncodedText(NamedTuple):
     """Token ids of a text; `is_target[i]`: the loss counts token i, predicted from those before it (never token 0)."""
-
     id: str
     ids: list[int]
     is_target: list[bool]
@@ -48,15 +44,13 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: Mapping[str, object], 
 
     `prompt_ids`: BOS where the tokenizer has one, then the template's text up to where the answer begins. `chosen_ids`
     and `rejected_ids`: the answer as generation would continue the prompt, then EOS. `id`: the row's own, or "".
-    Raises: ValueError naming what is wrong with the row, the template or the limits.
-    """
+    Raises: ValueError naming what is wrong with the row, the template or the limits."""
     return truncate_pair(tokenize_pair(tokenizer, pair, template=template), max_tokens=max_tokens,
                          max_prompt_tokens=max_prompt_tokens, truncation=truncation, bos_id=tokenizer.bos_token_id)
 
 
-def tokenize_pair(
-    tokenizer: PreTrainedTokenizerBase, pair: Mapping[str, object], *, template: str = ZEPHYR_TEMPLATE
-) -> EncodedPair:
+def tokenize_pair(tokenizer: PreTrainedTokenizerBase, pair: Mapping[str, object], *,
+                  template: str = ZEPHYR_TEMPLATE) -> EncodedPair:
     """`encode_pair` before anything is cut."""
     texts = check_pair(pair)
     turns = with_system(_spell_out(tokenizer, texts.prompt), template)
@@ -69,16 +63,13 @@ def tokenize_pair(
     return EncodedPair(str(pair.get("id", "")), _with_bos(tokenizer, _ids(tokenizer, prompt)), *sides)
 
 
-def truncate_pair(
-    pair: EncodedPair, *, max_tokens: int, max_prompt_tokens: int, truncation: str = "keep_end", bos_id: int | None
-) -> EncodedPair:
+def truncate_pair(pair: EncodedPair, *, max_tokens: int, max_prompt_tokens: int, truncation: str = "keep_end",
+                  bos_id: int | None) -> EncodedPair:
     """The pair in at most `max_tokens` ids for prompt and longer answer; as it is where it fits.
 
     Else the prompt keeps its BOS and its last ids, `max_prompt_tokens` together, and each answer what then fits from
-    its beginning, at least one id; a cut answer has no EOS. The two sides may become equal: such a pair teaches
-    nothing.
-    Raises: ValueError for a policy other than `keep_end`, or limits that leave no room for an answer.
-    """
+    its beginning, at least one id; a cut answer has no EOS. The two sides may become equal: that teaches nothing.
+    Raises: ValueError for a policy other than `keep_end`, or limits that leave no room for an answer."""
     if truncation != "keep_end":
         raise ValueError(f"truncation is {truncation!r}, wanted 'keep_end'")
     if not 2 <= max_prompt_tokens < max_tokens:
@@ -89,7 +80,7 @@ def truncate_pair(
         return pair
     if len(prompt) > max_prompt_tokens:
         kept_bos = prompt[:1] if prompt[0] == bos_id else []
-        prompt = kept_bos + prompt[len(prompt) - max_prompt_tokens + len(kept_bos) :]
+        prompt = kept_bos + prompt[len(prompt) - max_prompt_tokens + len(kept_bos):]
     room = max_tokens - len(prompt)
     return EncodedPair(pair.id, prompt, pair.chosen_ids[:room], pair.rejected_ids[:room])
 
@@ -102,14 +93,10 @@ def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mappi
     The ids are BOS (where the tokenizer has one) and the template's text; each answer's ids are what generation would
     have continued with. Targets: `assistant`: the words of every assistant turn and the EOS that ends it; `all`: every
     token but the first, as the alignment handbook trained. A cut conversation may have no target left.
-    Raises: ValueError for another value of `targets`, a bad conversation, or a template that ends no answer with EOS.
-    """
+    Raises: ValueError for other `targets`, a bad conversation, or a template that ends no answer with EOS."""
     if targets not in ("assistant", "all"):
         raise ValueError(f"targets is {targets!r}, wanted 'assistant' or 'all'")
-    turns = check_messages(messages)
-    if turns[-1]["role"] != "assistant":
-        raise ValueError("`messages` ends with a user turn, wanted the assistant's last")
-    turns = with_system(_spell_out(tokenizer, turns), template)
+    turns = with_system(_spell_out(tokenizer, check_messages(messages, last="assistant")), template)
     whole = render(tokenizer, turns, template, answer=False)
     ids: list[int] = []
     is_target: list[bool] = []
@@ -117,12 +104,13 @@ def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mappi
     for turn in (i for i, message in enumerate(turns) if message["role"] == "assistant"):
         prompt = render(tokenizer, turns[:turn], template, answer=True)
         response, end = _answer_text(tokenizer, whole, prompt)
-        between_ids = _ids(tokenizer, prompt[len(done) :], after_eos=bool(done))
-        answer_ids = [*_answer_ids(tokenizer, prompt, response), tokenizer.eos_token_id]
-        ids += (between_ids if done else _with_bos(tokenizer, between_ids)) + answer_ids
-        is_target += [False] * (len(ids) - len(is_target) - len(answer_ids)) + [True] * len(answer_ids)
+        between_ids = _ids(tokenizer, prompt[len(done):], after_eos=bool(done))
+        ids += between_ids if done else _with_bos(tokenizer, between_ids)
+        is_target += [False] * (len(ids) - len(is_target))
+        ids += [*_answer_ids(tokenizer, prompt, response), tokenizer.eos_token_id]
+        is_target += [True] * (len(ids) - len(is_target))
         done = whole[:end]
-    ids += _ids(tokenizer, whole[len(done) :], after_eos=True)
+    ids += _ids(tokenizer, whole[len(done):], after_eos=True)
     is_target += [False] * (len(ids) - len(is_target))
     if targets == "all":
         is_target = [False] + [True] * (len(ids) - 1)
@@ -130,11 +118,9 @@ def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mappi
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, max_tokens: int = 2048, id: str = "") -> EncodedText:
-    """Ids of plain text: BOS (where the tokenizer has one), the text, EOS, cut at the end; every id but the first a
-    target.
+    """Ids of plain text: BOS (where the tokenizer has one), the text, EOS, cut at the end; all but the first targets.
 
-    Raises: ValueError where the text is empty.
-    """
+    Raises: ValueError where the text is empty."""
     if not text.strip():
         raise ValueError(f"`text` is empty ({text!r}), wanted words")
     (turn,) = _spell_out(tokenizer, [{"role": "user", "content": text}])
@@ -142,40 +128,37 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, max_tokens: in
     return EncodedText(id, ids, [False] + [True] * (len(ids) - 1))
 
 
-def encode_prompt(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, object]], *, template: str = ZEPHYR_TEMPLATE
-) -> list[int]:
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, object]], *,
+                  template: str = ZEPHYR_TEMPLATE) -> list[int]:
     """Ids that a model is given to answer `messages`: the same that training put in front of an answer.
 
-    Raises: ValueError where the conversation is bad or does not end with the user's turn.
-    """
-    turns = check_messages(messages)
-    if turns[-1]["role"] != "user":
-        raise ValueError("`messages` ends with an assistant turn, wanted the user's last")
-    turns = with_system(_spell_out(tokenizer, turns), template)
+    Raises: ValueError where the conversation is bad or does not end with the user's turn."""
+    turns = with_system(_spell_out(tokenizer, check_messages(messages, last="user")), template)
     return _with_bos(tokenizer, _ids(tokenizer, render(tokenizer, turns, template, answer=True)))
 
 
+def _specials(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Matches the name of any special token, as one group."""
+    return _specials_of(tokenizer, len(tokenizer))
+
+
 @lru_cache(maxsize=8)
-def _special_pattern(tokenizer: PreTrainedTokenizerBase, size: int) -> re.Pattern[str]:
-    """Matches the name of any special token; `size`, the tokenizer's length, makes a new entry when tokens are
-    added."""
+def _specials_of(tokenizer: PreTrainedTokenizerBase, size: int) -> re.Pattern[str]:
+    """`size`, the tokenizer's length, makes a new entry when tokens are added."""
     names = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     names |= set(tokenizer.all_special_tokens)
     return re.compile("(" + "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)) + ")")
 
 
 def _spell_out(tokenizer: PreTrainedTokenizerBase, turns: Messages) -> Messages:
-    """The turns with the sentinel inside every special token's name, so that the template's own are the only ones
-    left."""
-    pattern = _special_pattern(tokenizer, len(tokenizer))
+    """The turns with the sentinel inside every special token's name: the template's own are the only ones left."""
     spelled = []
     for turn in turns:
         content = turn["content"]
         if SENTINEL in content:
             raise ValueError(f"a {turn['role']} turn holds the noncharacter U+FDD0, wanted text")
-        while pattern.search(content):
-            content = pattern.sub(lambda name: name[0][0] + SENTINEL + name[0][1:], content)
+        while _specials(tokenizer).search(content):
+            content = _specials(tokenizer).sub(lambda name: name[0][0] + SENTINEL + name[0][1:], content)
         spelled.append({"role": turn["role"], "content": content})
     return spelled
 
@@ -189,32 +172,22 @@ def _with_bos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
 def _answer_text(tokenizer: PreTrainedTokenizerBase, whole: str, prompt: str) -> tuple[str, int]:
     """The answer that follows `prompt` in `whole`, and where the EOS after it ends."""
     end = whole.find(tokenizer.eos_token, len(prompt))
-    if (
-        not whole.startswith(prompt)
-        or end < 0
-        or _special_pattern(tokenizer, len(tokenizer)).search(whole, len(prompt), end)
-    ):
-        raise ValueError(
-            f"the chat template does not write an answer right behind its generation prompt and end it with the "
-            f"tokenizer's EOS {tokenizer.eos_token!r}, wanted that: a trained model would not know where to stop"
-        )
-    return whole[len(prompt) : end], end + len(tokenizer.eos_token)
+    if not whole.startswith(prompt) or end < 0 or _specials(tokenizer).search(whole, len(prompt), end):
+        raise ValueError("the chat template does not write an answer right behind its generation prompt and end it "
+                         f"with the tokenizer's EOS {tokenizer.eos_token!r}, wanted that: a trained model would not "
+                         "know where to stop")
+    return whole[len(prompt):end], end + len(tokenizer.eos_token)
 
 
 def _answer_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, response: str) -> list[int]:
     """Ids of `response` as they follow those of `prompt`: what the tokenizer makes of the two together, where nothing
     merges across the boundary and no dummy space comes in between (it would, right after a special token); else a
     continuation."""
-    context = prompt[
-        max(prompt.rfind(tokenizer.eos_token), 0) :
-    ]  # special tokens part the text: what is before has no say
-    context_ids = _ids(tokenizer, context)
-    ids = _ids(tokenizer, context + response)
-    ends_special = any(
-        match.end() == len(context) for match in _special_pattern(tokenizer, len(tokenizer)).finditer(context)
-    )
-    if ids[: len(context_ids)] == context_ids and not ends_special:
-        ids = ids[len(context_ids) :]
+    context = prompt[max(prompt.rfind(tokenizer.eos_token), 0):]  # what is before a special token has no say
+    context_ids, ids = _ids(tokenizer, context), _ids(tokenizer, context + response)
+    ends_special = _specials(tokenizer).split(context)[-1] == ""
+    if ids[:len(context_ids)] == context_ids and not ends_special:
+        ids = ids[len(context_ids):]
     else:
         ids = _continuation(lambda text: _ids(tokenizer, text), response)
     if not ids:
@@ -225,14 +198,11 @@ def _answer_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, response: str) 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, after_eos: bool = False) -> list[int]:
     """Ids of rendered text, no BOS; names with a sentinel in them stay text. `after_eos`: as it follows an EOS."""
     if SENTINEL not in text:
-        return (
-            tokenizer(tokenizer.eos_token + text, add_special_tokens=False)["input_ids"][1:]
-            if after_eos
-            else (tokenizer(text, add_special_tokens=False)["input_ids"])
-        )
+        before = tokenizer.eos_token if after_eos else ""
+        return tokenizer(before + text, add_special_tokens=False)["input_ids"][1 if after_eos else 0:]
     ids: list[int] = []
-    for part in filter(None, _special_pattern(tokenizer, len(tokenizer)).split(text)):
-        if _special_pattern(tokenizer, len(tokenizer)).fullmatch(part):
+    for part in filter(None, _specials(tokenizer).split(text)):
+        if _specials(tokenizer).fullmatch(part):
             ids.append(tokenizer.convert_tokens_to_ids(part))
         elif SENTINEL not in part:
             ids += _ids(tokenizer, part, after_eos or bool(ids))
@@ -243,10 +213,8 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str, after_eos: bool = False)
 
 def _literal(tokenizer: PreTrainedTokenizerBase, text: str, after_special: bool) -> list[int]:
     """Ids of text in which no special token is recognised, at the beginning or after a special token."""
-
     def spell(part: str) -> list[int]:
         return tokenizer(part, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-
     if after_special and _ids(tokenizer, "x", after_eos=True) != _ids(tokenizer, "x"):
         return _continuation(spell, text)  # a tokenizer that writes a dummy space at the beginning only
     return spell(text)
@@ -256,6 +224,6 @@ def _continuation(spell: Callable[[str], list[int]], text: str) -> list[int]:
     """Ids of text in the middle of other text: behind an anchor that does not merge with it."""
     for anchor in ANCHORS:
         anchor_ids, ids = spell(anchor), spell(anchor + text)
-        if ids[: len(anchor_ids)] == anchor_ids:
-            return ids[len(anchor_ids) :]
+        if ids[:len(anchor_ids)] == anchor_ids:
+            return ids[len(anchor_ids):]
     return spell(text)

@@ -25,26 +25,23 @@ ZEPHYR_TEMPLATE = ("{% for message in messages %}\n"
 """The template of Zephyr-7B, byte for byte (alignment-handbook, `chat_template` of the zephyr recipes).
 
 Rendered by transformers: `<|system|>\\n</s>\\n<|user|>\\nU1</s>\\n<|assistant|>\\nA1</s>\\n`, or ending in
-`<|assistant|>\\n` where an answer is asked for. It writes no BOS and no system turn of its own: `with_system` adds the
-empty one.
-"""
+`<|assistant|>\\n` where an answer is asked for. It writes no BOS, and no system turn of its own (see `with_system`)."""
 
 
 class PairTexts(NamedTuple):
     """A preference row as it was read: the turns up to the user's last, and two answers to them."""
-
     prompt: Messages
     chosen: str
     rejected: str
 
 
-def check_messages(messages: object, field: str = "messages") -> Messages:
+def check_messages(messages: object, field: str = "messages", *, last: str | None = None) -> Messages:
     """The turns as plain dicts of role and content, or an error that names the field.
 
     Wanted: at most one system turn, first; then user and assistant in turn, the user first; no empty user or assistant
-    turn. Other keys of a turn are left out. Raises: ValueError naming field, turn, what was found and what was wanted.
-    """
-    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
+    turn; the last of the role `last`, if given. Other keys of a turn are left out.
+    Raises: ValueError naming field, turn, what was found and what was wanted."""
+    if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
         raise ValueError(f"`{field}` is {_shown(messages)}, wanted a list of messages")
     if not messages:
         raise ValueError(f"`{field}` is an empty list, wanted at least one message")
@@ -58,9 +55,11 @@ def check_messages(messages: object, field: str = "messages") -> Messages:
             raise ValueError(f"`{field}[{first + i}].role` is {turn['role']!r}, wanted {wanted!r}: "
                              "at most one system turn, then user and assistant in turn, the user first")
         if not turn["content"].strip():
-            raise ValueError(
-                f"`{field}[{first + i}].content` is empty ({turn['content']!r}), wanted the {wanted}'s words"
-            )
+            raise ValueError(f"`{field}[{first + i}].content` is empty ({turn['content']!r}), wanted the {wanted}'s "
+                             "words")
+    if last not in (None, turns[-1]["role"]):
+        found = "a user" if last == "assistant" else "an assistant"
+        raise ValueError(f"`{field}` ends with {found} turn, wanted the {last}'s last")
     return turns
 
 
@@ -70,15 +69,15 @@ def check_pair(pair: Mapping[str, object]) -> PairTexts:
     Shapes: `chosen` and `rejected` are strings, or lists of messages that end with the assistant's; such a list holds
     the whole conversation (then the prompt turns of both must be equal, and agree with `prompt`), or the answer alone.
     `prompt` is a string, or a list of messages that ends with the user's; it may be missing where the lists hold it.
-    Raises: ValueError naming the field, what was found and what was wanted; also for two equal answers.
-    """
-    prompt = _prompt_turns(pair["prompt"]) if pair.get("prompt") is not None else None
+    Raises: ValueError naming the field, what was found and what was wanted; also for two equal answers."""
+    prompt = pair.get("prompt")
+    if prompt is not None:
+        prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        prompt = check_messages(prompt, "prompt", last="user")
     chosen_prompt, chosen = _side(pair, "chosen", prompt)
     rejected_prompt, rejected = _side(pair, "rejected", prompt)
     if chosen_prompt != rejected_prompt:
-        raise ValueError(
-            "the turns before the last of `chosen` and `rejected` differ, wanted two answers to one prompt"
-        )
+        raise ValueError("the turns before the last of `chosen` and `rejected` differ, wanted answers to one prompt")
     if chosen == rejected:
         raise ValueError(f"`chosen` and `rejected` are equal ({_shown(chosen)}), wanted two different answers")
     return PairTexts(chosen_prompt, chosen, rejected)
@@ -87,8 +86,7 @@ def check_pair(pair: Mapping[str, object]) -> PairTexts:
 def with_system(messages: Messages, template: str) -> Messages:
     """The turns with the empty system turn in front where there is none, as Zephyr was trained.
 
-    Only for Zephyr's own template: another template has its own way without a system turn, and some refuse one.
-    """
+    Only for Zephyr's own template: another template has its own way without a system turn, and some refuse one."""
     if template == ZEPHYR_TEMPLATE and messages[0]["role"] != "system":
         return [{"role": "system", "content": ""}, *messages]
     return messages
@@ -97,14 +95,11 @@ def with_system(messages: Messages, template: str) -> Messages:
 def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, template: str, *, answer: bool) -> str:
     """The text of a conversation; `answer`: ending where the assistant's next turn begins.
 
-    Raises: ValueError where the template refuses the conversation or is no valid jinja.
-    """
+    Raises: ValueError where the template refuses the conversation or is no valid jinja."""
     from jinja2.exceptions import TemplateError
-
     try:
-        return tokenizer.apply_chat_template(
-            messages, chat_template=template, tokenize=False, add_generation_prompt=answer
-        )
+        return tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False,
+                                             add_generation_prompt=answer)
     except TemplateError as error:
         raise ValueError(f"the chat template refuses the conversation: {error}") from error
 
@@ -121,45 +116,27 @@ def _check_turn(turn: object, field: str) -> dict[str, str]:
     return {"role": turn["role"], "content": turn["content"]}
 
 
-def _prompt_turns(prompt: object) -> Messages:
-    turns = check_messages([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt, "prompt")
-    if turns[-1]["role"] != "user":
-        raise ValueError("`prompt` ends with an assistant turn, wanted the user's last")
-    return turns
-
-
 def _side(pair: Mapping[str, object], field: str, prompt: Messages | None) -> tuple[Messages, str]:
     """Prompt turns and answer of one side; `prompt`: what the row's own `prompt` holds."""
     side = pair.get(field)
     if side is None:
-        raise ValueError(
-            f"`{field}` is {'null' if field in pair else 'missing'}, wanted a string or a list of messages"
-        )
+        found = "null" if field in pair else "missing"
+        raise ValueError(f"`{field}` is {found}, wanted a string or a list of messages")
     if isinstance(side, str):
         if prompt is None:
             raise ValueError(f"`prompt` is missing, wanted one beside `{field}`, which is a string")
         if not side.strip():
             raise ValueError(f"`{field}` is empty ({side!r}), wanted an answer")
         return prompt, side
-    if prompt is not None and isinstance(side, list) and len(side) == 1 and _is_answer(side[0]):
-        side = [*prompt, *side]
-    turns = check_messages(side, field)
-    if turns[-1]["role"] != "assistant":
-        raise ValueError(f"`{field}` ends with a user turn, wanted the assistant's last")
-    if prompt is not None and not _agrees(pair["prompt"], prompt, turns[:-1]):
-        raise ValueError(
-            f"`prompt` ({_shown(prompt[-1]['content'])}) is no user turn of `{field}`, wanted the same prompt in both"
-        )
+    match side:
+        case [{"role": "assistant"}] if prompt:             # the answer alone
+            side = [*prompt, *side]
+    turns = check_messages(side, field, last="assistant")
+    # A string agrees with any user turn (UltraFeedback's `prompt` is the first), a list only with all turns.
+    if prompt and not (prompt[0] in turns if isinstance(pair["prompt"], str) else prompt == turns[:-1]):
+        raise ValueError(f"`prompt` ({_shown(prompt[-1]['content'])}) is no user turn of `{field}`, wanted the same "
+                         "prompt in both")
     return turns[:-1], turns[-1]["content"]
-
-
-def _is_answer(turn: object) -> bool:
-    return isinstance(turn, Mapping) and turn.get("role") == "assistant"
-
-
-def _agrees(prompt: object, prompt_turns: Messages, turns: Messages) -> bool:
-    """A string agrees with any user turn (UltraFeedback's `prompt` is the first), a list only with all turns."""
-    return prompt_turns[0] in turns if isinstance(prompt, str) else prompt_turns == turns
 
 
 def _shown(value: object) -> str:

@@ -2,4 +2,5 @@
 from zephyr.packing.collate import Layout, PackedBatch, collate_pairs, collate_texts
 from zephyr.packing.plan import Plan, Step, best_fit, plan_epochs, plan_pass
 
-__all__ = ["Layout", "PackedBatch", "Plan", "Step", "best_fit", "collate_pairs", "collate_texts", "plan_epochs", "plan_pass"]
+__all__ = ["Layout", "PackedBatch", "Plan", "Step", "best_fit", "collate_pairs", "collate_texts", "plan_epochs",
+           "plan_pass"]

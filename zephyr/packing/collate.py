@@ -15,21 +15,11 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-
-class Pair(Protocol):
-    prompt_ids: list[int]
-    chosen_ids: list[int]
-    rejected_ids: list[int]
-
-
-class Text(Protocol):
-    ids: list[int]
-    is_target: list[bool]
+from zephyr.chat import EncodedPair, EncodedText
 
 
 @dataclass(frozen=True)
@@ -62,9 +52,9 @@ class PackedBatch:
     scored_T: Tensor                                # int64, positions in the row
     targets_T: Tensor                               # int64, token ids
     response_tokens_R: Tensor                       # int64, scored tokens of each response; sums to T
-    unique_scored: int                              # the first so many of scored_T hold no position twice, nor does the rest
+    unique_scored: int                              # the first so many of scored_T hold no position twice, nor the rest
     indices: tuple[int, ...]                        # of the examples, as the plan names them
-    units: int                                      # what a loss sum is divided by, over all ranks: pairs, or target tokens
+    units: int                                      # what a loss sum is divided by, over all ranks: pairs or targets
 
     def to(self, device: torch.device | str) -> "PackedBatch":
         """The same batch on a device, copied without waiting where the host memory is pinned."""
@@ -77,7 +67,8 @@ class PackedBatch:
         return dataclasses.replace(self, **{k: moved(v) for k, v in vars(self).items()})
 
 
-def collate_pairs(examples: Sequence[Pair], indices: Sequence[int], *, prefix_sharing: bool = True) -> PackedBatch:
+def collate_pairs(examples: Sequence[EncodedPair], indices: Sequence[int], *,
+                  prefix_sharing: bool = True) -> PackedBatch:
     """Preference pairs `examples[i]` as one row, each prompt once (`prefix_sharing`) or with either response.
 
     No indices: a row of one token that scores nothing, for a rank with nothing to do in a micro-batch.
@@ -88,39 +79,36 @@ def collate_pairs(examples: Sequence[Pair], indices: Sequence[int], *, prefix_sh
             raise ValueError(f"example {i}: prompt, chosen and rejected need at least one token each")
     row: list[int] = []
     positions: list[int] = []
-    scored: list[list[int]] = []
-    prompt_starts: list[int] = []
+    scored: list[Sequence[int]] = []
+    appended: list[int] = []
     for pair in pairs:
-        prompt_starts.append(len(row))
-        scored.append(predictors(len(row) + len(pair.prompt_ids), len(pair.chosen_ids)))
+        start, prompt, chosen = len(row), len(pair.prompt_ids), len(pair.chosen_ids)
         row += pair.prompt_ids + pair.chosen_ids
-        positions += range(len(pair.prompt_ids) + len(pair.chosen_ids))
-    unshared, appended = len(row), []
+        positions += range(prompt + chosen)
+        scored.append(range(start + prompt - 1, len(row) - 1))
     query_lengths = [len(pair.prompt_ids) + len(pair.chosen_ids) for pair in pairs]
     key_lengths = query_lengths + [len(pair.prompt_ids) + len(pair.rejected_ids) for pair in pairs]
-    for pair, prompt_start in zip(pairs, prompt_starts):
+    for pair, of_chosen in zip(pairs, scored[:]):
         prompt, rejected = len(pair.prompt_ids), len(pair.rejected_ids)
+        skipped = prompt if prefix_sharing else 0   # tokens of the prompt that the row does not repeat
+        row += pair.prompt_ids[skipped:] + pair.rejected_ids
+        positions += range(skipped, prompt + rejected)
+        query_lengths.append(prompt + rejected - skipped)
+        places = range(len(row) - rejected, len(row))
+        prompt_end = of_chosen[0] + 1 if prefix_sharing else places.start
+        scored.append([prompt_end - 1, *places[:-1]])
         if prefix_sharing:
-            appended += [*range(prompt_start, prompt_start + prompt), *range(len(row), len(row) + rejected)]
-            scored.append([prompt_start + prompt - 1, *range(len(row), len(row) + rejected - 1)])
-            row += pair.rejected_ids
-            positions += range(prompt, prompt + rejected)
-            query_lengths.append(rejected)
-        else:
-            scored.append(predictors(len(row) + prompt, rejected))
-            row += pair.prompt_ids + pair.rejected_ids
-            positions += range(prompt + rejected)
-            query_lengths.append(prompt + rejected)
-    layout = lay_out(query_lengths, key_lengths, unshared if prefix_sharing else len(row), appended)
+            appended += [*range(prompt_end - prompt, prompt_end), *places]
+    layout = lay_out(query_lengths, key_lengths, appended)
     targets = [pair.chosen_ids for pair in pairs] + [pair.rejected_ids for pair in pairs]
     unique = sum(len(pair.chosen_ids) for pair in pairs)
     return pack(row, positions, layout, scored, targets, unique, indices, units=len(pairs))
 
 
-def collate_texts(examples: Sequence[Text], indices: Sequence[int]) -> PackedBatch:
+def collate_texts(examples: Sequence[EncodedText], indices: Sequence[int]) -> PackedBatch:
     """Texts `examples[i]` (SFT) as one row, each attending to itself alone; the log-probs of their target tokens.
 
-    No indices: as in collate_pairs. Raises: ValueError naming an empty example, or one whose first token is a target."""
+    No indices: as in collate_pairs. Raises: ValueError naming an example that is empty or begins with a target."""
     row: list[int] = []
     positions: list[int] = []
     scored: list[list[int]] = []
@@ -129,7 +117,7 @@ def collate_texts(examples: Sequence[Text], indices: Sequence[int]) -> PackedBat
     for i in indices:
         text = examples[i]
         if not text.ids or text.is_target[0]:
-            raise ValueError(f"example {i}: at least one token is wanted, and the first, which nothing predicts, no target")
+            raise ValueError(f"example {i}: at least one token is wanted, the first, which nothing predicts, no target")
         places = [j for j, is_target in enumerate(text.is_target) if is_target]
         scored.append([len(row) + j - 1 for j in places])
         targets.append([text.ids[j] for j in places])
@@ -137,27 +125,23 @@ def collate_texts(examples: Sequence[Text], indices: Sequence[int]) -> PackedBat
         positions += range(len(text.ids))
         lengths.append(len(text.ids))
     units = sum(map(len, targets))
-    return pack(row, positions, lay_out(lengths, lengths, len(row), []), scored, targets, units, indices, units=units)
+    return pack(row, positions, lay_out(lengths, lengths, []), scored, targets, units, indices, units=units)
 
 
-def predictors(response_start: int, response_tokens: int) -> list[int]:
-    """Row positions of the hidden states that predict a response which starts at `response_start`."""
-    return list(range(response_start - 1, response_start + response_tokens - 1))
-
-
-def lay_out(query_lengths: list[int], key_lengths: list[int], unshared: int, appended: list[int]) -> Layout:
+def lay_out(query_lengths: list[int], key_lengths: list[int], appended: list[int]) -> Layout:
     """The layout of segments; without any, of one segment of one token."""
-    query_lengths, key_lengths, unshared = (query_lengths, key_lengths, unshared) if query_lengths else ([1], [1], 1)
+    query_lengths, key_lengths = query_lengths or [1], key_lengths or [1]
     cu_query = torch.tensor([0, *accumulate(query_lengths)], dtype=torch.int32)
     cu_key = torch.tensor([0, *accumulate(key_lengths)], dtype=torch.int32) if appended else cu_query
     appended_M = torch.tensor(appended, dtype=torch.int64) if appended else None
+    unshared = sum(key_lengths) - len(appended)
     return Layout(tuple(query_lengths), tuple(key_lengths), cu_query, cu_key, unshared, appended_M)
 
 
-def pack(row: list[int], positions: list[int], layout: Layout, scored: list[list[int]], targets: list[list[int]],
-         unique_scored: int, indices: Sequence[int], units: int) -> PackedBatch:
+def pack(row: list[int], positions: list[int], layout: Layout, scored: Sequence[Sequence[int]],
+         targets: list[list[int]], unique_scored: int, indices: Sequence[int], units: int) -> PackedBatch:
     """Python lists as the tensors of a batch."""
-    def flat(lists: list[list[int]]) -> Tensor:
+    def flat(lists: Sequence[Sequence[int]]) -> Tensor:
         return torch.tensor([value for values in lists for value in values], dtype=torch.int64)
     return PackedBatch(torch.tensor(row or [0]), torch.tensor(positions or [0]), layout, flat(scored), flat(targets),
                        torch.tensor([len(values) for values in scored], dtype=torch.int64), unique_scored,

@@ -30,7 +30,7 @@ class Plan(NamedTuple):
 
 
 def best_fit(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Bins of indices, none over `budget` tokens: longest first, into the fullest bin with room; same answer on every rank.
+    """Bins of indices, none over `budget` tokens: longest first, into the fullest bin with room; alike on every rank.
 
     Best-fit decreasing (Ding et al. 2024, arXiv:2404.10830). O(n log n + n * budget / 64).
     Raises: ValueError naming the first example over the budget (examples are cut when they are encoded, never here)."""
@@ -60,10 +60,10 @@ def plan_epochs(lengths: Sequence[int], *, per_step: int, epochs: int, ranks: in
                 shuffle: bool = True, window_tokens: int | None = None, costs: Sequence[float] | None = None) -> Plan:
     """Every example exactly once an epoch, in optimiser steps of `per_step` units balanced over `ranks`.
 
-    A unit is one example (DPO: a pair) or, with `window_tokens`, one window of examples that best fit fills (SFT). Windows say
-    which examples make a step; micro-batches are filled with examples, whatever their window: they never see each other.
-    The last step of an epoch keeps what is left; the loop normalises it by its own count. With shuffle=False units keep the
-    order of their first example.
+    A unit is one example (DPO: a pair) or, with `window_tokens`, one window of examples that best fit fills (SFT).
+    Windows say which examples make a step; micro-batches are filled with examples, whatever their window: they never
+    see each other. The last step of an epoch keeps what is left; the loop normalises it by its own count. With
+    shuffle=False units keep the order of their first example.
     Args: lengths: packed tokens of each example. costs: work of each example, any unit; default its tokens.
     Raises: ValueError where a count is < 1, there is no example, or one is longer than its window or the budget."""
     for name, value in (("per_step", per_step), ("epochs", epochs), ("ranks", ranks), ("len(lengths)", len(lengths))):
@@ -104,7 +104,7 @@ def epoch_units(lengths: Sequence[int], rng: random.Random | None, window_tokens
 
 def spread(examples: Sequence[int], lengths: Sequence[int], costs: Sequence[float], ranks: int,
            budget_tokens: int) -> list[list[list[int]]]:
-    """The examples of a step as micro-batches of ranks: dearest example to the cheapest rank, then best fit into the budget."""
+    """A step's examples as micro-batches of ranks: the dearest to the cheapest rank, then best fit to the budget."""
     of_rank: list[list[int]] = [[] for _ in range(ranks)]
     cheapest = [(0.0, 0, rank) for rank in range(ranks)]
     for i in sorted(examples, key=lambda i: (-costs[i], i)):
@@ -113,7 +113,7 @@ def spread(examples: Sequence[int], lengths: Sequence[int], costs: Sequence[floa
         heapq.heappush(cheapest, (spent + costs[i], count + 1, rank))
     packed = [[sorted(mine[j] for j in micro) for micro in best_fit([lengths[i] for i in mine], budget_tokens)]
               for mine in of_rank]
-    most = max(len(micro_batches) for micro_batches in packed)
+    most = max(map(len, packed))
     return [micro_batches + [[]] * (most - len(micro_batches)) for micro_batches in packed]
 
 
@@ -124,6 +124,7 @@ def summed(steps: list[Step], lengths: Sequence[int], costs: Sequence[float], bu
     for step in steps:
         of_rank = [sum(costs[i] for micro in rank for i in micro) for rank in step.ranks]
         dearest, mean = dearest + max(of_rank), mean + sum(of_rank) / len(of_rank)
-        tokens += sum(lengths[i] for rank in step.ranks for micro in rank for i in micro)
+        tokens += sum(lengths[i] for i in step.examples())
         micro_batches += sum(1 for rank in step.ranks for micro in rank if micro)
-    return Plan(steps, tokens, tokens / (micro_batches * budget_tokens) if steps else 0.0, dearest / mean if steps else 1.0)
+    filled = tokens / (micro_batches * budget_tokens) if steps else 0.0
+    return Plan(steps, tokens, filled, dearest / mean if steps else 1.0)

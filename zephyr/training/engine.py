@@ -44,12 +44,12 @@ def read_deepspeed(path: str) -> Json:
         settings = json.loads(found.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"hardware.deepspeed: {path} is not JSON: {error}") from None
+    zero = settings.get("zero_optimization") if isinstance(settings, dict) else None
+    if not isinstance(zero, dict) or zero.get("stage") != 3:
+        raise ConfigError(f"hardware.deepspeed: {path}: zero_optimization.stage 3 is wanted, got {zero!r}")
     for key, owner in DECIDED_BY_YAML.items():
         if key in settings:
             raise ConfigError(f"hardware.deepspeed: {path} sets {key}; the YAML's {owner} decides that")
-    stage = settings.get("zero_optimization", {}).get("stage")
-    if stage != 3:
-        raise ConfigError(f"hardware.deepspeed: {path}: zero_optimization.stage 3 is wanted, got {stage!r}")
     return settings
 
 
@@ -64,7 +64,7 @@ class Engine:
     def __init__(self, hardware: Hardware, seed: int) -> None:
         self.hardware = hardware
         self.settings = read_deepspeed(hardware.deepspeed)
-        single_process_rendezvous()
+        self.own_environment = single_process_rendezvous()
         use_cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
         if not use_cuda:
             os.environ["DS_ACCELERATOR"] = "cpu"
@@ -85,6 +85,8 @@ class Engine:
     def close(self) -> None:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+        for name in self.own_environment:
+            os.environ.pop(name, None)
 
     # -- ranks ------------------------------------------------------------------------------------------------------------
 
@@ -241,10 +243,13 @@ def write_shard(parameter: nn.Parameter, read: Callable[[], Tensor]) -> None:
                 parameter.copy_(read())
 
 
-def single_process_rendezvous() -> None:
-    """The variables torchrun would set, for a plain `python train_dpo.py`."""
-    if "RANK" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def single_process_rendezvous() -> list[str]:
+    """Set the variables that torchrun would, for a plain `python train_dpo.py`; returns the names of those set."""
+    if "RANK" in os.environ:
+        return []
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    variables = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ.update(variables)
+    return list(variables)

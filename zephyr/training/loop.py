@@ -3,6 +3,7 @@
 P pairs of a micro-batch.
 """
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from zephyr.config import DPOConfig, SFTConfig, to_yaml
 from zephyr.packing import PackedBatch, Plan
 from zephyr.training import checkpoint
 from zephyr.training.engine import Engine
-from zephyr.training.metrics import Clock, Ledger, Recorder, Row, Totals
+from zephyr.training.metrics import Ledger, Recorder, Row, Totals
 from zephyr.training.planner import mfu
 from zephyr.training.schedule import learning_rate
 
@@ -50,21 +51,21 @@ def fit(engine: Engine, config: DPOConfig | SFTConfig, train: Split, evaluation:
     ledger = Ledger(Path(run.dir), train.ids, train.ledger) if train.ledger is not None else None
     recorder = Recorder(Path(run.dir), run.wandb, to_yaml(config), first_step=first_step, steps=len(steps),
                         active=engine.rank == 0)
-    sums, clock, logged = {}, Clock(), first_step - 1
+    sums, logged, since = {}, first_step - 1, time.perf_counter()
     for step in range(first_step, len(steps)):
         of_step = reduced(engine, train, step, run_step(engine, train, step, ledger))
-        require_finite(of_step["loss"], "loss", train, step)
+        require_finite(of_step["loss"], "loss", engine, train, step, ledger)
         lr = learning_rate(step, len(steps), lr_peak=optim.lr_peak, schedule=optim.schedule,
                            warmup_fraction=optim.warmup_fraction)
         grad_norm = engine.step(lr)
-        require_finite(grad_norm, "gradient norm", train, step)
+        require_finite(grad_norm, "gradient norm", engine, train, step, ledger)
         sums, done, last = added(sums, of_step), step + 1, step == len(steps) - 1
         if step % run.log_every == 0 or last:
             record = {"step": step, "split": "train", "epoch": steps[step].epoch, **means(sums, train.unit_name),
                       "grad_norm": grad_norm, "learning_rate": lr}
-            recorder.write(record | hardware_use(engine, sums, config.hardware.tokens_per_micro_batch, clock.lap(),
-                                                 step - logged))
-            sums, logged = {}, step
+            seconds = time.perf_counter() - since
+            recorder.write(record | hardware_use(engine, sums, config.hardware.tokens_per_micro_batch, seconds, step - logged))
+            sums, logged, since = {}, step, time.perf_counter()
         recorder.advance()
         if evaluation and (done % run.eval_every == 0 or last):
             epoch = float(optim.epochs) if last else steps[done].epoch
@@ -135,8 +136,9 @@ def hardware_use(engine: Engine, sums: Row, budget_tokens: int, seconds: float, 
     return use if utilisation is None else use | {"mfu": utilisation}
 
 
-def require_finite(value: float, what: str, split: Split, step: int) -> None:
-    """Raises: NonFinite naming the examples of the step."""
+def require_finite(value: float, what: str, engine: Engine, split: Split, step: int, ledger: Ledger | None) -> None:
+    """Raises: NonFinite naming the pairs whose own loss is not finite, or, where that can't be told, all of the step."""
     if not math.isfinite(value):
-        ids = [split.ids[i] for i in split.plan.steps[step].examples()]
+        guilty = [id for rank in engine.gather(ledger.non_finite(step) if ledger else []) for id in rank]
+        ids = guilty or [split.ids[i] for i in split.plan.steps[step].examples()]
         raise NonFinite(f"step {step}: the {what} is {value}; no parameter was changed. Its examples: {', '.join(ids)}")

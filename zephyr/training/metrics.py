@@ -5,7 +5,6 @@ P pairs of a micro-batch.
 import json
 import os
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -106,6 +105,11 @@ class Ledger:
         if indices:
             self.visits.append((step, epoch, indices, {name: stats[name].detach() for name in LEDGER if name in stats}))
 
+    def non_finite(self, step: int) -> list[str]:
+        """Ids of this rank's pairs whose loss at `step` is not finite."""
+        return [self.ids[i] for visit, _, indices, stats in self.visits if visit == step
+                for i, finite in zip(indices, stats["loss"].isfinite().tolist()) if not finite]
+
     def rows(self) -> list[Row]:
         """What this rank noted since the last call, as rows; one host read a visit."""
         rows: list[Row] = []
@@ -133,15 +137,3 @@ class Ledger:
         part = self.folder / f"step-{step}.part"
         pq.write_table(pa.Table.from_pylist(rows), part)
         os.replace(part, part.with_suffix(".parquet"))
-
-
-class Clock:
-    """Seconds since it was last asked."""
-
-    def __init__(self) -> None:
-        self.last = time.perf_counter()
-
-    def lap(self) -> float:
-        now = time.perf_counter()
-        seconds, self.last = now - self.last, now
-        return seconds

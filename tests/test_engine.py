@@ -1,0 +1,82 @@
+"""The engine of one rank, in this process: precision, clipping of nothing, and an update that is not made."""
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import ROOT
+from zephyr.chat import EncodedPair
+from zephyr.config import ConfigError, Hardware, Optim
+from zephyr.model.load import load_policy
+from zephyr.model.logprobs import response_logprobs
+from zephyr.packing import collate_pairs
+from zephyr.training.engine import Engine, read_deepspeed
+
+PAIRS = [EncodedPair(str(i), [1, 5 + i, 9], [7, 2], [8 + i, 3, 2]) for i in range(4)]
+
+
+@pytest.fixture(scope="module")
+def engine(tiny: Path) -> Iterator[Engine]:
+    """A bfloat16 policy under ZeRO-3 with every parameter partitioned."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        made = Engine(Hardware(attention="sdpa", deepspeed="configs/deepspeed/cpu.json"), 0)
+    made.adopt(partial(load_policy, tiny, dtype=torch.bfloat16), Optim(grad_clip=0.5))
+    yield made
+    made.close()
+
+
+def test_rotary_frequencies_stay_float32(engine: Engine, tiny: Path) -> None:
+    """They equal those of a plain model. Fails where DeepSpeed rounds them to bfloat16, which shifts every position's angle."""
+    plain = load_policy(tiny, dtype=torch.bfloat16)
+    pairs = list(zip(engine.policy.named_buffers(), plain.named_buffers()))
+    assert pairs and all(a.dtype == torch.float32 and torch.equal(a, b) for (_, a), (_, b) in pairs)
+
+
+def test_master_weights_and_gradients_are_float32(engine: Engine) -> None:
+    """At a rate of 5e-7 a bfloat16 weight never changes. Fails where the optimiser, or the accumulation, runs in the model's
+    dtype, DeepSpeed's default."""
+    assert all(p.dtype == torch.bfloat16 for p in engine.policy.parameters())
+    assert all(p.dtype == torch.float32 for p in engine.engine.optimizer.fp32_partitioned_groups_flat)
+    assert engine.engine.optimizer.gradient_accumulation_dtype == torch.float32
+    assert engine.engine.gradient_clipping() == 0.5
+
+
+def test_parameters_come_back_as_they_were_read(engine: Engine, tiny: Path) -> None:
+    """Fails where a gather returns a shard, another order, or a tied copy."""
+    plain = dict(load_policy(tiny, dtype=torch.bfloat16).lm.named_parameters())
+    gathered = dict(engine.full_parameters())
+    assert list(gathered) == list(plain) == [name for name, _ in engine.parameter_bytes()]
+    assert all(torch.equal(gathered[name], plain[name]) for name in plain)
+    assert [size for _, size in engine.parameter_bytes()] == [p.nbytes for p in plain.values()]
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(engine: Engine) -> None:
+    """The loss is finite, its gradient overflows. Fails where the update is made and the model is lost; and, as a control,
+    where a finite step does not change it."""
+    before = {name: p.clone() for name, p in engine.full_parameters()}
+    batch = collate_pairs(PAIRS, range(4))
+    chosen_P, rejected_P = response_logprobs(engine, batch)
+    difference = chosen_P.sum() - rejected_P.sum()
+    engine.backward((difference - difference.detach()) * 1e38, last=True)
+    assert engine.step(1e-3) == float("inf")
+    assert all(torch.equal(p, before[name]) for name, p in engine.full_parameters())
+    chosen_P, _ = response_logprobs(engine, batch)
+    engine.backward(chosen_P.mean(), last=True)
+    assert 0 < engine.step(1e-2) < 1e3
+    assert not all(torch.equal(p, before[name]) for name, p in engine.full_parameters())
+
+
+@pytest.mark.parametrize("content,message", [
+    ('{"zero_optimization": {"stage": 3}, "bf16": {"enabled": true}}', "hardware.dtype decides"),
+    ('{"zero_optimization": {"stage": 3}, "optimizer": {}}', "optim decides"), ('{"zero_optimization": {"stage": 2}}', "stage 3"),
+    ("{}", "stage 3"), ("{", "not JSON"), ("[]", "stage 3")])
+def test_deepspeed_json_holds_only_its_own(content: str, message: str, tmp_path: Path) -> None:
+    """Fails where the JSON could quietly override the YAML's precision, clipping or batch."""
+    (tmp_path / "d.json").write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        read_deepspeed(str(tmp_path / "d.json"))
+    with pytest.raises(ConfigError, match="no such file"):
+        read_deepspeed(str(tmp_path / "nowhere.json"))
