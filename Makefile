@@ -25,6 +25,23 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
+W := runs/tiny/world
+# torchrun on two CPU ranks of ZeRO-3, a port of its own
+LAUNCH := DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node=2 --rdzv-backend=c10d --rdzv-endpoint=localhost:0
+
+quickstart: $(VENV)/.installed
+	rm -rf runs/tiny
+	$(BIN)/zephyr world $(W) --seed 0
+	$(LAUNCH) train_sft.py configs/tiny/base.yaml
+	$(LAUNCH) train_sft.py configs/tiny/sft.yaml
+	$(BIN)/zephyr feedback $(W) --prompts feedback --out runs/tiny/feedback.jsonl
+	$(BIN)/zephyr binarize runs/tiny/feedback.jsonl --rule paper --out runs/tiny/pairs.jsonl
+	$(BIN)/zephyr feedback $(W) --prompts validation --out runs/tiny/feedback_validation.jsonl
+	$(BIN)/zephyr binarize runs/tiny/feedback_validation.jsonl --rule paper --out runs/tiny/pairs_validation.jsonl
+	$(LAUNCH) train_dpo.py configs/tiny/dpo.yaml
+	OMP_NUM_THREADS=2 $(BIN)/zephyr eval $(W) --prompts test --out runs/tiny/eval \
+	  --model base=runs/tiny/base/model --model dSFT=runs/tiny/sft/model --model dDPO=runs/tiny/dpo/model
+
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
 

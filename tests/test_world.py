@@ -9,11 +9,12 @@ from zephyr.config import BadInput
 from zephyr.world.answerers import ANSWERERS, answer
 from zephyr.world.facts import VALUES, build_world, load_world, save_world
 from zephyr.world.prompts import SHARES, Prompt, all_prompts, draw_prompts, prompt_from_row
-from zephyr.world.recipe import HELD_OUT, tokenizer_texts, world_rows
+from zephyr.world.recipe import tokenizer_texts, world_rows
 from zephyr.world.untrained import save_untrained
 
 WORLD = build_world(0)
 ROWS = world_rows(WORLD, 0)
+SPLITS = ("train", "validation", "test")
 
 
 def test_facts_follow_their_causes() -> None:
@@ -30,10 +31,8 @@ def test_no_word_means_two_things() -> None:
     assert len(words) == len(set(words))
 
 
-def test_splits_share_no_creature_and_no_prompt() -> None:
+def test_files_share_no_prompt() -> None:
     """A prompt in two files would let training see what it is measured on."""
-    names = [name for split in WORLD.splits.values() for name in split]
-    assert sorted(names) == sorted(WORLD.creatures)
     files = {name: {str(row["prompt"]) for row in rows} for name, rows in ROWS.items() if name.startswith("prompts/")}
     assert set(files) == {f"prompts/{name}" for name in ("demonstrations", "feedback", "validation", "test")}
     for name, prompts in files.items():
@@ -42,19 +41,26 @@ def test_splits_share_no_creature_and_no_prompt() -> None:
             assert not prompts & files[other]
 
 
-def test_held_out_creatures_stay_out_of_demonstrations_and_feedback() -> None:
+def test_what_is_asked_of_whom_belongs_to_one_split() -> None:
+    """The same question in other words would be a held-out prompt in name only."""
+    asked = {split: {(p.subject, p.asked, p.topic) for rows in all_prompts(WORLD, split).values() for p in rows} for split in SPLITS}
+    assert all(len(cells) > 100 for cells in asked.values())
+    assert not asked["train"] & asked["validation"] and not asked["train"] & asked["test"]
+    assert not asked["validation"] & asked["test"]
+
+
+def test_demonstrations_come_from_the_train_split() -> None:
     """Draws by split could be right while the rendered conversations come from elsewhere."""
-    held_out = {name for split in HELD_OUT for name in WORLD.splits[split]}
-    said = [turn["content"] for row in ROWS["demonstrations"] for turn in row["messages"]]
-    said += [str(row["prompt"]) for row in ROWS["prompts/feedback"]]
-    assert not held_out & {word.strip(".,?!") for text in said for word in text.split()}
+    train = {p.prompt for rows in all_prompts(WORLD, "train").values() for p in rows}
+    assert {row["messages"][0]["content"] for row in ROWS["demonstrations"]} <= train
+    assert {str(row["prompt"]) for row in ROWS["prompts/feedback"]} <= train
 
 
 def test_prose_tells_every_creature_and_holds_no_prompt() -> None:
     """The base model must know the facts of test creatures, without having read how a test prompt is put."""
     prose = "\n".join(str(row["text"]) for row in ROWS["prose"])
     assert all(f"A {name} " in prose for name in WORLD.creatures)
-    prompts = [p.prompt for split in WORLD.splits for found in all_prompts(WORLD, split).values() for p in found]
+    prompts = [p.prompt for split in SPLITS for found in all_prompts(WORLD, split).values() for p in found]
     assert len(prompts) > 5000
     assert not [prompt for prompt in prompts if prompt in prose]
 
@@ -77,7 +83,7 @@ def test_answers_depend_on_prompt_and_seed_alone() -> None:
 
 def test_answerers_keep_their_manner() -> None:
     """The recipe rests on four manners that differ: two alike would make pairs without a lesson."""
-    colour = Prompt("1", "What colour is a molin? Say why, please.", "reason", next(iter(WORLD.creatures)), ("colour",), "reason")
+    colour = Prompt("1", "Say why.", "reason", next(iter(WORLD.creatures)), ("colour",), "reason")
     facts = WORLD.creatures[colour.subject]
     said = {name: answer(name, colour, WORLD, 0) for name in ANSWERERS}
     assert said["expert"] == f"A {colour.subject} is {facts['colour']}, because it lives in the {facts['home']}."

@@ -119,6 +119,11 @@ class SFTData(Data):
 
 
 @dataclass(frozen=True)
+class SFTRun(Run):
+    dir: str = "runs/sft"
+
+
+@dataclass(frozen=True)
 class SFTConfig:
     model: str
     data: SFTData
@@ -126,7 +131,7 @@ class SFTConfig:
     chat_template: str = "zephyr"
     optim: SFTOptim = field(default_factory=SFTOptim)
     hardware: Hardware = field(default_factory=Hardware)
-    run: Run = field(default_factory=lambda: Run(dir="runs/sft"))
+    run: SFTRun = field(default_factory=SFTRun)
 
 
 C = TypeVar("C", DPOConfig, SFTConfig)
@@ -145,13 +150,11 @@ LIMITS: dict[str, tuple[Callable[..., bool], str]] = {
                                           "run.eval_every run.save_every run.keep"),
     "an integer >= 2": (lambda v: v >= 2, "data.max_tokens data.max_prompt_tokens hardware.tokens_per_micro_batch"),
 }
-PATHS = {"model", "tokenizer", "chat_template", "data.train", "data.eval", "reference.dir", "hardware.deepspeed",
-         "run.dir"}
 WANTED = {int: "an integer", float: "a finite number", str: "a text", bool: "true or false"}
 
 
 def load(kind: type[C], path: str, overrides: Sequence[str] = ()) -> C:
-    """The config in the YAML file `path` with `key.sub=value` overrides, `$VARIABLES` of paths filled in.
+    """The config in the YAML file `path` with `key.sub=value` overrides, `$VARIABLES` in texts filled in.
 
     Raises: ConfigError naming the key, its value and what was wanted: unknown or missing key, wrong type, value out of
     range, combination that can't work, file that can't be read."""
@@ -225,7 +228,7 @@ def read_value(hint: object, value: Value, key: str) -> object:
         if hint is float and isinstance(value, str) and re.fullmatch(r"[-+]?\d+\.?\d*[eE][-+]?\d+", value):
             note = f" (a text in YAML; write {yaml.safe_dump(float(value)).split()[0]})"
         raise ConfigError(f"{key}: {WANTED[hint]} is wanted, got {value!r}{note}")
-    return os.path.expandvars(value) if isinstance(value, str) and key.split("[")[0] in PATHS else value
+    return os.path.expandvars(value) if isinstance(value, str) else value
 
 
 def nearest_key(key: str, prefix: str, kind: type) -> str:

@@ -49,8 +49,7 @@ def robust(chosen_P: Tensor, rejected_P: Tensor, *, beta: float, label_smoothing
 def ipo(chosen_P: Tensor, rejected_P: Tensor, *, beta: float) -> Tensor:
     """IPO, Azar et al. 2023 (arXiv:2310.12036), Eq. 17, with beta as its tau: the margin is drawn to 1 / (2 beta).
 
-    The log-ratios are means over tokens, which is what its authors did and TRL does; with sums the target would be
-    reached by long responses at once."""
+    Of log-ratios averaged over tokens, as its authors did; with sums long responses would reach the target at once."""
     return (chosen_P - rejected_P - 1 / (2 * beta)).square()
 
 

@@ -83,7 +83,8 @@ def log_probabilities(engine: Engine, examples: Sequence[Pair], lengths: Sequenc
     address = hashlib.sha256(json.dumps(profile, sort_keys=True).encode()).hexdigest()[:32]
     store = Store(Path(directory) / address)
     keys = [pair_digest(pair) for pair in examples]
-    known = engine.on_rank0(lambda: {key: v for key, v in store.read().items() if key in set(keys)})
+    wanted = set(keys)
+    known = engine.on_rank0(lambda: {key: logp for key, logp in store.read().items() if key in wanted})
     missing = [i for i, key in enumerate(keys) if key not in known]
     if len(missing) < len(keys):
         probe(engine, keys, known, collate, lengths, store.folder)

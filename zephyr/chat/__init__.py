@@ -5,5 +5,4 @@ from zephyr.chat.encode import (EncodedPair, EncodedText, encode_messages, encod
 from zephyr.chat.template import ZEPHYR_TEMPLATE, Messages, check_messages, check_pair
 
 __all__ = ["ZEPHYR_TEMPLATE", "EncodedPair", "EncodedText", "Messages", "check_messages", "check_pair",
-           "encode_messages", "encode_pair", "encode_prompt", "encode_text",
-           "tokenize_pair", "truncate_pair"]
+           "encode_messages", "encode_pair", "encode_prompt", "encode_text", "tokenize_pair", "truncate_pair"]

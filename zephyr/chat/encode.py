@@ -58,8 +58,7 @@ def tokenize_pair(tokenizer: PreTrainedTokenizerBase, pair: Mapping[str, object]
     sides = []
     for answer in (texts.chosen, texts.rejected):
         whole = [*turns, *_spell_out(tokenizer, [{"role": "assistant", "content": answer}])]
-        response, _ = _answer_text(tokenizer, render(tokenizer, whole, template, answer=False), prompt)
-        sides.append([*_answer_ids(tokenizer, prompt, response), tokenizer.eos_token_id])
+        sides.append(_answer(tokenizer, render(tokenizer, whole, template, answer=False), prompt)[0])
     return EncodedPair(str(pair.get("id", "")), _with_bos(tokenizer, _ids(tokenizer, prompt)), *sides)
 
 
@@ -103,11 +102,11 @@ def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mappi
     done = ""  # the text whose ids are in `ids`; it ends with an EOS, or is empty
     for turn in (i for i, message in enumerate(turns) if message["role"] == "assistant"):
         prompt = render(tokenizer, turns[:turn], template, answer=True)
-        response, end = _answer_text(tokenizer, whole, prompt)
+        answer_ids, end = _answer(tokenizer, whole, prompt)
         between_ids = _ids(tokenizer, prompt[len(done):], after_eos=bool(done))
         ids += between_ids if done else _with_bos(tokenizer, between_ids)
         is_target += [False] * (len(ids) - len(is_target))
-        ids += [*_answer_ids(tokenizer, prompt, response), tokenizer.eos_token_id]
+        ids += answer_ids
         is_target += [True] * (len(ids) - len(is_target))
         done = whole[:end]
     ids += _ids(tokenizer, whole[len(done):], after_eos=True)
@@ -137,14 +136,9 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping
     return _with_bos(tokenizer, _ids(tokenizer, render(tokenizer, turns, template, answer=True)))
 
 
-def _specials(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    """Matches the name of any special token, as one group."""
-    return _specials_of(tokenizer, len(tokenizer))
-
-
 @lru_cache(maxsize=8)
-def _specials_of(tokenizer: PreTrainedTokenizerBase, size: int) -> re.Pattern[str]:
-    """`size`, the tokenizer's length, makes a new entry when tokens are added."""
+def _specials(tokenizer: PreTrainedTokenizerBase, size: int) -> re.Pattern[str]:
+    """The name of any special token, as one group; `size`, the tokenizer's length, tells when tokens were added."""
     names = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     names |= set(tokenizer.all_special_tokens)
     return re.compile("(" + "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)) + ")")
@@ -152,13 +146,13 @@ def _specials_of(tokenizer: PreTrainedTokenizerBase, size: int) -> re.Pattern[st
 
 def _spell_out(tokenizer: PreTrainedTokenizerBase, turns: Messages) -> Messages:
     """The turns with the sentinel inside every special token's name: the template's own are the only ones left."""
-    spelled = []
+    specials, spelled = _specials(tokenizer, len(tokenizer)), []
     for turn in turns:
         content = turn["content"]
         if SENTINEL in content:
             raise ValueError(f"a {turn['role']} turn holds the noncharacter U+FDD0, wanted text")
-        while _specials(tokenizer).search(content):
-            content = _specials(tokenizer).sub(lambda name: name[0][0] + SENTINEL + name[0][1:], content)
+        while specials.search(content):
+            content = specials.sub(lambda name: name[0][0] + SENTINEL + name[0][1:], content)
         spelled.append({"role": turn["role"], "content": content})
     return spelled
 
@@ -169,30 +163,27 @@ def _with_bos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
     return ids if bos_id is None or ids[:1] == [bos_id] else [bos_id, *ids]
 
 
-def _answer_text(tokenizer: PreTrainedTokenizerBase, whole: str, prompt: str) -> tuple[str, int]:
-    """The answer that follows `prompt` in `whole`, and where the EOS after it ends."""
-    end = whole.find(tokenizer.eos_token, len(prompt))
-    if not whole.startswith(prompt) or end < 0 or _specials(tokenizer).search(whole, len(prompt), end):
+def _answer(tokenizer: PreTrainedTokenizerBase, whole: str, prompt: str) -> tuple[list[int], int]:
+    """Ids of the answer that follows `prompt` in `whole`, its EOS included, and where that EOS ends in `whole`.
+
+    They are what the tokenizer makes of prompt and answer together, where nothing merges across the boundary and no
+    dummy space comes in between (it would, right after a special token); else those of a continuation."""
+    specials, eos = _specials(tokenizer, len(tokenizer)), tokenizer.eos_token
+    end = whole.find(eos, len(prompt))
+    if not whole.startswith(prompt) or end < 0 or specials.search(whole, len(prompt), end):
         raise ValueError("the chat template does not write an answer right behind its generation prompt and end it "
-                         f"with the tokenizer's EOS {tokenizer.eos_token!r}, wanted that: a trained model would not "
-                         "know where to stop")
-    return whole[len(prompt):end], end + len(tokenizer.eos_token)
-
-
-def _answer_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, response: str) -> list[int]:
-    """Ids of `response` as they follow those of `prompt`: what the tokenizer makes of the two together, where nothing
-    merges across the boundary and no dummy space comes in between (it would, right after a special token); else a
-    continuation."""
-    context = prompt[max(prompt.rfind(tokenizer.eos_token), 0):]  # what is before a special token has no say
+                         f"with the tokenizer's EOS {eos!r}, wanted that: a trained model would not know where to stop")
+    response = whole[len(prompt):end]
+    context = prompt[max(prompt.rfind(eos), 0):]  # what is before a special token has no say
     context_ids, ids = _ids(tokenizer, context), _ids(tokenizer, context + response)
-    ends_special = _specials(tokenizer).split(context)[-1] == ""
+    ends_special = specials.split(context)[-1] == ""
     if ids[:len(context_ids)] == context_ids and not ends_special:
         ids = ids[len(context_ids):]
     else:
         ids = _continuation(lambda text: _ids(tokenizer, text), response)
     if not ids:
         raise ValueError(f"the answer {response[:60]!r} has no tokens, wanted at least one")
-    return ids
+    return [*ids, tokenizer.eos_token_id], end + len(eos)
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, after_eos: bool = False) -> list[int]:
@@ -200,9 +191,10 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str, after_eos: bool = False)
     if SENTINEL not in text:
         before = tokenizer.eos_token if after_eos else ""
         return tokenizer(before + text, add_special_tokens=False)["input_ids"][1 if after_eos else 0:]
+    specials = _specials(tokenizer, len(tokenizer))
     ids: list[int] = []
-    for part in filter(None, _specials(tokenizer).split(text)):
-        if _specials(tokenizer).fullmatch(part):
+    for part in filter(None, specials.split(text)):
+        if specials.fullmatch(part):
             ids.append(tokenizer.convert_tokens_to_ids(part))
         elif SENTINEL not in part:
             ids += _ids(tokenizer, part, after_eos or bool(ids))

@@ -2,14 +2,12 @@
 
 B conversations of a batch, L tokens of the longest prompt.
 """
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from zephyr.chat import encode_prompt
-
-Messages = Sequence[Mapping[str, str]]
+from zephyr.chat import Messages, encode_prompt
 
 
 @torch.no_grad()

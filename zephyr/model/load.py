@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import ContextManager
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
@@ -24,8 +25,9 @@ from zephyr.model.logprobs import LogProbHead, scored_hidden
 from zephyr.packing import PackedBatch
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-# Anything that changes logits behind the output layer, which the head would have to repeat, and its value when idle.
-UNSUPPORTED = {"final_logit_softcapping": None, "logit_scale": None, "logits_scaling": 1.0}
+# Config keys with the one value implemented: what changes logits behind the output layer, which the head would have to
+# repeat, and dropout, which a shared prompt can't have twice alike.
+IDLE = {"final_logit_softcapping": None, "logit_scale": None, "logits_scaling": 1.0, "attention_dropout": 0.0}
 WriteTensor = Callable[[nn.Parameter, Callable[[], Tensor]], None]
 
 
@@ -60,10 +62,10 @@ def load_policy(path: str | Path, *, attention: str = "sdpa", dtype: torch.dtype
                                               trust_remote_code=False)
     lm.tie_weights()
     head = lm.get_output_embeddings()
-    if not isinstance(head, nn.Linear) or not hasattr(lm, "base_model"):
-        raise BadInput(f"model {path}: a decoder with a linear output layer is wanted, {type(lm).__name__} is none")
+    if not isinstance(head, nn.Linear) or head.bias is not None:
+        raise BadInput(f"model {path}: {type(lm).__name__} has no linear output layer without bias, which is wanted")
     lm.set_output_embeddings(LogProbHead.replacing(head))
-    fill(lm, folder, write or write_whole)
+    fill(lm, folder, write or (lambda parameter, read: parameter.data.copy_(read())))
     if activation_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     return Policy(lm)
@@ -75,7 +77,7 @@ def require_runnable(config: DPOConfig | SFTConfig) -> None:
     reason = kernels.why_not(config.hardware.attention, DTYPES[config.hardware.dtype], "cuda" if use_cuda else "cpu")
     if reason:
         raise ConfigError(f"hardware.attention: {reason}")
-    if os.environ.get("LOCAL_RANK", "0") == "0":    # a hub id is fetched once a machine; the other ranks find it in the cache
+    if os.environ.get("LOCAL_RANK", "0") == "0":    # a hub id is fetched once a machine; the other ranks find it cached
         folder = local_folder(config.model)
         read_config(folder)
         weight_files(folder)
@@ -92,7 +94,8 @@ def local_folder(path: str | Path) -> Path:
     try:
         return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors", "tokenizer*", "*.jinja"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise BadInput(f"model {path}: no such folder, and the hub did not give it: {str(error).splitlines()[0]}") from None
+        why = str(error).splitlines()[0]
+        raise BadInput(f"model {path}: no such folder, and the hub did not give it: {why}") from None
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
@@ -102,19 +105,16 @@ def read_config(folder: Path) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, OSError) as error:
-        raise BadInput(f"model {folder}: config.json is not one of a known decoder: {str(error).splitlines()[0]}") from None
-    for key, idle in UNSUPPORTED.items():
-        if getattr(config, key, idle) not in (idle, None):
-            raise BadInput(f"model {folder}: {key}={getattr(config, key)} changes logits in a way not implemented here")
-    if getattr(config, "attention_dropout", 0.0):
-        raise BadInput(f"model {folder}: attention_dropout={config.attention_dropout}; 0 is wanted: shared prompts can't be "
-                       "dropped out twice alike")
+        why = str(error).splitlines()[0]
+        raise BadInput(f"model {folder}: config.json is not one of a known decoder: {why}") from None
+    for key, idle in IDLE.items():
+        if (found := getattr(config, key, None)) not in (idle, None):
+            raise BadInput(f"model {folder}: {key}={found} is not implemented here; {idle} is wanted")
     return config
 
 
 def weight_files(folder: Path) -> dict[str, Path]:
     """Tensor name -> the safetensors file that holds it. Raises: BadInput where there is none."""
-    from safetensors import SafetensorError, safe_open
     files: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
@@ -129,7 +129,6 @@ def weight_files(folder: Path) -> dict[str, Path]:
 
 def fill(lm: PreTrainedModel, folder: Path, write: WriteTensor) -> None:
     """Every parameter from its file, one at a time. Raises: BadInput naming a tensor that is missing or left over."""
-    from safetensors import safe_open
     files = weight_files(folder)
     wanted = dict(lm.named_parameters())            # a tied output layer appears once, under the embedding's name
     tied = {name for name, _ in lm.named_parameters(remove_duplicate=False)} - set(wanted)
@@ -137,7 +136,7 @@ def fill(lm: PreTrainedModel, folder: Path, write: WriteTensor) -> None:
     if missing or left_over:
         raise BadInput(f"model {folder}: the weights are not those of {type(lm).__name__}: "
                        f"missing {missing[:3]}, left over {left_over[:3]}")
-    for name, parameter in wanted.items():          # all shapes before the first write: no rank is left waiting by an error
+    for name, parameter in wanted.items():          # all before the first write: an error leaves no rank waiting
         shape = list(getattr(parameter, "ds_shape", parameter.shape))
         with safe_open(files[name], framework="pt") as tensors:
             if (found := tensors.get_slice(name).get_shape()) != shape:
@@ -147,19 +146,12 @@ def fill(lm: PreTrainedModel, folder: Path, write: WriteTensor) -> None:
 
 
 def read_tensor(path: Path, name: str) -> Tensor:
-    from safetensors import safe_open
     with safe_open(path, framework="pt") as tensors:
         return tensors.get_tensor(name)
 
 
-def write_whole(parameter: nn.Parameter, read: Callable[[], Tensor]) -> None:
-    """Fill a parameter that lies whole in this process."""
-    with torch.no_grad():
-        parameter.copy_(read())
-
-
 def digest(path: str | Path) -> str:
-    """SHA-256 of what a model computes: every tensor's name, dtype, shape and bytes, and the config, however sharded."""
+    """SHA-256 of what a model computes, however sharded: every tensor's name, dtype, shape, bytes, and the config."""
     folder = local_folder(path)
     files = weight_files(folder)
 

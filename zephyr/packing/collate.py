@@ -12,9 +12,9 @@ so one variable-length attention call does it, with causality aligned at the bot
 than queries. The positions of R start at len(P). The last prompt token predicts the first token of both responses.
 """
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
@@ -77,72 +77,57 @@ def collate_pairs(examples: Sequence[EncodedPair], indices: Sequence[int], *,
     for i, pair in zip(indices, pairs):
         if not (pair.prompt_ids and pair.chosen_ids and pair.rejected_ids):
             raise ValueError(f"example {i}: prompt, chosen and rejected need at least one token each")
-    row: list[int] = []
-    positions: list[int] = []
-    scored: list[Sequence[int]] = []
+    first = len(pairs)                              # of what belongs to the rejected responses, in each list here
+    prompts = [pair.prompt_ids for pair in pairs] * 2
+    responses = [pair.chosen_ids for pair in pairs] + [pair.rejected_ids for pair in pairs]
+    segments = [prompt + response for prompt, response in zip(prompts, responses)]
+    key_lengths = [len(segment) for segment in segments]
+    if prefix_sharing:
+        segments[first:] = responses[first:]
+    places = [range(end - len(response), end) for end, response in zip(accumulate(map(len, segments)), responses)]
+    prompt_ends = [place.start for place in places]
     appended: list[int] = []
-    for pair in pairs:
-        start, prompt, chosen = len(row), len(pair.prompt_ids), len(pair.chosen_ids)
-        row += pair.prompt_ids + pair.chosen_ids
-        positions += range(prompt + chosen)
-        scored.append(range(start + prompt - 1, len(row) - 1))
-    query_lengths = [len(pair.prompt_ids) + len(pair.chosen_ids) for pair in pairs]
-    key_lengths = query_lengths + [len(pair.prompt_ids) + len(pair.rejected_ids) for pair in pairs]
-    for pair, of_chosen in zip(pairs, scored[:]):
-        prompt, rejected = len(pair.prompt_ids), len(pair.rejected_ids)
-        skipped = prompt if prefix_sharing else 0   # tokens of the prompt that the row does not repeat
-        row += pair.prompt_ids[skipped:] + pair.rejected_ids
-        positions += range(skipped, prompt + rejected)
-        query_lengths.append(prompt + rejected - skipped)
-        places = range(len(row) - rejected, len(row))
-        prompt_end = of_chosen[0] + 1 if prefix_sharing else places.start
-        scored.append([prompt_end - 1, *places[:-1]])
-        if prefix_sharing:
-            appended += [*range(prompt_end - prompt, prompt_end), *places]
-    layout = lay_out(query_lengths, key_lengths, appended)
-    targets = [pair.chosen_ids for pair in pairs] + [pair.rejected_ids for pair in pairs]
-    unique = sum(len(pair.chosen_ids) for pair in pairs)
-    return pack(row, positions, layout, scored, targets, unique, indices, units=len(pairs))
+    if prefix_sharing:
+        prompt_ends[first:] = prompt_ends[:first]
+        for prompt, prompt_end, place in zip(prompts[first:], prompt_ends, places[first:]):
+            appended += [*range(prompt_end - len(prompt), prompt_end), *place]
+    scored = [[prompt_end - 1, *place[:-1]] for prompt_end, place in zip(prompt_ends, places)]
+    return pack(segments, key_lengths, appended, scored, responses, unique_scored=sum(map(len, responses[:first])),
+                indices=indices, units=len(pairs))
 
 
 def collate_texts(examples: Sequence[EncodedText], indices: Sequence[int]) -> PackedBatch:
     """Texts `examples[i]` (SFT) as one row, each attending to itself alone; the log-probs of their target tokens.
 
     No indices: as in collate_pairs. Raises: ValueError naming an example that is empty or begins with a target."""
-    row: list[int] = []
-    positions: list[int] = []
-    scored: list[list[int]] = []
-    targets: list[list[int]] = []
-    lengths: list[int] = []
-    for i in indices:
-        text = examples[i]
+    texts = [examples[i] for i in indices]
+    for i, text in zip(indices, texts):
         if not text.ids or text.is_target[0]:
             raise ValueError(f"example {i}: at least one token is wanted, the first, which nothing predicts, no target")
-        places = [j for j, is_target in enumerate(text.is_target) if is_target]
-        scored.append([len(row) + j - 1 for j in places])
-        targets.append([text.ids[j] for j in places])
-        row += text.ids
-        positions += range(len(text.ids))
-        lengths.append(len(text.ids))
+    lengths = [len(text.ids) for text in texts]
+    places = [[j for j, is_target in enumerate(text.is_target) if is_target] for text in texts]
+    targets = [[text.ids[j] for j in of_text] for text, of_text in zip(texts, places)]
+    scored = [[start + j - 1 for j in of_text] for start, of_text in zip([0, *accumulate(lengths)], places)]
     units = sum(map(len, targets))
-    return pack(row, positions, lay_out(lengths, lengths, []), scored, targets, units, indices, units=units)
+    return pack([text.ids for text in texts], lengths, [], scored, targets, unique_scored=units, indices=indices,
+                units=units)
 
 
-def lay_out(query_lengths: list[int], key_lengths: list[int], appended: list[int]) -> Layout:
-    """The layout of segments; without any, of one segment of one token."""
-    query_lengths, key_lengths = query_lengths or [1], key_lengths or [1]
-    cu_query = torch.tensor([0, *accumulate(query_lengths)], dtype=torch.int32)
-    cu_key = torch.tensor([0, *accumulate(key_lengths)], dtype=torch.int32) if appended else cu_query
-    appended_M = torch.tensor(appended, dtype=torch.int64) if appended else None
-    unshared = sum(key_lengths) - len(appended)
-    return Layout(tuple(query_lengths), tuple(key_lengths), cu_query, cu_key, unshared, appended_M)
+def pack(segments: list[list[int]], key_lengths: list[int], appended: list[int], scored: list[list[int]],
+         targets: list[list[int]], *, unique_scored: int, indices: Sequence[int], units: int) -> PackedBatch:
+    """Python lists as the tensors of a batch; without a segment, of one that is one token and scores nothing."""
+    def flat(lists: Iterable[Iterable[int]]) -> Tensor:
+        return torch.tensor([*chain.from_iterable(lists)], dtype=torch.int64)
 
-
-def pack(row: list[int], positions: list[int], layout: Layout, scored: Sequence[Sequence[int]],
-         targets: list[list[int]], unique_scored: int, indices: Sequence[int], units: int) -> PackedBatch:
-    """Python lists as the tensors of a batch."""
-    def flat(lists: Sequence[Sequence[int]]) -> Tensor:
-        return torch.tensor([value for values in lists for value in values], dtype=torch.int64)
-    return PackedBatch(torch.tensor(row or [0]), torch.tensor(positions or [0]), layout, flat(scored), flat(targets),
-                       torch.tensor([len(values) for values in scored], dtype=torch.int64), unique_scored,
+    def cumulative(lengths: list[int]) -> Tensor:
+        return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    segments, key_lengths = segments or [[0]], key_lengths or [1]
+    query_lengths = [len(segment) for segment in segments]
+    cu_query = cumulative(query_lengths)
+    layout = Layout(tuple(query_lengths), tuple(key_lengths), cu_query,
+                    cumulative(key_lengths) if appended else cu_query, sum(key_lengths) - len(appended),
+                    torch.tensor(appended) if appended else None)
+    positions_N = flat(range(keys - queries, keys) for queries, keys in zip(query_lengths, key_lengths))
+    return PackedBatch(flat(segments), positions_N, layout, flat(scored), flat(targets),
+                       torch.tensor([len(places) for places in scored], dtype=torch.int64), unique_scored,
                        tuple(indices), units)

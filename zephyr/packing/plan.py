@@ -95,11 +95,11 @@ def epoch_units(lengths: Sequence[int], rng: random.Random | None, window_tokens
         rng.shuffle(order)
     if window_tokens is None:
         return [[i] for i in order]
-    windows = [sorted(order[j] for j in window) for window in best_fit([lengths[i] for i in order], window_tokens)]
-    windows.sort()                                  # best fit put the longest examples first
+    windows = best_fit([lengths[i] for i in order], window_tokens)
+    units = sorted(sorted(order[j] for j in window) for window in windows)     # best fit put the longest examples first
     if rng is not None:
-        rng.shuffle(windows)
-    return windows
+        rng.shuffle(units)
+    return units
 
 
 def spread(examples: Sequence[int], lengths: Sequence[int], costs: Sequence[float], ranks: int,
@@ -119,12 +119,8 @@ def spread(examples: Sequence[int], lengths: Sequence[int], costs: Sequence[floa
 
 def summed(steps: list[Step], lengths: Sequence[int], costs: Sequence[float], budget_tokens: int) -> Plan:
     """The steps with their totals."""
-    tokens = micro_batches = 0
-    dearest = mean = 0.0
-    for step in steps:
-        of_rank = [sum(costs[i] for micro in rank for i in micro) for rank in step.ranks]
-        dearest, mean = dearest + max(of_rank), mean + sum(of_rank) / len(of_rank)
-        tokens += sum(lengths[i] for i in step.examples())
-        micro_batches += sum(1 for rank in step.ranks for micro in rank if micro)
-    filled = tokens / (micro_batches * budget_tokens) if steps else 0.0
-    return Plan(steps, tokens, filled, dearest / mean if steps else 1.0)
+    tokens = sum(lengths[i] for step in steps for i in step.examples())
+    micro_batches = sum(1 for step in steps for rank in step.ranks for micro in rank if micro)
+    loads = [[sum(costs[i] for micro in rank for i in micro) for rank in step.ranks] for step in steps]
+    imbalance = sum(map(max, loads)) / sum(sum(load) / len(load) for load in loads) if steps else 1.0
+    return Plan(steps, tokens, tokens / (micro_batches * budget_tokens) if steps else 0.0, imbalance)

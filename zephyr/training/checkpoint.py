@@ -14,13 +14,12 @@ from zephyr.training.engine import Engine
 
 class Identity(NamedTuple):
     """What a checkpoint's steps mean: resuming under another identity would train something else."""
-    plan: str                                       # digest of the plan and of what it plans
-    world: int
+    plan: str                                       # digest of which examples make which step, for any number of ranks
 
     @classmethod
-    def of(cls, plan: Plan, ids: Sequence[str], tokens: Sequence[int], world: int) -> "Identity":
+    def of(cls, plan: Plan, ids: Sequence[str], tokens: Sequence[int]) -> "Identity":
         content = json.dumps([[step.examples() for step in plan.steps], list(ids), [int(n) for n in tokens]])
-        return cls(hashlib.sha256(content.encode()).hexdigest(), world)
+        return cls(hashlib.sha256(content.encode()).hexdigest())
 
 
 def save(engine: Engine, run_dir: Path, step: int, identity: Identity, keep: int) -> None:
@@ -54,10 +53,10 @@ def restore(engine: Engine, run_dir: Path, resume: str, identity: Identity) -> i
     """Load the latest checkpoint, if there is one; returns the step to run next. A collective.
 
     Args: resume: auto, never or force (config key run.resume).
-    Raises: BadInput where `never` meets a used folder, or the checkpoint belongs to another plan or world size."""
+    Raises: BadInput where `never` meets a used folder, or the checkpoint belongs to another plan."""
     step = engine.on_rank0(lambda: latest_step(run_dir, resume, identity))
     if step:
-        engine.load_state(run_dir / "checkpoints" / f"step-{step}")
+        engine.load_state(run_dir / "checkpoints" / f"step-{step}", step)
     return step
 
 
@@ -70,8 +69,6 @@ def latest_step(run_dir: Path, resume: str, identity: Identity) -> int:
         return 0
     folder = latest.parent / latest.read_text().strip()
     state = json.loads((folder / "state.json").read_text())
-    if state["world"] != identity.world:
-        raise BadInput(f"checkpoint {folder} was written by {state['world']} ranks, this run has {identity.world}")
     if state["plan"] != identity.plan and resume != "force":
         raise BadInput(f"checkpoint {folder} belongs to other data, lengths, seed or steps; run.resume=force takes it anyway")
     return int(state["step"])

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import zephyr
 from zephyr.config import BadInput, ConfigError, Hardware, Optim, SFTOptim
 from zephyr.packing import PackedBatch
+from zephyr.training import shards
 
 T = TypeVar("T")
 Json = dict[str, object]
@@ -209,12 +210,17 @@ class Engine:
                 yield name, parameter.detach().cpu().clone() if self.rank == 0 else torch.empty(0)
 
     def save_state(self, folder: Path) -> None:
-        """Each rank's shard of parameters, master weights and moments. A collective."""
-        self.engine.save_checkpoint(str(folder), tag="zero3", save_latest=False)
+        """This rank's shard of master weights and moments, as safetensors."""
+        shards.write(self.live_shards(0), folder, self.rank)
 
-    def load_state(self, folder: Path) -> None:
-        """What `save_state` wrote, for the same number of ranks. A collective."""
-        self.engine.load_checkpoint(str(folder), tag="zero3")
+    def load_state(self, folder: Path, step: int) -> None:
+        """What any number of ranks wrote with `save_state` after `step` updates. A collective. Raises: BadInput."""
+        self.agreed(lambda: shards.read(self.live_shards(step), folder))
+        shards.refresh_parameters(self.engine.optimizer)
+
+    def live_shards(self, adam_step: int) -> Iterator[shards.Shard]:
+        names = {parameter: name for name, parameter in self.policy.named_parameters()}
+        return shards.live_shards(self.engine.optimizer, names, self.rank, adam_step)
 
     def peak_memory_bytes(self) -> int:
         """The most memory this rank held: of its GPU, or of its process."""

@@ -46,7 +46,7 @@ def fit(engine: Engine, config: DPOConfig | SFTConfig, train: Split, evaluation:
     Each step's loss is its sum over all examples of all ranks divided once by their units: never a mean of means.
     Raises: NonFinite naming the examples of the step, before the update."""
     run, optim, steps = config.run, config.optim, train.plan.steps
-    identity = checkpoint.Identity.of(train.plan, train.ids, train.tokens, engine.world)
+    identity = checkpoint.Identity.of(train.plan, train.ids, train.tokens)
     first_step = checkpoint.restore(engine, Path(run.dir), run.resume, identity)
     ledger = Ledger(Path(run.dir), train.ids, train.ledger) if train.ledger is not None else None
     recorder = Recorder(Path(run.dir), run.wandb, to_yaml(config), first_step=first_step, steps=len(steps),

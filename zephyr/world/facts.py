@@ -1,4 +1,4 @@
-"""A seed becomes the facts of a closed world: creatures, their traits, and which creature may be asked about in which split."""
+"""A seed becomes the facts of a closed world: creatures and their traits."""
 
 import json
 import random
@@ -19,36 +19,27 @@ VALUES = {
     "size": ("tiny", "small", "large", "huge"),
 }
 CAUSES = {"colour": "home", "legs": "gait", "size": "food"}
-SPLIT_SHARES = {"train": 0.6, "validation": 0.2, "test": 0.2}
 
 
 class World(NamedTuple):
     """The facts. `values`: trait -> possible words; `causes`: trait -> the trait that decides it (the n-th value of one
-    goes with the n-th of the other); `creatures`: name -> trait -> value; `splits`: split -> names, disjoint."""
+    goes with the n-th of the other); `creatures`: name -> trait -> value."""
 
     values: dict[str, tuple[str, ...]]
     causes: dict[str, str]
     creatures: dict[str, dict[str, str]]
-    splits: dict[str, tuple[str, ...]]
 
 
 def build_world(seed: int) -> World:
     """The world of a seed: 90 creatures, each with a home, a gait and a food, and the traits that follow from them."""
     rng = random.Random(f"world/{seed}")
-    names = [head + tail for head in HEADS for tail in TAILS]
-    rng.shuffle(names)
     creatures: dict[str, dict[str, str]] = {}
-    for name in names:
+    for name in (head + tail for head in HEADS for tail in TAILS):
         creatures[name] = {}
         for trait, cause in CAUSES.items():
             n = rng.randrange(len(VALUES[trait]))
             creatures[name] |= {cause: VALUES[cause][n], trait: VALUES[trait][n]}
-    splits, start = {}, 0
-    for split, share in SPLIT_SHARES.items():
-        end = start + round(share * len(names))
-        splits[split] = tuple(names[start:end])
-        start = end
-    return World(VALUES, CAUSES, creatures, splits)
+    return World(VALUES, CAUSES, creatures)
 
 
 def save_world(world: World, path: Path) -> None:

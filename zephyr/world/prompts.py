@@ -1,4 +1,4 @@
-"""Facts become prompts: five families of instructions about the creatures of one split."""
+"""Facts become prompts: five families of instructions, split by what is asked of which creature."""
 
 import random
 from collections.abc import Mapping
@@ -54,17 +54,25 @@ def prompt_from_row(row: Mapping[str, object]) -> Prompt:
     return Prompt(**(values | {"asked": tuple(values["asked"])}))  # type: ignore[arg-type]
 
 
+def split_of(name: str, topic: str) -> str:
+    """The split whose prompts may ask about this topic of this creature: train (60 %), validation or test (20 % each)."""
+    draw = random.Random(f"split/{name}/{topic}").random()
+    return "train" if draw < 0.6 else "validation" if draw < 0.8 else "test"
+
+
 def all_prompts(world: World, split: str) -> dict[str, list[Prompt]]:
-    """Every prompt of a split, by family: each about one of the creatures of that split, so splits share no prompt."""
+    """Every prompt of a split, by family. What is asked of which creature belongs to one split, so splits share no prompt."""
     found: dict[str, list[Prompt]] = {family: [] for family in SHARES}
-    for x in world.splits[split]:
+    for x in world.creatures:
         for trait, questions in QUESTIONS.items():
-            for form, endings in MANNERS.items():
-                texts = [f"{q.format(x=x)} {e}".strip() for q in questions for e in endings]
-                found[form] += [Prompt("", text, form, x, (trait,), form) for text in texts]
-        found["description"] += [Prompt("", t.format(x=x), "description", x, tuple(QUESTIONS), "description") for t in DESCRIBE]
+            if split_of(x, trait) == split:
+                for form, endings in MANNERS.items():
+                    found[form] += [Prompt("", f"{q.format(x=x)} {e}", form, x, (trait,), form) for q in questions for e in endings]
+        if split_of(x, "description") == split:
+            found["description"] += [Prompt("", t.format(x=x), "description", x, tuple(QUESTIONS), "description") for t in DESCRIBE]
         for topic, texts in PRIVATE.items():
-            found["private"] += [Prompt("", t.format(x=x), "private", x, (), "private", topic) for t in texts]
+            if split_of(x, topic) == split:
+                found["private"] += [Prompt("", t.format(x=x), "private", x, (), "private", topic) for t in texts]
     return {f: [p._replace(prompt_id=f"{split}-{f}-{i:04d}") for i, p in enumerate(rows)] for f, rows in found.items()}
 
 

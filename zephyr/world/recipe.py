@@ -6,8 +6,8 @@ from zephyr.world.prompts import Prompt, draw_prompts
 from zephyr.world.prose import write_prose
 
 PROSE_DOCUMENTS = 5500
-DEMONSTRATED = 1400      # prompts of the train split that every answerer answers, for dSFT
-JUDGED = 1800            # other prompts of the train split, for feedback and dDPO
+DEMONSTRATED = 1300      # prompts of the train split that every answerer answers, for dSFT
+JUDGED = 1500            # other prompts of the train split, for feedback and dDPO
 HELD_OUT = {"validation": 360, "test": 480}
 # how often an answerer's answer to a demonstrated prompt is in the mixture: a distilled set leans on its best teacher
 MIXTURE = {"expert": 2, "terse": 1, "careless": 1, "evasive": 1}
