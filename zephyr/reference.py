@@ -24,6 +24,7 @@ from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import PackedBatch, Plan, plan_pass
 from zephyr.training.engine import Engine
 
+Entries = dict[bytes, tuple[float, float]]          # digest of a pair's token ids -> log p(chosen), log p(rejected)
 PROBE_PAIRS = 8
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}     # of 1 + |log-prob|, between one packing of a pair and another
 
@@ -45,30 +46,27 @@ class Reference(NamedTuple):
         return chosen_P, rejected_P
 
 
-class Store(NamedTuple):
-    """The parts of one (weights, numerics) on disk: `<dir>/<address>/part-<sha256>.safetensors`, never rewritten."""
-    folder: Path
+def read_store(folder: Path) -> Entries:
+    """All entries of `part-<sha256>.safetensors` files. Raises: BadInput naming a part whose bytes are not those of its name."""
+    from safetensors.numpy import load
+    entries: Entries = {}
+    for path in sorted(folder.glob("part-*.safetensors")):
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != path.stem.removeprefix("part-"):
+            raise BadInput(f"reference store: {path} is damaged (its bytes are not those of its name); delete it")
+        part = load(content)
+        entries.update(zip((row.tobytes() for row in part["pair"]), map(tuple, part["logp"].tolist())))
+    return entries
 
-    def read(self) -> dict[bytes, tuple[float, float]]:
-        """All entries by pair digest. Raises: BadInput naming a part whose bytes are not those that were written."""
-        from safetensors.numpy import load
-        entries: dict[bytes, tuple[float, float]] = {}
-        for path in sorted(self.folder.glob("part-*.safetensors")):
-            content = path.read_bytes()
-            if hashlib.sha256(content).hexdigest() != path.stem.removeprefix("part-"):
-                raise BadInput(f"reference store: {path} is damaged (its bytes are not those of its name); delete it")
-            part = load(content)
-            entries.update(zip((row.tobytes() for row in part["pair"]), map(tuple, part["logp"].tolist())))
-        return entries
 
-    def append(self, entries: dict[bytes, tuple[float, float]], profile: dict[str, str]) -> None:
-        """Add a part, whole or not at all."""
-        from safetensors.numpy import save
-        self.folder.mkdir(parents=True, exist_ok=True)
-        content = save({"pair": np.stack([np.frombuffer(key, np.uint8) for key in entries]),
-                        "logp": np.array(list(entries.values()), np.float32)})
-        write_atomically(self.folder / f"part-{hashlib.sha256(content).hexdigest()}.safetensors", content)
-        write_atomically(self.folder / "profile.json", json.dumps(profile, indent=1).encode())
+def append_to_store(folder: Path, entries: Entries, profile: dict[str, str]) -> None:
+    """Add a part, whole or not at all; no part is ever rewritten."""
+    from safetensors.numpy import save
+    folder.mkdir(parents=True, exist_ok=True)
+    content = save({"pair": np.stack([np.frombuffer(key, np.uint8) for key in entries]),
+                    "logp": np.array(list(entries.values()), np.float32)})
+    write_atomically(folder / f"part-{hashlib.sha256(content).hexdigest()}.safetensors", content)
+    write_atomically(folder / "profile.json", json.dumps(profile, indent=1).encode())
 
 
 def log_probabilities(engine: Engine, examples: Sequence[Pair], lengths: Sequence[int], *, first_epoch: Plan,
@@ -81,23 +79,23 @@ def log_probabilities(engine: Engine, examples: Sequence[Pair], lengths: Sequenc
     profile = {"weights": weights, "dtype": engine.hardware.dtype, "attention": engine.hardware.attention,
                "device": engine.device.type, "logp": "float32 sums over response tokens, EOS included"}
     address = hashlib.sha256(json.dumps(profile, sort_keys=True).encode()).hexdigest()[:32]
-    store = Store(Path(directory) / address)
+    folder = Path(directory) / address
     keys = [pair_digest(pair) for pair in examples]
     wanted = set(keys)
-    known = engine.on_rank0(lambda: {key: logp for key, logp in store.read().items() if key in wanted})
+    known = engine.on_rank0(lambda: {key: logp for key, logp in read_store(folder).items() if key in wanted})
     missing = [i for i, key in enumerate(keys) if key not in known]
     if len(missing) < len(keys):
-        probe(engine, keys, known, collate, lengths, store.folder)
+        probe(engine, keys, known, collate, lengths, folder)
     if missing:
-        engine.say(f"reference: one forward pass over {len(missing)} pairs ({len(keys) - len(missing)} are in {store.folder})")
+        engine.say(f"reference: one forward pass over {len(missing)} pairs ({len(keys) - len(missing)} are in {folder})")
         micro_batches = (epoch_micro_batches(first_epoch, engine.rank) if len(missing) == len(keys)
                          else one_pass(engine, lengths, missing))
         found = forward_pass(engine, micro_batches, collate)
         new = {keys[i]: logp for i, logp in found.items()}
-        engine.on_rank0(lambda: store.append(new, profile))
+        engine.on_rank0(lambda: append_to_store(folder, new, profile))
         known |= new
     else:
-        engine.say(f"reference: all {len(keys)} pairs are in {store.folder}, verified on a probe")
+        engine.say(f"reference: all {len(keys)} pairs are in {folder}, verified on a probe")
     logp = torch.tensor([known[key] for key in keys], dtype=torch.float32)
     return Reference(logp.to(engine.device))
 
@@ -134,7 +132,7 @@ def forward_pass(engine: Engine, micro_batches: Sequence[Sequence[int]],
     return dict(entry for rank in engine.gather(mine) for entry in rank)
 
 
-def probe(engine: Engine, keys: Sequence[bytes], known: dict[bytes, tuple[float, float]],
+def probe(engine: Engine, keys: Sequence[bytes], known: Entries,
           collate: Callable[[Sequence[int]], PackedBatch], lengths: Sequence[int], folder: Path) -> None:
     """Compute a few stored entries again. Raises: BadInput where the store does not hold what these weights give."""
     stored = [i for i, key in enumerate(keys) if key in known]

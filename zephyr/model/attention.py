@@ -8,6 +8,7 @@ Without a layout (generation, left-padded batches) attention and mask are transf
 """
 import inspect
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -113,20 +114,12 @@ def with_shared(key_NKE: Tensor, layout: Layout) -> Tensor:
     return torch.cat([key_NKE[:layout.unshared], key_NKE.index_select(0, layout.appended_M)])
 
 
-def interface_name(attention: str) -> str:
-    """The name that transformers knows a kernel by; the word "flash" in it would switch on code paths of its own."""
-    return "zephyr_" + attention.replace("flash_attn", "fa2")
-
-
 def register(attention: str) -> str:
-    """Make the kernel `attention` known to transformers; returns the name for `attn_implementation`."""
-    kernel, name = KERNELS[attention], interface_name(attention)
+    """Make the kernel `attention` known to transformers; returns the name for `attn_implementation`.
 
-    def forward(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-                **options: object) -> tuple[Tensor, None]:
-        return attend(kernel, module, query, key, value, attention_mask, **options)
-
-    AttentionInterface.register(name, forward)
+    The word "flash" in that name would switch on code paths of transformers' own."""
+    name = "zephyr_" + attention.replace("flash_attn", "fa2")
+    AttentionInterface.register(name, partial(attend, KERNELS[attention]))
     AttentionMaskInterface.register(name, sdpa_mask)
     return name
 

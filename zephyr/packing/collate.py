@@ -84,6 +84,7 @@ def collate_pairs(examples: Sequence[EncodedPair], indices: Sequence[int], *,
     key_lengths = [len(segment) for segment in segments]
     if prefix_sharing:
         segments[first:] = responses[first:]
+    # Where each response lies in the row, and where the prompt before it ends, whose last token predicts its first.
     places = [range(end - len(response), end) for end, response in zip(accumulate(map(len, segments)), responses)]
     prompt_ends = [place.start for place in places]
     appended: list[int] = []
@@ -115,12 +116,15 @@ def collate_texts(examples: Sequence[EncodedText], indices: Sequence[int]) -> Pa
 
 def pack(segments: list[list[int]], key_lengths: list[int], appended: list[int], scored: list[list[int]],
          targets: list[list[int]], *, unique_scored: int, indices: Sequence[int], units: int) -> PackedBatch:
-    """Python lists as the tensors of a batch; without a segment, of one that is one token and scores nothing."""
+    """Python lists as the tensors of a batch; without a segment, of one that is one token and scores nothing.
+
+    Positions end where the segment's keys do: a rejected response of its own continues those of the shared prompt."""
     def flat(lists: Iterable[Iterable[int]]) -> Tensor:
         return torch.tensor([*chain.from_iterable(lists)], dtype=torch.int64)
 
     def cumulative(lengths: list[int]) -> Tensor:
         return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+
     segments, key_lengths = segments or [[0]], key_lengths or [1]
     query_lengths = [len(segment) for segment in segments]
     cu_query = cumulative(query_lengths)
