@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from tiny import tiny_tokenizer
 
-from zephyr import chat
 from zephyr.chat import EncodedPair, encode_messages, encode_pair, truncate_pair
+from zephyr.data import prepare_tokenizer
 
 
 def turns(*contents: str, system: str | None = None) -> list[dict[str, str]]:
@@ -17,7 +17,7 @@ def turns(*contents: str, system: str | None = None) -> list[dict[str, str]]:
 
 def test_shapes_of_one_pair_agree() -> None:
     """Strings, whole conversations, answers alone and prompt lists are one pair; read otherwise it is other data."""
-    tokenizer = chat.prepare_tokenizer(tiny_tokenizer())
+    tokenizer = prepare_tokenizer(tiny_tokenizer())
     asked, good, bad = turns("q"), [{"role": "assistant", "content": "g"}], [{"role": "assistant", "content": "b"}]
     rows = [
         {"prompt": "q", "chosen": "g", "rejected": "b"},
@@ -56,7 +56,7 @@ def test_shapes_of_one_pair_agree() -> None:
 def test_bad_pair_names_the_field(row: dict[str, object], message: str) -> None:
     """Each of these, passed over, would train on something that is no preference."""
     with pytest.raises(ValueError, match=message):
-        encode_pair(chat.prepare_tokenizer(tiny_tokenizer()), row)
+        encode_pair(prepare_tokenizer(tiny_tokenizer()), row)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_bad_pair_names_the_field(row: dict[str, object], message: str) -> None:
 def test_bad_conversation_names_the_turn(messages: object, message: str) -> None:
     """A conversation that the template renders without complaint, and that is none."""
     with pytest.raises(ValueError, match=message):
-        encode_messages(chat.prepare_tokenizer(tiny_tokenizer()), messages)
+        encode_messages(prepare_tokenizer(tiny_tokenizer()), messages)
 
 
 def test_truncation() -> None:
@@ -102,7 +102,7 @@ def test_truncation() -> None:
 
 def test_truncation_through_encode_pair() -> None:
     """The limits count EOS too: an answer that fits but for its EOS loses the EOS."""
-    tokenizer = chat.prepare_tokenizer(tiny_tokenizer())
+    tokenizer = prepare_tokenizer(tiny_tokenizer())
     row = {"prompt": "Hi " * 50, "chosen": "word " * 9 + "word", "rejected": "short"}
     whole = encode_pair(tokenizer, row)
     longest = len(whole.prompt_ids) + len(whole.chosen_ids)

@@ -27,6 +27,7 @@ def test_defaults_are_the_documented_ones(tmp_path: Path) -> None:
     assert (config.data.max_tokens, config.data.max_prompt_tokens, config.optim.weight_decay) == (1024, 512, 0.0)
     sft = load(tmp_path, MINIMAL, kind=SFTConfig)
     assert (sft.data.max_tokens, sft.optim.windows_per_step, sft.data.targets) == (2048, 512, "assistant")
+    assert load(tmp_path, MINIMAL, "run.seed=1", kind=SFTConfig).run.dir == "runs/sft"
 
 
 def test_overrides_and_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,6 +46,7 @@ def test_overrides_and_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ("optim.lr_peak=5e-7", r"optim\.lr_peak: a finite number is wanted, got '5e-7' \(a text in YAML; write 5\.0e-07\)"),
     ("beta=-1", r"beta: a number > 0 is wanted, got -1"),
     ("beta=.nan", r"beta: a finite number is wanted, got nan"),
+    (f"beta={10**400}", r"beta: a finite number is wanted"),
     ("beta=true", r"beta: a finite number is wanted, got True"),
     ("label_smoothing=0.5", r"label_smoothing: 0 <= number < 0\.5"),
     ("optim.epochs=1.5", r"optim\.epochs: an integer is wanted, got 1\.5"),

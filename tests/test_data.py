@@ -14,14 +14,14 @@ from transformers import PreTrainedTokenizerBase
 from zephyr import chat
 from zephyr.chat import encode_messages, encode_pair, encode_text
 from zephyr.config import BadInput
-from zephyr.data import Pairs, format_report, load_pairs, load_texts, load_tokenizer
+from zephyr.data import Pairs, format_report, load_pairs, load_texts, load_tokenizer, prepare_tokenizer
 
 GOOD = {"prompt": "q", "chosen": "good", "rejected": "bad"}
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerBase:
-    return chat.prepare_tokenizer(tiny_tokenizer())
+    return prepare_tokenizer(tiny_tokenizer())
 
 
 def jsonl(path: Path, rows: Iterable[object]) -> str:
@@ -206,7 +206,7 @@ def test_cache_is_of_these_rows_and_options(
     load(max_tokens=100, max_prompt_tokens=50)
     jsonl(tmp_path / "rows.jsonl", pair_rows(6))
     assert len(load()[0]) == 6
-    other = chat.prepare_tokenizer(tiny_tokenizer())
+    other = prepare_tokenizer(tiny_tokenizer())
     other.add_tokens(["question"])
     assert contents(load_pairs([path], other, cache_dir=cache)[0]) != contents(load()[0])
     assert len(list(cache.iterdir())) == 4

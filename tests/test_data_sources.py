@@ -11,15 +11,14 @@ import pytest
 from tiny import tiny_tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from zephyr import chat
 from zephyr.chat import encode_pair
 from zephyr.config import BadInput
-from zephyr.data import Pairs, load_pairs
+from zephyr.data import Pairs, load_pairs, prepare_tokenizer
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerBase:
-    return chat.prepare_tokenizer(tiny_tokenizer())
+    return prepare_tokenizer(tiny_tokenizer())
 
 
 def jsonl(path: Path, rows: Iterable[object]) -> str:

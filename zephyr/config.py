@@ -221,7 +221,7 @@ def read_value(hint: object, value: Value, key: str) -> object:
         if not isinstance(value, list) or (length and len(value) != len(args)):
             raise ConfigError(f"{key}: a list{length} is wanted, got {value!r}")
         return tuple(read_value(args[0], item, f"{key}[{i}]") for i, item in enumerate(value))
-    if hint is float and type(value) is int:
+    if hint is float and type(value) is int and abs(value) < 1e300:
         value = float(value)
     if type(value) is not hint or (hint is float and not math.isfinite(value)):
         note = ""
