@@ -1,8 +1,15 @@
 """Runs of the real scripts on tiny models: records, ledger, resume, reference store, export, refusals."""
+import contextlib
 import json
 import math
+import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +20,9 @@ import yaml
 from safetensors.numpy import load_file, save_file
 
 import train_dpo
-from conftest import ROOT, Launch
-from zephyr.config import BadInput, DPOConfig
-from zephyr.training.checkpoint import Identity, latest_step
+from conftest import ROOT, Launch, free_port
+from zephyr.config import DPOConfig
+from zephyr.training.checkpoint import damaged
 from zephyr.training.engine import Engine
 from zephyr.training.launch import launch as start
 from zephyr.training.metrics import keep_records_before
@@ -100,7 +107,7 @@ def test_run_folder_is_as_documented(finished: Path) -> None:
     """Fails where a part of the run folder is missing, or more checkpoints stay than run.keep."""
     run = finished / "run"
     assert {p.name for p in run.iterdir()} == {
-        "config.yaml", "status.json", "metrics.jsonl", "pairs", "checkpoints", "model", "data.json"}
+        "config.yaml", "status.json", "metrics.jsonl", "pairs", "checkpoints", "model", "data.json", "lock"}
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"latest", "step-4", "step-6"}
     assert json.loads((run / "status.json").read_text()) == {"code": 0, "message": "finished"}
     assert json.loads((run / "data.json").read_text())["train"]["rows_read"] == 20
@@ -155,16 +162,125 @@ def test_resume_on_another_number_of_ranks(finished: Path, launch: Launch, tmp_p
     assert {p.name.split("-")[1] for p in (run / "checkpoints" / "step-6").glob("rank-*")} == {"0"}
 
 
-def test_resume_refuses_what_it_cant_continue(finished: Path, tmp_path: Path) -> None:
-    """Fails where another seed, other data or a used folder would be trained over in silence."""
+def in_process(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str]:
+    """Exit code and standard error of train_dpo.py on one rank in this process, which DeepSpeed can't do with a model twice."""
+    monkeypatch.setattr(Engine, "adopt", lambda *_: pytest.fail("a model was loaded before the input was refused"))
+    monkeypatch.chdir(ROOT)
+    code = start(DPOConfig, train_dpo.check, train_dpo.train, "usage", list(arguments))
+    return code, capsys.readouterr().err
+
+
+def test_resume_refuses_what_it_cant_continue(finished: Path, launch: Launch, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where another seed would be trained over in silence, or a used folder touched though that is forbidden."""
     run = shutil.copytree(finished / "run", tmp_path / "run")
-    same = Identity("plan")
-    (run / "checkpoints" / "step-6" / "state.json").write_text(json.dumps({"step": 6, **same._asdict()}))
-    with pytest.raises(BadInput, match="other data, lengths, seed or steps"):
-        latest_step(run, "auto", Identity("another"))
-    with pytest.raises(BadInput, match="holds a run already"):
-        latest_step(run, "never", same)
-    assert latest_step(run, "force", Identity("another")) == latest_step(run, "auto", same) == 6
+    config = (str(finished / "config.yaml"), f"run.dir={run}")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "lock"}
+    code, said = in_process(capsys, monkeypatch, *config, "run.resume=never", "beta=0.7")
+    assert code == 2 and "holds a run already" in said
+    assert {path: path.read_bytes() for path in before} == before
+    result = launch("train_dpo.py", *config, "run.seed=7", check=False)
+    assert result.returncode == 2 and "other data, lengths, seed or steps" in result.stderr
+    assert (run / "metrics.jsonl").read_bytes() == before[run / "metrics.jsonl"]
+
+
+def test_one_process_a_run_folder(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second run in the same folder is told who holds it. Fails where two would write one folder."""
+    import fcntl
+    run = shutil.copytree(finished / "run", tmp_path / "run")
+    with (run / "lock").open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.truncate(0)
+        lock.write("pid 123 on host far-away\n")
+        lock.flush()
+        code, said = in_process(capsys, monkeypatch, str(finished / "config.yaml"), f"run.dir={run}")
+    assert code == 2 and "in use by pid 123 on host far-away" in said
+    assert json.loads((run / "status.json").read_text())["code"] == 0
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(finished: Path, launch: Launch, tmp_path: Path) -> None:
+    """Step 6 is damaged, step 4 whole: the run goes on from there to the same end. Fails where damage is loaded, or ends it."""
+    run = shutil.copytree(finished / "run", tmp_path / "run")
+    folder = run / "checkpoints" / "step-6"
+    victim = sorted(folder.glob("rank-1-*"))[0]
+    content, state = bytearray(victim.read_bytes()), folder / "state.json"
+    assert [damaged(folder, rank, 2) for rank in (0, 1)] == [[], []]
+    for path, broken, named in ((state, b"{", "state.json"), (victim, content[:-100], victim.name), (victim, b"", victim.name)):
+        whole = path.read_bytes()
+        path.write_bytes(broken)
+        assert damaged(folder, 0, 2) + damaged(folder, 1, 2) == [named]
+        path.write_bytes(whole)
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    result = launch("train_dpo.py", finished / "config.yaml", f"run.dir={run}", ranks=2)
+    assert f"step-6 is damaged ({victim.name}); the one before it is used" in result.stderr
+    assert [r["loss"] for r in records(run)] == [r["loss"] for r in records(finished / "run")]
+    assert ledger(run) == ledger(finished / "run")
+
+
+@pytest.mark.parametrize("number", ["SIGUSR1", "SIGTERM"])
+def test_a_signal_saves_and_stops_and_the_run_goes_on(number: str, tiny: Path, finished: Path, launch: Launch,
+                                                      tmp_path: Path) -> None:
+    """As Slurm pre-empts: the signal reaches the launcher, the step is finished and saved, status.json says 75; started again,
+    the run ends as an undisturbed one, to the bit. Fails where the signal kills, saves half, or the run can't go on."""
+    run, config = tmp_path / "run", finished / "config.yaml"
+    arguments = (config, f"run.dir={run}", "optim.epochs=40", "run.save_every=1000")
+    with background("train_dpo.py", *arguments) as process:
+        wait_for(lambda: (run / "metrics.jsonl").exists() and len(records(run)) >= 3, process)
+        process.send_signal(getattr(signal, number))
+        process.wait(timeout=120)
+    assert json.loads((run / "status.json").read_text())["code"] == 75
+    saved = int((run / "checkpoints" / "latest").read_text().removeprefix("step-"))
+    assert 3 <= saved < 120 and len(records(run)) == saved and {v["step"] for v in ledger(run)} == set(range(saved))
+    if number == "SIGUSR1":
+        launch("train_dpo.py", *arguments, ranks=2)
+        whole = tmp_path / "whole"
+        launch("train_dpo.py", config, f"run.dir={whole}", "optim.epochs=40", "run.save_every=1000", ranks=2)
+        assert [r["loss"] for r in records(run)] == [r["loss"] for r in records(whole)]
+        a, b = (load_file(folder / "model" / "model.safetensors") for folder in (run, whole))
+        assert all(np.array_equal(a[name], b[name]) for name in b)
+
+
+def test_ranks_end_with_their_launcher(finished: Path, tmp_path: Path) -> None:
+    """torchrun is killed: its ranks end within 30 seconds. Fails where orphans train on and hold the run folder."""
+    run = tmp_path / "run"
+    with background("train_dpo.py", finished / "config.yaml", f"run.dir={run}", "optim.epochs=100000") as process:
+        wait_for(lambda: (run / "metrics.jsonl").exists() and len(records(run)) >= 1, process)
+        ranks = [int(p) for p in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+        assert len(ranks) == 2
+        process.kill()
+        process.wait()
+        wait_for(lambda: not any(running(pid) for pid in ranks), None, seconds=30)
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_for(ready: Callable[[], bool], process: subprocess.Popen[bytes] | None, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end and (process is None or process.poll() is None), "it did not come to pass"
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def background(script: str, *arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The script on two ranks with the launch flags of the README; whatever is left of it is killed at the end."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}",
+               "--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1", "--shutdown-timeout", "600", str(ROOT / script), *map(str, arguments)]
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                               env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"})
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def test_reference_is_paid_for_once(finished: Path, launch: Launch, tmp_path: Path) -> None:

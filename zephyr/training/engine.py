@@ -82,6 +82,7 @@ class Engine:
         self.host_group = torch.distributed.new_group(backend="gloo") if use_cuda else None
         torch.manual_seed(seed)
         self.engine: nn.Module | None = None
+        self.stop_asked = False                     # by a signal to this rank
 
     def close(self) -> None:
         if torch.distributed.is_initialized():
@@ -99,14 +100,14 @@ class Engine:
 
     def agreed(self, make: Callable[[], T] | None) -> T | None:
         """`make()` where given; then every rank raises the BadInput of whichever had one."""
-        result, complaint = None, None
+        result, own = None, None
         try:
             result = make() if make else None
         except BadInput as error:
-            complaint = str(error)
-        complaints = [c for c in self.gather(complaint) if c]
+            own = error
+        complaints = [complaint for complaint in self.gather(own and str(own)) if complaint]
         if complaints:
-            raise BadInput(complaints[0])
+            raise own or BadInput(complaints[0])
         return result
 
     def on_rank0(self, make: Callable[[], T]) -> T:

@@ -1,30 +1,43 @@
 """A command line becomes a run: config, engine, exit code, `status.json`. What both training scripts start with."""
+import contextlib
+import fcntl
 import json
 import os
+import signal
+import socket
 import sys
+import threading
+import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
+from typing import TextIO
 
 from zephyr import config as configs
 from zephyr.config import BadInput, C, ConfigError
 from zephyr.training.engine import Engine
+from zephyr.training.loop import Stopped
 
-BAD_INPUT = 2
+BAD_INPUT, STOPPED = 2, 75
+
+
+class InUse(BadInput):
+    """The run folder is another run's: nothing of it may be touched."""
 
 
 def launch(kind: type[C], check: Callable[[C], None], train: Callable[[Engine, C, bool], None], usage: str,
            argv: Sequence[str]) -> int:
     """Run `train(engine, config, dry_run)` for `CONFIG.yaml [key.sub=value ...] [--dry-run]`; returns the exit code.
 
-    Bad input is one line on standard error and code 2. Args: check: raises it for what needs no process group."""
+    Bad input is one line on standard error and code 2; a run that was asked to stop, and saved, is code 75.
+    Args: check: raises BadInput for what needs no process group."""
     if not argv or {"-h", "--help"} & set(argv):
         print(usage)
         return 0 if argv else BAD_INPUT
     dry_run = "--dry-run" in argv
     path, *overrides = [a for a in argv if a != "--dry-run"]
-    is_rank0 = os.environ.get("RANK", "0") == "0"
     engine, run_dir = None, None
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch|transformers|deepspeed")
     try:
@@ -32,24 +45,76 @@ def launch(kind: type[C], check: Callable[[C], None], train: Callable[[Engine, C
         run_dir = None if dry_run else Path(config.run.dir)
         check(config)
         engine = Engine(config.hardware, config.run.seed)
-        if run_dir and is_rank0:
-            open_run(run_dir, config)
-        train(engine, config, dry_run)
+        end_with_torchrun()
+        lock = engine.agreed(lambda: open_run(run_dir, config) if run_dir and engine.rank == 0 else None)
+        with stop_signals(engine):
+            train(engine, config, dry_run)
+        code, message = 0, "finished"
+        if lock:
+            lock.close()
     except BadInput as error:
-        if is_rank0:
-            print(f"error: {error}", file=sys.stderr)
-            write_status(run_dir, BAD_INPUT, str(error))
-        return BAD_INPUT
-    except BaseException as error:
-        if is_rank0:
-            write_status(run_dir, 1, "".join(traceback.format_exception_only(error)).strip())
+        code, message = BAD_INPUT, str(error)
+        run_dir = None if isinstance(error, InUse) else run_dir
+    except Stopped as stop:
+        code, message = STOPPED, str(stop)
+    except BaseException as error:                  # the process group is left as it is: closing it may wait for dead ranks
+        write_status(run_dir, 1, "".join(traceback.format_exception_only(error)).strip())
         raise
-    finally:
-        if engine:
-            engine.close()
-    if is_rank0:
-        write_status(run_dir, 0, "finished")
-    return 0
+    write_status(run_dir, code, message)
+    if code and os.environ.get("RANK", "0") == "0":
+        print(f"{'error' if code == BAD_INPUT else 'stopped'}: {message}", file=sys.stderr)
+    if engine:
+        engine.close()
+    return code
+
+
+def open_run(run_dir: Path, config: configs.DPOConfig | configs.SFTConfig) -> TextIO:
+    """Make the run folder and hold its lock, which ends with the process; write the resolved config.
+
+    Raises: BadInput where another process holds it, where run.resume is never and a run lies there, or it can't be written."""
+    if config.run.resume == "never" and ((run_dir / "metrics.jsonl").exists() or (run_dir / "checkpoints").exists()):
+        raise InUse(f"run.resume is never, and {run_dir} holds a run already; name another run.dir")
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = (run_dir / "lock").open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            with lock:
+                raise InUse(f"run.dir: {run_dir} is in use by {lock.read().strip()}") from None
+        lock.truncate(0)
+        lock.write(f"pid {os.getpid()} on host {socket.gethostname()}\n")
+        lock.flush()
+        (run_dir / "config.yaml").write_text(configs.to_yaml(config), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"run.dir: {run_dir} can't be written: {error.strerror}") from None
+    return lock
+
+
+@contextlib.contextmanager
+def stop_signals(engine: Engine) -> Iterator[None]:
+    """SIGTERM, SIGUSR1 and SIGINT ask the run to stop after the step; a second SIGINT stops at once."""
+    def ask(number: int, _: FrameType | None) -> None:
+        if engine.stop_asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        engine.stop_asked = True
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def end_with_torchrun() -> None:
+    """Under torchrun, end this process within seconds of its launcher's death: an orphan must not train on."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(5)
+        os._exit(1)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def encoding_resources() -> dict[str, object]:
@@ -57,18 +122,9 @@ def encoding_resources() -> dict[str, object]:
     return {"cache_dir": Path(os.environ.get("ZEPHYR_CACHE") or Path.home() / ".cache" / "zephyr"), "workers": os.cpu_count() or 1}
 
 
-def open_run(run_dir: Path, config: configs.DPOConfig | configs.SFTConfig) -> None:
-    """Make the run folder with the resolved config in it."""
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "config.yaml").write_text(configs.to_yaml(config), encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"run.dir: {run_dir} can't be written: {error.strerror}") from None
-
-
 def write_status(run_dir: Path | None, code: int, message: str) -> None:
-    """`status.json`: the exit code and message, which torchrun hides."""
-    if run_dir is None:
+    """`status.json` of rank 0: the exit code and message, which torchrun hides."""
+    if run_dir is None or os.environ.get("RANK", "0") != "0":
         return
     run_dir.mkdir(parents=True, exist_ok=True)
     part = run_dir / "status.json.part"

@@ -40,11 +40,16 @@ class NonFinite(RuntimeError):
     """A loss or gradient that is not finite; raised before any parameter changed."""
 
 
+class Stopped(RuntimeError):
+    """A signal asked for an end: the step was finished and a checkpoint saved."""
+
+
 def fit(engine: Engine, config: DPOConfig | SFTConfig, train: Split, evaluation: Split | None) -> None:
     """Run the steps of `train.plan` that no checkpoint has yet, with metrics, ledger, evaluation and checkpoints.
 
     Each step's loss is its sum over all examples of all ranks divided once by their units: never a mean of means.
-    Raises: NonFinite naming the examples of the step, before the update."""
+    Raises: NonFinite naming the examples of the step, before the update; Stopped on all ranks after the step in which a
+    signal reached any."""
     run, optim, steps = config.run, config.optim, train.plan.steps
     identity = checkpoint.Identity.of(train.plan, train.ids, train.tokens)
     first_step = checkpoint.restore(engine, Path(run.dir), run.resume, identity)
@@ -53,7 +58,9 @@ def fit(engine: Engine, config: DPOConfig | SFTConfig, train: Split, evaluation:
                         active=engine.rank == 0)
     sums, logged, since = {}, first_step - 1, time.perf_counter()
     for step in range(first_step, len(steps)):
-        of_step = reduced(engine, train, step, run_step(engine, train, step, ledger))
+        totals = run_step(engine, train, step, ledger)
+        totals.of["stop"] = torch.full_like(totals.of["loss"], engine.stop_asked)    # so that all ranks hear of it at once
+        of_step = reduced(engine, train, step, totals)
         require_finite(of_step["loss"], "loss", engine, train, step, ledger)
         lr = learning_rate(step, len(steps), lr_peak=optim.lr_peak, schedule=optim.schedule,
                            warmup_fraction=optim.warmup_fraction)
@@ -70,10 +77,13 @@ def fit(engine: Engine, config: DPOConfig | SFTConfig, train: Split, evaluation:
         if evaluation and (done % run.eval_every == 0 or last):
             epoch = float(optim.epochs) if last else steps[done].epoch
             recorder.write(evaluate(engine, evaluation, done, epoch))
-        if done % run.save_every == 0 or last:
+        if done % run.save_every == 0 or last or of_step["stop"]:
             if ledger:
                 ledger.commit(done, [row for rank in engine.gather(ledger.rows()) for row in rank], writes=engine.rank == 0)
             checkpoint.save(engine, Path(run.dir), done, identity, run.keep)
+        if of_step["stop"] and not last:
+            recorder.close()
+            raise Stopped(f"by a signal after step {step}; the run is saved, start it again to go on")
     recorder.close()
 
 
@@ -122,7 +132,7 @@ def added(sums: Row, more: Row) -> Row:
 
 def means(sums: Row, unit_name: str) -> Row:
     """Sums over examples as the record's means, with the count they are over."""
-    counts = {"units", "tokens", "flops", "micro_batches"}
+    counts = {"units", "tokens", "flops", "micro_batches", "stop"}
     return {name: value / sums["units"] for name, value in sums.items() if name not in counts} | {
         unit_name: int(sums["units"]), "tokens": int(sums["tokens"])}
 
