@@ -18,7 +18,7 @@ from torch import Tensor
 
 from zephyr import losses, reference
 from zephyr.config import ConfigError, DPOConfig
-from zephyr.data import Pairs, format_report, load_pairs, load_tokenizer, require_vocabulary, save_report
+from zephyr.data import Pairs, content_digest, format_report, load_pairs, load_tokenizer, require_vocabulary, save_report
 from zephyr.model.export import card, export
 from zephyr.model.load import DTYPES, digest, load_policy, require_runnable
 from zephyr.model.logprobs import response_logprobs
@@ -77,7 +77,9 @@ def split(engine: Engine, config: DPOConfig, pairs: Pairs, plan: Plan | None, we
               "rejected_tokens": pairs.rejected_tokens}
     flops = [pair_flops(engine.policy.lm.config, engine.layer_parameters, *of_pair, config.hardware.prefix_sharing)
              for of_pair in zip(*counts.values())]
-    return Split(plan, collate, dpo_objective(config, frozen), pairs.ids, tokens, [1] * len(pairs), "pairs", flops, counts)
+    identity = {"model": weights, "data": content_digest(pairs)}
+    return Split(plan, collate, dpo_objective(config, frozen), pairs.ids, tokens, [1] * len(pairs), "pairs", flops, identity,
+                 counts)
 
 
 def dpo_objective(config: DPOConfig, frozen: reference.Reference) -> Objective:

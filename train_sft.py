@@ -14,9 +14,9 @@ from pathlib import Path
 from torch import Tensor
 
 from zephyr.config import SFTConfig
-from zephyr.data import Texts, format_report, load_texts, load_tokenizer, require_vocabulary, save_report
+from zephyr.data import Texts, content_digest, format_report, load_texts, load_tokenizer, require_vocabulary, save_report
 from zephyr.model.export import card, export
-from zephyr.model.load import DTYPES, load_policy, require_runnable
+from zephyr.model.load import DTYPES, digest, load_policy, require_runnable
 from zephyr.packing import PackedBatch, Plan, collate_texts, plan_epochs, plan_pass
 from zephyr.training.engine import Engine
 from zephyr.training.launch import encoding_resources, launch
@@ -49,20 +49,22 @@ def train(engine: Engine, config: SFTConfig, dry_run: bool) -> None:
     hardware = config.hardware
     engine.adopt(partial(load_policy, config.model, attention=hardware.attention, dtype=DTYPES[hardware.dtype],
                          activation_checkpointing=hardware.activation_checkpointing), config.optim)
-    training = split(engine, config, encoded["train"], plan)
-    evaluation = split(engine, config, encoded["eval"], None) if "eval" in encoded else None
+    weights = engine.on_rank0(lambda: digest(config.model))
+    training = split(engine, config, encoded["train"], plan, weights)
+    evaluation = split(engine, config, encoded["eval"], None, weights) if "eval" in encoded else None
     fit(engine, config, training, evaluation)
     export(Path(config.run.dir) / "model", engine.full_parameters(), engine.parameter_bytes(), engine.policy.lm.config,
            tokenizer, card(config), writes=engine.rank == 0)
     engine.barrier()
 
 
-def split(engine: Engine, config: SFTConfig, texts: Texts, plan: Plan | None) -> Split:
+def split(engine: Engine, config: SFTConfig, texts: Texts, plan: Plan | None, weights: str) -> Split:
     """Texts with their plan (None: one pass over all) and the objective."""
     tokens, targets = texts.tokens.tolist(), texts.target_tokens.tolist()
     plan = plan or plan_pass(tokens, ranks=engine.world, budget_tokens=config.hardware.tokens_per_micro_batch)
     flops = [text_flops(engine.policy.lm.config, engine.layer_parameters, *of_text) for of_text in zip(tokens, targets)]
-    return Split(plan, partial(collate_texts, texts), objective, texts.ids, tokens, targets, "target_tokens", flops)
+    identity = {"model": weights, "data": content_digest(texts)}
+    return Split(plan, partial(collate_texts, texts), objective, texts.ids, tokens, targets, "target_tokens", flops, identity)
 
 
 def objective(policy: Engine, batch: PackedBatch) -> tuple[Tensor, Stats]:

@@ -21,7 +21,12 @@ from safetensors.numpy import load_file, save_file
 
 import train_dpo
 from conftest import ROOT, Launch, free_port
+from zephyr.chat import encode_prompt
 from zephyr.config import DPOConfig
+from zephyr.data import load_pairs, load_tokenizer
+from zephyr.model.load import load_policy
+from zephyr.model.logprobs import response_logprobs
+from zephyr.packing import collate_pairs
 from zephyr.training.checkpoint import damaged
 from zephyr.training.engine import Engine
 from zephyr.training.launch import launch as start
@@ -90,6 +95,22 @@ def test_first_record_is_ln_2_and_names_are_the_documented_ones(finished: Path) 
     assert [(r["step"], r["pairs"], r["epoch"]) for r in records(finished / "run", "eval")] == [(3, 20, 1.0), (6, 20, 2.0)]
 
 
+def test_evaluation_is_of_the_trained_model(finished: Path, tiny: Path) -> None:
+    """The last eval record against the exported model, pair by pair in this process. Fails where evaluation sums twice, leaves
+    pairs out, or is of other weights."""
+    pairs, _ = load_pairs([str(finished / "pairs.jsonl")], load_tokenizer(tiny))
+    batch = collate_pairs(pairs, range(20), prefix_sharing=False)
+    with torch.no_grad():
+        (chosen_P, rejected_P), (ref_chosen_P, ref_rejected_P) = (
+            response_logprobs(load_policy(folder), batch) for folder in (finished / "run" / "model", tiny))
+    margin_P = 0.1 * ((chosen_P - ref_chosen_P) - (rejected_P - ref_rejected_P))
+    record = records(finished / "run", "eval")[-1]
+    assert record["loss"] == pytest.approx(float(-torch.nn.functional.logsigmoid(margin_P).mean()), rel=1e-4)
+    assert record["rewards/margins"] == pytest.approx(float(margin_P.mean()), rel=1e-4)
+    assert record["rewards/accuracies"] == float((margin_P > 0).float().mean())
+    assert record["logps/chosen"] == pytest.approx(float(chosen_P.mean()), rel=1e-5) and record["pairs"] == 20
+
+
 def test_ledger_has_one_row_a_visit_and_sums_to_the_metrics(finished: Path) -> None:
     """Fails where a pair is lost or doubled, filed under another's id, or a mean is not over all pairs of all ranks."""
     visits = ledger(finished / "run")
@@ -122,22 +143,29 @@ def test_export_loads_and_generates_like_the_policy(finished: Path, tiny: Path) 
     changed = [n for (n, a), b in zip(trained.named_parameters(), start.parameters()) if not torch.equal(a, b)]
     assert len(changed) == len(list(start.parameters()))
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)
-    assert prompt.endswith("<|user|>\nHi</s>\n<|assistant|>\n")
+    turns = [{"role": "user", "content": "Hi"}]
+    prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert prompt == "<|system|>\n</s>\n<|user|>\nHi</s>\n<|assistant|>\n"
+    assert tokenizer(prompt).input_ids == encode_prompt(tokenizer, turns)          # what a pipeline feeds is what was trained on
     text = pipeline("text-generation", model=trained, tokenizer=tokenizer)(prompt, max_new_tokens=5, do_sample=False)
     assert text[0]["generated_text"].startswith(prompt)
     assert "arXiv:2310.16944" in (folder / "README.md").read_text()
 
 
 def test_resume_repeats_the_run_to_the_bit(finished: Path, launch: Launch, tmp_path: Path) -> None:
-    """A run cut back to its checkpoint at step 4, with records and a ledger part beyond it, ends as the whole run did.
+    """A run cut back to its checkpoint at step 4, with records and a ledger part beyond it, and with an empty reference store,
+    ends as the whole run did, without a step run again: the first records keep their very times.
 
-    Fails where moments, the data order or the schedule restart, or a line is doubled."""
+    Fails where moments, the data order or the schedule restart, a line is doubled, or the reference is taken from the
+    restored weights instead of the starting ones."""
     run = shutil.copytree(finished / "run", tmp_path / "run")
     shutil.rmtree(run / "checkpoints" / "step-6")
     shutil.rmtree(run / "model")
     (run / "checkpoints" / "latest").write_text("step-4")
-    launch("train_dpo.py", finished / "config.yaml", f"run.dir={run}", ranks=2)
+    before = (run / "metrics.jsonl").read_text().splitlines()
+    result = launch("train_dpo.py", finished / "config.yaml", f"run.dir={run}", f"reference.dir={tmp_path / 'empty'}", ranks=2)
+    assert "resumed from" in result.stderr and "forward pass over 20 pairs" in result.stderr
+    assert (run / "metrics.jsonl").read_text().splitlines()[:5] == before[:5] and '"step": 3, "split": "eval"' in before[3]
     same = [k for k in records(run)[0] if k not in ("tokens_per_second", "step_seconds", "peak_memory_bytes")]
     for split in ("train", "eval"):
         again, whole = records(run, split), records(finished / "run", split)
@@ -179,8 +207,9 @@ def test_resume_refuses_what_it_cant_continue(finished: Path, launch: Launch, tm
     code, said = in_process(capsys, monkeypatch, *config, "run.resume=never", "beta=0.7")
     assert code == 2 and "holds a run already" in said
     assert {path: path.read_bytes() for path in before} == before
-    result = launch("train_dpo.py", *config, "run.seed=7", check=False)
-    assert result.returncode == 2 and "other data, lengths, seed or steps" in result.stderr
+    result = launch("train_dpo.py", *config, "run.seed=7", "beta=0.2", check=False)
+    assert result.returncode == 2 and "run.seed (42 then, 7 now)" in result.stderr
+    assert "beta (0.1 then, 0.2 now)" in result.stderr and "model (" not in result.stderr
     assert (run / "metrics.jsonl").read_bytes() == before[run / "metrics.jsonl"]
 
 

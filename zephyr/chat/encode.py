@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from zephyr.chat.template import ZEPHYR_TEMPLATE, Messages, check_messages, check_pair, render, with_system
+from zephyr.chat.template import ZEPHYR_TEMPLATE, Messages, check_messages, check_pair, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,7 +53,7 @@ def tokenize_pair(tokenizer: PreTrainedTokenizerBase, pair: Mapping[str, object]
                   template: str = ZEPHYR_TEMPLATE) -> EncodedPair:
     """`encode_pair` before anything is cut."""
     texts = check_pair(pair)
-    turns = with_system(_spell_out(tokenizer, texts.prompt), template)
+    turns = _spell_out(tokenizer, texts.prompt)
     prompt = render(tokenizer, turns, template, answer=True)
     sides = []
     for answer in (texts.chosen, texts.rejected):
@@ -95,7 +95,7 @@ def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mappi
     Raises: ValueError for other `targets`, a bad conversation, or a template that ends no answer with EOS."""
     if targets not in ("assistant", "all"):
         raise ValueError(f"targets is {targets!r}, wanted 'assistant' or 'all'")
-    turns = with_system(_spell_out(tokenizer, check_messages(messages, last="assistant")), template)
+    turns = _spell_out(tokenizer, check_messages(messages, last="assistant"))
     whole = render(tokenizer, turns, template, answer=False)
     ids: list[int] = []
     is_target: list[bool] = []
@@ -132,7 +132,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping
     """Ids that a model is given to answer `messages`: the same that training put in front of an answer.
 
     Raises: ValueError where the conversation is bad or does not end with the user's turn."""
-    turns = with_system(_spell_out(tokenizer, check_messages(messages, last="user")), template)
+    turns = _spell_out(tokenizer, check_messages(messages, last="user"))
     return _with_bos(tokenizer, _ids(tokenizer, render(tokenizer, turns, template, answer=True)))
 
 

@@ -10,22 +10,26 @@ if TYPE_CHECKING:
 
 Messages = list[dict[str, str]]
 
-ZEPHYR_TEMPLATE = ("{% for message in messages %}\n"
-                   "{% if message['role'] == 'user' %}\n"
-                   "{{ '<|user|>\n' + message['content'] + eos_token }}\n"
-                   "{% elif message['role'] == 'system' %}\n"
-                   "{{ '<|system|>\n' + message['content'] + eos_token }}\n"
-                   "{% elif message['role'] == 'assistant' %}\n"
-                   "{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n"
-                   "{% endif %}\n"
-                   "{% if loop.last and add_generation_prompt %}\n"
-                   "{{ '<|assistant|>' }}\n"
-                   "{% endif %}\n"
-                   "{% endfor %}")
-"""The template of Zephyr-7B, byte for byte (alignment-handbook, `chat_template` of the zephyr recipes).
+HANDBOOK_TEMPLATE = ("{% for message in messages %}\n"
+                     "{% if message['role'] == 'user' %}\n"
+                     "{{ '<|user|>\n' + message['content'] + eos_token }}\n"
+                     "{% elif message['role'] == 'system' %}\n"
+                     "{{ '<|system|>\n' + message['content'] + eos_token }}\n"
+                     "{% elif message['role'] == 'assistant' %}\n"
+                     "{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n"
+                     "{% endif %}\n"
+                     "{% if loop.last and add_generation_prompt %}\n"
+                     "{{ '<|assistant|>' }}\n"
+                     "{% endif %}\n"
+                     "{% endfor %}")
+"""The template of Zephyr-7B, byte for byte (alignment-handbook, `chat_template` of the zephyr recipes). It writes no BOS."""
 
-Rendered by transformers: `<|system|>\\n</s>\\n<|user|>\\nU1</s>\\n<|assistant|>\\nA1</s>\\n`, or ending in
-`<|assistant|>\\n` where an answer is asked for. It writes no BOS, and no system turn of its own (see `with_system`)."""
+ZEPHYR_TEMPLATE = ("{% if messages[0]['role'] != 'system' %}\n"
+                   "{{ '<|system|>\n' + eos_token }}\n"
+                   "{% endif %}\n") + HANDBOOK_TEMPLATE
+"""The same with the empty system turn that the handbook's code puts in front of a conversation without one: whoever chats by
+the exported template continues the ids of training. Rendered by transformers:
+`<|system|>\\n</s>\\n<|user|>\\nU1</s>\\n<|assistant|>\\nA1</s>\\n`, or ending in `<|assistant|>\\n` for an answer."""
 
 
 class PairTexts(NamedTuple):
@@ -81,15 +85,6 @@ def check_pair(pair: Mapping[str, object]) -> PairTexts:
     if chosen == rejected:
         raise ValueError(f"`chosen` and `rejected` are equal ({_shown(chosen)}), wanted two different answers")
     return PairTexts(chosen_prompt, chosen, rejected)
-
-
-def with_system(messages: Messages, template: str) -> Messages:
-    """The turns with the empty system turn in front where there is none, as Zephyr was trained.
-
-    Only for Zephyr's own template: another template has its own way without a system turn, and some refuse one."""
-    if template == ZEPHYR_TEMPLATE and messages[0]["role"] != "system":
-        return [{"role": "system", "content": ""}, *messages]
-    return messages
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, template: str, *, answer: bool) -> str:

@@ -37,7 +37,6 @@ class Pairs(Sequence[EncodedPair]):
     def __init__(self, table: pa.Table) -> None:
         self.table = table
         self.ids: list[str] = table["id"].to_pylist()
-        self.ids: list[str] = table["id"].to_pylist()
         self.prompt_tokens: np.ndarray = _lengths(table, "prompt_ids")
         self.chosen_tokens: np.ndarray = _lengths(table, "chosen_ids")
         self.rejected_tokens: np.ndarray = _lengths(table, "rejected_ids")
@@ -55,7 +54,6 @@ class Texts(Sequence[EncodedText]):
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
-        self.ids: list[str] = table["id"].to_pylist()
         self.ids: list[str] = table["id"].to_pylist()
         self.tokens: np.ndarray = _lengths(table, "ids")
         self.target_tokens: np.ndarray = table["target_tokens"].to_numpy()
@@ -119,6 +117,23 @@ def digest_of(tokenizer: PreTrainedTokenizerBase, code: Iterable[Path], parts: I
     for name in names:
         digest.update(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest())
     return digest.hexdigest()
+
+
+def content_digest(examples: Pairs | Texts) -> str:
+    """SHA-256 of all ids and flags of all examples, in their order."""
+    digest = hashlib.sha256()
+    for column in examples.table.columns:
+        for chunk in column.chunks:
+            text = repr(chunk.to_pylist()) if pa.types.is_string(chunk.type) else chunk
+            digest.update(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else _list_bytes(chunk))
+    return digest.hexdigest()
+
+
+def _list_bytes(array: pa.Array) -> bytes:
+    """Lengths and values of a list array (or values of a plain one), whatever buffers they lie in."""
+    if not pa.types.is_list(array.type):
+        return array.to_numpy(zero_copy_only=False).tobytes()
+    return pc.list_value_length(array).to_numpy().tobytes() + array.flatten().to_numpy(zero_copy_only=False).tobytes()
 
 
 def _lengths(table: pa.Table, name: str) -> np.ndarray:

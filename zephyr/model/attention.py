@@ -134,7 +134,9 @@ def why_not(attention: str, dtype: torch.dtype, device: str) -> str | None:
         return f"{attention} computes in bfloat16, not {dtype}; sdpa does"
     try:
         if attention == "flash_attn":
-            import flash_attn as _  # noqa: F401
+            import flash_attn as package
+            if int(package.__version__.split(".")[0]) < 2 or package.__version__.startswith("2.0."):
+                return f"flash_attn {package.__version__} aligns causality top left, at least 2.1 is wanted; torch_varlen runs"
         else:
             from torch.nn.attention import varlen as _  # noqa: F401
     except ImportError as error:

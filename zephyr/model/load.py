@@ -116,7 +116,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
 def weight_files(folder: Path) -> dict[str, Path]:
     """Tensor name -> the safetensors file that holds it. Raises: BadInput where there is none."""
     files: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt") as tensors:
                 files.update(dict.fromkeys(tensors.keys(), path))
@@ -132,7 +132,8 @@ def fill(lm: PreTrainedModel, folder: Path, write: WriteTensor) -> None:
     files = weight_files(folder)
     wanted = dict(lm.named_parameters())            # a tied output layer appears once, under the embedding's name
     tied = {name for name, _ in lm.named_parameters(remove_duplicate=False)} - set(wanted)
-    missing, left_over = sorted(set(wanted) - set(files)), sorted(set(files) - set(wanted) - tied)
+    buffers = {name for name in files if name.endswith("rotary_emb.inv_freq")}     # old checkpoints hold what is computed
+    missing, left_over = sorted(set(wanted) - set(files)), sorted(set(files) - set(wanted) - tied - buffers)
     if missing or left_over:
         raise BadInput(f"model {folder}: the weights are not those of {type(lm).__name__}: "
                        f"missing {missing[:3]}, left over {left_over[:3]}")

@@ -1,25 +1,27 @@
 """A sharded training state becomes a folder that is whole or not there, and back."""
+import dataclasses
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
-from zephyr.config import BadInput
+from zephyr.config import BadInput, DPOConfig, SFTConfig
 from zephyr.packing import Plan
 from zephyr.training.engine import Engine
 
 
-class Identity(NamedTuple):
-    """What a checkpoint's steps mean: resuming under another identity would train something else."""
-    plan: str                                       # digest of which examples make which step, for any number of ranks
+Identity = Mapping[str, object]                     # by name: what, when changed, would make the rest of a run another run
 
-    @classmethod
-    def of(cls, plan: Plan, ids: Sequence[str], tokens: Sequence[int]) -> "Identity":
-        content = json.dumps([[step.examples() for step in plan.steps], list(ids), [int(n) for n in tokens]])
-        return cls(hashlib.sha256(content.encode()).hexdigest())
+
+def identity(config: DPOConfig | SFTConfig, plan: Plan, more: Mapping[str, str]) -> Identity:
+    """The config keys that decide a trajectory, whatever the hardware, the digest of the plan's steps, and `more`."""
+    of_optim = {f"optim.{key}": value for key, value in dataclasses.asdict(config.optim).items()}
+    loss = {key: getattr(config, key) for key in ("beta", "loss", "label_smoothing") if hasattr(config, key)}
+    other = {"run.seed": config.run.seed, "data.shuffle": config.data.shuffle, "hardware.dtype": config.hardware.dtype}
+    steps = hashlib.sha256(json.dumps([step.examples() for step in plan.steps]).encode()).hexdigest()
+    return json.loads(json.dumps({**of_optim, **loss, **other, **more, "plan": steps}))
 
 
 def save(engine: Engine, run_dir: Path, step: int, identity: Identity, keep: int) -> None:
@@ -37,13 +39,16 @@ def save(engine: Engine, run_dir: Path, step: int, identity: Identity, keep: int
     files = {path.name: synced_digest(path) for path in part.glob(f"rank-{engine.rank}-*")}
     files = {name: digest for rank in engine.gather(files) for name, digest in rank.items()}
     if engine.rank == 0:
-        write_synced(part / "state.json", json.dumps({"step": step, **identity._asdict(), "files": files}))
+        write_synced(part / "state.json", json.dumps({"step": step, "identity": identity, "files": files}))
         shutil.rmtree(whole, ignore_errors=True)
         os.replace(part, whole)
         write_synced(folder / "latest.part", whole.name)
         os.replace(folder / "latest.part", folder / "latest")
-        for old in sorted(folder.glob("step-*"), key=step_of)[:-keep]:
-            shutil.rmtree(old)
+        others = sorted((f for f in folder.glob("step-*") if f != whole), key=step_of)
+        before = [f for f in others if step_of(f) < step]
+        for old in others:                          # those after this step are of a future that was not resumed from
+            if old not in before[len(before) - keep + 1:]:
+                shutil.rmtree(old)
     engine.barrier()
 
 
@@ -57,9 +62,13 @@ def restore(engine: Engine, run_dir: Path, resume: str, identity: Identity) -> i
         if damage:
             engine.say(f"checkpoint {folder} is damaged ({', '.join(damage)}); the one before it is used")
             continue
-        if read_state(folder)["plan"] != identity.plan and resume != "force":
-            raise BadInput(f"checkpoint {folder} belongs to other data, lengths, seed or steps; run.resume=force takes it anyway")
+        was = read_state(folder)["identity"]
+        changes = [f"{name} ({was.get(name)} then, {identity.get(name)} now)"
+                   for name in sorted({*was, *identity}) if was.get(name) != identity.get(name)]
+        if changes and resume != "force":
+            raise BadInput(f"checkpoint {folder} is of another run: {'; '.join(changes)}. run.resume=force takes it anyway")
         engine.load_state(folder, step_of(folder))
+        engine.say(f"resumed from {folder}")
         return step_of(folder)
     return 0
 

@@ -54,6 +54,10 @@ def read_deepspeed(path: str) -> Json:
     return settings
 
 
+class Elsewhere(BadInput):
+    """Bad input that another rank found, and tells."""
+
+
 class LoadPolicy(Protocol):
     def __call__(self, *, init: ContextManager[object], write: Callable[[nn.Parameter, Callable[[], Tensor]], None]) -> nn.Module:
         """Make the parameters inside `init`, fill each by `write(parameter, read)`."""
@@ -93,10 +97,12 @@ class Engine:
     # -- ranks ------------------------------------------------------------------------------------------------------------
 
     def rank0_first(self, make: Callable[[], T]) -> T:
-        """`make()` on rank 0, then on the others, which find caches ready. Bad input on any rank is raised on every rank."""
-        mine = self.agreed(make if self.rank == 0 else None)
-        others = self.agreed(make if self.rank > 0 else None)
-        return mine if self.rank == 0 else others
+        """`make()` on the first rank of each node, then on the others, which find its caches ready; bad input on any rank is
+        raised on every rank."""
+        first = os.environ["LOCAL_RANK"] == "0"
+        mine = self.agreed(make if first else None)
+        others = self.agreed(make if not first else None)
+        return mine if first else others
 
     def agreed(self, make: Callable[[], T] | None) -> T | None:
         """`make()` where given; then every rank raises the BadInput of whichever had one."""
@@ -107,7 +113,7 @@ class Engine:
             own = error
         complaints = [complaint for complaint in self.gather(own and str(own)) if complaint]
         if complaints:
-            raise own or BadInput(complaints[0])
+            raise own or Elsewhere(complaints[0])
         return result
 
     def on_rank0(self, make: Callable[[], T]) -> T:

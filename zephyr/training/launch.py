@@ -17,7 +17,7 @@ from typing import TextIO
 
 from zephyr import config as configs
 from zephyr.config import BadInput, C, ConfigError
-from zephyr.training.engine import Engine
+from zephyr.training.engine import Elsewhere, Engine
 from zephyr.training.loop import Stopped
 
 BAD_INPUT, STOPPED = 2, 75
@@ -36,36 +36,41 @@ def launch(kind: type[C], check: Callable[[C], None], train: Callable[[Engine, C
     if not argv or {"-h", "--help"} & set(argv):
         print(usage)
         return 0 if argv else BAD_INPUT
-    dry_run = "--dry-run" in argv
-    path, *overrides = [a for a in argv if a != "--dry-run"]
-    engine, run_dir = None, None
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch|transformers|deepspeed")
+    path, *overrides = [a for a in argv if a != "--dry-run"]
+    run_dir = None
     try:
         config = configs.load(kind, path, overrides)
-        run_dir = None if dry_run else Path(config.run.dir)
+        run_dir = None if "--dry-run" in argv else Path(config.run.dir)
         check(config)
-        engine = Engine(config.hardware, config.run.seed)
-        end_with_torchrun()
-        lock = engine.agreed(lambda: open_run(run_dir, config) if run_dir and engine.rank == 0 else None)
-        with stop_signals(engine):
-            train(engine, config, dry_run)
-        code, message = 0, "finished"
-        if lock:
-            lock.close()
-    except BadInput as error:
-        code, message = BAD_INPUT, str(error)
-        run_dir = None if isinstance(error, InUse) else run_dir
+        run(config, run_dir, train)
+    except BadInput as error:                       # told once a node, unless the rank that found it tells
+        if os.environ.get("LOCAL_RANK", "0") == "0" and not isinstance(error, Elsewhere):
+            print(f"error: {error}", file=sys.stderr)
+        return ended(None if isinstance(error, InUse) else run_dir, BAD_INPUT, str(error))
     except Stopped as stop:
-        code, message = STOPPED, str(stop)
-    except BaseException as error:                  # the process group is left as it is: closing it may wait for dead ranks
-        write_status(run_dir, 1, "".join(traceback.format_exception_only(error)).strip())
+        if os.environ.get("RANK", "0") == "0":
+            print(f"stopped: {stop}", file=sys.stderr)
+        return ended(run_dir, STOPPED, str(stop))
+    except BaseException as error:
+        ended(run_dir, 1, "".join(traceback.format_exception_only(error)).strip())
         raise
-    write_status(run_dir, code, message)
-    if code and os.environ.get("RANK", "0") == "0":
-        print(f"{'error' if code == BAD_INPUT else 'stopped'}: {message}", file=sys.stderr)
-    if engine:
+    return ended(run_dir, 0, "finished")
+
+
+def run(config: C, run_dir: Path | None, train: Callable[[Engine, C, bool], None]) -> None:
+    """Train between taking the run folder's lock and giving it back. Args: run_dir: None for a dry run."""
+    engine = Engine(config.hardware, config.run.seed)
+    end_with_torchrun()
+    try:
+        lock = engine.agreed(lambda: open_run(run_dir, config) if run_dir and engine.rank == 0 else None)
+        ended(run_dir, None, "running")
+        with lock or contextlib.nullcontext(), stop_signals(engine):
+            train(engine, config, run_dir is None)
+    except (BadInput, Stopped):                     # on all ranks; after any other, closing might wait for dead ones
         engine.close()
-    return code
+        raise
+    engine.close()
 
 
 def open_run(run_dir: Path, config: configs.DPOConfig | configs.SFTConfig) -> TextIO:
@@ -100,9 +105,11 @@ def stop_signals(engine: Engine) -> Iterator[None]:
             raise KeyboardInterrupt
         engine.stop_asked = True
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def end_with_torchrun() -> None:
@@ -119,14 +126,16 @@ def end_with_torchrun() -> None:
 
 def encoding_resources() -> dict[str, object]:
     """Where encoded rows are kept (`$ZEPHYR_CACHE`, else ~/.cache/zephyr) and how many processes make them."""
-    return {"cache_dir": Path(os.environ.get("ZEPHYR_CACHE") or Path.home() / ".cache" / "zephyr"), "workers": os.cpu_count() or 1}
+    return {"cache_dir": Path(os.environ.get("ZEPHYR_CACHE") or Path.home() / ".cache" / "zephyr"), "workers": len(os.sched_getaffinity(0))}
 
 
-def write_status(run_dir: Path | None, code: int, message: str) -> None:
-    """`status.json` of rank 0: the exit code and message, which torchrun hides."""
+def ended(run_dir: Path | None, code: int | None, message: str) -> int | None:
+    """Write `status.json` on rank 0: the exit code (null: running), which torchrun hides, and message; returns the code."""
     if run_dir is None or os.environ.get("RANK", "0") != "0":
-        return
-    run_dir.mkdir(parents=True, exist_ok=True)
-    part = run_dir / "status.json.part"
-    part.write_text(json.dumps({"code": code, "message": message}) + "\n", encoding="utf-8")
-    os.replace(part, run_dir / "status.json")
+        return code
+    with contextlib.suppress(OSError):              # the folder itself may be what is wrong
+        run_dir.mkdir(parents=True, exist_ok=True)
+        part = run_dir / "status.json.part"
+        part.write_text(json.dumps({"code": code, "message": message}) + "\n", encoding="utf-8")
+        os.replace(part, run_dir / "status.json")
+    return code

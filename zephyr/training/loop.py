@@ -33,6 +33,7 @@ class Split(NamedTuple):
     units: Sequence[int]                            # what losses are averaged over: 1 a pair, target tokens of a text
     unit_name: str                                  # "pairs" or "target_tokens"
     forward_flops: Sequence[float]                  # of each example
+    identity: Mapping[str, str]                     # what the trajectory depends on beside plan and config, by name
     ledger: Mapping[str, Sequence[int]] | None = None       # token counts kept with each pair's visits; None: no ledger
 
 
@@ -48,12 +49,11 @@ def fit(engine: Engine, config: DPOConfig | SFTConfig, train: Split, evaluation:
     """Run the steps of `train.plan` that no checkpoint has yet, with metrics, ledger, evaluation and checkpoints.
 
     Each step's loss is its sum over all examples of all ranks divided once by their units: never a mean of means.
-    Raises: NonFinite naming the examples of the step, before the update; Stopped on all ranks after the step in which a
-    signal reached any."""
+    Raises: NonFinite before the update; Stopped on all ranks after the step in which a signal reached any."""
     run, optim, steps = config.run, config.optim, train.plan.steps
-    identity = checkpoint.Identity.of(train.plan, train.ids, train.tokens)
+    identity = checkpoint.identity(config, train.plan, train.identity)
     first_step = checkpoint.restore(engine, Path(run.dir), run.resume, identity)
-    ledger = Ledger(Path(run.dir), train.ids, train.ledger) if train.ledger is not None else None
+    ledger = Ledger(Path(run.dir), train.ids, train.ledger, first_step, engine.rank == 0) if train.ledger else None
     recorder = Recorder(Path(run.dir), run.wandb, to_yaml(config), first_step=first_step, steps=len(steps),
                         active=engine.rank == 0)
     sums, logged, since = {}, first_step - 1, time.perf_counter()
@@ -67,24 +67,31 @@ def fit(engine: Engine, config: DPOConfig | SFTConfig, train: Split, evaluation:
         grad_norm = engine.step(lr)
         require_finite(grad_norm, "gradient norm", engine, train, step, ledger)
         sums, done, last = added(sums, of_step), step + 1, step == len(steps) - 1
-        if step % run.log_every == 0 or last:
+        saves = done % run.save_every == 0 or last or of_step["stop"]
+        if step % run.log_every == 0 or saves:      # no record spans a checkpoint, or a resumed run would lose half of it
             record = {"step": step, "split": "train", "epoch": steps[step].epoch, **means(sums, train.unit_name),
                       "grad_norm": grad_norm, "learning_rate": lr}
             seconds = time.perf_counter() - since
             recorder.write(record | hardware_use(engine, sums, config.hardware.tokens_per_micro_batch, seconds, step - logged))
             sums, logged, since = {}, step, time.perf_counter()
         recorder.advance()
+        paused = time.perf_counter()
         if evaluation and (done % run.eval_every == 0 or last):
-            epoch = float(optim.epochs) if last else steps[done].epoch
-            recorder.write(evaluate(engine, evaluation, done, epoch))
-        if done % run.save_every == 0 or last or of_step["stop"]:
-            if ledger:
-                ledger.commit(done, [row for rank in engine.gather(ledger.rows()) for row in rank], writes=engine.rank == 0)
-            checkpoint.save(engine, Path(run.dir), done, identity, run.keep)
+            recorder.write(evaluate(engine, evaluation, done, float(optim.epochs) if last else steps[done].epoch))
+        if saves:
+            save(engine, Path(run.dir), done, identity, run.keep, ledger)
+        since += time.perf_counter() - paused       # evaluation and saving are no part of a step
         if of_step["stop"] and not last:
             recorder.close()
             raise Stopped(f"by a signal after step {step}; the run is saved, start it again to go on")
     recorder.close()
+
+
+def save(engine: Engine, run_dir: Path, done: int, identity: checkpoint.Identity, keep: int, ledger: Ledger | None) -> None:
+    """The ledger's part and the checkpoint that stands for it, after `done` updates. A collective."""
+    if ledger:
+        ledger.commit(done, [row for rank in engine.gather(ledger.rows()) for row in rank])
+    checkpoint.save(engine, run_dir, done, identity, keep)
 
 
 def run_step(engine: Engine, split: Split, step: int, ledger: Ledger | None) -> Totals:

@@ -95,10 +95,15 @@ def keep_records_before(path: Path, step: int) -> None:
 class Ledger:
     """One row per pair and visit; vectors stay on the device until a checkpoint commits them."""
 
-    def __init__(self, run_dir: Path, ids: Sequence[str], token_counts: Mapping[str, Sequence[int]]) -> None:
-        self.folder = run_dir / "pairs"
+    def __init__(self, run_dir: Path, ids: Sequence[str], token_counts: Mapping[str, Sequence[int]], first_step: int,
+                 writes: bool) -> None:
+        """Args: first_step: parts of steps after it go, they are about to be run again. writes: on one rank."""
+        self.folder, self.writes = run_dir / "pairs", writes
         self.ids, self.token_counts = ids, token_counts
         self.visits: list[tuple[int, float, tuple[int, ...], dict[str, Tensor]]] = []
+        for path in self.folder.glob("step-*.parquet") if writes else ():
+            if int(path.stem.removeprefix("step-")) > first_step:
+                path.unlink()
 
     def add(self, step: int, epoch: float, indices: tuple[int, ...], stats: Mapping[str, Tensor]) -> None:
         """Note the visit of the examples `indices`, with vectors [P] by ledger column."""
@@ -121,17 +126,12 @@ class Ledger:
         self.visits.clear()
         return rows
 
-    def commit(self, step: int, rows: list[Row], *, writes: bool) -> None:
-        """Write the part that belongs to the checkpoint at `step`, under a temporary name first, on the rank that `writes`.
-
-        Parts of steps after it, which a run that was cut off left, belong to no checkpoint and go."""
+    def commit(self, step: int, rows: list[Row]) -> None:
+        """Write the part that belongs to the checkpoint at `step`, under a temporary name first."""
         import pyarrow as pa
         import pyarrow.parquet as pq
-        if not writes or not rows:
+        if not self.writes or not rows:
             return
-        for path in self.folder.glob("step-*.parquet"):
-            if int(path.stem.removeprefix("step-")) >= step:
-                path.unlink()
         self.folder.mkdir(parents=True, exist_ok=True)
         rows.sort(key=lambda row: (row["step"], row["id"]))
         part = self.folder / f"step-{step}.part"
