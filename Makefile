@@ -10,7 +10,7 @@ help:
 	@echo "make quickstart   the whole recipe on the embedded world: base, dSFT, feedback, dDPO, evaluation"
 	@echo "make test         the test suite"
 	@echo "make gpu-check    the GPU tests, with the Python that has torch: make gpu-check GPU_PYTHON=python3"
-	@echo "make clean        remove $(VENV) and runs/"
+	@echo "make clean        remove $(VENV); trained models under runs/ stay"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -47,7 +47,9 @@ test: $(VENV)/.installed-test
 
 GPU_PYTHON ?= python3
 gpu-check:
+	@$(GPU_PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
+	  { echo "error: $(GPU_PYTHON) sees no GPU through torch; nothing would be checked"; exit 1; }
 	DS_ACCELERATOR=cuda $(GPU_PYTHON) -m pytest tests/gpu -p no:cacheprovider -rs
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV)
