@@ -13,6 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from zephyr import verify
 from zephyr.config import SFTConfig
 from zephyr.data import Texts, content_digest, format_report, load_texts, load_tokenizer, require_vocabulary, save_report
 from zephyr.model.export import card, export
@@ -52,6 +53,11 @@ def train(engine: Engine, config: SFTConfig, dry_run: bool) -> None:
     weights = engine.on_rank0(lambda: digest(config.model))
     training = split(engine, config, encoded["train"], plan, weights)
     evaluation = split(engine, config, encoded["eval"], None, weights) if "eval" in encoded else None
+    if config.run.preflight:
+        verify.preflight(engine, encoded["train"], special=(tokenizer.bos_token_id, tokenizer.eos_token_id),
+                         max_tokens=config.data.max_tokens, tokens=training.tokens, collate=training.collate,
+                         alone=lambda i: collate_texts(encoded["train"], [i]), run_dir=config.run.dir)
+
     fit(engine, config, training, evaluation)
     export(Path(config.run.dir) / "model", engine.full_parameters(), engine.parameter_bytes(), engine.policy.lm.config,
            tokenizer, card(config), writes=engine.rank == 0)

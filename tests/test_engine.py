@@ -13,6 +13,7 @@ from zephyr.model.load import load_policy
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import collate_pairs
 from zephyr.training.engine import Engine, read_deepspeed
+from zephyr.verify import TOLERANCE, packed_difference
 
 PAIRS = [EncodedPair(str(i), [1, 5 + i, 9], [7, 2], [8 + i, 3, 2]) for i in range(4)]
 
@@ -80,3 +81,13 @@ def test_deepspeed_json_holds_only_its_own(content: str, message: str, tmp_path:
         read_deepspeed(str(tmp_path / "d.json"))
     with pytest.raises(ConfigError, match="no such file"):
         read_deepspeed(str(tmp_path / "nowhere.json"))
+
+
+def test_packed_difference_sees_a_leak(engine: Engine) -> None:
+    """Nothing but rounding for a right row; nats where the row's positions are wrong. Fails where preflight compares a row
+    with itself."""
+    from dataclasses import replace
+    row, alone = collate_pairs(PAIRS, range(4)), [collate_pairs(PAIRS, [i], prefix_sharing=False) for i in range(4)]
+    assert packed_difference(engine, row, alone) < TOLERANCE["bfloat16"]
+    wrong = replace(row, positions_N=torch.arange(len(row.tokens_N)))
+    assert packed_difference(engine, wrong, alone) > TOLERANCE["bfloat16"]
