@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .PHONY: help quickstart test gpu-check clean
 
 help:
-	@echo "make quickstart   the whole recipe on the embedded world: base, dSFT, feedback, dDPO, evaluation"
+	@echo "make quickstart   the whole recipe on the embedded world (SEED=0): base, dSFT, feedback, dDPO, evaluation"
 	@echo "make test         the test suite"
 	@echo "make gpu-check    the GPU tests, with the Python that has torch: make gpu-check GPU_PYTHON=python3"
 	@echo "make clean        remove $(VENV); trained models under runs/ stay"
@@ -25,20 +25,21 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
+SEED ?= 0
 W := runs/tiny/world
 # torchrun on two CPU ranks of ZeRO-3, a port of its own
 LAUNCH := DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node=2 --rdzv-backend=c10d --rdzv-endpoint=localhost:0
 
 quickstart: $(VENV)/.installed
 	rm -rf runs/tiny
-	$(BIN)/zephyr world $(W) --seed 0
-	$(LAUNCH) train_sft.py configs/tiny/base.yaml
-	$(LAUNCH) train_sft.py configs/tiny/sft.yaml
+	$(BIN)/zephyr world $(W) --seed $(SEED)
+	$(LAUNCH) train_sft.py configs/tiny/base.yaml run.seed=$(SEED)
+	$(LAUNCH) train_sft.py configs/tiny/sft.yaml run.seed=$(SEED)
 	$(BIN)/zephyr feedback $(W) --prompts feedback --out runs/tiny/feedback.jsonl
 	$(BIN)/zephyr binarize runs/tiny/feedback.jsonl --rule paper --out runs/tiny/pairs.jsonl
 	$(BIN)/zephyr feedback $(W) --prompts validation --out runs/tiny/feedback_validation.jsonl
 	$(BIN)/zephyr binarize runs/tiny/feedback_validation.jsonl --rule paper --out runs/tiny/pairs_validation.jsonl
-	$(LAUNCH) train_dpo.py configs/tiny/dpo.yaml
+	$(LAUNCH) train_dpo.py configs/tiny/dpo.yaml run.seed=$(SEED)
 	OMP_NUM_THREADS=2 $(BIN)/zephyr eval $(W) --prompts test --out runs/tiny/eval \
 	  --model base=runs/tiny/base/model --model dSFT=runs/tiny/sft/model --model dDPO=runs/tiny/dpo/model
 

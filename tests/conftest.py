@@ -1,9 +1,7 @@
 """What the tests share: a tiny model, the real data where it is, and the real scripts as processes."""
 import os
-import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")          # one machine with or without a GPU; tests/gpu sets its own
@@ -13,10 +11,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+TESTS = Path(__file__).resolve().parent
+sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
-Launch = Callable[..., subprocess.CompletedProcess[str]]
+from processes import ROOT, Launch, free_port  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -57,9 +55,3 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
         return result
 
     return run
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

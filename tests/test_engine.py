@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import ROOT
+from processes import ROOT
 from zephyr.chat import EncodedPair
 from zephyr.config import ConfigError, Hardware, Optim
 from zephyr.model.load import load_policy

@@ -20,7 +20,7 @@ import yaml
 from safetensors.numpy import load_file, save_file
 
 import train_dpo
-from conftest import ROOT, Launch, free_port
+from processes import ROOT, Launch, free_port
 from zephyr.chat import encode_prompt
 from zephyr.config import DPOConfig
 from zephyr.data import load_pairs, load_tokenizer
@@ -254,18 +254,18 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on(number: str, tiny: Path, f
     """As Slurm pre-empts: the signal reaches the launcher, the step is finished and saved, status.json says 75; started again,
     the run ends as an undisturbed one, to the bit. Fails where the signal kills, saves half, or the run can't go on."""
     run, config = tmp_path / "run", finished / "config.yaml"
-    arguments = (config, f"run.dir={run}", "optim.epochs=40", "run.save_every=1000")
+    arguments = (config, f"run.dir={run}", "optim.epochs=14", "run.save_every=1000")
     with background("train_dpo.py", *arguments) as process:
         wait_for(lambda: (run / "metrics.jsonl").exists() and len(records(run)) >= 3, process)
         process.send_signal(getattr(signal, number))
         process.wait(timeout=120)
     assert json.loads((run / "status.json").read_text())["code"] == 75
     saved = int((run / "checkpoints" / "latest").read_text().removeprefix("step-"))
-    assert 3 <= saved < 120 and len(records(run)) == saved and {v["step"] for v in ledger(run)} == set(range(saved))
+    assert 3 <= saved < 42 and len(records(run)) == saved and {v["step"] for v in ledger(run)} == set(range(saved))
     if number == "SIGUSR1":
         launch("train_dpo.py", *arguments, ranks=2)
         whole = tmp_path / "whole"
-        launch("train_dpo.py", config, f"run.dir={whole}", "optim.epochs=40", "run.save_every=1000", ranks=2)
+        launch("train_dpo.py", config, f"run.dir={whole}", "optim.epochs=14", "run.save_every=1000", ranks=2)
         assert [r["loss"] for r in records(run)] == [r["loss"] for r in records(whole)]
         a, b = (load_file(folder / "model" / "model.safetensors") for folder in (run, whole))
         assert all(np.array_equal(a[name], b[name]) for name in b)
