@@ -18,7 +18,7 @@ from torch import Tensor
 
 from zephyr import losses, reference, verify
 from zephyr.config import ConfigError, DPOConfig
-from zephyr.data import Pairs, content_digest, format_report, load_pairs, load_tokenizer, require_vocabulary, save_report
+from zephyr.data import Pairs, content_digest, load_pairs, load_splits, load_tokenizer, require_vocabulary
 from zephyr.model.export import card, export
 from zephyr.model.load import DTYPES, digest, load_policy, require_runnable
 from zephyr.model.logprobs import response_logprobs
@@ -36,14 +36,9 @@ def train(engine: Engine, config: DPOConfig, dry_run: bool) -> None:
     encode = partial(load_pairs, tokenizer=tokenizer, max_tokens=config.data.max_tokens,
                      max_prompt_tokens=config.data.max_prompt_tokens, truncation=config.data.truncation,
                      limit=config.data.limit, on_bad_row=config.data.on_bad_row, **encoding_resources())
-    encoded: dict[str, Pairs] = {}
-    for name, sources in {"train": config.data.train, "eval": config.data.eval}.items():
-        if sources:
-            encoded[name], report = engine.rank0_first(partial(encode, sources))
-            engine.say(format_report(report))
-            require_budget(packed_tokens(encoded[name], config), encoded[name].ids, config.hardware.tokens_per_micro_batch)
-            if not dry_run and engine.rank == 0:
-                save_report(config.run.dir, name, report)
+    encoded = load_splits(engine, config.data, encode, None if dry_run else config.run.dir)
+    for pairs in encoded.values():
+        require_budget(packed_tokens(pairs, config), pairs.ids, config.hardware.tokens_per_micro_batch)
     plan = plan_epochs(packed_tokens(encoded["train"], config), per_step=config.optim.pairs_per_step,
                        epochs=config.optim.epochs, ranks=engine.world,
                        budget_tokens=config.hardware.tokens_per_micro_batch, seed=config.run.seed,

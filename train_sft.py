@@ -15,7 +15,7 @@ from torch import Tensor
 
 from zephyr import verify
 from zephyr.config import SFTConfig
-from zephyr.data import Texts, content_digest, format_report, load_texts, load_tokenizer, require_vocabulary, save_report
+from zephyr.data import Texts, content_digest, load_splits, load_texts, load_tokenizer, require_vocabulary
 from zephyr.model.export import card, export
 from zephyr.model.load import DTYPES, digest, load_policy, require_runnable
 from zephyr.packing import PackedBatch, Plan, collate_texts, plan_epochs, plan_pass
@@ -31,14 +31,9 @@ def train(engine: Engine, config: SFTConfig, dry_run: bool) -> None:
     require_vocabulary(tokenizer, config.model)
     encode = partial(load_texts, tokenizer=tokenizer, max_tokens=config.data.max_tokens, targets=config.data.targets,
                      limit=config.data.limit, on_bad_row=config.data.on_bad_row, **encoding_resources())
-    encoded: dict[str, Texts] = {}
-    for name, sources in {"train": config.data.train, "eval": config.data.eval}.items():
-        if sources:
-            encoded[name], report = engine.rank0_first(partial(encode, sources))
-            engine.say(format_report(report))
-            require_budget(encoded[name].tokens.tolist(), encoded[name].ids, config.hardware.tokens_per_micro_batch)
-            if not dry_run and engine.rank == 0:
-                save_report(config.run.dir, name, report)
+    encoded = load_splits(engine, config.data, encode, None if dry_run else config.run.dir)
+    for texts in encoded.values():
+        require_budget(texts.tokens.tolist(), texts.ids, config.hardware.tokens_per_micro_batch)
     plan = plan_epochs(encoded["train"].tokens.tolist(), per_step=config.optim.windows_per_step,
                        epochs=config.optim.epochs, ranks=engine.world,
                        budget_tokens=config.hardware.tokens_per_micro_batch, seed=config.run.seed,

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import random
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -18,6 +19,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from zephyr.config import BadInput
 from zephyr.model.logprobs import response_logprobs
@@ -132,7 +134,8 @@ def forward_pass(engine: Engine, micro_batches: Sequence[Sequence[int]],
     engine.train(False)
     indices: list[int] = []
     logp: list[Tensor] = [torch.zeros(0, 2, device=engine.device)]
-    for micro_batch in micro_batches:
+    for micro_batch in tqdm(micro_batches, desc="reference", unit="micro-batch", file=sys.stderr, dynamic_ncols=True,
+                            disable=engine.rank > 0 or len(micro_batches) < 20):
         batch = collate(micro_batch).to(engine.device)
         logp.append(torch.stack(response_logprobs(engine, batch), dim=-1))
         indices += batch.indices

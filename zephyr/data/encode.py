@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pyarrow as pa
 
 from zephyr import chat
 from zephyr.chat import EncodedPair
-from zephyr.config import BadInput
+from zephyr.config import BadInput, Data
 from zephyr.data.sources import Source, open_sources
 from zephyr.data.store import PAIR_SCHEMA, TEXT_SCHEMA, Pairs, Report, Texts, cached_table, digest_of, example_batch
 from zephyr.data.workers import Chunk, Encoded, Options, Row, encoded_chunks
@@ -22,6 +22,9 @@ from zephyr.data.workers import Chunk, Encoded, Options, Row, encoded_chunks
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from zephyr.training.engine import Engine
+
+T = TypeVar("T")
 OWN_CODE = ("encode", "rows", "sources", "store", "workers")  # modules here that decide what an example is
 
 
@@ -53,6 +56,22 @@ def load_texts(sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, ma
     options = Options(max_tokens, None, "", targets, _template(tokenizer), _skips(on_bad_row))
     table, report = _load(sources, tokenizer, options, limit, cache_dir, workers)
     return Texts(table), report
+
+
+def load_splits(engine: Engine, data: Data, encode: Callable[[Sequence[str]], tuple[T, Report]],
+                run_dir: str | None) -> dict[str, T]:
+    """What `encode` makes of `data.train`, and of `data.eval` where there is any, the first rank of each node first.
+
+    Each report is told, and kept in `data.json` of `run_dir` (None: a dry run). Raises: the BadInput of `encode`, on every rank.
+    """
+    encoded: dict[str, T] = {}
+    for split, sources in {"train": data.train, "eval": data.eval}.items():
+        if sources:
+            encoded[split], report = engine.rank0_first(lambda: encode(sources))
+            engine.say(format_report(report))
+            if run_dir is not None and engine.rank == 0:
+                save_report(run_dir, split, report)
+    return encoded
 
 
 def save_report(run_dir: str | Path, split: str, report: Report) -> None:
