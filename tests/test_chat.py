@@ -16,7 +16,6 @@ from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer, GPT2TokenizerFast
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from zephyr import chat
 from zephyr.data import load_tokenizer, prepare_tokenizer
 from zephyr.chat import ZEPHYR_TEMPLATE, encode_messages, encode_pair, encode_prompt, encode_text
 

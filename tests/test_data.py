@@ -11,7 +11,6 @@ import pytest
 from tiny import tiny_tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from zephyr import chat
 from zephyr.chat import encode_messages, encode_pair, encode_text
 from zephyr.config import BadInput
 from zephyr.data import Pairs, format_report, load_pairs, load_texts, load_tokenizer, prepare_tokenizer

@@ -11,7 +11,6 @@ from zephyr.config import BadInput, DPOConfig, SFTConfig
 from zephyr.packing import Plan
 from zephyr.training.engine import Engine
 
-
 Identity = Mapping[str, object]                     # by name: what, when changed, would make the rest of a run another run
 
 
