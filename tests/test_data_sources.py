@@ -4,36 +4,21 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from pair_files import contents, jsonl, pair_rows
 from tiny import tiny_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from zephyr.chat import encode_pair
 from zephyr.config import BadInput
-from zephyr.data import Pairs, load_pairs, prepare_tokenizer
+from zephyr.data import load_pairs, prepare_tokenizer
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerBase:
     return prepare_tokenizer(tiny_tokenizer())
-
-
-def jsonl(path: Path, rows: Iterable[object]) -> str:
-    text = "".join((row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)) + "\n" for row in rows)
-    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
-    return str(path)
-
-
-def pair_rows(count: int) -> list[dict[str, object]]:
-    answers = [{"chosen": f"good {i} " * (i % 7 + 1), "rejected": f"bad {i}"} for i in range(count)]
-    return [{"prompt": f"question {i}", **answer} for i, answer in enumerate(answers)]
-
-
-def contents(pairs: Pairs) -> list[tuple[list[int], ...]]:
-    return [pair[1:] for pair in pairs]
 
 
 def test_every_kind_of_file_gives_the_same_pairs(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:

@@ -191,10 +191,10 @@ def test_dpo_step_at_7b_width_under_zero3(wide: Path, tmp_path: Path, measured: 
             for m, indices in enumerate(micro_batches):     # the last is empty, as on a rank with nothing left to do
                 batch = collate(indices).to(GPU)
                 loss = losses.dpo(*response_logprobs(engine, batch), *frozen(batch), beta=0.1).loss_P.sum()
-                engine.backward(loss / 32, last=m == len(micro_batches) - 1)
+                engine.backward(loss / len(pairs), last=m == len(micro_batches) - 1)
                 total += loss.detach()
             assert math.isfinite(engine.step(1e-5))
-            means.append(float(total) / 32)
+            means.append(float(total) / len(pairs))
 
         for activations in ("kept", "recomputed"):
             if activations == "recomputed":
