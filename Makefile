@@ -4,11 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SHELL := /bin/bash
 
-.PHONY: help quickstart test gpu-check clean
+.PHONY: help quickstart test test-long gpu-check clean
 
 help:
 	@echo "make quickstart   the whole recipe on the embedded world (SEED=0): base, dSFT, feedback, dDPO, evaluation"
 	@echo "make test         the test suite"
+	@echo "make test-long    what takes minutes: runs killed at random moments, every bad input as a process of its own"
 	@echo "make gpu-check    the GPU tests, with the Python that has torch: make gpu-check GPU_PYTHON=python3"
 	@echo "make clean        remove $(VENV); trained models under runs/ stay"
 
@@ -45,6 +46,9 @@ quickstart: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
+
+test-long: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m long -s
 
 GPU_PYTHON ?= python3
 gpu-check:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from zephyr import losses, reference, verify
+from zephyr import losses, reference
 from zephyr.config import ConfigError, DPOConfig
 from zephyr.data import Pairs, content_digest, load_pairs, load_splits, load_tokenizer, require_vocabulary
 from zephyr.model.export import card, export
@@ -27,6 +27,7 @@ from zephyr.training.engine import Engine
 from zephyr.training.launch import encoding_resources, launch
 from zephyr.training.loop import Objective, Split, Stats, fit
 from zephyr.training.planner import describe, pair_flops, require_budget
+from zephyr.verify.preflight import preflight
 
 
 def train(engine: Engine, config: DPOConfig, dry_run: bool) -> None:
@@ -55,9 +56,8 @@ def train(engine: Engine, config: DPOConfig, dry_run: bool) -> None:
     training = split(engine, config, encoded["train"], plan, weights)
     evaluation = split(engine, config, encoded["eval"], None, weights) if "eval" in encoded else None
     if config.run.preflight:
-        verify.preflight(engine, encoded["train"], special=(tokenizer.bos_token_id, tokenizer.eos_token_id),
-                         max_tokens=config.data.max_tokens, tokens=training.tokens, collate=training.collate,
-                         alone=lambda i: collate_pairs(encoded["train"], [i], prefix_sharing=False), run_dir=config.run.dir)
+        preflight(engine, config, encoded["train"], training, special=(tokenizer.bos_token_id, tokenizer.eos_token_id),
+                  alone=lambda i: collate_pairs(encoded["train"], [i], prefix_sharing=False))
 
     fit(engine, config, training, evaluation)
     export(Path(config.run.dir) / "model", engine.full_parameters(), engine.parameter_bytes(), engine.policy.lm.config,
@@ -76,7 +76,7 @@ def split(engine: Engine, config: DPOConfig, pairs: Pairs, plan: Plan | None, we
               "rejected_tokens": pairs.rejected_tokens}
     flops = [pair_flops(engine.policy.lm.config, engine.layer_parameters, *of_pair, config.hardware.prefix_sharing)
              for of_pair in zip(*counts.values())]
-    identity = {"model": weights, "data": content_digest(pairs)}
+    identity = {"model": weights, "data": content_digest(pairs), "reference": frozen.digest()}
     return Split(plan, collate, dpo_objective(config, frozen), pairs.ids, tokens, [1] * len(pairs), "pairs", flops, identity,
                  counts)
 

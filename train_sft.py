@@ -13,7 +13,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from zephyr import verify
 from zephyr.config import SFTConfig
 from zephyr.data import Texts, content_digest, load_splits, load_texts, load_tokenizer, require_vocabulary
 from zephyr.model.export import card, export
@@ -23,6 +22,7 @@ from zephyr.training.engine import Engine
 from zephyr.training.launch import encoding_resources, launch
 from zephyr.training.loop import Split, Stats, fit
 from zephyr.training.planner import describe, require_budget, text_flops
+from zephyr.verify.preflight import preflight
 
 
 def train(engine: Engine, config: SFTConfig, dry_run: bool) -> None:
@@ -49,9 +49,8 @@ def train(engine: Engine, config: SFTConfig, dry_run: bool) -> None:
     training = split(engine, config, encoded["train"], plan, weights)
     evaluation = split(engine, config, encoded["eval"], None, weights) if "eval" in encoded else None
     if config.run.preflight:
-        verify.preflight(engine, encoded["train"], special=(tokenizer.bos_token_id, tokenizer.eos_token_id),
-                         max_tokens=config.data.max_tokens, tokens=training.tokens, collate=training.collate,
-                         alone=lambda i: collate_texts(encoded["train"], [i]), run_dir=config.run.dir)
+        preflight(engine, config, encoded["train"], training, special=(tokenizer.bos_token_id, tokenizer.eos_token_id),
+                  alone=lambda i: collate_texts(encoded["train"], [i]))
 
     fit(engine, config, training, evaluation)
     export(Path(config.run.dir) / "model", engine.full_parameters(), engine.parameter_bytes(), engine.policy.lm.config,

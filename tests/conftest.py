@@ -55,3 +55,23 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
         return result
 
     return run
+
+
+@pytest.fixture(scope="session")
+def finished(tiny: Path, launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two ranks: 20 pairs, 2 epochs, 3 steps each (the last of 4 pairs), checkpoints every 2 steps."""
+    from runs import rows, write_config, write_lines
+    folder = tmp_path_factory.mktemp("finished")
+    data = write_lines(folder / "pairs.jsonl", rows(20))
+    config = write_config(folder, tiny, data, data__eval=[str(data)], run__save_every=2, run__eval_every=3)
+    launch("train_dpo.py", config, ranks=2)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(finished: Path, launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 steps on two ranks that nothing disturbs, preflight included."""
+    from runs import LONG
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    launch("train_dpo.py", finished / "config.yaml", f"run.dir={run}", *LONG, "run.preflight=off", ranks=2)
+    return run

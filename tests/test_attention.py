@@ -111,7 +111,6 @@ def test_call_of_torch_varlen_fits_the_installed_signature() -> None:
 
 
 @pytest.mark.parametrize("signature,options", [
-    ("query key value cu_seq_q cu_seq_k max_q max_k is_causal return_aux", {"is_causal": True}),                     # 2.10
     ("query key value cu_seq_q cu_seq_k max_q max_k return_aux scale window_size", {"scale": 0.25, "window_size": (-1, 0)}),
     ("query key value cu_seq_q cu_seq_k max_q max_k return_aux scale window_size enable_gqa",
      {"scale": 0.25, "window_size": (-1, 0), "enable_gqa": True})])                                                # 2.12 on

@@ -13,7 +13,7 @@ from zephyr.model.load import load_policy
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import collate_pairs
 from zephyr.training.engine import Engine, read_deepspeed
-from zephyr.verify import TOLERANCE, packed_difference
+from zephyr.verify.preflight import TOLERANCE, packed_difference
 
 PAIRS = [EncodedPair(str(i), [1, 5 + i, 9], [7, 2], [8 + i, 3, 2]) for i in range(4)]
 
@@ -68,6 +68,32 @@ def test_a_gradient_that_is_not_finite_changes_nothing(engine: Engine) -> None:
     engine.backward(chosen_P.mean(), last=True)
     assert 0 < engine.step(1e-2) < 1e3
     assert not all(torch.equal(p, before[name]) for name, p in engine.full_parameters())
+
+
+def test_a_discarded_gradient_changes_nothing(engine: Engine) -> None:
+    """Its norm is that of the step that would have been made; weights stay, Adam starts anew. Fails where preflight's gradients
+    leave a trace in the run."""
+    batch = collate_pairs(PAIRS, range(4))
+    before = [flat.clone() for flat in engine.engine.optimizer.fp32_partitioned_groups_flat]
+    engine.backward(engine(batch).sum(), last=True)
+    norm = engine.discard_gradient()
+    assert all(torch.equal(a, b) for a, b in zip(before, engine.engine.optimizer.fp32_partitioned_groups_flat))
+    assert not engine.engine.optimizer.optimizer.state
+    engine.backward(engine(batch).sum(), last=True)
+    assert engine.step(0.0) == norm > 0
+
+
+def test_update_ratio_is_that_of_the_weights(engine: Engine) -> None:
+    """Against weights before and after, at the first step and a later one. Fails where a moment is not unbiased, or padding or
+    a group is left out."""
+    batch = collate_pairs(PAIRS, range(4))
+    engine.engine.optimizer.optimizer.state.clear()
+    for lr in (1e-4, 3e-4):
+        before = torch.cat([flat.detach().clone() for flat in engine.engine.optimizer.fp32_partitioned_groups_flat])
+        engine.backward(engine(batch).mean(), last=True)
+        engine.step(lr)
+        after = torch.cat([flat.detach() for flat in engine.engine.optimizer.fp32_partitioned_groups_flat])
+        assert engine.update_ratio(lr) == pytest.approx(float((after - before).norm() / after.norm()), rel=1e-3)
 
 
 @pytest.mark.parametrize("content,message", [

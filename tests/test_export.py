@@ -82,7 +82,7 @@ def test_wandb_offline_needs_no_login(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     recorder = Recorder(tmp_path, Wandb(), "model: m", first_step=0, steps=1, active=True)
-    recorder.write({"step": 0, "split": "train", "loss": 0.5})
+    recorder.write({"step": 0, "split": "train", "loss": 0.5}, {})
     recorder.advance()
     recorder.close()
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))

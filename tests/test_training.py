@@ -1,83 +1,27 @@
 """Runs of the real scripts on tiny models: records, ledger, resume, reference store, export, refusals."""
-import contextlib
 import json
 import math
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
 from safetensors.numpy import load_file, save_file
 
 import train_dpo
-from processes import ROOT, Launch, free_port
+from processes import ROOT, Launch
+from runs import ledger, records, rows, write_config, write_lines
 from zephyr.chat import encode_prompt
 from zephyr.config import DPOConfig
 from zephyr.data import load_pairs, load_tokenizer
 from zephyr.model.load import load_policy
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import collate_pairs
-from zephyr.training.checkpoint import damaged
 from zephyr.training.engine import Engine
 from zephyr.training.launch import launch as start
 from zephyr.training.metrics import keep_records_before
 from zephyr.training.schedule import learning_rate
-
-WORDS = "the river sky blue red short letter friend sea seven days week answer four two good true".split()
-
-
-def rows(count: int, seed: int = 0) -> list[dict[str, str]]:
-    rng = random.Random(seed)
-    say = lambda low, high: " ".join(rng.choice(WORDS) for _ in range(rng.randint(low, high)))  # noqa: E731
-    return [{"id": f"p{i}", "prompt": say(3, 12), "chosen": say(2, 9), "rejected": say(10, 12)} for i in range(count)]
-
-
-def write_lines(path: Path, items: list[dict[str, str]]) -> Path:
-    path.write_text("".join(json.dumps(item) + "\n" for item in items))
-    return path
-
-
-def write_config(folder: Path, model: Path, data: Path, **changes: object) -> Path:
-    tree = {"model": str(model), "data": {"train": [str(data)], "shuffle": True},
-            "optim": {"lr_peak": 1e-3, "epochs": 2, "pairs_per_step": 8}, "reference": {"dir": str(folder / "reference")},
-            "hardware": {"tokens_per_micro_batch": 600, "dtype": "float32", "attention": "sdpa",
-                         "deepspeed": "configs/deepspeed/cpu.json"},
-            "run": {"dir": str(folder / "run"), "wandb": {"mode": "disabled"}}}
-    for key, value in changes.items():
-        group, _, leaf = key.rpartition("__")
-        (tree[group] if group else tree)[leaf] = value
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(tree))
-    return path
-
-
-def records(run: Path, split: str = "train") -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [r for r in lines if r["split"] == split]
-
-
-def ledger(run: Path) -> list[dict[str, float]]:
-    return [row for path in sorted((run / "pairs").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
-
-
-@pytest.fixture(scope="module")
-def finished(tiny: Path, launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of two ranks: 20 pairs, 2 epochs, 3 steps each (the last of 4 pairs), checkpoints every 2 steps."""
-    folder = tmp_path_factory.mktemp("finished")
-    data = write_lines(folder / "pairs.jsonl", rows(20))
-    config = write_config(folder, tiny, data, data__eval=[str(data)], run__save_every=2, run__eval_every=3)
-    launch("train_dpo.py", config, ranks=2)
-    return folder
 
 
 def test_first_record_is_ln_2_and_names_are_the_documented_ones(finished: Path) -> None:
@@ -88,7 +32,7 @@ def test_first_record_is_ln_2_and_names_are_the_documented_ones(finished: Path) 
     assert set(train[0]) == {
         "step", "split", "epoch", "loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies",
         "logps/chosen", "logps/rejected", "grad_norm", "learning_rate", "pairs", "tokens", "tokens_per_second",
-        "packing_efficiency", "step_seconds", "peak_memory_bytes"}
+        "packing_efficiency", "step_seconds", "peak_memory_bytes", "update_ratio"}
     assert [r["step"] for r in train] == list(range(6)) and [r["pairs"] for r in train] == [8, 8, 4] * 2
     assert [r["epoch"] for r in train] == [0, 0.4, 0.8, 1, 1.4, 1.8]
     assert train[-1]["loss"] < 0.6 and train[-1]["rewards/accuracies"] > 0.5
@@ -175,21 +119,6 @@ def test_resume_repeats_the_run_to_the_bit(finished: Path, launch: Launch, tmp_p
     assert all(np.array_equal(a[name], b[name]) for name in b)
 
 
-def test_resume_on_another_number_of_ranks(finished: Path, launch: Launch, tmp_path: Path) -> None:
-    """From two ranks to one at step 4: the rest of the trajectory, and the weights, as the undisturbed run's. Fails where a
-    shard is put in the wrong place, padding is read as a weight, or Adam's step count is lost."""
-    run = shutil.copytree(finished / "run", tmp_path / "run")
-    shutil.rmtree(run / "checkpoints" / "step-6")
-    (run / "checkpoints" / "latest").write_text("step-4")
-    launch("train_dpo.py", finished / "config.yaml", f"run.dir={run}")
-    for again, whole in zip(records(run)[4:], records(finished / "run")[4:]):
-        for name in ("loss", "rewards/margins", "logps/chosen", "grad_norm", "learning_rate"):
-            assert again[name] == pytest.approx(whole[name], rel=1e-4, abs=1e-5), name
-    a, b = (load_file(folder / "model" / "model.safetensors") for folder in (run, finished / "run"))
-    assert all(np.abs(a[name] - b[name]).max() < 1e-4 for name in b)
-    assert {p.name.split("-")[1] for p in (run / "checkpoints" / "step-6").glob("rank-*")} == {"0"}
-
-
 def in_process(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str]:
     """Exit code and standard error of train_dpo.py on one rank in this process, which DeepSpeed can't do with a model twice."""
     monkeypatch.setattr(Engine, "adopt", lambda *_: pytest.fail("a model was loaded before the input was refused"))
@@ -228,126 +157,11 @@ def test_one_process_a_run_folder(finished: Path, tmp_path: Path, capsys: pytest
     assert json.loads((run / "status.json").read_text())["code"] == 0
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_used(finished: Path, launch: Launch, tmp_path: Path) -> None:
-    """Step 6 is damaged, step 4 whole: the run goes on from there to the same end. Fails where damage is loaded, or ends it."""
-    run = shutil.copytree(finished / "run", tmp_path / "run")
-    folder = run / "checkpoints" / "step-6"
-    victim = sorted(folder.glob("rank-1-*"))[0]
-    content, state = bytearray(victim.read_bytes()), folder / "state.json"
-    assert [damaged(folder, rank, 2) for rank in (0, 1)] == [[], []]
-    for path, broken, named in ((state, b"{", "state.json"), (victim, content[:-100], victim.name), (victim, b"", victim.name)):
-        whole = path.read_bytes()
-        path.write_bytes(broken)
-        assert damaged(folder, 0, 2) + damaged(folder, 1, 2) == [named]
-        path.write_bytes(whole)
-    content[len(content) // 2] ^= 1
-    victim.write_bytes(content)
-    result = launch("train_dpo.py", finished / "config.yaml", f"run.dir={run}", ranks=2)
-    assert f"step-6 is damaged ({victim.name}); the one before it is used" in result.stderr
-    assert [r["loss"] for r in records(run)] == [r["loss"] for r in records(finished / "run")]
-    assert ledger(run) == ledger(finished / "run")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(finished: Path, launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """42 steps on two ranks that nothing disturbs."""
-    run = tmp_path_factory.mktemp("undisturbed") / "run"
-    launch("train_dpo.py", finished / "config.yaml", f"run.dir={run}", "optim.epochs=14", "run.save_every=1000", ranks=2)
-    return run
-
-
-def require_same_end(run: Path, undisturbed: Path) -> None:
-    """Records, ledger and weights to the bit, no line lost or doubled."""
-    for split in ("train", "eval"):
-        assert [(r["step"], r["loss"]) for r in records(run, split)] == [(r["step"], r["loss"]) for r in records(undisturbed, split)]
-    rows_of = [sorted(ledger(folder), key=lambda v: (v["step"], v["id"])) for folder in (run, undisturbed)]
-    assert rows_of[0] == rows_of[1] and len(rows_of[0]) == 14 * 20
-    a, b = (load_file(folder / "model" / "model.safetensors") for folder in (run, undisturbed))
-    assert all(np.array_equal(a[name], b[name]) for name in b)
-
-
-@pytest.mark.parametrize("number", ["SIGUSR1", "SIGTERM"])
-def test_a_signal_saves_and_stops_and_the_run_goes_on(number: str, finished: Path, undisturbed: Path, launch: Launch,
-                                                      tmp_path: Path) -> None:
-    """As Slurm pre-empts: the signal reaches the launcher, the step is finished and saved, status.json says 75; started again,
-    the run ends as an undisturbed one, to the bit. Fails where the signal kills, saves half, or the run can't go on."""
-    run = tmp_path / "run"
-    arguments = (finished / "config.yaml", f"run.dir={run}", "optim.epochs=14", "run.save_every=1000")
-    with background("train_dpo.py", *arguments) as process:
-        wait_for(lambda: (run / "metrics.jsonl").exists() and len(records(run)) >= 3, process)
-        process.send_signal(getattr(signal, number))
-        process.wait(timeout=120)
-    assert json.loads((run / "status.json").read_text())["code"] == 75
-    saved = int((run / "checkpoints" / "latest").read_text().removeprefix("step-"))
-    assert 3 <= saved < 42 and len(records(run)) == saved and {v["step"] for v in ledger(run)} == set(range(saved))
-    if number == "SIGUSR1":
-        launch("train_dpo.py", *arguments, ranks=2)
-        require_same_end(run, undisturbed)
-
-
-def test_a_killed_rank_ends_the_run_which_goes_on(finished: Path, undisturbed: Path, launch: Launch, tmp_path: Path) -> None:
-    """SIGKILL of one rank somewhere after the first checkpoint: all end within a minute, nothing claims success; started
-    again, the run ends as the undisturbed one, to the bit. Fails for a hang, a half-written part that is read, a lost line."""
-    run = tmp_path / "run"
-    arguments = (finished / "config.yaml", f"run.dir={run}", "optim.epochs=14", "run.save_every=4")
-    with background("train_dpo.py", *arguments) as process:
-        wait_for(lambda: (run / "checkpoints" / "latest").exists(), process)
-        time.sleep(random.random())
-        ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        os.kill(int(ranks[1]), signal.SIGKILL)
-        process.wait(timeout=60)
-    assert not (run / "model").exists() and json.loads((run / "status.json").read_text())["code"] != 0
-    result = launch("train_dpo.py", *arguments, ranks=2)
-    assert "resumed from" in result.stderr
-    require_same_end(run, undisturbed)
-
-
-def test_ranks_end_with_their_launcher(finished: Path, tmp_path: Path) -> None:
-    """torchrun is killed: its ranks end within 30 seconds. Fails where orphans train on and hold the run folder."""
-    run = tmp_path / "run"
-    with background("train_dpo.py", finished / "config.yaml", f"run.dir={run}", "optim.epochs=100000") as process:
-        wait_for(lambda: (run / "metrics.jsonl").exists() and len(records(run)) >= 1, process)
-        ranks = [int(p) for p in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-        assert len(ranks) == 2
-        process.kill()
-        process.wait()
-        wait_for(lambda: not any(running(pid) for pid in ranks), None, seconds=30)
-
-
-def running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def wait_for(ready: Callable[[], bool], process: subprocess.Popen[bytes] | None, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < end and (process is None or process.poll() is None), "it did not come to pass"
-        time.sleep(0.1)
-
-
-@contextlib.contextmanager
-def background(script: str, *arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The script on two ranks with the launch flags of the README; whatever is left of it is killed at the end."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}",
-               "--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1", "--shutdown-timeout", "600", str(ROOT / script), *map(str, arguments)]
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                               env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"})
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
 def test_reference_is_paid_for_once(finished: Path, launch: Launch, tmp_path: Path) -> None:
     """A sweep over beta, on another number of ranks, finds every pair in the store. Fails where the address depends on
     beta, packing or ranks, and the whole pass is done again."""
     result = launch("train_dpo.py", finished / "config.yaml", "beta=0.5", f"run.dir={tmp_path / 'run'}")
-    assert "forward pass" not in result.stderr and "all 20 pairs are in" in result.stderr
+    assert "forward pass" not in result.stderr and "20 of 20 pairs are in" in result.stderr
     first = records(tmp_path / "run")[0]
     assert abs(first["loss"] - math.log(2)) < 1e-6 and first["rewards/accuracies"] == 0
 
@@ -385,14 +199,15 @@ def test_bfloat16_starts_at_ln_2(tiny: Path, launch: Launch, tmp_path: Path) -> 
 
 
 def test_non_finite_stops_before_the_update(tiny: Path, launch: Launch, tmp_path: Path) -> None:
-    """A learning rate that blows the model up: the run stops, names the pairs, and no record or checkpoint follows. Fails
-    where a NaN would be trained on or saved."""
+    """A learning rate that blows the model up: the run stops, names the pairs, a last record flags it, and no checkpoint follows.
+    Fails where a NaN would be trained on or saved."""
     data = write_lines(tmp_path / "pairs.jsonl", rows(16))
     config = write_config(tmp_path, tiny, data, optim__lr_peak=1e30, optim__warmup_fraction=0.0, optim__epochs=5,
                           run__save_every=1)
     result = launch("train_dpo.py", config, ranks=2, check=False)
     assert result.returncode != 0 and "no parameter was changed" in result.stderr and "p1" in result.stderr
     train = records(tmp_path / "run")
+    assert train.pop() == {"step": len(train), "split": "train", "loss": None, "alarms/non_finite": 1}
     assert 1 <= len(train) < 10 and all(math.isfinite(r["loss"]) for r in train)
     latest = int((tmp_path / "run" / "checkpoints" / "latest").read_text().removeprefix("step-"))
     assert latest == len(train) and not (tmp_path / "run" / "model").exists()

@@ -19,7 +19,11 @@ T = TypeVar("T")
 
 
 class BadInput(ValueError):
-    """Input that a person can mend: the scripts print it as one line and exit with code 2."""
+    """Input that a person can mend: the scripts print it as one short line and exit with code 2."""
+
+    def __str__(self) -> str:
+        line = " ".join(super().__str__().split())
+        return line if len(line) <= 600 else f"{line[:400]} ... {line[-190:]}"
 
 
 class ConfigError(BadInput):
@@ -144,13 +148,15 @@ LIMITS: dict[str, tuple[Callable[..., bool], str]] = {
     "0 <= number < 1": (lambda v: 0 <= v < 1, "optim.warmup_fraction"),
     "two of 0 <= number < 1": (lambda v: all(0 <= beta < 1 for beta in v), "optim.adam_betas"),
     "at least one path or hub id": (lambda v: len(v) > 0, "data.train"),
-    "null or an integer >= 1": (lambda v: v is None or v >= 1, "data.limit"),
-    "an integer >= 0": (lambda v: 0 <= v < 2**63, "run.seed"),
-    "an integer >= 1": (lambda v: v >= 1, "optim.epochs optim.pairs_per_step optim.windows_per_step run.log_every "
+    "null or 1 <= integer < 2**63": (lambda v: v is None or 1 <= v < 2**63, "data.limit"),
+    "0 <= integer < 2**63": (lambda v: 0 <= v < 2**63, "run.seed"),
+    "1 <= integer < 2**31": (lambda v: 1 <= v < 2**31, "optim.epochs optim.pairs_per_step optim.windows_per_step run.log_every "
                                           "run.eval_every run.save_every run.keep"),
-    "an integer >= 2": (lambda v: v >= 2, "data.max_tokens data.max_prompt_tokens hardware.tokens_per_micro_batch"),
+    "2 <= integer < 2**31": (lambda v: 1 < v < 2**31, "data.max_tokens data.max_prompt_tokens hardware.tokens_per_micro_batch"),
 }
 WANTED = {int: "an integer", float: "a finite number", str: "a text", bool: "true or false"}
+NO_TEXT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]|^$")     # in no path or name: control characters, half characters, nothing
+NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)     # all that PyYAML raises
 
 
 def load(kind: type[C], path: str, overrides: Sequence[str] = ()) -> C:
@@ -159,11 +165,9 @@ def load(kind: type[C], path: str, overrides: Sequence[str] = ()) -> C:
     Raises: ConfigError naming the key, its value and what was wanted: unknown or missing key, wrong type, value out of
     range, combination that can't work, file that can't be read."""
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"config {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config {path}: not YAML: {' '.join(str(error).split())}") from None
+        repr(tree := yaml.safe_load(Path(path).read_text(encoding="utf-8")))     # no error can show thousands of digits
+    except (OSError, *NOT_YAML) as error:
+        raise ConfigError(f"config {path}: {getattr(error, 'strerror', None) or f'not YAML: {error}'}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"config {path}: a mapping of keys is wanted, got {type(tree).__name__}")
     for override in overrides:
@@ -176,11 +180,11 @@ def load(kind: type[C], path: str, overrides: Sequence[str] = ()) -> C:
 def set_key(tree: dict[str, Value], override: str) -> None:
     """Write `key.sub=value` into the tree; the value is read as YAML."""
     key, equals, text = override.partition("=")
-    if not equals or not key:
+    if not equals or not all(key.split(".")):
         raise ConfigError(f"override {override!r}: key.sub=value is wanted")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        repr(value := yaml.safe_load(text))
+    except NOT_YAML:
         raise ConfigError(f"override {override!r}: the value is not YAML") from None
     *parents, leaf = key.split(".")
     for parent in parents:
@@ -223,12 +227,13 @@ def read_value(hint: object, value: Value, key: str) -> object:
         return tuple(read_value(args[0], item, f"{key}[{i}]") for i, item in enumerate(value))
     if hint is float and type(value) is int and abs(value) < 1e300:
         value = float(value)
-    if type(value) is not hint or (hint is float and not math.isfinite(value)):
+    value = os.path.expandvars(value) if isinstance(value, str) else value
+    if type(value) is not hint or (hint is float and not math.isfinite(value)) or (hint is str and NO_TEXT.search(value)):
         note = ""
         if hint is float and isinstance(value, str) and re.fullmatch(r"[-+]?\d+\.?\d*[eE][-+]?\d+", value):
             note = f" (a text in YAML; write {yaml.safe_dump(float(value)).split()[0]})"
         raise ConfigError(f"{key}: {WANTED[hint]} is wanted, got {value!r}{note}")
-    return os.path.expandvars(value) if isinstance(value, str) else value
+    return value
 
 
 def nearest_key(key: str, prefix: str, kind: type) -> str:

@@ -9,37 +9,38 @@ P pairs; K entries of the store.
 """
 import hashlib
 import json
-import os
 import random
 import sys
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from zephyr.chat import EncodedPair
 from zephyr.config import BadInput
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import PackedBatch, Plan, plan_pass
+from zephyr.training.checkpoint import write_whole
 from zephyr.training.engine import Engine
 
 Entries = dict[bytes, tuple[float, float]]          # digest of a pair's token ids -> log p(chosen), log p(rejected)
 PROBE_PAIRS = 8
+PART_MICRO_BATCHES = 64             # of every rank, between two parts of the store: what a killed pass loses at most
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3}     # of 1 + |log-prob|, between one packing of a pair and another
-
-
-class Pair(Protocol):
-    prompt_ids: list[int]
-    chosen_ids: list[int]
-    rejected_ids: list[int]
 
 
 class Reference(NamedTuple):
     """log p(chosen) and log p(rejected) under the reference of each example, float32 [examples, 2], on the device."""
     logp: Tensor
+
+    def digest(self) -> str:
+        """SHA-256 of the values: what a checkpoint was trained against."""
+        return hashlib.sha256(self.logp.cpu().numpy().tobytes()).hexdigest()
 
     def __call__(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         """(ref_chosen_P, ref_rejected_P) of a micro-batch's pairs."""
@@ -49,10 +50,12 @@ class Reference(NamedTuple):
 
 
 def read_store(folder: Path) -> Entries:
-    """All entries of `part-<sha256>.safetensors` files. Raises: BadInput naming a part whose bytes are not those of its name."""
+    """All entries of `part-<sha256>.safetensors` files, of one that two runs wrote the first.
+
+    Raises: BadInput naming a part whose bytes are not those of its name."""
     from safetensors.numpy import load
     entries: Entries = {}
-    for path in sorted(folder.glob("part-*.safetensors")):
+    for path in sorted(folder.glob("part-*.safetensors"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != path.stem.removeprefix("part-"):
             raise BadInput(f"reference store: {path} is damaged (its bytes are not those of its name); delete it")
@@ -75,11 +78,11 @@ def append_to_store(folder: Path, entries: Entries, profile: dict[str, str]) -> 
     from safetensors.numpy import save
     content = save({"pair": np.stack([np.frombuffer(key, np.uint8) for key in entries]),
                     "logp": np.array(list(entries.values()), np.float32)})
-    write_atomically(folder / f"part-{hashlib.sha256(content).hexdigest()}.safetensors", content)
-    write_atomically(folder / "profile.json", json.dumps(profile, indent=1).encode())
+    write_whole(folder / f"part-{hashlib.sha256(content).hexdigest()}.safetensors", content)
+    write_whole(folder / "profile.json", json.dumps(profile, indent=1).encode())
 
 
-def log_probabilities(engine: Engine, examples: Sequence[Pair], lengths: Sequence[int], *, first_epoch: Plan,
+def log_probabilities(engine: Engine, examples: Sequence[EncodedPair], lengths: Sequence[int], *, first_epoch: Plan,
                       collate: Callable[[Sequence[int]], PackedBatch], weights: str, directory: str) -> Reference:
     """Reference log-probs of every example, from the store or by one forward pass of the policy as it is now.
 
@@ -93,38 +96,37 @@ def log_probabilities(engine: Engine, examples: Sequence[Pair], lengths: Sequenc
     keys = [pair_digest(pair) for pair in examples]
     wanted = set(keys)
     engine.on_rank0(lambda: make_folder(folder))    # before the pass is paid for
-    known = engine.on_rank0(lambda: {key: logp for key, logp in read_store(folder).items() if key in wanted})
-    missing = [i for i, key in enumerate(keys) if key not in known]
+
+    def stored() -> Entries:
+        return {key: logp for key, logp in read_store(folder).items() if key in wanted}
+    known = engine.on_rank0(stored)
+    missing = {i for i, key in enumerate(keys) if key not in known}
     if len(missing) < len(keys):
         probe(engine, keys, known, collate, lengths, folder)
+        engine.say(f"reference: {len(keys) - len(missing)} of {len(keys)} pairs are in {folder}, verified on a probe")
     if missing:
-        engine.say(f"reference: one forward pass over {len(missing)} pairs ({len(keys) - len(missing)} are in {folder})")
-        micro_batches = (epoch_micro_batches(first_epoch, engine.rank) if len(missing) == len(keys)
-                         else one_pass(engine, lengths, missing))
-        found = forward_pass(engine, micro_batches, collate)
-        new = {keys[i]: logp for i, logp in found.items()}
+        engine.say(f"reference: one forward pass over {len(missing)} pairs")
+    # Whole micro-batches of the plan: what a killed pass left out has, to the bit, the values that it would have had.
+    todo = [ranks for ranks in epoch_micro_batches(first_epoch) if not missing.isdisjoint(chain(*ranks))]
+    for start in tqdm(range(0, len(todo), PART_MICRO_BATCHES), desc="reference", unit="part", file=sys.stderr,
+                      dynamic_ncols=True, disable=engine.rank > 0 or not todo):
+        part = [ranks[engine.rank] for ranks in todo[start:start + PART_MICRO_BATCHES]]
+        new = {keys[i]: logp for i, logp in forward_pass(engine, part, collate).items() if i in missing}
         engine.on_rank0(lambda: append_to_store(folder, new, profile))
-        known |= new
-    else:
-        engine.say(f"reference: all {len(keys)} pairs are in {folder}, verified on a probe")
+    known = engine.on_rank0(stored) if missing else known
     logp = torch.tensor([known[key] for key in keys], dtype=torch.float32)
     return Reference(logp.to(engine.device))
 
 
-def pair_digest(pair: Pair) -> bytes:
+def pair_digest(pair: EncodedPair) -> bytes:
     """SHA-256 of a pair's token ids, side by side."""
     parts = [np.asarray(ids, np.int32).tobytes() for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)]
     return hashlib.sha256(b"".join(len(part).to_bytes(8, "little") + part for part in parts)).digest()
 
 
-def epoch_micro_batches(plan: Plan, rank: int) -> list[list[int]]:
-    """This rank's micro-batches of the plan's first epoch: every example once."""
-    return [micro for step in plan.steps if step.epoch < 1 for micro in step.ranks[rank]]
-
-
-def one_pass(engine: Engine, lengths: Sequence[int], indices: Sequence[int]) -> list[list[int]]:
-    plan = plan_pass(lengths, ranks=engine.world, budget_tokens=engine.hardware.tokens_per_micro_batch, indices=indices)
-    return plan.steps[0].ranks[engine.rank]
+def epoch_micro_batches(plan: Plan) -> list[tuple[list[int], ...]]:
+    """The micro-batches of all ranks, side by side, of the plan's first epoch: every example once."""
+    return [micro for step in plan.steps if step.epoch < 1 for micro in zip(*step.ranks)]
 
 
 @torch.no_grad()
@@ -134,8 +136,7 @@ def forward_pass(engine: Engine, micro_batches: Sequence[Sequence[int]],
     engine.train(False)
     indices: list[int] = []
     logp: list[Tensor] = [torch.zeros(0, 2, device=engine.device)]
-    for micro_batch in tqdm(micro_batches, desc="reference", unit="micro-batch", file=sys.stderr, dynamic_ncols=True,
-                            disable=engine.rank > 0 or len(micro_batches) < 20):
+    for micro_batch in micro_batches:
         batch = collate(micro_batch).to(engine.device)
         logp.append(torch.stack(response_logprobs(engine, batch), dim=-1))
         indices += batch.indices
@@ -150,18 +151,9 @@ def probe(engine: Engine, keys: Sequence[bytes], known: Entries,
     stored = [i for i, key in enumerate(keys) if key in known]
     chosen = random.Random(len(stored)).sample(stored, min(PROBE_PAIRS, len(stored)))
     tolerance = TOLERANCE[engine.hardware.dtype]
-    for i, fresh in sorted(forward_pass(engine, one_pass(engine, lengths, chosen), collate).items()):
+    plan = plan_pass(lengths, ranks=engine.world, budget_tokens=engine.hardware.tokens_per_micro_batch, indices=chosen)
+    for i, fresh in sorted(forward_pass(engine, plan.steps[0].ranks[engine.rank], collate).items()):
         for side, new, old in zip(("chosen", "rejected"), fresh, known[keys[i]]):
             if not abs(new - old) <= tolerance * (1 + abs(new)):
                 raise BadInput(f"reference store {folder}: pair {i} has log p({side}) {old:.4f}, these weights give {new:.4f}; "
                                "the store is not of this model: delete the folder, it will be computed again")
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write under a temporary name, sync, rename."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)

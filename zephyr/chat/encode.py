@@ -121,7 +121,7 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, max_tokens: in
 
     Raises: ValueError where the text is empty."""
     if not text.strip():
-        raise ValueError(f"`text` is empty ({text!r}), wanted words")
+        raise ValueError(f"`text` is empty ({text!r:.60}), wanted words")
     (turn,) = _spell_out(tokenizer, [{"role": "user", "content": text}])
     ids = [*_with_bos(tokenizer, _ids(tokenizer, turn["content"])), tokenizer.eos_token_id][:max_tokens]
     return EncodedText(id, ids, [False] + [True] * (len(ids) - 1))
@@ -149,8 +149,8 @@ def _spell_out(tokenizer: PreTrainedTokenizerBase, turns: Messages) -> Messages:
     specials, spelled = _specials(tokenizer, len(tokenizer)), []
     for turn in turns:
         content = turn["content"]
-        if SENTINEL in content:
-            raise ValueError(f"a {turn['role']} turn holds the noncharacter U+FDD0, wanted text")
+        if odd := re.search("[\ufdd0\ud800-\udfff]", content):  # the sentinel, or half of a surrogate pair
+            raise ValueError(f"the {turn['role']}'s turn holds U+{ord(odd[0]):04X}, which is no character, wanted text")
         while specials.search(content):
             content = specials.sub(lambda name: name[0][0] + SENTINEL + name[0][1:], content)
         spelled.append({"role": turn["role"], "content": content})

@@ -10,23 +10,16 @@ if TYPE_CHECKING:
 
 Messages = list[dict[str, str]]
 
-HANDBOOK_TEMPLATE = ("{% for message in messages %}\n"
-                     "{% if message['role'] == 'user' %}\n"
-                     "{{ '<|user|>\n' + message['content'] + eos_token }}\n"
-                     "{% elif message['role'] == 'system' %}\n"
-                     "{{ '<|system|>\n' + message['content'] + eos_token }}\n"
-                     "{% elif message['role'] == 'assistant' %}\n"
-                     "{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n"
-                     "{% endif %}\n"
-                     "{% if loop.last and add_generation_prompt %}\n"
-                     "{{ '<|assistant|>' }}\n"
-                     "{% endif %}\n"
-                     "{% endfor %}")
+HANDBOOK_TEMPLATE = (
+    "{% for message in messages %}\n"
+    "{% if message['role'] == 'user' %}\n{{ '<|user|>\n' + message['content'] + eos_token }}\n"
+    "{% elif message['role'] == 'system' %}\n{{ '<|system|>\n' + message['content'] + eos_token }}\n"
+    "{% elif message['role'] == 'assistant' %}\n{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n{% endif %}\n"
+    "{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n"
+    "{% endfor %}")
 """The template of Zephyr-7B, byte for byte (alignment-handbook, `chat_template` of the zephyr recipes). It writes no BOS."""
 
-ZEPHYR_TEMPLATE = ("{% if messages[0]['role'] != 'system' %}\n"
-                   "{{ '<|system|>\n' + eos_token }}\n"
-                   "{% endif %}\n") + HANDBOOK_TEMPLATE
+ZEPHYR_TEMPLATE = "{% if messages[0]['role'] != 'system' %}\n{{ '<|system|>\n' + eos_token }}\n{% endif %}\n" + HANDBOOK_TEMPLATE
 """The same with the empty system turn that the handbook's code puts in front of a conversation without one: whoever chats by
 the exported template continues the ids of training. Rendered by transformers:
 `<|system|>\\n</s>\\n<|user|>\\nU1</s>\\n<|assistant|>\\nA1</s>\\n`, or ending in `<|assistant|>\\n` for an answer."""
@@ -59,8 +52,7 @@ def check_messages(messages: object, field: str = "messages", *, last: str | Non
             raise ValueError(f"`{field}[{first + i}].role` is {turn['role']!r}, wanted {wanted!r}: "
                              "at most one system turn, then user and assistant in turn, the user first")
         if not turn["content"].strip():
-            raise ValueError(f"`{field}[{first + i}].content` is empty ({turn['content']!r}), wanted the {wanted}'s "
-                             "words")
+            raise ValueError(f"`{field}[{first + i}].content` is empty ({turn['content']!r:.60}), wanted the {wanted}'s words")
     if last not in (None, turns[-1]["role"]):
         found = "a user" if last == "assistant" else "an assistant"
         raise ValueError(f"`{field}` ends with {found} turn, wanted the {last}'s last")
@@ -95,8 +87,8 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, template: str
     try:
         return tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False,
                                              add_generation_prompt=answer)
-    except TemplateError as error:
-        raise ValueError(f"the chat template refuses the conversation: {error}") from error
+    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"the chat template refuses the conversation: {error or type(error).__name__}") from error
 
 
 def _check_turn(turn: object, field: str) -> dict[str, str]:
@@ -107,7 +99,7 @@ def _check_turn(turn: object, field: str) -> dict[str, str]:
             found = f"is {_shown(turn[key])}" if key in turn else "is missing"
             raise ValueError(f"`{field}.{key}` {found}, wanted a string")
     if turn["role"] not in ("system", "user", "assistant"):
-        raise ValueError(f"`{field}.role` is {turn['role']!r}, wanted one of system, user, assistant")
+        raise ValueError(f"`{field}.role` is {turn['role']!r:.60}, wanted one of system, user, assistant")
     return {"role": turn["role"], "content": turn["content"]}
 
 
@@ -121,7 +113,7 @@ def _side(pair: Mapping[str, object], field: str, prompt: Messages | None) -> tu
         if prompt is None:
             raise ValueError(f"`prompt` is missing, wanted one beside `{field}`, which is a string")
         if not side.strip():
-            raise ValueError(f"`{field}` is empty ({side!r}), wanted an answer")
+            raise ValueError(f"`{field}` is empty ({side!r:.60}), wanted an answer")
         return prompt, side
     match side:
         case [{"role": "assistant"}] if prompt:             # the answer alone

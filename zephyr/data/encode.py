@@ -154,6 +154,7 @@ def _encode_all(
     sides = ("text",) if options.max_prompt_tokens is None else ("prompt", "chosen", "rejected")
     totals: Counter[str] = Counter()
     skipped: list[dict[str, str]] = []
+    inverted: list[str] = []
     places: dict[str, str] = {}  # id -> where the row with that id stands
     for chunk in chunks:
         totals.update(rows=len(chunk.encoded) + len(chunk.skipped) + chunk.dropped, dropped=chunk.dropped)
@@ -164,11 +165,14 @@ def _encode_all(
             skipped.append({"place": place, "reason": reason})
         for item in kept:
             totals["examples"] += 1
+            if item.preference is not None:
+                totals["scored"] += 1
+                inverted += [item.place] if item.preference < 0 else []
             for side, ids, lost in zip(sides, item.example[1:], item.lost):
                 totals.update({f"{side} tokens": len(ids), f"{side} rows cut": lost > 0, f"{side} lost": lost})
         if kept:
             writer.write_batch(example_batch([item.example for item in kept]))
-    return _report([source.name for source in sources], sides, totals, skipped)
+    return _report([source.name for source in sources], sides, totals, skipped, inverted)
 
 
 def _one_per_id(encoded: list[Encoded], places: dict[str, str]) -> tuple[list[Encoded], list[tuple[str, str]]]:
@@ -177,14 +181,15 @@ def _one_per_id(encoded: list[Encoded], places: dict[str, str]) -> tuple[list[En
     for item in encoded:
         id = item.example.id
         if id in places:
-            doubled.append((item.place, f"`id` {id!r} is also the id of {places[id]}, wanted one of its own"))
+            doubled.append((item.place, f"`id` {id!r:.60} is also the id of {places[id]}, wanted one of its own"))
         else:
             places[id] = item.place
             kept.append(item)
     return kept, doubled
 
 
-def _report(names: list[str], sides: tuple[str, ...], totals: Counter[str], skipped: list[dict[str, str]]) -> Report:
+def _report(names: list[str], sides: tuple[str, ...], totals: Counter[str], skipped: list[dict[str, str]],
+            inverted: list[str]) -> Report:
     """What JSON keeps of a load. Raises: BadInput where no example is left, naming the sources."""
     pairs = len(sides) == 3
     why_dropped = "both sides equal once encoded and cut" if pairs else "no target left after the cut"
@@ -194,5 +199,6 @@ def _report(names: list[str], sides: tuple[str, ...], totals: Counter[str], skip
                        f"{len(skipped)} bad, {totals['dropped']} dropped ({why_dropped}){first}")
     return {"kind": "pairs" if pairs else "texts", "sources": names, "rows_read": totals["rows"],
             "examples": totals["examples"], "rows_skipped": len(skipped), "skipped": skipped,
+            "scored": totals["scored"], "inverted": inverted,
             "dropped": {why_dropped: totals["dropped"]}, "tokens": {side: totals[f"{side} tokens"] for side in sides},
             "cut": {side: {"rows": totals[f"{side} rows cut"], "tokens": totals[f"{side} lost"]} for side in sides}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from zephyr.chat import Messages, check_messages
@@ -24,8 +25,22 @@ def row_id(row: Mapping[str, object], default: str) -> str:
     whole number."""
     value = row.get("id", default)
     if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
-        raise ValueError(f"`id` is {type(value).__name__} {value!r}, wanted a string or a whole number")
+        raise ValueError(f"`id` is {type(value).__name__} {value!r:.60}, wanted a string or a whole number")
+    if re.search("[\ud800-\udfff]", str(value)):
+        raise ValueError(f"`id` is {value!r:.60}, which holds half of a surrogate pair, wanted text")
     return str(value)
+
+
+def preference(row: Mapping[str, object]) -> float | None:
+    """`score_chosen` - `score_rejected` of a pair; None where it has neither. Raises: ValueError for one without the
+    other, or one that is no finite number."""
+    scores = [row.get("score_chosen"), row.get("score_rejected")]
+    if scores == [None, None]:
+        return None
+    for name, score in zip(("score_chosen", "score_rejected"), scores):
+        if isinstance(score, bool) or not isinstance(score, (int, float)) or not abs(score) < 1e300:
+            raise ValueError(f"`{name}` is {type(score).__name__} {score!r:.60}, wanted a finite number, as of the other answer")
+    return scores[0] - scores[1]
 
 
 def sft_row(row: Mapping[str, object]) -> Messages | str:
@@ -51,7 +66,7 @@ def sft_row(row: Mapping[str, object]) -> Messages | str:
     elif "text" in row:
         return _text(row, "text")
     else:
-        raise ValueError(f"the row has the fields {sorted(row)}, wanted {SFT_SHAPES}")
+        raise ValueError(f"the row has the fields {sorted(row)!s:.200}, wanted {SFT_SHAPES}")
     if turns[-1]["role"] != "assistant":
         raise ValueError("the conversation ends with a user turn, wanted the assistant's last")
     return turns
@@ -66,7 +81,7 @@ def _turns(row: Mapping[str, object], field: str, role: str) -> list[object]:
 
 def _answer(row: Mapping[str, object], field: str) -> str:
     if not _text(row, field).strip():
-        raise ValueError(f"`{field}` is empty ({row[field]!r}), wanted an answer")
+        raise ValueError(f"`{field}` is empty ({row[field]!r:.60}), wanted an answer")
     return _text(row, field)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 WANTED = ".jsonl, .json or .parquet (also with .gz), a folder of those, or a hub dataset"
+TOO_MUCH = "nested too deeply, or holds a number of thousands of digits"  # what python's reader refuses in valid JSON
 HELD_OUT = re.compile(r"(train|test|val|dev|eval)", re.IGNORECASE)  # names that say which split a file is
 
 
@@ -62,23 +64,23 @@ def parse_line(line: bytes) -> object:
         raise ValueError(
             f"the line is no valid JSON: {error.msg} at column {error.pos + 1}, wanted one object a line"
         ) from error
-    except RecursionError as error:
-        raise ValueError("the line's JSON is nested too deeply") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the line's JSON is {TOO_MUCH}") from error
 
 
 def _open(spec: str, whole_path: bool = False) -> list[Source]:
-    path, split = Path(spec).expanduser(), None
-    if not path.exists() and ":" in spec:
+    path, split = Path(os.path.expanduser(spec)), None
+    if not os.path.exists(path) and ":" in spec:
         head, _, split = spec.partition(":")
-        path = Path(head).expanduser()
-    if path.is_dir():
+        path = Path(os.path.expanduser(head))
+    if os.path.isdir(path):  # unlike Path's, these take a name that no file can have
         return _open_folder(path, split, whole_path)
-    if path.is_file():
+    if os.path.isfile(path):
         if split is not None:
             raise BadInput(f"{path} is one file and has no split {split!r}, wanted the path alone")
         return [_file_source(path, str(path) if whole_path else path.name)]
     name = str(path)
-    if name.startswith((".", "/", "~", "$")) or _kind(path) or name.count("/") > 1 or not name:
+    if name.startswith((".", "/", "~", "$")) or _kind(path) or name.count("/") != 1:
         raise BadInput(f"{spec!r} does not exist, wanted {WANTED}")
     return [_hub_source(name, split)]
 
@@ -123,6 +125,8 @@ def _kind(path: Path) -> str | None:
 
 def _file_source(path: Path, name: str) -> Source:
     kind = _kind(path)
+    if re.search("[\ud800-\udfff]", name):
+        raise BadInput(f"{str(path)!r}: the name is not UTF-8, wanted one that rows can be called by")
     if kind is None:
         raise BadInput(f"{path} is of no known kind, wanted {WANTED}")
     rows = {".jsonl": _lines, ".json": _json_rows, ".parquet": _parquet_rows}[kind]
@@ -143,7 +147,7 @@ def _whole(path: Path, rows: Callable[[Path, BinaryIO], Iterator[RawRow]]) -> It
             for row in rows(path, file):
                 count += 1
                 yield row
-    except (EOFError, gzip.BadGzipFile, zlib.error, ArrowException) as error:
+    except (EOFError, OSError, zlib.error, ArrowException, UnicodeDecodeError, OverflowError) as error:
         raise BadInput(
             f"{path} is damaged after {count} rows, wanted a whole file: {str(error).splitlines()[0]}"
         ) from error
@@ -173,6 +177,8 @@ def _json_rows(path: Path, file: BinaryIO) -> Iterator[RawRow]:
         ) from error
     except UnicodeDecodeError as error:
         raise BadInput(f"{path} is not UTF-8: byte {error.start + 1}") from error
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{path}: the file's JSON is {TOO_MUCH}") from error
     for number, element in enumerate(elements, start=1):
         yield RawRow(f"{path}, element {number}", number, element)
 
@@ -204,7 +210,11 @@ def _hub_source(name: str, split: str | None) -> Source:
 def _saved_dataset(folder: Path, split: str | None) -> Dataset:
     from datasets import load_from_disk
 
-    return _one_split(load_from_disk(str(folder)), str(folder), split)
+    try:
+        loaded = load_from_disk(str(folder))
+    except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+        raise BadInput(f"the folder {folder} is a damaged saved dataset: {type(error).__name__}: {error}") from error
+    return _one_split(loaded, str(folder), split)
 
 
 def _one_split(loaded: Dataset | dict[str, Dataset], name: str, split: str | None) -> Dataset:

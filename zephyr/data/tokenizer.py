@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zephyr.chat import ZEPHYR_TEMPLATE
+from zephyr.chat import ZEPHYR_TEMPLATE, encode_messages
 from zephyr.config import BadInput
 from zephyr.model.load import local_folder, read_config
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SPACE = "\u2581"  # how SentencePiece writes a space
 BPE_MODEL = 2  # sentencepiece_model.proto, TrainerSpec.ModelType
+TRIAL = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]  # what every template must write
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5  # the same file, SentencePiece.Type; a byte is 6
 
 
@@ -37,8 +38,8 @@ def load_tokenizer(path: str | Path, chat_template: str = "zephyr") -> PreTraine
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(path))
-        except (OSError, ValueError) as error:
-            raise BadInput(f"no tokenizer loads from {str(path)!r}: {_first_line(error)}") from error
+        except Exception as error:  # what is wrong in tokenizer.json comes from Rust as a plain Exception
+            raise BadInput(f"no tokenizer loads from {str(path)!r}: {error or type(error).__name__}") from error
     if tokenizer.eos_token_id is None:
         raise BadInput(f"the tokenizer of {str(path)!r} has no EOS token, wanted one: an answer could never end")
     return prepare_tokenizer(tokenizer, chat_template)
@@ -67,9 +68,10 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str = "
     else:
         try:
             tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadInput(f"chat_template is {chat_template!r}, wanted zephyr, model or a readable jinja file: "
-                             f"{_first_line(error)}") from error
+            encode_messages(tokenizer, TRIAL, template=tokenizer.chat_template)
+        except (OSError, ValueError) as error:
+            raise BadInput(f"chat_template is {chat_template!r}, wanted zephyr, model or the path of a jinja file that works: "
+                           f"{getattr(error, 'strerror', None) or error}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -109,7 +111,10 @@ def from_sentencepiece(model: Path) -> PreTrainedTokenizerBase:
     )
     settings = model.with_name("tokenizer_config.json")
     if settings.is_file():
-        tokenizer.chat_template = json.loads(settings.read_text(encoding="utf-8")).get("chat_template")
+        try:
+            tokenizer.chat_template = json.loads(settings.read_text(encoding="utf-8")).get("chat_template")
+        except (ValueError, AttributeError) as error:
+            raise BadInput(f"{settings} holds no JSON object: {error}") from error
     return tokenizer
 
 
@@ -157,7 +162,3 @@ def _merges(proto: ModelProto) -> list[tuple[str, str]]:
         if piece.piece[:cut] in usable and piece.piece[cut:] in usable
     ]
     return [(piece[:cut], piece[cut:]) for _, _, cut, piece in sorted(splits)]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

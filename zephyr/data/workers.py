@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zephyr import chat
 from zephyr.chat import EncodedPair, EncodedText
-from zephyr.data.rows import check_row, row_id, sft_row
+from zephyr.data.rows import check_row, preference, row_id, sft_row
 from zephyr.data.sources import parse_line
 
 if TYPE_CHECKING:
@@ -43,11 +43,13 @@ class Row(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """An example, where its row stands, and how many tokens of each side were cut off."""
+    """An example, where its row stands, how many tokens of each side were cut off, and by how much the chosen answer scored
+    higher (None: no scores)."""
 
     place: str
     example: EncodedPair | EncodedText
     lost: tuple[int, ...]
+    preference: float | None
 
 
 class Chunk(NamedTuple):
@@ -100,14 +102,14 @@ def _encode_chunk(tokenizer: PreTrainedTokenizerBase, options: Options, rows: li
     dropped = 0
     for row in rows:
         try:
-            example, lost = _encode_row(tokenizer, options, row)
-        except ValueError as error:
+            encoded = _encode_row(tokenizer, options, row)
+        except (ValueError, RecursionError) as error:  # too deep to be shown in an error
             chunk.skipped.append((row.place, str(error)))
             if not options.skip_bad_rows:
                 break
             continue
-        if _teaches(example):
-            chunk.encoded.append(Encoded(row.place, example, lost))
+        if _teaches(encoded.example):
+            chunk.encoded.append(encoded)
         else:
             dropped += 1
     return chunk._replace(dropped=dropped)
@@ -117,18 +119,16 @@ def _teaches(example: EncodedPair | EncodedText) -> bool:
     return any(example.is_target) if isinstance(example, EncodedText) else example.chosen_ids != example.rejected_ids
 
 
-def _encode_row(
-    tokenizer: PreTrainedTokenizerBase, options: Options, row: Row
-) -> tuple[EncodedPair | EncodedText, tuple[int, ...]]:
-    """The example and the tokens that each side lost to truncation. Raises: ValueError saying what is wrong with the
-    row."""
+def _encode_row(tokenizer: PreTrainedTokenizerBase, options: Options, row: Row) -> Encoded:
+    """Raises: ValueError saying what is wrong with the row."""
     fields = check_row(parse_line(row.value) if isinstance(row.value, bytes) else row.value)
     id = row_id(fields, row.default_id)
     if options.max_prompt_tokens is not None:
         whole = chat.tokenize_pair(tokenizer, {**fields, "id": id}, template=options.template)
         pair = chat.truncate_pair(whole, max_tokens=options.max_tokens, max_prompt_tokens=options.max_prompt_tokens,
                                   truncation=options.truncation, bos_id=tokenizer.bos_token_id)
-        return pair, tuple(len(before) - len(after) for before, after in zip(whole[1:], pair[1:]))
+        lost = tuple(len(before) - len(after) for before, after in zip(whole[1:], pair[1:]))
+        return Encoded(row.place, pair, lost, preference(fields))
     shape = sft_row(fields)
     if isinstance(shape, str):
         text = chat.encode_text(tokenizer, shape, max_tokens=sys.maxsize, id=id)
@@ -137,4 +137,5 @@ def _encode_row(
             tokenizer, shape, max_tokens=sys.maxsize, targets=options.targets, template=options.template, id=id
         )
     room = options.max_tokens
-    return EncodedText(id, text.ids[:room], text.is_target[:room]), (max(len(text.ids) - room, 0),)
+    cut = EncodedText(id, text.ids[:room], text.is_target[:room])
+    return Encoded(row.place, cut, (max(len(text.ids) - room, 0),), None)

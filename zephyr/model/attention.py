@@ -35,22 +35,12 @@ def flash_attn(query_NHE: Tensor, key_MKE: Tensor, value_MKE: Tensor, layout: La
 
 def torch_varlen(query_NHE: Tensor, key_MKE: Tensor, value_MKE: Tensor, layout: Layout, scale: float,
                  window: int | None) -> Tensor:
-    """The same by torch.nn.attention.varlen, whose signature changes with every release of torch from 2.10 on."""
+    """The same by torch.nn.attention.varlen, from torch 2.11 on. A right edge of 0 is causal, bottom-right."""
     from torch.nn.attention.varlen import varlen_attn
-    known = inspect.signature(varlen_attn).parameters
-    options: dict[str, object] = {"scale": scale} if "scale" in known else {}
-    if not options and abs(scale * query_NHE.shape[-1] ** 0.5 - 1) > 1e-6:
-        raise ValueError(f"this torch's varlen attention scales by 1/sqrt(head size) alone, the model by {scale}")
-    if "window_size" in known:
-        options["window_size"] = (-1 if window is None else window - 1, 0)  # a right edge of 0 is causal, bottom-right
-    elif window is not None:
-        raise ValueError(f"this torch's varlen attention has no sliding window, the model has one of {window}")
-    else:
-        options["is_causal"] = True
-    if "enable_gqa" in known:
-        options["enable_gqa"] = query_NHE.shape[1] != key_MKE.shape[1]
+    asked = "enable_gqa" in inspect.signature(varlen_attn).parameters           # from torch 2.12 on
+    grouped = {"enable_gqa": query_NHE.shape[1] != key_MKE.shape[1]} if asked else {}
     return varlen_attn(query_NHE, key_MKE, value_MKE, layout.cu_query, layout.cu_key, layout.max_query, layout.max_key,
-                       **options)
+                       scale=scale, window_size=(-1 if window is None else window - 1, 0), **grouped)
 
 
 def sdpa(query_NHE: Tensor, key_MKE: Tensor, value_MKE: Tensor, layout: Layout, scale: float, window: int | None) -> Tensor:
@@ -138,7 +128,9 @@ def why_not(attention: str, dtype: torch.dtype, device: str) -> str | None:
             if int(package.__version__.split(".")[0]) < 2 or package.__version__.startswith("2.0."):
                 return f"flash_attn {package.__version__} aligns causality top left, at least 2.1 is wanted; torch_varlen runs"
         else:
-            from torch.nn.attention import varlen as _  # noqa: F401
+            from torch.nn.attention.varlen import varlen_attn
+            if "window_size" not in inspect.signature(varlen_attn).parameters:
+                return f"torch {torch.__version__}'s varlen attention has no sliding window, at least 2.11 is wanted; sdpa runs"
     except ImportError as error:
         other = "torch_varlen" if attention == "flash_attn" else "sdpa"
         return f"{attention} can't be imported ({error}); {other} needs nothing installed beside torch"

@@ -61,12 +61,8 @@ def export(folder: Path, parameters: Iterator[tuple[str, Tensor]], sizes: Sequen
     generation.save_pretrained(part)
     tokenizer.save_pretrained(part)
     (part / "README.md").write_text(card, encoding="utf-8")
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
+    shutil.rmtree(folder, ignore_errors=True)       # of an earlier end of this run: its checkpoints still stand for it
     os.replace(part, folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_shard_file(path: Path, shard: dict[str, Tensor]) -> None:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import ContextManager
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from zephyr.config import BadInput, ConfigError, DPOConfig, SFTConfig
@@ -27,7 +28,10 @@ from zephyr.packing import PackedBatch
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 # Config keys with the one value implemented: what changes logits behind the output layer, which the head would have to
 # repeat, and dropout, which a shared prompt can't have twice alike.
-IDLE = {"final_logit_softcapping": None, "logit_scale": None, "logits_scaling": 1.0, "attention_dropout": 0.0}
+IDLE = {"final_logit_softcapping": None, "logit_scale": None, "logits_scaling": 1.0, "attention_dropout": 0.0,
+        "attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "hidden_dropout": 0.0, "dropout": 0.0}
+# What transformers raises for a value of the wrong type or size in config.json
+REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, StrictDataclassError, TypeError, ValueError)
 WriteTensor = Callable[[nn.Parameter, Callable[[], Tensor]], None]
 
 
@@ -58,8 +62,11 @@ def load_policy(path: str | Path, *, attention: str = "sdpa", dtype: torch.dtype
     folder = local_folder(path)
     config = read_config(folder)
     with init or nullcontext(), no_init_weights():
-        lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=kernels.register(attention),
-                                              trust_remote_code=False)
+        try:
+            lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=kernels.register(attention),
+                                                  trust_remote_code=False)
+        except REFUSALS as error:
+            raise BadInput(f"model {path}: its config.json makes no model here: {type(error).__name__}: {error}") from error
     lm.tie_weights()
     head = lm.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.bias is not None:
@@ -85,7 +92,7 @@ def require_runnable(config: DPOConfig | SFTConfig) -> None:
 
 def local_folder(path: str | Path) -> Path:
     """The folder itself, or a hub id's snapshot of config, tokenizer and safetensors. Raises: BadInput."""
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         return Path(path)
     if str(path).startswith((".", "/", "~")) or str(path).count("/") != 1:
         raise BadInput(f"model {path}: no such folder, and not a hub id (owner/name)")
@@ -94,8 +101,7 @@ def local_folder(path: str | Path) -> Path:
     try:
         return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors", "tokenizer*", "*.jinja"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        why = str(error).splitlines()[0]
-        raise BadInput(f"model {path}: no such folder, and the hub did not give it: {why}") from None
+        raise BadInput(f"model {path}: no such folder, and the hub did not give it: {error}") from None
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
@@ -104,9 +110,10 @@ def read_config(folder: Path) -> PreTrainedConfig:
         raise BadInput(f"model {folder}: config.json is missing")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, OSError) as error:
-        why = str(error).splitlines()[0]
-        raise BadInput(f"model {folder}: config.json is not one of a known decoder: {why}") from None
+    except (*REFUSALS, OSError, RecursionError) as error:
+        raise BadInput(f"model {folder}: config.json is not one of a known decoder: {error}") from None
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or config.is_encoder_decoder:
+        raise BadInput(f"model {folder}: config.json is of model_type {config.model_type}, which is no decoder")
     for key, idle in IDLE.items():
         if (found := getattr(config, key, None)) not in (idle, None):
             raise BadInput(f"model {folder}: {key}={found} is not implemented here; {idle} is wanted")
@@ -120,7 +127,7 @@ def weight_files(folder: Path) -> dict[str, Path]:
         try:
             with safe_open(path, framework="pt") as tensors:
                 files.update(dict.fromkeys(tensors.keys(), path))
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise BadInput(f"model {folder}: {path.name} is broken: {error}") from None
     if not files:
         raise BadInput(f"model {folder}: no *.safetensors; weights in other formats (pickles) are not read")

@@ -26,29 +26,38 @@ def identity(config: DPOConfig | SFTConfig, plan: Plan, more: Mapping[str, str])
 def save(engine: Engine, run_dir: Path, step: int, identity: Identity, keep: int) -> None:
     """Write `checkpoints/step-N` under a temporary name, rename it when every rank is done and synced, move `latest` last.
 
-    Keeps the newest `keep`. A collective."""
+    Keeps the newest `keep`. Raises: BadInput on every rank where the disk of any refuses; what was written of it is removed,
+    those before it stay. A collective."""
     folder = run_dir / "checkpoints"
     part, whole = folder / f"part-{step}", folder / f"step-{step}"
-    if engine.rank == 0:
-        for left_over in folder.glob("part-*"):
-            shutil.rmtree(left_over)
-        part.mkdir(parents=True)
-    engine.barrier()
-    engine.save_state(part)
-    files = {path.name: synced_digest(path) for path in part.glob(f"rank-{engine.rank}-*")}
-    files = {name: digest for rank in engine.gather(files) for name, digest in rank.items()}
-    if engine.rank == 0:
-        write_synced(part / "state.json", json.dumps({"step": step, "identity": identity, "files": files}))
+
+    def publish() -> None:
+        write_whole(part / "state.json", json.dumps({"step": step, "identity": identity, "files": files}).encode())
         shutil.rmtree(whole, ignore_errors=True)
         os.replace(part, whole)
-        write_synced(folder / "latest.part", whole.name)
-        os.replace(folder / "latest.part", folder / "latest")
+        write_whole(folder / "latest", whole.name.encode())
         others = sorted((f for f in folder.glob("step-*") if f != whole), key=step_of)
         before = [f for f in others if step_of(f) < step]
         for old in others:                          # those after this step are of a future that was not resumed from
             if old not in before[len(before) - keep + 1:]:
                 shutil.rmtree(old)
-    engine.barrier()
+
+    try:
+        engine.on_rank0(lambda: new_folder(part))
+        engine.agreed(lambda: engine.save_state(part))
+        mine = engine.agreed(lambda: {path.name: synced_digest(path) for path in part.glob(f"rank-{engine.rank}-*")})
+        files = {name: digest for rank in engine.gather(mine) for name, digest in rank.items()}
+        engine.on_rank0(publish)
+    except BadInput as error:
+        engine.on_rank0(lambda: shutil.rmtree(part, ignore_errors=True))
+        raise type(error)(f"checkpoint {whole} can't be written: {error}; started again, the run goes on from the one before") from None
+
+
+def new_folder(part: Path) -> None:
+    """Make the folder, in place of what a save that was cut off left."""
+    for left_over in part.parent.glob("part-*"):
+        shutil.rmtree(left_over)
+    part.mkdir(parents=True)
 
 
 def restore(engine: Engine, run_dir: Path, resume: str, identity: Identity) -> int:
@@ -62,7 +71,7 @@ def restore(engine: Engine, run_dir: Path, resume: str, identity: Identity) -> i
             engine.say(f"checkpoint {folder} is damaged ({', '.join(damage)}); the one before it is used")
             continue
         was = read_state(folder)["identity"]
-        changes = [f"{name} ({was.get(name)} then, {identity.get(name)} now)"
+        changes = [f"{name} ({was.get(name)!s:.16} then, {identity.get(name)!s:.16} now)"
                    for name in sorted({*was, *identity}) if was.get(name) != identity.get(name)]
         if changes and resume != "force":
             raise BadInput(f"checkpoint {folder} is of another run: {'; '.join(changes)}. run.resume=force takes it anyway")
@@ -96,11 +105,14 @@ def synced_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_synced(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
+def write_whole(path: Path, content: bytes) -> None:
+    """Write under a temporary name, sync, rename: the file is there whole or as it was before."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with part.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
+    os.replace(part, path)
 
 
 def step_of(folder: Path) -> int:

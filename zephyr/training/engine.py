@@ -54,10 +54,6 @@ def read_deepspeed(path: str) -> Json:
     return settings
 
 
-class Elsewhere(BadInput):
-    """Bad input that another rank found, and tells."""
-
-
 class LoadPolicy(Protocol):
     def __call__(self, *, init: ContextManager[object], write: Callable[[nn.Parameter, Callable[[], Tensor]], None]) -> nn.Module:
         """Make the parameters inside `init`, fill each by `write(parameter, read)`."""
@@ -105,15 +101,17 @@ class Engine:
         return mine if first else others
 
     def agreed(self, make: Callable[[], T] | None) -> T | None:
-        """`make()` where given; then every rank raises the BadInput of whichever had one."""
+        """`make()` where given; then every rank raises the BadInput of whichever had one, or a file that the system refused."""
         result, own = None, None
         try:
             result = make() if make else None
         except BadInput as error:
             own = error
+        except OSError as error:
+            own = BadInput(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         complaints = [complaint for complaint in self.gather(own and str(own)) if complaint]
         if complaints:
-            raise own or Elsewhere(complaints[0])
+            raise own or BadInput(complaints[0])
         return result
 
     def on_rank0(self, make: Callable[[], T]) -> T:
@@ -199,9 +197,24 @@ class Engine:
         self.engine.step()
         return float(self.engine.get_global_grad_norm())
 
+    def discard_gradient(self) -> float:
+        """The gradient's global norm, and the gradient gone: a step at rate 0 moves nothing, and Adam starts anew."""
+        norm = self.step(0.0)
+        self.engine.optimizer.optimizer.state.clear()
+        return norm
+
+    def update_ratio(self, lr: float) -> float:
+        """L2 norm of the last update, made at rate `lr`, over that of the float32 weights. A collective."""
+        update, weight = self.sum(shards.update_and_weight(self.engine.optimizer, lr).to(self.device)).sqrt().tolist()
+        return update / weight
+
     def parameter_bytes(self) -> list[tuple[str, int]]:
         """Name and bytes of each whole parameter, in the order of `full_parameters`."""
         return [(name, p.ds_numel * p.element_size()) for name, p in self.policy.lm.named_parameters()]
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.ds_numel for p in self.policy.lm.parameters())
 
     @property
     def layer_parameters(self) -> int:
@@ -235,6 +248,14 @@ class Engine:
             return torch.cuda.max_memory_allocated(self.device)
         import resource
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def free_memory_bytes(self) -> int:
+        """What this rank can still take: of its GPU, or of this rank's share of the machine."""
+        if self.device.type == "cuda":
+            held = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+            return torch.cuda.mem_get_info(self.device)[0] + held
+        import psutil
+        return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 @contextlib.contextmanager

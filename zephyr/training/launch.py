@@ -1,5 +1,6 @@
 """A command line becomes a run: config, engine, exit code, `status.json`. What both training scripts start with."""
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -17,7 +18,7 @@ from typing import TextIO
 
 from zephyr import config as configs
 from zephyr.config import BadInput, C, ConfigError
-from zephyr.training.engine import Elsewhere, Engine
+from zephyr.training.engine import Engine
 from zephyr.training.loop import Stopped
 
 BAD_INPUT, STOPPED = 2, 75
@@ -44,8 +45,8 @@ def launch(kind: type[C], check: Callable[[C], None], train: Callable[[Engine, C
         run_dir = None if "--dry-run" in argv else Path(config.run.dir)
         check(config)
         run(config, run_dir, train)
-    except BadInput as error:                       # told once a node, unless the rank that found it tells
-        if os.environ.get("LOCAL_RANK", "0") == "0" and not isinstance(error, Elsewhere):
+    except BadInput as error:                       # of whichever rank: told once a node
+        if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         return ended(None if isinstance(error, InUse) else run_dir, BAD_INPUT, str(error))
     except Stopped as stop:
@@ -53,6 +54,9 @@ def launch(kind: type[C], check: Callable[[C], None], train: Callable[[Engine, C
             print(f"stopped: {stop}", file=sys.stderr)
         return ended(run_dir, STOPPED, str(stop))
     except BaseException as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            print(f"error: {error}", file=sys.stderr)
+            return ended(run_dir, BAD_INPUT, str(error))
         ended(run_dir, 1, "".join(traceback.format_exception_only(error)).strip())
         raise
     return ended(run_dir, 0, "finished")
@@ -133,9 +137,14 @@ def ended(run_dir: Path | None, code: int | None, message: str) -> int | None:
     """Write `status.json` on rank 0: the exit code (null: running), which torchrun hides, and message; returns the code."""
     if run_dir is None or os.environ.get("RANK", "0") != "0":
         return code
+    status, content = run_dir / "status.json", json.dumps({"code": code, "message": message}) + "\n"
     with contextlib.suppress(OSError):              # the folder itself may be what is wrong
         run_dir.mkdir(parents=True, exist_ok=True)
-        part = run_dir / "status.json.part"
-        part.write_text(json.dumps({"code": code, "message": message}) + "\n", encoding="utf-8")
-        os.replace(part, run_dir / "status.json")
+        part = status.with_name("status.json.part")
+        try:
+            part.write_text(content, encoding="utf-8")
+            os.replace(part, status)
+        except OSError:                             # a full disk: in the room that the old one has
+            part.unlink(missing_ok=True)
+            status.write_text(content, encoding="utf-8")
     return code

@@ -2,6 +2,7 @@
 
 P pairs of a micro-batch.
 """
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zephyr.config import DPOConfig, SFTConfig, to_yaml
+from zephyr.config import DPOConfig, Run, SFTConfig, to_yaml
 from zephyr.packing import PackedBatch, Plan
-from zephyr.training import checkpoint
+from zephyr.training import alarms, checkpoint
 from zephyr.training.engine import Engine
 from zephyr.training.metrics import Ledger, Recorder, Row, Totals
 from zephyr.training.planner import mfu
@@ -53,45 +54,45 @@ def fit(engine: Engine, config: DPOConfig | SFTConfig, train: Split, evaluation:
     run, optim, steps = config.run, config.optim, train.plan.steps
     identity = checkpoint.identity(config, train.plan, train.identity)
     first_step = checkpoint.restore(engine, Path(run.dir), run.resume, identity)
+    rates = [learning_rate(step, len(steps), lr_peak=optim.lr_peak, schedule=optim.schedule,
+                           warmup_fraction=optim.warmup_fraction) for step in range(len(steps))]
+    ulp = torch.finfo(getattr(torch, config.hardware.dtype)).eps
     ledger = Ledger(Path(run.dir), train.ids, train.ledger, first_step, engine.rank == 0) if train.ledger else None
-    recorder = Recorder(Path(run.dir), run.wandb, to_yaml(config), first_step=first_step, steps=len(steps),
-                        active=engine.rank == 0)
-    sums, logged, since = {}, first_step - 1, time.perf_counter()
-    for step in range(first_step, len(steps)):
-        totals = run_step(engine, train, step, ledger)
-        totals.of["stop"] = torch.full_like(totals.of["loss"], engine.stop_asked)    # so that all ranks hear of it at once
-        of_step = reduced(engine, train, step, totals)
-        require_finite(of_step["loss"], "loss", engine, train, step, ledger)
-        lr = learning_rate(step, len(steps), lr_peak=optim.lr_peak, schedule=optim.schedule,
-                           warmup_fraction=optim.warmup_fraction)
-        grad_norm = engine.step(lr)
-        require_finite(grad_norm, "gradient norm", engine, train, step, ledger)
-        sums, done, last = added(sums, of_step), step + 1, step == len(steps) - 1
-        saves = done % run.save_every == 0 or last or of_step["stop"]
-        if step % run.log_every == 0 or saves:      # no record spans a checkpoint, or a resumed run would lose half of it
-            record = {"step": step, "split": "train", "epoch": steps[step].epoch, **means(sums, train.unit_name),
-                      "grad_norm": grad_norm, "learning_rate": lr}
-            seconds = time.perf_counter() - since
-            recorder.write(record | hardware_use(engine, sums, config.hardware.tokens_per_micro_batch, seconds, step - logged))
-            sums, logged, since = {}, step, time.perf_counter()
-        recorder.advance()
-        paused = time.perf_counter()
-        if evaluation and (done % run.eval_every == 0 or last):
-            recorder.write(evaluate(engine, evaluation, done, float(optim.epochs) if last else steps[done].epoch))
-        if saves:
-            save(engine, Path(run.dir), done, identity, run.keep, ledger)
-        since += time.perf_counter() - paused       # evaluation and saving are no part of a step
-        if of_step["stop"] and not last:
-            recorder.close()
-            raise Stopped(f"by a signal after step {step}; the run is saved, start it again to go on")
-    recorder.close()
+    with contextlib.closing(Recorder(Path(run.dir), run.wandb, to_yaml(config), first_step=first_step, steps=len(steps),
+                                     active=engine.rank == 0)) as recorder:
+        sums, logged, since = {}, first_step - 1, time.perf_counter()
+        for step in range(first_step, len(steps)):
+            totals = run_step(engine, train, step, ledger)
+            totals.of["stop"] = torch.full_like(totals.of["loss"], engine.stop_asked)    # so that all ranks hear of it at once
+            of_step = reduced(engine, train, step, totals)
+            require_finite(of_step["loss"], "loss", engine, train, step, ledger, recorder)
+            grad_norm = engine.step(rates[step])
+            require_finite(grad_norm, "gradient norm", engine, train, step, ledger, recorder)
+            sums, done, last = added(sums, of_step), step + 1, step == len(steps) - 1
+            saves = done % run.save_every == 0 or last or of_step["stop"]
+            if step % run.log_every == 0 or saves:      # no record spans a checkpoint, or a resumed run would lose half of it
+                record = {"step": step, "split": "train", "epoch": steps[step].epoch, **means(sums, train.unit_name),
+                          "grad_norm": grad_norm, "learning_rate": rates[step], "update_ratio": engine.update_ratio(rates[step])}
+                use = hardware_use(engine, sums, config.hardware.tokens_per_micro_batch, time.perf_counter() - since, step - logged)
+                recorder.write(record | use, alarms.of_training(record, getattr(config, "beta", None), rates, ulp))
+                sums, logged, since = {}, step, time.perf_counter()
+            recorder.advance()
+            paused = time.perf_counter()
+            if evaluation and (done % run.eval_every == 0 or last):
+                record = evaluate(engine, evaluation, done, float(optim.epochs) if last else steps[done].epoch)
+                recorder.write(record, alarms.of_evaluation(record, recorder.evaluations))
+            if saves:
+                save(engine, config.run, done, identity, ledger, recorder)
+            since += time.perf_counter() - paused       # evaluation and saving are no part of a step
+            if of_step["stop"] and not last:
+                raise Stopped(f"by a signal after step {step}; the run is saved, start it again to go on")
 
 
-def save(engine: Engine, run_dir: Path, done: int, identity: checkpoint.Identity, keep: int, ledger: Ledger | None) -> None:
-    """The ledger's part and the checkpoint that stands for it, after `done` updates. A collective."""
-    if ledger:
-        ledger.commit(done, [row for rank in engine.gather(ledger.rows()) for row in rank])
-    checkpoint.save(engine, run_dir, done, identity, keep)
+def save(engine: Engine, run: Run, done: int, identity: checkpoint.Identity, ledger: Ledger | None, recorder: Recorder) -> None:
+    """Records and the ledger's part are on the disk, then the checkpoint that stands for them, after `done` updates. A collective."""
+    rows = [row for rank in engine.gather(ledger.rows()) for row in rank] if ledger else []
+    engine.on_rank0(lambda: [recorder.sync(), ledger and ledger.commit(done, rows)] and None)
+    checkpoint.save(engine, Path(run.dir), done, identity, run.keep)
 
 
 def run_step(engine: Engine, split: Split, step: int, ledger: Ledger | None) -> Totals:
@@ -153,9 +154,11 @@ def hardware_use(engine: Engine, sums: Row, budget_tokens: int, seconds: float, 
     return use if utilisation is None else use | {"mfu": utilisation}
 
 
-def require_finite(value: float, what: str, engine: Engine, split: Split, step: int, ledger: Ledger | None) -> None:
+def require_finite(value: float, what: str, engine: Engine, split: Split, step: int, ledger: Ledger | None,
+                   recorder: Recorder) -> None:
     """Raises: NonFinite naming the pairs whose own loss is not finite, or, where that can't be told, all of the step."""
     if not math.isfinite(value):
         guilty = [id for rank in engine.gather(ledger.non_finite(step) if ledger else []) for id in rank]
         ids = guilty or [split.ids[i] for i in split.plan.steps[step].examples()]
+        recorder.write({"step": step, "split": "train", "loss": None}, {"non_finite": f"the {what} is {value}"})
         raise NonFinite(f"step {step}: the {what} is {value}; no parameter was changed. Its examples: {', '.join(ids)}")

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from zephyr.config import Wandb
+from zephyr.config import BadInput, Wandb
+from zephyr.training.checkpoint import write_whole
 
 Row = dict[str, float | int | str]
 # the ledger's columns beside id, step and epoch
@@ -42,11 +43,11 @@ class Recorder:
     def __init__(self, run_dir: Path, wandb: Wandb, config: str, *, first_step: int, steps: int, active: bool) -> None:
         self.active = active
         self.path = run_dir / "metrics.jsonl"
-        self.wandb = None
+        self.wandb, self.evaluations, self.raised = None, [], set()
         if not active:
             return
         from tqdm import tqdm
-        keep_records_before(self.path, first_step)
+        self.evaluations += [r for r in keep_records_before(self.path, first_step) if r["split"] == "eval"]
         self.bar = tqdm(total=steps, initial=first_step, unit="step", file=sys.stderr, dynamic_ncols=True, mininterval=0.5)
         if wandb.mode != "disabled":
             import wandb as client
@@ -54,14 +55,20 @@ class Recorder:
             self.wandb = client.init(mode=wandb.mode, project=wandb.project, name=wandb.name, dir=str(run_dir),
                                      config=yaml.safe_load(config), settings=client.Settings(silent=True))
 
-    def write(self, record: Row) -> None:
-        """Append one record, flushed to the disk's cache, and show it."""
+    def write(self, record: Row, alarms: Mapping[str, str]) -> None:
+        """Append one record, with a flag for each alarm; show it, and say each alarm when it is first raised."""
         if not self.active:
             return
+        record = record | {f"alarms/{name}": 1 for name in alarms}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+        for name in alarms.keys() - self.raised:
+            self.bar.write(f"alarm at step {record['step']}: {alarms[name]}", file=sys.stderr)
+        self.raised = self.raised | alarms.keys()
+        if record["split"] == "eval":
+            self.evaluations.append(record)
         shown = {"loss": "loss", "margin": "rewards/margins", "acc": "rewards/accuracies", "tok/s": "tokens_per_second"}
-        text = " ".join(f"{short}={record[name]:.4g}" for short, name in shown.items() if name in record)
+        text = " ".join(f"{short}={record[name]:.4g}" for short, name in shown.items() if record.get(name) is not None)
         if record["split"] == "eval":
             self.bar.write(f"step {record['step']} eval: {text}", file=sys.stderr)
         else:
@@ -69,6 +76,12 @@ class Recorder:
         if self.wandb is not None:
             named = {f"{record['split']}/{k}": v for k, v in record.items() if k not in ("step", "split")}
             self.wandb.log(named, step=int(record["step"]))
+
+    def sync(self) -> None:
+        """Bring the records onto the disk: a checkpoint is about to stand for them."""
+        if self.active and self.path.exists():
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
 
     def advance(self) -> None:
         if self.active:
@@ -81,15 +94,21 @@ class Recorder:
                 self.wandb.finish()
 
 
-def keep_records_before(path: Path, step: int) -> None:
-    """Drop the records of steps that are about to be run again: train from `step` on, eval after it."""
-    if not path.exists():
-        return
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line]
-    kept = [line for line in lines if (r := json.loads(line))["step"] < step or (r["split"] == "eval" and r["step"] == step > 0)]
-    part = path.with_suffix(".part")
-    part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    os.replace(part, path)
+def keep_records_before(path: Path, step: int) -> list[Row]:
+    """Drop the records of steps that are about to be run again, train from `step` on, eval after it, and a last line that was
+    cut off while it was written; returns those kept. Raises: BadInput naming a line before that is no record."""
+    content = path.read_bytes() if path.exists() else b""
+    kept: dict[bytes, Row] = {}
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+        try:
+            record = json.loads(line)
+            if record["step"] < step or (record["split"] == "eval" and record["step"] == step > 0):
+                kept[line + b"\n"] = record
+        except (ValueError, KeyError, TypeError):
+            raise BadInput(f"{path}:{number}: no record: {line[:60]!r}; mend or remove the line") from None
+    if b"".join(kept) != content:
+        write_whole(path, b"".join(kept))
+    return list(kept.values())
 
 
 class Ledger:
@@ -134,6 +153,6 @@ class Ledger:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         rows.sort(key=lambda row: (row["step"], row["id"]))
-        part = self.folder / f"step-{step}.part"
-        pq.write_table(pa.Table.from_pylist(rows), part)
-        os.replace(part, part.with_suffix(".parquet"))
+        content = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(rows), content)
+        write_whole(self.folder / f"step-{step}.parquet", content.getvalue())

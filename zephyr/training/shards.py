@@ -44,8 +44,22 @@ def live_shards(zero: object, names: Mapping[nn.Parameter, str], rank: int, adam
             offset += size
 
 
+def update_and_weight(zero: object, lr: float) -> Tensor:
+    """Sums of squares over this rank's weights, float64 [2]: of the update that AdamW has just made at rate `lr`, read from its
+    moments, and of the weights. A few elements at a time: no copy of the weights is ever made."""
+    sums = torch.zeros(2, dtype=torch.float64, device=zero.fp32_partitioned_groups_flat[0].device)
+    for index, flat in enumerate(zero.fp32_partitioned_groups_flat):
+        state, group = zero.optimizer.state[flat], zero.optimizer.param_groups[zero.sub_group_to_group_id[index]]
+        unbias, unbias_sq = (1 - beta ** float(state["step"]) for beta in group["betas"])
+        for weight, mean, square in zip(*(t.detach().split(2**24) for t in (flat, state["exp_avg"], state["exp_avg_sq"]))):
+            update = (mean / unbias) / ((square / unbias_sq).sqrt_().add_(group["eps"])) + group["weight_decay"] * weight
+            sums += torch.stack([(lr * update).double().square().sum(), weight.double().square().sum()])
+    return sums
+
+
 def write(shards: Iterator[Shard], folder: Path, rank: int) -> None:
     """Write a rank's shards to `rank-R-K.safetensors`, at most FILE_BYTES (or one shard) in memory at a time."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
     part: dict[str, Tensor] = {}
     ranges: dict[str, list[int]] = {}
@@ -53,7 +67,10 @@ def write(shards: Iterator[Shard], folder: Path, rank: int) -> None:
 
     def flush() -> None:
         nonlocal number
-        save_file(part, folder / f"rank-{rank}-{number}.safetensors", metadata={"ranges": json.dumps(ranges)})
+        try:
+            save_file(part, folder / f"rank-{rank}-{number}.safetensors", metadata={"ranges": json.dumps(ranges)})
+        except SafetensorError as error:            # how a full disk is told
+            raise OSError(str(error)) from None
         part.clear()
         ranges.clear()
         number += 1

@@ -11,21 +11,20 @@ from zephyr.config import BadInput
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns the exit code: 0, or 2 for bad input, which is told in one line."""
+    """Runs one command. Returns the exit code: 0, 1 where `verify` found a difference, or 2 for bad input, told in one line."""
     parser = argparse.ArgumentParser(prog="zephyr", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
-    for add in (add_world, add_feedback, add_binarize, add_eval):
+    for add in (add_world, add_feedback, add_binarize, add_eval, add_verify):
         add(commands)
     options = parser.parse_args(arguments)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
-def command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", run: Callable[[argparse.Namespace], None],
+def command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", run: Callable[[argparse.Namespace], int | None],
             text: str, example: str) -> argparse.ArgumentParser:
     """A parser for the command that `run_<name>` carries out; its `--help` ends with the example."""
     parser = commands.add_parser(run.__name__.removeprefix("run_"), help=text, description=text, epilog=f"example: {example}")
@@ -155,3 +154,24 @@ def greedy_answers(folder: Path, prompts: Sequence[str], max_new_tokens: int) ->
     tokenizer = load_tokenizer(str(folder), "zephyr")
     turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
     return generate(policy.lm, tokenizer, turns, max_new_tokens=max_new_tokens)
+
+
+def add_verify(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = command(commands, run_verify, "train a short prefix of a run under other layouts, and certify that nothing changes",
+                     "zephyr verify configs/tiny/dpo.yaml")
+    parser.add_argument("target", type=Path, metavar="RUN_OR_CONFIG", help="a run folder, or the YAML file of a run to be")
+    parser.add_argument("--stage", choices=("sft", "dpo"), help="where the config's keys do not tell")
+    parser.add_argument("--rows", type=int, default=32, help="first rows of the data (default 32)")
+    parser.add_argument("--ranks", type=int, help="processes (default: the GPUs of this machine, or two on the CPU)")
+    parser.add_argument("--out", type=Path, help="folder for certificate.json (default: the run folder, or the config's run.dir)")
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    from zephyr.cli.verify import certify, read_config
+
+    path = options.target / "config.yaml" if options.target.is_dir() else options.target
+    out = options.out or (options.target if options.target.is_dir() else Path(read_config(path, options.stage)[1].run.dir))
+    report = certify(path, out, stage=options.stage, rows=options.rows, ranks=options.ranks)
+    print(f"{out / 'certificate.json'}: {'the same trajectory' if report['same'] else 'NOT the same trajectory'} under "
+          f"{', '.join(name for name, of in report['variants'].items() if 'same' in of)}")
+    return 0 if report["same"] else 1

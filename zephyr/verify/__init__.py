@@ -1,0 +1,1 @@
+"""A run is checked before step 0 (preflight), and its trajectory under other layouts (certificate)."""
