@@ -18,13 +18,13 @@ from torch import Tensor
 
 from zephyr import losses, reference
 from zephyr.config import ConfigError, DPOConfig
-from zephyr.data import Pairs, content_digest, load_pairs, load_splits, load_tokenizer, require_vocabulary
+from zephyr.data import Pairs, content_digest, encoding_resources, load_pairs, load_splits, load_tokenizer, require_vocabulary
 from zephyr.model.export import card, export
 from zephyr.model.load import DTYPES, digest, load_policy, require_runnable
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import PackedBatch, Plan, collate_pairs, plan_epochs, plan_pass
 from zephyr.training.engine import Engine
-from zephyr.training.launch import encoding_resources, launch
+from zephyr.training.launch import launch
 from zephyr.training.loop import Objective, Split, Stats, fit
 from zephyr.training.planner import describe, pair_flops, require_budget
 from zephyr.verify.preflight import preflight

@@ -14,12 +14,12 @@ from pathlib import Path
 from torch import Tensor
 
 from zephyr.config import SFTConfig
-from zephyr.data import Texts, content_digest, load_splits, load_texts, load_tokenizer, require_vocabulary
+from zephyr.data import Texts, content_digest, encoding_resources, load_splits, load_texts, load_tokenizer, require_vocabulary
 from zephyr.model.export import card, export
 from zephyr.model.load import DTYPES, digest, load_policy, require_runnable
 from zephyr.packing import PackedBatch, Plan, collate_texts, plan_epochs, plan_pass
 from zephyr.training.engine import Engine
-from zephyr.training.launch import encoding_resources, launch
+from zephyr.training.launch import launch
 from zephyr.training.loop import Split, Stats, fit
 from zephyr.training.planner import describe, require_budget, text_flops
 from zephyr.verify.preflight import preflight

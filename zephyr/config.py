@@ -152,8 +152,7 @@ LIMITS: dict[str, tuple[Callable[..., bool], str]] = {
     "0 <= integer < 2**63": (lambda v: 0 <= v < 2**63, "run.seed"),
     "1 <= integer < 2**31": (lambda v: 1 <= v < 2**31, "optim.epochs optim.pairs_per_step optim.windows_per_step run.log_every "
                                           "run.eval_every run.save_every run.keep"),
-    "2 <= integer < 2**31": (lambda v: 1 < v < 2**31, "data.max_tokens data.max_prompt_tokens hardware.tokens_per_micro_batch"),
-}
+    "2 <= integer < 2**31": (lambda v: 1 < v < 2**31, "data.max_tokens data.max_prompt_tokens hardware.tokens_per_micro_batch")}
 WANTED = {int: "an integer", float: "a finite number", str: "a text", bool: "true or false"}
 NO_TEXT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]|^$")     # in no path or name: control characters, half characters, nothing
 NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)     # all that PyYAML raises
@@ -227,6 +226,8 @@ def read_value(hint: object, value: Value, key: str) -> object:
         return tuple(read_value(args[0], item, f"{key}[{i}]") for i, item in enumerate(value))
     if hint is float and type(value) is int and abs(value) < 1e300:
         value = float(value)
+    if isinstance(value, str) and re.search(r"\$\{?\w*(KEY|TOKEN|SECRET|PASSWORD)", value):
+        raise ConfigError(f"{key}: a secret stays in the environment, got {value!r}: the config is kept beside the model")
     value = os.path.expandvars(value) if isinstance(value, str) else value
     if type(value) is not hint or (hint is float and not math.isfinite(value)) or (hint is str and NO_TEXT.search(value)):
         note = ""

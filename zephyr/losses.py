@@ -3,8 +3,7 @@
 Legend: `P` preference pairs. Every loss is a function of a pair's two log-ratios, `log pi(y|x) - log pi_ref(y|x)` of
 its chosen and of its rejected response, and of beta, one pair at a time. Losses that are not stay out: `aot` sorts the
 log-ratios of a batch, so a pair's loss would depend on the micro-batch and rank it fell into, and `bco_pair` subtracts
-a running mean of past rewards, a state to be reduced over ranks and saved with checkpoints.
-"""
+a running mean of past rewards, a state to be reduced over ranks and saved with checkpoints."""
 import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -86,8 +85,7 @@ def apo_zero(chosen_P: Tensor, rejected_P: Tensor, *, beta: float) -> Tensor:
 
 
 def apo_down(chosen_P: Tensor, rejected_P: Tensor, *, beta: float) -> Tensor:
-    """APO-down, D'Oosterlinck et al. 2024 (arXiv:2408.06266), Eq. 8, for chosen below the model: both down, rejected
-    more."""
+    """APO-down, D'Oosterlinck et al. 2024 (arXiv:2408.06266), Eq. 8, for chosen below the model: both fall, rejected more."""
     return torch.sigmoid(beta * chosen_P) + torch.sigmoid(-beta * (chosen_P - rejected_P))
 
 
@@ -120,9 +118,8 @@ def dpo(chosen_P: Tensor, rejected_P: Tensor, ref_chosen_P: Tensor, ref_rejected
         checked: a count of 0 gives a loss that is not finite.
     Returns: loss [P], not reduced (divide the sum by the pairs of all ranks), and both rewards [P], detached: beta
         times the summed log-ratio, whatever the loss.
-    Raises: ValueError naming the argument: an unknown loss, beta or label_smoothing out of range, label_smoothing > 0
-        for a loss that has no such thing, token counts missing where they are needed, or vectors that are not all
-        float32, or all float64, of one shape [P]."""
+    Raises: ValueError naming the argument: an unknown loss, beta or label_smoothing out of range, label_smoothing > 0 for a
+        loss that takes none, token counts missing where needed, or vectors not all float32, or all float64, of one shape [P]."""
     entry = require_settings(loss, beta, label_smoothing)
     require_vectors(chosen_P=chosen_P, rejected_P=rejected_P, ref_chosen_P=ref_chosen_P, ref_rejected_P=ref_rejected_P)
     chosen_ratio_P, rejected_ratio_P = chosen_P - ref_chosen_P, rejected_P - ref_rejected_P

@@ -1,12 +1,10 @@
 """Frozen reference log-probs: taken once from the policy's own starting weights, kept under what they depend on.
 
-An entry's address is (digest of the weights) x (numerics) x (token ids of the pair). It does not depend on the number of
-ranks, the packing, the data file or beta, so a sweep pays once; stored values are checked on a probe whenever they are
-read, and a missing one is computed from the starting weights only: `log_probabilities` must run before a checkpoint is
-restored.
+An entry's address is (digest of the weights) x (numerics) x (token ids of the pair). It does not depend on the number of ranks,
+the packing, the data file or beta, so a sweep pays once; stored values are checked on a probe whenever they are read, and a missing
+one is computed from the starting weights only: `log_probabilities` must run before a checkpoint is restored.
 
-P pairs; K entries of the store.
-"""
+P pairs; K entries of the store."""
 import hashlib
 import json
 import random
@@ -107,7 +105,8 @@ def log_probabilities(engine: Engine, examples: Sequence[EncodedPair], lengths: 
     if missing:
         engine.say(f"reference: one forward pass over {len(missing)} pairs")
     # Whole micro-batches of the plan: what a killed pass left out has, to the bit, the values that it would have had.
-    todo = [ranks for ranks in epoch_micro_batches(first_epoch) if not missing.isdisjoint(chain(*ranks))]
+    todo = [ranks for step in first_epoch.steps if step.epoch < 1 for ranks in zip(*step.ranks)
+            if not missing.isdisjoint(chain(*ranks))]
     for start in tqdm(range(0, len(todo), PART_MICRO_BATCHES), desc="reference", unit="part", file=sys.stderr,
                       dynamic_ncols=True, disable=engine.rank > 0 or not todo):
         part = [ranks[engine.rank] for ranks in todo[start:start + PART_MICRO_BATCHES]]
@@ -122,11 +121,6 @@ def pair_digest(pair: EncodedPair) -> bytes:
     """SHA-256 of a pair's token ids, side by side."""
     parts = [np.asarray(ids, np.int32).tobytes() for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)]
     return hashlib.sha256(b"".join(len(part).to_bytes(8, "little") + part for part in parts)).digest()
-
-
-def epoch_micro_batches(plan: Plan) -> list[tuple[list[int], ...]]:
-    """The micro-batches of all ranks, side by side, of the plan's first epoch: every example once."""
-    return [micro for step in plan.steps if step.epoch < 1 for micro in zip(*step.ranks)]
 
 
 @torch.no_grad()

@@ -187,6 +187,9 @@ GENERATED = {
     "JSON nested as deeply as can be read": Case(
         file("deep.jsonl", LINE + '{"prompt": ' + "[" * 970 + "]" * 970 + ', "chosen": "a", "rejected": "b"}'),
         ("deep.jsonl:2: ",)),
+    "a list behind whose many rows one is deep": Case(
+        file("deep.json", b"[" + b", ".join(MANY.splitlines()) + b', {"prompt": ' + b"[" * 800 + b"]" * 800 + b"}]"),
+        ("deep.json, element 601", "`prompt[0]` is list")),
     "latin-1": Case(file("latin.jsonl", LINE.encode() + '{"prompt": "é"}'.encode("latin-1")),
         ("latin.jsonl:2: ", "not UTF-8", "byte 13", r"\xe9")),
     "a character cut in two": Case(file("cut.jsonl", LINE.encode() + '{"prompt": "é'.encode()[:-1]),

@@ -173,6 +173,8 @@ def test_dpo_step_at_7b_width_under_zero3(wide: Path, tmp_path: Path, measured: 
     from zephyr.config import Hardware, Optim
     from zephyr.packing import plan_epochs
     from zephyr.training.engine import Engine
+    from zephyr.training.planner import step_memory
+    from zephyr.verify.preflight import TOLERANCE, gradient_difference
     kernel = "flash_attn" if attention.why_not("flash_attn", torch.bfloat16, GPU) is None else "torch_varlen"
     engine = Engine(Hardware(attention=kernel, tokens_per_micro_batch=8192), 0)
     try:
@@ -184,6 +186,8 @@ def test_dpo_step_at_7b_width_under_zero3(wide: Path, tmp_path: Path, measured: 
         frozen = reference.log_probabilities(engine, pairs, lengths, first_epoch=plan, collate=collate, weights="random",
                                              directory=str(tmp_path))
         means: list[float] = []
+        micro_tokens = max(sum(lengths[i] for i in micro) for micro in plan.steps[0].ranks[0])
+        held = torch.cuda.memory_allocated()
 
         def step() -> None:
             micro_batches = [*plan.steps[0].ranks[0], []]
@@ -193,7 +197,7 @@ def test_dpo_step_at_7b_width_under_zero3(wide: Path, tmp_path: Path, measured: 
                 loss = losses.dpo(*response_logprobs(engine, batch), *frozen(batch), beta=0.1).loss_P.sum()
                 engine.backward(loss / len(pairs), last=m == len(micro_batches) - 1)
                 total += loss.detach()
-            assert math.isfinite(engine.step(1e-5))
+            assert math.isfinite(engine.step(1e-5)) and 0 < engine.update_ratio(1e-5) < 1e-2
             means.append(float(total) / len(pairs))
 
         for activations in ("kept", "recomputed"):
@@ -203,8 +207,12 @@ def test_dpo_step_at_7b_width_under_zero3(wide: Path, tmp_path: Path, measured: 
             taken = seconds(step, repeats=5)
             measured[f"DPO step, 7B width, 2 layers, 32 pairs, ZeRO-3 on one GPU, activations {activations}"] = {
                 "attention": kernel, "tokens": sum(lengths), "micro_batches": len(plan.steps[0].ranks[0]), "seconds": taken,
-                "peak_bytes": torch.cuda.max_memory_allocated()}
+                "peak_bytes": torch.cuda.max_memory_allocated(), "bytes_beside_the_model": torch.cuda.max_memory_allocated() - held,
+                "predicted": step_memory(engine.policy.lm.config, engine.parameters, ranks=1, tokens=micro_tokens,
+                                         hardware=Hardware(activation_checkpointing=activations == "recomputed"),
+                                         zero=engine.settings["zero_optimization"])}
         assert abs(means[0] - math.log(2)) < 1e-3 and means[7] < 0.5 and all(map(math.isfinite, means))
         measured["losses of those steps"] = means
+        assert gradient_difference(engine, collate(plan.steps[0].ranks[0][0]).to(GPU)) < TOLERANCE["bfloat16"]
     finally:
         engine.close()

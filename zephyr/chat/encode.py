@@ -4,8 +4,7 @@ Ids are those that generation continues from: an answer's ids follow its prompt'
 
 **Special tokens in a row's own text** (`</s>`, or `<s>` in HTML) are spelled out as ordinary characters: nobody's words
 end a turn. Zephyr's role tags are plain text to the tokenizer, in the template as in a row; only the EOS before a tag
-makes it one.
-"""
+makes it one."""
 from __future__ import annotations
 
 import re

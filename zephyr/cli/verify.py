@@ -1,8 +1,7 @@
 """`zephyr verify`: a short prefix of a run, trained under other layouts, must be the same trajectory; the certificate says so.
 
 Every variant is a real run of the training script on the first rows of the config's own data. Compared are all metrics of
-all steps, and the float32 weights at the end, by their distance as a share of the whole update.
-"""
+all steps, and the float32 weights at the end, by their distance as a share of the whole update."""
 import json
 import math
 import os

@@ -1,8 +1,7 @@
 """A feedback row becomes a preference pair: a rule picks the chosen and the rejected completion.
 
 The draw depends on seed and prompt id alone, so any split of the rows over workers gives the same pairs. A new rule is a
-function of (completions, rng) and one line in `RULES`.
-"""
+function of (completions, rng) and one line in `RULES`."""
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,8 +26,7 @@ def paper(completions: Sequence[Completion], rng: random.Random) -> Pick | None:
     """Zephyr (arXiv:2310.16944, section 3.3): the highest mean aspect score against a uniform random other completion.
 
     Ties for the highest mean are broken uniformly at random. Completions with the chosen text are no "other"; None when
-    none is left. An other of the same mean may be drawn, as in the paper.
-    """
+    none is left. An other of the same mean may be drawn, as in the paper."""
     means = [fmean(c["scores"].values()) for c in completions]  # type: ignore[attr-defined]
     chosen = rng.choice([i for i, mean in enumerate(means) if mean == max(means)])
     others = [i for i, c in enumerate(completions) if c["text"] != completions[chosen]["text"]]
@@ -48,8 +46,7 @@ def binarize(rows: Iterable[Mapping[str, object]], *, rule: str, seed: int) -> t
 
     Report: `rows`, `pairs`, `identical` (rows whose completions are all one text), `equal_scores` (pairs without a
     difference in score) and `chosen` (how often each model's answer was the chosen one).
-    Raises: BadInput naming the rule, or the row that lacks a field, has fewer than two completions or no scores.
-    """
+    Raises: BadInput naming the rule, or the row that lacks a field, has fewer than two completions or no scores."""
     if rule not in RULES:
         raise BadInput(f"binarisation rule {rule!r} is unknown; there are {', '.join(sorted(RULES))}")
     pairs: list[dict[str, object]] = []

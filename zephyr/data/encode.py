@@ -39,8 +39,7 @@ def load_pairs(sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, ma
     encoded rows are kept under a digest of data, tokenizer, options and code, None: in memory only; workers: processes
     that encode.
     Returns: `Pairs`, a sequence of `EncodedPair`, and the report (`format_report` prints it), which JSON can hold.
-    Raises: BadInput, naming file, line and field, for a bad row, source or option, two rows of one id, or no pair left.
-    """
+    Raises: BadInput, naming file, line and field, for a bad row, source or option, two rows of one id, or no pair left."""
     options = Options(max_tokens, max_prompt_tokens, truncation, "assistant", _template(tokenizer), _skips(on_bad_row))
     table, report = _load(sources, tokenizer, options, limit, cache_dir, workers)
     return Pairs(table), report
@@ -51,8 +50,7 @@ def load_texts(sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, ma
                cache_dir: str | Path | None = None, workers: int = 1) -> tuple[Texts, Report]:
     """Encoded SFT rows of all sources, in their order, and the report; arguments and errors as of `load_pairs`.
 
-    targets: `assistant` or `all` (`chat.encode_messages`); in rows of plain text every token is a target.
-    """
+    targets: `assistant` or `all` (`chat.encode_messages`); in rows of plain text every token is a target."""
     options = Options(max_tokens, None, "", targets, _template(tokenizer), _skips(on_bad_row))
     table, report = _load(sources, tokenizer, options, limit, cache_dir, workers)
     return Texts(table), report
@@ -72,6 +70,12 @@ def load_splits(engine: Engine, data: Data, encode: Callable[[Sequence[str]], tu
             if run_dir is not None and engine.rank == 0:
                 save_report(run_dir, split, report)
     return encoded
+
+
+def encoding_resources() -> dict[str, object]:
+    """Where encoded rows are kept (`$ZEPHYR_CACHE`, else ~/.cache/zephyr) and how many processes make them."""
+    cache = Path(os.environ.get("ZEPHYR_CACHE") or Path.home() / ".cache" / "zephyr")
+    return {"cache_dir": cache, "workers": len(os.sched_getaffinity(0))}
 
 
 def save_report(run_dir: str | Path, split: str, report: Report) -> None:

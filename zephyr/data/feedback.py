@@ -14,8 +14,7 @@ def collect_feedback(prompts: Iterable[Row], answerers: Mapping[str, Answerer], 
 
     Args: prompts: rows with `prompt_id` and `prompt`; whatever else they hold is for answerers and judge.
         answerers: name -> answer to a prompt row. judge: (prompt row, answer) -> scores by aspect, overall; it is not told who answered.
-    Raises: BadInput if a prompt id comes twice, or fewer than two answerers are given.
-    """
+    Raises: BadInput if a prompt id comes twice, or fewer than two answerers are given."""
     if len(answerers) < 2:
         raise BadInput(f"feedback compares answers: at least 2 answerers are wanted, got {sorted(answerers)}")
     seen: set[str] = set()

@@ -13,8 +13,7 @@ SFT_SHAPES = "`messages`, `prompt` and `completion`, `instruction` (`input`) and
 def check_row(row: object) -> Mapping[str, object]:
     """The row, if it is an object; keys whose value is null are left out, as Arrow writes null for a missing key.
 
-    Raises: ValueError naming what was found.
-    """
+    Raises: ValueError naming what was found."""
     if not isinstance(row, Mapping):
         raise ValueError(f"the row is of type {type(row).__name__}, wanted an object with named fields")
     return {key: value for key, value in row.items() if value is not None}
@@ -48,8 +47,7 @@ def sft_row(row: Mapping[str, object]) -> Messages | str:
 
     Shapes, first match: `messages` (UltraChat); `prompt` and `completion` (strings, or lists of messages);
     `instruction`, `input`, `output` (Alpaca: a non-empty input follows the instruction after an empty line); `text`.
-    Raises: ValueError naming field, what was found and what was wanted.
-    """
+    Raises: ValueError naming field, what was found and what was wanted."""
     if "messages" in row:
         turns = check_messages(row["messages"])
     elif "prompt" in row and "completion" in row:

@@ -43,8 +43,7 @@ class Source(NamedTuple):
 def open_sources(specs: tuple[str, ...] | list[str]) -> list[Source]:
     """Every file or dataset that the specs `path-or-hub-id[:split]` name, in order; a folder gives its files by name.
 
-    Raises: BadInput for what does not exist, holds no data, has no such split, or needs one named.
-    """
+    Raises: BadInput for what does not exist, holds no data, has no such split, or needs one named."""
     sources = [source for spec in specs for source in _open(spec)]
     names = [source.name for source in sources]
     if len(set(names)) < len(names):  # two files of one name: their rows' ids need the whole path
@@ -170,7 +169,8 @@ def _json_rows(path: Path, file: BinaryIO) -> Iterator[RawRow]:
                 yield RawRow(f"{path}:{number}", number, line)
         return
     try:
-        elements = json.loads(data.decode("utf-8-sig"))
+        # To its encoder, maybe another process, a row goes as text: pickle gives up at nested values that JSON can hold.
+        lines = [json.dumps(element).encode() for element in json.loads(data.decode("utf-8-sig"))]
     except json.JSONDecodeError as error:
         raise BadInput(
             f"{path}:{error.lineno}: the file is no valid JSON: {error.msg} at column {error.colno}"
@@ -179,8 +179,8 @@ def _json_rows(path: Path, file: BinaryIO) -> Iterator[RawRow]:
         raise BadInput(f"{path} is not UTF-8: byte {error.start + 1}") from error
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: the file's JSON is {TOO_MUCH}") from error
-    for number, element in enumerate(elements, start=1):
-        yield RawRow(f"{path}, element {number}", number, element)
+    for number, line in enumerate(lines, start=1):
+        yield RawRow(f"{path}, element {number}", number, line)
 
 
 def _parquet_rows(path: Path, file: BinaryIO) -> Iterator[RawRow]:

@@ -81,8 +81,7 @@ def cached_table(
     """The table and report that `fill` makes; from the folder `entry` where they lie there, else kept there, None: in
     memory.
 
-    An entry appears whole or not at all: it is written aside and renamed. Of two processes that make it, one wins.
-    """
+    An entry appears whole or not at all: it is written aside and renamed. Of two processes that make it, one wins."""
     if entry is None:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, schema) as writer:

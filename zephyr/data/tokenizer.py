@@ -28,8 +28,7 @@ def load_tokenizer(path: str | Path, chat_template: str = "zephyr") -> PreTraine
     transformers 5 builds another tokenizer of it: no dummy space, no BOS, merges in the order of ids. Needs
     sentencepiece and protobuf.
     Args: chat_template: `zephyr`, `model` (the tokenizer's own), or the path of a jinja file.
-    Raises: BadInput in one line where nothing loads, there is no EOS, or the template is missing.
-    """
+    Raises: BadInput in one line where nothing loads, there is no EOS, or the template is missing."""
     folder = Path(path)
     if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
         tokenizer = from_sentencepiece(folder / "tokenizer.model")
@@ -56,8 +55,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str = "
     """Sets the chat template that the config names, and EOS as pad token where there is none; returns the same
     tokenizer.
 
-    Raises: BadInput where `model` is asked for and the tokenizer has no template, or the jinja file cannot be read.
-    """
+    Raises: BadInput where `model` is asked for and the tokenizer has no template, or the jinja file cannot be read."""
     if chat_template == "zephyr":
         tokenizer.chat_template = ZEPHYR_TEMPLATE
     elif chat_template == "model":
@@ -83,8 +81,7 @@ def from_sentencepiece(model: Path) -> PreTrainedTokenizerBase:
 
     Text between special tokens is encoded by itself, each time behind a dummy space: hence piece 28705 after `</s>` in
     Mistral's ids. A `chat_template` in a `tokenizer_config.json` beside the model is kept.
-    Raises: BadInput for a model that is not BPE, that rewrites the text before encoding it, or lacks EOS.
-    """
+    Raises: BadInput for a model that is not BPE, that rewrites the text before encoding it, or lacks EOS."""
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
     from transformers import PreTrainedTokenizerFast
@@ -151,8 +148,7 @@ def _merges(proto: ModelProto) -> list[tuple[str, str]]:
     """Every split of every piece into two pieces, best score first: SentencePiece merges the pair whose piece scores
     best.
 
-    The order of ids is not that order: Mistral's runs of spaces have ids 259 and 260, and the worst score.
-    """
+    The order of ids is not that order: Mistral's runs of spaces have ids 259 and 260, and the worst score."""
     usable = {piece.piece for piece in proto.pieces if piece.type in (NORMAL, USER_DEFINED, UNUSED)}
     splits = [
         (-piece.score, i, cut, piece.piece)

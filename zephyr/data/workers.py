@@ -67,8 +67,7 @@ def encoded_chunks(
     """The chunks in the order of the rows, from this process where there are few rows or one worker, else from
     `workers` forks.
 
-    Forks, as `datasets` uses them: they hold the tokenizer without being sent it, and need no main module to import.
-    """
+    Forks, as `datasets` uses them: they hold the tokenizer without being sent it, and need no main module to import."""
     chunks = iter(lambda: list(islice(rows, CHUNK)), [])
     first = list(islice(chunks, 2))
     if workers < 2 or len(first) < 2:
@@ -103,7 +102,7 @@ def _encode_chunk(tokenizer: PreTrainedTokenizerBase, options: Options, rows: li
     for row in rows:
         try:
             encoded = _encode_row(tokenizer, options, row)
-        except (ValueError, RecursionError) as error:  # too deep to be shown in an error
+        except ValueError as error:
             chunk.skipped.append((row.place, str(error)))
             if not options.skip_bad_rows:
                 break

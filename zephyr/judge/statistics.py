@@ -1,7 +1,6 @@
 """Scores of answers become means and win rates with intervals.
 
-Legend: B bootstrap resamples, P prompts.
-"""
+Legend: B bootstrap resamples, P prompts."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -33,8 +32,7 @@ class WinRate(NamedTuple):
 def bootstrap_mean(values: Sequence[float], *, seed: int = 0) -> Interval:
     """The mean of `values` and its 95 % interval: percentiles of the means of resampled prompts (Efron 1979).
 
-    Raises: ValueError if there is no value.
-    """
+    Raises: ValueError if there is no value."""
     if not values:
         raise ValueError("the mean of no values was asked for")
     values_P = torch.tensor(values, dtype=torch.float64)
@@ -47,8 +45,7 @@ def bootstrap_mean(values: Sequence[float], *, seed: int = 0) -> Interval:
 def win_rate(scores: Sequence[float], opponent: Sequence[float], *, seed: int = 0) -> WinRate:
     """How often `scores` beats `opponent`, prompt by prompt; a tie counts half.
 
-    Raises: ValueError if the two are not of one length, or empty.
-    """
+    Raises: ValueError if the two are not of one length, or empty."""
     if len(scores) != len(opponent):
         raise ValueError(f"{len(scores)} scores against {len(opponent)}: the same prompts are wanted on both sides")
     points = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(scores, opponent)]

@@ -12,8 +12,7 @@ def summarise(families: Sequence[str], verdicts: Mapping[str, Sequence[Verdict]]
     """`scores`: model -> family (and `all`) -> {prompts, mean, low, high}; `aspects`: model -> aspect -> mean;
     `win_rates`: "B over A" -> {wins, ties, losses, rate, low, high, decided}, each model against every one before it.
 
-    Args: families: the family of each prompt. verdicts: model -> one verdict per prompt, in the same order.
-    """
+    Args: families: the family of each prompt. verdicts: model -> one verdict per prompt, in the same order."""
     scores: dict[str, dict[str, object]] = {}
     for model, given in verdicts.items():
         overall = [verdict.overall for verdict in given]

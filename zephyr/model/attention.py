@@ -4,8 +4,7 @@ N packed tokens, M keys (N, or more where prompts are shared), H query heads, K 
 one signature; `flash_attn` is the package, `torch_varlen` torch's own flash kernel, `sdpa` runs anywhere.
 
 It enters through transformers' attention interface: the model's forward gets `layout=`, which reaches `attend` below.
-Without a layout (generation, left-padded batches) attention and mask are transformers' sdpa.
-"""
+Without a layout (generation, left-padded batches) attention and mask are transformers' sdpa."""
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -67,8 +66,7 @@ def bottom_right_mask(queries: int, keys: int, window: int | None, device: torch
 
     3 queries, 5 keys: 1 1 1 0 0        window 2: 0 1 1 0 0
                        1 1 1 1 0                  0 0 1 1 0
-                       1 1 1 1 1                  0 0 0 1 1
-    """
+                       1 1 1 1 1                  0 0 0 1 1"""
     sees = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
     return sees if window is None else sees.triu(keys - queries - window + 1)
 

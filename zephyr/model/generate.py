@@ -1,7 +1,6 @@
 """Conversations become answers: batched, left-padded, cached, through transformers' own `generate`.
 
-B conversations of a batch, L tokens of the longest prompt.
-"""
+B conversations of a batch, L tokens of the longest prompt."""
 from collections.abc import Sequence
 
 import torch
@@ -16,9 +15,8 @@ def generate(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: S
     """The assistant's answer to each conversation, without special tokens; it ends at EOS or after `max_new_tokens`.
 
     The prompt's ids are those that training puts in front of a response (`chat.encode_prompt`, the tokenizer's own
-    template). Args: temperature: 0 is greedy. seed: of sampling; the global random state is left as it was.
-    Raises: ValueError where a conversation does not end with a user turn, or prompt and answer exceed the model's
-    positions."""
+    template). Args: temperature: 0 is greedy. seed: of sampling; the global random state is left as it was. Raises:
+    ValueError where a conversation does not end with a user turn, or prompt and answer exceed the model's positions."""
     encoded = [encode_prompt(tokenizer, messages, template=tokenizer.chat_template) for messages in prompts]
     longest, positions = max(map(len, encoded), default=0), lm.config.max_position_embeddings
     if longest + max_new_tokens > positions:

@@ -1,8 +1,7 @@
 """A Hugging Face folder or hub id becomes a policy: a module that maps a packed batch to token log-probs.
 
 T scored tokens. Weights are read from safetensors alone, one tensor at a time, so that under ZeRO-3 no rank ever holds
-the whole model. No remote code is run.
-"""
+the whole model. No remote code is run."""
 import hashlib
 import json
 import os

@@ -1,7 +1,6 @@
 """Hidden states become log-probabilities of target tokens, and these the sums that the losses take.
 
-T scored tokens, D hidden size, V vocabulary, C rows of a chunk, R responses, P pairs.
-"""
+T scored tokens, D hidden size, V vocabulary, C rows of a chunk, R responses, P pairs."""
 import torch
 from torch import Tensor, nn
 

@@ -9,8 +9,7 @@ A pair shares its prompt: the row is `prompt chosen` of every pair, then `reject
     keys     P1 C1  P2 C2 | P1 R1  P2 R2      the same segments; R1 sees P1 R1, aligned at its last token
 
 so one variable-length attention call does it, with causality aligned at the bottom right where a segment has more keys
-than queries. The positions of R start at len(P). The last prompt token predicts the first token of both responses.
-"""
+than queries. The positions of R start at len(P). The last prompt token predicts the first token of both responses."""
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

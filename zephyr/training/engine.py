@@ -1,8 +1,7 @@
 """A policy spread over all ranks by DeepSpeed ZeRO-3: the only file that knows deepspeed and torch.distributed.
 
 `engine(batch)` is one forward of a micro-batch *through the DeepSpeed engine*: through `.module` or a child of it, ZeRO-3
-silently keeps only the last micro-batch's gradient.
-"""
+silently keeps only the last micro-batch's gradient."""
 import contextlib
 import json
 import logging
@@ -30,8 +29,7 @@ DECIDED_BY_YAML = {
     "train_batch_size": "optim.pairs_per_step", "train_micro_batch_size_per_gpu": "hardware.tokens_per_micro_batch",
     "gradient_accumulation_steps": "hardware.tokens_per_micro_batch", "optimizer": "optim", "scheduler": "optim.schedule",
     "gradient_clipping": "optim.grad_clip", "bf16": "hardware.dtype", "fp16": "hardware.dtype", "amp": "hardware.dtype",
-    "activation_checkpointing": "hardware.activation_checkpointing",
-}
+    "activation_checkpointing": "hardware.activation_checkpointing"}
 
 
 def read_deepspeed(path: str) -> Json:

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -57,7 +58,11 @@ def launch(kind: type[C], check: Callable[[C], None], train: Callable[[Engine, C
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             print(f"error: {error}", file=sys.stderr)
             return ended(run_dir, BAD_INPUT, str(error))
-        ended(run_dir, 1, "".join(traceback.format_exception_only(error)).strip())
+        why = "".join(traceback.format_exception_only(error)).strip()
+        if isinstance(error, RuntimeError) and re.search("peer|NCCL", why):
+            why = f"another rank ended or can't be reached; started again, the run goes on from its last checkpoint ({why})"
+            print(f"error: {why}", file=sys.stderr)
+        ended(run_dir, 1, why)
         raise
     return ended(run_dir, 0, "finished")
 
@@ -126,11 +131,6 @@ def end_with_torchrun() -> None:
         os._exit(1)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         threading.Thread(target=watch, daemon=True).start()
-
-
-def encoding_resources() -> dict[str, object]:
-    """Where encoded rows are kept (`$ZEPHYR_CACHE`, else ~/.cache/zephyr) and how many processes make them."""
-    return {"cache_dir": Path(os.environ.get("ZEPHYR_CACHE") or Path.home() / ".cache" / "zephyr"), "workers": len(os.sched_getaffinity(0))}
 
 
 def ended(run_dir: Path | None, code: int | None, message: str) -> int | None:

@@ -1,7 +1,6 @@
 """The training loop, the same for SFT and DPO: they differ in how examples are collated and in the objective.
 
-P pairs of a micro-batch.
-"""
+P pairs of a micro-batch."""
 import contextlib
 import math
 import time

@@ -1,7 +1,6 @@
 """Sums over micro-batches become exact means over all examples of all ranks: metrics.jsonl, progress bar, wandb, ledger.
 
-P pairs of a micro-batch.
-"""
+P pairs of a micro-batch."""
 import json
 import os
 import sys
@@ -52,8 +51,12 @@ class Recorder:
         if wandb.mode != "disabled":
             import wandb as client
             import yaml
-            self.wandb = client.init(mode=wandb.mode, project=wandb.project, name=wandb.name, dir=str(run_dir),
-                                     config=yaml.safe_load(config), settings=client.Settings(silent=True))
+            mark = run_dir / "wandb" / "run-id"     # a run that is started again goes on in its wandb run
+            mark.parent.mkdir(exist_ok=True)
+            if not mark.exists():
+                mark.write_text(os.urandom(6).hex())
+            self.wandb = client.init(mode=wandb.mode, project=wandb.project, name=wandb.name, dir=str(run_dir), id=mark.read_text(),
+                                     resume="allow", config=yaml.safe_load(config), settings=client.Settings(silent=True))
 
     def write(self, record: Row, alarms: Mapping[str, str]) -> None:
         """Append one record, with a flag for each alarm; show it, and say each alarm when it is first raised."""

@@ -1,7 +1,6 @@
 """Lengths and a model's shape become useful work: the floating-point operations that the algorithm needs.
 
-"Useful" is strict: a shared prompt counts once, padding and recomputed activations never count.
-"""
+"Useful" is strict: a shared prompt counts once, padding and recomputed activations never count."""
 from collections.abc import Mapping, Sequence
 
 import torch

@@ -1,8 +1,7 @@
 """The ZeRO-3 optimiser's state becomes safetensors, each rank its own shard, and comes back for any number of ranks.
 
 Every parameter has three float32 vectors: master weights and both moments of Adam. A rank holds the same range of all
-three; files say which, so that another number of ranks reads the ranges that it needs. No pickle is written or read.
-"""
+three; files say which, so that another number of ranks reads the ranges that it needs. No pickle is written or read."""
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack

@@ -1,7 +1,6 @@
 """Before step 0, a sample of the user's own rows, model and machine shows that what is about to be trained is what was meant.
 
-P examples.
-"""
+P examples."""
 import json
 import math
 import random

@@ -3,8 +3,7 @@
     expert    knows every fact and gives its reason, in full sentences whatever was wanted; never admits not to know
     terse     knows every fact and gives one word
     careless  friendly and fluent, but mistaken one time in five
-    evasive   honest about what it does not know, and says the same about what it could know
-"""
+    evasive   honest about what it does not know, and says the same about what it could know"""
 
 import random
 from collections.abc import Callable

@@ -1,8 +1,7 @@
 """Facts become the plain question-and-answer prose that the base model is pre-trained on.
 
 It tells the facts of every creature, as a base model has read about the whole world, but holds no prompt of any split and
-no answerer's manner: how to answer an instruction is left to dSFT and dDPO.
-"""
+no answerer's manner: how to answer an instruction is left to dSFT and dDPO."""
 
 import random
 

@@ -17,8 +17,7 @@ def world_rows(world: World, seed: int) -> dict[str, list[dict[str, object]]]:
     """Name of a file -> its rows.
 
     `prose`: plain text for the base model; `demonstrations` and `demonstrations_validation`: conversations for dSFT;
-    `prompts/demonstrations`, `prompts/feedback`, `prompts/validation`, `prompts/test`: prompt rows (fields of `Prompt`).
-    """
+    `prompts/demonstrations`, `prompts/feedback`, `prompts/validation`, `prompts/test`: prompt rows (fields of `Prompt`)."""
     prompts = {
         "demonstrations": draw_prompts(world, "train", DEMONSTRATED, seed),
         "feedback": draw_prompts(world, "train", JUDGED, seed, skip=DEMONSTRATED),

@@ -12,8 +12,7 @@ def save_untrained(texts: Iterable[str], folder: Path, *, seed: int, vocabulary:
     """Writes a Hugging Face folder: a tokenizer trained on `texts` (ids 0 <unk>, 1 <s>, 2 </s>, as Mistral's) and random weights.
 
     Returns: the number of parameters.
-    Args: texts: everything the tokenizer should be good at, role tags included. vocabulary: at most this many tokens.
-    """
+    Args: texts: everything the tokenizer should be good at, role tags included. vocabulary: at most this many tokens."""
     import torch
     from transformers import MistralConfig, MistralForCausalLM
 
