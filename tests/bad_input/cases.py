@@ -61,6 +61,7 @@ CONFIG = {
     "text of two lines": Case(given('model="a\\nb"'), ("model", r"'a\nb'", "a text")),
     "text with a NUL": Case(given('run.dir="a\\0b"'), ("run.dir", r"'a\x00b'", "a text")),
     "text with half a surrogate pair": Case(given('run.dir="a\\uD800b"'), ("run.dir", r"'a\ud800b'", "a text")),
+    "text naming a secret": Case(given("run.wandb.name=$WANDB_API_KEY"), ("run.wandb.name", "WANDB_API_KEY", "environment")),
     "group a number": Case(given("optim=3"), ("optim", "3", "a group of keys")),
     "group null": Case(given("data="), ("data", "None", "a group of keys")),
     "list a text": Case(given("data.train=a.jsonl"), ("data.train", "'a.jsonl'", "a list")),
@@ -147,7 +148,7 @@ BAD_ROWS = {
     "prompts_differ": "turns before the last of `chosen` and `rejected` differ",
     "prompt_of_another_row": "`prompt` (str 'How are you?') is no user turn of `chosen`", "id_a_list": "`id` is list [1]",
     "id_a_fraction": "`id` is float 1.5", "id_empty": "`id` is str ''", "score_a_text": "`score_chosen` is str '7'",
-    "score_of_one_side": "`score_rejected`", "score_not_a_number": "`score_chosen` is float nan",
+    "score_not_a_number": "`score_chosen` is float nan",
     "half_a_surrogate_pair": "U+D83D", "half_a_surrogate_pair_in_the_answer": "assistant's turn holds U+DC00",
     "half_a_surrogate_pair_in_the_id": r"`id` is '\ud83d'", "noncharacter": "U+FDD0", "rows_of_sft": "`chosen` is missing",
 }

@@ -20,10 +20,7 @@ from zephyr.chat import encode_pair
 from zephyr.data import load_pairs, prepare_tokenizer
 
 LONGEST = 600  # characters of a message
-KNOWN_FAULTS = {"deepspeed with an unknown key", "deepspeed with a text for a number", "deepspeed with an unknown dtype",
-                "deepspeed nested too deeply", "deepspeed of a name too long", "dry run of nothing"}
-EVERY_CASE = pytest.mark.parametrize("name", [
-    pytest.param(name, marks=[pytest.mark.xfail(strict=True)] if name in KNOWN_FAULTS else []) for name in CASES])
+EVERY_CASE = pytest.mark.parametrize("name", CASES)
 KEPT = {"status.json", "config.yaml", "data.json", "lock"}  # what a refused run may leave in its folder
 
 

@@ -93,7 +93,8 @@ def read_or_refused(path: Path, content: bytes, tokenizer: PreTrainedTokenizerBa
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(content=files, suffix=st.sampled_from([".jsonl", ".json", ".jsonl.gz"]))
-@example(content=json.dumps(GOOD).encode(), suffix=".jsonl")
+@example(content=b'{"id": "\\ud83d", "text": "plain"}', suffix=".jsonl")
+@example(content=json.dumps({**GOOD, "score_chosen": 10**400, "score_rejected": 0.5}).encode(), suffix=".jsonl")
 def test_any_lines(content: bytes, suffix: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Lines of JSON that are almost rows, and bytes. Fails for an exception that is no BadInput, a message without file and
     line, or a row that is neither kept, skipped nor dropped."""

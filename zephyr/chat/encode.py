@@ -1,10 +1,7 @@
 """Here a conversation becomes token ids and flags of which ids are targets; truncation is decided here too.
 
-Ids are those that generation continues from: an answer's ids follow its prompt's as a model would have written them.
-
-**Special tokens in a row's own text** (`</s>`, or `<s>` in HTML) are spelled out as ordinary characters: nobody's words
-end a turn. Zephyr's role tags are plain text to the tokenizer, in the template as in a row; only the EOS before a tag
-makes it one."""
+An answer's ids follow its prompt's as a model would have written them. Special tokens in a row's own text (`</s>`, or `<s>`
+in HTML) are spelled out as characters: nobody's words end a turn. Role tags are text; only the EOS before one makes it a tag."""
 from __future__ import annotations
 
 import re

@@ -31,15 +31,13 @@ def row_id(row: Mapping[str, object], default: str) -> str:
 
 
 def preference(row: Mapping[str, object]) -> float | None:
-    """`score_chosen` - `score_rejected` of a pair; None where it has neither. Raises: ValueError for one without the
-    other, or one that is no finite number."""
-    scores = [row.get("score_chosen"), row.get("score_rejected")]
-    if scores == [None, None]:
-        return None
-    for name, score in zip(("score_chosen", "score_rejected"), scores):
+    """`score_chosen` - `score_rejected` of a pair; None where it has not both. Raises: ValueError for one that is no
+    finite number."""
+    scores = {name: row[name] for name in ("score_chosen", "score_rejected") if name in row}
+    for name, score in scores.items():
         if isinstance(score, bool) or not isinstance(score, (int, float)) or not abs(score) < 1e300:
-            raise ValueError(f"`{name}` is {type(score).__name__} {score!r:.60}, wanted a finite number, as of the other answer")
-    return scores[0] - scores[1]
+            raise ValueError(f"`{name}` is {type(score).__name__} {score!r:.60}, wanted a finite number")
+    return scores["score_chosen"] - scores["score_rejected"] if len(scores) == 2 else None
 
 
 def sft_row(row: Mapping[str, object]) -> Messages | str:

@@ -68,7 +68,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str = "
             tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
             encode_messages(tokenizer, TRIAL, template=tokenizer.chat_template)
         except (OSError, ValueError) as error:
-            raise BadInput(f"chat_template is {chat_template!r}, wanted zephyr, model or the path of a jinja file that works: "
+            raise BadInput(f"chat_template is {chat_template!r}, wanted zephyr, model or a readable jinja file: "
                            f"{getattr(error, 'strerror', None) or error}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

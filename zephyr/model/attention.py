@@ -1,10 +1,8 @@
 """Our attention over a packed row, inside any transformers decoder, with three interchangeable kernels.
 
-N packed tokens, M keys (N, or more where prompts are shared), H query heads, K key heads, E head size. The kernels share
-one signature; `flash_attn` is the package, `torch_varlen` torch's own flash kernel, `sdpa` runs anywhere.
-
-It enters through transformers' attention interface: the model's forward gets `layout=`, which reaches `attend` below.
-Without a layout (generation, left-padded batches) attention and mask are transformers' sdpa."""
+N packed tokens, M keys (N, or more where prompts are shared), H query heads, K key heads, E head size. `flash_attn` is the
+package, `torch_varlen` torch's own flash kernel, `sdpa` runs anywhere. They enter through transformers' attention interface: the
+model's forward gets `layout=`, which reaches `attend`; without it (generation, left-padded batches) all is transformers' sdpa."""
 import inspect
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,7 @@
 """Lengths become a plan of integers: step -> rank -> micro-batch -> example indices.
 
-The plan is a pure function of lengths, seed and config, so every rank computes the same one, the learning-rate schedule
-is known before step 0, and resuming is a step number. A step holds the same examples for any number of ranks."""
+A pure function of lengths, seed and config, so every rank computes the same one, the learning-rate schedule is known before
+step 0, and resuming is a step number. A step holds the same examples for any number of ranks."""
 import heapq
 import random
 from collections.abc import Sequence

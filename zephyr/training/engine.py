@@ -36,12 +36,12 @@ def read_deepspeed(path: str) -> Json:
     """The DeepSpeed JSON of `hardware.deepspeed`, looked for from the working folder, then beside the package.
 
     Raises: ConfigError where it is absent, no JSON, not ZeRO-3, or holds what the YAML decides."""
-    found = next((p for p in (Path(path), Path(zephyr.__file__).parents[1] / path) if p.is_file()), None)
+    found = next((p for p in (Path(path), Path(zephyr.__file__).parents[1] / path) if os.path.isfile(p)), None)
     if found is None:
         raise ConfigError(f"hardware.deepspeed: no such file: {path}")
     try:
         settings = json.loads(found.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"hardware.deepspeed: {path} is not JSON: {error}") from None
     zero = settings.get("zero_optimization") if isinstance(settings, dict) else None
     if not isinstance(zero, dict) or zero.get("stage") != 3:
@@ -76,6 +76,11 @@ class Engine:
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed("nccl" if use_cuda else "gloo", timeout=timedelta(minutes=30), verbose=False)
         self.rank, self.world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        try:
+            checked = deepspeed.DeepSpeedConfig(self.deepspeed_config(Optim()))
+            deepspeed.runtime.engine.DtypeEnum(checked.grad_accum_dtype)
+        except Exception as error:                  # pydantic's, and any that a value of the wrong type brings about
+            raise ConfigError(f"hardware.deepspeed: {hardware.deepspeed}: {error}") from None
         # Objects and host numbers travel over gloo, so that they never queue behind collectives of the GPU.
         self.host_group = torch.distributed.new_group(backend="gloo") if use_cuda else None
         torch.manual_seed(seed)

@@ -39,7 +39,7 @@ def launch(kind: type[C], check: Callable[[C], None], train: Callable[[Engine, C
         print(usage)
         return 0 if argv else BAD_INPUT
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch|transformers|deepspeed")
-    path, *overrides = [a for a in argv if a != "--dry-run"]
+    path, *overrides = [a for a in argv if a != "--dry-run"] or [""]
     run_dir = None
     try:
         config = configs.load(kind, path, overrides)

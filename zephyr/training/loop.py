@@ -1,6 +1,4 @@
-"""The training loop, the same for SFT and DPO: they differ in how examples are collated and in the objective.
-
-P pairs of a micro-batch."""
+"""The training loop, the same for SFT and DPO: they differ in how a micro-batch of P examples is collated, and in the objective."""
 import contextlib
 import math
 import time

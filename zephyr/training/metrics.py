@@ -1,6 +1,4 @@
-"""Sums over micro-batches become exact means over all examples of all ranks: metrics.jsonl, progress bar, wandb, ledger.
-
-P pairs of a micro-batch."""
+"""Sums over micro-batches of P pairs become exact means over all examples of all ranks: metrics.jsonl, bar, wandb, ledger."""
 import json
 import os
 import sys

@@ -48,7 +48,8 @@ def step_memory(lm: PreTrainedConfig, parameters: int, *, ranks: int, tokens: in
     they are offloaded) moments, gathered weights, each layer's input and what one layer, or each, keeps inside, the head's
     gradient. Args: tokens: of the fullest micro-batch. zero: DeepSpeed's `zero_optimization`."""
     item, layers = 2 if hardware.dtype == "bfloat16" else 4, lm.num_hidden_layers
-    inside = (8 * lm.hidden_size + 3 * lm.intermediate_size) * (1 if hardware.activation_checkpointing else layers)
+    inner = getattr(lm, "intermediate_size", None) or 4 * lm.hidden_size
+    inside = (8 * lm.hidden_size + 3 * inner) * (1 if hardware.activation_checkpointing else layers)
     return {"states": (4 if "offload_optimizer" in zero else 12) * parameters // ranks,
             "gathered": item * min(parameters, int(zero.get("stage3_max_live_parameters", 1e9))),
             "activations": item * tokens * (layers * lm.hidden_size + inside),
