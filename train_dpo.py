@@ -24,7 +24,7 @@ from zephyr.model.load import DTYPES, digest, load_policy, require_runnable
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import PackedBatch, Plan, collate_pairs, plan_epochs, plan_pass
 from zephyr.training.engine import Engine
-from zephyr.training.launch import launch
+from zephyr.training.launch import end, launch
 from zephyr.training.loop import Objective, Split, Stats, fit
 from zephyr.training.planner import describe, pair_flops, require_budget
 from zephyr.verify.preflight import preflight
@@ -120,4 +120,4 @@ def check(config: DPOConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(launch(DPOConfig, check, train, __doc__, sys.argv[1:]))
+    end(launch(DPOConfig, check, train, __doc__, sys.argv[1:]))

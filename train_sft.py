@@ -19,7 +19,7 @@ from zephyr.model.export import card, export
 from zephyr.model.load import DTYPES, digest, load_policy, require_runnable
 from zephyr.packing import PackedBatch, Plan, collate_texts, plan_epochs, plan_pass
 from zephyr.training.engine import Engine
-from zephyr.training.launch import launch
+from zephyr.training.launch import end, launch
 from zephyr.training.loop import Split, Stats, fit
 from zephyr.training.planner import describe, require_budget, text_flops
 from zephyr.verify.preflight import preflight
@@ -73,4 +73,4 @@ def objective(policy: Engine, batch: PackedBatch) -> tuple[Tensor, Stats]:
 
 
 if __name__ == "__main__":
-    sys.exit(launch(SFTConfig, require_runnable, train, __doc__, sys.argv[1:]))
+    end(launch(SFTConfig, require_runnable, train, __doc__, sys.argv[1:]))

@@ -107,9 +107,13 @@ class Trainer:
         lr = learning_rate(self.optim, self.step, self.total_steps)
         for group in self.adamw.param_groups:
             group["lr"] = lr
+        before = [parameter.detach().double() for parameter in self.lm.parameters()]
         self.adamw.step()
         self.step += 1
-        return {"step": self.step - 1, "loss": loss.item(), "grad_norm": grad_norm, "learning_rate": lr}
+        moved = torch.cat([(now - old).flatten() for now, old in zip(self.lm.parameters(), before)]).norm()
+        update_ratio = (moved / torch.cat([old.flatten() for old in before]).norm()).item()
+        return {"step": self.step - 1, "loss": loss.item(), "grad_norm": grad_norm, "learning_rate": lr,
+                "update_ratio": update_ratio}
 
 
 def learning_rate(optim: Config, step: int, total_steps: int) -> float:

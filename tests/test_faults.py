@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,9 +19,10 @@ from safetensors.numpy import load_file, save_file
 from processes import Launch
 from runs import LONG, background, ledger, ranks_of, records, require_same_end, running, wait_for
 from zephyr.training.checkpoint import damaged
+from zephyr.training.launch import stop_signals
 
 
-@pytest.mark.parametrize("number", ["SIGUSR1", "SIGTERM"])
+@pytest.mark.parametrize("number", ["SIGUSR1", "SIGTERM", "SIGINT"])
 def test_a_signal_saves_and_stops_and_the_run_goes_on(number: str, finished: Path, undisturbed: Path, launch: Launch,
                                                       tmp_path: Path) -> None:
     """As Slurm pre-empts: the signal reaches the launcher, the step is finished and saved, status.json says 75; started again,
@@ -37,6 +39,22 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on(number: str, finished: Pat
     if number == "SIGUSR1":
         launch("train_dpo.py", *arguments, ranks=2)
         require_same_end(run, undisturbed)
+
+
+def test_a_second_sigint_stops_at_once() -> None:
+    """The handlers of a run, given real signals: the first asks, the second raises; a second SIGTERM, as impatient schedulers
+    send, still only asks; afterwards the process's own are back. Fails where ctrl-C twice waits for the step, or once ends it."""
+    engine, before = SimpleNamespace(stop_asked=False), signal.getsignal(signal.SIGINT)
+    with stop_signals(engine):
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert engine.stop_asked
+        engine.stop_asked = False
+        signal.raise_signal(signal.SIGINT)
+        assert engine.stop_asked
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_killed_rank_ends_the_run_which_goes_on(finished: Path, undisturbed: Path, launch: Launch, tmp_path: Path) -> None:

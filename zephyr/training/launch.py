@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 from zephyr import config as configs
 from zephyr.config import BadInput, C, ConfigError
@@ -65,6 +65,14 @@ def launch(kind: type[C], check: Callable[[C], None], train: Callable[[Engine, C
         ended(run_dir, 1, why)
         raise
     return ended(run_dir, 0, "finished")
+
+
+def end(code: int) -> NoReturn:
+    """End the process with the code of `launch`: all is written, and no thread of a library, taken down with the interpreter (which
+    can abort), may make another code of it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def run(config: C, run_dir: Path | None, train: Callable[[Engine, C, bool], None]) -> None:
