@@ -19,11 +19,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(BIN)/python setup.cfg constraints.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[data]'
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[data,test]'
 	@touch $@
 
 SEED ?= 0
@@ -35,10 +35,12 @@ quickstart: $(VENV)/.installed
 	rm -rf runs/tiny
 	$(BIN)/zephyr world $(W) --seed $(SEED)
 	$(LAUNCH) train_sft.py configs/tiny/base.yaml run.seed=$(SEED)
+	$(BIN)/zephyr self-instruct --config configs/tiny/self_instruct.yaml --seed $(SEED)
+	$(BIN)/zephyr prepare --config configs/tiny/prepare.yaml
 	$(LAUNCH) train_sft.py configs/tiny/sft.yaml run.seed=$(SEED)
-	$(BIN)/zephyr feedback $(W) --prompts feedback --out runs/tiny/feedback.jsonl
+	$(BIN)/zephyr feedback $(W)/prompts/feedback.jsonl --config configs/tiny/feedback.yaml --out runs/tiny/feedback.jsonl
+	$(BIN)/zephyr feedback $(W)/prompts/validation.jsonl --config configs/tiny/feedback.yaml --out runs/tiny/feedback_validation.jsonl
 	$(BIN)/zephyr binarize runs/tiny/feedback.jsonl --rule paper --out runs/tiny/pairs.jsonl
-	$(BIN)/zephyr feedback $(W) --prompts validation --out runs/tiny/feedback_validation.jsonl
 	$(BIN)/zephyr binarize runs/tiny/feedback_validation.jsonl --rule paper --out runs/tiny/pairs_validation.jsonl
 	$(LAUNCH) train_dpo.py configs/tiny/dpo.yaml run.seed=$(SEED)
 	OMP_NUM_THREADS=2 $(BIN)/zephyr eval $(W) --prompts test --out runs/tiny/eval \

@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")          # one machine with or without a GPU; tests/gpu sets its own
@@ -15,6 +16,7 @@ TESTS = Path(__file__).resolve().parent
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
 from processes import ROOT, Launch, free_port  # noqa: E402
+from proxy import Proxy, Server  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -75,3 +77,26 @@ def undisturbed(finished: Path, launch: Launch, tmp_path_factory: pytest.TempPat
     run = tmp_path_factory.mktemp("undisturbed") / "run"
     launch("train_dpo.py", finished / "config.yaml", f"run.dir={run}", *LONG, "run.preflight=off", ranks=2)
     return run
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """`transformers serve` with a tiny model, once for all tests; they skip where its libraries are absent."""
+    for library in ("openai", "fastapi", "uvicorn"):
+        pytest.importorskip(library, reason=f"{library} is absent, without which there is no server to ask")
+    from proxy import serving
+    from tiny import tiny_model
+
+    from zephyr.data import load_tokenizer
+    folder = tiny_model(tmp_path_factory.mktemp("served") / "tiny")
+    load_tokenizer(folder).save_pretrained(folder)
+    with serving(folder) as running:
+        yield running
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[Proxy]:
+    """A proxy of its own for each test, in front of the server."""
+    between = Proxy(server)
+    yield between
+    between.close()

@@ -3,36 +3,33 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
+from zephyr.cli.command import Commands, command, take_config
+from zephyr.cli.data import add_binarize, add_feedback, add_lineage, add_prepare, add_self_instruct
 from zephyr.config import BadInput
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns the exit code: 0, 1 where `verify` found a difference, or 2 for bad input, told in one line."""
+    """Runs one command. Returns the exit code: 0; 1 where `verify` found a difference; 2 for bad input, told in one line. Raises:
+    SystemExit, of argparse's own, and with 75 where a budget ended a command that would go on with a larger one."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="zephyr", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
-    for add in (add_world, add_feedback, add_binarize, add_eval, add_verify):
+    for add in (add_self_instruct, add_prepare, add_feedback, add_binarize, add_lineage, add_eval, add_verify, add_world):
         add(commands)
-    options = parser.parse_args(arguments)
     try:
-        return options.run(options) or 0
+        if "--config" in arguments[1:-1] and arguments[0] in commands.choices:
+            take_config(commands.choices[arguments[0]], arguments[arguments.index("--config") + 1])
+        options = parser.parse_args(arguments)
+        return options.carry_out(options) or 0
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-def command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", run: Callable[[argparse.Namespace], int | None],
-            text: str, example: str) -> argparse.ArgumentParser:
-    """A parser for the command that `run_<name>` carries out; its `--help` ends with the example."""
-    parser = commands.add_parser(run.__name__.removeprefix("run_"), help=text, description=text, epilog=f"example: {example}")
-    parser.set_defaults(run=run)
-    return parser
-
-
-def add_world(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_world(commands: Commands) -> None:
     parser = command(commands, run_world, "write the embedded world: facts, prompts, prose, demonstrations, an untrained model",
                      "zephyr world runs/tiny/world")
     parser.add_argument("dir", type=Path, help="folder to write")
@@ -55,54 +52,7 @@ def run_world(options: argparse.Namespace) -> None:
     print(f"{options.dir / 'untrained'}: tokenizer and untrained model, {parameters:,} parameters")
 
 
-def add_feedback(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = command(commands, run_feedback, "let the world's four answerers answer prompts, and judge every answer",
-                     "zephyr feedback runs/tiny/world --prompts feedback --out runs/tiny/feedback.jsonl")
-    parser.add_argument("world", type=Path, help="folder that `zephyr world` wrote")
-    parser.add_argument("--prompts", default="feedback", help="file of its prompts/ folder (default feedback)")
-    parser.add_argument("--out", type=Path, required=True, help="feedback rows (.jsonl)")
-    parser.add_argument("--seed", type=int, default=0, help="of the answerers' guesses and mistakes (default 0)")
-
-
-def run_feedback(options: argparse.Namespace) -> None:
-    from zephyr.data.feedback import collect_feedback
-    from zephyr.data.jsonl import read_rows, write_rows
-    from zephyr.judge.rules import judge, load_facts
-    from zephyr.world.answerers import ANSWERERS, answer
-    from zephyr.world.facts import load_world
-    from zephyr.world.prompts import prompt_from_row
-
-    path = options.world / "world.json"
-    world, judge_facts = load_world(path), load_facts(path)
-    answerers = {name: partial(lambda name, row: answer(name, prompt_from_row(row), world, options.seed), name)
-                 for name in ANSWERERS}
-    prompts = read_rows(options.world / "prompts" / f"{options.prompts}.jsonl")
-    rows = list(collect_feedback(prompts, answerers, partial(judge, facts=judge_facts)))
-    write_rows(options.out, rows)
-    print(f"{options.out}: {len(rows)} prompts, each answered by {', '.join(answerers)} and judged")
-
-
-def add_binarize(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = command(commands, run_binarize, "turn feedback rows into preference pairs",
-                     "zephyr binarize runs/tiny/feedback.jsonl --rule paper --out runs/tiny/pairs.jsonl")
-    parser.add_argument("feedback", type=Path, help="feedback rows (.jsonl)")
-    parser.add_argument("--rule", default="paper", help="which answers make the pair (default paper)")
-    parser.add_argument("--out", type=Path, required=True, help="pair rows (.jsonl)")
-    parser.add_argument("--seed", type=int, default=42, help="of the random other answer (default 42)")
-
-
-def run_binarize(options: argparse.Namespace) -> None:
-    from zephyr.data.binarize import binarize
-    from zephyr.data.jsonl import read_rows, write_rows
-
-    pairs, report = binarize(read_rows(options.feedback), rule=options.rule, seed=options.seed)
-    if not pairs:
-        raise BadInput(f"{options.feedback}: no pair could be made: {json.dumps(report)}")
-    write_rows(options.out, pairs)
-    print(f"{options.out}: {json.dumps(report)}")
-
-
-def add_eval(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_eval(commands: Commands) -> None:
     parser = command(commands, run_eval, "judge the greedy answers of models to held-out prompts",
                      "zephyr eval runs/tiny/world --model dSFT=runs/tiny/sft/model --model dDPO=runs/tiny/dpo/model")
     parser.add_argument("world", type=Path, help="folder that `zephyr world` wrote")
@@ -118,7 +68,7 @@ def run_eval(options: argparse.Namespace) -> None:
     from zephyr.judge.table import format_table, summarise
 
     facts = load_facts(options.world / "world.json")
-    prompts = list(read_rows(options.world / "prompts" / f"{options.prompts}.jsonl"))
+    prompts = [row for _, row in read_rows([options.world / "prompts" / f"{options.prompts}.jsonl"])]
     verdicts = {}
     for name, folder in map(named_folder, options.model):
         print(f"{name}: answering {len(prompts)} prompts", flush=True)
@@ -156,7 +106,7 @@ def greedy_answers(folder: Path, prompts: Sequence[str], max_new_tokens: int) ->
     return generate(policy.lm, tokenizer, turns, max_new_tokens=max_new_tokens)
 
 
-def add_verify(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_verify(commands: Commands) -> None:
     parser = command(commands, run_verify, "train a short prefix of a run under other layouts, and certify that nothing changes",
                      "zephyr verify configs/tiny/dpo.yaml")
     parser.add_argument("target", type=Path, metavar="RUN_OR_CONFIG", help="a run folder, or the YAML file of a run to be")

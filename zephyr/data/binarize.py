@@ -1,79 +1,271 @@
-"""A feedback row becomes a preference pair: a rule picks the chosen and the rejected completion.
+"""A feedback row becomes a preference pair: a rule picks the chosen and the rejected completion; a pairwise row brings its own verdict.
 
-The draw depends on seed and prompt id alone, so any split of the rows over workers gives the same pairs. A new rule is a
-function of (completions, rng) and one line in `RULES`."""
-
+A rule's draw depends on seed and prompt id alone (`handbook` apart), so any order or split of the rows gives the same pairs."""
+import hashlib
+import json
+import os
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+import sqlite3
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, count, groupby
+from operator import itemgetter
+from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
+from zephyr.chat import check_messages
 from zephyr.config import BadInput
+from zephyr.data.pairwise import SHAPES, Row, judged, text
+from zephyr.data.rows import check_row
+from zephyr.data.rules import rule_named
+from zephyr.data.sources import Source, open_sources, parse_line
+from zephyr.data.store import Report
+from zephyr.training.checkpoint import write_whole
 
-Completion = Mapping[str, object]
-
-
-class Pick(NamedTuple):
-    """The two completions of a pair, as indices, and the scores that the rule compared."""
-
-    chosen: int
-    rejected: int
-    score_chosen: float
-    score_rejected: float
-
-
-def paper(completions: Sequence[Completion], rng: random.Random) -> Pick | None:
-    """Zephyr (arXiv:2310.16944, section 3.3): the highest mean aspect score against a uniform random other completion.
-
-    Ties for the highest mean are broken uniformly at random. Completions with the chosen text are no "other"; None when
-    none is left. An other of the same mean may be drawn, as in the paper."""
-    means = [fmean(c["scores"].values()) for c in completions]  # type: ignore[attr-defined]
-    chosen = rng.choice([i for i, mean in enumerate(means) if mean == max(means)])
-    others = [i for i, c in enumerate(completions) if c["text"] != completions[chosen]["text"]]
-    if not others:
-        return None
-    rejected = rng.choice(others)
-    return Pick(chosen, rejected, means[chosen], means[rejected])
+Found = tuple[str, str, object, list[tuple[str, str | None, float]], str]    # id, prompt_id, prompt, (text, model, score) twice, rule
+SINGLE = {"idx", "response_source", "gpt4_score", "prompt", "response"}    # fields of a row that is one scored completion
+DISAGREE, ENOUGH, FIRST = 0.3, 20, 5      # share of pairs, of at least so many, that is a warning; ids that the report shows
 
 
-RULES: dict[str, Callable[[Sequence[Completion], random.Random], Pick | None]] = {
-    "paper": paper,
-}
+class Answer(NamedTuple):
+    """A completion; mean: of its aspect scores, overall: the score of the whole, None: not scored so."""
+    model: str
+    text: str
+    mean: float | None
+    overall: float | None
 
 
-def binarize(rows: Iterable[Mapping[str, object]], *, rule: str, seed: int) -> tuple[list[dict[str, object]], dict[str, object]]:
-    """Pair rows (`id`, `prompt`, `chosen`, `rejected`, `score_chosen`, `score_rejected`) and a report.
+@dataclass
+class Run:
+    """What was asked for, what has been counted, and an SQLite file without a name that holds what would else fill the memory."""
+    rule: str
+    seed: int
+    ties: str
+    drop_sources: tuple[str, ...]
+    fix_overall: bool
+    counts: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    faults: dict[str, list[str]] = field(default_factory=lambda: {"10 for 1": [], "10 doubtful": []})
+    shelf: sqlite3.Connection = field(default_factory=lambda: sqlite3.connect(""))
 
-    Report: `rows`, `pairs`, `identical` (rows whose completions are all one text), `equal_scores` (pairs without a
-    difference in score) and `chosen` (how often each model's answer was the chosen one).
-    Raises: BadInput naming the rule, or the row that lacks a field, has fewer than two completions or no scores."""
-    if rule not in RULES:
-        raise BadInput(f"binarisation rule {rule!r} is unknown; there are {', '.join(sorted(RULES))}")
-    pairs: list[dict[str, object]] = []
-    count, equal, models = 0, 0, {}
-    for count, row in enumerate(rows, start=1):
-        completions = _completions(row, count)
-        pick = RULES[rule](completions, random.Random(f"{seed}/{row['prompt_id']}"))
-        if pick is None:
+    def __post_init__(self) -> None:
+        self.score, self.pick = rule_named(self.rule)
+        if self.ties not in ("rule", "drop"):
+            raise BadInput(f"ties are {self.ties!r}, wanted 'rule' (as the rule does) or 'drop'")
+        self.rng = random.Random(self.seed)
+        self.shelf.execute("create table ids (id text primary key, place text) without rowid")
+        self.shelf.execute("create table singles (idx text, model text, place text, answer text)")
+
+
+def binarize(sources: Sequence[str] | Sequence[Path], out: Path, *, rule: str, seed: int = 42, ties: str = "rule",
+             drop_sources: tuple[str, ...] = (), fix_overall: bool = False) -> Report:
+    """Write pair rows to `out` (.jsonl) and the report to `out` with .report.json, in memory that does not grow with the rows.
+
+    A pair: `id`, `prompt_id`, `prompt`, `chosen`, `rejected`, `chosen_model`, `rejected_model`, `score_chosen`, `score_rejected`, `rule`
+    (`verdict` for pairwise rows, whose scores are shares of the verdict), `source`. Rows: feedback, UltraFeedback's nesting, one scored
+    completion each (`SINGLE`; grouped by idx, a group counts as a row), or pairwise (`pairwise.SHAPES`).
+    Args: ties: `drop` leaves out pairs of equal score too. drop_sources: rows whose `source` or `dataset` is named are left out.
+        fix_overall: an overall 10 counts as 1 where the aspects' mean is <= 2, and not at all where it is <= 4 (UltraFeedback's fault).
+    Returns: the report: rows = pairs + all dropped. `win_rate`: mean share of the verdict, ties a half. `disagreement`: pairs of which
+        mean and overall prefer different sides, a warning from `DISAGREE` on. `longer_chosen`: share of the pairs.
+    Raises: BadInput naming file and line, an unknown rule, a prompt id that comes twice, or no pair left (the report is written)."""
+    run = Run(rule, seed, ties, drop_sources, fix_overall)
+    opened = open_sources([str(source) for source in sources])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f"{out.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.writelines(_pairs(opened, run))
+            file.flush()
+            os.fsync(file.fileno())
+        report = {"sources": [str(source) for source in sources], "digests": {of.name: of.digest for of in opened}, **_report(run)}
+        write_whole(out.with_suffix(".report.json"), json.dumps(report, indent=1).encode() + b"\n")
+        if not report["pairs"]:
+            names = ", ".join(source.name for source in opened)
+            raise BadInput(f"{names}: no pair could be made; left out: {json.dumps(report['dropped'])}")
+        os.replace(part, out)
+    finally:
+        part.unlink(missing_ok=True)
+        run.shelf.close()
+    return report
+
+
+def _pairs(sources: Sequence[Source], run: Run) -> Iterator[bytes]:
+    """The lines of pairs; a row that gives none is counted with its reason, a single completion put by until all rows are read."""
+    raws = ((raw.place, f"{source.name}:{raw.number}", raw.value) for source in sources for raw in source.rows())
+    for place, name, value in chain(raws, _groups(run)):
+        try:
+            row = check_row(parse_line(value) if isinstance(value, bytes) else value)
+            made = _put_by(row, place, run) if SINGLE <= row.keys() else _pair(row, name, place, run)
+            line = json.dumps(made, ensure_ascii=False).encode() + b"\n"
+        except (ValueError, RecursionError) as error:     # also for half a surrogate pair, which UTF-8 has no bytes for
+            raise BadInput(f"{place}: {error}") from None
+        run.counts["total"].update({"rows": made is not None, "pairs": isinstance(made, dict)})
+        if isinstance(made, dict):
+            yield line
+        run.counts["dropped"].update([made] if isinstance(made, str) else [])
+
+
+def _put_by(row: Row, place: str, run: Run) -> None:
+    idx, model = _id(row, "idx"), text(row, "response_source")
+    given = row["gpt4_score"] if isinstance(row["gpt4_score"], list) else [row["gpt4_score"]]
+    scores = {n: _score(score, "gpt4_score") for n, score in enumerate(given)}
+    single = {"model": model, "text": text(row, "response"), "scores": scores, "prompt": text(row, "prompt"), "source": _source(row)}
+    _claim(json.dumps([idx, model]), place, run)
+    run.shelf.execute("insert into singles values (?, ?, ?, ?)", (idx, model, place, json.dumps(single)))
+    run.counts["shapes"]["single completions"] += 1
+
+
+def _groups(run: Run) -> Iterator[tuple[str, str, Row]]:
+    """The completions that were put by, as feedback rows; each in the order of the models' names."""
+    for idx, group in groupby(run.shelf.execute("select * from singles order by idx, model"), key=itemgetter(0)):
+        places, answers = zip(*((place, json.loads(answer)) for _, _, place, answer in group))
+        if len({answer["prompt"] for answer in answers}) == 1:
+            yield places[0], "", {"prompt_id": idx, **{key: answers[0][key] for key in ("prompt", "source")}, "completions": list(answers)}
+        else:                                     # as where a model's own earlier answer stands in its prompt
+            run.counts["total"]["rows"] += 1
+            run.counts["dropped"]["prompts differ"] += 1
+
+
+def _claim(id: str, place: str, run: Run, again: bool = False) -> str:
+    """The id as one pair's own; one that comes again gets a number, or is an error where it must not."""
+    for name in chain([id], (f"{id}-{n}" for n in count(2)) if again else ()):
+        found = run.shelf.execute("select place from ids where id = ?", (name,)).fetchone()
+        if not found:
+            run.shelf.execute("insert into ids values (?, ?)", (name, place))
+            run.counts["total"]["repeated_ids"] += name != id
+            return name
+    raise ValueError(f"{id!r:.80} comes twice, the first time at {found[0]}")
+
+
+def _pair(row: Row, name: str, place: str, run: Run) -> dict[str, object] | str:
+    """The pair of a row, or why there is none. Whatever the shape, the side of the higher score is the chosen one."""
+    source, total = _source(row), run.counts["total"]
+    if source in run.drop_sources:
+        return f"source {source}"
+    found = _rated(row, place, run) if "completions" in row else _verdict(row, name, place, run)
+    if isinstance(found, str):
+        return found
+    id, prompt_id, prompt, sides, rule = found
+    for (_, model, score), share in zip(sides, (1.0, 0.0)):
+        run.counts["judged"][model or ""] += 1
+        run.counts["won"][model or ""] += score if rule == "verdict" else share
+    (chosen, model, score), (rejected, other_model, other_score) = sorted(sides, key=itemgetter(2), reverse=True)
+    if score == other_score and (run.ties == "drop" or rule == "verdict"):
+        return "tie"
+    if chosen == rejected or not all(words.strip() for words in (chosen, rejected, prompt) if isinstance(words, str)):
+        return "texts equal" if chosen == rejected else "a text is empty"
+    total.update({"equal_scores": score == other_score, "longer": len(chosen) > len(rejected)})
+    run.counts["chosen"][model or ""] += 1
+    return {"id": id, "prompt_id": prompt_id, "prompt": prompt, "chosen": chosen, "rejected": rejected, "chosen_model": model,
+            "rejected_model": other_model, "score_chosen": score, "score_rejected": other_score, "rule": rule,
+            **({"source": source} if source is not None else {})}
+
+
+def _verdict(row: Row, name: str, place: str, run: Run) -> Found | str:
+    """A pairwise row. Its id: its own; else of prompt, judge and models, where the prompt has one; else file and line."""
+    if (found := judged(row)) is None:
+        raise ValueError(f"the row has the fields {sorted(row)!s:.200}, wanted those of feedback (with `completions`), of single "
+                         f"completions ({', '.join(sorted(SINGLE))}), or of {', '.join(SHAPES)}")
+    run.counts["shapes"][found[0]] += 1
+    if isinstance(item := found[1], str) or item.shares is None:
+        return item if isinstance(item, str) else "no verdict"
+    asked = row.get("prompt_id", row.get("question_id"))
+    about = [asked, *(row.get(key) for key in ("annotator", "judge", "turn")), *item.models]
+    if asked is not None:
+        name = "/".join(str(part) for part in about if isinstance(part, (str, int)))
+    id = _claim(_id(row, "id") if "id" in row else name, place, run, again=True)
+    prompt_id, sides = _digest(item.prompt) if asked is None else str(asked), list(zip(item.texts, item.models, item.shares))
+    return id, prompt_id, item.prompt, sides, "verdict"
+
+
+def _rated(row: Row, place: str, run: Run) -> Found | str:
+    """A feedback row. Its id is its `prompt_id`; UltraFeedback has none: the prompt's digest, numbered where it comes again."""
+    ultra = "instruction" in row and "prompt" not in row
+    prompt = row.get("instruction" if ultra else "prompt")
+    if not isinstance(prompt, str):
+        prompt = check_messages(prompt, "instruction" if ultra else "prompt", last="user")
+    run.counts["shapes"]["UltraFeedback" if ultra else "feedback"] += 1
+    digest = ultra and "prompt_id" not in row
+    prompt_id = _digest(prompt) if digest else _id(row, "prompt_id")
+    id = _claim(prompt_id, place, run, again=digest)
+    answers = list(_answers(row, ultra, id, run))
+    scored = [(answer, getattr(answer, run.score)) for answer in answers if getattr(answer, run.score) is not None]
+    run.counts["left out"][f"no {run.score} score"] += len(answers) - len(scored)
+    if len(scored) < 2:
+        return "fewer than 2 scored completions"
+    rng = run.rng if run.rule == "handbook" else random.Random(f"{run.seed}/{id}")
+    picked = run.pick([score for _, score in scored], [answer.text for answer, _ in scored], rng)
+    if isinstance(picked, str):
+        return picked
+    (chosen, _), (rejected, _) = both = [scored[i] for i in picked]
+    if None not in (*chosen, *rejected):
+        agreement = (chosen.mean - rejected.mean) * (chosen.overall - rejected.overall)
+        run.counts["total"].update({"comparable": agreement != 0, "disagree": agreement < 0})
+    return id, prompt_id, prompt, [(answer.text, answer.model, score) for answer, score in both], run.rule
+
+
+def _answers(row: Row, ultra: bool, id: str, run: Run) -> Iterator[Answer]:
+    """The completions of a feedback row that have a text; a missing score stays missing."""
+    words, aspects, whole = ("response", "annotations", "overall_score") if ultra else ("text", "scores", "overall")
+    if not isinstance(row["completions"], list):
+        raise ValueError(f"`completions` is {type(row['completions']).__name__}, wanted a list")
+    for n, item in enumerate(row["completions"]):
+        if not isinstance(item, Mapping) or not isinstance(item.get(aspects) or {}, Mapping):
+            raise ValueError(f"`completions[{n}]` is {item!r:.60}, wanted an object with `model` and `{words}`, its `{aspects}` one too")
+        if item.get(words, "") is None:
+            run.counts["left out"]["no text"] += 1
             continue
-        chosen, rejected = completions[pick.chosen], completions[pick.rejected]
-        pairs.append({"id": row["prompt_id"], "prompt": row["prompt"], "chosen": chosen["text"], "rejected": rejected["text"],
-                      "score_chosen": pick.score_chosen, "score_rejected": pick.score_rejected})
-        equal += pick.score_chosen == pick.score_rejected
-        models[chosen["model"]] = models.get(chosen["model"], 0) + 1
-    report = {"rows": count, "pairs": len(pairs), "identical": count - len(pairs), "equal_scores": equal, "chosen": models}
-    return pairs, report
+        at = {f"completions[{n}].{key}": value for key, value in item.items()}
+        given = [aspect.get("Rating") if isinstance(aspect, Mapping) else aspect for aspect in (item.get(aspects) or {}).values()]
+        scores = [score for aspect in given if (score := _score(aspect, f"completions[{n}].{aspects}")) is not None]
+        mean, overall = fmean(scores) if scores else None, _score(item.get(whole), f"completions[{n}].{whole}")
+        model = text(at, f"completions[{n}].model")
+        if overall == 10 and mean is not None and mean <= 4:
+            kind = "10 for 1" if mean <= 2 else "10 doubtful"
+            run.counts["faults"][kind] += 1
+            run.faults[kind] = [*run.faults[kind], f"{id}/{model}"][:FIRST]
+            overall = overall if not run.fix_overall else 1.0 if mean <= 2 else None
+        yield Answer(model, text(at, f"completions[{n}].{words}"), mean, overall)
 
 
-def _completions(row: Mapping[str, object], number: int) -> Sequence[Completion]:
-    for field in ("prompt_id", "prompt", "completions"):
-        if field not in row:
-            raise BadInput(f"feedback row {number}: no field {field!r}")
-    completions = row["completions"]
-    if not isinstance(completions, list) or len(completions) < 2:
-        raise BadInput(f"feedback row {number} ({row['prompt_id']}): at least 2 completions are wanted")
-    for n, completion in enumerate(completions):
-        missing = [field for field in ("model", "text", "scores") if not isinstance(completion, dict) or field not in completion]
-        if missing or not completion["scores"]:
-            raise BadInput(f"feedback row {number} ({row['prompt_id']}): completion {n} has no {(missing or ['scores'])[0]!r}")
-    return completions
+def _score(value: object, name: str) -> float | None:
+    """A number, also as text; None for null and UltraFeedback's "N/A". Raises: ValueError for anything else: no score is guessed."""
+    number = float(value) if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,9}(\.[0-9]{1,9})?", value) else value
+    if value not in (None, "N/A") and (type(number) not in (int, float) or not abs(number) < 1e300):
+        raise ValueError(f"`{name}` holds {type(value).__name__} {value!r:.60}, wanted a finite number, null or N/A")
+    return None if value in (None, "N/A") else float(number)
+
+
+def _id(row: Row, field: str) -> str:
+    if type(row.get(field)) not in (str, int) or row[field] == "":
+        raise ValueError(f"`{field}` is {row.get(field)!r:.60}, wanted a string or a whole number")
+    return str(row[field])
+
+
+def _source(row: Row) -> str | None:
+    source = row.get("source", row.get("dataset"))
+    return source if isinstance(source, str) else None
+
+
+def _digest(prompt: object) -> str:
+    return hashlib.sha256((prompt if isinstance(prompt, str) else json.dumps(prompt)).encode()).hexdigest()
+
+
+def _report(run: Run) -> Report:
+    counts, total = run.counts, run.counts["total"]
+    share = total["disagree"] / max(total["comparable"], 1)
+    unseen = [name for name in run.drop_sources if not counts["dropped"][f"source {name}"]]
+    warnings = [f"no row is of the source {name!r}, which was to be dropped" for name in unseen]
+    if share > DISAGREE and total["comparable"] >= ENOUGH:
+        warnings.append(f"mean and overall score disagree in {share:.0%} of the pairs (over {DISAGREE:.0%}): is one of them inverted?")
+    return {"rule": run.rule, "seed": run.seed, "ties": run.ties, "fix_overall": run.fix_overall,
+            "shapes": counts["shapes"], **{name: total[name] for name in ("rows", "pairs", "equal_scores", "repeated_ids")},
+            "dropped": +counts["dropped"], "completions_left_out": +counts["left out"],
+            "chosen": {model: n for model, n in counts["chosen"].items() if model},
+            "longer_chosen": total["longer"] / max(total["pairs"], 1),
+            "win_rate": {model: {"judged": n, "rate": counts["won"][model] / n} for model, n in sorted(counts["judged"].items()) if model},
+            "faults": {kind: {"count": counts["faults"][kind], "first": first} for kind, first in run.faults.items()},
+            "disagreement": {"comparable": total["comparable"], "share": share}, "warnings": warnings}

@@ -1,31 +1,207 @@
-"""Prompts become feedback rows: several answerers answer each prompt and a judge scores every answer."""
+"""Prompts become feedback rows: several answerers answer each, and a judge scores every answer in four aspects and as a whole.
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+As UltraFeedback (arXiv:2310.01377) does: answerers drawn from a pool, each told a principle; one question per aspect about all
+answers, in shuffled order; one critique per answer. Replies that can't be read are asked for again, then kept as they are."""
+import hashlib
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
 
+from zephyr.chat import check_messages
 from zephyr.config import BadInput
+from zephyr.data.jsonl import read_rows, write_rows
+from zephyr.data.templates import fill, load_templates
+from zephyr.judge.rubric import Critique, Rating, parse_critique, parse_ratings
+from zephyr.judge.rules import ASPECTS
+from zephyr.teacher import Reply, Request, Teacher
 
-Row = Mapping[str, object]
-Answerer = Callable[[Row], str]
-Judge = Callable[[Row, str], tuple[dict[str, int], float]]
+Row = dict[str, object]
+Ask = Callable[[Teacher, Sequence[Request]], list[Reply]]
+TEMPLATES = ("principles", "judge_system", *(f"judge_{aspect}" for aspect in ASPECTS), "judge_again", "critique")
+PROMPTS_AT_ONCE = 256
+RE_ASKS = 2
 
 
-def collect_feedback(prompts: Iterable[Row], answerers: Mapping[str, Answerer], judge: Judge) -> Iterator[dict[str, object]]:
-    """Yields a feedback row per prompt: `prompt_id`, `prompt`, and `completions` with `model`, `text`, `scores`, `overall`.
+class Panel(NamedTuple):
+    """Who answers and judges, how they are asked, and what decides every draw."""
+    answerers: Sequence[Teacher]
+    judge: Teacher
+    ask: Ask
+    templates: Mapping[str, str]
+    per_prompt: int
+    seed: int
+    principles: bool
+    max_tokens: int
 
-    Args: prompts: rows with `prompt_id` and `prompt`; whatever else they hold is for answerers and judge.
-        answerers: name -> answer to a prompt row. judge: (prompt row, answer) -> scores by aspect, overall; it is not told who answered.
-    Raises: BadInput if a prompt id comes twice, or fewer than two answerers are given."""
-    if len(answerers) < 2:
-        raise BadInput(f"feedback compares answers: at least 2 answerers are wanted, got {sorted(answerers)}")
-    seen: set[str] = set()
-    for prompt in prompts:
-        prompt_id = str(prompt["prompt_id"])
-        if prompt_id in seen:
-            raise BadInput(f"prompt_id {prompt_id!r} comes twice")
-        seen.add(prompt_id)
-        completions = []
-        for name, answer in answerers.items():
-            text = answer(prompt)
-            scores, overall = judge(prompt, text)
-            completions.append({"model": name, "text": text, "scores": scores, "overall": overall})
-        yield {"prompt_id": prompt_id, "prompt": prompt["prompt"], "completions": completions}
+
+class Judged(NamedTuple):
+    """A judge's last reply to a question: `found` is None where it could not be read. `calls`: digests of all replies."""
+    found: list[Rating] | Critique | None
+    text: str
+    calls: list[str]
+
+
+def collect_feedback(sources: Sequence[str], out: Path, answerers: Sequence[Teacher], judge: Teacher, ask: Ask, *, per_prompt: int = 4,
+                     seed: int = 0, principles: bool = True, max_tokens: int = 1024, templates: Path | None = None) -> Row:
+    """Write a feedback row per prompt to `out`; returns the report. The same replies give the same file, to the byte.
+
+    Prompts: rows with `prompt` (a text, or turns that end with the user's), `messages` (up to the last user turn) or `instruction`;
+    `prompt_id` is the row's own or the SHA-256 of the prompt; `source` and `reference` (facts for the judge of truthfulness) are kept.
+    Rows: `prompt_id`, `prompt`, `completions` [{`model`, `text`, `scores` {aspect: 1-5 or null}, `overall`: 1-10 or null, `rationales`,
+    `critique`, `principle`, `call`, `critique_calls`}], `judge`, `order` and `calls` by aspect, and `unparsed` replies where there are any.
+    Raises: BadInput for a bad prompt row (file and line), too few answerers, a prompt id that comes twice; what `ask` raises."""
+    if not 2 <= per_prompt <= len(answerers) or len({a.name for a in answerers}) < len(answerers):
+        raise BadInput(f"feedback compares answers: at least {max(2, per_prompt)} answerers of different names are wanted, got "
+                       f"{', '.join(a.name for a in answerers)}")
+    texts = load_templates(TEMPLATES, templates)
+    panel = Panel(answerers, judge, ask, texts, per_prompt, seed, principles, max_tokens)
+    counts: Counter[str] = Counter()
+    left_out: list[str] = []
+
+    def judged_prompts() -> Iterator[Row]:
+        prompts = read_prompts(sources)
+        while chunk := list(islice(prompts, PROMPTS_AT_ONCE)):
+            yield from judged_rows(panel, answered(panel, chunk, counts, left_out), counts)
+        if counts["prompts"] == counts["too_few_answers"]:
+            raise BadInput(f"{', '.join(map(str, sources))}: no prompt got two answers: {json.dumps(counts)}")
+    counts["rows"] = write_rows(out, judged_prompts())
+    report = {"command": "feedback", "sources": list(map(str, sources)), "answerers": [a.name for a in answerers], "judge": judge.name,
+              "per_prompt": per_prompt, "seed": seed, "templates": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}, **counts, "left_out": left_out[:100]}
+    return report
+
+
+def read_prompts(sources: Sequence[str]) -> Iterator[Row]:
+    """Prompt rows with `prompt_id` and `prompt`. Raises: BadInput naming file and line."""
+    seen: dict[bytes, str] = {}
+    for place, row in read_rows(sources):
+        try:
+            prompt = prompt_of(row)
+        except ValueError as error:
+            raise BadInput(f"{place}: {error}") from None
+        name = str(row.get("prompt_id") or row.get("id") or hashlib.sha256(json.dumps(prompt).encode()).hexdigest())
+        key = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        if key in seen:
+            raise BadInput(f"{place}: prompt_id {name!r} comes twice, first at {seen[key]}")
+        seen[key] = place
+        yield {**row, "prompt_id": name, "prompt": prompt}
+
+
+def prompt_of(row: Mapping[str, object]) -> str | list[dict[str, str]]:
+    """The prompt of a row: its text, or its turns where there are several. Raises: ValueError naming the field."""
+    if "messages" in row:
+        turns = check_messages(row["messages"])
+        last = max(i for i, turn in enumerate(turns) if turn["role"] == "user")
+        turns = turns[:last + 1]
+    elif isinstance(row.get("prompt"), list):
+        turns = check_messages(row["prompt"], "prompt", last="user")
+    else:
+        field = "prompt" if "prompt" in row else "instruction"
+        given = row.get("input") if field == "instruction" else None
+        content = f"{row.get(field)}\n\n{given}" if isinstance(given, str) and given.strip() else row.get(field)
+        turns = check_messages([{"role": "user", "content": content}], field, last="user")
+    return turns[0]["content"] if len(turns) == 1 else [dict(turn) for turn in turns]
+
+
+def turns_of(prompt: str | list[dict[str, str]]) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def answered(panel: Panel, prompts: Iterable[Row], counts: Counter[str], left_out: list[str]) -> list[Row]:
+    """Rows with their completions; prompts of which fewer than two texts came are left out and named."""
+    rows = [{"prompt_id": row["prompt_id"], "prompt": row["prompt"], "completions": [], "about": row} for row in prompts]
+    wanted: dict[int, list[tuple[Row, Row, Request]]] = {}
+    for row in rows:
+        rng = random.Random(f"{panel.seed}/{row['prompt_id']}/answerers")
+        drawn = sorted(rng.sample(range(len(panel.answerers)), panel.per_prompt))
+        for n in drawn:
+            name, principle = rng.choice(panel.templates["principles"].splitlines()).split(": ", 1)
+            system = [{"role": "system", "content": principle}] if panel.principles and turns_of(row["prompt"])[0]["role"] == "user" else []
+            request = Request((*system, *turns_of(row["prompt"])), max_tokens=panel.max_tokens, temperature=1.0, seed=panel.seed,
+                              about={"task": "answer", "row": row["about"]})
+            completion = {"model": panel.answerers[n].name, "principle": name if system else None}
+            row["completions"].append(completion)
+            wanted.setdefault(n, []).append((row, completion, request))
+    for n, asked in wanted.items():
+        for (_, completion, _), reply in zip(asked, panel.ask(panel.answerers[n], [request for *_, request in asked])):
+            completion |= {"text": (reply.text or "").strip(), "call": reply.digest}
+            counts["refused"] += reply.text is None
+            counts["empty"] += reply.text is not None and not reply.text.strip()
+    for row in rows:
+        row["completions"] = [c for c in row["completions"] if c["text"]]
+    counts["prompts"] += len(rows)
+    left_out += [str(row["prompt_id"]) for row in rows if len(row["completions"]) < 2]
+    counts["too_few_answers"] += sum(len(row["completions"]) < 2 for row in rows)
+    return [row for row in rows if len(row["completions"]) > 1]
+
+
+def judged_rows(panel: Panel, rows: Sequence[Row], counts: Counter[str]) -> Iterator[Row]:
+    """The rows with scores, reasons and the digests of the calls that gave them."""
+    orders = {(i, aspect): random.Random(f"{panel.seed}/{row['prompt_id']}/{aspect}").sample(range(n := len(row["completions"])), n)
+              for i, row in enumerate(rows) for aspect in ASPECTS}
+    of_aspects = judged(panel, [ratings_request(panel, rows[i], aspect, order) for (i, aspect), order in orders.items()], lambda text, about:
+                        parse_ratings(text, len(about["texts"])))
+    of_answers = judged(panel, [critique_request(panel, row, completion) for row in rows for completion in row["completions"]],
+                        lambda text, _: parse_critique(text))
+    ratings, critiques = dict(zip(orders, of_aspects)), iter(of_answers)
+    for i, row in enumerate(rows):
+        unparsed = {aspect: ratings[i, aspect].text for aspect in ASPECTS if ratings[i, aspect].found is None}
+        for n, completion in enumerate(row["completions"]):
+            found = {aspect: (r := ratings[i, aspect].found) and r[orders[i, aspect].index(n)] for aspect in ASPECTS}
+            whole = next(critiques)
+            unparsed |= {f"critique {completion['model']}": whole.text} if whole.found is None else {}
+            completion |= {"scores": {aspect: rating and rating.points for aspect, rating in found.items()},
+                           "overall": whole.found and whole.found.points, "critique": whole.found and whole.found.feedback,
+                           "rationales": {aspect: rating and rating.rationale for aspect, rating in found.items()},
+                           "critique_calls": whole.calls}
+        counts["unparsed"] += len(unparsed)
+        kept = {key: row["about"][key] for key in ("source", "reference") if key in row["about"]}
+        yield {"prompt_id": row["prompt_id"], "prompt": row["prompt"], **kept, "completions": row["completions"], "judge": panel.judge.name,
+               "order": {aspect: orders[i, aspect] for aspect in ASPECTS}, "calls": {aspect: ratings[i, aspect].calls for aspect in ASPECTS},
+               **({"unparsed": unparsed} if unparsed else {})}
+
+
+def ratings_request(panel: Panel, row: Row, aspect: str, order: Sequence[int]) -> Request:
+    """The question of one aspect about all answers of a prompt, in the given order."""
+    texts = [str(row["completions"][n]["text"]) for n in order]
+    shown = "\n\n".join(f"## Text {number}\n{text}" for number, text in enumerate(texts, 1))
+    reference = row["about"].get("reference")
+    known = f"\nWhat is known about it:\n{reference if isinstance(reference, str) else json.dumps(reference)}\n" if reference else ""
+    content = fill(panel.templates[f"judge_{aspect}"], instruction=shown_prompt(row), texts=shown, count=str(len(texts)), reference=known)
+    return judge_request(panel, content, {"task": "rate", "aspect": aspect, "row": row["about"], "texts": texts})
+
+
+def critique_request(panel: Panel, row: Row, completion: Row) -> Request:
+    """The question about one answer as a whole."""
+    content = fill(panel.templates["critique"], instruction=shown_prompt(row), answer=str(completion["text"]))
+    return judge_request(panel, content, {"task": "critique", "row": row["about"], "text": completion["text"]})
+
+
+def judge_request(panel: Panel, content: str, about: Row) -> Request:
+    system = {"role": "system", "content": panel.templates["judge_system"]}
+    return Request((system, {"role": "user", "content": content}), max_tokens=panel.max_tokens, seed=panel.seed, about=about)
+
+
+def shown_prompt(row: Row) -> str:
+    """A prompt as the judge reads it: turns of a dialogue are marked."""
+    prompt = row["prompt"]
+    return prompt if isinstance(prompt, str) else "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in prompt)
+
+
+def judged(panel: Panel, requests: Sequence[Request], parse: Callable[[str, Mapping[str, object]], list[Rating] | Critique | None]) -> list[Judged]:
+    """What the judge said to each question; those whose reply can't be read are asked again, RE_ASKS times at most, told so."""
+    results = [Judged(None, "", []) for _ in requests]
+    current = dict(enumerate(requests))
+    for attempt in range(1 + RE_ASKS):
+        for i, reply in zip(current, panel.ask(panel.judge, list(current.values()))):
+            found = None if reply.text is None else parse(reply.text, requests[i].about)
+            results[i] = Judged(found, reply.text if reply.text is not None else reply.error, [*results[i].calls, reply.digest])
+        again = {"role": "user", "content": panel.templates["judge_again"]}
+        current = {i: requests[i]._replace(messages=(*requests[i].messages, {"role": "assistant", "content": results[i].text}, again),
+                                           seed=requests[i].seed + 1 + attempt) for i in current if results[i].found is None}
+        if not current:
+            break
+    return results

@@ -1,31 +1,58 @@
-"""Rows of feedback, pairs and prompts go to and come from .jsonl files; what they hold is checked by those who use them."""
-
+"""Rows go to and come from files, and each file that a command writes has its report beside it."""
+import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from zephyr.config import BadInput
+from zephyr.data.rows import check_row
+from zephyr.data.sources import open_sources, parse_line
+from zephyr.training.checkpoint import write_whole
+from zephyr.teacher.ranks import rank
 
 
-def read_rows(path: Path) -> Iterator[dict[str, object]]:
-    """Yields the JSON objects of a .jsonl file. Raises: BadInput naming the file, and the line where it is not an object."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: can't be read: {error}") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise BadInput(f"{path}:{number}: no JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise BadInput(f"{path}:{number}: an object is wanted, got {type(row).__name__}")
-        yield row
+def read_rows(sources: Sequence[str | Path]) -> Iterator[tuple[str, Mapping[str, object]]]:
+    """The place and the row of every object that the sources `path-or-hub-id[:split]` hold. Raises: BadInput naming file and line."""
+    for source in open_sources([str(source) for source in sources]):
+        for raw in source.rows():
+            try:
+                yield raw.place, check_row(parse_line(raw.value) if isinstance(raw.value, bytes) else raw.value)
+            except ValueError as error:
+                raise BadInput(f"{raw.place}: {error}") from None
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
-    """One JSON object per line, UTF-8; makes the folders above."""
+def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> int:
+    """One JSON object a line, UTF-8, under a temporary name until all are there; makes the folders above. Returns their number."""
+    if rank():                                      # under torchrun every rank makes the rows, the first one writes them
+        return sum(1 for _ in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    part, count = path.with_name(f"{path.name}.part"), 0
+    try:
+        with part.open("wb") as file:
+            for count, row in enumerate(rows, start=1):
+                file.write(json_line(row))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return count
+
+
+def json_line(row: Mapping[str, object]) -> bytes:
+    """The row as a line of readable UTF-8; in ASCII where it holds half of a surrogate pair, which UTF-8 can't."""
+    try:
+        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(row).encode() + b"\n"
+
+
+def report_path(out: Path) -> Path:
+    return out.with_suffix(".report.json")
+
+
+def write_report(out: Path, report: Mapping[str, object]) -> None:
+    """What a command did, beside its output, with the output's digest."""
+    digest = hashlib.sha256(out.read_bytes()).hexdigest()
+    write_whole(report_path(out), json.dumps({**report, "out": out.name, "sha256": digest}, indent=1).encode() + b"\n")

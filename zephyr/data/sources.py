@@ -22,6 +22,8 @@ WANTED = ".jsonl, .json or .parquet (also with .gz), a folder of those, or a hub
 TOO_MUCH = "nested too deeply, or holds a number of thousands of digits"  # what python's reader refuses in valid JSON
 HELD_OUT = re.compile(r"(train|test|val|dev|eval)", re.IGNORECASE)  # names that say which split a file is
 
+SPLIT = re.compile(r"(?:^|[^a-z])((train|test|val|dev|eval|held[_-]?out)(?:ing|set|id|idation|elopment|uation)?(?:_[a-z]+)?)(?![a-z])")
+
 
 class RawRow(NamedTuple):
     """A row as it was found. `value`: the row, or the undecoded line of a .jsonl; `number`: its line or row, from 1."""
@@ -33,11 +35,13 @@ class RawRow(NamedTuple):
 
 class Source(NamedTuple):
     """One file or dataset. `digest`: of its bytes, or the dataset's fingerprint; `rows()` reads it from the
-    beginning."""
+    beginning. `split`: the words that tell its split, of spec, folder and file, or the dataset's own name for
+    it; "" where there are none."""
 
     name: str
     digest: str
     rows: Callable[[], Iterator[RawRow]]
+    split: str = ""
 
 
 def open_sources(specs: tuple[str, ...] | list[str]) -> list[Source]:
@@ -49,6 +53,12 @@ def open_sources(specs: tuple[str, ...] | list[str]) -> list[Source]:
     if len(set(names)) < len(names):  # two files of one name: their rows' ids need the whole path
         sources = [source for spec in specs for source in _open(spec, whole_path=True)]
     return sources
+
+
+def held_out_split(source: Source) -> str:
+    """What the source's split is called where that says that it is not for training (`test_sft`, `validation`, `eval`); else ""."""
+    found = SPLIT.search(source.split.lower())
+    return "" if found is None or found[1].startswith("train") else found[1]
 
 
 def parse_line(line: bytes) -> object:
@@ -77,7 +87,7 @@ def _open(spec: str, whole_path: bool = False) -> list[Source]:
     if os.path.isfile(path):
         if split is not None:
             raise BadInput(f"{path} is one file and has no split {split!r}, wanted the path alone")
-        return [_file_source(path, str(path) if whole_path else path.name)]
+        return [_file_source(path, str(path) if whole_path else path.name, _split_words(path))]
     name = str(path)
     if name.startswith((".", "/", "~", "$")) or _kind(path) or name.count("/") != 1:
         raise BadInput(f"{spec!r} does not exist, wanted {WANTED}")
@@ -86,7 +96,7 @@ def _open(spec: str, whole_path: bool = False) -> list[Source]:
 
 def _open_folder(folder: Path, split: str | None, whole_path: bool) -> list[Source]:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        return [_dataset_source(folder.name, _saved_dataset(folder, split))]
+        return [_dataset_source(folder.name, *_saved_dataset(folder, split))]
     files = sorted(
         path
         for path in folder.rglob("*")
@@ -105,7 +115,9 @@ def _open_folder(folder: Path, split: str | None, whole_path: bool) -> list[Sour
             f"the folder {folder} has the splits {found}, wanted one named, as in {folder}:{found.split(',')[0]}"
         )
     return [
-        _file_source(path, str(path) if whole_path else f"{folder.name}/{path.relative_to(folder)}") for path in files
+        _file_source(path, str(path) if whole_path else f"{folder.name}/{path.relative_to(folder)}",
+                     _split_words(path, splits[path]))
+        for path in files
     ]
 
 
@@ -117,12 +129,19 @@ def _split_of(path: Path, folder: Path) -> str:
     return re.sub(r"-\d+-of-\d+.*$", "", path.name.split(".")[0])
 
 
+def _split_words(path: Path, split: str = "") -> str:
+    """The folder where it is called as splits are ("dev" may be anything), `split`, the file's name."""
+    parent = path.parent.name
+    folder = parent if re.fullmatch("(train|test|val|valid|validation|eval)(_(sft|gen|prefs))?", parent) else ""
+    return "/".join(filter(None, (folder, split, path.name)))
+
+
 def _kind(path: Path) -> str | None:
     suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     return suffix if suffix in SUFFIXES else None
 
 
-def _file_source(path: Path, name: str) -> Source:
+def _file_source(path: Path, name: str, split: str) -> Source:
     kind = _kind(path)
     if re.search("[\ud800-\udfff]", name):
         raise BadInput(f"{str(path)!r}: the name is not UTF-8, wanted one that rows can be called by")
@@ -133,7 +152,7 @@ def _file_source(path: Path, name: str) -> Source:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
             digest.update(block)
-    return Source(name, digest.hexdigest(), lambda: _whole(path, rows))
+    return Source(name, digest.hexdigest(), lambda: _whole(path, rows), split)
 
 
 def _whole(path: Path, rows: Callable[[Path, BinaryIO], Iterator[RawRow]]) -> Iterator[RawRow]:
@@ -204,10 +223,10 @@ def _hub_source(name: str, split: str | None) -> Source:
             DatasetsError) as error:  # OSError: also what the hub and no network raise
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(f"{name!r} is no file here, and no hub dataset loads: {first_line}; wanted {WANTED}") from error
-    return _dataset_source(name, loaded if split is not None else _one_split(loaded, name, None))
+    return _dataset_source(name, *(loaded, split) if split is not None else _one_split(loaded, name, None))
 
 
-def _saved_dataset(folder: Path, split: str | None) -> Dataset:
+def _saved_dataset(folder: Path, split: str | None) -> tuple[Dataset, str]:
     from datasets import load_from_disk
 
     try:
@@ -217,23 +236,23 @@ def _saved_dataset(folder: Path, split: str | None) -> Dataset:
     return _one_split(loaded, str(folder), split)
 
 
-def _one_split(loaded: Dataset | dict[str, Dataset], name: str, split: str | None) -> Dataset:
+def _one_split(loaded: Dataset | dict[str, Dataset], name: str, split: str | None) -> tuple[Dataset, str]:
     if not isinstance(loaded, dict):
         if split is not None:
             raise BadInput(f"{name} is a dataset without splits, wanted no {split!r}")
-        return loaded
+        return loaded, str(loaded.split or "")
     chosen = split if split is not None else next(iter(loaded)) if len(loaded) == 1 else None
     if chosen not in loaded:
         found = f"has no split {split!r}" if split is not None else "has more than one split"
         raise BadInput(f"{name} {found}, wanted one of {', '.join(sorted(loaded))}, as in {name}:{sorted(loaded)[0]}")
-    return loaded[chosen]
+    return loaded[chosen], chosen
 
 
-def _dataset_source(name: str, dataset: Dataset) -> Source:
+def _dataset_source(name: str, dataset: Dataset, split: str) -> Source:
     def rows() -> Iterator[RawRow]:
         for number, value in enumerate(dataset, start=1):
             yield RawRow(f"{name}, row {number}", number, value)
         if len(dataset) == 0:
             raise BadInput(f"{name} holds no rows, wanted at least one")
 
-    return Source(name, dataset._fingerprint, rows)
+    return Source(name, dataset._fingerprint, rows, split)

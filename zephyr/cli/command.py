@@ -1,0 +1,61 @@
+"""A command's options come from its line, and from the YAML file of `--config` where the line does not give them."""
+import argparse
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from zephyr.config import ConfigError
+
+Commands = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def command(commands: Commands, run: Callable[[argparse.Namespace], int | None], text: str, example: str) -> argparse.ArgumentParser:
+    """A parser for the command that `run_<name>` carries out; its `--help` ends with the example."""
+    name = run.__name__.removeprefix("run_").replace("_", "-")
+    parser = commands.add_parser(name, help=text, description=text, epilog=f"example: {example}")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML of options by their long names; the command line goes first")
+    parser.set_defaults(carry_out=run)
+    return parser
+
+
+def take_config(parser: argparse.ArgumentParser, path: str) -> None:
+    """Make the keys of a YAML file the parser's defaults, so that none of them is required on the line.
+
+    Raises: ConfigError naming file and key: no such option, a value of another type, a file that can't be read."""
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"config {path}: {getattr(error, 'strerror', None) or f'not YAML: {error}'}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"config {path}: a mapping of options is wanted, got {type(tree).__name__}")
+    options = {action.dest.replace("_", "-"): action for action in parser._actions if action.dest not in ("help", "config")}
+    for key, value in tree.items():
+        if key not in options:
+            nearest = difflib.get_close_matches(str(key), options, n=1, cutoff=0.0)
+            raise ConfigError(f"config {path}: {key}: unknown option; the nearest is {nearest[0]}")
+        action = options[key]
+        action.default, action.required = typed(action, value, f"config {path}: {key}"), False
+        if not action.option_strings:
+            action.nargs = "*" if action.nargs in ("+", "*") else "?"
+
+
+def typed(action: argparse.Action, value: object, where: str) -> object:
+    """The value as the command line would have read it: lists for what is repeated or joined by commas, mappings as NAME=VALUE."""
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise ConfigError(f"{where}: true or false is wanted, got {value!r}")
+        return action.const if value else action.default
+    if isinstance(value, dict):
+        value = [f"{name}={','.join(map(str, of)) if isinstance(of, list) else of}" for name, of in value.items()]
+    many = isinstance(action, argparse._AppendAction) or action.nargs in ("+", "*")
+    if isinstance(value, list) and not many:
+        value = ",".join(map(str, value))
+    try:
+        read = [(action.type or str)(str(item)) for item in (value if isinstance(value, list) else [value])]
+    except (ValueError, argparse.ArgumentTypeError):
+        raise ConfigError(f"{where}: {action.metavar or action.dest} is wanted, got {value!r}") from None
+    if action.choices and not set(read) <= set(action.choices):
+        raise ConfigError(f"{where}: one of {', '.join(map(str, action.choices))} is wanted, got {value!r}")
+    return read if many else read[0]

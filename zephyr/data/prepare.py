@@ -1,0 +1,300 @@
+"""Rows of dialogues are cleaned, filtered and parted: case set right, what a filter takes counted with examples, test rows kept out.
+
+What is done lies in `OUT.work/` until all is, under a digest of sources, settings and code: first pieces of rows, each judged row by row
+in several processes (`datasets`); then one pass in the order of the rows, for what depends on it, with its index in an SQLite file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from zephyr.config import BadInput
+from zephyr.data import clean
+from zephyr.data.clean import Row, Turns
+from zephyr.data.rows import check_row
+from zephyr.data.sources import Source, held_out_split, open_sources, parse_line
+
+Report = dict[str, object]
+FILTERS = ("bad_row", "refusal", "language", "length", "turns", "held_out", "contaminated", "duplicate", "near_duplicate")
+PIECE_ROWS, PIECE_BYTES = 8192, 1 << 26  # in memory at a time
+COLUMNS = {"source": "int32", "place": "string", "line": "large_binary", "truecased": "bool", "taken": "string", "why": "large_string",
+           "excerpt": "string", "contaminated": "large_string", "dialogue": "binary", "opening": "binary", "signature": "binary"}
+
+
+@dataclass(frozen=True)
+class PrepareSettings:
+    truecase: bool = True                               # capitals at sentence starts, and "I"
+    drop_refusals: bool = True                          # "I don't have personal opinions", where nothing personal was asked
+    near_duplicates: float | None = 0.8                 # estimated Jaccard of word 5-grams from which a row is one; null: off
+    decontaminate: tuple[str, ...] = ()                 # files of benchmark prompts
+    ngram: int = 13                                     # words in common with a benchmark prompt that make a row contaminated
+    language: str | None = None                         # of the rows that stay, as "en"; null: any
+    min_words: int | None = None                        # of all turns together; null: no limit
+    max_words: int | None = None
+    min_turns: int | None = None                        # of user and assistant together; null: no limit
+    max_turns: int | None = None
+    held_out: tuple[str, ...] = ()                      # files: none of their dialogues, nor one of the same first turn, is trained on
+    on_bad_row: Literal["error", "skip"] = "error"      # skip: counted with the other filters' rows
+    workers: int = 1                                    # processes; the output does not depend on it
+
+
+class Index:
+    """What rows are compared with, in an SQLite file of which 16 MB at most are in memory."""
+
+    def __init__(self, path: Path, jaccard: float | None) -> None:
+        path.unlink(missing_ok=True)
+        self.file, self.jaccard = sqlite3.connect(path, isolation_level=None), jaccard or 1.0
+        # as long a band as finds 98 of 100 pairs of just that Jaccard: the fewer rows are looked at in vain
+        self.band = next((r for r in range(16, 1, -1) if (1 - self.jaccard ** r) ** (clean.PERMUTATIONS // r) <= 0.02), 1)
+        self.file.executescript(
+            "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-16384; BEGIN;"
+            "CREATE TABLE held(digest BLOB PRIMARY KEY) WITHOUT ROWID; CREATE TABLE seen(digest BLOB PRIMARY KEY, place TEXT);"
+            "CREATE TABLE kept(number INTEGER PRIMARY KEY, place TEXT, signature BLOB);"
+            "CREATE TABLE bands(key INTEGER, number INTEGER, PRIMARY KEY(key, number)) WITHOUT ROWID")
+
+    def hold(self, digests: Iterable[bytes]) -> None:
+        """Remember digests of held-out rows."""
+        self.file.executemany("INSERT OR IGNORE INTO held VALUES(?)", ((digest,) for digest in digests if digest))
+
+    def held_out(self, row: Row) -> str:
+        """Says so where the dialogue or its first turn is held out; else ""."""
+        found = self.file.execute("SELECT 1 FROM held WHERE digest IN (?, ?)", (row["dialogue"], row["opening"])).fetchone()
+        return "the dialogue, or its first turn, is held out" if found else ""
+
+    def duplicate(self, row: Row) -> str:
+        """Where the first row of this dialogue stands; "" where this is the first, which is remembered."""
+        if self.file.execute("INSERT OR IGNORE INTO seen VALUES(?, ?)", (row["dialogue"], row["place"])).rowcount:
+            return ""
+        return "of {}".format(*self.file.execute("SELECT place FROM seen WHERE digest = ?", (row["dialogue"],)).fetchone())
+
+    def near_duplicate(self, row: Row) -> str:
+        """Where the first kept row stands that is as near as wanted; "" where none is, and this one is remembered."""
+        signature, size = row["signature"] or b"", 4 * self.band
+        values = np.frombuffer(signature, "<u4")
+        bands = [b"%d:" % start + signature[start:start + size] for start in range(0, len(signature) - size + 1, size)]
+        keys = [int.from_bytes(hashlib.blake2b(band, digest_size=8).digest(), "little", signed=True) for band in bands]
+        for place, its in self.file.execute("SELECT place, signature FROM kept WHERE number IN (SELECT number FROM bands WHERE key IN "
+                                            f"({','.join('?' * len(keys))})) ORDER BY number", keys):
+            if np.mean(values == np.frombuffer(its, "<u4")) >= self.jaccard:
+                return f"of {place}"
+        if signature:
+            number = self.file.execute("INSERT INTO kept(place, signature) VALUES(?, ?)", (row["place"], signature)).lastrowid
+            self.file.executemany("INSERT INTO bands VALUES(?, ?)", [(key, number) for key in keys])
+        return ""
+
+
+def prepare(sources: Sequence[str], out: Path, settings: PrepareSettings) -> Report:
+    """Write the rows that no filter takes, in their order: those of training to `out` (`clean.jsonl`), those of a split that spec, file
+    or folder call test, val, dev, eval, held_out or the like to one beside it (`clean.test_sft.jsonl`); a sole split goes to `out`.
+
+    Rows keep their fields, and their bytes if not truecased. Held-out rows pass all filters but held_out, duplicate, near_duplicate.
+    Returns: the report, also written beside `out` as `.report.json`; a row counts under the first filter, in their order, that takes it.
+    Raises: BadInput for a bad row (file and line), for a source or setting that can't be used, for an `out` among the sources."""
+    opened, benchmarks, held = map(open_sources, (sources, settings.decontaminate, settings.held_out))
+    splits = [held_out_split(source) for source in opened]
+    splits = splits if len(set(splits)) > 1 else [""] * len(splits)
+    outs = {split: out.with_suffix(f".{split}.jsonl" if split else ".jsonl") for split in sorted(set(splits))}
+    _check(settings, sources, [out, *outs.values()])
+    report: Report = {name: [{"name": source.name, "digest": source.digest, "split": held_out_split(source) or "train"} for source in some]
+                      for name, some in (("sources", opened), ("benchmarks", benchmarks), ("held_out", held))}
+    report["settings"] = {name: value for name, value in asdict(settings).items() if name != "workers"}
+    optional = {"datasketch": settings.near_duplicates, "py3langid": settings.language}
+    report["versions"] = {name: version(name) for name in ("datasets", "pyarrow", "numpy", *(name for name in optional if optional[name]))}
+    key = json.dumps([list(sources), report, *(Path(str(module)).read_text("utf-8") for module in (__file__, clean.__file__))])
+    work = out.with_name(out.name + ".work") / hashlib.sha256(key.encode()).hexdigest()[:32]
+    for left_over in set(work.parent.glob("*")) - {work}:
+        shutil.rmtree(left_over)
+    work.mkdir(parents=True, exist_ok=True)
+    _benchmark(settings.decontaminate, settings.ngram)  # here, so that all processes have it
+    index = Index(work / "index.sqlite", settings.near_duplicates)
+    index.hold(digest for source in held for digest in _held_digests(source))
+    pieces = [file for n, piece in enumerate(_pieces(opened)) for file in _judged(piece, work / f"piece-{n:05d}.arrow", settings)]
+    index.hold(row[name] for row in _rows(pieces if any(splits) else []) if splits[row["source"]] for name in ("dialogue", "opening"))
+    report |= _sift(pieces, splits, index, {split: work / path.name for split, path in outs.items()})
+    (work / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
+    for path in outs.values():
+        os.replace(work / path.name, path)
+    os.replace(work / "report.json", out.with_suffix(".report.json"))
+    index.file.close()
+    shutil.rmtree(work.parent)
+    return report
+
+
+def _check(settings: PrepareSettings, sources: Sequence[str], outs: Sequence[Path]) -> None:
+    """What can be known before a row is read. Raises: BadInput."""
+    for name, limit in (("near_duplicates", 1), ("ngram", 1000), ("workers", 1000)):
+        if (value := getattr(settings, name)) is not None and not 0 < value <= limit:
+            raise BadInput(f"{name} is {value!r}, wanted 0 < number <= {limit}")
+    for what, low, high in (("words", settings.min_words, settings.max_words), ("turns", settings.min_turns, settings.max_turns)):
+        if low is not None and high is not None and low > high:
+            raise BadInput(f"min_{what} is {low}, max_{what} is {high}, wanted the first not above the second")
+    if settings.language is not None and settings.language not in (known := clean.identifier().labels):
+        raise BadInput(f"language is {settings.language!r}, wanted null or one of {', '.join(sorted(known))}")
+    if settings.near_duplicates is not None:
+        clean.signature(np.zeros(0, np.uint64))  # finds its library missing
+    if outs[0].suffix != ".jsonl" or not sources:
+        raise BadInput(f"out is {outs[0]}, the sources are {list(sources)}, wanted a .jsonl file, and at least one source")
+    taken = {place for out in outs for place in (out.resolve(), *out.resolve().parents)}
+    for spec in sources:
+        if Path(os.path.expanduser(spec if os.path.exists(spec) else spec.partition(":")[0])).resolve() in taken:
+            raise BadInput(f"the source {spec} is, or would hold, an output of {outs[0]}, wanted another place for it")
+
+
+def _pieces(sources: Sequence[Source]) -> Iterator[list[tuple[int, str, bytes]]]:
+    """All rows as (source's number, place, JSON), so many at a time as memory is given to."""
+    piece: list[tuple[int, str, bytes]] = []
+    size = 0
+    for number, source in enumerate(sources):
+        for row in source.rows():
+            try:
+                line = row.value.strip().removeprefix(b"\xef\xbb\xbf") if isinstance(row.value, bytes) else clean.as_json(row.value)
+            except TypeError as error:
+                raise BadInput(f"{row.place}: the row can't be written as JSON: {error}") from error
+            piece.append((number, row.place, line))
+            size += len(line)
+            if len(piece) == PIECE_ROWS or size >= PIECE_BYTES:
+                yield piece
+                piece, size = [], 0
+    if piece:
+        yield piece
+
+
+def _judged(piece: Sequence[tuple[int, str, bytes]], path: Path, settings: PrepareSettings) -> list[str]:
+    """The Arrow files, in order, of the judged piece; made where they aren't there. Raises: BadInput for the first bad row."""
+    from datasets import Dataset, Features, Value
+
+    features = Features({name: Value(kind) for name, kind in COLUMNS.items()})
+    names = list(COLUMNS)[:3]
+    raw = Dataset.from_dict(dict(zip(names, map(list, zip(*piece)))), features=Features({name: features[name] for name in names}))
+    judged = raw.map(partial(_judge, settings), input_columns=names, writer_batch_size=256, features=features, desc=path.stem,
+                     num_proc=min(settings.workers, len(raw)) if settings.workers > 1 else None, cache_file_name=str(path),
+                     new_fingerprint=path.stem, load_from_cache_file=True)
+    bad = [n for n, taken in enumerate(judged.data.column("taken").to_pylist()) if taken == "bad_row"]
+    if bad and settings.on_bad_row == "error":
+        raise BadInput(f"{judged[bad[0]]['place']}: {judged[bad[0]]['why']}")
+    return [file["filename"] for file in judged.cache_files]
+
+
+def _judge(settings: PrepareSettings, source: int, place: str, line: bytes) -> Row:
+    """All that can be said of a row by itself, as `COLUMNS`."""
+    judged: dict[str, object] = dict.fromkeys(COLUMNS) | {"source": source, "place": place, "line": line, "truecased": False}
+    try:
+        row = parse_line(line)
+        turns = clean.turns_of(row)
+    except ValueError as error:
+        return {**judged, "taken": "bad_row", "why": clean.excerpt(str(error))}
+    if settings.truecase and (cased := clean.truecased(row, turns)) != row:
+        judged |= {"truecased": True, "line": clean.as_json(cased)}
+        turns = clean.turns_of(cased)
+    words = [clean.words(text) for role, text in turns]
+    whole = [word for of_turn in words for word in of_turn]
+    judged["excerpt"] = clean.excerpt(next(text for role, text in turns if role != "system"))
+    judged["dialogue"], judged["opening"] = clean.digests(turns)
+    judged["taken"], judged["why"] = _taken(settings, turns, len(whole))
+    known = _benchmark(settings.decontaminate, settings.ngram)
+    shared = (clean.shared(known, of_turn, short=role == "user") for (role, _), of_turn in zip(turns, words) if role != "system")
+    judged["contaminated"] = next(filter(None, shared), "")
+    if settings.near_duplicates is not None and whole:
+        judged["signature"] = clean.signature(clean.grams(whole, min(5, len(whole))))
+    return judged
+
+
+def _taken(settings: PrepareSettings, turns: Turns, words: int) -> tuple[str, str]:
+    """The first filter that takes a row for itself, and why; two times "" where none does."""
+    if settings.drop_refusals and (refused := clean.refused(turns)):
+        return "refusal", clean.excerpt(refused)
+    if settings.language and (code := clean.language("\n".join(text[:1000] for _, text in turns))) not in ("", settings.language):
+        return "language", code
+    number = sum(role in ("user", "assistant") for role, _ in turns)
+    for name, count in (("words", words), ("turns", number)):
+        low, high = getattr(settings, f"min_{name}"), getattr(settings, f"max_{name}")
+        if (count or name == "words") and (count < (low or 0) or high is not None and count > high):
+            return {"words": "length"}.get(name, name), f"{count} {name}"
+    return "", ""
+
+
+def _fields(source: Source) -> Iterator[tuple[str, Row]]:
+    for row in source.rows():
+        try:
+            yield row.place, check_row(parse_line(row.value) if isinstance(row.value, bytes) else row.value)
+        except ValueError as error:
+            raise BadInput(f"{row.place}: {error}") from error
+
+
+@lru_cache(maxsize=1)
+def _benchmark(files: tuple[str, ...], ngram: int) -> Mapping[tuple[int, bool], np.ndarray]:
+    """What `clean.shared` looks for: n-grams of longer prompts; shorter prompts whole, those under 8 words as whole turns only."""
+    hashes: dict[tuple[int, bool], list[np.ndarray]] = {}
+    for source in open_sources(files):
+        prompts = [words for _, row in _fields(source) for prompt in clean.prompts(row) if (words := clean.words(prompt))]
+        if not prompts:
+            raise BadInput(f"{source.name}: no prompt is read, wanted rows with one of the fields {', '.join(clean.PROMPT_FIELDS)}")
+        for words in prompts:
+            n = min(ngram, len(words))
+            hashes.setdefault((n, n < min(ngram, 8)), []).append(clean.grams(words, n))
+    return {n: np.unique(np.concatenate(some)) for n, some in hashes.items()}
+
+
+def _held_digests(source: Source) -> Iterator[bytes]:
+    """Of a held-out file's dialogues and first user turns; a row that is no dialogue gives that of its prompt."""
+    for place, row in _fields(source):
+        try:
+            turns = clean.turns_of(row)
+        except ValueError as error:
+            turns = [("user", prompt) for prompt in clean.prompts(row)][:1]
+            if not turns:
+                raise BadInput(f"{place}: {error}") from error
+        yield from clean.digests(turns)
+
+
+def _rows(pieces: Iterable[str]) -> Iterator[Row]:
+    """Judged rows, read and not mapped: pages of a mapped file count as the process's memory."""
+    for path in pieces:
+        with pa.OSFile(path) as file, pa.ipc.open_stream(file) as batches:
+            for batch in batches:
+                yield from batch.to_pylist()
+
+
+def _sift(pieces: Iterable[str], splits: Sequence[str], index: Index, outs: Mapping[str, Path]) -> Report:
+    """Write the rows that stay; returns the counts of the report, with up to five examples of what each filter took."""
+    removed: dict[str, list[dict[str, str]]] = {name: [] for name in FILTERS}
+    totals: Counter[str] = Counter()
+    with ExitStack() as stack:
+        files = {split: stack.enter_context(path.open("wb")) for split, path in outs.items()}
+        for row in _rows(pieces):
+            split = splits[row["source"]]
+            taken, why = next((found for found in _takers(row, index, in_training=split == "") if found[1]), ("", ""))
+            totals.update((taken or outs[split].name, "read"))
+            if not taken:
+                files[split].write(row["line"] + b"\n")
+                totals["truecased"] += row["truecased"]
+            elif len(removed[taken]) < 5:
+                removed[taken].append({"place": row["place"], "why": why, "excerpt": row["excerpt"] or ""})
+    kept = {path.name: totals[path.name] for path in outs.values()}
+    return {"rows_read": totals["read"], "rows_kept": sum(kept.values()), "truecased": totals["truecased"], "files": kept,
+            "removed": {name: {"rows": totals[name], "examples": examples} for name, examples in removed.items()}}
+
+
+def _takers(row: Row, index: Index, *, in_training: bool) -> Iterator[tuple[str, str]]:
+    """The filters in their order, and why each takes the row; "" where it does not. A row that comes to the end is in the index."""
+    yield row["taken"], row["why"]
+    if in_training:
+        yield "held_out", index.held_out(row)
+    yield "contaminated", row["contaminated"]
+    if in_training:
+        yield "duplicate", index.duplicate(row)
+        yield "near_duplicate", index.near_duplicate(row)

@@ -1,0 +1,57 @@
+"""Questions become replies, each paid for once: from the ledger where it holds them, else from a teacher, whoever that is."""
+from collections.abc import Callable, Sequence
+
+from zephyr.config import BadInput
+from zephyr.teacher.budget import Budget, BudgetSpent
+from zephyr.teacher.endpoint import endpoint
+from zephyr.teacher.ledger import Ledger
+from zephyr.teacher.local import local
+from zephyr.teacher.request import Reply, Request, Teacher, now
+from zephyr.teacher import ranks
+
+__all__ = ["Budget", "BudgetSpent", "Ledger", "Reply", "Request", "Teacher", "ask", "embedded", "endpoint", "local"]
+
+
+def ask(teacher: Teacher, requests: Sequence[Request], ledger: Ledger, budget: Budget) -> list[Reply]:
+    """Replies in the order of the requests: from the ledger where they are in it, else asked (each distinct request once)
+    and appended at once. Under torchrun every rank calls it with the same requests and gets the same replies.
+
+    Raises: BudgetSpent where the rest would or could exceed the budget; BadInput where the teacher can't be asked. Either
+    way everything that was answered is in the ledger, and the same call goes on from there."""
+    digests = [request.digest(teacher.identity or teacher.name) for request in requests]
+    of_digest = dict(zip(digests, requests))
+
+    def keep(reply: Reply) -> None:
+        ledger.append(reply, teacher.name, of_digest[reply.digest])
+
+    def answer_on_rank0(missing: Sequence[Request]) -> object:
+        if ranks.rank() == 0:
+            teacher.answer(missing, keep, budget)
+        return budget.spent
+
+    budget.start_from(ledger.path, ledger.held)
+    missing, budget.spent = ranks.everyones(lambda: ([d for d in of_digest if d not in ledger], budget.spent))[0]
+    try:
+        if missing and teacher.shared:
+            teacher.answer([of_digest[digest] for digest in missing], keep, budget)
+        elif missing:
+            budget.spent = ranks.everyones(lambda: answer_on_rank0([of_digest[d] for d in missing]), BadInput, BudgetSpent)[0]
+    finally:
+        ledger.refresh()
+    replies = [ledger.get(digest) for digest in digests]
+    assert None not in replies, "a teacher left a request without a reply"
+    return replies
+
+
+def embedded(name: str, reply: Callable[[Request], str], version: str) -> Teacher:
+    """A teacher that is a function of the request. It costs nothing; its tokens are words."""
+    identity = f"{name} {version}"
+
+    def answer(requests: Sequence[Request], keep: Callable[[Reply], None], budget: Budget) -> None:
+        for request in requests:
+            hold = budget.reserve(request.messages, request.max_tokens)
+            text = reply(request)
+            words = sum(len(message["content"].split()) for message in request.messages), len(text.split())
+            keep(Reply(request.digest(identity), text, name, version, *words, budget.settle(hold, *words), now()))
+
+    return Teacher(name, answer, identity=identity)

@@ -1,0 +1,111 @@
+"""A reply becomes one line of an append-only JSONL file the moment it is there, found again by the digest of its request."""
+import fcntl
+import json
+import os
+import time
+from pathlib import Path
+
+from zephyr.config import BadInput
+from zephyr.teacher.budget import Spending
+from zephyr.teacher.request import Reply, Request
+from zephyr.teacher import ranks
+
+SYNC_SECONDS = 1.0              # a killed process loses nothing; a machine that loses power, what came in this time
+
+
+class Ledger:
+    """Every reply that was ever paid for; in memory there is only where each one stands. `held`: what all of them took together.
+
+    Rank 0 writes PATH, under torchrun rank r `STEM.rankr.jsonl` beside it; every rank reads all of them. A last line that a
+    kill cut off is dropped."""
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        """Args: read_only: neither lock nor mend nor make the file: for looking replies up while a run goes on.
+
+        Raises: BadInput where another process writes it, it can't be read or written, or a line but the last is broken."""
+        self.path, self.held, rank = Path(path), Spending(), ranks.rank()
+        self._own = self.path.with_name(f"{self.path.stem}.rank{rank}{self.path.suffix}") if rank else self.path
+        self._read_to: dict[Path, int] = {}                         # of each file, bytes taken in
+        self._places: dict[bytes, tuple[Path, int]] = {}            # digest -> file, offset of its line
+        self._file, self._synced = None, time.monotonic()
+        try:
+            if not read_only:
+                self._own.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self._own.open("ab", buffering=0)
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.refresh()
+            if not read_only:
+                self._drop_torn_line()
+        except BlockingIOError:
+            raise BadInput(f"ledger {self._own} is in use by another process") from None
+        except OSError as error:
+            raise BadInput(f"ledger {error.filename or self._own}: {error.strerror}") from None
+
+    def __contains__(self, digest: str) -> bool:
+        return bytes.fromhex(digest) in self._places
+
+    def refresh(self) -> None:
+        """Take in whole lines that were added to any of the files. Raises: BadInput naming file and line of a broken one."""
+        for path in [self.path, *sorted(self.path.parent.glob(f"{self.path.stem}.rank*{self.path.suffix}"))]:
+            if path.is_file() and path.stat().st_size > self._read_to.get(path, 0):
+                with path.open("rb") as lines:
+                    lines.seek(self._read_to.get(path, 0))
+                    for line in lines:
+                        if not line.endswith(b"\n"):
+                            break                                   # it is being written, or torn
+                        self._take_in(path, line)
+
+    def _take_in(self, path: Path, line: bytes) -> None:
+        offset = self._read_to.get(path, 0)
+        try:
+            row = json.loads(line)
+            self._places.setdefault(bytes.fromhex(row["digest"]), (path, offset))
+            self.held = self.held.plus(Spending(1, row["prompt_tokens"] + row["completion_tokens"], row["price"]))
+        except (ValueError, TypeError, LookupError) as error:
+            number = path.read_bytes()[:offset].count(b"\n") + 1
+            raise BadInput(f"ledger {path}:{number}: a reply of this program is wanted: {error!r}") from None
+        self._read_to[path] = offset + len(line)
+
+    def _drop_torn_line(self) -> None:
+        end, start = self._read_to.get(self._own, 0), b'{"digest": "'
+        with self._own.open("rb") as file:
+            file.seek(end)
+            if (torn := file.read(len(start))) != start[:len(torn)]:
+                raise BadInput(f"ledger {self._own}: its end is no reply of this program: {torn!r}")
+        self._file.truncate(end)
+
+    def get(self, digest: str) -> Reply | None:
+        """The reply to a request, if it is there."""
+        if digest not in self:
+            return None
+        path, offset = self._places[bytes.fromhex(digest)]
+        with path.open("rb") as file:
+            file.seek(offset)
+            row = json.loads(file.readline())
+        return Reply(**{field: row[field] for field in Reply._fields})
+
+    def append(self, reply: Reply, teacher: str, request: Request) -> None:
+        """Write a reply in one piece. Raises: BadInput where the disk refuses."""
+        row = {**reply._asdict(), "teacher": teacher, "request": request.asked()}
+        line = json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+        try:
+            if self._file.write(line) < len(line):
+                raise OSError(0, "the disk is full")
+            if time.monotonic() - self._synced > SYNC_SECONDS:
+                os.fsync(self._file.fileno())
+                self._synced = time.monotonic()
+        except OSError as error:
+            raise BadInput(f"ledger {self._own} can't be written: {error.strerror}; all replies before are in it") from None
+        self._take_in(self._own, line)
+
+    def close(self) -> None:
+        """Sync and let go of the file."""
+        if self._file and not self._file.closed:
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
