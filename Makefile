@@ -35,11 +35,11 @@ quickstart: $(VENV)/.installed
 	rm -rf runs/tiny
 	$(BIN)/zephyr world $(W) --seed $(SEED)
 	$(LAUNCH) train_sft.py configs/tiny/base.yaml run.seed=$(SEED)
-	$(BIN)/zephyr self-instruct --config configs/tiny/self_instruct.yaml --seed $(SEED)
-	$(BIN)/zephyr prepare --config configs/tiny/prepare.yaml
+	$(BIN)/zephyr self-instruct --config configs/tiny/data/self_instruct.yaml --seed $(SEED)
+	$(BIN)/zephyr prepare --config configs/tiny/data/prepare.yaml
 	$(LAUNCH) train_sft.py configs/tiny/sft.yaml run.seed=$(SEED)
-	$(BIN)/zephyr feedback $(W)/prompts/feedback.jsonl --config configs/tiny/feedback.yaml --out runs/tiny/feedback.jsonl
-	$(BIN)/zephyr feedback $(W)/prompts/validation.jsonl --config configs/tiny/feedback.yaml --out runs/tiny/feedback_validation.jsonl
+	$(BIN)/zephyr feedback $(W)/prompts/feedback.jsonl --config configs/tiny/data/feedback.yaml --out runs/tiny/feedback.jsonl
+	$(BIN)/zephyr feedback $(W)/prompts/validation.jsonl --config configs/tiny/data/feedback.yaml --out runs/tiny/feedback_validation.jsonl
 	$(BIN)/zephyr binarize runs/tiny/feedback.jsonl --rule paper --out runs/tiny/pairs.jsonl
 	$(BIN)/zephyr binarize runs/tiny/feedback_validation.jsonl --rule paper --out runs/tiny/pairs_validation.jsonl
 	$(LAUNCH) train_dpo.py configs/tiny/dpo.yaml run.seed=$(SEED)

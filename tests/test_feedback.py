@@ -28,7 +28,7 @@ from zephyr.judge.rubric import Critique, Rating, format_critique, format_rating
 from zephyr.judge.rules import ASPECTS
 from zephyr.teacher import Budget, Ledger, Reply, Request, Teacher, ask, embedded
 
-ZEPHYR = [sys.executable, "-c", "import sys; from zephyr.cli import main; sys.exit(main())"]
+ZEPHYR = [sys.executable, "-m", "zephyr.cli"]
 reasons = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1).map(lambda text: f"x{text}".strip()).filter(
     lambda text: parse_ratings(f"## Text 1\nRating: 1\nRationale: {text}", 1) is not None)
 

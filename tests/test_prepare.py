@@ -50,7 +50,7 @@ def run(folder: Path, rows: Iterable[Row], **settings: object) -> tuple[list[Row
 @pytest.mark.parametrize("before, after", [
     ("Hello. how are you?", "Hello. How are you?"),
     ("yesterday i walked home. i'm tired! so what? nothing.", "Yesterday I walked home. I'm tired! So what? Nothing."),
-    ("It is late.\n\nso we should go home now.", "It is late.\n\nSo we should go home now."),
+    ("i think i know. i would go.", "I think I know. I would go."),
     ("It works. élan helps.", "It works. Élan helps."),
     ("Use `a. b` now. then stop.", "Use `a. b` now. Then stop.")])
 def test_wrong_case_is_set_right(before: str, after: str) -> None:
@@ -67,10 +67,10 @@ def test_wrong_case_is_set_right(before: str, after: str) -> None:
     "Run it:\n```\nx. y\nfor i in z\n```\nDone.", "Then\n    it ends. here in code\nDone.",
     "Let i be 3. The index i grows. For i from 1 to 3, $a. b$ holds.",
     "1. apples\n2. pears, a. b.", "positive", "apple, pear, plum. fig", "def f(x):\n  return x. then",
-    "i gatti e i cani. È vero.", "See https://x.org/a. b is one letter.",
-    "Bu iş. iyi bir şey.", ""])
+    "Ecco i gatti e i cani. È vero.", "See https://x.org/a. b is one letter.",
+    "positive.\nnegative.\n\nneutral.", "A. Then:\nimport os. path\nx = 1. so it ends", ""])
 def test_right_case_stays(text: str) -> None:
-    """Abbreviations, ellipses, quotes, names, code, formulas, lists, labels and other languages are no wrong case."""
+    """Abbreviations, ellipses, quotes, names, code, formulas, lists, labels and another language's "i" are no wrong case."""
     assert truecase(text) == text.replace("plum. fig", "plum. Fig")  # the one sentence start among them
 
 
@@ -175,6 +175,17 @@ def test_held_out_rows_never_enter_training(tmp_path: Path) -> None:
         assert (report["removed"]["held_out"]["rows"], report["removed"]["duplicate"]["rows"]) == (2, 1)
     report = prepare(specs[1:], tmp_path / "alone" / "clean.jsonl", PrepareSettings(**ONLY_PARTED))
     assert report["files"] == {"clean.jsonl": 2}  # a sole split is no other's held-out one
+    for name, other in (("v1.2", "v1.2.test_sft.jsonl"), ("read", "read.test_sft.jsonl"), ("index.sqlite", "index.sqlite.test_sft.jsonl")):
+        report = prepare(specs, tmp_path / name / name, PrepareSettings(**ONLY_PARTED))
+        assert report["files"] == {name: 2, other: 3} and read(tmp_path / name / name) == [train[1], train[3]]
+        assert read(tmp_path / name / other) == test
+
+
+@pytest.mark.parametrize("piece", ["word ", "a", " ", "`", "i ", "\n", ". ", "a'", "I do not have "])
+def test_long_texts_take_linear_time(piece: str) -> None:
+    """Patterns that try again from every character would take hours for a megabyte of one thing, and stop all of a run."""
+    text = piece * (1_000_000 // len(piece))
+    assert truecase(text).lower() == text.lower() and refusal(text, text) is None
 
 
 @pytest.mark.parametrize("name, split", [
@@ -299,7 +310,7 @@ def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: di
     assert not (tmp_path / "clean.jsonl").exists()
     report = prepare([source], tmp_path / "clean.jsonl", PrepareSettings(on_bad_row="skip"))
     assert report["removed"]["bad_row"]["rows"] == 1 and read(tmp_path / "clean.jsonl") == [dialogue("Q?", "A.")]
-    for out, sources in ((source, [source]), ("in/clean.jsonl", ["in"]), ("clean.txt", [source])):
+    for out, sources in ((source, [source]), ("in/clean.jsonl", ["in"]), ("in", [source]), ("clean.jsonl", [])):
         write(Path("in/rows.jsonl"), [dialogue("Q?", "A.")])
         with pytest.raises(BadInput, match="wanted a"):
             prepare(sources, tmp_path / out, PrepareSettings())

@@ -1,16 +1,14 @@
 """YAML and `key.sub=value` overrides become one frozen dataclass, checked before any model is touched."""
-import dataclasses
 import difflib
 import math
 import os
 import re
 import types
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Literal, TypeVar, Union
+from typing import Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -196,23 +194,23 @@ def set_key(tree: dict[str, Value], override: str) -> None:
 
 def build(kind: type[T], tree: Mapping[str, Value], prefix: str) -> T:
     """The dataclass `kind` from a mapping; every key known, every value of the field's type."""
-    hints = typing.get_type_hints(kind)
+    hints = get_type_hints(kind)
     for key in tree:
         if key not in hints:
             raise ConfigError(f"{prefix}{key}: unknown key; {nearest_key(str(key), prefix, kind)}")
-    for spec in dataclasses.fields(kind):
-        if spec.name not in tree and spec.default is spec.default_factory is dataclasses.MISSING:
+    for spec in fields(kind):
+        if spec.name not in tree and spec.default is spec.default_factory is MISSING:
             raise ConfigError(f"{prefix}{spec.name}: missing; it is required")
     return kind(**{key: read_value(hints[key], value, prefix + key) for key, value in tree.items()})
 
 
 def read_value(hint: object, value: Value, key: str) -> object:
     """`value` as the type `hint`. Raises: ConfigError naming key, value and the wanted type."""
-    if dataclasses.is_dataclass(hint):
+    if is_dataclass(hint):
         if not isinstance(value, dict):
             raise ConfigError(f"{key}: a group of keys is wanted, got {value!r}")
         return build(hint, value, key + ".")
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    origin, args = get_origin(hint), get_args(hint)
     if origin is types.UnionType:                           # `X | None`
         return None if value is None else read_value(args[0], value, key)
     if origin is Literal:
@@ -230,16 +228,15 @@ def read_value(hint: object, value: Value, key: str) -> object:
         raise ConfigError(f"{key}: a secret stays in the environment, got {value!r}: the config is kept beside the model")
     value = os.path.expandvars(value) if isinstance(value, str) else value
     if type(value) is not hint or (hint is float and not math.isfinite(value)) or (hint is str and NO_TEXT.search(value)):
-        note = ""
-        if hint is float and isinstance(value, str) and re.fullmatch(r"[-+]?\d+\.?\d*[eE][-+]?\d+", value):
-            note = f" (a text in YAML; write {yaml.safe_dump(float(value)).split()[0]})"
+        exponent = hint is float and isinstance(value, str) and re.fullmatch(r"[-+]?\d+\.?\d*[eE][-+]?\d+", value)
+        note = f" (a text in YAML; write {yaml.safe_dump(float(value)).split()[0]})" if exponent else ""
         raise ConfigError(f"{key}: {WANTED[hint]} is wanted, got {value!r}{note}")
     return value
 
 
 def nearest_key(key: str, prefix: str, kind: type) -> str:
     """The valid key that was most likely meant, in this group first, then anywhere in the config."""
-    names = [spec.name for spec in dataclasses.fields(kind)]
+    names = [spec.name for spec in fields(kind)]
     close = difflib.get_close_matches(key, names, n=1, cutoff=0.5) or [name for name in names if name.startswith(key)]
     meant = [prefix + name for name in close]
     meant += [other for root in (DPOConfig, SFTConfig) for other in keys(root, "") if other.split(".")[-1] == key]
@@ -248,11 +245,8 @@ def nearest_key(key: str, prefix: str, kind: type) -> str:
 
 def keys(kind: type, prefix: str) -> Iterator[str]:
     """Every full key of a config dataclass."""
-    for name, hint in typing.get_type_hints(kind).items():
-        if dataclasses.is_dataclass(hint):
-            yield from keys(hint, f"{prefix}{name}.")
-        else:
-            yield prefix + name
+    for name, hint in get_type_hints(kind).items():
+        yield from keys(hint, f"{prefix}{name}.") if is_dataclass(hint) else [prefix + name]
 
 
 def check(config: DPOConfig | SFTConfig) -> None:
@@ -269,4 +263,4 @@ def check(config: DPOConfig | SFTConfig) -> None:
 
 def to_yaml(config: DPOConfig | SFTConfig) -> str:
     """The resolved config, every key written: `config.yaml` of the run folder."""
-    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)

@@ -104,20 +104,18 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-def dpo(chosen_P: Tensor, rejected_P: Tensor, ref_chosen_P: Tensor, ref_rejected_P: Tensor, *, beta: float,
-        loss: str = "sigmoid", label_smoothing: float = 0.0, chosen_tokens_P: Tensor | None = None,
-        rejected_tokens_P: Tensor | None = None) -> DPOTerms:
+def dpo(chosen_P: Tensor, rejected_P: Tensor, ref_chosen_P: Tensor, ref_rejected_P: Tensor, *, beta: float, loss: str = "sigmoid",
+        label_smoothing: float = 0.0, chosen_tokens_P: Tensor | None = None, rejected_tokens_P: Tensor | None = None) -> DPOTerms:
     """Loss of each pair under one of `LOSSES`; the default, `sigmoid`, is DPO (Rafailov et al. 2023, arXiv:2305.18290,
     Eq. 7): -log sigmoid(beta * [(chosen - ref_chosen) - (rejected - ref_rejected)]).
 
-    Args: *_P: log p(response | prompt) in nats, summed over the response's tokens, float32 or float64 [P], P may be 0;
-        ref_*: under the frozen reference. beta: KL weight, > 0. loss: a key of `LOSSES`. label_smoothing: the
-        probability that a preference is the wrong way round, 0 <= label_smoothing < 0.5, taken by `sigmoid`,
-        `sigmoid_norm`, `robust` (0 is allowed) and `exo_pair` (> 0 is required). *_tokens_P: tokens of each response,
-        >= 1, any integer or float dtype [P]; used by `ipo` and `sigmoid_norm` only. They are not read back to be
-        checked: a count of 0 gives a loss that is not finite.
-    Returns: loss [P], not reduced (divide the sum by the pairs of all ranks), and both rewards [P], detached: beta
-        times the summed log-ratio, whatever the loss.
+    Args: *_P: log p(response | prompt) in nats, summed over the response's tokens, float32 or float64 [P], P may be 0; ref_*: under
+        the frozen reference. beta: KL weight, > 0. loss: a key of `LOSSES`. label_smoothing: the probability that a preference is
+        the wrong way round, 0 <= label_smoothing < 0.5, taken by `sigmoid`, `sigmoid_norm`, `robust` (0 is allowed) and `exo_pair`
+        (> 0 is required). *_tokens_P: tokens of each response, >= 1, any integer or float dtype [P]; used by `ipo` and
+        `sigmoid_norm` only, and not read back to be checked: a count of 0 gives a loss that is not finite.
+    Returns: loss [P], not reduced (divide the sum by the pairs of all ranks), and both rewards [P], detached: beta times the summed
+        log-ratio, whatever the loss.
     Raises: ValueError naming the argument: an unknown loss, beta or label_smoothing out of range, label_smoothing > 0 for a
         loss that takes none, token counts missing where needed, or vectors not all float32, or all float64, of one shape [P]."""
     entry = require_settings(loss, beta, label_smoothing)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from safetensors.numpy import load, save
 from torch import Tensor
 from tqdm import tqdm
 
@@ -43,15 +44,13 @@ class Reference(NamedTuple):
     def __call__(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         """(ref_chosen_P, ref_rejected_P) of a micro-batch's pairs."""
         indices_P = torch.tensor(batch.indices, dtype=torch.int64).to(self.logp.device, non_blocking=True)
-        chosen_P, rejected_P = self.logp[indices_P].unbind(-1)
-        return chosen_P, rejected_P
+        return self.logp[indices_P].unbind(-1)
 
 
 def read_store(folder: Path) -> Entries:
     """All entries of `part-<sha256>.safetensors` files, of one that two runs wrote the first.
 
     Raises: BadInput naming a part whose bytes are not those of its name."""
-    from safetensors.numpy import load
     entries: Entries = {}
     for path in sorted(folder.glob("part-*.safetensors"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
         content = path.read_bytes()
@@ -73,7 +72,6 @@ def make_folder(folder: Path) -> None:
 
 def append_to_store(folder: Path, entries: Entries, profile: dict[str, str]) -> None:
     """Add a part, whole or not at all; no part is ever rewritten."""
-    from safetensors.numpy import save
     content = save({"pair": np.stack([np.frombuffer(key, np.uint8) for key in entries]),
                     "logp": np.array(list(entries.values()), np.float32)})
     write_whole(folder / f"part-{hashlib.sha256(content).hexdigest()}.safetensors", content)
@@ -105,16 +103,14 @@ def log_probabilities(engine: Engine, examples: Sequence[EncodedPair], lengths: 
     if missing:
         engine.say(f"reference: one forward pass over {len(missing)} pairs")
     # Whole micro-batches of the plan: what a killed pass left out has, to the bit, the values that it would have had.
-    todo = [ranks for step in first_epoch.steps if step.epoch < 1 for ranks in zip(*step.ranks)
-            if not missing.isdisjoint(chain(*ranks))]
+    todo = [ranks for step in first_epoch.steps if step.epoch < 1 for ranks in zip(*step.ranks) if not missing.isdisjoint(chain(*ranks))]
     for start in tqdm(range(0, len(todo), PART_MICRO_BATCHES), desc="reference", unit="part", file=sys.stderr,
                       dynamic_ncols=True, disable=engine.rank > 0 or not todo):
         part = [ranks[engine.rank] for ranks in todo[start:start + PART_MICRO_BATCHES]]
         new = {keys[i]: logp for i, logp in forward_pass(engine, part, collate).items() if i in missing}
         engine.on_rank0(lambda: append_to_store(folder, new, profile))
     known = engine.on_rank0(stored) if missing else known
-    logp = torch.tensor([known[key] for key in keys], dtype=torch.float32)
-    return Reference(logp.to(engine.device))
+    return Reference(torch.tensor([known[key] for key in keys], dtype=torch.float32, device=engine.device))
 
 
 def pair_digest(pair: EncodedPair) -> bytes:

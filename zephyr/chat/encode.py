@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 from zephyr.chat.template import ZEPHYR_TEMPLATE, Messages, check_messages, check_pair, render
@@ -34,8 +35,7 @@ class EncodedText(NamedTuple):
 
 
 def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: Mapping[str, object], *, max_tokens: int = 1024,
-                max_prompt_tokens: int = 512, truncation: str = "keep_end",
-                template: str = ZEPHYR_TEMPLATE) -> EncodedPair:
+                max_prompt_tokens: int = 512, truncation: str = "keep_end", template: str = ZEPHYR_TEMPLATE) -> EncodedPair:
     """Ids of a preference row (shapes: `check_pair`), cut to `max_tokens` (how: `truncate_pair`).
 
     `prompt_ids`: BOS where the tokenizer has one, then the template's text up to where the answer begins. `chosen_ids`
@@ -45,8 +45,7 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: Mapping[str, object], 
                          max_prompt_tokens=max_prompt_tokens, truncation=truncation, bos_id=tokenizer.bos_token_id)
 
 
-def tokenize_pair(tokenizer: PreTrainedTokenizerBase, pair: Mapping[str, object], *,
-                  template: str = ZEPHYR_TEMPLATE) -> EncodedPair:
+def tokenize_pair(tokenizer: PreTrainedTokenizerBase, pair: Mapping[str, object], *, template: str = ZEPHYR_TEMPLATE) -> EncodedPair:
     """`encode_pair` before anything is cut."""
     texts = check_pair(pair)
     turns = _spell_out(tokenizer, texts.prompt)
@@ -80,9 +79,8 @@ def truncate_pair(pair: EncodedPair, *, max_tokens: int, max_prompt_tokens: int,
     return EncodedPair(pair.id, prompt, pair.chosen_ids[:room], pair.rejected_ids[:room])
 
 
-def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, object]], *,
-                    max_tokens: int = 2048, targets: str = "assistant", template: str = ZEPHYR_TEMPLATE,
-                    id: str = "") -> EncodedText:
+def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, object]], *, max_tokens: int = 2048,
+                    targets: str = "assistant", template: str = ZEPHYR_TEMPLATE, id: str = "") -> EncodedText:
     """Ids of a conversation that ends with the assistant's turn, cut at the end to `max_tokens`.
 
     The ids are BOS (where the tokenizer has one) and the template's text; each answer's ids are what generation would
@@ -93,22 +91,17 @@ def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mappi
         raise ValueError(f"targets is {targets!r}, wanted 'assistant' or 'all'")
     turns = _spell_out(tokenizer, check_messages(messages, last="assistant"))
     whole = render(tokenizer, turns, template, answer=False)
-    ids: list[int] = []
-    is_target: list[bool] = []
-    done = ""  # the text whose ids are in `ids`; it ends with an EOS, or is empty
+    parts: list[tuple[list[int], bool]] = []  # ids, and whether they are targets
+    done = ""  # the text whose ids are in `parts`; it ends with an EOS, or is empty
     for turn in (i for i, message in enumerate(turns) if message["role"] == "assistant"):
         prompt = render(tokenizer, turns[:turn], template, answer=True)
         answer_ids, end = _answer(tokenizer, whole, prompt)
         between_ids = _ids(tokenizer, prompt[len(done):], after_eos=bool(done))
-        ids += between_ids if done else _with_bos(tokenizer, between_ids)
-        is_target += [False] * (len(ids) - len(is_target))
-        ids += answer_ids
-        is_target += [True] * (len(ids) - len(is_target))
+        parts += [(between_ids if done else _with_bos(tokenizer, between_ids), False), (answer_ids, True)]
         done = whole[:end]
-    ids += _ids(tokenizer, whole[len(done):], after_eos=True)
-    is_target += [False] * (len(ids) - len(is_target))
-    if targets == "all":
-        is_target = [False] + [True] * (len(ids) - 1)
+    parts.append((_ids(tokenizer, whole[len(done):], after_eos=True), False))
+    ids = [*chain.from_iterable(part for part, _ in parts)]
+    is_target = [flag for part, flag in parts for _ in part] if targets == "assistant" else [False] + [True] * (len(ids) - 1)
     return EncodedText(id, ids[:max_tokens], is_target[:max_tokens])
 
 
@@ -172,11 +165,8 @@ def _answer(tokenizer: PreTrainedTokenizerBase, whole: str, prompt: str) -> tupl
     response = whole[len(prompt):end]
     context = prompt[max(prompt.rfind(eos), 0):]  # what is before a special token has no say
     context_ids, ids = _ids(tokenizer, context), _ids(tokenizer, context + response)
-    ends_special = specials.split(context)[-1] == ""
-    if ids[:len(context_ids)] == context_ids and not ends_special:
-        ids = ids[len(context_ids):]
-    else:
-        ids = _continuation(lambda text: _ids(tokenizer, text), response)
+    apart = ids[:len(context_ids)] == context_ids and specials.split(context)[-1] != ""
+    ids = ids[len(context_ids):] if apart else _continuation(lambda text: _ids(tokenizer, text), response)
     if not ids:
         raise ValueError(f"the answer {response[:60]!r} has no tokens, wanted at least one")
     return [*ids, tokenizer.eos_token_id], end + len(eos)

@@ -33,11 +33,10 @@ class PairTexts(NamedTuple):
 
 
 def check_messages(messages: object, field: str = "messages", *, last: str | None = None) -> Messages:
-    """The turns as plain dicts of role and content, or an error that names the field.
+    """The turns as plain dicts of role and content; other keys of a turn are left out.
 
-    Wanted: at most one system turn, first; then user and assistant in turn, the user first; no empty user or assistant
-    turn; the last of the role `last`, if given. Other keys of a turn are left out.
-    Raises: ValueError naming field, turn, what was found and what was wanted."""
+    Wanted: at most one system turn, first; then user and assistant in turn, the user first; no empty user or assistant turn; the last
+    of the role `last`, if given. Raises: ValueError naming field, turn, what was found and what was wanted."""
     if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
         raise ValueError(f"`{field}` is {_shown(messages)}, wanted a list of messages")
     if not messages:
@@ -68,8 +67,7 @@ def check_pair(pair: Mapping[str, object]) -> PairTexts:
     Raises: ValueError naming the field, what was found and what was wanted; also for two equal answers."""
     prompt = pair.get("prompt")
     if prompt is not None:
-        prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        prompt = check_messages(prompt, "prompt", last="user")
+        prompt = check_messages([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt, "prompt", last="user")
     chosen_prompt, chosen = _side(pair, "chosen", prompt)
     rejected_prompt, rejected = _side(pair, "rejected", prompt)
     if chosen_prompt != rejected_prompt:
@@ -85,8 +83,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, template: str
     Raises: ValueError where the template refuses the conversation or is no valid jinja."""
     from jinja2.exceptions import TemplateError
     try:
-        return tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False,
-                                             add_generation_prompt=answer)
+        return tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=answer)
     except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"the chat template refuses the conversation: {error or type(error).__name__}") from error
 
@@ -107,8 +104,7 @@ def _side(pair: Mapping[str, object], field: str, prompt: Messages | None) -> tu
     """Prompt turns and answer of one side; `prompt`: what the row's own `prompt` holds."""
     side = pair.get(field)
     if side is None:
-        found = "null" if field in pair else "missing"
-        raise ValueError(f"`{field}` is {found}, wanted a string or a list of messages")
+        raise ValueError(f"`{field}` is {'null' if field in pair else 'missing'}, wanted a string or a list of messages")
     if isinstance(side, str):
         if prompt is None:
             raise ValueError(f"`prompt` is missing, wanted one beside `{field}`, which is a string")
@@ -121,8 +117,7 @@ def _side(pair: Mapping[str, object], field: str, prompt: Messages | None) -> tu
     turns = check_messages(side, field, last="assistant")
     # A string agrees with any user turn (UltraFeedback's `prompt` is the first), a list only with all turns.
     if prompt and not (prompt[0] in turns if isinstance(pair["prompt"], str) else prompt == turns[:-1]):
-        raise ValueError(f"`prompt` ({_shown(prompt[-1]['content'])}) is no user turn of `{field}`, wanted the same "
-                         "prompt in both")
+        raise ValueError(f"`prompt` ({_shown(prompt[-1]['content'])}) is no user turn of `{field}`, wanted the same prompt in both")
     return turns[:-1], turns[-1]["content"]
 
 

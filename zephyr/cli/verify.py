@@ -176,17 +176,13 @@ def weights_distance(base: Path, other: Path, model: str) -> float:
 def weights(run: Path) -> Iterator[tuple[str, Tensor]]:
     """Name and flattened float32 values of each parameter in a run's last checkpoint, put together from all ranks."""
     folder = run / "checkpoints" / (run / "checkpoints" / "latest").read_text(encoding="utf-8")
-    shards: dict[str, list[tuple[int, int, Path]]] = {}
+    shards: dict[str, list[tuple[int, Path]]] = {}
     for path in folder.glob("rank-*.safetensors"):
         with safe_open(path, framework="pt") as file:
-            for key, (start, whole) in json.loads(file.metadata()["ranges"]).items():
-                shards.setdefault(key, []).append((start, whole, path))
+            for key, (start, _) in json.loads(file.metadata()["ranges"]).items():
+                shards.setdefault(key, []).append((start, path))
     for key in sorted(key for key in shards if key.endswith(".master")):
-        values = torch.empty(shards[key][0][1])
-        for start, _, path in shards[key]:
-            part = read_tensor(path, key)
-            values[start:start + len(part)] = part
-        yield key.removeprefix("lm.").removesuffix(".master"), values
+        yield key.removeprefix("lm.").removesuffix(".master"), torch.cat([read_tensor(path, key) for _, path in sorted(shards[key])])
 
 
 def line(name: str, of: Report) -> str:

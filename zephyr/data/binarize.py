@@ -3,14 +3,14 @@
 A rule's draw depends on seed and prompt id alone (`handbook` apart), so any order or split of the rows gives the same pairs."""
 import hashlib
 import json
-import os
 import random
 import re
 import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import chain, count, groupby
+from itertools import chain, count, groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from zephyr.chat import check_messages
 from zephyr.config import BadInput
+from zephyr.data.jsonl import report_path, write_rows
 from zephyr.data.pairwise import SHAPES, Row, judged, text
 from zephyr.data.rows import check_row
 from zephyr.data.rules import rule_named
@@ -71,41 +72,34 @@ def binarize(sources: Sequence[str] | Sequence[Path], out: Path, *, rule: str, s
     Returns: the report: rows = pairs + all dropped. `win_rate`: mean share of the verdict, ties a half. `disagreement`: pairs of which
         mean and overall prefer different sides, a warning from `DISAGREE` on. `longer_chosen`: share of the pairs.
     Raises: BadInput naming file and line, an unknown rule, a prompt id that comes twice, or no pair left (the report is written)."""
-    run = Run(rule, seed, ties, drop_sources, fix_overall)
-    opened = open_sources([str(source) for source in sources])
+    run, opened = Run(rule, seed, ties, drop_sources, fix_overall), open_sources([str(source) for source in sources])
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f"{out.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.writelines(_pairs(opened, run))
-            file.flush()
-            os.fsync(file.fileno())
-        report = {"sources": [str(source) for source in sources], "digests": {of.name: of.digest for of in opened}, **_report(run)}
-        write_whole(out.with_suffix(".report.json"), json.dumps(report, indent=1).encode() + b"\n")
-        if not report["pairs"]:
-            names = ", ".join(source.name for source in opened)
-            raise BadInput(f"{names}: no pair could be made; left out: {json.dumps(report['dropped'])}")
-        os.replace(part, out)
-    finally:
-        part.unlink(missing_ok=True)
-        run.shelf.close()
+    with closing(run.shelf):
+        pairs = _pairs(opened, run)
+        if first := list(islice(pairs, 1)):       # where there is none, an earlier file stays
+            write_rows(out, chain(first, pairs))
+    report = {"sources": [str(source) for source in sources], "digests": {of.name: of.digest for of in opened}, **_report(run)}
+    write_whole(report_path(out), json.dumps(report, indent=1).encode() + b"\n")
+    if not first:
+        raise BadInput(f"{', '.join(report['digests'])}: no pair could be made; left out: {json.dumps(report['dropped'])}")
     return report
 
 
-def _pairs(sources: Sequence[Source], run: Run) -> Iterator[bytes]:
-    """The lines of pairs; a row that gives none is counted with its reason, a single completion put by until all rows are read."""
+def _pairs(sources: Sequence[Source], run: Run) -> Iterator[Row]:
+    """The pairs; a row that gives none is counted with its reason, a single completion put by until all rows are read."""
     raws = ((raw.place, f"{source.name}:{raw.number}", raw.value) for source in sources for raw in source.rows())
     for place, name, value in chain(raws, _groups(run)):
         try:
             row = check_row(parse_line(value) if isinstance(value, bytes) else value)
             made = _put_by(row, place, run) if SINGLE <= row.keys() else _pair(row, name, place, run)
-            line = json.dumps(made, ensure_ascii=False).encode() + b"\n"
-        except (ValueError, RecursionError) as error:     # also for half a surrogate pair, which UTF-8 has no bytes for
+            json.dumps(made, ensure_ascii=False).encode()     # raises for half a surrogate pair, which UTF-8 has no bytes for
+        except (ValueError, RecursionError) as error:
             raise BadInput(f"{place}: {error}") from None
         run.counts["total"].update({"rows": made is not None, "pairs": isinstance(made, dict)})
         if isinstance(made, dict):
-            yield line
-        run.counts["dropped"].update([made] if isinstance(made, str) else [])
+            yield made
+        elif made:
+            run.counts["dropped"][made] += 1
 
 
 def _put_by(row: Row, place: str, run: Run) -> None:
@@ -233,10 +227,12 @@ def _answers(row: Row, ultra: bool, id: str, run: Run) -> Iterator[Answer]:
 
 def _score(value: object, name: str) -> float | None:
     """A number, also as text; None for null and UltraFeedback's "N/A". Raises: ValueError for anything else: no score is guessed."""
+    if value in (None, "N/A"):
+        return None
     number = float(value) if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,9}(\.[0-9]{1,9})?", value) else value
-    if value not in (None, "N/A") and (type(number) not in (int, float) or not abs(number) < 1e300):
+    if type(number) not in (int, float) or not abs(number) < 1e300:
         raise ValueError(f"`{name}` holds {type(value).__name__} {value!r:.60}, wanted a finite number, null or N/A")
-    return None if value in (None, "N/A") else float(number)
+    return float(number)
 
 
 def _id(row: Row, field: str) -> str:

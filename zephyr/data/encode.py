@@ -1,67 +1,60 @@
 """Here sources become encoded examples with ids of their own, and a report of what was cut or left out."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
+from pyarrow.ipc import RecordBatchStreamWriter
+from transformers import PreTrainedTokenizerBase
 
 from zephyr import chat
 from zephyr.chat import EncodedPair
 from zephyr.config import BadInput, Data
 from zephyr.data.sources import Source, open_sources
 from zephyr.data.store import PAIR_SCHEMA, TEXT_SCHEMA, Pairs, Report, Texts, cached_table, digest_of, example_batch
-from zephyr.data.workers import Chunk, Encoded, Options, Row, encoded_chunks
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from zephyr.training.engine import Engine
+from zephyr.data.workers import Chunk, Options, Row, encoded_chunks
+from zephyr.training.checkpoint import write_whole
+from zephyr.training.engine import Engine
 
 T = TypeVar("T")
 OWN_CODE = ("encode", "rows", "sources", "store", "workers")  # modules here that decide what an example is
 
 
 def load_pairs(sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int = 1024,
-               max_prompt_tokens: int = 512, truncation: str = "keep_end", limit: int | None = None,
-               on_bad_row: str = "error", cache_dir: str | Path | None = None,
-               workers: int = 1) -> tuple[Pairs, Report]:
+               max_prompt_tokens: int = 512, truncation: str = "keep_end", limit: int | None = None, on_bad_row: str = "error",
+               cache_dir: str | Path | None = None, workers: int = 1) -> tuple[Pairs, Report]:
     """Encoded preference pairs of all sources, in their order, and the report of what was cut or left out.
 
-    Args: sources: `path-or-hub-id[:split]`; tokenizer: with its `chat_template` set (`load_tokenizer`); limit:
-    rows read at most, of all sources together; on_bad_row: `error`, or `skip` (counted and listed); cache_dir: where
-    encoded rows are kept under a digest of data, tokenizer, options and code, None: in memory only; workers: processes
-    that encode.
+    Args: sources: `path-or-hub-id[:split]`; tokenizer: with its `chat_template` set (`load_tokenizer`); limit: rows read at most, of
+    all sources together; on_bad_row: `error`, or `skip` (counted and listed); cache_dir: where encoded rows are kept under a digest of
+    data, tokenizer, options and code, None: in memory only; workers: processes that encode.
     Returns: `Pairs`, a sequence of `EncodedPair`, and the report (`format_report` prints it), which JSON can hold.
     Raises: BadInput, naming file, line and field, for a bad row, source or option, two rows of one id, or no pair left."""
-    options = Options(max_tokens, max_prompt_tokens, truncation, "assistant", _template(tokenizer), _skips(on_bad_row))
+    options = _options(tokenizer, on_bad_row, max_tokens, max_prompt_tokens, truncation, "assistant")
     table, report = _load(sources, tokenizer, options, limit, cache_dir, workers)
     return Pairs(table), report
 
 
 def load_texts(sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int = 2048,
-               targets: str = "assistant", limit: int | None = None, on_bad_row: str = "error",
-               cache_dir: str | Path | None = None, workers: int = 1) -> tuple[Texts, Report]:
+               targets: str = "assistant", limit: int | None = None, on_bad_row: str = "error", cache_dir: str | Path | None = None,
+               workers: int = 1) -> tuple[Texts, Report]:
     """Encoded SFT rows of all sources, in their order, and the report; arguments and errors as of `load_pairs`.
 
     targets: `assistant` or `all` (`chat.encode_messages`); in rows of plain text every token is a target."""
-    options = Options(max_tokens, None, "", targets, _template(tokenizer), _skips(on_bad_row))
+    options = _options(tokenizer, on_bad_row, max_tokens, None, "", targets)
     table, report = _load(sources, tokenizer, options, limit, cache_dir, workers)
     return Texts(table), report
 
 
-def load_splits(engine: Engine, data: Data, encode: Callable[[Sequence[str]], tuple[T, Report]],
-                run_dir: str | None) -> dict[str, T]:
+def load_splits(engine: Engine, data: Data, encode: Callable[[Sequence[str]], tuple[T, Report]], run_dir: str | None) -> dict[str, T]:
     """What `encode` makes of `data.train`, and of `data.eval` where there is any, the first rank of each node first.
 
-    Each report is told, and kept in `data.json` of `run_dir` (None: a dry run). Raises: the BadInput of `encode`, on every rank.
-    """
+    Each report is told, and kept in `data.json` of `run_dir` (None: a dry run). Raises: the BadInput of `encode`, on every rank."""
     encoded: dict[str, T] = {}
     for split, sources in {"train": data.train, "eval": data.eval}.items():
         if sources:
@@ -82,40 +75,31 @@ def save_report(run_dir: str | Path, split: str, report: Report) -> None:
     """Adds the report of a split to `data.json` of the run folder, which appears whole or not at all."""
     path = Path(run_dir) / "data.json"
     reports = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps({**reports, split: report}, indent=1, ensure_ascii=False), encoding="utf-8")
-    os.replace(part, path)
+    write_whole(path, json.dumps({**reports, split: report}, indent=1, ensure_ascii=False).encode())
 
 
 def format_report(report: Report) -> str:
     """The report in a few lines for the log; of the rows left out, the first five."""
-    name = report["kind"]
-    lines = [f"{name}: {report['examples']:,} of {report['rows_read']:,} rows from {', '.join(report['sources'])}"]
-    for side, cut in report["cut"].items():
-        total = report["tokens"][side]
-        lines.append(f"  {side}: {total:,} tokens; cut in {cut['rows']:,} rows, {cut['tokens']:,} tokens lost")
+    lines = [f"{report['kind']}: {report['examples']:,} of {report['rows_read']:,} rows from {', '.join(report['sources'])}"]
+    lines += [f"  {side}: {report['tokens'][side]:,} tokens; cut in {cut['rows']:,} rows, {cut['tokens']:,} tokens lost"
+              for side, cut in report["cut"].items()]
     lines += [f"  dropped, {why}: {count:,}" for why, count in report["dropped"].items() if count]
-    skipped = report["skipped"]
-    if skipped:
-        lines.append(f"  bad rows left out: {len(skipped):,}")
-        lines += [f"    {row['place']}: {row['reason']}" for row in skipped[:5]]
+    if skipped := report["skipped"]:
+        lines += [f"  bad rows left out: {len(skipped):,}", *(f"    {row['place']}: {row['reason']}" for row in skipped[:5])]
     return "\n".join(lines)
 
 
-def _template(tokenizer: PreTrainedTokenizerBase) -> str:
+def _options(tokenizer: PreTrainedTokenizerBase, on_bad_row: str, max_tokens: int, max_prompt_tokens: int | None, truncation: str,
+             targets: str) -> Options:
     if not isinstance(tokenizer.chat_template, str):
         raise BadInput("the tokenizer has no chat template, wanted one set by chat.prepare_tokenizer")
-    return tokenizer.chat_template
-
-
-def _skips(on_bad_row: str) -> bool:
     if on_bad_row not in ("error", "skip"):
         raise BadInput(f"on_bad_row is {on_bad_row!r}, wanted 'error' or 'skip'")
-    return on_bad_row == "skip"
+    return Options(max_tokens, max_prompt_tokens, truncation, targets, tokenizer.chat_template, on_bad_row == "skip")
 
 
-def _load(specs: Sequence[str], tokenizer: PreTrainedTokenizerBase, options: Options, limit: int | None,
-          cache_dir: str | Path | None, workers: int) -> tuple[pa.Table, Report]:
+def _load(specs: Sequence[str], tokenizer: PreTrainedTokenizerBase, options: Options, limit: int | None, cache_dir: str | Path | None,
+          workers: int) -> tuple[pa.Table, Report]:
     if limit is not None and limit < 1:
         raise BadInput(f"limit is {limit}, wanted at least 1 row, or null")
     if isinstance(specs, str) or not specs:
@@ -125,8 +109,9 @@ def _load(specs: Sequence[str], tokenizer: PreTrainedTokenizerBase, options: Opt
     code = [*Path(chat.__file__).parent.glob("*.py"), *(Path(__file__).with_name(f"{name}.py") for name in OWN_CODE)]
     key = digest_of(tokenizer, code, [repr(options), repr(limit), *(part for source in sources for part in source[:2])])
 
-    def encode(writer: pa.RecordBatchWriter) -> Report:
-        return _encode_all(sources, encoded_chunks(_rows(sources, limit), tokenizer, options, workers), options, writer)
+    def encode(writer: RecordBatchStreamWriter) -> Report:
+        rows = (Row(row.place, f"{source.name}:{row.number}", row.value) for source in sources for row in source.rows())
+        return _encode_all(sources, encoded_chunks(islice(rows, limit), tokenizer, options, workers), options, writer)
 
     schema = TEXT_SCHEMA if options.max_prompt_tokens is None else PAIR_SCHEMA
     return cached_table(None if cache_dir is None else Path(cache_dir) / key, schema, encode)
@@ -146,14 +131,7 @@ def _try_options(tokenizer: PreTrainedTokenizerBase, options: Options) -> None:
         raise BadInput(str(error)) from error
 
 
-def _rows(sources: list[Source], limit: int | None) -> Iterator[Row]:
-    rows = (Row(row.place, f"{source.name}:{row.number}", row.value) for source in sources for row in source.rows())
-    return islice(rows, limit)
-
-
-def _encode_all(
-    sources: list[Source], chunks: Iterator[Chunk], options: Options, writer: pa.RecordBatchWriter
-) -> Report:
+def _encode_all(sources: list[Source], chunks: Iterator[Chunk], options: Options, writer: RecordBatchStreamWriter) -> Report:
     """Writes every example, a batch per chunk; the report says what else there was."""
     sides = ("text",) if options.max_prompt_tokens is None else ("prompt", "chosen", "rejected")
     totals: Counter[str] = Counter()
@@ -162,34 +140,27 @@ def _encode_all(
     places: dict[str, str] = {}  # id -> where the row with that id stands
     for chunk in chunks:
         totals.update(rows=len(chunk.encoded) + len(chunk.skipped) + chunk.dropped, dropped=chunk.dropped)
-        kept, doubled = _one_per_id(chunk.encoded, places)
-        for place, reason in chunk.skipped + doubled:
-            if not options.skip_bad_rows:
-                raise BadInput(f"{place}: {reason}")
-            skipped.append({"place": place, "reason": reason})
-        for item in kept:
+        bad, kept = list(chunk.skipped), []
+        for item in chunk.encoded:
+            id = item.example.id
+            if id in places:
+                bad.append((item.place, f"`id` {id!r:.60} is also the id of {places[id]}, wanted one of its own"))
+                continue
+            places[id] = item.place
+            kept.append(item.example)
             totals["examples"] += 1
             if item.preference is not None:
                 totals["scored"] += 1
                 inverted += [item.place] if item.preference < 0 else []
             for side, ids, lost in zip(sides, item.example[1:], item.lost):
                 totals.update({f"{side} tokens": len(ids), f"{side} rows cut": lost > 0, f"{side} lost": lost})
+        for place, reason in bad:
+            if not options.skip_bad_rows:
+                raise BadInput(f"{place}: {reason}")
+            skipped.append({"place": place, "reason": reason})
         if kept:
-            writer.write_batch(example_batch([item.example for item in kept]))
+            writer.write_batch(example_batch(kept))
     return _report([source.name for source in sources], sides, totals, skipped, inverted)
-
-
-def _one_per_id(encoded: list[Encoded], places: dict[str, str]) -> tuple[list[Encoded], list[tuple[str, str]]]:
-    """The examples whose id is new, which `places` then holds too; and (place, why not) of the others."""
-    kept, doubled = [], []
-    for item in encoded:
-        id = item.example.id
-        if id in places:
-            doubled.append((item.place, f"`id` {id!r:.60} is also the id of {places[id]}, wanted one of its own"))
-        else:
-            places[id] = item.place
-            kept.append(item)
-    return kept, doubled
 
 
 def _report(names: list[str], sides: tuple[str, ...], totals: Counter[str], skipped: list[dict[str, str]],
@@ -202,7 +173,6 @@ def _report(names: list[str], sides: tuple[str, ...], totals: Counter[str], skip
         raise BadInput(f"no {'pair' if pairs else 'text'} is left of the {totals['rows']} rows of {', '.join(names)}: "
                        f"{len(skipped)} bad, {totals['dropped']} dropped ({why_dropped}){first}")
     return {"kind": "pairs" if pairs else "texts", "sources": names, "rows_read": totals["rows"],
-            "examples": totals["examples"], "rows_skipped": len(skipped), "skipped": skipped,
-            "scored": totals["scored"], "inverted": inverted,
-            "dropped": {why_dropped: totals["dropped"]}, "tokens": {side: totals[f"{side} tokens"] for side in sides},
+            "examples": totals["examples"], "rows_skipped": len(skipped), "skipped": skipped, "scored": totals["scored"],
+            "inverted": inverted, "dropped": {why_dropped: totals["dropped"]}, "tokens": {side: totals[f"{side} tokens"] for side in sides},
             "cut": {side: {"rows": totals[f"{side} rows cut"], "tokens": totals[f"{side} lost"]} for side in sides}}

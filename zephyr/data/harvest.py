@@ -2,12 +2,13 @@
 import random
 import re
 import string
+from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from zephyr.data.similar import Similar
+from zephyr.config import BadInput
 from zephyr.teacher import Reply, Request
 
 SAMPLING = {                                        # task -> max_tokens, temperature, top_p; what is asked again is at temperature 0.7
@@ -19,12 +20,66 @@ FILTERS: dict[str, Callable[["Job", str, float], bool]] = {      # (job, instruc
     "long": lambda job, text, near: len(text.split()) > 150,
     "blacklist": lambda job, text, near: BLACKLIST.search(text) is not None,
     "write_a_program": lambda job, text, near: text.lower().startswith("write a program"),
-    "punctuation_start": lambda job, text, near: text[0] in string.punctuation,
-    "non_ascii_start": lambda job, text, near: not text[0].isascii(),
-    "duplicate": lambda job, text, near: plain(text) in job.seen,
+    "punctuation_start": lambda job, text, near: text[:1] in string.punctuation,
+    "non_ascii_start": lambda job, text, near: not text[:1].isascii(),
+    "duplicate": lambda job, text, near: one_line(text.lower()) in job.seen,
     "similar": lambda job, text, near: near > job.largest_rouge_l}
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")      # of a surrogate pair: can be in no file
 Found = list[tuple[str, ...] | None]                # the pieces of a reply; None: one that is not in the wanted form
+
+
+def tokens(text: str) -> list[str]:
+    """As rouge-score's own tokenizer without stemming: runs of a-z and 0-9 in lower case. A text of other letters has none."""
+    return re.findall("[a-z0-9]+", text.lower())
+
+
+class Similar:
+    """Kept texts, as strings of one character per token, and which of them hold each token.
+
+    A text shares no more in order with a kept one than it has tokens that this holds: only where that could reach the best guess, the
+    two are compared."""
+
+    def __init__(self) -> None:
+        """Raises: BadInput where rapidfuzz is missing."""
+        try:
+            import rapidfuzz  # noqa: F401
+        except ImportError:
+            raise BadInput("ROUGE-L needs rapidfuzz: pip install 'zephyr[data]'") from None
+        self.names: list[str] = []
+        self.texts: list[str] = []
+        self.lengths = array("I")
+        self.letters: dict[str, str] = {}
+        self.holders: dict[str, array[int]] = {}
+
+    def add(self, name: str, text: str) -> None:
+        """Keep a text under its name."""
+        letters = "".join(self.letters.setdefault(token, chr(len(self.letters) + 1)) for token in tokens(text))
+        for letter in set(letters):
+            self.holders.setdefault(letter, array("I")).append(len(self.names))
+        self.names.append(name)
+        self.texts.append(letters)
+        self.lengths.append(len(letters))
+
+    def nearest(self, text: str) -> tuple[str, float]:
+        """Name and ROUGE-L F1 of the nearest kept text, of equals the first; ("", 0.0) where none shares a token.
+
+        F1 = 2 LCS / (m + n), rounded once: 7/10 is 0.7, of which rouge-score may make 0.7000000000000001."""
+        import numpy as np
+        from rapidfuzz.distance import LCSseq
+
+        letters = "".join(self.letters.get(token, "\0") for token in tokens(text))
+        holders = [np.frombuffer(self.holders[letter], np.uint32) for letter in letters if letter in self.holders]
+        if not holders:
+            return "", 0.0
+        totals = np.frombuffer(self.lengths, np.uint32) + len(letters)
+        bounds = 2 * np.bincount(np.concatenate(holders), minlength=len(totals)) / totals
+
+        def score(i: int) -> float:
+            return 2 * LCSseq.similarity(letters, self.texts[i]) / int(totals[i])
+
+        near = np.flatnonzero(bounds >= score(int(bounds.argmax())))
+        rouge_l, i = max((score(i), -i) for i in near.tolist())
+        return self.names[-i], rouge_l
 
 
 class Task(NamedTuple):
@@ -59,27 +114,31 @@ class Job:
 
     def remember(self, task: Task) -> None:
         """No later instruction may repeat this one."""
-        self.seen.add(plain(task.instruction))
+        self.seen.add(one_line(task.instruction.lower()))
         self.similar.add(task.id, task.instruction)
 
 
-def plain(text: str) -> str:
-    """As duplicates are told: in lower case and one line."""
-    return " ".join(text.lower().split())
+def one_line(text: str) -> str:
+    """White space as single spaces."""
+    return " ".join(text.split())
 
 
-def request(job: Job, task: str, key: str, prompt: str | Sequence[Mapping[str, str]], *, again: bool = False, **about: object) -> Request:
+def turns(said: Sequence[str]) -> list[dict[str, str]]:
+    """What the user and the assistant said in turn, as messages."""
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
+
+
+def request(job: Job, task: str, key: object, said: Sequence[str], /, *, again: bool = False, **about: object) -> Request:
     """A question of the kind `task`, sampled by a seed of its own; `about` are its fields for embedded teachers."""
-    messages = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else tuple(prompt)
     max_tokens, temperature, top_p = SAMPLING[task]
     draw = random.Random(f"{job.seed}/{task}/{key}/{again}").randrange(2**31)
-    return Request(messages, max_tokens, 0.7 if again else temperature, top_p, draw, {"task": task, "seed": draw, **about})
+    return Request(tuple(turns(said)), max_tokens, 0.7 if again else temperature, top_p, draw, {"task": task, "seed": draw, **about})
 
 
 def answers(job: Job, stage: str, requests: Sequence[Request]) -> list[Reply]:
     """The replies in order, those without a text counted; one that holds half a character becomes one of these."""
     replies = job.ask(requests) if requests else []
-    broken = [reply.text is not None and HALF_CHARACTER.search(reply.text) is not None for reply in replies]
+    broken = [HALF_CHARACTER.search(reply.text or "") is not None for reply in replies]
     job.count(stage, "requests", len(requests))
     job.count(stage, "refused", sum(reply.text is None for reply in replies))
     job.count(stage, "not_text", sum(broken))
@@ -90,51 +149,51 @@ def pieces(job: Job, stage: str, reply: Reply, parse: Callable[[str], Found]) ->
     """What is whole and in the wanted form; the rest is counted: as `cut` the last piece of a reply that was cut, as `unparsed` others."""
     if reply.text is None:
         return []
-    found = parse(reply.text) or [None]
-    cut = reply.finish_reason == "length"
-    found = found[:-1] if cut else found
+    found, cut = parse(reply.text) or [None], reply.finish_reason == "length"
+    found = found[:len(found) - cut]
     job.count(stage, "cut", cut)
     job.count(stage, "unparsed", found.count(None))
     return [piece for piece in found if piece is not None]
+
+
+def passes(job: Job, stage: str, checks: Mapping[str, bool]) -> bool:
+    """Whether no check hits; counted under the first that does, or as kept."""
+    taken = next((name for name, hit in checks.items() if hit), "kept")
+    for name in ("parsed", *checks, "kept"):
+        job.count(stage, name, name in ("parsed", taken))
+    return taken == "kept"
 
 
 def propose(job: Job, questions: Sequence[tuple[Request, dict[str, object]]], parse: Callable[[str], Found]) -> list[Task]:
     """What no filter takes of the instructions in the replies, as tasks; a piece may hold an input and an output too.
 
     Args: questions: each with what the rows that come of it shall tell."""
-    kept = []
+    before = len(job.kept)
     for (asked, lineage), reply in zip(questions, answers(job, "instructions", [asked for asked, _ in questions])):
         for text, *instance in pieces(job, "instructions", reply, parse):
             nearest, rouge_l = job.similar.nearest(text)
-            taken = next((name for name, takes in FILTERS.items() if takes(job, text, rouge_l)), "kept")
-            for name in ("parsed", *FILTERS, "kept"):
-                job.count("instructions", name, name in ("parsed", taken))
-            if taken == "kept":
-                task = Task(f"{job.variant}-{job.seed}-{len(job.kept)}", text, (tuple(instance),) if instance else (),
-                            lineage=lineage | {"nearest": {"id": nearest, "rouge_l": rouge_l}},
-                            calls={str(asked.about["task"]): [reply.digest]})
-                job.kept.append(task)
-                job.remember(task)
-                kept.append(task)
-    return kept
+            if passes(job, "instructions", {name: takes(job, text, rouge_l) for name, takes in FILTERS.items()}):
+                job.kept.append(Task(f"{job.variant}-{job.seed}-{len(job.kept)}", text, (tuple(instance),) if instance else (),
+                                     lineage=lineage | {"nearest": {"id": nearest, "rouge_l": rouge_l}},
+                                     calls={str(asked.about["task"]): [reply.digest]}))
+                job.remember(job.kept[-1])
+    return job.kept[before:]
 
 
 def rows_of(job: Job, task: Task, pairs: Sequence[tuple[str, ...]]) -> list[dict[str, object]]:
     """A row for each (input, output) that no filter takes, up to `job.instances`; of one input with two outputs none is right."""
     sound: list[tuple[str, ...]] = []
     for given, output in pairs:
-        checks = {"empty_output": not output, "repeated_input": (given, output) in sound, "input_equals_output": given == output,
-                  "conflicting_output": any(other not in ("", output) for same, other in pairs if same == given)}
-        taken = next((name for name, hit in checks.items() if hit), "kept")
-        for name in ("parsed", *checks, "kept"):
-            job.count("instances", name, name in ("parsed", taken))
-        sound += [(given, output)] if taken == "kept" else []
+        if passes(job, "instances", {
+                "empty_output": not output, "repeated_input": (given, output) in sound, "input_equals_output": given == output,
+                "conflicting_output": any(other not in ("", output) for same, other in pairs if same == given)}):
+            sound.append((given, output))
     job.count("instances", "surplus", len(sound[job.instances:]))
-    return [row(job, task, i, [{"role": "user", "content": f"{task.instruction}\n\n{given}" if given else task.instruction},
-                               {"role": "assistant", "content": output}]) for i, (given, output) in enumerate(sound[:job.instances])]
+    return [row(job, task, i, [f"{task.instruction}\n\n{given}" if given else task.instruction, output])
+            for i, (given, output) in enumerate(sound[:job.instances])]
 
 
-def row(job: Job, task: Task, number: int, messages: Sequence[Mapping[str, str]]) -> dict[str, object]:
+def row(job: Job, task: Task, number: int, said: Sequence[str]) -> dict[str, object]:
     """An SFT row: the conversation, and where it comes from."""
-    return {"id": f"{task.id}.{number}", "messages": list(messages), "lineage": {
+    return {"id": f"{task.id}.{number}", "messages": turns(said), "lineage": {
         "variant": job.variant, "seed": job.seed, "calls": task.calls, "is_classification": task.is_classification, **task.lineage}}

@@ -10,12 +10,14 @@ import json
 import os
 import shutil
 import sqlite3
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from importlib.metadata import version
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal
 
@@ -25,12 +27,13 @@ import pyarrow as pa
 from zephyr.config import BadInput
 from zephyr.data import clean
 from zephyr.data.clean import Row, Turns
-from zephyr.data.rows import check_row
+from zephyr.data.jsonl import json_line, read_rows, report_path
 from zephyr.data.sources import Source, held_out_split, open_sources, parse_line
+from zephyr.training.checkpoint import write_whole
 
 Report = dict[str, object]
 FILTERS = ("bad_row", "refusal", "language", "length", "turns", "held_out", "contaminated", "duplicate", "near_duplicate")
-PIECE_ROWS, PIECE_BYTES = 8192, 1 << 26  # in memory at a time
+PIECE_ROWS, PIECE_BYTES = 4096, 2**26  # in memory at a time
 COLUMNS = {"source": "int32", "place": "string", "line": "large_binary", "truecased": "bool", "taken": "string", "why": "large_string",
            "excerpt": "string", "contaminated": "large_string", "dialogue": "binary", "opening": "binary", "signature": "binary"}
 
@@ -53,7 +56,7 @@ class PrepareSettings:
 
 
 class Index:
-    """What rows are compared with, in an SQLite file of which 16 MB at most are in memory."""
+    """What rows are compared with, in an SQLite file of which 16 MB at most are in memory; each filter says why it takes a row, or ""."""
 
     def __init__(self, path: Path, jaccard: float | None) -> None:
         path.unlink(missing_ok=True)
@@ -71,25 +74,23 @@ class Index:
         self.file.executemany("INSERT OR IGNORE INTO held VALUES(?)", ((digest,) for digest in digests if digest))
 
     def held_out(self, row: Row) -> str:
-        """Says so where the dialogue or its first turn is held out; else ""."""
         found = self.file.execute("SELECT 1 FROM held WHERE digest IN (?, ?)", (row["dialogue"], row["opening"])).fetchone()
         return "the dialogue, or its first turn, is held out" if found else ""
 
     def duplicate(self, row: Row) -> str:
-        """Where the first row of this dialogue stands; "" where this is the first, which is remembered."""
+        """Of the first row of the same dialogue; this is remembered where it is the first."""
         if self.file.execute("INSERT OR IGNORE INTO seen VALUES(?, ?)", (row["dialogue"], row["place"])).rowcount:
             return ""
         return "of {}".format(*self.file.execute("SELECT place FROM seen WHERE digest = ?", (row["dialogue"],)).fetchone())
 
     def near_duplicate(self, row: Row) -> str:
-        """Where the first kept row stands that is as near as wanted; "" where none is, and this one is remembered."""
+        """Of the first kept row that is as near as wanted; this is remembered where there is none."""
         signature, size = row["signature"] or b"", 4 * self.band
-        values = np.frombuffer(signature, "<u4")
         bands = [b"%d:" % start + signature[start:start + size] for start in range(0, len(signature) - size + 1, size)]
         keys = [int.from_bytes(hashlib.blake2b(band, digest_size=8).digest(), "little", signed=True) for band in bands]
         for place, its in self.file.execute("SELECT place, signature FROM kept WHERE number IN (SELECT number FROM bands WHERE key IN "
                                             f"({','.join('?' * len(keys))})) ORDER BY number", keys):
-            if np.mean(values == np.frombuffer(its, "<u4")) >= self.jaccard:
+            if np.mean(np.frombuffer(signature, "<u4") == np.frombuffer(its, "<u4")) >= self.jaccard:
                 return f"of {place}"
         if signature:
             number = self.file.execute("INSERT INTO kept(place, signature) VALUES(?, ?)", (row["place"], signature)).lastrowid
@@ -98,16 +99,17 @@ class Index:
 
 
 def prepare(sources: Sequence[str], out: Path, settings: PrepareSettings) -> Report:
-    """Write the rows that no filter takes, in their order: those of training to `out` (`clean.jsonl`), those of a split that spec, file
-    or folder call test, val, dev, eval, held_out or the like to one beside it (`clean.test_sft.jsonl`); a sole split goes to `out`.
+    """Write the rows that no filter takes, in their order: those of training, or of a sole split, to `out`; those of a split that spec,
+    file or folder call test, val, dev, eval, held_out or the like to one beside it, as `clean.test_sft.jsonl` beside `clean.jsonl`.
 
     Rows keep their fields, and their bytes if not truecased. Held-out rows pass all filters but held_out, duplicate, near_duplicate.
-    Returns: the report, also written beside `out` as `.report.json`; a row counts under the first filter, in their order, that takes it.
+    Returns: the report, also written beside `out`; a row counts under the first filter, in their order, that takes it.
     Raises: BadInput for a bad row (file and line), for a source or setting that can't be used, for an `out` among the sources."""
     opened, benchmarks, held = map(open_sources, (sources, settings.decontaminate, settings.held_out))
     splits = [held_out_split(source) for source in opened]
     splits = splits if len(set(splits)) > 1 else [""] * len(splits)
-    outs = {split: out.with_suffix(f".{split}.jsonl" if split else ".jsonl") for split in sorted(set(splits))}
+    beside = out.name.removesuffix(".jsonl")
+    outs = {split: out.with_name(f"{beside}.{split}.jsonl") if split else out for split in sorted(set(splits))}
     _check(settings, sources, [out, *outs.values()])
     report: Report = {name: [{"name": source.name, "digest": source.digest, "split": held_out_split(source) or "train"} for source in some]
                       for name, some in (("sources", opened), ("benchmarks", benchmarks), ("held_out", held))}
@@ -118,17 +120,18 @@ def prepare(sources: Sequence[str], out: Path, settings: PrepareSettings) -> Rep
     work = out.with_name(out.name + ".work") / hashlib.sha256(key.encode()).hexdigest()[:32]
     for left_over in set(work.parent.glob("*")) - {work}:
         shutil.rmtree(left_over)
-    work.mkdir(parents=True, exist_ok=True)
+    done = work / "done"
+    done.mkdir(parents=True, exist_ok=True)
     _benchmark(settings.decontaminate, settings.ngram)  # here, so that all processes have it
     index = Index(work / "index.sqlite", settings.near_duplicates)
-    index.hold(digest for source in held for digest in _held_digests(source))
-    pieces = [file for n, piece in enumerate(_pieces(opened)) for file in _judged(piece, work / f"piece-{n:05d}.arrow", settings)]
+    index.hold(digest for place, row in read_rows(settings.held_out) for digest in _held_digests(place, row))
+    pieces = [file for n, piece in enumerate(_pieces(_lines(opened)))
+              for file in _judged(piece, work / f"piece-{n:05d}.arrow", settings)]
     index.hold(row[name] for row in _rows(pieces if any(splits) else []) if splits[row["source"]] for name in ("dialogue", "opening"))
-    report |= _sift(pieces, splits, index, {split: work / path.name for split, path in outs.items()})
-    (work / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
+    report |= _sift(pieces, splits, index, {split: done / path.name for split, path in outs.items()})
     for path in outs.values():
-        os.replace(work / path.name, path)
-    os.replace(work / "report.json", out.with_suffix(".report.json"))
+        os.replace(done / path.name, path)
+    write_whole(report_path(out), json.dumps(report, indent=1, ensure_ascii=False).encode() + b"\n")
     index.file.close()
     shutil.rmtree(work.parent)
     return report
@@ -145,30 +148,34 @@ def _check(settings: PrepareSettings, sources: Sequence[str], outs: Sequence[Pat
     if settings.language is not None and settings.language not in (known := clean.identifier().labels):
         raise BadInput(f"language is {settings.language!r}, wanted null or one of {', '.join(sorted(known))}")
     if settings.near_duplicates is not None:
-        clean.signature(np.zeros(0, np.uint64))  # finds its library missing
-    if outs[0].suffix != ".jsonl" or not sources:
-        raise BadInput(f"out is {outs[0]}, the sources are {list(sources)}, wanted a .jsonl file, and at least one source")
+        clean.empty_sketch()  # finds its library missing
+    if outs[0].is_dir() or not sources:
+        raise BadInput(f"out is {outs[0]}, the sources are {list(sources)}, wanted a file, no folder, and at least one source")
     taken = {place for out in outs for place in (out.resolve(), *out.resolve().parents)}
     for spec in sources:
         if Path(os.path.expanduser(spec if os.path.exists(spec) else spec.partition(":")[0])).resolve() in taken:
             raise BadInput(f"the source {spec} is, or would hold, an output of {outs[0]}, wanted another place for it")
 
 
-def _pieces(sources: Sequence[Source]) -> Iterator[list[tuple[int, str, bytes]]]:
-    """All rows as (source's number, place, JSON), so many at a time as memory is given to."""
-    piece: list[tuple[int, str, bytes]] = []
-    size = 0
+def _lines(sources: Sequence[Source]) -> Iterator[tuple[int, str, bytes]]:
+    """All rows as (source's number, place, line of JSON)."""
     for number, source in enumerate(sources):
-        for row in source.rows():
+        for place, _, value in source.rows():
             try:
-                line = row.value.strip().removeprefix(b"\xef\xbb\xbf") if isinstance(row.value, bytes) else clean.as_json(row.value)
+                yield number, place, value.strip().removeprefix(BOM_UTF8) + b"\n" if isinstance(value, bytes) else json_line(value)
             except TypeError as error:
-                raise BadInput(f"{row.place}: the row can't be written as JSON: {error}") from error
-            piece.append((number, row.place, line))
-            size += len(line)
-            if len(piece) == PIECE_ROWS or size >= PIECE_BYTES:
-                yield piece
-                piece, size = [], 0
+                raise BadInput(f"{place}: the row can't be written as JSON: {error}") from error
+
+
+def _pieces(lines: Iterator[tuple[int, str, bytes]]) -> Iterator[list[tuple[int, str, bytes]]]:
+    """The rows in pieces that memory holds, however long rows are."""
+    piece, size = [], 0
+    for line in lines:
+        piece.append(line)
+        size += len(line[2])
+        if len(piece) == PIECE_ROWS or size > PIECE_BYTES:
+            yield piece
+            piece, size = [], 0
     if piece:
         yield piece
 
@@ -198,13 +205,13 @@ def _judge(settings: PrepareSettings, source: int, place: str, line: bytes) -> R
     except ValueError as error:
         return {**judged, "taken": "bad_row", "why": clean.excerpt(str(error))}
     if settings.truecase and (cased := clean.truecased(row, turns)) != row:
-        judged |= {"truecased": True, "line": clean.as_json(cased)}
+        judged |= {"truecased": True, "line": json_line(cased)}
         turns = clean.turns_of(cased)
-    words = [clean.words(text) for role, text in turns]
+    words = [clean.words(text) for _, text in turns]
     whole = [word for of_turn in words for word in of_turn]
     judged["excerpt"] = clean.excerpt(next(text for role, text in turns if role != "system"))
     judged["dialogue"], judged["opening"] = clean.digests(turns)
-    judged["taken"], judged["why"] = _taken(settings, turns, len(whole))
+    judged["taken"], judged["why"] = next((found for found in _takers(settings, turns, len(whole)) if found[1]), ("", ""))
     known = _benchmark(settings.decontaminate, settings.ngram)
     shared = (clean.shared(known, of_turn, short=role == "user") for (role, _), of_turn in zip(turns, words) if role != "system")
     judged["contaminated"] = next(filter(None, shared), "")
@@ -213,52 +220,39 @@ def _judge(settings: PrepareSettings, source: int, place: str, line: bytes) -> R
     return judged
 
 
-def _taken(settings: PrepareSettings, turns: Turns, words: int) -> tuple[str, str]:
-    """The first filter that takes a row for itself, and why; two times "" where none does."""
-    if settings.drop_refusals and (refused := clean.refused(turns)):
-        return "refusal", clean.excerpt(refused)
-    if settings.language and (code := clean.language("\n".join(text[:1000] for _, text in turns))) not in ("", settings.language):
-        return "language", code
-    number = sum(role in ("user", "assistant") for role, _ in turns)
-    for name, count in (("words", words), ("turns", number)):
-        low, high = getattr(settings, f"min_{name}"), getattr(settings, f"max_{name}")
-        if (count or name == "words") and (count < (low or 0) or high is not None and count > high):
-            return {"words": "length"}.get(name, name), f"{count} {name}"
-    return "", ""
-
-
-def _fields(source: Source) -> Iterator[tuple[str, Row]]:
-    for row in source.rows():
-        try:
-            yield row.place, check_row(parse_line(row.value) if isinstance(row.value, bytes) else row.value)
-        except ValueError as error:
-            raise BadInput(f"{row.place}: {error}") from error
+def _takers(settings: PrepareSettings, turns: Turns, words: int) -> Iterator[tuple[str, str]]:
+    """The filters of a row by itself, in their order, each with why it takes the row; "" where it does not."""
+    yield "refusal", clean.excerpt(clean.refused(turns)) if settings.drop_refusals else ""
+    code = clean.language("\n".join(text[:1000] for _, text in turns)) if settings.language else ""
+    yield "language", code if code != settings.language else ""
+    for name, what, count in (("length", "words", words), ("turns", "turns", sum(role in ("user", "assistant") for role, _ in turns))):
+        low, high = getattr(settings, f"min_{what}") or 0, getattr(settings, f"max_{what}")
+        is_text = name == "turns" and not count  # it has no turns to count
+        yield name, "" if is_text or low <= count and (high is None or count <= high) else f"{count} {what}"
 
 
 @lru_cache(maxsize=1)
 def _benchmark(files: tuple[str, ...], ngram: int) -> Mapping[tuple[int, bool], np.ndarray]:
     """What `clean.shared` looks for: n-grams of longer prompts; shorter prompts whole, those under 8 words as whole turns only."""
     hashes: dict[tuple[int, bool], list[np.ndarray]] = {}
-    for source in open_sources(files):
-        prompts = [words for _, row in _fields(source) for prompt in clean.prompts(row) if (words := clean.words(prompt))]
+    for file in files:
+        prompts = [words for _, row in read_rows([file]) for prompt in clean.prompts(row) if (words := clean.words(prompt))]
         if not prompts:
-            raise BadInput(f"{source.name}: no prompt is read, wanted rows with one of the fields {', '.join(clean.PROMPT_FIELDS)}")
+            raise BadInput(f"{file}: no prompt is read, wanted rows with one of the fields {', '.join(clean.PROMPT_FIELDS)}")
         for words in prompts:
             n = min(ngram, len(words))
             hashes.setdefault((n, n < min(ngram, 8)), []).append(clean.grams(words, n))
     return {n: np.unique(np.concatenate(some)) for n, some in hashes.items()}
 
 
-def _held_digests(source: Source) -> Iterator[bytes]:
-    """Of a held-out file's dialogues and first user turns; a row that is no dialogue gives that of its prompt."""
-    for place, row in _fields(source):
-        try:
-            turns = clean.turns_of(row)
-        except ValueError as error:
-            turns = [("user", prompt) for prompt in clean.prompts(row)][:1]
-            if not turns:
-                raise BadInput(f"{place}: {error}") from error
-        yield from clean.digests(turns)
+def _held_digests(place: str, row: Row) -> tuple[bytes, bytes]:
+    """Of a held-out file's dialogue and first user turn; a row that is no dialogue gives that of its prompt."""
+    try:
+        return clean.digests(clean.turns_of(row))
+    except ValueError as error:
+        for prompt in clean.prompts(row):
+            return clean.digests([("user", prompt)])
+        raise BadInput(f"{place}: {error}") from error
 
 
 def _rows(pieces: Iterable[str]) -> Iterator[Row]:
@@ -271,30 +265,23 @@ def _rows(pieces: Iterable[str]) -> Iterator[Row]:
 
 def _sift(pieces: Iterable[str], splits: Sequence[str], index: Index, outs: Mapping[str, Path]) -> Report:
     """Write the rows that stay; returns the counts of the report, with up to five examples of what each filter took."""
-    removed: dict[str, list[dict[str, str]]] = {name: [] for name in FILTERS}
-    totals: Counter[str] = Counter()
+    late = (("held_out", index.held_out), ("contaminated", itemgetter("contaminated")), ("duplicate", index.duplicate),
+            ("near_duplicate", index.near_duplicate))  # one that comes to the end is in the index
+    removed: Report = {name: {"rows": 0, "examples": []} for name in FILTERS}
+    totals: Counter[str | Path] = Counter()
     with ExitStack() as stack:
         files = {split: stack.enter_context(path.open("wb")) for split, path in outs.items()}
         for row in _rows(pieces):
-            split = splits[row["source"]]
-            taken, why = next((found for found in _takers(row, index, in_training=split == "") if found[1]), ("", ""))
-            totals.update((taken or outs[split].name, "read"))
+            split, taken, why = splits[row["source"]], row["taken"], row["why"]
+            for name, takes in late:
+                if not taken and (split == "" or name == "contaminated") and (why := takes(row)):
+                    taken = name
+            totals.update((taken or outs[split], "read"))
             if not taken:
-                files[split].write(row["line"] + b"\n")
+                files[split].write(row["line"])
                 totals["truecased"] += row["truecased"]
-            elif len(removed[taken]) < 5:
-                removed[taken].append({"place": row["place"], "why": why, "excerpt": row["excerpt"] or ""})
-    kept = {path.name: totals[path.name] for path in outs.values()}
+            elif totals[taken] <= 5:
+                removed[taken]["examples"].append({"place": row["place"], "why": why, "excerpt": row["excerpt"] or ""})
+    kept = {path.name: totals[path] for path in outs.values()}
     return {"rows_read": totals["read"], "rows_kept": sum(kept.values()), "truecased": totals["truecased"], "files": kept,
-            "removed": {name: {"rows": totals[name], "examples": examples} for name, examples in removed.items()}}
-
-
-def _takers(row: Row, index: Index, *, in_training: bool) -> Iterator[tuple[str, str]]:
-    """The filters in their order, and why each takes the row; "" where it does not. A row that comes to the end is in the index."""
-    yield row["taken"], row["why"]
-    if in_training:
-        yield "held_out", index.held_out(row)
-    yield "contaminated", row["contaminated"]
-    if in_training:
-        yield "duplicate", index.duplicate(row)
-        yield "near_duplicate", index.near_duplicate(row)
+            "removed": {name: {**of, "rows": totals[name]} for name, of in removed.items()}}

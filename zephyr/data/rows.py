@@ -1,7 +1,5 @@
 """Here a raw row becomes what `chat` encodes: a checked conversation, plain text, or a pair with its id."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 
@@ -20,8 +18,7 @@ def check_row(row: object) -> Mapping[str, object]:
 
 
 def row_id(row: Mapping[str, object], default: str) -> str:
-    """The row's `id` as text, `default` where it has none. Raises: ValueError for an `id` that is neither text nor
-    whole number."""
+    """The row's `id` as text, `default` where it has none. Raises: ValueError for an `id` that is neither text nor whole number."""
     value = row.get("id", default)
     if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
         raise ValueError(f"`id` is {type(value).__name__} {value!r:.60}, wanted a string or a whole number")
@@ -31,8 +28,7 @@ def row_id(row: Mapping[str, object], default: str) -> str:
 
 
 def preference(row: Mapping[str, object]) -> float | None:
-    """`score_chosen` - `score_rejected` of a pair; None where it has not both. Raises: ValueError for one that is no
-    finite number."""
+    """`score_chosen` - `score_rejected` of a pair; None where it has not both. Raises: ValueError for one that is no finite number."""
     scores = {name: row[name] for name in ("score_chosen", "score_rejected") if name in row}
     for name, score in scores.items():
         if isinstance(score, bool) or not isinstance(score, (int, float)) or not abs(score) < 1e300:
@@ -49,16 +45,12 @@ def sft_row(row: Mapping[str, object]) -> Messages | str:
     if "messages" in row:
         turns = check_messages(row["messages"])
     elif "prompt" in row and "completion" in row:
-        turns = check_messages(
-            [*_turns(row, "prompt", "user"), *_turns(row, "completion", "assistant")], "prompt + completion"
-        )
+        turns = check_messages([*_turns(row, "prompt", "user"), *_turns(row, "completion", "assistant")], "prompt + completion")
     elif "instruction" in row:
         words, given = _text(row, "instruction"), _text({"input": "", **row}, "input")
         question = f"{words}\n\n{given}" if given.strip() else words
-        turns = check_messages(
-            [{"role": "user", "content": question}, {"role": "assistant", "content": _answer(row, "output")}],
-            "instruction + output",
-        )
+        answer = {"role": "assistant", "content": _answer(row, "output")}
+        turns = check_messages([{"role": "user", "content": question}, answer], "instruction + output")
     elif "text" in row:
         return _text(row, "text")
     else:

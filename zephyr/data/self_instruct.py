@@ -17,12 +17,12 @@ from hashlib import sha256
 from pathlib import Path
 
 from zephyr.config import BadInput
-from zephyr.data.dialogues import ask_opening, converse, parse_turn
 from zephyr.data.harvest import HALF_CHARACTER, Job, Task, propose
 from zephyr.data.jsonl import read_rows, write_rows
 from zephyr.data.rows import row_id
 from zephyr.data.sources import open_sources
-from zephyr.data.tasks import ask_instructions, ask_tasks, finish_tasks, parse_blocks, parse_numbered, write_instances
+from zephyr.data.tasks import (ask_instructions, ask_opening, ask_tasks, converse, finish_tasks, parse_blocks, parse_numbered, parse_turn,
+                               write_instances)
 from zephyr.data.templates import load_templates
 from zephyr.teacher import Reply, Request
 
@@ -102,5 +102,5 @@ def words(row: Mapping[str, object], field: str, empty: bool = False) -> str:
     """A text field, white space around it cut. Raises: ValueError for none, or half a character."""
     text = row.get(field)
     if not isinstance(text, str) or not (empty or text.strip()) or HALF_CHARACTER.search(text):
-        raise ValueError(f"`{field}` is {text!r:.60}, wanted {'a text' if empty else 'a text that is not empty'}")
+        raise ValueError(f"`{field}` is {text!r:.60}, wanted a text{'' if empty else ' that is not empty'}")
     return text.strip()

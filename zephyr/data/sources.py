@@ -8,9 +8,11 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+from pyarrow import ArrowException, BufferReader, parquet
 
 from zephyr.config import BadInput
 
@@ -21,23 +23,19 @@ SUFFIXES = (".jsonl", ".json", ".parquet")
 WANTED = ".jsonl, .json or .parquet (also with .gz), a folder of those, or a hub dataset"
 TOO_MUCH = "nested too deeply, or holds a number of thousands of digits"  # what python's reader refuses in valid JSON
 HELD_OUT = re.compile(r"(train|test|val|dev|eval)", re.IGNORECASE)  # names that say which split a file is
-
 SPLIT = re.compile(r"(?:^|[^a-z])((train|test|val|dev|eval|held[_-]?out)(?:ing|set|id|idation|elopment|uation)?(?:_[a-z]+)?)(?![a-z])")
 
 
 class RawRow(NamedTuple):
     """A row as it was found. `value`: the row, or the undecoded line of a .jsonl; `number`: its line or row, from 1."""
-
     place: str
     number: int
     value: object
 
 
 class Source(NamedTuple):
-    """One file or dataset. `digest`: of its bytes, or the dataset's fingerprint; `rows()` reads it from the
-    beginning. `split`: the words that tell its split, of spec, folder and file, or the dataset's own name for
-    it; "" where there are none."""
-
+    """One file or dataset. `digest`: of its bytes, or the dataset's fingerprint; `rows()` reads it from the beginning. `split`: the words
+    that tell its split, of spec, folder and file, or the dataset's own name for it; "" where there are none."""
     name: str
     digest: str
     rows: Callable[[], Iterator[RawRow]]
@@ -49,8 +47,7 @@ def open_sources(specs: tuple[str, ...] | list[str]) -> list[Source]:
 
     Raises: BadInput for what does not exist, holds no data, has no such split, or needs one named."""
     sources = [source for spec in specs for source in _open(spec)]
-    names = [source.name for source in sources]
-    if len(set(names)) < len(names):  # two files of one name: their rows' ids need the whole path
+    if len({source.name for source in sources}) < len(sources):  # two files of one name: their rows' ids need the whole path
         sources = [source for spec in specs for source in _open(spec, whole_path=True)]
     return sources
 
@@ -66,13 +63,9 @@ def parse_line(line: bytes) -> object:
     try:
         return json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"the line is not UTF-8: byte {error.start + 1} is {line[error.start : error.start + 1]!r}"
-        ) from error
+        raise ValueError(f"the line is not UTF-8: byte {error.start + 1} is {line[error.start : error.start + 1]!r}") from error
     except json.JSONDecodeError as error:
-        raise ValueError(
-            f"the line is no valid JSON: {error.msg} at column {error.pos + 1}, wanted one object a line"
-        ) from error
+        raise ValueError(f"the line is no valid JSON: {error.msg} at column {error.pos + 1}, wanted one object a line") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the line's JSON is {TOO_MUCH}") from error
 
@@ -97,11 +90,8 @@ def _open(spec: str, whole_path: bool = False) -> list[Source]:
 def _open_folder(folder: Path, split: str | None, whole_path: bool) -> list[Source]:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return [_dataset_source(folder.name, *_saved_dataset(folder, split))]
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and _kind(path) and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and _kind(path)
+                   and not any(part.startswith(".") for part in path.relative_to(folder).parts))
     splits = {path: _split_of(path, folder) for path in files}
     found = ", ".join(sorted(set(splits.values())))
     if not files:
@@ -111,22 +101,15 @@ def _open_folder(folder: Path, split: str | None, whole_path: bool) -> list[Sour
         if not files:
             raise BadInput(f"the folder {folder} has no split {split!r}, it has {found}")
     elif len(set(splits.values())) > 1 and any(HELD_OUT.match(name) for name in splits.values()):
-        raise BadInput(
-            f"the folder {folder} has the splits {found}, wanted one named, as in {folder}:{found.split(',')[0]}"
-        )
-    return [
-        _file_source(path, str(path) if whole_path else f"{folder.name}/{path.relative_to(folder)}",
-                     _split_words(path, splits[path]))
-        for path in files
-    ]
+        raise BadInput(f"the folder {folder} has the splits {found}, wanted one named, as in {folder}:{found.split(',')[0]}")
+    return [_file_source(path, str(path) if whole_path else f"{folder.name}/{path.relative_to(folder)}", _split_words(path, splits[path]))
+            for path in files]
 
 
 def _split_of(path: Path, folder: Path) -> str:
     """`train` for train.jsonl, train-00000-of-00002.parquet and train/part-1.json.gz."""
     parent = path.relative_to(folder).parent.name
-    if HELD_OUT.match(parent):
-        return parent
-    return re.sub(r"-\d+-of-\d+.*$", "", path.name.split(".")[0])
+    return parent if HELD_OUT.match(parent) else re.sub(r"-\d+-of-\d+.*$", "", path.name.split(".")[0])
 
 
 def _split_words(path: Path, split: str = "") -> str:
@@ -157,24 +140,19 @@ def _file_source(path: Path, name: str, split: str) -> Source:
 
 def _whole(path: Path, rows: Callable[[Path, BinaryIO], Iterator[RawRow]]) -> Iterator[RawRow]:
     """All rows of a file; a damaged or empty file is an error, whatever is done with bad rows."""
-    from pyarrow import ArrowException
-
     count = 0
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for row in rows(path, file):
-                count += 1
+            for count, row in enumerate(rows(path, file), start=1):
                 yield row
     except (EOFError, OSError, zlib.error, ArrowException, UnicodeDecodeError, OverflowError) as error:
-        raise BadInput(
-            f"{path} is damaged after {count} rows, wanted a whole file: {str(error).splitlines()[0]}"
-        ) from error
+        raise BadInput(f"{path} is damaged after {count} rows, wanted a whole file: {str(error).splitlines()[0]}") from error
     if count == 0:
         raise BadInput(f"{path} holds no rows, wanted at least one")
 
 
-def _lines(path: Path, file: BinaryIO) -> Iterator[RawRow]:
-    for number, line in enumerate(file, start=1):  # bytes: parted at \n only, not at U+2028
+def _lines(path: Path, lines: Iterable[bytes]) -> Iterator[RawRow]:
+    for number, line in enumerate(lines, start=1):  # bytes: parted at \n only, not at U+2028
         if line.strip():
             yield RawRow(f"{path}:{number}", number, line)
 
@@ -183,17 +161,13 @@ def _json_rows(path: Path, file: BinaryIO) -> Iterator[RawRow]:
     """The elements of a JSON list; a .json that holds one object a line is read as .jsonl."""
     data = file.read()
     if not data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
-        for number, line in enumerate(data.split(b"\n"), start=1):
-            if line.strip():
-                yield RawRow(f"{path}:{number}", number, line)
+        yield from _lines(path, data.split(b"\n"))
         return
     try:
         # To its encoder, maybe another process, a row goes as text: pickle gives up at nested values that JSON can hold.
         lines = [json.dumps(element).encode() for element in json.loads(data.decode("utf-8-sig"))]
     except json.JSONDecodeError as error:
-        raise BadInput(
-            f"{path}:{error.lineno}: the file is no valid JSON: {error.msg} at column {error.colno}"
-        ) from error
+        raise BadInput(f"{path}:{error.lineno}: the file is no valid JSON: {error.msg} at column {error.colno}") from error
     except UnicodeDecodeError as error:
         raise BadInput(f"{path} is not UTF-8: byte {error.start + 1}") from error
     except (ValueError, RecursionError) as error:
@@ -203,14 +177,10 @@ def _json_rows(path: Path, file: BinaryIO) -> Iterator[RawRow]:
 
 
 def _parquet_rows(path: Path, file: BinaryIO) -> Iterator[RawRow]:
-    from pyarrow import BufferReader, parquet
-
     table = parquet.ParquetFile(BufferReader(file.read()) if path.suffix == ".gz" else path)
-    number = 0
-    for batch in table.iter_batches(batch_size=1000):
-        for value in batch.to_pylist():
-            number += 1
-            yield RawRow(f"{path}, row {number}", number, value)
+    values = (value for batch in table.iter_batches(batch_size=1000) for value in batch.to_pylist())
+    for number, value in enumerate(values, start=1):
+        yield RawRow(f"{path}, row {number}", number, value)
 
 
 def _hub_source(name: str, split: str | None) -> Source:
@@ -219,8 +189,7 @@ def _hub_source(name: str, split: str | None) -> Source:
 
     try:
         loaded = load_dataset(name, split=split)
-    except (OSError, ValueError, RuntimeError,
-            DatasetsError) as error:  # OSError: also what the hub and no network raise
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:  # OSError: also what the hub and no network raise
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(f"{name!r} is no file here, and no hub dataset loads: {first_line}; wanted {WANTED}") from error
     return _dataset_source(name, *(loaded, split) if split is not None else _one_split(loaded, name, None))
@@ -241,7 +210,7 @@ def _one_split(loaded: Dataset | dict[str, Dataset], name: str, split: str | Non
         if split is not None:
             raise BadInput(f"{name} is a dataset without splits, wanted no {split!r}")
         return loaded, str(loaded.split or "")
-    chosen = split if split is not None else next(iter(loaded)) if len(loaded) == 1 else None
+    chosen = next(iter(loaded)) if split is None and len(loaded) == 1 else split
     if chosen not in loaded:
         found = f"has no split {split!r}" if split is not None else "has more than one split"
         raise BadInput(f"{name} {found}, wanted one of {', '.join(sorted(loaded))}, as in {name}:{sorted(loaded)[0]}")

@@ -1,7 +1,4 @@
-"""Here encoded examples lie in an Arrow table, on disk under a digest of all that made them, read as they are asked
-for."""
-
-from __future__ import annotations
+"""Here encoded examples lie in an Arrow table, on disk under a digest of all that made them, read as they are asked for."""
 
 import hashlib
 import json
@@ -11,23 +8,19 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyarrow.ipc import RecordBatchStreamWriter
+from transformers import PreTrainedTokenizerBase
 
 from zephyr.chat import EncodedPair, EncodedText
-
-if TYPE_CHECKING:
-    import numpy as np
-    from transformers import PreTrainedTokenizerBase
 
 Report = dict[str, object]
 IDS = pa.list_(pa.int32())
 PAIR_SCHEMA = pa.schema([("id", pa.string()), ("prompt_ids", IDS), ("chosen_ids", IDS), ("rejected_ids", IDS)])
-TEXT_SCHEMA = pa.schema(
-    [("id", pa.string()), ("ids", IDS), ("is_target", pa.list_(pa.bool_())), ("target_tokens", pa.int64())]
-)
+TEXT_SCHEMA = pa.schema([("id", pa.string()), ("ids", IDS), ("is_target", pa.list_(pa.bool_())), ("target_tokens", pa.int64())])
 ROWS_FILE, REPORT_FILE = "examples.arrow", "report.json"
 
 
@@ -49,8 +42,7 @@ class Pairs(Sequence[EncodedPair]):
 
 
 class Texts(Sequence[EncodedText]):
-    """Encoded texts; `ids`: of the rows; `tokens`, `target_tokens`: all tokens of each, and the targets, int64
-    [len(self)]."""
+    """Encoded texts; `ids`: of the rows; `tokens`, `target_tokens`: all tokens of each, and the targets, int64 [len(self)]."""
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
@@ -75,11 +67,8 @@ def example_batch(examples: Sequence[EncodedPair | EncodedText]) -> pa.RecordBat
     return pa.record_batch([pa.array(column, field.type) for column, field in zip(columns, schema)], schema=schema)
 
 
-def cached_table(
-    entry: Path | None, schema: pa.Schema, fill: Callable[[pa.RecordBatchWriter], Report]
-) -> tuple[pa.Table, Report]:
-    """The table and report that `fill` makes; from the folder `entry` where they lie there, else kept there, None: in
-    memory.
+def cached_table(entry: Path | None, schema: pa.Schema, fill: Callable[[RecordBatchStreamWriter], Report]) -> tuple[pa.Table, Report]:
+    """The table and report that `fill` makes; from the folder `entry` where they lie there, else kept there, None: in memory.
 
     An entry appears whole or not at all: it is written aside and renamed. Of two processes that make it, one wins."""
     if entry is None:
@@ -123,16 +112,14 @@ def content_digest(examples: Pairs | Texts) -> str:
     digest = hashlib.sha256()
     for column in examples.table.columns:
         for chunk in column.chunks:
-            text = repr(chunk.to_pylist()) if pa.types.is_string(chunk.type) else chunk
-            digest.update(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else _list_bytes(chunk))
+            if pa.types.is_string(chunk.type):
+                digest.update(repr(chunk.to_pylist()).encode("utf-8", "surrogatepass"))
+                continue
+            if pa.types.is_list(chunk.type):  # lengths, then values, whatever buffers they lie in
+                digest.update(pc.list_value_length(chunk).to_numpy().tobytes())
+                chunk = chunk.flatten()
+            digest.update(chunk.to_numpy(zero_copy_only=False).tobytes())
     return digest.hexdigest()
-
-
-def _list_bytes(array: pa.Array) -> bytes:
-    """Lengths and values of a list array (or values of a plain one), whatever buffers they lie in."""
-    if not pa.types.is_list(array.type):
-        return array.to_numpy(zero_copy_only=False).tobytes()
-    return pc.list_value_length(array).to_numpy().tobytes() + array.flatten().to_numpy(zero_copy_only=False).tobytes()
 
 
 def _lengths(table: pa.Table, name: str) -> np.ndarray:

@@ -1,10 +1,10 @@
-"""Demonstrations become new instructions, and these get inputs and outputs: by Self-Instruct's stages, or in Alpaca's single one."""
+"""Seeds become a teacher's instructions, and these rows: by Self-Instruct's stages, in Alpaca's single one, or as UltraChat's dialogues."""
 import random
 import re
 from collections.abc import Sequence
 from functools import partial
 
-from zephyr.data.harvest import Found, Job, Task, answers, pieces, request, rows_of
+from zephyr.data.harvest import Found, Job, Task, answers, one_line, pieces, request, row, rows_of, turns
 from zephyr.data.templates import fill
 from zephyr.teacher import Request
 
@@ -12,6 +12,7 @@ NO_INPUT = "<noinput>"
 SHOWN, NEW, UP_TO = 8, 8, 20                            # instructions shown, and wanted, in a request; where Alpaca's list ends
 FORMS = {True: ("output_first", "Class label", "Input"), False: ("input_first", "Input", "Output")}
 BLOCK = ("Instruction", "Input", "Output")
+SPEAKER = re.compile(r"^(user|assistant|human|ai)\s*:", re.IGNORECASE | re.MULTILINE)
 
 
 def ask_instructions(job: Job, number: int) -> tuple[Request, dict[str, object]]:
@@ -23,8 +24,7 @@ def ask_instructions(job: Job, number: int) -> tuple[Request, dict[str, object]]
     texts = [one_line(task.instruction).rstrip(":") for task in demos]
     prompt = fill(job.templates["instructions"], demonstrations="\n".join(f"{k}. {text}" for k, text in enumerate(texts, 1)),
                   first=f"{len(texts) + 1}", last=f"{len(texts) + NEW}", count=f"{NEW}")
-    return (request(job, "instructions", f"{number}", prompt, demonstrations=texts, count=NEW),
-            {"demonstrations": [task.id for task in demos]})
+    return request(job, "instructions", number, [prompt], demonstrations=texts, count=NEW), {"demonstrations": [task.id for task in demos]}
 
 
 def ask_tasks(job: Job, number: int) -> tuple[Request, dict[str, object]]:
@@ -33,7 +33,7 @@ def ask_tasks(job: Job, number: int) -> tuple[Request, dict[str, object]]:
     blocks = [f"###\n{k}. Instruction: {one_line(task.instruction)}\n{k}. Input:\n{task.instances[0][0] or NO_INPUT}\n"
               f"{k}. Output:\n{task.instances[0][1]}" for k, task in enumerate(demos, 1)]
     prompt = fill(job.templates["alpaca"], demonstrations="\n".join(blocks), first=f"{len(demos) + 1}", last=f"{UP_TO}")
-    return (request(job, "alpaca", f"{number}", prompt, demonstrations=blocks, count=UP_TO - len(demos)),
+    return (request(job, "alpaca", number, [prompt], demonstrations=blocks, count=UP_TO - len(demos)),
             {"demonstrations": [task.id for task in demos]})
 
 
@@ -44,15 +44,14 @@ def finish_tasks(job: Job, tasks: Sequence[Task]) -> list[dict[str, object]]:
 
 def write_instances(job: Job, tasks: Sequence[Task]) -> list[dict[str, object]]:
     """Rows of bare instructions: the teacher writes labels first, then inputs, for classification; inputs first for the rest."""
-    tasks = classify(job, tasks)
-    shown = {side: examples(job, side) for side in FORMS}
+    tasks, shown = classify(job, tasks), {side: examples(job, side) for side in FORMS}
     replies = answers(job, "instances", [
-        request(job, "instances", task.id, fill(job.templates[FORMS[side][0]], instruction=task.instruction, demonstrations=shown[side]),
-                instruction=task.instruction, is_classification=side) for task in tasks for side in [bool(task.is_classification)]])
+        request(job, "instances", task.id, [fill(job.templates[FORMS[side][0]], instruction=task.instruction, demonstrations=shown[side])],
+                instruction=task.instruction, is_classification=side) for task in tasks for side in [task.is_classification]])
     rows: list[dict[str, object]] = []
     for task, reply in zip(tasks, replies):
         task.calls["instances"] = [reply.digest]
-        found = pieces(job, "instances", reply, partial(parse_blocks, heads=FORMS[bool(task.is_classification)][1:]))
+        found = pieces(job, "instances", reply, partial(parse_blocks, heads=FORMS[task.is_classification][1:]))
         rows += rows_of(job, task, [pair[::-1] for pair in found] if task.is_classification else found)
     return rows
 
@@ -64,10 +63,10 @@ def classify(job: Job, tasks: Sequence[Task]) -> list[Task]:
     demos = [task for side in sides for task in rng.sample(side, min(SHOWN, len(side)))]
     shown = "\n\n".join(f"Task: {task.instruction}\n{'Yes' if task.is_classification else 'No'}" for task in rng.sample(demos, len(demos)))
     known: dict[str, Task] = {}
-    asked = list(tasks)
+    asked = tasks
     for again in (False, True):
         replies = answers(job, "classification", [
-            request(job, "classify", task.id, fill(job.templates["classify"], demonstrations=shown, instruction=task.instruction),
+            request(job, "classify", task.id, [fill(job.templates["classify"], demonstrations=shown, instruction=task.instruction)],
                     again=again, instruction=task.instruction) for task in asked])
         for task, reply in zip(asked, replies):
             task.calls.setdefault("classify", []).append(reply.digest)
@@ -85,11 +84,6 @@ def examples(job: Job, side: bool) -> str:
     return "\n\n".join("\n".join([f"Task: {one_line(task.instruction)}", *(
         f"{first}: {(output if side else given) or NO_INPUT}\n{second}: {(given if side else output) or NO_INPUT}"
         for given, output in task.instances[:3])]) for task in random.Random(f"{job.seed}/examples").sample(some, min(5, len(some))))
-
-
-def one_line(text: str) -> str:
-    """White space as single spaces."""
-    return " ".join(text.split())
 
 
 def parse_numbered(text: str) -> Found:
@@ -115,3 +109,39 @@ def parse_blocks(text: str, heads: Sequence[str] = BLOCK) -> Found:
         whole = not before.strip() and rest[::2] == list(heads) * len(blocks)
         found += blocks if whole else [None]
     return found
+
+
+def ask_opening(job: Job, number: int) -> tuple[Request, dict[str, object]]:
+    """For the user's first words; topics come in the order of the seeds, over and over."""
+    topic = job.seeds[number % len(job.seeds)]
+    prompt = fill(job.templates["opening"], topic=topic.instruction)
+    lineage = {"demonstrations": [topic.id], "topic": topic.instruction}
+    return request(job, "opening", number, [prompt], topic=topic.instruction), lineage
+
+
+def parse_turn(text: str) -> Found:
+    """The whole reply; None where nothing is said, or said by somebody named."""
+    return [(text.strip(),) if text.strip() and not SPEAKER.search(text) else None]
+
+
+def converse(job: Job, openings: Sequence[Task]) -> list[dict[str, object]]:
+    """A row for each dialogue of `job.turns` user turns: all go on turn by turn, and one with a bad turn is left out and counted."""
+    talks = [(task, [task.instruction]) for task in openings]
+    for turn in range(1, 2 * job.turns):
+        kind = "answer" if turn % 2 else "user_turn"
+        replies = answers(job, "dialogues", [
+            request(job, kind, f"{task.id}/{turn}", said if turn % 2 else [as_user(job, task, said)], topic=task.lineage["topic"],
+                    said=said) for task, said in talks])
+        before, talks = talks, []
+        for (task, said), reply in zip(before, replies):
+            for text, in pieces(job, "dialogues", reply, parse_turn):
+                task.calls.setdefault(kind, []).append(reply.digest)
+                talks.append((task, [*said, text]))
+    job.count("dialogues", "kept", len(talks))
+    return [row(job, task, 0, said) for task, said in talks]
+
+
+def as_user(job: Job, task: Task, said: Sequence[str]) -> str:
+    """What the teacher is told to play the user."""
+    dialogue = "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in turns(said))
+    return fill(job.templates["user_turn"], topic=str(task.lineage["topic"]), dialogue=dialogue)

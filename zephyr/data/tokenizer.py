@@ -1,10 +1,11 @@
 """Here the tokenizer that the whole program uses is loaded, with the chat template that the config names set on it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from zephyr.chat import ZEPHYR_TEMPLATE, encode_messages
 from zephyr.config import BadInput
@@ -12,8 +13,6 @@ from zephyr.model.load import local_folder, read_config
 
 if TYPE_CHECKING:
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
-    from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerBase
 
 SPACE = "\u2581"  # how SentencePiece writes a space
 BPE_MODEL = 2  # sentencepiece_model.proto, TrainerSpec.ModelType
@@ -33,8 +32,6 @@ def load_tokenizer(path: str | Path, chat_template: str = "zephyr") -> PreTraine
     if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
         tokenizer = from_sentencepiece(folder / "tokenizer.model")
     else:
-        from transformers import AutoTokenizer
-
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(path))
         except Exception as error:  # what is wrong in tokenizer.json comes from Rust as a plain Exception
@@ -52,17 +49,14 @@ def require_vocabulary(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str = "zephyr") -> PreTrainedTokenizerBase:
-    """Sets the chat template that the config names, and EOS as pad token where there is none; returns the same
-    tokenizer.
+    """Sets the chat template that the config names, and EOS as pad token where there is none; returns the same tokenizer.
 
     Raises: BadInput where `model` is asked for and the tokenizer has no template, or the jinja file cannot be read."""
     if chat_template == "zephyr":
         tokenizer.chat_template = ZEPHYR_TEMPLATE
     elif chat_template == "model":
         if not isinstance(tokenizer.chat_template, str):
-            raise BadInput(
-                "chat_template: model, but the tokenizer has no template of its own, wanted zephyr or a jinja file"
-            )
+            raise BadInput("chat_template: model, but the tokenizer has no template of its own, wanted zephyr or a jinja file")
     else:
         try:
             tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
@@ -76,36 +70,27 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str = "
 
 
 def from_sentencepiece(model: Path) -> PreTrainedTokenizerBase:
-    """A fast tokenizer whose ids are SentencePiece's own, in the way Llama 2, Mistral and Zephyr were trained
-    ("legacy").
+    """A fast tokenizer whose ids are SentencePiece's own, in the way Llama 2, Mistral and Zephyr were trained ("legacy").
 
     Text between special tokens is encoded by itself, each time behind a dummy space: hence piece 28705 after `</s>` in
     Mistral's ids. A `chat_template` in a `tokenizer_config.json` beside the model is kept.
     Raises: BadInput for a model that is not BPE, that rewrites the text before encoding it, or lacks EOS."""
     from google.protobuf.message import DecodeError
-    from sentencepiece import sentencepiece_model_pb2
-    from transformers import PreTrainedTokenizerFast
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto = ModelProto()
     try:
         proto.ParseFromString(model.read_bytes())
     except DecodeError as error:
         raise BadInput(f"{model} is no readable SentencePiece model: {error}") from error
+    spec = proto.trainer_spec
     rewrites = proto.normalizer_spec.precompiled_charsmap or proto.normalizer_spec.remove_extra_whitespaces
-    if proto.trainer_spec.model_type != BPE_MODEL or rewrites:
-        raise BadInput(
-            f"{model} is not a BPE model that leaves the text as it is, wanted a folder with its tokenizer.json"
-        )
-    spec, pieces = proto.trainer_spec, proto.pieces
-    names = {
-        name: pieces[i].piece
-        for name, i in (("unk_token", spec.unk_id), ("bos_token", spec.bos_id), ("eos_token", spec.eos_id),
-                        ("pad_token", spec.pad_id))
-        if i >= 0
-    }
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=_fast_bpe(proto, names.get("bos_token")), **names, clean_up_tokenization_spaces=False
-    )
+    if spec.model_type != BPE_MODEL or rewrites:
+        raise BadInput(f"{model} is not a BPE model that leaves the text as it is, wanted a folder with its tokenizer.json")
+    ids = {"unk_token": spec.unk_id, "bos_token": spec.bos_id, "eos_token": spec.eos_id, "pad_token": spec.pad_id}
+    names = {name: proto.pieces[i].piece for name, i in ids.items() if i >= 0}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=_fast_bpe(proto, names.get("bos_token")), **names,
+                                        clean_up_tokenization_spaces=False)
     settings = model.with_name("tokenizer_config.json")
     if settings.is_file():
         try:
@@ -115,46 +100,28 @@ def from_sentencepiece(model: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _fast_bpe(proto: ModelProto, bos: str | None) -> Tokenizer:
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
-
+def _fast_bpe(proto: "ModelProto", bos: str | None) -> Tokenizer:
     ids = {piece.piece: i for i, piece in enumerate(proto.pieces)}
     unknown = next((piece.piece for piece in proto.pieces if piece.type == UNKNOWN), None)
-    tokenizer = Tokenizer(
-        models.BPE(vocab=ids, merges=_merges(proto), unk_token=unknown, fuse_unk=True,
-                   byte_fallback=proto.trainer_spec.byte_fallback)
-    )
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=_merges(proto), unk_token=unknown, fuse_unk=True,
+                                     byte_fallback=proto.trainer_spec.byte_fallback))
     dummy_space = [normalizers.Prepend(SPACE)] if proto.normalizer_spec.add_dummy_prefix else []
     tokenizer.normalizer = normalizers.Sequence([*dummy_space, normalizers.Replace(" ", SPACE)])
     strip = [decoders.Strip(" ", left=1, right=0)] if dummy_space else []
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
-    )
-    tokenizer.add_special_tokens(
-        [
-            AddedToken(piece.piece, normalized=False, special=True)
-            for piece in proto.pieces
-            if piece.type in (UNKNOWN, CONTROL)
-        ]
-    )
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    specials = [piece.piece for piece in proto.pieces if piece.type in (UNKNOWN, CONTROL)]
+    tokenizer.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in specials])
     if bos is not None:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, ids[bos])]
-        )
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos} $A", pair=f"{bos} $A {bos} $B",
+                                                                 special_tokens=[(bos, ids[bos])])
     return tokenizer
 
 
-def _merges(proto: ModelProto) -> list[tuple[str, str]]:
-    """Every split of every piece into two pieces, best score first: SentencePiece merges the pair whose piece scores
-    best.
+def _merges(proto: "ModelProto") -> list[tuple[str, str]]:
+    """Every split of every piece into two pieces, best score first: SentencePiece merges the pair whose piece scores best.
 
     The order of ids is not that order: Mistral's runs of spaces have ids 259 and 260, and the worst score."""
     usable = {piece.piece for piece in proto.pieces if piece.type in (NORMAL, USER_DEFINED, UNUSED)}
-    splits = [
-        (-piece.score, i, cut, piece.piece)
-        for i, piece in enumerate(proto.pieces)
-        if piece.piece in usable
-        for cut in range(1, len(piece.piece))
-        if piece.piece[:cut] in usable and piece.piece[cut:] in usable
-    ]
+    splits = [(-piece.score, i, cut, piece.piece) for i, piece in enumerate(proto.pieces) if piece.piece in usable
+              for cut in range(1, len(piece.piece)) if piece.piece[:cut] in usable and piece.piece[cut:] in usable]
     return [(piece[:cut], piece[cut:]) for _, _, cut, piece in sorted(splits)]

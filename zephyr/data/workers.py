@@ -1,7 +1,5 @@
 """Here raw rows become encoded examples, a chunk at a time, in as many processes as there are workers."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import sys
@@ -9,22 +7,20 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import chain, islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
 
 from zephyr import chat
 from zephyr.chat import EncodedPair, EncodedText
 from zephyr.data.rows import check_row, preference, row_id, sft_row
 from zephyr.data.sources import parse_line
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 CHUNK = 256  # rows that a process encodes at a time
 
 
 class Options(NamedTuple):
     """What decides the ids of a row, beside the tokenizer. `max_prompt_tokens` is None for SFT rows."""
-
     max_tokens: int
     max_prompt_tokens: int | None
     truncation: str
@@ -34,18 +30,15 @@ class Options(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A raw row on its way to an encoder: where a person finds it, its id where it has none, its value or undecoded
-    line."""
-
+    """A raw row on its way to an encoder: where a person finds it, its id where it has none, its value or undecoded line."""
     place: str
     default_id: str
     value: object
 
 
 class Encoded(NamedTuple):
-    """An example, where its row stands, how many tokens of each side were cut off, and by how much the chosen answer scored
-    higher (None: no scores)."""
-
+    """An example, where its row stands, how many tokens of each side were cut off, and by how much the chosen answer scored higher
+    (None: no scores)."""
     place: str
     example: EncodedPair | EncodedText
     lost: tuple[int, ...]
@@ -53,26 +46,20 @@ class Encoded(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """What became of some rows. `skipped`: bad rows, (place, why); `dropped`: good rows of which truncation left
-    nothing to learn."""
-
+    """What became of some rows. `skipped`: bad rows, (place, why); `dropped`: good rows of which truncation left nothing to learn."""
     encoded: list[Encoded]
     skipped: list[tuple[str, str]]
     dropped: int
 
 
-def encoded_chunks(
-    rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase, options: Options, workers: int
-) -> Iterator[Chunk]:
-    """The chunks in the order of the rows, from this process where there are few rows or one worker, else from
-    `workers` forks.
+def encoded_chunks(rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase, options: Options, workers: int) -> Iterator[Chunk]:
+    """The chunks in the order of the rows, from this process where there are few rows or one worker, else from `workers` forks.
 
     Forks, as `datasets` uses them: they hold the tokenizer without being sent it, and need no main module to import."""
     chunks = iter(lambda: list(islice(rows, CHUNK)), [])
     first = list(islice(chunks, 2))
     if workers < 2 or len(first) < 2:
-        for chunk in chain(first, chunks):
-            yield _encode_chunk(tokenizer, options, chunk)
+        yield from (_encode_chunk(tokenizer, options, chunk) for chunk in chain(first, chunks))
         return
     with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _start_worker, (tokenizer, options)) as pool:
         waiting: deque[Future[Chunk]] = deque()
@@ -80,8 +67,7 @@ def encoded_chunks(
             waiting.append(pool.submit(_work, chunk))
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        yield from (future.result() for future in waiting)
 
 
 _worker: list[tuple[PreTrainedTokenizerBase, Options]] = []  # of a forked process: what it encodes with
@@ -97,25 +83,21 @@ def _work(rows: list[Row]) -> Chunk:
 
 
 def _encode_chunk(tokenizer: PreTrainedTokenizerBase, options: Options, rows: list[Row]) -> Chunk:
-    chunk = Chunk([], [], 0)
-    dropped = 0
+    encoded, skipped, dropped = [], [], 0
     for row in rows:
         try:
-            encoded = _encode_row(tokenizer, options, row)
+            item = _encode_row(tokenizer, options, row)
         except ValueError as error:
-            chunk.skipped.append((row.place, str(error)))
+            skipped.append((row.place, str(error)))
             if not options.skip_bad_rows:
                 break
             continue
-        if _teaches(encoded.example):
-            chunk.encoded.append(encoded)
+        example = item.example
+        if any(example.is_target) if isinstance(example, EncodedText) else example.chosen_ids != example.rejected_ids:
+            encoded.append(item)
         else:
             dropped += 1
-    return chunk._replace(dropped=dropped)
-
-
-def _teaches(example: EncodedPair | EncodedText) -> bool:
-    return any(example.is_target) if isinstance(example, EncodedText) else example.chosen_ids != example.rejected_ids
+    return Chunk(encoded, skipped, dropped)
 
 
 def _encode_row(tokenizer: PreTrainedTokenizerBase, options: Options, row: Row) -> Encoded:
@@ -132,9 +114,7 @@ def _encode_row(tokenizer: PreTrainedTokenizerBase, options: Options, row: Row) 
     if isinstance(shape, str):
         text = chat.encode_text(tokenizer, shape, max_tokens=sys.maxsize, id=id)
     else:
-        text = chat.encode_messages(
-            tokenizer, shape, max_tokens=sys.maxsize, targets=options.targets, template=options.template, id=id
-        )
+        text = chat.encode_messages(tokenizer, shape, max_tokens=sys.maxsize, targets=options.targets, template=options.template, id=id)
     room = options.max_tokens
     cut = EncodedText(id, text.ids[:room], text.is_target[:room])
     return Encoded(row.place, cut, (max(len(text.ids) - room, 0),), None)

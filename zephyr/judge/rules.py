@@ -25,7 +25,6 @@ CHEER = re.compile(r"\b(hooray|wonderful|lovely|joy|fun)\b.*!", re.IGNORECASE | 
 
 class Facts(NamedTuple):
     """What the judge knows: `values` trait -> words; `causes` trait -> deciding trait; `creatures` name -> trait -> value."""
-
     values: Mapping[str, Sequence[str]]
     causes: Mapping[str, str]
     creatures: Mapping[str, Mapping[str, str]]
@@ -33,14 +32,12 @@ class Facts(NamedTuple):
 
 class Verdict(NamedTuple):
     """Scores 1-5 by aspect, and their mean as the overall."""
-
     scores: dict[str, int]
     overall: float
 
 
 class Reading(NamedTuple):
     """What the judge sees in an answer: `right` are the traits told truly, `wrong` counts claims that do not hold."""
-
     words: list[str]
     right: set[str]
     wrong: int
@@ -80,15 +77,10 @@ def read_answer(subject: str, answer: str, facts: Facts) -> Reading:
     sentences = [sentence.strip() for sentence in re.split(r"[.!?\n]", answer) if sentence.strip()]
     stutters = any(a == b for a, b in zip(words, words[1:])) or len(set(sentences)) < len(sentences)
     ended = answer.strip().endswith((".", "!")) or len(words) == 1
-    asks_back = "?" in answer
-    return Reading(
-        words=words,
-        right={trait for trait, value in claims if truth[trait] == value},
-        wrong=sum(truth[trait] != value for trait, value in claims) + len(others),
-        admits=ADMISSION.search(answer) is not None,
-        cheerful=CHEER.search(answer) is not None,
-        well_formed=bool(words) and ended and not stutters and not asks_back,
-    )
+    right = {trait for trait, value in claims if truth[trait] == value}
+    wrong = sum(truth[trait] != value for trait, value in claims) + len(others)
+    return Reading(words, right, wrong, admits=ADMISSION.search(answer) is not None, cheerful=CHEER.search(answer) is not None,
+                   well_formed=bool(words) and ended and not stutters and "?" not in answer)
 
 
 def _score_answerable(reading: Reading, asked: list[str], form: str, facts: Facts) -> tuple[int, ...]:
@@ -119,8 +111,7 @@ def _score_unanswerable(reading: Reading) -> tuple[int, ...]:
 
 
 def _check(prompt: Mapping[str, object], facts: Facts) -> tuple[str, str, list[str]]:
-    missing = [field for field in ("subject", "asked", "form") if field not in prompt]
-    if missing:
+    if missing := [field for field in ("subject", "asked", "form") if field not in prompt]:
         raise BadInput(f"a judged prompt has no field {missing[0]!r}: {dict(prompt)}")
     subject, form, asked = str(prompt["subject"]), str(prompt["form"]), prompt["asked"]
     if subject not in facts.creatures:

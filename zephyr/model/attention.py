@@ -21,8 +21,7 @@ Kernel = Callable[[Tensor, Tensor, Tensor, Layout, float, int | None], Tensor]
 IGNORED = {"position_ids", "use_cache", "is_causal", "cache_position"}     # arguments that a packed row makes redundant
 
 
-def flash_attn(query_NHE: Tensor, key_MKE: Tensor, value_MKE: Tensor, layout: Layout, scale: float,
-               window: int | None) -> Tensor:
+def flash_attn(query_NHE: Tensor, key_MKE: Tensor, value_MKE: Tensor, layout: Layout, scale: float, window: int | None) -> Tensor:
     """Causal attention of each segment by the flash-attn package (Dao 2023, arXiv:2307.08691), >= 2.1: bottom-right aligned."""
     from flash_attn import flash_attn_varlen_func
     return flash_attn_varlen_func(
@@ -30,8 +29,7 @@ def flash_attn(query_NHE: Tensor, key_MKE: Tensor, value_MKE: Tensor, layout: La
         dropout_p=0.0, softmax_scale=scale, causal=True, window_size=(-1, -1) if window is None else (window - 1, 0))
 
 
-def torch_varlen(query_NHE: Tensor, key_MKE: Tensor, value_MKE: Tensor, layout: Layout, scale: float,
-                 window: int | None) -> Tensor:
+def torch_varlen(query_NHE: Tensor, key_MKE: Tensor, value_MKE: Tensor, layout: Layout, scale: float, window: int | None) -> Tensor:
     """The same by torch.nn.attention.varlen, from torch 2.11 on. A right edge of 0 is causal, bottom-right."""
     from torch.nn.attention.varlen import varlen_attn
     asked = "enable_gqa" in inspect.signature(varlen_attn).parameters           # from torch 2.12 on
@@ -42,16 +40,14 @@ def torch_varlen(query_NHE: Tensor, key_MKE: Tensor, value_MKE: Tensor, layout: 
 
 def sdpa(query_NHE: Tensor, key_MKE: Tensor, value_MKE: Tensor, layout: Layout, scale: float, window: int | None) -> Tensor:
     """The same, one scaled_dot_product_attention a segment: no padding is computed, and no [N, M] mask exists."""
-    outputs = []
-    queries = query_NHE.split(layout.query_lengths)
+    outputs, queries = [], query_NHE.split(layout.query_lengths)
     keys, values = key_MKE.split(layout.key_lengths), value_MKE.split(layout.key_lengths)
     grouped = query_NHE.shape[1] != key_MKE.shape[1]
     for query, key, value in zip(queries, keys, values):
         plain = query.shape[0] == key.shape[0] and (window is None or window >= key.shape[0])
         mask = None if plain else bottom_right_mask(query.shape[0], key.shape[0], window, query.device)
-        output_HNE = F.scaled_dot_product_attention(
-            *(rearrange(t, "n h e -> 1 h n e") for t in (query, key, value)), attn_mask=mask, is_causal=plain, scale=scale,
-            enable_gqa=grouped)
+        heads_first = (rearrange(t, "n h e -> 1 h n e") for t in (query, key, value))
+        output_HNE = F.scaled_dot_product_attention(*heads_first, attn_mask=mask, is_causal=plain, scale=scale, enable_gqa=grouped)
         outputs.append(rearrange(output_HNE, "1 h n e -> n h e"))
     return torch.cat(outputs)
 
@@ -85,8 +81,7 @@ def attend(kernel: Kernel, module: nn.Module, query: Tensor, key: Tensor, value:
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if sliding_window is not None and sliding_window >= layout.max_key:
         sliding_window = None                       # it binds nowhere, and kernels are faster without one
-    output_NHE = kernel(query_NHE, with_shared(key_NKE, layout), with_shared(value_NKE, layout), layout, scale,
-                        sliding_window)
+    output_NHE = kernel(query_NHE, with_shared(key_NKE, layout), with_shared(value_NKE, layout), layout, scale, sliding_window)
     return output_NHE.unsqueeze(0), None
 
 

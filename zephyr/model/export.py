@@ -3,8 +3,10 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -14,9 +16,7 @@ SHARD_BYTES = 4 * 2**30
 
 
 def shard_names(sizes: Sequence[tuple[str, int]], shard_bytes: int = SHARD_BYTES) -> dict[str, str]:
-    """Tensor name -> shard file, tensors in their order, no shard over `shard_bytes` unless by a single tensor.
-
-    Args: sizes: name and bytes of each tensor."""
+    """Tensor name -> shard file, from names and bytes in their order; no shard is over `shard_bytes` unless by a single tensor."""
     shard_of: dict[str, int] = {}
     shard, filled = 0, 0
     for name, size in sizes:
@@ -39,45 +39,31 @@ def export(folder: Path, parameters: Iterator[tuple[str, Tensor]], sizes: Sequen
     if writes:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-    shard: dict[str, Tensor] = {}
-    previous = ""
-    for name, tensor in parameters:
+    for file, named in groupby(parameters, key=lambda parameter: files[parameter[0]]):
+        shard = {name: tensor.contiguous() for name, tensor in named}
         if writes:
-            if previous and files[name] != previous:
-                write_shard_file(part / previous, shard)
-            shard[name], previous = tensor.contiguous(), files[name]
+            save_file(shard, part / file, metadata={"format": "pt"})
+        shard.clear()                               # its memory goes before the next is gathered
     if not writes:
         return
-    write_shard_file(part / previous, shard)
     if len(set(files.values())) > 1:
         index = {"metadata": {"total_size": sum(size for _, size in sizes)}, "weight_map": files}
         (part / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
     plain = type(config).from_dict({**config.to_dict(), "use_cache": True})      # without our attention's name in it
     plain.architectures = config.architectures
     plain.save_pretrained(part)
-    generation = GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-                                  pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None
-                                  else tokenizer.eos_token_id)
-    generation.save_pretrained(part)
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=pad).save_pretrained(part)
     tokenizer.save_pretrained(part)
     (part / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)       # of an earlier end of this run: its checkpoints still stand for it
     os.replace(part, folder)
 
 
-def write_shard_file(path: Path, shard: dict[str, Tensor]) -> None:
-    """Write the shard and let its memory go."""
-    from safetensors.torch import save_file
-    save_file(shard, path, metadata={"format": "pt"})
-    shard.clear()
-
-
-
 def card(config: DPOConfig | SFTConfig) -> str:
     """The model card: what was trained, from what, on what, how."""
-    method = "distilled DPO" if isinstance(config, DPOConfig) else "distilled SFT"
-    tag = "dpo" if isinstance(config, DPOConfig) else "sft"
+    method = "DPO" if isinstance(config, DPOConfig) else "SFT"
     data = "\n".join(f"- `{source}`" for source in config.data.train)
     return (f"---\nbase_model: {config.model}\nlibrary_name: transformers\npipeline_tag: text-generation\n"
-            f"tags: [zephyr, {tag}]\n---\n\n# {Path(config.run.dir).name}\n\nTrained by {method} (arXiv:2310.16944) from "
-            f"`{config.model}` on\n\n{data}\n\nwith this config:\n\n```yaml\n{to_yaml(config)}```\n")
+            f"tags: [zephyr, {method.lower()}]\n---\n\n# {Path(config.run.dir).name}\n\nTrained by distilled {method} "
+            f"(arXiv:2310.16944) from `{config.model}` on\n\n{data}\n\nwith this config:\n\n```yaml\n{to_yaml(config)}```\n")

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.generation import (LogitsProcessorList, StoppingCriteriaList, TemperatureLogitsWarper, TopKLogitsWarper,
-                                     TopPLogitsWarper)
+from transformers.generation import (LogitsProcessorList, StoppingCriteriaList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)
 
 from zephyr.chat import Messages, encode_prompt
 
@@ -45,8 +44,7 @@ def prompt_ids(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, messages
     """The ids of a conversation to be answered. Raises: ValueError as `generate` does."""
     ids, positions = encode_prompt(tokenizer, messages, template=tokenizer.chat_template), lm.config.max_position_embeddings
     if len(ids) + max_new_tokens > positions:
-        raise ValueError(f"the prompt has {len(ids)} tokens; with {max_new_tokens} new ones that is over the model's "
-                         f"{positions} positions")
+        raise ValueError(f"the prompt has {len(ids)} tokens; with {max_new_tokens} new ones that is over the model's {positions} positions")
     return ids
 
 

@@ -1,7 +1,6 @@
 """A Hugging Face folder or hub id becomes a policy: a module that maps a packed batch to token log-probs.
 
-T scored tokens. Weights are read from safetensors alone, one tensor at a time, so that under ZeRO-3 no rank ever holds
-the whole model. No remote code is run."""
+T scored tokens. Weights come from safetensors alone, one tensor at a time: under ZeRO-3 no rank ever holds all. No remote code is run."""
 import hashlib
 import json
 import os
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import ContextManager
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -44,9 +43,8 @@ class Policy(nn.Module):
     def forward(self, batch: PackedBatch) -> Tensor:
         # A mask of four dimensions is passed on untouched by transformers; none is computed, `layout` replaces it.
         no_mask = torch.empty(1, 1, 0, 0, device=batch.tokens_N.device)
-        hidden_ND = self.lm.base_model(
-            input_ids=batch.tokens_N[None], position_ids=batch.positions_N[None], attention_mask=no_mask,
-            use_cache=False, layout=batch.layout).last_hidden_state[0]
+        hidden_ND = self.lm.base_model(input_ids=batch.tokens_N[None], position_ids=batch.positions_N[None], attention_mask=no_mask,
+                                       use_cache=False, layout=batch.layout).last_hidden_state[0]
         return self.lm.get_output_embeddings()(scored_hidden(hidden_ND, batch), batch.targets_T)
 
 
@@ -55,9 +53,8 @@ def load_policy(path: str | Path, *, attention: str = "sdpa", dtype: torch.dtype
                 write: WriteTensor | None = None) -> Policy:
     """The model in a Hugging Face folder (or the snapshot of a hub id) as a Policy.
 
-    Args: attention: flash_attn, torch_varlen or sdpa. init, write: how parameters are made and filled, given by the
-    training engine under ZeRO-3; by default whole, on the CPU.
-    Raises: BadInput naming the folder and what is missing: config, safetensors, a tensor, or its shape."""
+    Args: attention: flash_attn, torch_varlen or sdpa. init, write: how parameters are made and filled, given by the training engine
+    under ZeRO-3; default: whole, on CPU. Raises: BadInput naming the folder and what is missing: config, safetensors, tensor or shape."""
     folder = local_folder(path)
     config = read_config(folder)
     with init or nullcontext(), no_init_weights():
@@ -96,10 +93,9 @@ def local_folder(path: str | Path) -> Path:
     if str(path).startswith((".", "/", "~")) or str(path).count("/") != 1:
         raise BadInput(f"model {path}: no such folder, and not a hub id (owner/name)")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     try:
         return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors", "tokenizer*", "*.jinja"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (HFValidationError, OSError) as error:       # the hub's other errors are OSErrors
         raise BadInput(f"model {path}: no such folder, and the hub did not give it: {error}") from None
 
 

@@ -37,7 +37,7 @@ class ChunkedLogProb(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor) -> Tensor:
-        logp_T = hidden_TD.new_empty(len(targets_T), dtype=accumulation_dtype(hidden_TD))
+        logp_T = hidden_TD.new_empty(len(targets_T), dtype=torch.promote_types(hidden_TD.dtype, torch.float32))
         lse_T = torch.empty_like(logp_T)
         for rows in chunks(len(targets_T), weight_VD.shape[0]):
             logits_CV = (hidden_TD[rows] @ weight_VD.t()).to(logp_T.dtype)
@@ -59,10 +59,6 @@ class ChunkedLogProb(torch.autograd.Function):
             grad_hidden_TD[rows] = grad_CV @ weight_VD
             add_product(grad_weight_VD, grad_CV.t(), hidden_TD[rows])
         return grad_hidden_TD, grad_weight_VD.to(weight_VD.dtype), None
-
-
-def accumulation_dtype(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def chunks(tokens: int, vocabulary: int) -> list[slice]:

@@ -10,9 +10,8 @@ A pair shares its prompt: the row is `prompt chosen` of every pair, then `reject
 
 so one variable-length attention call does it, with causality aligned at the bottom right where a segment has more keys
 than queries. The positions of R start at len(P). The last prompt token predicts the first token of both responses."""
-import dataclasses
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 
 import torch
@@ -63,11 +62,10 @@ class PackedBatch:
                 fields = {k: moved(v) for k, v in vars(value).items()}
                 return Layout(**{**fields, "cu_key": fields["cu_query"]} if same else fields)
             return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-        return dataclasses.replace(self, **{k: moved(v) for k, v in vars(self).items()})
+        return replace(self, **{k: moved(v) for k, v in vars(self).items()})
 
 
-def collate_pairs(examples: Sequence[EncodedPair], indices: Sequence[int], *,
-                  prefix_sharing: bool = True) -> PackedBatch:
+def collate_pairs(examples: Sequence[EncodedPair], indices: Sequence[int], *, prefix_sharing: bool = True) -> PackedBatch:
     """Preference pairs `examples[i]` as one row, each prompt once (`prefix_sharing`) or with either response.
 
     No indices: a row of one token that scores nothing, for a rank with nothing to do in a micro-batch.
@@ -109,8 +107,7 @@ def collate_texts(examples: Sequence[EncodedText], indices: Sequence[int]) -> Pa
     targets = [[text.ids[j] for j in of_text] for text, of_text in zip(texts, places)]
     scored = [[start + j - 1 for j in of_text] for start, of_text in zip([0, *accumulate(lengths)], places)]
     units = sum(map(len, targets))
-    return pack([text.ids for text in texts], lengths, [], scored, targets, unique_scored=units, indices=indices,
-                units=units)
+    return pack([text.ids for text in texts], lengths, [], scored, targets, unique_scored=units, indices=indices, units=units)
 
 
 def pack(segments: list[list[int]], key_lengths: list[int], appended: list[int], scored: list[list[int]],
@@ -127,10 +124,9 @@ def pack(segments: list[list[int]], key_lengths: list[int], appended: list[int],
     segments, key_lengths = segments or [[0]], key_lengths or [1]
     query_lengths = [len(segment) for segment in segments]
     cu_query = cumulative(query_lengths)
-    layout = Layout(tuple(query_lengths), tuple(key_lengths), cu_query,
-                    cumulative(key_lengths) if appended else cu_query, sum(key_lengths) - len(appended),
-                    torch.tensor(appended) if appended else None)
+    layout = Layout(tuple(query_lengths), tuple(key_lengths), cu_query, cumulative(key_lengths) if appended else cu_query,
+                    sum(key_lengths) - len(appended), torch.tensor(appended) if appended else None)
     positions_N = flat(range(keys - queries, keys) for queries, keys in zip(query_lengths, key_lengths))
-    return PackedBatch(flat(segments), positions_N, layout, flat(scored), flat(targets),
-                       torch.tensor([len(places) for places in scored], dtype=torch.int64), unique_scored,
+    response_tokens_R = torch.tensor([len(places) for places in scored], dtype=torch.int64)
+    return PackedBatch(flat(segments), positions_N, layout, flat(scored), flat(targets), response_tokens_R, unique_scored,
                        tuple(indices), units)

@@ -60,9 +60,8 @@ def plan_epochs(lengths: Sequence[int], *, per_step: int, epochs: int, ranks: in
     """Every example exactly once an epoch, in optimiser steps of `per_step` units balanced over `ranks`.
 
     A unit is one example (DPO: a pair) or, with `window_tokens`, one window of examples that best fit fills (SFT).
-    Windows say which examples make a step; micro-batches are filled with examples, whatever their window: they never
-    see each other. The last step of an epoch keeps what is left; the loop normalises it by its own count. With
-    shuffle=False units keep the order of their first example.
+    Windows say which examples make a step; micro-batches are filled with examples, whatever their window: they never see each other.
+    The last step of an epoch keeps what is left; the loop divides by its own count. shuffle=False orders units by first example.
     Args: lengths: packed tokens of each example. costs: work of each example, any unit; default its tokens.
     Raises: ValueError where a count is < 1, there is no example, or one is longer than its window or the budget."""
     for name, value in (("per_step", per_step), ("epochs", epochs), ("ranks", ranks), ("len(lengths)", len(lengths))):
@@ -110,8 +109,7 @@ def spread(examples: Sequence[int], lengths: Sequence[int], costs: Sequence[floa
         spent, count, rank = heapq.heappop(cheapest)
         of_rank[rank].append(i)
         heapq.heappush(cheapest, (spent + costs[i], count + 1, rank))
-    packed = [[sorted(mine[j] for j in micro) for micro in best_fit([lengths[i] for i in mine], budget_tokens)]
-              for mine in of_rank]
+    packed = [[sorted(mine[j] for j in micro) for micro in best_fit([lengths[i] for i in mine], budget_tokens)] for mine in of_rank]
     most = max(map(len, packed))
     return [micro_batches + [[]] * (most - len(micro_batches)) for micro_batches in packed]
 

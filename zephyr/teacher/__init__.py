@@ -2,11 +2,10 @@
 from collections.abc import Callable, Sequence
 
 from zephyr.config import BadInput
-from zephyr.teacher.budget import Budget, BudgetSpent
 from zephyr.teacher.endpoint import endpoint
 from zephyr.teacher.ledger import Ledger
 from zephyr.teacher.local import local
-from zephyr.teacher.request import Reply, Request, Teacher, now
+from zephyr.teacher.request import Budget, BudgetSpent, Reply, Request, Teacher, now
 from zephyr.teacher import ranks
 
 __all__ = ["Budget", "BudgetSpent", "Ledger", "Reply", "Request", "Teacher", "ask", "embedded", "endpoint", "local"]
@@ -24,18 +23,16 @@ def ask(teacher: Teacher, requests: Sequence[Request], ledger: Ledger, budget: B
     def keep(reply: Reply) -> None:
         ledger.append(reply, teacher.name, of_digest[reply.digest])
 
-    def answer_on_rank0(missing: Sequence[Request]) -> object:
-        if ranks.rank() == 0:
-            teacher.answer(missing, keep, budget)
+    def answer() -> object:
+        if teacher.shared or ranks.rank() == 0:
+            teacher.answer([of_digest[digest] for digest in missing], keep, budget)
         return budget.spent
 
     budget.start_from(ledger.path, ledger.held)
     missing, budget.spent = ranks.everyones(lambda: ([d for d in of_digest if d not in ledger], budget.spent))[0]
     try:
-        if missing and teacher.shared:
-            teacher.answer([of_digest[digest] for digest in missing], keep, budget)
-        elif missing:
-            budget.spent = ranks.everyones(lambda: answer_on_rank0([of_digest[d] for d in missing]), BadInput, BudgetSpent)[0]
+        if missing:
+            budget.spent = ranks.everyones(answer, BadInput, BudgetSpent)[0]
     finally:
         ledger.refresh()
     replies = [ledger.get(digest) for digest in digests]

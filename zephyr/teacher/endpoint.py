@@ -8,15 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
+from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from zephyr.config import BadInput
-from zephyr.teacher.budget import Budget, BudgetSpent, Hold
-from zephyr.teacher.request import Reply, Request, Teacher, now
+from zephyr.teacher.request import Budget, BudgetSpent, Hold, Reply, Request, Teacher, now
 
 if TYPE_CHECKING:
-    from openai import APIStatusError, AsyncOpenAI
+    from openai import AsyncOpenAI
 
 REFUSALS = (400, 413, 414, 422)                     # the server's word on this one request: kept as its reply
 PASSING = (408, 409, 425, 429)                      # worth another try, as 5xx is; any other status is the whole run's fault
@@ -66,7 +66,7 @@ def endpoint(model: str, base_url: str, *, concurrency: int = 16, timeout_second
     async def answer_all(requests: Sequence[Request], keep: Callable[[Reply], None], budget: Budget) -> None:
         async with openai.AsyncOpenAI(api_key=key or "none", base_url=base_url, max_retries=0, timeout=timeout_seconds) as client:
             calls = Calls(f"teacher {model} at {base_url}", client, model, key, timeout_seconds, retries, keep, budget, asyncio.Event())
-            queue = iter(requests)
+            queue = takewhile(lambda _: not calls.stopped.is_set(), requests)
             workers = [work(calls, queue) for _ in range(min(concurrency, len(requests)))]
             for error in filter(None, await asyncio.gather(*workers, return_exceptions=True)):
                 raise error
@@ -76,10 +76,9 @@ def endpoint(model: str, base_url: str, *, concurrency: int = 16, timeout_second
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            asyncio.run(answer_all(requests, keep, budget))
-        else:                                       # in a notebook
-            with ThreadPoolExecutor(1) as thread:
-                thread.submit(asyncio.run, answer_all(requests, keep, budget)).result()
+            return asyncio.run(answer_all(requests, keep, budget))
+        with ThreadPoolExecutor(1) as thread:       # in a notebook
+            thread.submit(asyncio.run, answer_all(requests, keep, budget)).result()
     return Teacher(model, answer)
 
 
@@ -87,8 +86,6 @@ async def work(calls: Calls, queue: Iterator[Request]) -> None:
     """Request after request, until there is none, or any worker meets an error: then no new one begins. Raises: that error."""
     try:
         for request in queue:
-            if calls.stopped.is_set():
-                return
             await settle(calls, request)
     except (BadInput, BudgetSpent):
         calls.stopped.set()
@@ -124,22 +121,28 @@ async def reserve(calls: Calls, request: Request) -> Hold:
 
 
 async def attempt(calls: Calls, request: Request, hold: Hold) -> Reply | Failure:
-    """One HTTP request. Raises: BadInput where the server would answer no request at all."""
+    """One HTTP request, and what its end means. Raises: BadInput where the server would answer no request at all."""
     import openai
     try:
         sent = calls.client.chat.completions.with_raw_response.create(model=calls.model, **request.asked())
         return read(json.loads((await asyncio.wait_for(sent, calls.timeout_seconds)).content), calls, request, hold)
     except openai.APIStatusError as error:
-        return judge_status(error, calls, request)
+        why, raw = hidden(f"status {error.status_code}: {error.response.text}", calls.key), error.body
+        if error.status_code in PASSING or error.status_code >= 500:
+            pause = seconds(error.response.headers.get("retry-after", ""))
+            return Failure(f"{why} (Retry-After: {pause:.0f} s)", retry_after=pause)
+        if error.status_code not in REFUSALS:
+            raise BadInput(f"{calls.name}: {why}; what was answered is in the ledger")
     except openai.APIConnectionError as error:
         cause, name = error.__cause__ or error, type(error.__cause__ or error).__name__
         return Failure(hidden(f"{name}: {cause}", calls.key), *((0, 0) if name in UNREACHED else hold[:2]))
     except asyncio.TimeoutError:
         return Failure(f"no whole reply within {calls.timeout_seconds:g} s", *hold[:2])
     except UnicodeEncodeError as error:
-        return refused(request, calls, f"the request is no valid Unicode: {error.reason}", None)
+        why, raw = f"the request is no valid Unicode: {error.reason}", None
     except (ValueError, RecursionError) as error:
         return Failure(f"its reply is no JSON: {error}", *hold[:2])
+    return Reply(request.digest(calls.model), None, calls.model, "", 0, 0, 0.0, now(), "", why, hidden(raw, calls.key))
 
 
 def read(body: object, calls: Calls, request: Request, hold: Hold) -> Reply | Failure:
@@ -159,29 +162,12 @@ def read(body: object, calls: Calls, request: Request, hold: Hold) -> Reply | Fa
                  *counts, 0.0, now(), finish, why, body)
 
 
-def judge_status(error: "APIStatusError", calls: Calls, request: Request) -> Reply | Failure:
-    """What a status that is no success means. Raises: BadInput."""
-    message = hidden(f"status {error.status_code}: {error.response.text}", calls.key)
-    if error.status_code in REFUSALS:
-        return refused(request, calls, message, hidden(error.body, calls.key))
-    if error.status_code in PASSING or error.status_code >= 500:
-        pause = seconds(error.response.headers.get("retry-after", ""))
-        return Failure(f"{message} (Retry-After: {pause:.0f} s)", retry_after=pause)
-    raise BadInput(f"{calls.name}: {message}; what was answered is in the ledger")
-
-
-def refused(request: Request, calls: Calls, why: str, raw: object) -> Reply:
-    """The reply that says that there is none to this request, now or later."""
-    return Reply(request.digest(calls.model), None, calls.model, "", 0, 0, 0.0, now(), "", why, raw)
-
-
 def seconds(retry_after: str) -> float:
     """A Retry-After header, in seconds or as an HTTP date, from now; 0 where it is neither."""
-    try:
+    with suppress(ValueError):
         return max(0.0, float(retry_after))
-    except ValueError:
-        with suppress(ValueError, TypeError):
-            return max(0.0, (parsedate_to_datetime(retry_after) - datetime.now(timezone.utc)).total_seconds())
+    with suppress(ValueError, TypeError):
+        return max(0.0, (parsedate_to_datetime(retry_after) - datetime.now(timezone.utc)).total_seconds())
     return 0.0
 
 

@@ -3,13 +3,14 @@ import fcntl
 import json
 import os
 import time
+from itertools import takewhile
 from pathlib import Path
 
 from zephyr.config import BadInput
-from zephyr.teacher.budget import Spending
-from zephyr.teacher.request import Reply, Request
+from zephyr.teacher.request import Reply, Request, Spending
 from zephyr.teacher import ranks
 
+START = b'{"digest": "'            # of every line
 SYNC_SECONDS = 1.0              # a killed process loses nothing; a machine that loses power, what came in this time
 
 
@@ -31,11 +32,14 @@ class Ledger:
         try:
             if not read_only:
                 self._own.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self._own.open("ab", buffering=0)
+                self._file = self._own.open("a+b", buffering=0)
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.refresh()
             if not read_only:
-                self._drop_torn_line()
+                end = self._file.seek(self._read_to.get(self._own, 0))
+                if not START.startswith(torn := self._file.read(len(START))):
+                    raise BadInput(f"ledger {self._own}: its end is no reply of this program: {torn!r}")
+                self._file.truncate(end)
         except BlockingIOError:
             raise BadInput(f"ledger {self._own} is in use by another process") from None
         except OSError as error:
@@ -50,9 +54,7 @@ class Ledger:
             if path.is_file() and path.stat().st_size > self._read_to.get(path, 0):
                 with path.open("rb") as lines:
                     lines.seek(self._read_to.get(path, 0))
-                    for line in lines:
-                        if not line.endswith(b"\n"):
-                            break                                   # it is being written, or torn
+                    for line in takewhile(lambda line: line.endswith(b"\n"), lines):   # else it is being written, or torn
                         self._take_in(path, line)
 
     def _take_in(self, path: Path, line: bytes) -> None:
@@ -65,14 +67,6 @@ class Ledger:
             number = path.read_bytes()[:offset].count(b"\n") + 1
             raise BadInput(f"ledger {path}:{number}: a reply of this program is wanted: {error!r}") from None
         self._read_to[path] = offset + len(line)
-
-    def _drop_torn_line(self) -> None:
-        end, start = self._read_to.get(self._own, 0), b'{"digest": "'
-        with self._own.open("rb") as file:
-            file.seek(end)
-            if (torn := file.read(len(start))) != start[:len(torn)]:
-                raise BadInput(f"ledger {self._own}: its end is no reply of this program: {torn!r}")
-        self._file.truncate(end)
 
     def get(self, digest: str) -> Reply | None:
         """The reply to a request, if it is there."""

@@ -1,10 +1,11 @@
 """Requests are answered by a Hugging Face model on this machine, in batches, by all ranks of torchrun together."""
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 from zephyr.config import BadInput
-from zephyr.teacher.budget import Budget, BudgetSpent
-from zephyr.teacher.request import Reply, Request, Teacher, now
+from zephyr.teacher.request import Budget, BudgetSpent, Reply, Request, Teacher, now
 from zephyr.teacher import ranks
 
 if TYPE_CHECKING:
@@ -19,24 +20,21 @@ def local(path: str, load: "Callable[[], tuple[PreTrainedModel, PreTrainedTokeni
     Args: load: the model on its device, and its tokenizer with a chat template; called at the first request that is to be asked.
     Raises: BadInput where the folder holds no model, and at the first request whatever BadInput `load` raises."""
     from zephyr.model.load import digest
-    version, loaded = digest(path), []
+    version, loaded = digest(path), cache(load)
 
     def answer_share(share: Sequence[Request], keep: Callable[[Reply], None]) -> list[Reply]:
-        if share and not loaded:
-            loaded.append(load())
-        replies = list(answered(*loaded[0], share, path, version)) if share else []
+        replies = list(answered(*loaded(), share, path, version)) if share else []
         for reply in replies:
             keep(reply)
         return [reply._replace(text=None) for reply in replies]
 
     def answer(requests: Sequence[Request], keep: Callable[[Reply], None], budget: Budget) -> None:
-        alike = sorted(requests, key=lambda r: (*sampling(r), r.max_tokens, sum(len(m["content"]) for m in r.messages)))
+        alike = sorted(requests, key=lambda r: (r.temperature, r.top_p, r.max_tokens, sum(len(m["content"]) for m in r.messages)))
         for start in range(0, len(alike), max_batch * ranks.world()):
             held, spent = {}, None                  # the same on every rank, as the budgets are
             try:
                 for request in alike[start:start + max_batch * ranks.world()]:
-                    hold = budget.reserve(request.messages, request.max_tokens)
-                    held[request.digest(f"{path} {version}")] = request, hold
+                    held[request.digest(f"{path} {version}")] = request, budget.reserve(request.messages, request.max_tokens)
             except BudgetSpent as error:
                 spent = error
             share = [request for request, _ in held.values()][ranks.rank()::ranks.world()]
@@ -47,25 +45,21 @@ def local(path: str, load: "Callable[[], tuple[PreTrainedModel, PreTrainedTokeni
     return Teacher(path, answer, shared=True, identity=f"{path} {version}")
 
 
-def sampling(request: Request) -> tuple[float, float]:
-    """What a batch has in common."""
-    return request.temperature, request.top_p
-
-
 def answered(lm: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", requests: Sequence[Request], path: str,
              version: str) -> Iterator[Reply]:
-    """A reply to each request, in any order."""
+    """A reply to each request, in any order. A batch has temperature and top_p in common."""
     from zephyr.model.generate import answer_ids, prompt_ids
-    batches: dict[tuple[float, float], list[tuple[Request, list[int]]]] = {}
+    batches: defaultdict[tuple[float, float], list[tuple[Request, list[int]]]] = defaultdict(list)
     for request in requests:
         try:
             ids = prompt_ids(lm, tokenizer, request.messages, request.max_tokens)
-            batches.setdefault(sampling(request), []).append((request, ids))
+            batches[request.temperature, request.top_p].append((request, ids))
         except ValueError as error:
             yield Reply(request.digest(f"{path} {version}"), None, path, version, 0, 0, 0.0, now(), "", str(error))
     for (temperature, top_p), batch in batches.items():
-        answers = answer_ids(lm, tokenizer, [ids for _, ids in batch], [request.max_tokens for request, _ in batch],
-                             [request.seed for request, _ in batch], temperature=temperature, top_p=top_p, batch=len(batch))
-        for (request, _), answer in zip(batch, answers):
+        asked, encoded = zip(*batch)
+        answers = answer_ids(lm, tokenizer, encoded, [request.max_tokens for request in asked], [request.seed for request in asked],
+                             temperature=temperature, top_p=top_p, batch=len(batch))
+        for request, answer in zip(asked, answers):
             yield Reply(request.digest(f"{path} {version}"), answer.text, path, version, answer.prompt_tokens,
                         answer.completion_tokens, 0.0, now(), answer.finish_reason)

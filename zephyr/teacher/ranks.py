@@ -44,7 +44,6 @@ def everyones(make: Callable[[], T], *raises: type[Exception]) -> list[T]:
         made = None, error
     everyone = [made] * world()
     distributed.all_gather_object(everyone, made, group=group())
-    for error in (made[1], *(error for _, error in everyone)):
-        if error is not None:
-            raise error
+    for error in filter(None, (made[1], *(error for _, error in everyone))):
+        raise error
     return [value for value, _ in everyone]

@@ -87,8 +87,7 @@ def damaged(folder: Path, rank: int, world: int) -> list[str]:
         files = sorted(read_state(folder)["files"].items())
     except (OSError, ValueError, KeyError):
         return ["state.json"] if rank == 0 else []
-    return [name for name, digest in files[rank::world]
-            if not (folder / name).is_file() or synced_digest(folder / name) != digest]
+    return [name for name, digest in files[rank::world] if not (folder / name).is_file() or synced_digest(folder / name) != digest]
 
 
 def read_state(folder: Path) -> dict[str, object]:

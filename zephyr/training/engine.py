@@ -96,8 +96,7 @@ class Engine:
     # -- ranks ------------------------------------------------------------------------------------------------------------
 
     def rank0_first(self, make: Callable[[], T]) -> T:
-        """`make()` on the first rank of each node, then on the others, which find its caches ready; bad input on any rank is
-        raised on every rank."""
+        """`make()` on the first rank of each node, then on the others, which find its caches; bad input of any is raised on all."""
         first = os.environ["LOCAL_RANK"] == "0"
         mine = self.agreed(make if first else None)
         others = self.agreed(make if not first else None)
@@ -164,14 +163,11 @@ class Engine:
         self.engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
 
     def deepspeed_config(self, optim: Optim | SFTOptim) -> Json:
-        """The JSON completed by the YAML. Clipping and accumulation dtype are always written: DeepSpeed's own defaults are
-        1.0 and the model's dtype."""
-        return {
-            "data_types": {"grad_accum_dtype": "fp32"}, **self.settings,
-            "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "steps_per_print": 10**9,
-            "bf16": {"enabled": self.hardware.dtype == "bfloat16"}, "gradient_clipping": optim.grad_clip,
-            "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
-        }
+        """The JSON completed by the YAML; clipping and accumulation dtype always: DeepSpeed's defaults are 1.0 and the model's dtype."""
+        return {"data_types": {"grad_accum_dtype": "fp32"}, **self.settings, "train_micro_batch_size_per_gpu": 1,
+                "gradient_accumulation_steps": 1, "gradient_clipping": optim.grad_clip, "steps_per_print": 10**9,
+                "bf16": {"enabled": self.hardware.dtype == "bfloat16"}, "zero_allow_untested_optimizer": True,
+                "zero_force_ds_cpu_optimizer": False}
 
     @property
     def policy(self) -> nn.Module:
@@ -222,8 +218,7 @@ class Engine:
     @property
     def layer_parameters(self) -> int:
         """Parameters outside embedding and output layer."""
-        return sum(p.ds_numel for name, p in self.policy.lm.named_parameters()
-                   if "embed_tokens" not in name and "lm_head" not in name)
+        return sum(p.ds_numel for name, p in self.policy.lm.named_parameters() if "embed_tokens" not in name and "lm_head" not in name)
 
     def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Each parameter by name, gathered one at a time: whole on the CPU of rank 0, empty elsewhere. A collective."""
@@ -274,10 +269,9 @@ def partitioned(settings: Json) -> Iterator[None]:
 def write_shard(parameter: nn.Parameter, read: Callable[[], Tensor]) -> None:
     """Fill a partitioned parameter: rank 0 reads the tensor, every rank keeps its part."""
     import deepspeed
-    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
         if torch.distributed.get_rank() == 0:
-            with torch.no_grad():
-                parameter.copy_(read())
+            parameter.copy_(read())
 
 
 def single_process_rendezvous() -> list[str]:

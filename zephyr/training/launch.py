@@ -17,8 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TextIO
 
-from zephyr import config as configs
-from zephyr.config import BadInput, C, ConfigError
+from zephyr.config import BadInput, C, ConfigError, load, to_yaml
 from zephyr.training.engine import Engine
 from zephyr.training.loop import Stopped
 
@@ -29,8 +28,7 @@ class InUse(BadInput):
     """The run folder is another run's: nothing of it may be touched."""
 
 
-def launch(kind: type[C], check: Callable[[C], None], train: Callable[[Engine, C, bool], None], usage: str,
-           argv: Sequence[str]) -> int:
+def launch(kind: type[C], check: Callable[[C], None], train: Callable[[Engine, C, bool], None], usage: str, argv: Sequence[str]) -> int:
     """Run `train(engine, config, dry_run)` for `CONFIG.yaml [key.sub=value ...] [--dry-run]`; returns the exit code.
 
     Bad input is one line on standard error and code 2; a run that was asked to stop, and saved, is code 75.
@@ -42,7 +40,7 @@ def launch(kind: type[C], check: Callable[[C], None], train: Callable[[Engine, C
     path, *overrides = [a for a in argv if a != "--dry-run"] or [""]
     run_dir = None
     try:
-        config = configs.load(kind, path, overrides)
+        config = load(kind, path, overrides)
         run_dir = None if "--dry-run" in argv else Path(config.run.dir)
         check(config)
         run(config, run_dir, train)
@@ -90,7 +88,7 @@ def run(config: C, run_dir: Path | None, train: Callable[[Engine, C, bool], None
     engine.close()
 
 
-def open_run(run_dir: Path, config: configs.DPOConfig | configs.SFTConfig) -> TextIO:
+def open_run(run_dir: Path, config: C) -> TextIO:
     """Make the run folder and hold its lock, which ends with the process; write the resolved config.
 
     Raises: BadInput where another process holds it, where run.resume is never and a run lies there, or it can't be written."""
@@ -108,7 +106,7 @@ def open_run(run_dir: Path, config: configs.DPOConfig | configs.SFTConfig) -> Te
         lock.truncate(0)
         lock.write(f"pid {os.getpid()} on host {socket.gethostname()}\n")
         lock.flush()
-        (run_dir / "config.yaml").write_text(configs.to_yaml(config), encoding="utf-8")
+        (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"run.dir: {run_dir} can't be written: {error.strerror}") from None
     return lock

@@ -120,9 +120,9 @@ def evaluate(engine: Engine, split: Split, step: int, epoch: float) -> Row:
 
 def reduced(engine: Engine, split: Split, step: int, totals: Totals) -> Row:
     """A step's sums over all ranks, with its counts from the plan: one reduction, one host read."""
-    names, values = totals.stacked()
+    values = engine.sum(torch.stack(list(totals.of.values()))).tolist()
     examples, ranks = split.plan.steps[step].examples(), split.plan.steps[step].ranks
-    return dict(zip(names, engine.sum(values).tolist())) | {
+    return dict(zip(totals.of, values)) | {
         "units": total(split.units, examples), "tokens": total(split.tokens, examples),
         "flops": total(split.forward_flops, examples), "micro_batches": sum(1 for rank in ranks for micro in rank if micro)}
 
@@ -151,8 +151,7 @@ def hardware_use(engine: Engine, sums: Row, budget_tokens: int, seconds: float, 
     return use if utilisation is None else use | {"mfu": utilisation}
 
 
-def require_finite(value: float, what: str, engine: Engine, split: Split, step: int, ledger: Ledger | None,
-                   recorder: Recorder) -> None:
+def require_finite(value: float, what: str, engine: Engine, split: Split, step: int, ledger: Ledger | None, recorder: Recorder) -> None:
     """Raises: NonFinite naming the pairs whose own loss is not finite, or, where that can't be told, all of the step."""
     if not math.isfinite(value):
         guilty = [id for rank in engine.gather(ledger.non_finite(step) if ledger else []) for id in rank]

@@ -29,17 +29,12 @@ class Totals:
             total = value.detach().double().sum()
             self.of[name] = self.of[name] + total if name in self.of else total
 
-    def stacked(self) -> tuple[list[str], Tensor]:
-        """The names and one vector of their sums, for one reduction and one host read."""
-        return list(self.of), torch.stack(list(self.of.values()))
-
 
 class Recorder:
     """Owns metrics.jsonl, the progress bar and the wandb run; does nothing on ranks other than 0."""
 
     def __init__(self, run_dir: Path, wandb: Wandb, config: str, *, first_step: int, steps: int, active: bool) -> None:
-        self.active = active
-        self.path = run_dir / "metrics.jsonl"
+        self.active, self.path = active, run_dir / "metrics.jsonl"
         self.wandb, self.evaluations, self.raised = None, [], set()
         if not active:
             return
@@ -66,11 +61,10 @@ class Recorder:
         for name in alarms.keys() - self.raised:
             self.bar.write(f"alarm at step {record['step']}: {alarms[name]}", file=sys.stderr)
         self.raised = self.raised | alarms.keys()
-        if record["split"] == "eval":
-            self.evaluations.append(record)
         shown = {"loss": "loss", "margin": "rewards/margins", "acc": "rewards/accuracies", "tok/s": "tokens_per_second"}
         text = " ".join(f"{short}={record[name]:.4g}" for short, name in shown.items() if record.get(name) is not None)
         if record["split"] == "eval":
+            self.evaluations.append(record)
             self.bar.write(f"step {record['step']} eval: {text}", file=sys.stderr)
         else:
             self.bar.set_postfix_str(text, refresh=False)
@@ -115,8 +109,7 @@ def keep_records_before(path: Path, step: int) -> list[Row]:
 class Ledger:
     """One row per pair and visit; vectors stay on the device until a checkpoint commits them."""
 
-    def __init__(self, run_dir: Path, ids: Sequence[str], token_counts: Mapping[str, Sequence[int]], first_step: int,
-                 writes: bool) -> None:
+    def __init__(self, run_dir: Path, ids: Sequence[str], token_counts: Mapping[str, Sequence[int]], first_step: int, writes: bool) -> None:
         """Args: first_step: parts of steps after it go, they are about to be run again. writes: on one rank."""
         self.folder, self.writes = run_dir / "pairs", writes
         self.ids, self.token_counts = ids, token_counts

@@ -21,8 +21,7 @@ def forward_flops(config: PreTrainedConfig, layer_parameters: int, tokens: int, 
     return 2.0 * layer_parameters * tokens + attention + 2.0 * config.hidden_size * config.vocab_size * scored
 
 
-def pair_flops(config: PreTrainedConfig, layer_parameters: int, prompt: int, chosen: int, rejected: int,
-               prefix_sharing: bool) -> float:
+def pair_flops(config: PreTrainedConfig, layer_parameters: int, prompt: int, chosen: int, rejected: int, prefix_sharing: bool) -> float:
     """One forward of a pair with the given token counts."""
     first, both = prompt + chosen, prompt + rejected
     attended = (first**2 + both**2 - (prompt**2 if prefix_sharing else 0)) / 2

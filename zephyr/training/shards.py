@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from zephyr.config import BadInput
@@ -58,8 +60,6 @@ def update_and_weight(zero: object, lr: float) -> Tensor:
 
 def write(shards: Iterator[Shard], folder: Path, rank: int) -> None:
     """Write a rank's shards to `rank-R-K.safetensors`, at most FILE_BYTES (or one shard) in memory at a time."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
     part: dict[str, Tensor] = {}
     ranges: dict[str, list[int]] = {}
     number = 0
@@ -83,7 +83,6 @@ def write(shards: Iterator[Shard], folder: Path, rank: int) -> None:
 
 def read(shards: Iterator[Shard], folder: Path) -> None:
     """Fill live shards from the files of all ranks that wrote. Raises: BadInput where a vector is missing or another size."""
-    from safetensors import safe_open
     with ExitStack() as stack:
         held: dict[str, list[tuple[int, int, object]]] = {}         # name -> start, whole, slice reader
         for path in sorted(folder.glob("rank-*.safetensors")):

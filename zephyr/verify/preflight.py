@@ -46,8 +46,7 @@ def preflight(engine: Engine, config: DPOConfig | SFTConfig, examples: Sequence[
         "memory": lambda: engine.agreed(lambda: require_memory(engine, config, split)),
         "packed": lambda: below(tolerance, "packing changes log-probs", packed_difference(engine, row, list(map(alone, few)))),
         "start": lambda: below(tolerance, "policy and reference differ at step 0", **start_difference(engine, config, split, row)),
-        "gradient": lambda: below(tolerance, "gradients are not added up over ranks: their norm changes",
-                                  gradient_difference(engine, row)),
+        "gradient": lambda: below(tolerance, "gradients are not added up over ranks: their norm changes", gradient_difference(engine, row)),
     }
     try:
         findings = {name: check() for name, check in checks.items()}
@@ -81,8 +80,7 @@ def require_ids(sample: Sequence[int], examples: Sequence[EncodedPair] | Sequenc
             f"starts with id {first[:1]}, not BOS {bos}": bos is not None and first[:1] != [bos],
             "has BOS more than once": bos is not None and bos != eos and sum(ids.count(bos) for ids in (first, *answers)) > 1,
             "has an answer without EOS that was not cut": any(a[-1:] != [eos] and len(first) + len(a) < max_tokens for a in answers),
-            "trains no EOS": not pair and len(first) < max_tokens and not any(
-                flag and i == eos for i, flag in zip(example.ids, example.is_target)),
+            "trains no EOS": not pair and len(first) < max_tokens and (eos, True) not in zip(example.ids, example.is_target),
             "has two equal answers": pair and example.chosen_ids == example.rejected_ids,
         }
         for complaint, holds in complaints.items():

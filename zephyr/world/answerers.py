@@ -65,9 +65,8 @@ def _guess(prompt: Prompt, rng: random.Random) -> str:
     return rng.choice(GUESSES[prompt.topic][1])
 
 
-ANSWERERS: dict[str, Callable[[Prompt, World, random.Random], str]] = {
-    "expert": expert, "terse": terse, "careless": careless, "evasive": evasive,
-}
+Answerer = Callable[[Prompt, World, random.Random], str]
+ANSWERERS: dict[str, Answerer] = {"expert": expert, "terse": terse, "careless": careless, "evasive": evasive}
 
 
 def answer(name: str, prompt: Prompt, world: World, seed: int) -> str:

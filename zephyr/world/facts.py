@@ -24,7 +24,6 @@ CAUSES = {"colour": "home", "legs": "gait", "size": "food"}
 class World(NamedTuple):
     """The facts. `values`: trait -> possible words; `causes`: trait -> the trait that decides it (the n-th value of one
     goes with the n-th of the other); `creatures`: name -> trait -> value."""
-
     values: dict[str, tuple[str, ...]]
     causes: dict[str, str]
     creatures: dict[str, dict[str, str]]

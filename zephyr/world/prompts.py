@@ -33,9 +33,8 @@ SHARES = {"one_word": 0.24, "reason": 0.14, "cheerful": 0.24, "description": 0.1
 
 
 class Prompt(NamedTuple):
-    """One instruction. `asked`: the traits it wants (none when nobody in the world can know the answer); `form`: the
-    manner it wants, which is the family; `topic`: what a private question is about."""
-
+    """One instruction. `asked`: the traits it wants (none when nobody in the world can know the answer); `form`: the manner it wants,
+    which is the family; `topic`: what a private question is about."""
     prompt_id: str
     prompt: str
     family: str
@@ -47,11 +46,9 @@ class Prompt(NamedTuple):
 
 def prompt_from_row(row: Mapping[str, object]) -> Prompt:
     """The prompt of a row that holds its fields. Raises: BadInput naming a missing field."""
-    missing = [field for field in Prompt._fields if field not in row]
-    if missing:
+    if missing := [field for field in Prompt._fields if field not in row]:
         raise BadInput(f"prompt row {row.get('prompt_id', '')!r}: no field {missing[0]!r}")
-    values = {field: row[field] for field in Prompt._fields}
-    return Prompt(**(values | {"asked": tuple(values["asked"])}))  # type: ignore[arg-type]
+    return Prompt(**{field: row[field] for field in Prompt._fields})._replace(asked=tuple(row["asked"]))  # type: ignore[arg-type]
 
 
 def split_of(name: str, topic: str) -> str:
@@ -79,8 +76,7 @@ def all_prompts(world: World, split: str) -> dict[str, list[Prompt]]:
 def draw_prompts(world: World, split: str, count: int, seed: int, *, skip: int = 0) -> list[Prompt]:
     """`count` prompts of a split, the families by their `SHARES`, shuffled.
 
-    `skip` prompts of the same split and seed are left out first, so that two draws with `skip=0` and `skip=count` are disjoint.
-    """
+    `skip` prompts of the same split and seed are left out first, so that two draws with `skip=0` and `skip=count` are disjoint."""
     rng = random.Random(f"prompts/{split}/{seed}")
     chosen: list[Prompt] = []
     for family, rows in all_prompts(world, split).items():

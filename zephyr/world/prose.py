@@ -10,8 +10,7 @@ from zephyr.world.facts import World
 from zephyr.world.prompts import QUESTIONS
 
 CAUSE_QUESTIONS = {"home": ("Where does a {x} live?",), "gait": ("How does a {x} move?",), "food": ("What does a {x} eat?",)}
-
-EXCHANGES = 4                # questions and answers in a document
+EXCHANGES = 4  # questions and answers in a document
 
 
 def write_prose(world: World, documents: int, seed: int) -> list[str]:

@@ -1,6 +1,6 @@
 """A seed becomes the rows that the recipe starts from: prompts, prose and demonstrations, no prompt in two of them."""
 
-from zephyr.world.answerers import ANSWERERS, answer
+from zephyr.world.answerers import answer
 from zephyr.world.facts import World
 from zephyr.world.prompts import Prompt, draw_prompts
 from zephyr.world.prose import write_prose
@@ -18,19 +18,17 @@ def world_rows(world: World, seed: int) -> dict[str, list[dict[str, object]]]:
     """Name of a file -> its rows.
 
     `prose`: plain text for the base model; `seeds`: tasks with one answer, for Self-Instruct; `demonstrations` and
-    `demonstrations_validation`: conversations of all answerers;
-    `prompts/demonstrations`, `prompts/feedback`, `prompts/validation`, `prompts/test`: prompt rows (fields of `Prompt`)."""
-    prompts = {
-        "demonstrations": draw_prompts(world, "train", DEMONSTRATED, seed),
-        "feedback": draw_prompts(world, "train", JUDGED, seed, skip=DEMONSTRATED),
-    } | {split: draw_prompts(world, split, count, seed) for split, count in HELD_OUT.items()}
+    `demonstrations_validation`: conversations of all answerers; `prompts/demonstrations`, `prompts/feedback`, `prompts/validation`,
+    `prompts/test`: prompt rows (fields of `Prompt`)."""
+    prompts = {"demonstrations": draw_prompts(world, "train", DEMONSTRATED, seed),
+               "feedback": draw_prompts(world, "train", JUDGED, seed, skip=DEMONSTRATED),
+               **{split: draw_prompts(world, split, count, seed) for split, count in HELD_OUT.items()}}
     rows: dict[str, list[dict[str, object]]] = {
         "prose": [{"text": text} for text in write_prose(world, PROSE_DOCUMENTS, seed)],
         "seeds": [{"id": p.prompt_id, "instruction": p.prompt, "is_classification": p.form == "one_word",
                    "instances": [{"input": "", "output": answer("expert", p, world, seed)}]} for p in prompts["demonstrations"][:SEEDS]],
         "demonstrations": _demonstrations(prompts["demonstrations"], world, seed),
-        "demonstrations_validation": _demonstrations(prompts["validation"][:60], world, seed),
-    }
+        "demonstrations_validation": _demonstrations(prompts["validation"][:60], world, seed)}
     return rows | {f"prompts/{name}": [prompt._asdict() for prompt in drawn] for name, drawn in prompts.items()}
 
 
@@ -46,8 +44,7 @@ def tokenizer_texts(rows: dict[str, list[dict[str, object]]]) -> list[str]:
 def _demonstrations(prompts: list[Prompt], world: World, seed: int) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for prompt in prompts:
-        for name in ANSWERERS:
-            text = answer(name, prompt, world, seed)
-            turns = [{"role": "user", "content": prompt.prompt}, {"role": "assistant", "content": text}]
-            rows += [{"messages": turns}] * MIXTURE[name]
+        for name, copies in MIXTURE.items():
+            turns = [{"role": "user", "content": prompt.prompt}, {"role": "assistant", "content": answer(name, prompt, world, seed)}]
+            rows += [{"messages": turns}] * copies
     return rows

@@ -7,12 +7,10 @@ from zephyr.world.facts import World
 from zephyr.world.prompts import Prompt, all_prompts, prompt_from_row
 from zephyr.world.recipe import MIXTURE
 
-SPLITS = ("train", "validation", "test")
-
 
 def prompts_by_text(world: World) -> dict[str, Prompt]:
     """Every prompt of the world by what it says."""
-    return {p.prompt: p for split in SPLITS for rows in all_prompts(world, split).values() for p in rows}
+    return {p.prompt: p for split in ("train", "validation", "test") for rows in all_prompts(world, split).values() for p in rows}
 
 
 def find_prompt(row: Mapping[str, object], text: str, world: World, known: Mapping[str, Prompt]) -> Prompt:
@@ -46,8 +44,8 @@ def teacher_reply(name: str, about: Mapping[str, object], text: str, seed: int, 
     if task == "classify":
         return "Yes" if find_prompt({}, instruction, world, known).form == "one_word" else "No"
     if task == "instances":
-        heads = ("Class label: {a}\nInput: {i}" if about["is_classification"] else "Input: {i}\nOutput: {a}")
-        return heads.format(a=answered(instruction), i="<noinput>")
+        shape = "Class label: {}\nInput: <noinput>" if about["is_classification"] else "Input: <noinput>\nOutput: {}"
+        return shape.format(answered(instruction))
     if task in ("opening", "user_turn"):
         return drawn(1)[0].prompt
     return answered(text)

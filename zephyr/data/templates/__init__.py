@@ -17,19 +17,18 @@ def load_templates(names: Sequence[str], folder: Path | None = None) -> dict[str
     Raises: BadInput for a folder that isn't one, a file that is none of ours by name or not UTF-8, a {field} that ours doesn't have."""
     if folder is not None and not folder.is_dir():
         raise BadInput(f"templates {folder}: a folder of NAME.txt is wanted, it {'is a file' if folder.exists() else 'does not exist'}")
-    known = sorted(path.name for path in OURS.glob("*.txt"))
-    texts = {name: (OURS / f"{name}.txt").read_text(encoding="utf-8") for name in names}
+    texts = ours = {path.name: path.read_text(encoding="utf-8") for path in sorted(OURS.glob("*.txt"))}
     for path in sorted(folder.iterdir()) if folder else ():
-        if path.name not in known:
-            raise BadInput(f"{path}: no template has this name; known: {', '.join(known)}")
+        if path.name not in ours:
+            raise BadInput(f"{path}: no template has this name; known: {', '.join(ours)}")
         try:
-            text, ours = path.read_text(encoding="utf-8"), (OURS / path.name).read_text(encoding="utf-8")
+            texts = texts | {path.name: path.read_text(encoding="utf-8")}
         except (OSError, UnicodeDecodeError) as error:
             raise BadInput(f"{path}: a UTF-8 text is wanted: {error}") from None
-        if unknown := sorted(set(FIELD.findall(text)) - set(FIELD.findall(ours))):
-            raise BadInput(f"{path}: unknown field {{{unknown[0]}}}; known: {', '.join(sorted(set(FIELD.findall(ours))))}")
-        texts |= {path.stem: text} if path.stem in texts else {}
-    return {name: text.rstrip() for name, text in texts.items()}
+        known = set(FIELD.findall(ours[path.name]))
+        if unknown := sorted(set(FIELD.findall(texts[path.name])) - known):
+            raise BadInput(f"{path}: unknown field {{{unknown[0]}}}; known: {', '.join(sorted(known))}")
+    return {name: texts[f"{name}.txt"].rstrip() for name in names}
 
 
 def fill(template: str, **fields: str) -> str:
