@@ -47,10 +47,10 @@ quickstart: $(VENV)/.installed
 	  --model base=runs/tiny/base/model --model dSFT=runs/tiny/sft/model --model dDPO=runs/tiny/dpo/model
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-long: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m long -s
+	$(BIN)/python -m pytest -m long -n 2 --dist loadfile
 
 GPU_PYTHON ?= python3
 gpu-check:
