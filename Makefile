@@ -43,8 +43,8 @@ quickstart: $(VENV)/.installed
 	$(BIN)/zephyr binarize runs/tiny/feedback.jsonl --rule paper --out runs/tiny/pairs.jsonl
 	$(BIN)/zephyr binarize runs/tiny/feedback_validation.jsonl --rule paper --out runs/tiny/pairs_validation.jsonl
 	$(LAUNCH) train_dpo.py configs/tiny/dpo.yaml run.seed=$(SEED)
-	OMP_NUM_THREADS=2 $(BIN)/zephyr eval $(W) --prompts test --out runs/tiny/eval \
-	  --model base=runs/tiny/base/model --model dSFT=runs/tiny/sft/model --model dDPO=runs/tiny/dpo/model
+	OMP_NUM_THREADS=2 $(BIN)/zephyr eval win-rate base=runs/tiny/base/model dSFT=runs/tiny/sft/model dDPO=runs/tiny/dpo/model \
+	  --prompts $(W)/prompts/test.jsonl --judge world:judge@$(W) --scores --by family --max-new-tokens 64 --out runs/tiny/eval
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile

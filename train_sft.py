@@ -15,9 +15,11 @@ from torch import Tensor
 
 from zephyr.config import SFTConfig
 from zephyr.data import Texts, content_digest, encoding_resources, load_splits, load_texts, load_tokenizer, require_vocabulary
-from zephyr.model.export import card, export
+from zephyr.data.samples import sampler
+from zephyr.model.export import export
 from zephyr.model.load import DTYPES, digest, load_policy, require_runnable
 from zephyr.packing import PackedBatch, Plan, collate_texts, plan_epochs, plan_pass
+from zephyr.report import card
 from zephyr.training.engine import Engine
 from zephyr.training.launch import end, launch
 from zephyr.training.loop import Split, Stats, fit
@@ -38,6 +40,7 @@ def train(engine: Engine, config: SFTConfig, dry_run: bool) -> None:
                        epochs=config.optim.epochs, ranks=engine.world,
                        budget_tokens=config.hardware.tokens_per_micro_batch, seed=config.run.seed,
                        shuffle=config.data.shuffle, window_tokens=config.data.max_tokens)
+    sample = sampler(engine, config, tokenizer)
     engine.say(describe(plan, engine.world))
     if dry_run:
         return
@@ -52,9 +55,9 @@ def train(engine: Engine, config: SFTConfig, dry_run: bool) -> None:
         preflight(engine, config, encoded["train"], training, special=(tokenizer.bos_token_id, tokenizer.eos_token_id),
                   alone=lambda i: collate_texts(encoded["train"], [i]))
 
-    fit(engine, config, training, evaluation)
+    fit(engine, config, training, evaluation, sample)
     export(Path(config.run.dir) / "model", engine.full_parameters(), engine.parameter_bytes(), engine.policy.lm.config,
-           tokenizer, card(config), writes=engine.rank == 0)
+           tokenizer, engine.on_rank0(lambda: card(config, training.identity)), writes=engine.rank == 0)
     engine.barrier()
 
 

@@ -152,14 +152,6 @@ def test_identical_or_empty_answers_make_no_pair(tmp_path: Path) -> None:
     assert report["dropped"] == {"texts equal": 1, "a text is empty": 2}
 
 
-def test_ties_can_be_dropped(tmp_path: Path) -> None:
-    """The paper's rule may draw an other of the same mean; who wants none of these says so."""
-    rows = [row(0, (3, 3)), row(1, (3, 2))]
-    assert made(tmp_path, rows)[1]["equal_scores"] == 1
-    pairs, report = made(tmp_path, rows, ties="drop")
-    assert [pair["id"] for pair in pairs] == ["p1"] and report["equal_scores"] == 0 and report["dropped"] == {"tie": 1}
-
-
 def test_missing_scores_are_never_guessed(tmp_path: Path) -> None:
     """A null is no 0: it stays out of the mean; a completion without any score can be neither side."""
     partly, gone, lonely = row(0, (4, 3, None, None)), row(1, (1, 2, 3, 4)), row(2, (4, None, None, None))
@@ -243,18 +235,16 @@ def test_bad_feedback_is_refused_by_file_and_line(tmp_path: Path) -> None:
     for rule in ("papr", "margin>=0", "margin>=x", "margin>1", "margin>=-1"):
         with pytest.raises(BadInput, match="argilla, best-vs-worst, handbook, paper and margin>=k"):
             made(tmp_path, [row(0)], rule)
-    with pytest.raises(BadInput, match="'rule'.* or 'drop'"):
-        made(tmp_path, [row(0)], ties="random")
 
 
-def test_no_pair_left_is_an_error_with_a_report(tmp_path: Path) -> None:
-    """An empty file of pairs would fail in training only; the pairs of an earlier run stay as they were."""
+def test_no_pair_left_is_an_error(tmp_path: Path) -> None:
+    """An empty file of pairs would fail in training only; the pairs of an earlier run, and their report, stay as they were."""
     made(tmp_path, [row(0)])
-    before = (tmp_path / "pairs.jsonl").read_bytes()
+    before, report = (tmp_path / "pairs.jsonl").read_bytes(), (tmp_path / "pairs.report.json").read_bytes()
     with pytest.raises(BadInput, match=r'feedback.jsonl: no pair.*"texts equal": 1'):
         made(tmp_path, [row(0, texts="aaaa")])
     assert (tmp_path / "pairs.jsonl").read_bytes() == before
-    assert json.loads((tmp_path / "pairs.report.json").read_text())["dropped"] == {"texts equal": 1}
+    assert (tmp_path / "pairs.report.json").read_bytes() == report
 
 
 def singles(path: Path) -> list[Row]:

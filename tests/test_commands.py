@@ -86,7 +86,7 @@ def test_self_instruct_is_killed_and_asks_nothing_twice(teacher: ThreadingHTTPSe
     def command(out: str) -> subprocess.Popen[bytes]:
         spec = f"openai:m@http://127.0.0.1:{teacher.server_address[1]}/v1"
         return subprocess.Popen(
-            [sys.executable, "-m", "zephyr.cli", "self-instruct", "--seeds", str(tmp_path / "seeds.jsonl"), "--n", "60", "--teacher", spec,
+            [str(Path(sys.executable).with_name("zephyr")), "self-instruct", "--seeds", str(tmp_path / "seeds.jsonl"), "--n", "60", "--teacher", spec,
              "--largest-rouge-l", "1", "--out", str(tmp_path / out), "--concurrency", "4"], cwd=ROOT, stdout=subprocess.DEVNULL,
             env={**os.environ, "OPENAI_API_KEY": "sk-planted-key", "OMP_NUM_THREADS": "1"})
     for wanted in (5, 60):
@@ -133,9 +133,26 @@ def test_from_seeds_to_pairs_on_the_world(tmp_path: Path, monkeypatch: pytest.Mo
         f"{name}.report.json" for name in ("self_instruct", "dialogues", "feedback", "pairs")}
 
 
-@pytest.mark.parametrize("name", ["self-instruct", "prepare", "feedback", "binarize", "lineage", "eval", "verify", "world"])
+def test_no_command_writes_over_its_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Fails where `--out` may be a source, a folder, or below a file, and is found out after all calls are paid for."""
+    world = "world:expert,world:terse,world:careless,world:evasive"
+    write_rows(tmp_path / "rows.jsonl", [{"prompt_id": "a", "prompt": "why?"}])
+    before = (tmp_path / "rows.jsonl").read_bytes()
+    (tmp_path / "plain").write_text("")
+    for out, says in (("rows.jsonl", "is among the sources"), ("", "is a folder"), ("plain/x.jsonl", "can't be made")):
+        rows, out = str(tmp_path / "rows.jsonl"), str(tmp_path / out)
+        for arguments in (["feedback", rows, "--answerers", world, "--judge", "world:judge", "--ledger", str(tmp_path / "ledger.jsonl")],
+                          ["binarize", rows], ["self-instruct", "--seeds", rows, "--n", "1", "--teacher", "world:teacher",
+                                               "--variant", "dialogue", "--ledger", str(tmp_path / "ledger.jsonl")]):
+            assert main([*arguments, "--out", out]) == 2
+            assert says in (error := capsys.readouterr().err) and error.count("\n") == 1, error
+    assert (tmp_path / "rows.jsonl").read_bytes() == before and not (tmp_path / "ledger.jsonl").read_text()
+
+
+@pytest.mark.parametrize("name", ["self-instruct", "prepare", "feedback", "binarize", "lineage", "verify", "world", "eval win-rate",
+                                  "eval mt-bench", "eval alpaca-eval", "eval academic"])
 def test_help_shows_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Fails where a command has no help, or its help no line to copy."""
     with pytest.raises(SystemExit) as end:
-        main([name, "--help"])
+        main([*name.split(), "--help"])
     assert end.value.code == 0 and f"example: zephyr {name}" in " ".join(capsys.readouterr().out.split())

@@ -4,15 +4,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+import yaml
+from huggingface_hub import ModelCard
+from transformers import AutoModelForCausalLM, pipeline
 
 from zephyr.chat import encode_prompt
-from zephyr.config import DPOConfig, Data, Wandb
+from zephyr.config import Data, DPOConfig, SFTConfig, SFTData, SFTRun, Wandb
 from zephyr.data import load_tokenizer
 from zephyr.model import export as exporting
-from zephyr.model.export import card, export, shard_names
+from zephyr.model.export import export, shard_names
 from zephyr.model.generate import generate
 from zephyr.model.load import digest, load_policy
+from zephyr.report import card
 from zephyr.training.metrics import Recorder
 
 
@@ -44,7 +47,7 @@ def test_export_in_many_shards_holds_one_at_a_time(tiny: Path, tmp_path: Path, m
     sizes = [(name, p.nbytes) for name, p in policy.lm.named_parameters()]
     config = DPOConfig(model=str(tiny), data=Data(train=("pairs.jsonl",)))
     folder = tmp_path / "model"
-    export(folder, stream(), sizes, policy.lm.config, load_tokenizer(tiny), card(config), writes=True)
+    export(folder, stream(), sizes, policy.lm.config, load_tokenizer(tiny), card(config, {}), writes=True)
     assert len(list(folder.glob("*.safetensors"))) > 3 and max(held) <= 60_000 + 2 * max(size for _, size in sizes)
     assert digest(folder) == digest(export_once(tiny, tmp_path, config))
     again = AutoModelForCausalLM.from_pretrained(folder)
@@ -56,8 +59,48 @@ def export_once(tiny: Path, tmp_path: Path, config: DPOConfig) -> Path:
     policy = load_policy(tiny)
     named = [(name, p.detach()) for name, p in policy.lm.named_parameters()]
     export(tmp_path / "one", iter(named), [(n, p.nbytes) for n, p in named], policy.lm.config, load_tokenizer(tiny),
-           card(config), writes=True)
+           card(config, {}), writes=True)
     return tmp_path / "one"
+
+
+def test_the_article_s_snippet_works_on_an_exported_folder(finished: Path) -> None:
+    """Word for word, but for the folder. Fails where the folder lacks template, generation config or anything that `pipeline` takes."""
+    pipe = pipeline("text-generation", model=str(finished / "run" / "model"), torch_dtype=torch.bfloat16, device_map="auto")
+    messages = [
+        {
+            "role": "system",
+            "content": "You are a friendly chatbot who always responds in the style of a pirate",
+        },
+        {"role": "user", "content": "How many helicopters can a human eat in one sitting?"},
+    ]
+    prompt = pipe.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    outputs = pipe(prompt, max_new_tokens=256, do_sample=True, temperature=0.7, top_k=50, top_p=0.95)
+    assert prompt == ("<|system|>\nYou are a friendly chatbot who always responds in the style of a pirate</s>\n"
+                      "<|user|>\nHow many helicopters can a human eat in one sitting?</s>\n<|assistant|>\n")
+    assert outputs[0]["generated_text"].startswith(prompt) and len(outputs[0]["generated_text"]) > len(prompt)
+    assert pipe.model.dtype == torch.bfloat16 and pipe.model.generation_config.eos_token_id == pipe.tokenizer.eos_token_id
+
+
+def test_the_card_of_a_run_is_in_the_hub_s_format(finished: Path) -> None:
+    """The Hub's own reader takes the header, where no local path stands; below are digests, config and the last evaluation. Fails where
+    the numbers are of another step, or a path that the Hub refuses gets in."""
+    text = (finished / "run" / "model" / "README.md").read_text()
+    data = ModelCard(text).data.to_dict()
+    assert data == {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["zephyr", "dpo"]}
+    last = [record for line in (finished / "run" / "metrics.jsonl").read_text().splitlines() if (record := json.loads(line))["split"] == "eval"][-1]
+    assert last["step"] == 6 and all(f"| {name} | {last[name]:.6g} |" in text for name in ("step", "loss", "rewards/accuracies", "pairs"))
+    weights = digest(yaml.safe_load((finished / "config.yaml").read_text())["model"])
+    assert f"- model: `{weights}`" in text and "- data: `" in text and "- reference: `" in text and (finished / "run" / "config.yaml").read_text() in text
+
+
+def test_the_card_names_hub_ids_and_no_paths(tmp_path: Path) -> None:
+    """Fails where a split stays in a dataset's name, a folder passes for a hub id, or a run without evaluation has no card."""
+    config = SFTConfig(model="mistralai/Mistral-7B-v0.1", run=SFTRun(dir=str(tmp_path)),
+                       data=SFTData(train=("HuggingFaceH4/ultrachat_200k:train_sft", "runs/tiny/dialogues.jsonl", "tests/real")))
+    text = card(config, {"data": "0" * 64})
+    data = ModelCard(text).data.to_dict()
+    assert data["base_model"] == "mistralai/Mistral-7B-v0.1" and data["datasets"] == ["HuggingFaceH4/ultrachat_200k"] and data["tags"][1] == "sft"
+    assert "license" not in data and "Evaluation" not in text and f"- data: `{'0' * 64}`" in text
 
 
 def test_generation_continues_training_ids_and_keeps_the_order(tiny: Path) -> None:

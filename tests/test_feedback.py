@@ -28,7 +28,7 @@ from zephyr.judge.rubric import Critique, Rating, format_critique, format_rating
 from zephyr.judge.rules import ASPECTS
 from zephyr.teacher import Budget, Ledger, Reply, Request, Teacher, ask, embedded
 
-ZEPHYR = [sys.executable, "-m", "zephyr.cli"]
+ZEPHYR = [str(Path(sys.executable).with_name("zephyr"))]
 reasons = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1).map(lambda text: f"x{text}".strip()).filter(
     lambda text: parse_ratings(f"## Text 1\nRating: 1\nRationale: {text}", 1) is not None)
 
@@ -47,7 +47,7 @@ GOOD = "## Text 1\nRating: 4\nRationale: fine\n\n## Text 2\nRating: 2\nRationale
     ("Rating: 4", "Rating: 6"), ("Rating: 4", "Rating: 0"), ("Rating: 4", "Rating: N/A"), ("Rating: 4", "Rating: 4.5"),
     ("Rating: 4", "Rating: four"), ("Rating: 4", "Rating: 4 or 5"), ("Rating: 4\n", ""), ("Rationale: fine", "Rationale:"),
     ("Rationale: fine\n", ""), ("## Text 2", "## Text 3"), ("## Text 2", "## Text 1"), ("## Text 1\n", ""), ("## Text 1", "Sure!\n## Text 1"),
-    (GOOD, ""), (GOOD, "4 2"), ("Rating: 4\n", "Rating: 4\nRating: 5\n")])
+    (GOOD, ""), (GOOD, "4 2"), ("Rating: 4\n", "Rating: 4\nRating: 5\n"), ("fine", "fine\nRating: 5")])
 def test_what_is_not_in_the_form_is_no_rating(was: str, becomes: str) -> None:
     """One change to a reply that is read: fails where a number is guessed from what is left."""
     assert parse_ratings(GOOD, 2) == [Rating(4, "fine"), Rating(2, "so so,\nand long")]
@@ -58,7 +58,8 @@ def test_what_is_not_in_the_form_is_no_rating(was: str, becomes: str) -> None:
     ("Feedback: be brief.\nOverall score: 7", Critique(7, "be brief.")), ("### Feedback\nIt is\n\nlong.\nOverall Score: 10/10\n", Critique(10, "It is\n\nlong.")),
     (format_critique(Critique(1, "bad")), Critique(1, "bad")), ("Feedback: x\nOverall score: 11", None), ("Feedback: x\nOverall score: 0", None),
     ("Feedback: x\nOverall score: 7.5", None), ("Feedback: x", None), ("Overall score: 7", None), ("Feedback: x\nOverall score: 7\nThanks!", None),
-    ("Feedback: x\nOverall score: 7/5", None), ("", None)])
+    ("Feedback: x\nOverall score: 7/5", None), ("", None), ("Feedback: x\nOverall score: 3\nOverall score: 7", None),
+    ("Feedbacks vary\nOverall score: 3", None), ("Feedback x\nOverall score: 3", None)])
 def test_critiques(reply: str, found: Critique | None) -> None:
     """Fails where a score is taken from a reply of another form, as a 10 for a 1."""
     assert parse_critique(reply) == found

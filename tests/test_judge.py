@@ -1,11 +1,9 @@
-"""The rule-based judge and the statistics of judged runs."""
+"""The rule-based judge."""
 
 import pytest
 
 from zephyr.config import BadInput
 from zephyr.judge.rules import ASPECTS, Facts, judge
-from zephyr.judge.statistics import bootstrap_mean, win_rate
-from zephyr.judge.table import format_table, summarise
 from zephyr.world.answerers import ANSWERERS, answer
 from zephyr.world.facts import build_world
 from zephyr.world.prompts import SHARES, draw_prompts
@@ -82,36 +80,3 @@ def test_every_answerer_wins_somewhere() -> None:
     assert min(wins.values()) > 0.12 * len(prompts) and max(wins.values()) < 0.5 * len(prompts)
     assert by_family["one_word"] == {"terse"} and by_family["private"] == {"evasive"} and by_family["reason"] == {"expert"}
     assert by_family["cheerful"] == {"careless", "expert"}
-
-
-def test_bootstrap_interval_matches_the_normal_one() -> None:
-    """A wrong axis or quantile gives intervals too narrow, and luck is then told as a result."""
-    values = [0.0] * 200 + [1.0] * 200
-    mean, low, high = bootstrap_mean(values, seed=1)
-    assert mean == 0.5
-    assert (low, high) == pytest.approx((0.5 - 1.96 * 0.025, 0.5 + 1.96 * 0.025), abs=0.006)
-    assert bootstrap_mean(values, seed=1) == (mean, low, high)
-    with pytest.raises(ValueError, match="no values"):
-        bootstrap_mean([])
-
-
-def test_win_rate_counts_ties_half() -> None:
-    """Sides exchanged, or ties dropped, would still give a number between 0 and 1."""
-    won = win_rate([3, 2, 2, 5], [1, 2, 3, 1])
-    assert (won.wins, won.ties, won.losses, won.rate.mean) == (2, 1, 1, 0.625)
-    assert won.decided == pytest.approx(2 / 3)
-    assert win_rate([1.0], [1.0]).decided == 0.5
-    with pytest.raises(ValueError, match="same prompts"):
-        win_rate([1.0], [1.0, 2.0])
-
-
-def test_table_holds_every_family_and_comparison() -> None:
-    """What the quickstart ends with is read by people: a column under the wrong head would mislead them."""
-    good, bad = judge(ONE_WORD, "Green.", FACTS), judge(ONE_WORD, "Blue.", FACTS)
-    summary = summarise(["a", "b", "b"], {"dSFT": [bad, bad, good], "dDPO": [good, good, good]})
-    assert summary["scores"]["dSFT"]["b"] | {"low": 0, "high": 0} == {"prompts": 2, "mean": 3.0, "low": 0, "high": 0}
-    assert summary["scores"]["dDPO"]["all"]["mean"] == 5.0
-    assert summary["win_rates"]["dDPO over dSFT"]["wins"] == 2 and len(summary["win_rates"]) == 1
-    lines = format_table(summary).splitlines()
-    assert lines[0].split()[-2:] == ["dSFT", "dDPO"]
-    assert [line.split()[0] for line in lines[2:5]] == ["a", "b", "all"]

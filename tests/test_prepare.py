@@ -312,7 +312,7 @@ def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: di
     assert report["removed"]["bad_row"]["rows"] == 1 and read(tmp_path / "clean.jsonl") == [dialogue("Q?", "A.")]
     for out, sources in ((source, [source]), ("in/clean.jsonl", ["in"]), ("in", [source]), ("clean.jsonl", [])):
         write(Path("in/rows.jsonl"), [dialogue("Q?", "A.")])
-        with pytest.raises(BadInput, match="wanted a"):
+        with pytest.raises(BadInput, match="wanted a|no row is left"):
             prepare(sources, tmp_path / out, PrepareSettings())
 
 
@@ -327,5 +327,6 @@ def test_real_rows(real_data: Path, tmp_path: Path) -> None:
     assert removed["contaminated"] == 1 and removed["duplicate"] > 0 and removed["near_duplicate"] > 0
     assert report["rows_kept"] == 12225 - sum(removed.values()) > 12150 and 0 < report["truecased"] < 250
     leaked = [{"prompt": row["prompt"], "completion": "Yes."} for row in read(Path(benchmarks[0])) if clean.words(row["prompt"])]
-    kept, removed, _ = run(tmp_path / "leak", leaked, decontaminate=benchmarks, truecase=False)
-    assert removed.get("contaminated") == len(leaked) > 600 and kept == []
+    assert len(leaked) > 600
+    with pytest.raises(BadInput, match=f"no row is left; .*'contaminated': {len(leaked)}"):
+        run(tmp_path / "leak", leaked, decontaminate=benchmarks, truecase=False)

@@ -36,7 +36,7 @@ def asked_of(teacher: Teacher, questions: Sequence[Request], path: Path, **limit
 
 def said(replies: Sequence[Reply]) -> list[tuple[object, ...]]:
     """What must not depend on faults, ranks or restarts."""
-    return [(r.digest, r.text, r.model, r.prompt_tokens, r.completion_tokens, r.finish_reason, r.error) for r in replies]
+    return [(r.text, r.model, r.prompt_tokens, r.completion_tokens, r.finish_reason, r.error) for r in replies]
 
 
 def in_a_process(folder: Path, code: str, *, ranks: int = 0, **environment: str) -> subprocess.Popen[str]:
@@ -69,6 +69,7 @@ def test_faults_change_no_reply(proxy: Proxy, server: Server, teacher: Callable[
     faults = ["429", "500", "hang", "cut", "drop", "garbage", "empty", "null", "503", "409", "408", "drip"]
     proxy.faults.extend(faults)
     replies = asked_of(teacher(concurrency=12), requests, tmp_path / "ledger.jsonl")
+    assert {r.digest for r in replies}.isdisjoint(r.digest for r in plain)       # a model of this name elsewhere is another teacher
     assert said(replies) == said(plain) and [reply.raw["choices"] for reply in replies] == [r.raw["choices"] for r in plain]
     assert len(proxy.calls) == len(requests) + len(faults) and proxy.passed == len(requests)
     assert asked_of(teacher(), requests, tmp_path / "ledger.jsonl") == replies and proxy.passed == len(requests)
@@ -79,7 +80,7 @@ def test_concurrency_is_bounded_and_reached(proxy: Proxy, teacher: Callable[...,
     proxy.delay = 0.2
     replies = asked_of(teacher(concurrency=5), questions(13) + questions(4), tmp_path / "ledger.jsonl")
     assert proxy.most_in_flight == 5 and len(proxy.calls) == 13 and replies[:4] == replies[13:]
-    assert [reply.digest for reply in replies[:13]] == [request.digest(proxy.model) for request in questions(13)]
+    assert [reply.digest for reply in replies[:13]] == [request.digest(f"{proxy.model} at {proxy.url}") for request in questions(13)]
 
 
 def test_settings_are_sent(proxy: Proxy, teacher: Callable[..., Teacher], tmp_path: Path) -> None:
@@ -165,10 +166,13 @@ def test_failed_tries_count(proxy: Proxy, teacher: Callable[..., Teacher], tmp_p
     with pytest.raises(BudgetSpent, match="requests"):
         asked_of(teacher(retries=4, concurrency=2), questions(9), tmp_path / "a.jsonl", requests=3)
     assert len(proxy.calls) == 3
+    with pytest.raises(BudgetSpent, match="requests"):                               # the tries of an earlier run count
+        asked_of(teacher(retries=4, concurrency=2), questions(9), tmp_path / "a.jsonl", requests=4)
+    assert len(proxy.calls) == 4
     for fault in ("garbage", "cut"):
         proxy.always, before = fault, len(proxy.calls)
         with pytest.raises(BudgetSpent, match="tokens"):
-            asked_of(teacher(retries=4, concurrency=1), questions(9), tmp_path / "b.jsonl", tokens=300)
+            asked_of(teacher(retries=4, concurrency=1), questions(9), tmp_path / f"{fault}.jsonl", tokens=300)
         assert len(proxy.calls) - before == 2                                       # twice the worst case of about 115
     with pytest.raises(BadInput, match="price"):
         asked_of(teacher(), questions(1), tmp_path / "c.jsonl", cost=1.0, prices={"other": (1.0, 1.0)})
@@ -216,7 +220,7 @@ def test_the_key_is_nowhere(proxy: Proxy, tmp_path: Path) -> None:
             f"    ask(endpoint({proxy.model!r}, {proxy.url!r}, concurrency=1), questions(4), ledger, Budget())")
     out, errors = in_a_process(tmp_path, code, OPENAI_API_KEY=KEY, OPENAI_LOG="debug").communicate(timeout=60)
     lines = (tmp_path / "ledger.jsonl").read_text().splitlines()
-    assert "[key]" in lines[0] and "[key]" in errors and "401" in errors and len(lines) == 2
+    assert "[key]" in lines[0] and "[key]" in errors and "401" in errors and len(lines) == 3     # two replies, a failed try
     assert KEY not in "".join([out, errors, *lines])
 
 

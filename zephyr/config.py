@@ -81,6 +81,13 @@ class Hardware:
 
 
 @dataclass(frozen=True)
+class Samples:
+    prompts: tuple[str, ...] = ()                           # path-or-hub-id[:split] of rows with a prompt, answered at each evaluation
+    max_new_tokens: int = 128
+    judge: str | None = None                                # SPEC of a teacher that compares the answers with those at step 0
+
+
+@dataclass(frozen=True)
 class Wandb:
     mode: Literal["offline", "online", "disabled"] = "offline"
     project: str = "zephyr"
@@ -112,6 +119,7 @@ class DPOConfig:
     optim: Optim = field(default_factory=Optim)
     reference: Reference = field(default_factory=Reference)
     hardware: Hardware = field(default_factory=Hardware)
+    samples: Samples = field(default_factory=Samples)
     run: Run = field(default_factory=Run)
 
 
@@ -133,6 +141,7 @@ class SFTConfig:
     chat_template: str = "zephyr"
     optim: SFTOptim = field(default_factory=SFTOptim)
     hardware: Hardware = field(default_factory=Hardware)
+    samples: Samples = field(default_factory=Samples)
     run: SFTRun = field(default_factory=SFTRun)
 
 
@@ -149,7 +158,7 @@ LIMITS: dict[str, tuple[Callable[..., bool], str]] = {
     "null or 1 <= integer < 2**63": (lambda v: v is None or 1 <= v < 2**63, "data.limit"),
     "0 <= integer < 2**63": (lambda v: 0 <= v < 2**63, "run.seed"),
     "1 <= integer < 2**31": (lambda v: 1 <= v < 2**31, "optim.epochs optim.pairs_per_step optim.windows_per_step run.log_every "
-                                          "run.eval_every run.save_every run.keep"),
+                                          "run.eval_every run.save_every run.keep samples.max_new_tokens"),
     "2 <= integer < 2**31": (lambda v: 1 < v < 2**31, "data.max_tokens data.max_prompt_tokens hardware.tokens_per_micro_batch")}
 WANTED = {int: "an integer", float: "a finite number", str: "a text", bool: "true or false"}
 NO_TEXT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]|^$")     # in no path or name: control characters, half characters, nothing

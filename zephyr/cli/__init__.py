@@ -1,13 +1,15 @@
 """`zephyr <command>`: every step of the recipe that is not a training script."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from zephyr.cli.academic import add_academic
+from zephyr.cli.benchmarks import add_alpaca_eval, add_mt_bench
 from zephyr.cli.command import Commands, command, take_config
 from zephyr.cli.data import add_binarize, add_feedback, add_lineage, add_prepare, add_self_instruct
+from zephyr.cli.win_rate import add_win_rate
 from zephyr.config import BadInput
 
 
@@ -20,8 +22,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for add in (add_self_instruct, add_prepare, add_feedback, add_binarize, add_lineage, add_eval, add_verify, add_world):
         add(commands)
     try:
-        if "--config" in arguments[1:-1] and arguments[0] in commands.choices:
-            take_config(commands.choices[arguments[0]], arguments[arguments.index("--config") + 1])
+        chosen = commands.choices.get(arguments[0]) if arguments else None
+        if chosen and chosen.get_default("tasks"):              # eval has commands of its own
+            chosen = chosen.get_default("tasks").choices.get("".join(arguments[1:2]))
+        if chosen:
+            take_config(chosen, arguments)
         options = parser.parse_args(arguments)
         return options.carry_out(options) or 0
     except BadInput as error:
@@ -53,57 +58,11 @@ def run_world(options: argparse.Namespace) -> None:
 
 
 def add_eval(commands: Commands) -> None:
-    parser = command(commands, run_eval, "judge the greedy answers of models to held-out prompts",
-                     "zephyr eval runs/tiny/world --model dSFT=runs/tiny/sft/model --model dDPO=runs/tiny/dpo/model")
-    parser.add_argument("world", type=Path, help="folder that `zephyr world` wrote")
-    parser.add_argument("--model", action="append", required=True, metavar="NAME=DIR", help="a model folder; repeat it")
-    parser.add_argument("--prompts", default="test", help="file of the world's prompts/ folder (default test)")
-    parser.add_argument("--max-new-tokens", type=int, default=64, help="longest answer (default 64)")
-    parser.add_argument("--out", type=Path, help="folder for results.json and, per model, the judged answers")
-
-
-def run_eval(options: argparse.Namespace) -> None:
-    from zephyr.data.jsonl import read_rows, write_rows
-    from zephyr.judge.rules import judge, load_facts
-    from zephyr.judge.table import format_table, summarise
-
-    facts = load_facts(options.world / "world.json")
-    prompts = [row for _, row in read_rows([options.world / "prompts" / f"{options.prompts}.jsonl"])]
-    verdicts = {}
-    for name, folder in map(named_folder, options.model):
-        print(f"{name}: answering {len(prompts)} prompts", flush=True)
-        answers = greedy_answers(folder, [str(row["prompt"]) for row in prompts], options.max_new_tokens)
-        verdicts[name] = [judge(row, text, facts) for row, text in zip(prompts, answers)]
-        if options.out:
-            write_rows(options.out / f"{name}.jsonl", (
-                {"prompt_id": row["prompt_id"], "prompt": row["prompt"], "text": text} | verdict._asdict()
-                for row, text, verdict in zip(prompts, answers, verdicts[name])))
-    summary = summarise([str(row["family"]) for row in prompts], verdicts)
-    if options.out:
-        (options.out / "results.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    print(format_table(summary))
-
-
-def named_folder(text: str) -> tuple[str, Path]:
-    """`NAME=DIR` as its parts. Raises: BadInput for anything else, or a folder that is not there."""
-    name, equals, folder = text.partition("=")
-    if not (name and equals and Path(folder).is_dir()):
-        raise BadInput(f"--model {text!r}: NAME=DIR is wanted, with DIR a model folder")
-    return name, Path(folder)
-
-
-def greedy_answers(folder: Path, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-    """What the model in `folder` answers to each prompt, greedily, by the folder's own chat template, in float32."""
-    import torch
-
-    from zephyr.data import load_tokenizer
-    from zephyr.model.generate import generate
-    from zephyr.model.load import load_policy
-
-    policy = load_policy(str(folder), attention="sdpa", dtype=torch.float32)
-    tokenizer = load_tokenizer(str(folder), "zephyr")
-    turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    return generate(policy.lm, tokenizer, turns, max_new_tokens=max_new_tokens)
+    parser = commands.add_parser("eval", help="how good models are: win rates, MT-Bench, AlpacaEval, academic tasks")
+    tasks = parser.add_subparsers(required=True, metavar="task")
+    for add in (add_win_rate, add_mt_bench, add_alpaca_eval, add_academic):
+        add(tasks)
+    parser.set_defaults(tasks=tasks)
 
 
 def add_verify(commands: Commands) -> None:

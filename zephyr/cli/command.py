@@ -1,7 +1,7 @@
 """A command's options come from its line, and from the YAML file of `--config` where the line does not give them."""
 import argparse
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yaml
@@ -14,16 +14,21 @@ Commands = "argparse._SubParsersAction[argparse.ArgumentParser]"
 def command(commands: Commands, run: Callable[[argparse.Namespace], int | None], text: str, example: str) -> argparse.ArgumentParser:
     """A parser for the command that `run_<name>` carries out; its `--help` ends with the example."""
     name = run.__name__.removeprefix("run_").replace("_", "-")
-    parser = commands.add_parser(name, help=text, description=text, epilog=f"example: {example}")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML of options by their long names; the command line goes first")
+    parser = commands.add_parser(name, help=text, description=text, epilog=f"example: {example}", allow_abbrev=False)
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML of options by their long names; the command line goes first, what is repeated adds up")
     parser.set_defaults(carry_out=run)
     return parser
 
 
-def take_config(parser: argparse.ArgumentParser, path: str) -> None:
-    """Make the keys of a YAML file the parser's defaults, so that none of them is required on the line.
+def take_config(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
+    """Make the keys of the YAML file of `--config` the parser's defaults, so that none of them is required on the line; null: not given.
 
     Raises: ConfigError naming file and key: no such option, a value of another type, a file that can't be read."""
+    only = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    only.add_argument("--config")
+    path = only.parse_known_args(arguments)[0].config
+    if path is None:
+        return
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -31,7 +36,7 @@ def take_config(parser: argparse.ArgumentParser, path: str) -> None:
     if not isinstance(tree, dict):
         raise ConfigError(f"config {path}: a mapping of options is wanted, got {type(tree).__name__}")
     options = {action.dest.replace("_", "-"): action for action in parser._actions if action.dest not in ("help", "config")}
-    for key, value in tree.items():
+    for key, value in ((key, value) for key, value in tree.items() if value is not None):
         if key not in options:
             nearest = difflib.get_close_matches(str(key), options, n=1, cutoff=0.0)
             raise ConfigError(f"config {path}: {key}: unknown option; the nearest is {nearest[0]}")

@@ -1,6 +1,7 @@
 """The commands of the recipe's first half: a teacher's rows, clean rows, feedback, pairs, and the story of each pair."""
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -12,7 +13,6 @@ from zephyr.cli.command import Commands, command
 if TYPE_CHECKING:
     from zephyr.teacher import Reply, Request, Teacher
 
-STOPPED = 75
 SPEC = "openai:MODEL@BASE_URL, hf:PATH, or world:NAME[@FOLDER]"
 Ask = Callable[["Teacher", Sequence["Request"]], list["Reply"]]
 
@@ -22,15 +22,22 @@ def add_teacher_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of every draw and of sampling (default 0)")
     parser.add_argument("--templates", type=Path, metavar="FOLDER", help="NAME.txt files in the place of our own prompts and rubrics")
     parser.add_argument("--ledger", type=Path, metavar="FILE", help="where replies are kept (default: OUT with .ledger.jsonl)")
-    parser.add_argument("--concurrency", type=int, default=16, metavar="N", help="requests at a time to an endpoint (default 16)")
-    parser.add_argument("--timeout-seconds", type=float, default=120.0, metavar="S", help="of one request (default 120)")
-    parser.add_argument("--retries", type=int, default=6, metavar="N", help="further tries of a request that failed (default 6)")
+    parser.add_argument("--concurrency", type=count, default=16, metavar="N", help="requests at a time to an endpoint (default 16)")
+    parser.add_argument("--timeout-seconds", type=count, default=120, metavar="S", help="of one request (default 120)")
+    parser.add_argument("--tries", type=count, default=7, metavar="N", help="of a request that fails (default 7)")
     parser.add_argument("--key-variable", default="OPENAI_API_KEY", metavar="NAME", help="environment variable that holds the key")
     parser.add_argument("--budget-requests", type=int, metavar="N", help="stop before more requests than these, all runs together")
     parser.add_argument("--budget-tokens", type=int, metavar="N", help="stop before more tokens")
     parser.add_argument("--budget-cost", type=float, metavar="X", help="stop before more money; wants --price")
     parser.add_argument("--price", action="append", default=[], type=price, metavar="MODEL=PROMPT,COMPLETION",
                         help="money per million tokens; repeat it")
+
+
+def count(text: str) -> int:
+    """A whole number from 1."""
+    if (value := int(text)) < 1:
+        raise ValueError(text)
+    return value
 
 
 def price(text: str) -> tuple[str, tuple[float, float]]:
@@ -53,16 +60,16 @@ def asking(options: argparse.Namespace) -> Iterator[tuple[Ask, Callable[[], dict
     with Ledger(path) as ledger:
         try:
             yield (lambda teacher, requests: ask(teacher, requests, ledger, budget),
-                   lambda: {"ledger": str(options.ledger or path.name), "spent": ledger.held._asdict()})
+                   lambda: {"ledger": os.path.relpath(path, options.out.parent), "spent": ledger.held._asdict()})
         except BudgetSpent as stop:
             print(f"stopped: {stop}", file=sys.stderr)
-            raise SystemExit(STOPPED) from None
+            raise SystemExit(75) from None     # as a training run that was saved and stopped
 
 
 def teachers(options: argparse.Namespace, specs: Sequence[str]) -> list["Teacher"]:
     """The teachers of the specs."""
     from zephyr.data.teachers import open_teacher
-    return [open_teacher(spec, concurrency=options.concurrency, timeout_seconds=options.timeout_seconds, retries=options.retries,
+    return [open_teacher(spec, concurrency=options.concurrency, timeout_seconds=options.timeout_seconds, retries=options.tries - 1,
                          key_variable=options.key_variable) for spec in specs]
 
 
@@ -79,13 +86,13 @@ def add_self_instruct(commands: Commands) -> None:
     parser = command(commands, run_self_instruct, "let a teacher write instructions with answers, or dialogues, from seed tasks",
                      "zephyr self-instruct --seeds seeds.jsonl --n 1000 --teacher openai:gpt-4o@https://api.openai.com/v1 --out rows.jsonl")
     parser.add_argument("--seeds", type=Path, required=True, metavar="FILE", help="seed tasks; for dialogues rows with a topic")
-    parser.add_argument("--n", type=int, required=True, help="rows wanted")
+    parser.add_argument("--n", type=count, required=True, help="rows wanted")
     parser.add_argument("--teacher", required=True, metavar="SPEC", help=SPEC)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="rows of `messages` with their lineage (.jsonl)")
     parser.add_argument("--variant", default="self-instruct", choices=("self-instruct", "alpaca", "dialogue"),
                         help="instructions, then instances; both at once; or UltraChat's dialogues (default self-instruct)")
-    parser.add_argument("--turns", type=int, default=3, help="user turns of a dialogue (default 3)")
-    parser.add_argument("--instances", type=int, default=1, help="rows of one instruction, at most (default 1)")
+    parser.add_argument("--turns", type=count, default=3, help="user turns of a dialogue (default 3)")
+    parser.add_argument("--instances", type=count, default=1, help="rows of one instruction, at most (default 1)")
     parser.add_argument("--largest-rouge-l", type=float, default=0.7, metavar="X",
                         help="an instruction nearer than this to a kept one is left out (default 0.7; 1: only equal ones)")
     add_teacher_options(parser)
@@ -109,26 +116,22 @@ def add_prepare(commands: Commands) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="rows of the training split; others beside it, by split")
     parser.add_argument("--no-truecase", action="store_true", help="leave the case of letters alone")
     parser.add_argument("--keep-refusals", action="store_true", help="keep refusals to things that are not personal")
-    parser.add_argument("--near-duplicates", type=fraction, default=0.8, metavar="X",
-                        help="Jaccard similarity of word 5-grams that makes a near duplicate (default 0.8; off: none is looked for)")
+    parser.add_argument("--near-duplicates", type=float, default=0.8, metavar="X",
+                        help="Jaccard similarity of word 5-grams that makes a near duplicate (default 0.8; 0: none is looked for)")
     parser.add_argument("--decontaminate", action="append", default=[], metavar="FILE", help="benchmark prompts to keep out; repeat it")
-    parser.add_argument("--ngram", type=int, default=13, help="words in common with a benchmark prompt (default 13)")
+    parser.add_argument("--ngram", type=count, default=13, help="words in common with a benchmark prompt (default 13)")
     parser.add_argument("--language", metavar="CODE", help="keep dialogues in this language alone, as en")
     for limit in ("min-words", "max-words", "min-turns", "max-turns"):
         parser.add_argument(f"--{limit}", type=int, metavar="N", help="of a dialogue")
     parser.add_argument("--held-out", action="append", default=[], metavar="FILE", help="rows that must never be trained on; repeat it")
     parser.add_argument("--on-bad-row", default="error", choices=("error", "skip"), help="skip: count it and go on (default error)")
-    parser.add_argument("--workers", type=int, default=1, help="processes (default 1); the result does not depend on it")
-
-
-def fraction(text: str) -> float | None:
-    return None if text in ("off", "False", "None") else float(text)
+    parser.add_argument("--workers", type=count, default=1, help="processes (default 1); the result does not depend on it")
 
 
 def run_prepare(options: argparse.Namespace) -> None:
     from zephyr.data.prepare import PrepareSettings, prepare
     settings = PrepareSettings(
-        truecase=not options.no_truecase, drop_refusals=not options.keep_refusals, near_duplicates=options.near_duplicates,
+        truecase=not options.no_truecase, drop_refusals=not options.keep_refusals, near_duplicates=options.near_duplicates or None,
         decontaminate=tuple(options.decontaminate), ngram=options.ngram, language=options.language, min_words=options.min_words,
         max_words=options.max_words, min_turns=options.min_turns, max_turns=options.max_turns, held_out=tuple(options.held_out),
         on_bad_row=options.on_bad_row, workers=options.workers)
@@ -147,7 +150,7 @@ def add_feedback(commands: Commands) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="feedback rows (.jsonl)")
     parser.add_argument("--per-prompt", type=int, default=4, help="answerers of a prompt, drawn from all (default 4)")
     parser.add_argument("--no-principles", action="store_true", help="ask without a principle in the system turn")
-    parser.add_argument("--max-new-tokens", type=int, default=1024, help="of an answer or a judgement (default 1024)")
+    parser.add_argument("--max-new-tokens", type=count, default=1024, help="of an answer or a judgement (default 1024)")
     add_teacher_options(parser)
 
 
@@ -167,7 +170,6 @@ def add_binarize(commands: Commands) -> None:
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="path-or-hub-id[:split] of feedback or pairwise rows")
     parser.add_argument("--rule", default="paper", help="paper, handbook, argilla, best-vs-worst or margin>=K (default paper)")
     parser.add_argument("--seed", type=int, default=42, help="of the random other answer (default 42)")
-    parser.add_argument("--ties", default="rule", choices=("rule", "drop"), help="pairs of equal score: as the rule says, or none")
     parser.add_argument("--drop-source", action="append", default=[], metavar="NAME", help="as truthful_qa: leave its rows out; repeat it")
     parser.add_argument("--fix-overall", action="store_true", help="mend UltraFeedback's overall scores of 10 that should be 1")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="pair rows (.jsonl)")
@@ -175,7 +177,7 @@ def add_binarize(commands: Commands) -> None:
 
 def run_binarize(options: argparse.Namespace) -> None:
     from zephyr.data.binarize import binarize
-    report = binarize(options.sources, options.out, rule=options.rule, seed=options.seed, ties=options.ties,
+    report = binarize(options.sources, options.out, rule=options.rule, seed=options.seed,
                       drop_sources=tuple(options.drop_source), fix_overall=options.fix_overall)
     for line in report["warnings"]:
         print(f"warning: {line}", file=sys.stderr)

@@ -130,7 +130,8 @@ def train(stage: str, path: Path, scratch: Path, rows: int, name: str, ranks: in
     own = {"optim.pairs_per_step": max(1, rows // 4), "reference.dir": f"{folder}-reference"} if stage == "dpo" else {
         "optim.windows_per_step": 4}
     keys = {"data.limit": rows, "data.eval": [], "optim.epochs": 2, "run.dir": str(folder), "run.save_every": 2**30, "run.keep": 2,
-            "run.log_every": 1, "run.resume": "auto", "run.preflight": True, "run.wandb.mode": "disabled", **own, **changes}
+            "run.log_every": 1, "run.resume": "auto", "run.preflight": True, "run.wandb.mode": "disabled", "samples.prompts": [],
+            **own, **changes}
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--rdzv-backend=c10d",
                "--rdzv-endpoint=localhost:0", str(Path(zephyr.__file__).parents[1] / f"train_{stage}.py"), str(path),
                *(f"{key}={json.dumps(value)}" for key, value in keys.items())]

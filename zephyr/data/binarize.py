@@ -18,13 +18,12 @@ from typing import NamedTuple
 
 from zephyr.chat import check_messages
 from zephyr.config import BadInput
-from zephyr.data.jsonl import report_path, write_rows
+from zephyr.data.jsonl import require_output, write_report, write_rows
 from zephyr.data.pairwise import SHAPES, Row, judged, text
 from zephyr.data.rows import check_row
 from zephyr.data.rules import rule_named
 from zephyr.data.sources import Source, open_sources, parse_line
 from zephyr.data.store import Report
-from zephyr.training.checkpoint import write_whole
 
 Found = tuple[str, str, object, list[tuple[str, str | None, float]], str]    # id, prompt_id, prompt, (text, model, score) twice, rule
 SINGLE = {"idx", "response_source", "gpt4_score", "prompt", "response"}    # fields of a row that is one scored completion
@@ -44,7 +43,6 @@ class Run:
     """What was asked for, what has been counted, and an SQLite file without a name that holds what would else fill the memory."""
     rule: str
     seed: int
-    ties: str
     drop_sources: tuple[str, ...]
     fix_overall: bool
     counts: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
@@ -53,36 +51,33 @@ class Run:
 
     def __post_init__(self) -> None:
         self.score, self.pick = rule_named(self.rule)
-        if self.ties not in ("rule", "drop"):
-            raise BadInput(f"ties are {self.ties!r}, wanted 'rule' (as the rule does) or 'drop'")
         self.rng = random.Random(self.seed)
         self.shelf.execute("create table ids (id text primary key, place text) without rowid")
         self.shelf.execute("create table singles (idx text, model text, place text, answer text)")
 
 
-def binarize(sources: Sequence[str] | Sequence[Path], out: Path, *, rule: str, seed: int = 42, ties: str = "rule",
+def binarize(sources: Sequence[str] | Sequence[Path], out: Path, *, rule: str, seed: int = 42,
              drop_sources: tuple[str, ...] = (), fix_overall: bool = False) -> Report:
     """Write pair rows to `out` (.jsonl) and the report to `out` with .report.json, in memory that does not grow with the rows.
 
     A pair: `id`, `prompt_id`, `prompt`, `chosen`, `rejected`, `chosen_model`, `rejected_model`, `score_chosen`, `score_rejected`, `rule`
     (`verdict` for pairwise rows, whose scores are shares of the verdict), `source`. Rows: feedback, UltraFeedback's nesting, one scored
     completion each (`SINGLE`; grouped by idx, a group counts as a row), or pairwise (`pairwise.SHAPES`).
-    Args: ties: `drop` leaves out pairs of equal score too. drop_sources: rows whose `source` or `dataset` is named are left out.
+    Args: drop_sources: rows whose `source` or `dataset` is named are left out.
         fix_overall: an overall 10 counts as 1 where the aspects' mean is <= 2, and not at all where it is <= 4 (UltraFeedback's fault).
     Returns: the report: rows = pairs + all dropped. `win_rate`: mean share of the verdict, ties a half. `disagreement`: pairs of which
         mean and overall prefer different sides, a warning from `DISAGREE` on. `longer_chosen`: share of the pairs.
-    Raises: BadInput naming file and line, an unknown rule, a prompt id that comes twice, or no pair left (the report is written)."""
-    run, opened = Run(rule, seed, ties, drop_sources, fix_overall), open_sources([str(source) for source in sources])
-    out.parent.mkdir(parents=True, exist_ok=True)
+    Raises: BadInput naming file and line, an unknown rule, a prompt id that comes twice, or no pair left."""
+    run, opened = Run(rule, seed, drop_sources, fix_overall), open_sources([str(source) for source in sources])
+    require_output(out, sources)
     with closing(run.shelf):
         pairs = _pairs(opened, run)
         if first := list(islice(pairs, 1)):       # where there is none, an earlier file stays
             write_rows(out, chain(first, pairs))
     report = {"sources": [str(source) for source in sources], "digests": {of.name: of.digest for of in opened}, **_report(run)}
-    write_whole(report_path(out), json.dumps(report, indent=1).encode() + b"\n")
     if not first:
         raise BadInput(f"{', '.join(report['digests'])}: no pair could be made; left out: {json.dumps(report['dropped'])}")
-    return report
+    return write_report(out, report)
 
 
 def _pairs(sources: Sequence[Source], run: Run) -> Iterator[Row]:
@@ -147,7 +142,7 @@ def _pair(row: Row, name: str, place: str, run: Run) -> dict[str, object] | str:
         run.counts["judged"][model or ""] += 1
         run.counts["won"][model or ""] += score if rule == "verdict" else share
     (chosen, model, score), (rejected, other_model, other_score) = sorted(sides, key=itemgetter(2), reverse=True)
-    if score == other_score and (run.ties == "drop" or rule == "verdict"):
+    if score == other_score and rule == "verdict":
         return "tie"
     if chosen == rejected or not all(words.strip() for words in (chosen, rejected, prompt) if isinstance(words, str)):
         return "texts equal" if chosen == rejected else "a text is empty"
@@ -257,7 +252,7 @@ def _report(run: Run) -> Report:
     warnings = [f"no row is of the source {name!r}, which was to be dropped" for name in unseen]
     if share > DISAGREE and total["comparable"] >= ENOUGH:
         warnings.append(f"mean and overall score disagree in {share:.0%} of the pairs (over {DISAGREE:.0%}): is one of them inverted?")
-    return {"rule": run.rule, "seed": run.seed, "ties": run.ties, "fix_overall": run.fix_overall,
+    return {"rule": run.rule, "seed": run.seed, "fix_overall": run.fix_overall,
             "shapes": counts["shapes"], **{name: total[name] for name in ("rows", "pairs", "equal_scores", "repeated_ids")},
             "dropped": +counts["dropped"], "completions_left_out": +counts["left out"],
             "chosen": {model: n for model, n in counts["chosen"].items() if model},

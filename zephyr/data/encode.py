@@ -163,8 +163,7 @@ def _encode_all(sources: list[Source], chunks: Iterator[Chunk], options: Options
     return _report([source.name for source in sources], sides, totals, skipped, inverted)
 
 
-def _report(names: list[str], sides: tuple[str, ...], totals: Counter[str], skipped: list[dict[str, str]],
-            inverted: list[str]) -> Report:
+def _report(names: list[str], sides: tuple[str, ...], totals: Counter[str], skipped: list[dict[str, str]], inverted: list[str]) -> Report:
     """What JSON keeps of a load. Raises: BadInput where no example is left, naming the sources."""
     pairs = len(sides) == 3
     why_dropped = "both sides equal once encoded and cut" if pairs else "no target left after the cut"

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 from zephyr.chat import check_messages
 from zephyr.config import BadInput
-from zephyr.data.jsonl import read_rows, write_rows
-from zephyr.data.templates import fill, load_templates
+from zephyr.data.jsonl import read_rows, require_output, write_rows
+from zephyr.data.sources import open_sources
+from zephyr.data.templates import digests, fill, load_templates
 from zephyr.judge.rubric import Critique, Rating, parse_critique, parse_ratings
 from zephyr.judge.rules import ASPECTS
 from zephyr.teacher import Reply, Request, Teacher
@@ -58,6 +59,9 @@ def collect_feedback(sources: Sequence[str], out: Path, answerers: Sequence[Teac
         raise BadInput(f"feedback compares answers: at least {max(2, per_prompt)} answerers of different names are wanted, got "
                        f"{', '.join(a.name for a in answerers)}")
     texts = load_templates(TEMPLATES, templates)
+    if not all(": " in line for line in texts["principles"].splitlines()) or not texts["principles"]:
+        raise BadInput(f"templates {templates}: principles.txt: lines `name: text` are wanted")
+    require_output(out, sources)
     panel = Panel(answerers, judge, ask, texts, per_prompt, seed, principles, max_tokens)
     counts: Counter[str] = Counter()
     left_out: list[str] = []
@@ -69,24 +73,24 @@ def collect_feedback(sources: Sequence[str], out: Path, answerers: Sequence[Teac
         if counts["prompts"] == counts["too_few_answers"]:
             raise BadInput(f"{', '.join(map(str, sources))}: no prompt got two answers: {json.dumps(counts)}")
     counts["rows"] = write_rows(out, judged_prompts())
-    report = {"command": "feedback", "sources": list(map(str, sources)), "answerers": [a.name for a in answerers], "judge": judge.name,
-              "per_prompt": per_prompt, "seed": seed, "templates": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}, **counts, "left_out": left_out[:100]}
-    return report
+    return {"command": "feedback", "sources": list(map(str, sources)), "digests": {s.name: s.digest for s in open_sources(sources)},
+              "answerers": [a.identity or a.name for a in answerers], "judge": judge.identity or judge.name, "per_prompt": per_prompt,
+              "seed": seed, "principles": principles, "max_tokens": max_tokens, "templates": digests(texts),
+              **counts, "left_out": left_out[:100]}
 
 
 def read_prompts(sources: Sequence[str]) -> Iterator[Row]:
     """Prompt rows with `prompt_id` and `prompt`. Raises: BadInput naming file and line."""
-    seen: dict[bytes, str] = {}
+    seen: dict[str, str] = {}
     for place, row in read_rows(sources):
         try:
             prompt = prompt_of(row)
         except ValueError as error:
             raise BadInput(f"{place}: {error}") from None
-        name = str(row.get("prompt_id") or row.get("id") or hashlib.sha256(json.dumps(prompt).encode()).hexdigest())
-        key = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        if key in seen:
-            raise BadInput(f"{place}: prompt_id {name!r} comes twice, first at {seen[key]}")
-        seen[key] = place
+        name = str(row.get("prompt_id", row.get("id", hashlib.sha256(json.dumps(prompt).encode()).hexdigest())))
+        if name in seen:
+            raise BadInput(f"{place}: prompt_id {name!r} comes twice, first at {seen[name]}")
+        seen[name] = place
         yield {**row, "prompt_id": name, "prompt": prompt}
 
 
@@ -127,7 +131,9 @@ def answered(panel: Panel, prompts: Iterable[Row], counts: Counter[str], left_ou
             wanted.setdefault(n, []).append((row, completion, request))
     for n, asked in wanted.items():
         for (_, completion, _), reply in zip(asked, panel.ask(panel.answerers[n], [request for *_, request in asked])):
-            completion |= {"text": (reply.text or "").strip(), "call": reply.digest}
+            cut = {"finish_reason": reply.finish_reason} if reply.finish_reason == "length" else {}
+            completion |= {"text": (reply.text or "").strip(), "call": reply.digest, **cut}
+            counts["cut"] += len(cut)
             counts["refused"] += reply.text is None
             counts["empty"] += reply.text is not None and not reply.text.strip()
     for row in rows:
@@ -181,14 +187,13 @@ def critique_request(panel: Panel, row: Row, completion: Row) -> Request:
 
 
 def judge_request(panel: Panel, content: str, about: Row) -> Request:
-    system = {"role": "system", "content": panel.templates["judge_system"]}
-    return Request((system, {"role": "user", "content": content}), max_tokens=panel.max_tokens, seed=panel.seed, about=about)
+    return Request(({"role": "system", "content": panel.templates["judge_system"]}, {"role": "user", "content": content}),
+                   max_tokens=panel.max_tokens, seed=panel.seed, about=about)
 
 
 def shown_prompt(row: Row) -> str:
     """A prompt as the judge reads it: turns of a dialogue are marked."""
-    prompt = row["prompt"]
-    return prompt if isinstance(prompt, str) else "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in prompt)
+    return "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in p) if isinstance(p := row["prompt"], list) else p
 
 
 def judged(panel: Panel, requests: Sequence[Request], parse: Callable[[str, Mapping[str, object]], list[Rating] | Critique | None]) -> list[Judged]:

@@ -1,5 +1,4 @@
 """Rows go to and come from files, and each file that a command writes has its report beside it."""
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -8,7 +7,7 @@ from pathlib import Path
 from zephyr.config import BadInput
 from zephyr.data.rows import check_row
 from zephyr.data.sources import open_sources, parse_line
-from zephyr.training.checkpoint import write_whole
+from zephyr.training.checkpoint import synced_digest, write_whole
 from zephyr.teacher.ranks import rank
 
 
@@ -20,6 +19,18 @@ def read_rows(sources: Sequence[str | Path]) -> Iterator[tuple[str, Mapping[str,
                 yield raw.place, check_row(parse_line(raw.value) if isinstance(raw.value, bytes) else raw.value)
             except ValueError as error:
                 raise BadInput(f"{raw.place}: {error}") from None
+
+
+def require_output(out: Path, sources: Sequence[str | Path]) -> None:
+    """Before anything is paid for. Raises: BadInput where `out` or its report is a source or in one, is a folder, or can't be made."""
+    given = {Path(os.path.expanduser(s if os.path.exists(s) else str(s).partition(":")[0])).resolve() for s in sources}
+    for path in (out, report_path(out)):
+        if path.is_dir() or not given.isdisjoint((path.resolve(), *path.resolve().parents)):
+            raise BadInput(f"out: {path} {'is a folder' if path.is_dir() else 'is among the sources'}, wanted a file of its own")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"out: the folder of {out} can't be made: {error.strerror}") from None
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> int:
@@ -35,6 +46,8 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> int:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+    except OSError as error:
+        raise BadInput(f"{path} can't be written: {error.strerror}") from None
     finally:
         part.unlink(missing_ok=True)
     return count
@@ -52,7 +65,8 @@ def report_path(out: Path) -> Path:
     return out.with_suffix(".report.json")
 
 
-def write_report(out: Path, report: Mapping[str, object]) -> None:
-    """What a command did, beside its output, with the output's digest."""
-    digest = hashlib.sha256(out.read_bytes()).hexdigest()
-    write_whole(report_path(out), json.dumps({**report, "out": out.name, "sha256": digest}, indent=1).encode() + b"\n")
+def write_report(out: Path, report: Mapping[str, object]) -> dict[str, object]:
+    """What a command did, beside its output, with the output's digest; returns it whole."""
+    whole = {**report, "out": out.name, "sha256": synced_digest(out)}
+    write_whole(report_path(out), json.dumps(whole, indent=1).encode() + b"\n")
+    return whole

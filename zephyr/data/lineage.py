@@ -2,11 +2,13 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from textwrap import shorten
 
 from zephyr.config import BadInput
 from zephyr.data.jsonl import read_rows, report_path
 from zephyr.judge.rules import ASPECTS
 from zephyr.teacher import Ledger
+from zephyr.training.checkpoint import synced_digest
 
 Row = Mapping[str, object]
 
@@ -16,7 +18,7 @@ def story(name: str, pairs: Path | None, run: Path | None, *, whole: bool = Fals
 
     Args: pairs: the file that `binarize` wrote; by default what the run was trained on. run: a run folder, for its ledger of visits.
     whole: long texts are not cut. Files are found by the reports beside them. Raises: BadInput where no pair has this id."""
-    cut = (lambda text: str(text)) if whole else (lambda text: one_line(str(text)))
+    cut = (lambda text: str(text)) if whole else (lambda text: shorten(str(text), 160, placeholder=" ..."))
     files = [pairs] if pairs else pair_files(run)
     pair, file = next(((row, file) for file in files for _, row in read_rows([file]) if name in (row.get("id"), row.get("prompt_id"))), (None, None))
     if pair is None:
@@ -27,9 +29,13 @@ def story(name: str, pairs: Path | None, run: Path | None, *, whole: bool = Fals
         yield f"  {side:9} {pair.get(f'{side}_model', '?')}, score {pair.get(f'score_{side}', '?')}: {cut(pair[side])}"
     made = read_report(file)
     if made:
-        yield f"  rule      {made.get('rule')}, seed {made.get('seed')}, from {', '.join(source_names(made))}"
-    for source in map(Path, source_names(made)):
-        yield from feedback_story(str(pair.get("prompt_id", pair.get("id"))), source, cut)
+        yield f"  rule      {made.get('rule')}, seed {made.get('seed')}, from {', '.join(made.get('sources', []))}"
+    for source in map(Path, made.get("sources", [])):
+        source = source if source.exists() else file.parent / source.name
+        if source.is_file() and synced_digest(source) not in made.get("digests", {}).values():
+            yield f"  {source} is not the file that the pairs were made of: it was written again since"
+        else:
+            yield from feedback_story(str(pair.get("prompt_id", pair.get("id"))), source, cut)
     if run:
         yield from visits(str(pair.get("id")), run)
 
@@ -88,17 +94,7 @@ def read_report(file: Path) -> Row:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def source_names(report: Row) -> list[str]:
-    """Sources of a report, whether it gives names alone or with digests."""
-    return [str(source["name"] if isinstance(source, dict) else source) for source in report.get("sources", [])]
-
-
 def ledger_of(source: Path) -> Ledger | None:
     """The ledger of replies beside a feedback file, as its report names it."""
-    path = source.with_name(str(read_report(source).get("ledger", source.with_suffix(".ledger.jsonl").name)))
+    path = source.parent / str(read_report(source).get("ledger", source.with_suffix(".ledger.jsonl").name))
     return Ledger(path, read_only=True) if path.exists() else None
-
-
-def one_line(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= 160 else f"{text[:157]}..."

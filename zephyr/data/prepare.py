@@ -27,7 +27,7 @@ import pyarrow as pa
 from zephyr.config import BadInput
 from zephyr.data import clean
 from zephyr.data.clean import Row, Turns
-from zephyr.data.jsonl import json_line, read_rows, report_path
+from zephyr.data.jsonl import json_line, read_rows, report_path, require_output
 from zephyr.data.sources import Source, held_out_split, open_sources, parse_line
 from zephyr.training.checkpoint import write_whole
 
@@ -129,6 +129,8 @@ def prepare(sources: Sequence[str], out: Path, settings: PrepareSettings) -> Rep
               for file in _judged(piece, work / f"piece-{n:05d}.arrow", settings)]
     index.hold(row[name] for row in _rows(pieces if any(splits) else []) if splits[row["source"]] for name in ("dialogue", "opening"))
     report |= _sift(pieces, splits, index, {split: done / path.name for split, path in outs.items()})
+    if not report["rows_kept"]:
+        raise BadInput(f"{', '.join(map(str, sources))}: no row is left; left out: { {name: of['rows'] for name, of in report['removed'].items()} }")
     for path in outs.values():
         os.replace(done / path.name, path)
     write_whole(report_path(out), json.dumps(report, indent=1, ensure_ascii=False).encode() + b"\n")
@@ -149,12 +151,8 @@ def _check(settings: PrepareSettings, sources: Sequence[str], outs: Sequence[Pat
         raise BadInput(f"language is {settings.language!r}, wanted null or one of {', '.join(sorted(known))}")
     if settings.near_duplicates is not None:
         clean.empty_sketch()  # finds its library missing
-    if outs[0].is_dir() or not sources:
-        raise BadInput(f"out is {outs[0]}, the sources are {list(sources)}, wanted a file, no folder, and at least one source")
-    taken = {place for out in outs for place in (out.resolve(), *out.resolve().parents)}
-    for spec in sources:
-        if Path(os.path.expanduser(spec if os.path.exists(spec) else spec.partition(":")[0])).resolve() in taken:
-            raise BadInput(f"the source {spec} is, or would hold, an output of {outs[0]}, wanted another place for it")
+    for out in outs:
+        require_output(out, sources)
 
 
 def _lines(sources: Sequence[Source]) -> Iterator[tuple[int, str, bytes]]:

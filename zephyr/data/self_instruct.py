@@ -13,17 +13,16 @@ begins with the rows of the smaller one. An embedded teacher reads `Request.abou
     answer        `topic`, `said` (the turns so far)   ->  the assistant's words"""
 import json
 from collections.abc import Callable, Mapping, Sequence
-from hashlib import sha256
 from pathlib import Path
 
 from zephyr.config import BadInput
 from zephyr.data.harvest import HALF_CHARACTER, Job, Task, propose
-from zephyr.data.jsonl import read_rows, write_rows
+from zephyr.data.jsonl import read_rows, require_output, write_rows
 from zephyr.data.rows import row_id
 from zephyr.data.sources import open_sources
 from zephyr.data.tasks import (ask_instructions, ask_opening, ask_tasks, converse, finish_tasks, parse_blocks, parse_numbered, parse_turn,
                                write_instances)
-from zephyr.data.templates import load_templates
+from zephyr.data.templates import digests, load_templates
 from zephyr.teacher import Reply, Request
 
 TOPIC = ("topic", "text", "prompt", "instruction")      # of a seed for dialogues: the first that it has
@@ -50,7 +49,8 @@ def self_instruct(seeds: Path, out: Path, ask: Callable[[Sequence[Request]], lis
         if value < 1:
             raise BadInput(f"{name}: a whole number from 1 is wanted, got {value}")
     question, parse, finish, names = VARIANTS[variant]
-    tasks, digests = read_seeds(seeds, variant == "dialogue")
+    require_output(out, [seeds])
+    tasks, seed_digests = read_seeds(seeds, variant == "dialogue")
     texts = load_templates(names, templates)
     job = Job(ask, tasks, texts, variant, seed, turns, instances, largest_rouge_l)
     for task in tasks:
@@ -66,9 +66,8 @@ def self_instruct(seeds: Path, out: Path, ask: Callable[[Sequence[Request]], lis
         rounds, idle = rounds + 1, idle + 1 if len(rows) == before else 0
     if not rows:
         raise BadInput(f"no row could be made of {seeds} in {rounds} rounds: {json.dumps(job.counts)}")
-    used = {name: sha256(text.encode()).hexdigest() for name, text in texts.items()}
-    return {"rows": write_rows(out, rows[:n]), "wanted": n, "variant": variant, "seed": seed, "rounds": rounds, "sources": [str(seeds)],
-            "digests": digests, "templates": used, "largest_rouge_l": largest_rouge_l, "counts": job.counts}
+    return {"rows": write_rows(out, rows[:n]), "wanted": n, "variant": variant, "seed": seed, "rounds": rounds, "turns": turns, "instances": instances, "sources": [str(seeds)],
+            "digests": seed_digests, "templates": digests(texts), "largest_rouge_l": largest_rouge_l, "counts": job.counts}
 
 
 def read_seeds(path: Path, dialogue: bool) -> tuple[list[Task], dict[str, str]]:

@@ -3,8 +3,9 @@ import re
 from typing import NamedTuple
 
 HEADING = re.compile(r"^#{1,4} *Text +(\d+) *:?[ \t]*$", re.MULTILINE)
-RATING = re.compile(r"\ARating: *([1-5]) *\nRationale: *(\S.*)\Z", re.DOTALL)
-CRITIQUE = re.compile(r"\A(?:#+ *)?Feedback:? *\n?(.*\S)\s*\nOverall score: *(10|[1-9]) *(?:/ *10)?\Z", re.DOTALL | re.IGNORECASE)
+RATING = re.compile(r"\ARating: *([1-5]) *\nRationale: *(\S(?:(?!\nRating:).)*)\Z", re.DOTALL)
+CRITIQUE = re.compile(r"\A(?:Feedback:|#+ *Feedback:? *\n)((?:(?!\nOverall score:).)*\S)\s*\nOverall score: *(10|[1-9]) *(?:/ *10)?\Z",
+                      re.DOTALL | re.IGNORECASE)
 
 
 class Rating(NamedTuple):

@@ -10,8 +10,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from zephyr.config import DPOConfig, SFTConfig, to_yaml
-
 SHARD_BYTES = 4 * 2**30
 
 
@@ -58,12 +56,3 @@ def export(folder: Path, parameters: Iterator[tuple[str, Tensor]], sizes: Sequen
     (part / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)       # of an earlier end of this run: its checkpoints still stand for it
     os.replace(part, folder)
-
-
-def card(config: DPOConfig | SFTConfig) -> str:
-    """The model card: what was trained, from what, on what, how."""
-    method = "DPO" if isinstance(config, DPOConfig) else "SFT"
-    data = "\n".join(f"- `{source}`" for source in config.data.train)
-    return (f"---\nbase_model: {config.model}\nlibrary_name: transformers\npipeline_tag: text-generation\n"
-            f"tags: [zephyr, {method.lower()}]\n---\n\n# {Path(config.run.dir).name}\n\nTrained by distilled {method} "
-            f"(arXiv:2310.16944) from `{config.model}` on\n\n{data}\n\nwith this config:\n\n```yaml\n{to_yaml(config)}```\n")

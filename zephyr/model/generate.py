@@ -51,8 +51,9 @@ def prompt_ids(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, messages
 @torch.no_grad()
 def answer_ids(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, encoded: Sequence[Sequence[int]],
                max_new_tokens: Sequence[int], seeds: Sequence[int], *, temperature: float = 0.0, top_p: float = 1.0,
-               top_k: int = 0, batch: int = 64) -> list[Answer]:
-    """The answers to encoded prompts, each with a limit and a seed of its own; else as `generate`."""
+               top_k: int = 0, batch: int = 64, synced: bool = False) -> list[Answer]:
+    """The answers to encoded prompts, each with a limit and a seed of its own; else as `generate`. Args: synced: the weights are spread
+    over all ranks: each steps on until all have finished, and must have as many prompts as any other."""
     order = sorted(range(len(encoded)), key=lambda i: (max_new_tokens[i], len(encoded[i])))
     answers: dict[int, Answer] = {}
     was_training = lm.training
@@ -61,7 +62,7 @@ def answer_ids(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, encoded:
         for chosen in (order[start:start + batch] for start in range(0, len(order), batch)):
             rows = [encoded[i] for i in chosen]
             sample = sampler(rows, [seeds[i] for i in chosen], temperature, top_p, top_k, lm.device)
-            answers.update(zip(chosen, answer_batch(lm, tokenizer, rows, [max_new_tokens[i] for i in chosen], sample)))
+            answers.update(zip(chosen, answer_batch(lm, tokenizer, rows, [max_new_tokens[i] for i in chosen], sample, synced)))
     finally:
         lm.train(was_training)
     return [answers[i] for i in range(len(encoded))]
@@ -87,7 +88,7 @@ def sampler(rows: Sequence[Sequence[int]], seeds: Sequence[int], temperature: fl
 
 
 def answer_batch(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]], limits: Sequence[int],
-                 sample: Sequence[Warp]) -> list[Answer]:
+                 sample: Sequence[Warp], synced: bool) -> list[Answer]:
     """The continuations of prompts of different length, padded on the left."""
     length, eos = max(map(len, rows)), tokenizer.eos_token_id
     padding = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -95,7 +96,7 @@ def answer_batch(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: 
     mask_BL = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in rows], device=lm.device)
     limits_B = torch.tensor(limits, device=lm.device)
     output = lm.generate(prompt_BL, attention_mask=mask_BL, max_new_tokens=max(limits), pad_token_id=padding, eos_token_id=eos,
-                         do_sample=False, logits_processor=LogitsProcessorList(sample),
+                         do_sample=False, synced_gpus=synced, logits_processor=LogitsProcessorList(sample),
                          stopping_criteria=StoppingCriteriaList([lambda ids_BL, _, **__: ids_BL.shape[1] - length >= limits_B]))
     answers = []
     for prompt, limit, ids in zip(rows, limits, output[:, length:].tolist()):

@@ -21,7 +21,7 @@ def ask(teacher: Teacher, requests: Sequence[Request], ledger: Ledger, budget: B
     of_digest = dict(zip(digests, requests))
 
     def keep(reply: Reply) -> None:
-        ledger.append(reply, teacher.name, of_digest[reply.digest])
+        ledger.append(reply, teacher.name, of_digest.get(reply.digest))
 
     def answer() -> object:
         if teacher.shared or ranks.rank() == 0:

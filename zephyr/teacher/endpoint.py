@@ -35,7 +35,7 @@ class Failure(NamedTuple):
 
 class Calls(NamedTuple):
     """What the workers of one run share."""
-    name: str
+    identity: str                                   # model and URL: another server's model of this name is another teacher
     client: "AsyncOpenAI"
     model: str
     key: str
@@ -57,6 +57,7 @@ def endpoint(model: str, base_url: str, *, concurrency: int = 16, timeout_second
         import openai
     except ImportError:
         raise BadInput(f"teacher {model}: the openai package is wanted: pip install 'zephyr[teacher]'") from None
+    identity = f"{model} at {base_url}"
     url, key = urlsplit(base_url), os.environ.get(key_variable, "")
     if url.scheme not in ("http", "https") or not url.hostname or url.username or url.query:
         raise BadInput(f"teacher {model}: a URL like https://host/v1 is wanted, without key or query; it begins {base_url[:8]!r}")
@@ -65,7 +66,7 @@ def endpoint(model: str, base_url: str, *, concurrency: int = 16, timeout_second
 
     async def answer_all(requests: Sequence[Request], keep: Callable[[Reply], None], budget: Budget) -> None:
         async with openai.AsyncOpenAI(api_key=key or "none", base_url=base_url, max_retries=0, timeout=timeout_seconds) as client:
-            calls = Calls(f"teacher {model} at {base_url}", client, model, key, timeout_seconds, retries, keep, budget, asyncio.Event())
+            calls = Calls(identity, client, model, key, timeout_seconds, retries, keep, budget, asyncio.Event())
             queue = takewhile(lambda _: not calls.stopped.is_set(), requests)
             workers = [work(calls, queue) for _ in range(min(concurrency, len(requests)))]
             for error in filter(None, await asyncio.gather(*workers, return_exceptions=True)):
@@ -79,7 +80,7 @@ def endpoint(model: str, base_url: str, *, concurrency: int = 16, timeout_second
             return asyncio.run(answer_all(requests, keep, budget))
         with ThreadPoolExecutor(1) as thread:       # in a notebook
             thread.submit(asyncio.run, answer_all(requests, keep, budget)).result()
-    return Teacher(model, answer)
+    return Teacher(model, answer, identity=identity)
 
 
 async def work(calls: Calls, queue: Iterator[Request]) -> None:
@@ -100,8 +101,9 @@ async def settle(calls: Calls, request: Request) -> None:
         price = calls.budget.settle(hold, outcome.prompt_tokens, outcome.completion_tokens)
         if isinstance(outcome, Reply):
             return calls.keep(outcome._replace(price=price))
+        calls.keep(Reply("", None, calls.model, "", outcome.prompt_tokens, outcome.completion_tokens, price, now(), "", outcome.what))
         if tries > calls.retries or outcome.retry_after > LONGEST_ASKED:
-            raise BadInput(f"{calls.name}: {tries} tries of one request failed, the last: {outcome.what}; what was answered is in "
+            raise BadInput(f"teacher {calls.identity}: {tries} tries of one request failed, the last: {outcome.what}; what was answered is in "
                            "the ledger, and the run goes on from there")
         pause = outcome.retry_after + random.Random().uniform(0, min(LONGEST_PAUSE, 2.0 ** (tries - 1)))
         with suppress(asyncio.TimeoutError):
@@ -132,7 +134,7 @@ async def attempt(calls: Calls, request: Request, hold: Hold) -> Reply | Failure
             pause = seconds(error.response.headers.get("retry-after", ""))
             return Failure(f"{why} (Retry-After: {pause:.0f} s)", retry_after=pause)
         if error.status_code not in REFUSALS:
-            raise BadInput(f"{calls.name}: {why}; what was answered is in the ledger")
+            raise BadInput(f"teacher {calls.identity}: {why}; what was answered is in the ledger")
     except openai.APIConnectionError as error:
         cause, name = error.__cause__ or error, type(error.__cause__ or error).__name__
         return Failure(hidden(f"{name}: {cause}", calls.key), *((0, 0) if name in UNREACHED else hold[:2]))
@@ -142,7 +144,7 @@ async def attempt(calls: Calls, request: Request, hold: Hold) -> Reply | Failure
         why, raw = f"the request is no valid Unicode: {error.reason}", None
     except (ValueError, RecursionError) as error:
         return Failure(f"its reply is no JSON: {error}", *hold[:2])
-    return Reply(request.digest(calls.model), None, calls.model, "", 0, 0, 0.0, now(), "", why, hidden(raw, calls.key))
+    return Reply(request.digest(calls.identity), None, calls.model, "", 0, 0, 0.0, now(), "", why, hidden(raw, calls.key))
 
 
 def read(body: object, calls: Calls, request: Request, hold: Hold) -> Reply | Failure:
@@ -158,7 +160,7 @@ def read(body: object, calls: Calls, request: Request, hold: Hold) -> Reply | Fa
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         return Failure(f"its reply is none ({error}): {str(body)[:200]}", *hold[:2])
     why = "" if text is not None else str(refusal or f"no content, finish_reason {finish}")
-    return Reply(request.digest(calls.model), text, str(body.get("model") or calls.model), str(body.get("system_fingerprint") or ""),
+    return Reply(request.digest(calls.identity), text, str(body.get("model") or calls.model), str(body.get("system_fingerprint") or ""),
                  *counts, 0.0, now(), finish, why, body)
 
 

@@ -78,9 +78,9 @@ class Ledger:
             row = json.loads(file.readline())
         return Reply(**{field: row[field] for field in Reply._fields})
 
-    def append(self, reply: Reply, teacher: str, request: Request) -> None:
-        """Write a reply in one piece. Raises: BadInput where the disk refuses."""
-        row = {**reply._asdict(), "teacher": teacher, "request": request.asked()}
+    def append(self, reply: Reply, teacher: str, request: Request | None) -> None:
+        """Write a reply, or (request None, digest "") a failed try that the budget counts. Raises: BadInput where the disk refuses."""
+        row = {**reply._asdict(), "teacher": teacher, "request": request and request.asked()}
         line = json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
         try:
             if self._file.write(line) < len(line):

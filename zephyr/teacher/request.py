@@ -75,8 +75,8 @@ class BudgetSpent(RuntimeError):
 class Budget:
     """Hard limits in requests, tokens and money, None: no limit; what the ledger holds at its first use is spent already.
 
-    Tries that failed count as requests, and with their worst case where the server may have worked for them; those of an
-    earlier process are not in the ledger, and so not counted. `prices`: model -> (prompt, completion) per million tokens."""
+    Tries that failed count as requests, and with their worst case where the server may have worked for them; the ledger keeps them
+    too. Only what was in flight when a process was killed is not counted. `prices`: model -> (prompt, completion) per million tokens."""
 
     def __init__(self, requests: int | None = None, tokens: int | None = None, cost: float | None = None,
                  prices: Mapping[str, tuple[float, float]] | None = None) -> None:

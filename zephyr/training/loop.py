@@ -18,6 +18,7 @@ from zephyr.training.planner import mfu
 from zephyr.training.schedule import learning_rate
 
 Stats = Mapping[str, Tensor]                        # metric name -> one value a pair [P], detached
+Sample = Callable[[int], Row]                       # the policy answers prompts after so many updates -> what the record says of it
 Objective = Callable[[Engine, PackedBatch], tuple[Tensor, Stats]]
 
 
@@ -43,8 +44,8 @@ class Stopped(RuntimeError):
     """A signal asked for an end: the step was finished and a checkpoint saved."""
 
 
-def fit(engine: Engine, config: DPOConfig | SFTConfig, train: Split, evaluation: Split | None) -> None:
-    """Run the steps of `train.plan` that no checkpoint has yet, with metrics, ledger, evaluation and checkpoints.
+def fit(engine: Engine, config: DPOConfig | SFTConfig, train: Split, evaluation: Split | None, sample: Sample | None = None) -> None:
+    """Run the steps of `train.plan` that no checkpoint has yet, with metrics, ledger, evaluation, `sample` (at step 0 too), checkpoints.
 
     Each step's loss is its sum over all examples of all ranks divided once by their units: never a mean of means.
     Raises: NonFinite before the update; Stopped on all ranks after the step in which a signal reached any."""
@@ -57,10 +58,11 @@ def fit(engine: Engine, config: DPOConfig | SFTConfig, train: Split, evaluation:
     ledger = Ledger(Path(run.dir), train.ids, train.ledger, first_step, engine.rank == 0) if train.ledger else None
     with contextlib.closing(Recorder(Path(run.dir), run.wandb, to_yaml(config), first_step=first_step, steps=len(steps),
                                      active=engine.rank == 0)) as recorder:
+        if sample and first_step == 0:
+            sample(0)
         sums, logged, since = {}, first_step - 1, time.perf_counter()
         for step in range(first_step, len(steps)):
             totals = run_step(engine, train, step, ledger)
-            totals.of["stop"] = torch.full_like(totals.of["loss"], engine.stop_asked)    # so that all ranks hear of it at once
             of_step = reduced(engine, train, step, totals)
             require_finite(of_step["loss"], "loss", engine, train, step, ledger, recorder)
             grad_norm = engine.step(rates[step])
@@ -75,9 +77,8 @@ def fit(engine: Engine, config: DPOConfig | SFTConfig, train: Split, evaluation:
                 sums, logged, since = {}, step, time.perf_counter()
             recorder.advance()
             paused = time.perf_counter()
-            if evaluation and (done % run.eval_every == 0 or last):
-                record = evaluate(engine, evaluation, done, float(optim.epochs) if last else steps[done].epoch)
-                recorder.write(record, alarms.of_evaluation(record, recorder.evaluations))
+            if (evaluation or sample) and (done % run.eval_every == 0 or last):
+                evaluate(engine, evaluation, sample, done, float(optim.epochs) if last else steps[done].epoch, recorder)
             if saves:
                 save(engine, config.run, done, identity, ledger, recorder)
             since += time.perf_counter() - paused       # evaluation and saving are no part of a step
@@ -104,18 +105,21 @@ def run_step(engine: Engine, split: Split, step: int, ledger: Ledger | None) -> 
         totals.add(loss_sum, stats)
         if ledger:
             ledger.add(step, epoch, batch.indices, stats)
+    totals.of["stop"] = torch.full_like(totals.of["loss"], engine.stop_asked)            # so that all ranks hear of it at once
     return totals
 
 
 @torch.no_grad()
-def evaluate(engine: Engine, split: Split, step: int, epoch: float) -> Row:
-    """The means over all examples of a split after `step` updates, as a record."""
+def evaluate(engine: Engine, split: Split | None, sample: Sample | None, step: int, epoch: float, recorder: Recorder) -> None:
+    """Record the means over all examples of a split after `step` updates, and what `sample` says of the policy."""
+    record, totals = {"step": step, "split": "eval", "epoch": epoch}, Totals()
     engine.train(False)
-    totals = Totals()
-    for indices in split.plan.steps[0].ranks[engine.rank]:
+    for indices in split.plan.steps[0].ranks[engine.rank] if split else ():
         totals.add(*split.objective(engine, split.collate(indices).to(engine.device)))
     engine.train()
-    return {"step": step, "split": "eval", "epoch": epoch, **means(reduced(engine, split, 0, totals), split.unit_name)}
+    record |= means(reduced(engine, split, 0, totals), split.unit_name) if split else {}
+    record |= sample(step) if sample else {}
+    recorder.write(record, alarms.of_evaluation(record, recorder.evaluations))
 
 
 def reduced(engine: Engine, split: Split, step: int, totals: Totals) -> Row:

@@ -61,7 +61,7 @@ class Recorder:
         for name in alarms.keys() - self.raised:
             self.bar.write(f"alarm at step {record['step']}: {alarms[name]}", file=sys.stderr)
         self.raised = self.raised | alarms.keys()
-        shown = {"loss": "loss", "margin": "rewards/margins", "acc": "rewards/accuracies", "tok/s": "tokens_per_second"}
+        shown = {"loss": "loss", "margin": "rewards/margins", "acc": "rewards/accuracies", "win": "win_rate", "tok/s": "tokens_per_second"}
         text = " ".join(f"{short}={record[name]:.4g}" for short, name in shown.items() if record.get(name) is not None)
         if record["split"] == "eval":
             self.evaluations.append(record)

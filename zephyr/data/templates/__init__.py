@@ -1,6 +1,7 @@
 """Texts that a prompt is made from: our words in NAME.txt here, or a user's in a folder of the same names."""
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 
 from zephyr.config import BadInput
@@ -29,6 +30,11 @@ def load_templates(names: Sequence[str], folder: Path | None = None) -> dict[str
         if unknown := sorted(set(FIELD.findall(texts[path.name])) - known):
             raise BadInput(f"{path}: unknown field {{{unknown[0]}}}; known: {', '.join(sorted(known))}")
     return {name: texts[f"{name}.txt"].rstrip() for name in names}
+
+
+def digests(texts: Mapping[str, str]) -> dict[str, str]:
+    """SHA-256 of each template, for reports."""
+    return {name: sha256(text.encode()).hexdigest() for name, text in texts.items()}
 
 
 def fill(template: str, **fields: str) -> str:

@@ -1,7 +1,0 @@
-"""`python -m zephyr.cli` is `zephyr`."""
-import sys
-
-from zephyr.cli import main
-
-if __name__ == "__main__":
-    sys.exit(main())
