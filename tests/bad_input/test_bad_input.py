@@ -1,6 +1,7 @@
 """Whatever a person gets wrong, train_dpo.py says in one line what and where, ends with 2, and leaves nothing half-written."""
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -90,6 +91,15 @@ def run_folder(run: Path, message: str) -> list[str]:
     return wrong
 
 
+def writing_to(path: Path) -> list[str]:
+    """Processes whose standard output is this file."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            found += [process.name] if os.readlink(process / "fd" / "1") == str(path) else []
+    return found
+
+
 def environment(folder: Path) -> dict[str, str]:
     return {**ENVIRONMENT, "ZEPHYR_CACHE": str(folder / "cache")}
 
@@ -102,6 +112,7 @@ def test_bad_input(name: str, server: ForkServer, at: Path, tmp_path: Path) -> N
     before = digests(at, ROWS)
     done = server.run(arguments, environment(tmp_path), tmp_path)
     assert complaints(done, CASES[name], tmp_path, digests(at, ROWS) != before) == [], done.err[-3000:]
+    assert writing_to(tmp_path / "stdout") == [], "processes that it started are still there"
 
 
 @pytest.mark.long

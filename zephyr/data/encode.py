@@ -1,9 +1,9 @@
 """Here sources become encoded examples with ids of their own, and a report of what was cut or left out."""
-
 import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -111,7 +111,8 @@ def _load(specs: Sequence[str], tokenizer: PreTrainedTokenizerBase, options: Opt
 
     def encode(writer: RecordBatchStreamWriter) -> Report:
         rows = (Row(row.place, f"{source.name}:{row.number}", row.value) for source in sources for row in source.rows())
-        return _encode_all(sources, encoded_chunks(islice(rows, limit), tokenizer, options, workers), options, writer)
+        with closing(encoded_chunks(islice(rows, limit), tokenizer, options, workers)) as chunks:       # its processes end with it
+            return _encode_all(sources, chunks, options, writer)
 
     schema = TEXT_SCHEMA if options.max_prompt_tokens is None else PAIR_SCHEMA
     return cached_table(None if cache_dir is None else Path(cache_dir) / key, schema, encode)
@@ -135,8 +136,7 @@ def _encode_all(sources: list[Source], chunks: Iterator[Chunk], options: Options
     """Writes every example, a batch per chunk; the report says what else there was."""
     sides = ("text",) if options.max_prompt_tokens is None else ("prompt", "chosen", "rejected")
     totals: Counter[str] = Counter()
-    skipped: list[dict[str, str]] = []
-    inverted: list[str] = []
+    skipped, inverted = [], []
     places: dict[str, str] = {}  # id -> where the row with that id stands
     for chunk in chunks:
         totals.update(rows=len(chunk.encoded) + len(chunk.skipped) + chunk.dropped, dropped=chunk.dropped)
