@@ -1,0 +1,62 @@
+"""What every benchmark shares: a result file that says on what, with what and how it was measured, and medians with their spread."""
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "transformers", "deepspeed", "flash-attn", "trl", "accelerate", "numpy")
+
+
+def machine() -> dict[str, object]:
+    """The processor, what computes on it, and the versions of what was measured."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    gpu = {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda} if torch.cuda.is_available() else {}
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent).stdout.strip()
+    return {"cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads(), **gpu, "python": platform.python_version(),
+            "packages": versions, "commit": commit, "date": time.strftime("%Y-%m-%d", time.gmtime())}
+
+
+def spread(values: Sequence[float]) -> dict[str, float | int]:
+    """Median, least and greatest of repeated measurements, and how many there were."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "n": len(values)}
+
+
+def seconds(call: Callable[[], object], repeats: int = 5, warm_ups: int = 1) -> dict[str, float | int]:
+    """Time of a call: by device events on a GPU, else as CPU time of this process, all threads."""
+    times = []
+    for i in range(warm_ups + repeats):
+        if torch.cuda.is_available():
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            call()
+            end.record()
+            torch.cuda.synchronize()
+            times.append(start.elapsed_time(end) / 1e3)
+        else:
+            start = time.process_time()
+            call()
+            times.append(time.process_time() - start)
+    return spread(times[warm_ups:])
+
+
+def save(name: str, command: str, result: object) -> None:
+    """Write results/NAME.json (NAME.gpu.json on a GPU) and print it."""
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps({"command": command, "machine": machine(), "result": result}, indent=1)
+    (RESULTS / f"{name}{'.gpu' if torch.cuda.is_available() else ''}.json").write_text(text + "\n", encoding="utf-8")
+    print(text)
