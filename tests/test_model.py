@@ -109,26 +109,35 @@ def head_inputs(tokens: int, size: int, vocabulary: int, dtype: torch.dtype) -> 
     return head, hidden_TD, torch.randint(vocabulary, (tokens,), generator=generator)
 
 
+def chunked(monkeypatch: pytest.MonkeyPatch, elements: int, *, keeps: bool) -> None:
+    """The head in chunks of so many logits, whose exponentials are all kept for the backward, or all computed again."""
+    monkeypatch.setitem(logprobs.CHUNK_ELEMENTS, "cpu", elements)
+    monkeypatch.setattr(logprobs, "KEPT_ELEMENTS", 10**9 if keeps else 0)
+
+
+@pytest.mark.parametrize("keeps", [True, False])
 @pytest.mark.parametrize("elements", [1, 100, 777, 10**6])
-def test_head_is_log_softmax_whatever_the_chunk(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_head_is_log_softmax_whatever_the_chunk(elements: int, keeps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Values and both gradients in float64 against log_softmax, for chunks of one row up to all. Fails for a row lost or
-    doubled at a chunk's edge."""
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", elements)
+    doubled at a chunk's edge, or where a second backward through the same graph finds what the first has overwritten."""
+    chunked(monkeypatch, elements, keeps=keeps)
     head, hidden_TD, targets_T = head_inputs(13, 6, 50, torch.float64)
     weights_T = torch.randn(13, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     ours_T = head(hidden_TD, targets_T)
     plain_T = (hidden_TD @ head.weight.t()).log_softmax(-1).gather(-1, targets_T[:, None]).squeeze(-1)
     torch.testing.assert_close(ours_T, plain_T, rtol=1e-12, atol=1e-12)
-    ours, plain = (torch.autograd.grad((t * weights_T).sum(), [hidden_TD, head.weight], retain_graph=True) for t in (ours_T, plain_T))
+    ours, again, plain = (torch.autograd.grad((t * weights_T).sum(), [hidden_TD, head.weight], retain_graph=True) for t in (ours_T, ours_T, plain_T))
     for a, b in zip(ours, plain):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert all(map(torch.equal, ours, again))
     assert torch.autograd.gradcheck(lambda h: head(h, targets_T), hidden_TD)
 
 
-def test_head_in_bfloat16_errs_at_most_twice_as_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("keeps", [True, False])
+def test_head_in_bfloat16_errs_at_most_twice_as_torch(keeps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Error against float64 of the same bfloat16 inputs, ours against torch's log_softmax in float32 of bfloat16 logits.
     Fails where log-sum-exp or the weight's gradient is rounded to bfloat16 on the way."""
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 64 * 300)
+    chunked(monkeypatch, 64 * 300, keeps=keeps)
     head, hidden_TD, targets_T = head_inputs(256, 32, 300, torch.bfloat16)
 
     def results(hidden: Tensor, weight: Tensor, score: object) -> list[Tensor]:
@@ -161,7 +170,7 @@ def peak_bytes(call: object) -> int:
 def test_memory_of_the_head_does_not_grow_with_vocabulary_times_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measured forward and backward: four times the tokens cost four times the hidden states, not four times the logits.
     Fails where [tokens, vocabulary] exists anywhere."""
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 2**16)
+    chunked(monkeypatch, 2**16, keeps=False)
 
     def peak(tokens: int) -> int:
         head, hidden_TD, targets_T = head_inputs(tokens, 16, 4096, torch.float32)

@@ -6,7 +6,9 @@ from torch import Tensor, nn
 
 from zephyr.packing import PackedBatch
 
-CHUNK_ELEMENTS = 2**25          # logits that exist at a time: 128 MiB in float32
+CHUNK_ELEMENTS = {"cuda": 2**25, "cpu": 2**23}      # logits at a time: 128 MiB in float32 keep a GPU busy, 32 MiB suit a CPU's cache
+KEPT_ELEMENTS = 2**26                               # of a micro-batch's exponentials that are kept for the backward; more are computed again
+BLOCK_ROWS = 8192                                   # of the weight's gradient at a time, on a GPU
 
 
 class LogProbHead(nn.Linear):
@@ -31,46 +33,57 @@ class LogProbHead(nn.Linear):
 
 
 class ChunkedLogProb(torch.autograd.Function):
-    """log softmax(hidden W^T)[target] in float32, rows in chunks; the backward computes a chunk's logits again.
+    """log softmax(hidden W^T)[target] in float32, rows in chunks; the backward computes exponentials again where too many to keep.
 
     d logp / d logits = onehot(target) - softmax. The weight's gradient is summed over chunks in float32."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor) -> Tensor:
         logp_T = hidden_TD.new_empty(len(targets_T), dtype=torch.promote_types(hidden_TD.dtype, torch.float32))
-        lse_T = torch.empty_like(logp_T)
-        for rows in chunks(len(targets_T), weight_VD.shape[0]):
-            logits_CV = (hidden_TD[rows] @ weight_VD.t()).to(logp_T.dtype)
-            lse_T[rows] = logits_CV.logsumexp(-1)
-            logp_T[rows] = logits_CV.gather(-1, targets_T[rows, None]).squeeze(-1) - lse_T[rows]
-        ctx.save_for_backward(hidden_TD, weight_VD, targets_T, lse_T)
+        top_T, sum_T, kept = torch.empty_like(logp_T), torch.empty_like(logp_T), []
+        for rows in chunks(len(targets_T), weight_VD):
+            exp_CV = product(hidden_TD[rows], weight_VD.t(), logp_T.dtype)              # the logits, until they are overwritten
+            top_T[rows] = exp_CV.amax(-1)
+            logit_C = exp_CV.gather(-1, targets_T[rows, None]).squeeze(-1)
+            sum_T[rows] = exp_CV.sub_(top_T[rows, None]).exp_().sum(-1)
+            logp_T[rows] = logit_C - top_T[rows] - sum_T[rows].log()
+            if len(targets_T) * len(weight_VD) <= KEPT_ELEMENTS:
+                kept.append(exp_CV)
+        ctx.save_for_backward(hidden_TD, weight_VD, targets_T, top_T, sum_T, *kept)
         return logp_T
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, grad_T: Tensor) -> tuple[Tensor, Tensor, None]:
-        hidden_TD, weight_VD, targets_T, lse_T = ctx.saved_tensors
+        hidden_TD, weight_VD, targets_T, top_T, sum_T, *kept = ctx.saved_tensors
         grad_hidden_TD = torch.empty_like(hidden_TD)
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=lse_T.dtype)
-        for rows in chunks(len(targets_T), weight_VD.shape[0]):
-            grad_CV = (hidden_TD[rows] @ weight_VD.t()).to(lse_T.dtype)
-            grad_CV.sub_(lse_T[rows, None]).exp_().mul_(-grad_T[rows, None])
-            grad_CV.scatter_add_(-1, targets_T[rows, None], grad_T[rows, None])
-            grad_CV = grad_CV.to(hidden_TD.dtype)
-            grad_hidden_TD[rows] = grad_CV @ weight_VD
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=sum_T.dtype)
+        for i, rows in enumerate(chunks(len(targets_T), weight_VD)):
+            exp_CV = kept[i] if kept else product(hidden_TD[rows], weight_VD.t(), sum_T.dtype).sub_(top_T[rows, None]).exp_()
+            grad_CV = torch.mul(exp_CV, (-grad_T[rows] / sum_T[rows])[:, None], out=None if kept else exp_CV)
+            grad_CV = grad_CV.scatter_add_(-1, targets_T[rows, None], grad_T[rows, None]).to(hidden_TD.dtype)
+            torch.mm(grad_CV, weight_VD, out=grad_hidden_TD[rows])
             add_product(grad_weight_VD, grad_CV.t(), hidden_TD[rows])
         return grad_hidden_TD, grad_weight_VD.to(weight_VD.dtype), None
 
 
-def chunks(tokens: int, vocabulary: int) -> list[slice]:
-    """Slices of rows whose logits hold at most CHUNK_ELEMENTS."""
-    rows = max(1, CHUNK_ELEMENTS // vocabulary)
+def chunks(tokens: int, weight_VD: Tensor) -> list[slice]:
+    """Slices of rows whose logits are at most CHUNK_ELEMENTS of the weight's device."""
+    rows = max(1, CHUNK_ELEMENTS[weight_VD.device.type] // len(weight_VD))
     return [slice(start, min(start + rows, tokens)) for start in range(0, tokens, rows)]
 
 
+def product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """left @ right in a wider dtype than the factors': on a GPU not rounded in between."""
+    if left.is_cuda and left.dtype != dtype:
+        return torch.mm(left, right, out_dtype=dtype)
+    return (left @ right).to(dtype)
+
+
 def add_product(total_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
-    """total += left @ right, no chunk's product rounded to the factors' dtype."""
-    if left_VC.is_cuda and left_VC.dtype != total_VD.dtype:
-        total_VD.add_(torch.mm(left_VC, right_CD, out_dtype=total_VD.dtype))
+    """total += left @ right, no chunk's product rounded to the factors' dtype; on a GPU by blocks of rows, each product a small one."""
+    if left_VC.is_cuda:
+        for block, left in zip(total_VD.split(BLOCK_ROWS), left_VC.split(BLOCK_ROWS)):
+            block.add_(product(left, right_CD, total_VD.dtype))
     else:
         total_VD.addmm_(left_VC.to(total_VD.dtype), right_CD.to(total_VD.dtype))
 
