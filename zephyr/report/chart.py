@@ -13,9 +13,9 @@ def thinned(points: Sequence[Point], most: int = 300) -> Sequence[Point]:
     """At most so many of the points: the first, the last, and of each of equal stretches its lowest, its highest and a gap."""
     if len(points) <= most:
         return points
-    kept, stretches = {0, len(points) - 1}, (most - 2) // 3
-    for n in range(stretches):
-        stretch = range(n * len(points) // stretches, (n + 1) * len(points) // stretches)
+    kept, size = {0, len(points) - 1}, -(-3 * len(points) // (most - 2))
+    for start in range(0, len(points), size):
+        stretch = range(start, min(start + size, len(points)))
         there = sorted((i for i in stretch if points[i][1] is not None), key=lambda i: points[i][1])
         kept.update(there[:1], there[-1:], [i for i in stretch if points[i][1] is None][:1])
     return [points[i] for i in sorted(kept)]

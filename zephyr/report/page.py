@@ -21,18 +21,18 @@ CHARTS = [names.split() for names in (
 COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#ca8a04", "#06b6d4", "#ec4899")
 SHOWN = 20                                          # pairs of each kind, items of a list
 STYLE = """:root{color-scheme:light dark}body{font:14px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1400px;padding:0 1.5rem}
-.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(400px,1fr));gap:1rem}figure{margin:0;background:#8881;border-radius:8px;
-padding:.6rem}figcaption{font-weight:600}svg{width:100%;font-size:11px}svg text{fill:#888}.x{text-anchor:middle}.y{text-anchor:end}
-path{fill:none;stroke-width:1.6;stroke-linecap:round}.grid{stroke:#8884}.dots path{stroke-dasharray:5 4}.curve circle:not(:hover){opacity:0}
-.wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{border-bottom:1px solid #8884;text-align:left;
-padding:.25rem .7rem;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere;min-width:4rem;max-width:38rem}h2{margin-top:2.2rem}
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(400px,1fr));gap:1rem}figure{margin:0;background:#8881;padding:.6rem}
+svg{width:100%;font-size:11px}svg text{fill:#888}.x{text-anchor:middle}.y{text-anchor:end}path{fill:none;stroke-width:1.6;
+stroke-linecap:round}.grid{stroke:#8884}.dots path{stroke-dasharray:5 4}.curve circle:not(:hover){opacity:0}.wide{overflow-x:auto}
+table{border-collapse:collapse}td,th{border-bottom:1px solid #8884;text-align:left;padding:.25rem .7rem;vertical-align:top;
+white-space:pre-wrap;overflow-wrap:anywhere;min-width:4rem;max-width:38rem}h2{margin-top:2.2rem}
 i{display:inline-block;width:.8em;height:.8em;border-radius:50%;margin:0 .4em 0 .8em}"""
 
 
 def write_page(folders: Sequence[Path], out: Path, status: Row | None = None) -> None:
     """One page of all runs. Args: status: in place of what status.json says.
 
-    Raises: BadInput for a folder that is no run, a file of it that can't be read, by its line, or where `out` can't be written."""
+    Raises: BadInput for a folder that is no run, a file of it that is broken, by its line, or where `out` can't be written."""
     names = [folder.resolve().name for folder in folders]
     runs = dict(zip(names if len(set(names)) == len(names) else map(str, folders), folders))
     try:
@@ -91,9 +91,7 @@ def read(path: Path) -> dict[str, object]:
 
 
 def read_records(path: Path) -> Records:
-    """The records of metrics.jsonl; a value that is not finite is None, a line without its end, which is being written, left out.
-
-    Raises: BadInput naming a line that is no record."""
+    """Those of metrics.jsonl; values that are not finite are None, and a line without its end, which is being written, is left out."""
     found: dict[str, list[dict[str, float | None]]] = {"train": [], "eval": []}
     for place, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else (), start=1):
         try:
@@ -110,13 +108,13 @@ def facts(run: Path, config: Row, records: Records, status: Row, differing: Iter
     """What was trained from what, and how far it came. Args: differing: keys of the config to show."""
     states = sorted(run.glob("checkpoints/step-*/state.json"), key=lambda path: step_of(path.parent))
     log, state = run / "metrics.jsonl", read(states[-1]) if states else {}
-    updates = [record["step"] + 1 for record in records["train"] if record.get("loss") is not None]
-    half = log.exists() and log.read_bytes()[-1:] not in (b"", b"\n")
-    return {"folder": str(run), "method": "dDPO" if "beta" in config else "dSFT",
-            "status": f"{status.get('message')} (code {status.get('code')})",
-            "updates": max(updates, default=0), **({log.name: "its last line is half written, and left out"} if half else {}),
-            **{key: config.get(key) for key in ("model", "data.train", "data.eval", *differing)},
-            **{f"SHA-256 of {of}": state[f"identity.{of}"] for of in ("model", "data", "reference") if f"identity.{of}" in state}}
+    found = {"folder": str(run), "method": "dDPO" if "beta" in config else "dSFT",
+             "status": f"{status.get('message')} (code {status.get('code')})",
+             "updates": max((record["step"] + 1 for record in records["train"] if record.get("loss") is not None), default=0)}
+    if log.exists() and log.read_bytes()[-1:] not in (b"", b"\n"):
+        found[log.name] = "its last line is half written, and left out"
+    return (found | {key: config.get(key) for key in ("model", "data.train", "data.eval", *differing)}
+            | {f"SHA-256 of {of}": state[f"identity.{of}"] for of in ("model", "data", "reference") if f"identity.{of}" in state})
 
 
 def alarms(records: Records) -> Row:
@@ -197,8 +195,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Numbers as `number` has them, an item of a list a line, all else as text."""
     def shown(value: object) -> str:
         if isinstance(value, list):
-            items = [": ".join(map(str, item.values())) if isinstance(item, Mapping) else str(item) for item in value]
-            return "\n".join(items[:SHOWN] + [f"... {len(items)} in all"] * (len(items) > SHOWN)) or "none"
+            items = [": ".join(map(str, item.values())) if isinstance(item, Mapping) else str(item) for item in value[:SHOWN]]
+            return "\n".join(items + [f"... {len(value)} in all"] * (len(value) > SHOWN)) or "none"
         return "-" if value is None else number(value) if type(value) in (int, float) else str(value)
     lines = "".join(f"<tr>{''.join(f'<td>{escape(shown(value))}</td>' for value in row)}</tr>" for row in rows)
     return f'<div class="wide"><table><tr>{"".join(f"<th>{escape(text)}</th>" for text in head)}</tr>{lines}</table></div>'
