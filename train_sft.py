@@ -19,7 +19,7 @@ from zephyr.data.samples import sampler
 from zephyr.model.export import export
 from zephyr.model.load import DTYPES, digest, load_policy, require_runnable
 from zephyr.packing import PackedBatch, Plan, collate_texts, plan_epochs, plan_pass
-from zephyr.report import card
+from zephyr.report import card, leave_page
 from zephyr.training.engine import Engine
 from zephyr.training.launch import end, launch
 from zephyr.training.loop import Split, Stats, fit
@@ -58,6 +58,7 @@ def train(engine: Engine, config: SFTConfig, dry_run: bool) -> None:
     fit(engine, config, training, evaluation, sample)
     export(Path(config.run.dir) / "model", engine.full_parameters(), engine.parameter_bytes(), engine.policy.lm.config,
            tokenizer, engine.on_rank0(lambda: card(config, training.identity)), writes=engine.rank == 0)
+    engine.on_rank0(lambda: leave_page(Path(config.run.dir), engine.say))
     engine.barrier()
 
 

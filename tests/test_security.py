@@ -51,7 +51,7 @@ def test_a_secret_is_no_config(value: str, tmp_path: Path, monkeypatch: pytest.M
 def test_a_checkpoint_is_no_pickle(finished: Path) -> None:
     """Every file of a run is text, parquet or safetensors. Fails where something that runs when it is read is written."""
     suffixes = {path.suffix for path in (finished / "run").rglob("*") if path.is_file() and path.name not in ("lock", "latest")}
-    assert suffixes <= {".safetensors", ".json", ".jsonl", ".yaml", ".parquet", ".md", ".jinja"}
+    assert suffixes <= {".safetensors", ".json", ".jsonl", ".yaml", ".parquet", ".md", ".jinja", ".html"}
     (path,) = (finished / "run" / "checkpoints" / "step-6").glob("rank-0-*")
     header = path.read_bytes()
     assert "__metadata__" in json.loads(header[8:8 + int.from_bytes(header[:8], "little")])

@@ -18,7 +18,8 @@ MAP = [
     {"model", "training"},
     {"reference", "verify", "judge", "teacher", "world"},
     {"data"},
-    {"cli", "report"},
+    {"report"},
+    {"cli"},
 ]
 LEVEL = {unit: level for level, units in enumerate(MAP) for unit in units}
 MODULES = sorted(path.relative_to(ROOT) for path in (ROOT / "zephyr").rglob("*.py"))
