@@ -83,7 +83,7 @@ def test_a_discarded_gradient_changes_nothing(engine: Engine) -> None:
     assert engine.step(0.0) == norm > 0
 
 
-def test_update_ratio_is_that_of_the_weights(engine: Engine) -> None:
+def test_update_and_weight_are_those_of_the_weights(engine: Engine) -> None:
     """Against weights before and after, at the first step and a later one. Fails where a moment is not unbiased, or padding or
     a group is left out."""
     batch = collate_pairs(PAIRS, range(4))
@@ -93,7 +93,8 @@ def test_update_ratio_is_that_of_the_weights(engine: Engine) -> None:
         engine.backward(engine(batch).mean(), last=True)
         engine.step(lr)
         after = torch.cat([flat.detach() for flat in engine.engine.optimizer.fp32_partitioned_groups_flat])
-        assert engine.update_ratio(lr) == pytest.approx(float((after - before).norm() / after.norm()), rel=1e-3)
+        update, weight = engine.update_and_weight(lr).sqrt().tolist()
+        assert update == pytest.approx(float((after - before).norm()), rel=1e-3) and weight == pytest.approx(float(after.norm()), rel=1e-6)
 
 
 @pytest.mark.parametrize("content,message", [

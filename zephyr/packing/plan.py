@@ -4,6 +4,7 @@ A pure function of lengths, seed and config, so every rank computes the same one
 step 0, and resuming is a step number. A step holds the same examples for any number of ranks."""
 import heapq
 import random
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -31,27 +32,28 @@ class Plan(NamedTuple):
 def best_fit(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Bins of indices, none over `budget` tokens: longest first, into the fullest bin with room; alike on every rank.
 
-    Best-fit decreasing (Ding et al. 2024, arXiv:2404.10830). O(n log n + n * budget / 64).
+    Best-fit decreasing (Ding et al. 2024, arXiv:2404.10830). O(n log n).
     Raises: ValueError naming the first example over the budget (examples are cut when they are encoded, never here)."""
     bins: list[list[int]] = []
-    with_room: dict[int, list[int]] = {}            # free tokens -> bins with exactly that much room
-    rooms = 0                                       # bit r is set where with_room[r] is not empty
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+    with_room: dict[int, list[list[int]]] = {}      # bins by their free tokens
+    rooms: list[int] = []                           # the free tokens that some bin has, ascending
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
         length = int(lengths[i])
         if not 0 < length <= budget:
             raise ValueError(f"example {i} has {length} tokens; 1 to {budget} (the budget) are wanted")
-        fitting = rooms >> length
-        if fitting:
-            room = length + (fitting & -fitting).bit_length() - 1       # the smallest room that fits
-            chosen = with_room[room].pop()
+        fitting = bisect_left(rooms, length)
+        if fitting < len(rooms):
+            room = rooms[fitting]
+            fullest = with_room[room].pop()
             if not with_room[room]:
-                rooms &= ~(1 << room)
+                del with_room[room], rooms[fitting]
         else:
-            room, chosen = budget, len(bins)
-            bins.append([])
-        bins[chosen].append(i)
-        with_room.setdefault(room - length, []).append(chosen)
-        rooms |= 1 << (room - length)
+            room, fullest = budget, []
+            bins.append(fullest)
+        fullest.append(i)
+        if room - length not in with_room:
+            insort(rooms, room - length)
+        with_room.setdefault(room - length, []).append(fullest)
     return bins
 
 
@@ -102,16 +104,33 @@ def epoch_units(lengths: Sequence[int], rng: random.Random | None, window_tokens
 
 def spread(examples: Sequence[int], lengths: Sequence[int], costs: Sequence[float], ranks: int,
            budget_tokens: int) -> list[list[list[int]]]:
-    """A step's examples as micro-batches of ranks: the dearest to the cheapest rank, then best fit to the budget."""
+    """A step's examples as micro-batches of ranks: the dearest to the cheapest rank, exchanges, then best fit to the budget."""
     of_rank: list[list[int]] = [[] for _ in range(ranks)]
     cheapest = [(0.0, 0, rank) for rank in range(ranks)]
     for i in sorted(examples, key=lambda i: (-costs[i], i)):
         spent, count, rank = heapq.heappop(cheapest)
         of_rank[rank].append(i)
         heapq.heappush(cheapest, (spent + costs[i], count + 1, rank))
+    exchange(of_rank, costs)
     packed = [[sorted(mine[j] for j in micro) for micro in best_fit([lengths[i] for i in mine], budget_tokens)] for mine in of_rank]
     most = max(map(len, packed))
     return [micro_batches + [[]] * (most - len(micro_batches)) for micro_batches in packed]
+
+
+def exchange(of_rank: list[list[int]], costs: Sequence[float]) -> None:
+    """While the dearest rank has over 1 % more than the mean: give one of its examples away, or for a cheaper one, as is best."""
+    loads = [sum(costs[i] for i in mine) for mine in of_rank]
+    while (most := max(loads)) > 1.01 * sum(loads) / len(loads):
+        dear = loads.index(most)
+        after, mine, theirs, rank = min(
+            (max(most - costs[mine] + cost, loads[rank] + costs[mine] - cost), mine, theirs, rank)
+            for rank in range(len(loads)) if rank != dear for mine in of_rank[dear]
+            for theirs, cost in [(-1, 0), *((i, costs[i]) for i in of_rank[rank])])
+        if after >= most:
+            return
+        for of, lost, gained in ((dear, mine, theirs), (rank, theirs, mine)):
+            of_rank[of] = [i for i in of_rank[of] if i != lost] + [gained] * (gained >= 0)
+            loads[of] = sum(costs[i] for i in of_rank[of])
 
 
 def summed(steps: list[Step], lengths: Sequence[int], costs: Sequence[float], budget_tokens: int) -> Plan:

@@ -187,25 +187,24 @@ class Engine:
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss * self.world)
 
-    def step(self, lr: float) -> float:
-        """One AdamW update at learning rate `lr`; returns the gradient's global L2 norm before clipping.
+    def step(self, lr: float) -> Tensor:
+        """One AdamW update at learning rate `lr`; returns the gradient's global L2 norm before clipping, float64 on the device.
 
         A norm that is not finite is returned, and DeepSpeed leaves the parameters as they were."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         self.engine.step()
-        return float(self.engine.get_global_grad_norm())
+        return torch.as_tensor(self.engine.get_global_grad_norm(), dtype=torch.float64, device=self.device)
 
     def discard_gradient(self) -> float:
         """The gradient's global norm, and the gradient gone: a step at rate 0 moves nothing, and Adam starts anew."""
-        norm = self.step(0.0)
+        norm = float(self.step(0.0))
         self.engine.optimizer.optimizer.state.clear()
         return norm
 
-    def update_ratio(self, lr: float) -> float:
-        """L2 norm of the last update, made at rate `lr`, over that of the float32 weights. A collective."""
-        update, weight = self.sum(shards.update_and_weight(self.engine.optimizer, lr).to(self.device)).sqrt().tolist()
-        return update / weight
+    def update_and_weight(self, lr: float) -> Tensor:
+        """Sums of squares, float64 [2], over this rank's shard: of the last update, made at rate `lr`, and of the float32 weights."""
+        return shards.update_and_weight(self.engine.optimizer, lr).to(self.device)
 
     def parameter_bytes(self) -> list[tuple[str, int]]:
         """Name and bytes of each whole parameter, in the order of `full_parameters`."""

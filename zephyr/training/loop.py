@@ -63,15 +63,16 @@ def fit(engine: Engine, config: DPOConfig | SFTConfig, train: Split, evaluation:
         sums, logged, since = {}, first_step - 1, time.perf_counter()
         for step in range(first_step, len(steps)):
             totals = run_step(engine, train, step, ledger)
-            of_step = reduced(engine, train, step, totals)
-            require_finite(of_step["loss"], "loss", engine, train, step, ledger, recorder)
             grad_norm = engine.step(rates[step])
-            require_finite(grad_norm, "gradient norm", engine, train, step, ledger, recorder)
+            totals.of |= dict(zip(("update", "weight"), engine.update_and_weight(rates[step])))
+            of_step = reduced(engine, train, step, totals, grad_norm)
+            require_finite(of_step, engine, train, step, ledger, recorder)
             sums, done, last = added(sums, of_step), step + 1, step == len(steps) - 1
             saves = done % run.save_every == 0 or last or of_step["stop"]
             if step % run.log_every == 0 or saves:      # no record spans a checkpoint, or a resumed run would lose half of it
                 record = {"step": step, "split": "train", "epoch": steps[step].epoch, **means(sums, train.unit_name),
-                          "grad_norm": grad_norm, "learning_rate": rates[step], "update_ratio": engine.update_ratio(rates[step])}
+                          "grad_norm": of_step["grad_norm"], "learning_rate": rates[step],
+                          "update_ratio": math.sqrt(of_step["update"] / of_step["weight"])}
                 use = hardware_use(engine, sums, config.hardware.tokens_per_micro_batch, time.perf_counter() - since, step - logged)
                 recorder.write(record | use, alarms.of_training(record, getattr(config, "beta", None), rates, ulp))
                 sums, logged, since = {}, step, time.perf_counter()
@@ -94,14 +95,16 @@ def save(engine: Engine, run: Run, done: int, identity: checkpoint.Identity, led
 
 
 def run_step(engine: Engine, split: Split, step: int, ledger: Ledger | None) -> Totals:
-    """Forward and backward of this rank's micro-batches of a step: the gradient is that of the mean over all ranks."""
+    """Forward and backward of this rank's micro-batches of a step: the gradient is that of the mean over all ranks.
+
+    A loss that is not finite makes all of it NaN, which `engine.step` refuses: nobody has to read the loss before the update."""
     epoch, ranks = split.plan.steps[step]
     units = total(split.units, split.plan.steps[step].examples())
     totals = Totals()
     for m, indices in enumerate(ranks[engine.rank]):
         batch = split.collate(indices).to(engine.device)
         loss_sum, stats = split.objective(engine, batch)
-        engine.backward(loss_sum / units, last=m == len(ranks[engine.rank]) - 1)
+        engine.backward(loss_sum / units * (1 + 0 * loss_sum.detach()), last=m == len(ranks[engine.rank]) - 1)
         totals.add(loss_sum, stats)
         if ledger:
             ledger.add(step, epoch, batch.indices, stats)
@@ -122,11 +125,12 @@ def evaluate(engine: Engine, split: Split | None, sample: Sample | None, step: i
     recorder.write(record, alarms.of_evaluation(record, recorder.evaluations))
 
 
-def reduced(engine: Engine, split: Split, step: int, totals: Totals) -> Row:
-    """A step's sums over all ranks, with its counts from the plan: one reduction, one host read."""
-    values = engine.sum(torch.stack(list(totals.of.values()))).tolist()
+def reduced(engine: Engine, split: Split, step: int, totals: Totals, grad_norm: Tensor | None = None) -> Row:
+    """A step's sums over all ranks, its gradient norm, and its counts from the plan: one reduction, the one host read of a step."""
+    sums = engine.sum(torch.stack(list(totals.of.values())))
+    values = (sums if grad_norm is None else torch.cat([sums, grad_norm[None]])).tolist()
     examples, ranks = split.plan.steps[step].examples(), split.plan.steps[step].ranks
-    return dict(zip(totals.of, values)) | {
+    return dict(zip([*totals.of, "grad_norm"], values)) | {
         "units": total(split.units, examples), "tokens": total(split.tokens, examples),
         "flops": total(split.forward_flops, examples), "micro_batches": sum(1 for rank in ranks for micro in rank if micro)}
 
@@ -141,8 +145,8 @@ def added(sums: Row, more: Row) -> Row:
 
 def means(sums: Row, unit_name: str) -> Row:
     """Sums over examples as the record's means, with the count they are over."""
-    counts = {"units", "tokens", "flops", "micro_batches", "stop"}
-    return {name: value / sums["units"] for name, value in sums.items() if name not in counts} | {
+    no_means = {"units", "tokens", "flops", "micro_batches", "stop", "grad_norm", "update", "weight"}
+    return {name: value / sums["units"] for name, value in sums.items() if name not in no_means} | {
         unit_name: int(sums["units"]), "tokens": int(sums["tokens"])}
 
 
@@ -155,10 +159,11 @@ def hardware_use(engine: Engine, sums: Row, budget_tokens: int, seconds: float, 
     return use if utilisation is None else use | {"mfu": utilisation}
 
 
-def require_finite(value: float, what: str, engine: Engine, split: Split, step: int, ledger: Ledger | None, recorder: Recorder) -> None:
+def require_finite(of_step: Row, engine: Engine, split: Split, step: int, ledger: Ledger | None, recorder: Recorder) -> None:
     """Raises: NonFinite naming the pairs whose own loss is not finite, or, where that can't be told, all of the step."""
-    if not math.isfinite(value):
-        guilty = [id for rank in engine.gather(ledger.non_finite(step) if ledger else []) for id in rank]
-        ids = guilty or [split.ids[i] for i in split.plan.steps[step].examples()]
-        recorder.write({"step": step, "split": "train", "loss": None}, {"non_finite": f"the {what} is {value}"})
-        raise NonFinite(f"step {step}: the {what} is {value}; no parameter was changed. Its examples: {', '.join(ids)}")
+    for name, what in (("loss", "loss"), ("grad_norm", "gradient norm")):
+        if not math.isfinite(value := of_step[name]):
+            guilty = [id for rank in engine.gather(ledger.non_finite(step) if ledger else []) for id in rank]
+            ids = guilty or [split.ids[i] for i in split.plan.steps[step].examples()]
+            recorder.write({"step": step, "split": "train", "loss": None}, {"non_finite": f"the {what} is {value}"})
+            raise NonFinite(f"step {step}: the {what} is {value}; no parameter was changed. Its examples: {', '.join(ids)}")

@@ -47,15 +47,21 @@ def live_shards(zero: object, names: Mapping[nn.Parameter, str], rank: int, adam
 
 def update_and_weight(zero: object, lr: float) -> Tensor:
     """Sums of squares over this rank's weights, float64 [2]: of the update that AdamW has just made at rate `lr`, read from its
-    moments, and of the weights. A few elements at a time: no copy of the weights is ever made."""
-    sums = torch.zeros(2, dtype=torch.float64, device=zero.fp32_partitioned_groups_flat[0].device)
+    moments, and of the weights. A few elements at a time, which stay in a GPU's cache: no copy of the weights is ever made."""
+    norms: list[Tensor] = []
     for index, flat in enumerate(zero.fp32_partitioned_groups_flat):
         state, group = zero.optimizer.state[flat], zero.optimizer.param_groups[zero.sub_group_to_group_id[index]]
-        unbias, unbias_sq = (1 - beta ** float(state["step"]) for beta in group["betas"])
-        for weight, mean, square in zip(*(t.detach().split(2**24) for t in (flat, state["exp_avg"], state["exp_avg_sq"]))):
-            update = (mean / unbias) / ((square / unbias_sq).sqrt_().add_(group["eps"])) + group["weight_decay"] * weight
-            sums += torch.stack([(lr * update).double().square().sum(), weight.double().square().sum()])
-    return sums
+        if "step" not in state:                     # the first update was refused
+            return flat.new_zeros(2, dtype=torch.float64)
+        unbias, unbias_sq = (1 - beta ** state["step"].to(flat.device) for beta in group["betas"])
+        for weight, mean, square in zip(*(t.detach().split(2**23) for t in (flat, state["exp_avg"], state["exp_avg_sq"]))):
+            update = square.sqrt().add_(group["eps"] * unbias_sq.sqrt())
+            torch.div(mean, update, out=update).mul_(lr * unbias_sq.sqrt() / unbias)
+            if group["weight_decay"]:
+                update.add_(weight, alpha=lr * group["weight_decay"])
+            norms += [update.norm(), weight.norm()]
+    return torch.stack(norms).double().square_().view(-1, 2).sum(0)
+
 
 
 def write(shards: Iterator[Shard], folder: Path, rank: int) -> None:
