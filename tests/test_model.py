@@ -181,6 +181,23 @@ def test_memory_of_the_head_does_not_grow_with_vocabulary_times_tokens(monkeypat
     assert large - small < 3072 * 4096 * 4 / 10                          # a tenth of the logits of the added tokens
 
 
+def test_activation_policies_keep_less_and_change_nothing(tiny: Path) -> None:
+    """Bytes alive between forward and backward fall from policy to policy, and gradients stay as they are. Fails where a policy
+    is not heard, keeps what its name says is computed again, or recomputes something else than the forward did."""
+    batch = collate_pairs(random_pairs(384), range(4))
+    bytes_of, gradients = {}, {}
+    for policy in (False, "mlp", True):
+        model = load_policy(tiny, activation_checkpointing=policy).train()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            total = sum(t.sum() for t in response_logprobs(model, batch))
+        bytes_of[policy] = sum(event.nbytes() for event in profile.profiler.kineto_results.events() if event.name() == "[memory]")
+        total.backward()
+        gradients[policy] = torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert bytes_of[False] > 1.3 * bytes_of["mlp"] > 1.3 * bytes_of[True], bytes_of
+    for gradient in gradients.values():
+        torch.testing.assert_close(gradient, gradients[False], rtol=1e-5, atol=1e-6)
+
+
 def test_weights_have_one_digest_however_sharded(tiny: Path, tmp_path: Path) -> None:
     """Fails where the digest depends on files, or does not on a single changed weight."""
     tensors = load_file(tiny / "model.safetensors")

@@ -76,7 +76,7 @@ class Hardware:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     attention: Literal["flash_attn", "torch_varlen", "sdpa"] = "flash_attn"
     prefix_sharing: bool = True                             # DPO only
-    activation_checkpointing: bool = True
+    activation_checkpointing: Literal[True, False, "mlp"] = True         # what the backward computes again: all of a layer, or its MLP
     deepspeed: str = "configs/deepspeed/zero3.json"
 
 
@@ -223,8 +223,8 @@ def read_value(hint: object, value: Value, key: str) -> object:
     if origin is types.UnionType:                           # `X | None`
         return None if value is None else read_value(args[0], value, key)
     if origin is Literal:
-        if value not in args:
-            raise ConfigError(f"{key}: one of {', '.join(args)} is wanted, got {value!r}")
+        if value not in args or type(value) not in map(type, args):
+            raise ConfigError(f"{key}: one of {', '.join(str(arg).lower() for arg in args)} is wanted, got {value!r}")
         return value
     if origin is tuple:
         length = "" if args[-1] is Ellipsis else f" of {len(args)}"

@@ -17,7 +17,7 @@ from torch import Tensor
 from test_attention import dense_attention, layout_of
 from zephyr.chat import EncodedPair
 from zephyr.model import attention
-from zephyr.model.load import load_policy
+from zephyr.model.load import load_policy, recompute
 from zephyr.model.logprobs import LogProbHead, response_logprobs
 from zephyr.packing import collate_pairs
 
@@ -200,16 +200,16 @@ def test_dpo_step_at_7b_width_under_zero3(wide: Path, tmp_path: Path, measured: 
             assert math.isfinite(engine.step(1e-5)) and all(0 < part < math.inf for part in engine.update_and_weight(1e-5).tolist())
             means.append(float(total) / len(pairs))
 
-        for activations in ("kept", "recomputed"):
-            if activations == "recomputed":
-                engine.policy.lm.gradient_checkpointing_enable({"use_reentrant": False})
+        for policy in (False, True, "mlp"):
+            engine.policy.lm.gradient_checkpointing_disable()
+            recompute(engine.policy.lm, policy)
             torch.cuda.reset_peak_memory_stats()
             taken = seconds(step, repeats=5)
-            measured[f"DPO step, 7B width, 2 layers, 32 pairs, ZeRO-3 on one GPU, activations {activations}"] = {
+            measured[f"DPO step, 7B width, 2 layers, 32 pairs, ZeRO-3 on one GPU, activation_checkpointing {policy}"] = {
                 "attention": kernel, "tokens": sum(lengths), "micro_batches": len(plan.steps[0].ranks[0]), "seconds": taken,
                 "peak_bytes": torch.cuda.max_memory_allocated(), "bytes_beside_the_model": torch.cuda.max_memory_allocated() - held,
                 "predicted": step_memory(engine.policy.lm.config, engine.parameters, ranks=1, tokens=micro_tokens,
-                                         hardware=Hardware(activation_checkpointing=activations == "recomputed"),
+                                         hardware=Hardware(activation_checkpointing=policy),
                                          zero=engine.settings["zero_optimization"])}
         assert abs(means[0] - math.log(2)) < 1e-3 and means[7] < 0.5 and all(map(math.isfinite, means))
         measured["losses of those steps"] = means

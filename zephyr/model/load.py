@@ -15,6 +15,7 @@ import torch
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
@@ -49,7 +50,7 @@ class Policy(nn.Module):
 
 
 def load_policy(path: str | Path, *, attention: str = "sdpa", dtype: torch.dtype = torch.float32,
-                activation_checkpointing: bool = False, init: ContextManager[object] | None = None,
+                activation_checkpointing: bool | str = False, init: ContextManager[object] | None = None,
                 write: WriteTensor | None = None) -> Policy:
     """The model in a Hugging Face folder (or the snapshot of a hub id) as a Policy.
 
@@ -69,9 +70,22 @@ def load_policy(path: str | Path, *, attention: str = "sdpa", dtype: torch.dtype
         raise BadInput(f"model {path}: {type(lm).__name__} has no linear output layer without bias, which is wanted")
     lm.set_output_embeddings(LogProbHead.replacing(head))
     fill(lm, folder, write or (lambda parameter, read: parameter.data.copy_(read())))
-    if activation_checkpointing:
-        lm.gradient_checkpointing_enable({"use_reentrant": False})
+    recompute(lm, activation_checkpointing)
     return Policy(lm)
+
+
+def recompute(lm: PreTrainedModel, what: bool | str) -> None:
+    """Let the backward compute again what it needs of a layer: all (True), or its norms and its MLP, the widest part, alone ("mlp").
+
+    Raises: ConfigError where the layers have no MLP of that name."""
+    if what is True:
+        lm.gradient_checkpointing_enable({"use_reentrant": False})
+    elif what == "mlp":
+        parts = {name: module for name, module in lm.base_model.named_modules() if name.endswith((".mlp", "norm"))}
+        if not any(name.endswith(".mlp") for name in parts):
+            raise ConfigError(f"hardware.activation_checkpointing: {type(lm).__name__} has no layers with an mlp; true or false is wanted")
+        for module in parts.values():
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
 
 
 def require_runnable(config: DPOConfig | SFTConfig) -> None:
