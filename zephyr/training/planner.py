@@ -10,6 +10,8 @@ from zephyr.config import ConfigError, Hardware
 from zephyr.packing import Plan
 
 PEAK_FLOPS = {"H100": 989.4e12, "H200": 989.4e12, "GH200": 989.4e12, "A100": 312e12, "A800": 312e12}    # dense bfloat16
+HEAD_CHUNK = 2**25                                  # zephyr.model.logprobs.CHUNK_ELEMENTS, which is above this module
+POLICIES = ("none", "elementwise", "mlp", "full")   # of activation checkpointing, by the work that they repeat
 
 
 def forward_flops(config: PreTrainedConfig, layer_parameters: int, tokens: int, scored: int, attended: float) -> float:
@@ -41,18 +43,41 @@ def mfu(forward: float, seconds: float, ranks: int) -> float | None:
     return 3 * forward / (seconds * ranks * peak) if peak else None
 
 
-def step_memory(lm: PreTrainedConfig, parameters: int, *, ranks: int, tokens: int, hardware: Hardware,
-                zero: Mapping[str, object]) -> dict[str, int]:
-    """Estimated bytes that a rank's first step takes beside what a sharded model holds already: float32 gradients and (unless
-    they are offloaded) moments, gathered weights, each layer's input and what one layer, or each, keeps inside, the head's
-    gradient. Args: tokens: of the fullest micro-batch. zero: DeepSpeed's `zero_optimization`."""
-    item, layers = 2 if hardware.dtype == "bfloat16" else 4, lm.num_hidden_layers
+def policy_of(hardware: Hardware) -> str:
+    """`hardware.activation_checkpointing` as the name of what a layer keeps for its backward; true is full, false none."""
+    return {True: "full", False: "none"}.get(hardware.activation_checkpointing, hardware.activation_checkpointing)
+
+
+def layer_bytes(lm: PreTrainedConfig, policy: str, hardware: Hardware, keys: float = 1.0) -> float:
+    """Bytes that a layer keeps of a token until its backward: its input alone (full), that with what attention saves and the input
+    of the MLP (mlp), with gate and up projection too (elementwise), or all that autograd saves of Hugging Face's modules (none:
+    each norm's input in float32, scaled input and output; four tensors of the MLP). Args: keys: keys a token, > 1 where prompts are shared."""
+    item, heads, inner = 2 if hardware.dtype == "bfloat16" else 4, lm.num_attention_heads, getattr(lm, "intermediate_size", None) or 4 * lm.hidden_size
+    head_size = getattr(lm, "head_dim", None) or lm.hidden_size // heads
+    query, key = item * heads * head_size, item * (getattr(lm, "num_key_value_heads", None) or heads) * head_size
+    attention = 2 * query + 2 * keys * key + 4 * heads      # query, output; key, value; float32 log-sum-exp
+    mlp = 2 * item * lm.hidden_size + attention
+    return {"full": item * lm.hidden_size, "mlp": mlp, "elementwise": mlp + 2 * item * inner,
+            "none": 2 * (4 + 2 * item) * lm.hidden_size + attention + query * (hardware.attention == "sdpa") + 4 * item * inner}[policy]
+
+
+def step_memory(lm: PreTrainedConfig, parameters: int, *, ranks: int, tokens: int, hardware: Hardware, zero: Mapping[str, object],
+                scored: int | None = None, keys: float = 1.0) -> dict[str, int]:
+    """Estimated bytes that a rank's first step takes beside what a sharded model holds already: moments and the update's float32
+    gradient (unless they are offloaded), weights gathered from other ranks, what all layers keep and one takes in its backward (as far
+    as the head, whose turn is before, takes less), the head. Args: tokens, scored (default all), keys a token: of the fullest
+    micro-batch. zero: DeepSpeed's `zero_optimization`."""
+    item, share, policy = 2 if hardware.dtype == "bfloat16" else 4, parameters // ranks, policy_of(hardware)
     inner = getattr(lm, "intermediate_size", None) or 4 * lm.hidden_size
-    inside = (8 * lm.hidden_size + 3 * inner) * (1 if hardware.activation_checkpointing else layers)
-    return {"states": (4 if "offload_optimizer" in zero else 12) * parameters // ranks,
-            "gathered": item * min(parameters, int(zero.get("stage3_max_live_parameters", 1e9))),
-            "activations": item * tokens * (layers * lm.hidden_size + inside),
-            "head": (4 + item) * lm.vocab_size * lm.hidden_size}
+    keeps, all_of_it = (layer_bytes(lm, name, hardware, keys) for name in (policy, "none"))
+    layer = tokens * (all_of_it - keeps + item * (2 * inner + 2 * lm.hidden_size))
+    scored = tokens if scored is None else scored
+    chunk, weight = min(scored * lm.vocab_size, HEAD_CHUNK), lm.vocab_size * lm.hidden_size
+    logits = max(8 * chunk, (4 + item % 4) * (chunk + weight))      # forward, backward; bfloat16 is held beside float32
+    head = logits + lm.hidden_size * (tokens * (4 + 2 * item) + scored * item)      # with the last norm
+    return {"states": 4 * share if "offload_optimizer" in zero else 8 * share + 4 * min(share, int(zero.get("sub_group_size", 1e9))),
+            "gathered": item * min(parameters, int(zero.get("stage3_max_live_parameters", 1e9))) * (ranks > 1 or "offload_param" in zero),
+            "activations": int(tokens * lm.num_hidden_layers * keeps + max(0, layer - head)), "head": head}
 
 
 def require_budget(tokens: Sequence[int], ids: Sequence[str], budget_tokens: int) -> None:
