@@ -18,7 +18,8 @@ Config = DPOConfig | SFTConfig
 Settings = Mapping[str, object]                     # DeepSpeed's JSON
 Lengths = Sequence[tuple[int, ...]]                 # of pairs (prompt, chosen, rejected), of texts (tokens, targets)
 # Mean and log-deviation of prompts and of responses before they are cut, and pairs of the data set
-PROFILES = {"ultrafeedback": ((185, 1.1), (320, 0.75), 61135), "hh": ((140, 0.8), (60, 0.75), 160800), "tldr": ((352, 0.4), (33, 0.35), 92858)}
+PROFILES = {"ultrafeedback": ((185, 1.1), (320, 0.75), 61135), "hh": ((140, 0.8), (60, 0.75), 160800),
+            "tldr": ((352, 0.4), (33, 0.35), 92858)}
 
 
 class Device(NamedTuple):
@@ -59,14 +60,14 @@ def read_model(path: str, shape: str | None) -> Model:
         with torch.device("meta"):
             lm = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (*REFUSALS, OSError) as error:
-        raise BadInput(f"model {path}: its shape is not known: {error}; a folder with a config.json is wanted, or --shape (mistral: that of "
-                       "Mistral-7B)") from None
+        raise BadInput(f"model {path}: a folder with a config.json is wanted, or --shape (mistral: that of Mistral-7B); {error}") from None
     sizes = {name: parameter.numel() for name, parameter in lm.named_parameters()}
-    return Model(config, sum(sizes.values()), sum(size for name, size in sizes.items() if "embed_tokens" not in name and "lm_head" not in name))
+    outside = sum(size for name, size in sizes.items() if "embed_tokens" in name or "lm_head" in name)
+    return Model(config, sum(sizes.values()), sum(sizes.values()) - outside)
 
 
 def profile_lengths(profile: str, config: Config) -> Lengths:
-    """Lognormal lengths, cut as the config says, by what is published of a data set; without a profile UltraChat's texts, all targets."""
+    """Lognormal lengths, cut as the config says, by what is published of a data set; ultrachat: of texts, all of them targets."""
     rng, data = np.random.default_rng(0), config.data
     if isinstance(config, SFTConfig):
         drawn = rng.lognormal(np.log(1060), 0.62, data.limit or 207865).clip(16, data.max_tokens).astype(int).tolist()
@@ -102,13 +103,18 @@ def executed(of: Work, model: Model, policy: str) -> list[float]:
 
 
 def this_machine(dtype: str, ranks: int) -> Device:
-    """A rank's share of it: the rate of matrix products by a second of them on this process's threads; memory and network rates estimated."""
+    """A rank's share of it. The rate of matrix products is that of a second of them; what is reached, and other rates, are estimates."""
     import psutil
-    square, flops, start = torch.randn(768, 768).to(DTYPES[dtype]), 0, time.perf_counter()
-    while (seconds := time.perf_counter() - start) < 1:
+    square, flops, threads, start = torch.randn(768, 768).to(DTYPES[dtype]), 0, torch.get_num_threads(), time.process_time()
+    while (seconds := (time.process_time() - start) / threads) < 1:         # CPU time: other processes slow nothing of it
         square @ square
         flops += 2 * 768**3
     return Device(psutil.virtual_memory().total / ranks, flops / seconds, 0.6, 10e9, 1e9, 1e9)
+
+
+def dearest(plan: Plan, flops: Sequence[float]) -> list[float]:
+    """Operations of each micro-batch on the rank that the others wait for, step by step."""
+    return [max(sum(flops[i] for i in micro) for micro in of_ranks) for step in plan.steps for of_ranks in zip(*step.ranks)]
 
 
 def times(micro_batches: Sequence[float], steps: int, model: Model, ranks: int, device: Device, config: Config, settings: Settings,
@@ -132,7 +138,8 @@ def memory(model: Model, ranks: int, plan: Plan, of: Work, config: Config, setti
     """Bytes of a rank by part, and their peak: in a micro-batch, or in the update, which needs a gradient in float32.
 
     `save`: gathered at a time while the model is saved; `save_host`: of the machine's memory then."""
-    fullest = max((micro for step in plan.steps for rank in step.ranks for micro in rank), key=lambda micro: sum(of.tokens[i] for i in micro))
+    micro_batches = (micro for step in plan.steps for rank in step.ranks for micro in rank)
+    fullest = max(micro_batches, key=lambda micro: sum(of.tokens[i] for i in micro))
     tokens, scored, keys = (sum(column[i] for i in fullest) for column in (of.tokens, of.scored, of.keys))
     zero, item, share = settings["zero_optimization"], DTYPES[config.hardware.dtype].itemsize, model.parameters // ranks
     accumulates = settings.get("data_types", {}).get("grad_accum_dtype", "fp32")
@@ -140,7 +147,8 @@ def memory(model: Model, ranks: int, plan: Plan, of: Work, config: Config, setti
     parts = step_memory(model.config, model.parameters, ranks=ranks, tokens=tokens, scored=scored, keys=keys / tokens,
                         hardware=config.hardware, zero=zero)
     update = parts["states"] - 8 * share if held else 0
-    found = parts | {"states": share * (held + item * ("offload_param" not in zero)), "buckets": item * int(zero.get("reduce_bucket_size", 5e8)), "update": update}
+    found = parts | {"states": share * (held + item * ("offload_param" not in zero)), "update": update,
+                     "buckets": item * int(zero.get("reduce_bucket_size", 5e8))}
     peak = found["states"] + found["buckets"] + max(update, parts["gathered"] + parts["activations"] + parts["head"])
     host = max(min(12 * share, shards.FILE_BYTES), min(item * model.parameters, SHARD_BYTES))
     return found | {"peak": peak, "save": item * model.config.vocab_size * model.config.hidden_size, "save_host": host}

@@ -1,10 +1,12 @@
 """`zephyr plan`: a config becomes a prediction of its run, memory and time by part, and of what its `hardware` had better be."""
 import argparse
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+
+import torch
 
 from zephyr import config as configs
 from zephyr.cli import costs
@@ -15,13 +17,14 @@ from zephyr.config import BadInput, SFTConfig
 from zephyr.data import Pairs, Texts, encoding_resources, load_pairs, load_texts, load_tokenizer
 from zephyr.data.jsonl import read_rows
 from zephyr.packing import Plan, plan_epochs
-from zephyr.training.engine import read_deepspeed
+from zephyr.training.engine import Engine, read_deepspeed
 from zephyr.training.planner import POLICIES, describe, layer_bytes, policy_of, require_budget
 
 Report = dict[str, object]
-ROOM = 0.9                                          # of a device's memory: the rest is for fragments, driver and NCCL
-SAMPLED = 64, 2**15                                 # of the data, for other layouts than the config's: steps, examples at most
-UNCHECKED = "Held against measurements: memory, and ratios of times, on 1 and 2 CPU ranks. Never checked: more ranks, any GPU, whatever else stands here."
+ROOM = 0.94                                         # of a device's memory: the rest is for fragments, driver and NCCL
+SAMPLED_STEPS, SAMPLED_EXAMPLES = 64, 2**15         # at most, for other layouts than the config's own
+WRITTEN = {"none": False, "full": True}             # policies whose names hardware.activation_checkpointing does not take
+UNCHECKED = "Held against measurements: memory and ratios of times on 1 and 2 CPU ranks. Never checked: more ranks, any GPU."
 
 
 def add_plan(commands: Commands) -> None:
@@ -31,9 +34,9 @@ def add_plan(commands: Commands) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="changes of its keys, right behind it")
     parser.add_argument("--stage", choices=("sft", "dpo"), help="where the config's keys do not tell")
     parser.add_argument("--gpus", type=int, default=1, help="ranks (default 1)")
-    parser.add_argument("--device", choices=(*DEVICES, "cpu"), default="a100-80", help="default a100-80; cpu: this machine, measured for a second")
-    parser.add_argument("--lengths", metavar="PROFILE|FILE", help=f"instead of the config's data: {', '.join(PROFILES)} (pairs), ultrachat (texts), or "
-                        "a .jsonl of token counts, prompt, chosen and rejected, or tokens and targets")
+    parser.add_argument("--device", choices=(*DEVICES, "cpu"), default="a100-80", help="default a100-80; cpu: this machine, tried")
+    parser.add_argument("--lengths", metavar="PROFILE|FILE", help=f"instead of the config's data: {', '.join(PROFILES)} (pairs), ultrachat "
+                        "(texts), or a .jsonl of token counts, prompt, chosen and rejected, or tokens and targets")
     parser.add_argument("--shape", metavar="TYPE", help="instead of the model's config.json: a model type's default; mistral: Mistral-7B")
     parser.add_argument("--table", action="store_true", help="strong and weak scaling to 1,024 ranks, and sweeps")
     parser.add_argument("--json", action="store_true", help="print all of it as JSON")
@@ -52,7 +55,7 @@ def run_plan(options: argparse.Namespace) -> None:
 def read_lengths(named: str | None, config: Config) -> Lengths:
     """Token counts of a profile, of a file's rows, or (None) of the config's own data, encoded as the scripts do. Raises: BadInput."""
     data, texts = config.data, isinstance(config, SFTConfig)
-    if named in (("ultrachat",) if texts else PROFILES):
+    if named in (["ultrachat"] if texts else PROFILES):
         return costs.profile_lengths(named, config)
     if named is not None:
         names = ("tokens", "targets") if texts else ("prompt", "chosen", "rejected")
@@ -60,14 +63,17 @@ def read_lengths(named: str | None, config: Config) -> Lengths:
         for place, counts in found.items():
             if not all(type(count) is int and count > 0 for count in counts):
                 raise BadInput(f"{place}: integers > 0 are wanted of {', '.join(names)}, got {counts}")
+        if not found:
+            raise BadInput(f"{named}: a row at least is wanted")
         return list(found.values())
-    options = {"tokenizer": load_tokenizer(config.tokenizer or config.model, config.chat_template), "max_tokens": data.max_tokens,
-               "limit": data.limit, "on_bad_row": data.on_bad_row, **encoding_resources()}
-    options |= {"targets": data.targets} if texts else {"max_prompt_tokens": data.max_prompt_tokens, "truncation": data.truncation}
-    return counted((load_texts if texts else load_pairs)(data.train, **options)[0])
+    load = partial(load_texts, targets=data.targets) if texts else partial(
+        load_pairs, max_prompt_tokens=data.max_prompt_tokens, truncation=data.truncation)
+    return counted(load(data.train, load_tokenizer(config.tokenizer or config.model, config.chat_template), max_tokens=data.max_tokens,
+                        limit=data.limit, on_bad_row=data.on_bad_row, **encoding_resources())[0])
 
 
 def counted(examples: Pairs | Texts) -> Lengths:
+    """Token counts of encoded examples."""
     columns = (examples.prompt_tokens, examples.chosen_tokens, examples.rejected_tokens) if isinstance(examples, Pairs) else (
         examples.tokens, examples.target_tokens)
     return list(zip(*(column.tolist() for column in columns)))
@@ -80,117 +86,122 @@ def predict(config: Config, model: Model, lengths: Lengths, ranks: int, name: st
     device = costs.this_machine(config.hardware.dtype, ranks) if name == "cpu" else DEVICES[name]
     plan = planned(of, config, ranks, config.optim.epochs)
     of_layout = partial(layout, all_work=of, model=model, device=device, settings=settings)
-    own = of_layout(config, ranks, plan)
-    reference = costs.times(dearest(plan, of.forward), config.optim.epochs, model, ranks, device, config, settings, training=False)
+    a_pass = costs.times(costs.dearest(plan, of.forward), config.optim.epochs, model, ranks, device, config, settings, training=False)
     tried = [best for policy in POLICIES if (best := largest(of_layout, config, ranks, max(of.tokens), policy))]
     return {"model": model.config.model_type, "parameters": model.parameters, "ranks": ranks, "device": name, **device._asdict(),
-            "examples": len(lengths), "mean_tokens": sum(of.tokens) / len(lengths), "longest": max(of.tokens), "plan": describe(plan, ranks),
-            "steps": len(plan.steps), "config": own, "reference_hours": 0.0 if isinstance(config, SFTConfig) else reference["seconds"] / 3600, "policies": tried,
-            "advice": min(tried, key=lambda one: one["seconds"], default=None), "tables": tables(of_layout, config) if table else {}}
+            "examples": len(lengths), "mean_tokens": sum(of.tokens) / len(lengths), "longest": max(of.tokens), "steps": len(plan.steps),
+            "plan": describe(plan, ranks), "reference_hours": 0.0 if isinstance(config, SFTConfig) else a_pass["seconds"] / 3600,
+            "config": of_layout(config, ranks, plan), "policies": tried, "advice": min(tried, key=lambda one: one["seconds"], default=None),
+            "tables": tables(of_layout, config) if table else {}}
+
+
+def estimate(engine: Engine, config: Config, examples: Pairs | Texts) -> str:
+    """The command's page for a dry run: of a script's own rows, on as many ranks, of this GPU or CPU."""
+    name = torch.cuda.get_device_name(engine.device).lower() if engine.device.type == "cuda" else "cpu"
+    device = next((known for known in (*DEVICES, "cpu") if all(part in name for part in known.split("-"))), None)
+    if device is None:
+        return f"no prediction: the figures of {name} are not known, those of {', '.join(DEVICES)} are"
+    report = predict(config, costs.read_model(config.model, None), counted(examples), engine.world, device)
+    return "\n".join(line for line in text(report) if line != report["plan"])
 
 
 def planned(of: Work, config: Config, ranks: int, epochs: int) -> Plan:
     """The plan that the scripts make of these examples."""
-    return plan_epochs(of.tokens, per_step=per_step(config), epochs=epochs, ranks=ranks, budget_tokens=config.hardware.tokens_per_micro_batch,
-                       seed=config.run.seed, shuffle=config.data.shuffle, window_tokens=config.data.max_tokens if isinstance(config, SFTConfig) else None)
+    window = config.data.max_tokens if isinstance(config, SFTConfig) else None
+    return plan_epochs(of.tokens, per_step=getattr(config.optim, units(config)), epochs=epochs, ranks=ranks, seed=config.run.seed,
+                       budget_tokens=config.hardware.tokens_per_micro_batch, shuffle=config.data.shuffle, window_tokens=window)
 
 
-def per_step(config: Config) -> int:
-    return config.optim.windows_per_step if isinstance(config, SFTConfig) else config.optim.pairs_per_step
+def units(config: Config) -> str:
+    """The key that says how large a step is."""
+    return "windows_per_step" if isinstance(config, SFTConfig) else "pairs_per_step"
 
 
-def dearest(plan: Plan, flops: Sequence[float]) -> list[float]:
-    """Operations of each micro-batch on the rank that the others wait for, step by step."""
-    return [max(sum(flops[i] for i in micro) for micro in of_ranks) for step in plan.steps for of_ranks in zip(*step.ranks)]
+def whole_steps(of: Work, config: Config, ranks: int) -> tuple[Work, Plan]:
+    """Some of the examples, evenly, planned for a few whole steps; each again and again where they do not fill one."""
+    per_step = getattr(config.optim, units(config))
+    stride = max(1, len(of.tokens) // min(SAMPLED_STEPS * per_step, max(SAMPLED_EXAMPLES, per_step)))
+    some = Work(*([*column[::stride]] * -(-per_step // len(column[::stride])) for column in of))
+    plan = planned(some, config, ranks, epochs=1)
+    return some, plan._replace(steps=plan.steps[:max(1, len(plan.steps) - 1)])
 
 
-def sampled(of: Work, config: Config) -> Work:
-    """Some of the examples, evenly, for a few steps; each again and again where they do not fill one."""
-    wanted = min(SAMPLED[0] * per_step(config), max(SAMPLED[1], per_step(config)))
-    stride = max(1, len(of.tokens) // wanted)
-    return Work(*([*column[::stride]] * -(-per_step(config) // len(column)) for column in of))
-
-
-def layout(config: Config, ranks: int, plan: Plan | None = None, *, all_work: Work, model: Model, device: Device, settings: Settings) -> Report:
-    """Memory and times under a config on so many ranks: of a plan of all examples, or of whole steps of some of them."""
-    of, policy = all_work if plan else sampled(all_work, config), policy_of(config.hardware)
-    plan = plan or (lambda made: made._replace(steps=made.steps[:max(1, len(made.steps) - 1)]))(planned(of, config, ranks, 1))
+def layout(config: Config, ranks: int, plan: Plan | None = None, *, all_work: Work, model: Model, device: Device,
+           settings: Settings) -> Report:
+    """Memory and times under a config on so many ranks: of a plan of all examples, or (None) of whole steps of some of them."""
+    of, plan = (all_work, plan) if plan else whole_steps(all_work, config, ranks)
+    policy, steps = policy_of(config.hardware), len(plan.steps)
     flops, parts = costs.executed(of, model, policy), costs.memory(model, ranks, plan, of, config, settings)
     visits = [i for step in plan.steps for i in step.examples()]
-    slowest, steps, ideal = dearest(plan, flops), len(plan.steps), sum(flops[i] for i in visits) / ranks
-    found = costs.times(slowest, steps, model, ranks, device, config, settings)
-    hours = found["seconds"] * steps * config.optim.epochs * len(all_work.tokens) / len(visits) / 3600
-    return {"ranks": ranks, "activations": policy, "bytes_per_token": layer_bytes(model.config, policy, config.hardware) * model.config.num_hidden_layers,
-            "budget_tokens": config.hardware.tokens_per_micro_batch, "micro_batches": len(slowest) / steps, "critical_path": sum(slowest) / ideal,
-            "memory": parts, "fits": parts["peak"] <= ROOM * device.memory, **found,
-            "of_ideal": ideal / steps / device.peak / device.efficiency / found["seconds"], "hours": hours}
+    slowest, ideal = costs.dearest(plan, flops), sum(flops[i] for i in visits) / ranks
+    times = costs.times(slowest, steps, model, ranks, device, config, settings)
+    return {"ranks": ranks, "activations": policy, "budget_tokens": config.hardware.tokens_per_micro_batch,
+            "bytes_per_token": layer_bytes(model.config, policy, config.hardware) * model.config.num_hidden_layers,
+            "micro_batches": len(slowest) / steps, "critical_path": sum(slowest) / ideal, "memory": parts,
+            "fits": parts["peak"] <= ROOM * device.memory, **times,
+            "of_ideal": ideal / steps / device.peak / device.efficiency / times["seconds"],
+            "hours": times["seconds"] * steps * config.optim.epochs * len(all_work.tokens) / len(visits) / 3600}
 
 
 def largest(of_layout: Callable[..., Report], config: Config, ranks: int, longest: int, policy: str) -> Report | None:
-    """A policy with the largest budget that fits, no larger than a rank's whole step needs; None where not even the longest example fits."""
+    """A policy with the largest budget that fits, no larger than a rank's whole step needs; None where the longest example does not."""
     found = None
     for budget in (2**k for k in range((longest - 1).bit_length(), 20)):
-        hardware = replace(config.hardware, tokens_per_micro_batch=budget, activation_checkpointing=written(policy))
+        hardware = replace(config.hardware, tokens_per_micro_batch=budget, activation_checkpointing=WRITTEN.get(policy, policy))
         one = of_layout(replace(config, hardware=hardware), ranks)
-        if not one["fits"] or found and found["micro_batches"] == 1:
+        if not one["fits"] or (found and found["micro_batches"] == 1):
             break
         found = one
     return found
 
 
-def written(policy: str) -> bool | str:
-    """The value of `hardware.activation_checkpointing`."""
-    return {"none": False, "full": True}.get(policy, policy)
-
-
 def tables(of_layout: Callable[..., Report], config: Config) -> dict[str, list[Report]]:
     """Layouts of up to 1,024 ranks: at the config's step (strong scaling), and with a step that grows with them (weak)."""
-    key = "windows_per_step" if isinstance(config, SFTConfig) else "pairs_per_step"
-    found = {"strong": [of_layout(config, 2**k) for k in range(11)]}
-    for each in (2, 4, 16):
-        found[f"weak, {key} {each} a rank"] = [
-            of_layout(replace(config, optim=replace(config.optim, **{key: each * ranks})), ranks) for ranks in (16, 64, 256, 1024)]
-    return found
+    def step_of(size: int) -> Config:
+        return replace(config, optim=replace(config.optim, **{units(config): size}))
+    weak = {f"weak, {units(config)} {each} x ranks": [of_layout(step_of(each * ranks), ranks) for ranks in (16, 64, 256, 1024)]
+            for each in (2, 4, 16)}
+    return {"strong": [of_layout(config, 2**k) for k in range(11)], **weak}
 
 
 def text(report: Report) -> Iterator[str]:
     """The report for a terminal."""
-    own = report["config"]
-    yield f"{report['model']} of {report['parameters'] / 1e6:,.1f} M parameters on {report['ranks']} x {report['device']} of {report['memory'] / 1e9:.1f} GB"
-    yield f"{report['examples']:,} examples of {report['mean_tokens']:,.0f} tokens in the mean, {report['longest']:,} the longest"
+    own, best, gb = report["config"], report["advice"], 1e9
+    yield (f"{report['model']} of {report['parameters'] / gb:.2f}e9 parameters on {report['ranks']} x {report['device']} with "
+           f"{report['memory'] / gb:.1f} GB")
+    yield f"{report['examples']:,} examples of {report['mean_tokens']:,.0f} tokens in the mean, {report['longest']:,} in the longest"
     yield report["plan"]
-    yield "\nthe config as it is, GB of a rank, and (save) while the model is saved, save_host in the machine's memory:"
-    yield from aligned([{name: f"{size / 1e9:.2f}" for name, size in own["memory"].items()}])
-    yield "\nseconds of a mean step, and hours without evaluation and saving" + ":"
+    yield "\nThe config as it is: GB of a rank; save and save_host: gathered, and of the machine's memory, while the model is saved"
+    yield from aligned([{name: f"{size / gb:.2f}" for name, size in own["memory"].items()}])
+    yield "\nSeconds of a mean step; hours, without evaluation and saving"
     yield from aligned([{name: f"{own[name]:.3f}" for name in ("compute", "communication", "optimiser", "seconds")} | {
         "reference h": f"{report['reference_hours']:.2f}", "training h": f"{own['hours']:.2f}"}])
-    yield f"\nby what a layer keeps for its backward, the largest micro-batch that fits {ROOM:.0%} of the memory (or holds a rank's whole step):"
+    yield f"\nWhat layers keep for the backward, and the largest micro-batch (at most a rank's step) that fits {ROOM:.0%} of the memory"
     yield from aligned(map(cells, report["policies"]))
-    if best := report["advice"]:
-        yield (f"the fastest of these: hardware.tokens_per_micro_batch={best['budget_tokens']} hardware.activation_checkpointing="
-               f"{json.dumps(written(best['activations']))}")
-    else:
-        yield "none fits: more ranks, or offload_optimizer in the DeepSpeed JSON"
+    yield "None fits: more ranks, or offload_optimizer in the DeepSpeed JSON" if best is None else (
+        f"The fastest of these, and the first of equals, since it repeats least: hardware.tokens_per_micro_batch={best['budget_tokens']} "
+        f"hardware.activation_checkpointing={json.dumps(WRITTEN.get(best['activations'], best['activations']))}")
     for title, layouts in report["tables"].items():
-        yield f"\n{title}:"
+        yield f"\nScaling, {title}; !: over {ROOM:.0%} of the memory"
         yield from aligned(map(cells, layouts))
     if strong := report["tables"].get("strong"):
         end = next((a for a, b in zip(strong, strong[1:]) if b["seconds"] > 0.8 * a["seconds"]), strong[-1])
-        yield (f"\nstrong scaling ends at {end['ranks']} ranks, beyond which twice as many save less than a fifth of a step; 1,024 ranks are better used for "
-               f"{1024 // end['ranks']} runs of {end['ranks']}, all in {end['hours']:.2f} h")
+        yield (f"\nStrong scaling ends at {end['ranks']} ranks: twice as many save less than a fifth of a step. 1,024 ranks are better "
+               f"used for {1024 // end['ranks']} runs of {end['ranks']}, all in {end['hours']:.2f} h")
     yield f"\n{UNCHECKED}"
 
 
 def cells(of: Report) -> dict[str, str]:
-    """A layout's line of a table; ! where it does not fit."""
-    return {"ranks": str(of["ranks"]), "activations": of["activations"], "MB a token": f"{of['bytes_per_token'] / 1e6:.2f}", "tokens": f"{of['budget_tokens']:,}",
-            "micro-batches": f"{of['micro_batches']:.1f}", "critical path": f"{of['critical_path']:.2f}", "peak GB": f"{of['memory']['peak'] / 1e9:.1f}{' ' if of['fits'] else '!'}",
+    """A layout as a line of a table."""
+    return {"ranks": str(of["ranks"]), "activations": of["activations"], "MB a token": f"{of['bytes_per_token'] / 1e6:.2f}",
+            "tokens": f"{of['budget_tokens']:,}", "micro-batches": f"{of['micro_batches']:.1f}",
+            "critical path": f"{of['critical_path']:.2f}", "peak GB": f"{of['memory']['peak'] / 1e9:.1f}{' ' if of['fits'] else '!'}",
             "step s": f"{of['seconds']:.3f}", "of ideal": f"{of['of_ideal']:.0%}", "training h": f"{of['hours']:.2f}"}
 
 
 def aligned(rows: Iterable[Mapping[str, str]]) -> list[str]:
     """A line of names and one for each row, columns aligned to the right."""
-    rows = list(rows)
-    table = [[*rows[0]], *([*row.values()] for row in rows)] if rows else []
+    rows = [*rows]
+    table = [[*row] for row in rows[:1]] + [[*row.values()] for row in rows]
     widths = [max(map(len, column)) for column in zip(*table)]
     return ["  " + "  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in table]

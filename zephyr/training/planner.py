@@ -51,8 +51,10 @@ def policy_of(hardware: Hardware) -> str:
 def layer_bytes(lm: PreTrainedConfig, policy: str, hardware: Hardware, keys: float = 1.0) -> float:
     """Bytes that a layer keeps of a token until its backward: its input alone (full), that with what attention saves and the input
     of the MLP (mlp), with gate and up projection too (elementwise), or all that autograd saves of Hugging Face's modules (none:
-    each norm's input in float32, scaled input and output; four tensors of the MLP). Args: keys: keys a token, > 1 where prompts are shared."""
-    item, heads, inner = 2 if hardware.dtype == "bfloat16" else 4, lm.num_attention_heads, getattr(lm, "intermediate_size", None) or 4 * lm.hidden_size
+    each norm's input in float32, scaled input and output; four tensors of the MLP). Args: keys: of a token, > 1 where prompts
+    are shared."""
+    item, heads = 2 if hardware.dtype == "bfloat16" else 4, lm.num_attention_heads
+    inner = getattr(lm, "intermediate_size", None) or 4 * lm.hidden_size
     head_size = getattr(lm, "head_dim", None) or lm.hidden_size // heads
     query, key = item * heads * head_size, item * (getattr(lm, "num_key_value_heads", None) or heads) * head_size
     attention = 2 * query + 2 * keys * key + 4 * heads      # query, output; key, value; float32 log-sum-exp
