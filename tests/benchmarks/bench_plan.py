@@ -106,7 +106,7 @@ def predicted(model: costs.Model, work: costs.Work, plan: Plan, ranks: int, conf
     held = share * (item + 8) + parts["buckets"]    # weights, float32 weights and gradients, the bucket
     flops, device = costs.executed(work, model, policy_of(config.hardware)), costs.this_machine(config.hardware.dtype, ranks)
     times = costs.times(costs.dearest(plan, flops), 1, model, ranks, device, config, settings)
-    seconds = sum(flops) / device.peak / device.efficiency + ranks * (times["communication"] + times["optimiser"])
+    seconds = sum(flops) / device.peak / device.efficiency + ranks * (times["comm"] + times["optimiser"])
     return {"held": held, "beside": parts["peak"] - held, "cpu_seconds": seconds, "gemm_flops": device.peak, "parts": parts}
 
 
@@ -114,7 +114,8 @@ def prepare(changes: Mapping[str, object], folder: Path) -> dict[str, object]:
     """Write the model and the DeepSpeed JSON of a case; returns CASE with the changes."""
     case = CASE | dict(changes)
     shape = MistralConfig(hidden_size=case["hidden"], num_hidden_layers=case["layers"], intermediate_size=case["inner"],
-                          num_attention_heads=4, num_key_value_heads=2, head_dim=case["hidden"] // 4, vocab_size=case["vocabulary"], sliding_window=None)
+                          num_attention_heads=4, num_key_value_heads=2, head_dim=case["hidden"] // 4, vocab_size=case["vocabulary"],
+                          sliding_window=None)
     AutoModelForCausalLM.from_config(shape, dtype=torch.float32).save_pretrained(folder / "model")
     deepspeed = json.loads((ROOT / "configs/deepspeed/cpu.json").read_text())
     deepspeed["zero_optimization"]["reduce_bucket_size"] = 2_000_000
@@ -126,7 +127,8 @@ def run(changes: Mapping[str, object], ranks: int, repeats: int) -> dict[str, ob
     """A case in processes of its own."""
     with tempfile.TemporaryDirectory() as folder:
         case = prepare(changes, Path(folder))
-        launch = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"] * (ranks > 1)
+        torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+        launch = torchrun if ranks > 1 else []
         done = subprocess.run([sys.executable, *launch, __file__, "--rank", json.dumps(case), folder, str(repeats)], capture_output=True,
                               text=True, env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"})
     lines = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith("RESULT ")]

@@ -1,7 +1,7 @@
 """`zephyr plan`: a config becomes a prediction of its run, memory and time by part, and of what its `hardware` had better be."""
 import argparse
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,11 +18,12 @@ from zephyr.data import Pairs, Texts, encoding_resources, load_pairs, load_texts
 from zephyr.data.jsonl import read_rows
 from zephyr.packing import Plan, plan_epochs
 from zephyr.training.engine import Engine, read_deepspeed
-from zephyr.training.planner import POLICIES, describe, layer_bytes, policy_of, require_budget
+from zephyr.training.planner import describe, layer_bytes, policy_of, require_budget
 
 Report = dict[str, object]
 ROOM = 0.94                                         # of a device's memory: the rest is for fragments, driver and NCCL
 SAMPLED_STEPS, SAMPLED_EXAMPLES = 64, 2**15         # at most, for other layouts than the config's own
+POLICIES = ("none", "elementwise", "mlp", "full")   # of activation checkpointing, by the work that they repeat
 WRITTEN = {"none": False, "full": True}             # policies whose names hardware.activation_checkpointing does not take
 UNCHECKED = "Held against measurements: memory and ratios of times on 1 and 2 CPU ranks. Never checked: more ranks, any GPU."
 
@@ -90,18 +91,18 @@ def predict(config: Config, model: Model, lengths: Lengths, ranks: int, name: st
     tried = [best for policy in POLICIES if (best := largest(of_layout, config, ranks, max(of.tokens), policy))]
     return {"model": model.config.model_type, "parameters": model.parameters, "ranks": ranks, "device": name, **device._asdict(),
             "examples": len(lengths), "mean_tokens": sum(of.tokens) / len(lengths), "longest": max(of.tokens), "steps": len(plan.steps),
-            "plan": describe(plan, ranks), "reference_hours": 0.0 if isinstance(config, SFTConfig) else a_pass["seconds"] / 3600,
-            "config": of_layout(config, ranks, plan), "policies": tried, "advice": min(tried, key=lambda one: one["seconds"], default=None),
+            "plan": describe(plan, ranks), "reference hours": 0.0 if isinstance(config, SFTConfig) else a_pass["step s"] / 3600,
+            "config": of_layout(config, ranks, plan), "policies": tried, "advice": min(tried, key=lambda one: one["step s"], default=None),
             "tables": tables(of_layout, config) if table else {}}
 
 
 def estimate(engine: Engine, config: Config, examples: Pairs | Texts) -> str:
     """The command's page for a dry run: of a script's own rows, on as many ranks, of this GPU or CPU."""
     name = torch.cuda.get_device_name(engine.device).lower() if engine.device.type == "cuda" else "cpu"
-    device = next((known for known in (*DEVICES, "cpu") if all(part in name for part in known.split("-"))), None)
-    if device is None:
+    known = [device for device in (*DEVICES, "cpu") if all(part in name for part in device.split("-"))]
+    if not known:
         return f"no prediction: the figures of {name} are not known, those of {', '.join(DEVICES)} are"
-    report = predict(config, costs.read_model(config.model, None), counted(examples), engine.world, device)
+    report = predict(config, costs.read_model(config.model, None), counted(examples), engine.world, known[0])
     return "\n".join(line for line in text(report) if line != report["plan"])
 
 
@@ -135,12 +136,12 @@ def layout(config: Config, ranks: int, plan: Plan | None = None, *, all_work: Wo
     visits = [i for step in plan.steps for i in step.examples()]
     slowest, ideal = costs.dearest(plan, flops), sum(flops[i] for i in visits) / ranks
     times = costs.times(slowest, steps, model, ranks, device, config, settings)
-    return {"ranks": ranks, "activations": policy, "budget_tokens": config.hardware.tokens_per_micro_batch,
-            "bytes_per_token": layer_bytes(model.config, policy, config.hardware) * model.config.num_hidden_layers,
-            "micro_batches": len(slowest) / steps, "critical_path": sum(slowest) / ideal, "memory": parts,
-            "fits": parts["peak"] <= ROOM * device.memory, **times,
-            "of_ideal": ideal / steps / device.peak / device.efficiency / times["seconds"],
-            "hours": times["seconds"] * steps * config.optim.epochs * len(all_work.tokens) / len(visits) / 3600}
+    a_token = layer_bytes(model.config, policy, config.hardware) * model.config.num_hidden_layers
+    return {"ranks": ranks, "activations": policy, "MB/token": a_token / 1e6, "tokens": config.hardware.tokens_per_micro_batch,
+            "micro": len(slowest) / steps, "critical": sum(slowest) / ideal,
+            "peak GB": parts["peak"] / 1e9, "fits": "yes" if parts["peak"] <= ROOM * device.memory else "no", **times,
+            "of ideal": ideal / steps / device.peak / device.efficiency / times["step s"],
+            "hours": times["step s"] * steps * config.optim.epochs * len(all_work.tokens) / len(visits) / 3600, "memory": parts}
 
 
 def largest(of_layout: Callable[..., Report], config: Config, ranks: int, longest: int, policy: str) -> Report | None:
@@ -149,7 +150,7 @@ def largest(of_layout: Callable[..., Report], config: Config, ranks: int, longes
     for budget in (2**k for k in range((longest - 1).bit_length(), 20)):
         hardware = replace(config.hardware, tokens_per_micro_batch=budget, activation_checkpointing=WRITTEN.get(policy, policy))
         one = of_layout(replace(config, hardware=hardware), ranks)
-        if not one["fits"] or (found and found["micro_batches"] == 1):
+        if one["fits"] == "no" or (found and found["micro"] == 1):
             break
         found = one
     return found
@@ -171,37 +172,30 @@ def text(report: Report) -> Iterator[str]:
            f"{report['memory'] / gb:.1f} GB")
     yield f"{report['examples']:,} examples of {report['mean_tokens']:,.0f} tokens in the mean, {report['longest']:,} in the longest"
     yield report["plan"]
-    yield "\nThe config as it is: GB of a rank; save and save_host: gathered, and of the machine's memory, while the model is saved"
-    yield from aligned([{name: f"{size / gb:.2f}" for name, size in own["memory"].items()}])
-    yield "\nSeconds of a mean step; hours, without evaluation and saving"
-    yield from aligned([{name: f"{own[name]:.3f}" for name in ("compute", "communication", "optimiser", "seconds")} | {
-        "reference h": f"{report['reference_hours']:.2f}", "training h": f"{own['hours']:.2f}"}])
+    yield (f"\nThe config as it is; step s: compute, comm and optimiser, as far as one does not hide another; hours without evaluation and "
+           f"saving, beside {report['reference hours']:.2f} of the reference pass")
+    yield from aligned([own])
+    yield "  GB of a rank; save and save_host: gathered, and of the machine's memory, while the model is saved"
+    yield from aligned([{name: size / gb for name, size in own["memory"].items()}])
     yield f"\nWhat layers keep for the backward, and the largest micro-batch (at most a rank's step) that fits {ROOM:.0%} of the memory"
-    yield from aligned(map(cells, report["policies"]))
+    yield from aligned(report["policies"])
     yield "None fits: more ranks, or offload_optimizer in the DeepSpeed JSON" if best is None else (
-        f"The fastest of these, and the first of equals, since it repeats least: hardware.tokens_per_micro_batch={best['budget_tokens']} "
+        f"The fastest of these, and the first of equals, since it repeats least: hardware.tokens_per_micro_batch={best['tokens']} "
         f"hardware.activation_checkpointing={json.dumps(WRITTEN.get(best['activations'], best['activations']))}")
     for title, layouts in report["tables"].items():
-        yield f"\nScaling, {title}; !: over {ROOM:.0%} of the memory"
-        yield from aligned(map(cells, layouts))
+        yield f"\nScaling, {title}"
+        yield from aligned(layouts)
     if strong := report["tables"].get("strong"):
-        end = next((a for a, b in zip(strong, strong[1:]) if b["seconds"] > 0.8 * a["seconds"]), strong[-1])
+        end = next((a for a, b in zip(strong, strong[1:]) if b["step s"] > 0.8 * a["step s"]), strong[-1])
         yield (f"\nStrong scaling ends at {end['ranks']} ranks: twice as many save less than a fifth of a step. 1,024 ranks are better "
                f"used for {1024 // end['ranks']} runs of {end['ranks']}, all in {end['hours']:.2f} h")
     yield f"\n{UNCHECKED}"
 
 
-def cells(of: Report) -> dict[str, str]:
-    """A layout as a line of a table."""
-    return {"ranks": str(of["ranks"]), "activations": of["activations"], "MB a token": f"{of['bytes_per_token'] / 1e6:.2f}",
-            "tokens": f"{of['budget_tokens']:,}", "micro-batches": f"{of['micro_batches']:.1f}",
-            "critical path": f"{of['critical_path']:.2f}", "peak GB": f"{of['memory']['peak'] / 1e9:.1f}{' ' if of['fits'] else '!'}",
-            "step s": f"{of['seconds']:.3f}", "of ideal": f"{of['of_ideal']:.0%}", "training h": f"{of['hours']:.2f}"}
-
-
-def aligned(rows: Iterable[Mapping[str, str]]) -> list[str]:
-    """A line of names and one for each row, columns aligned to the right."""
-    rows = [*rows]
-    table = [[*row] for row in rows[:1]] + [[*row.values()] for row in rows]
+def aligned(rows: Iterable[Report]) -> list[str]:
+    """A line of names and one for each row, all but what is itself a table, columns aligned to the right."""
+    shown = [{name: f"{value:,}" if isinstance(value, int) else f"{value:.2f}" if isinstance(value, float) else value
+              for name, value in row.items() if not isinstance(value, dict)} for row in rows]
+    table = [[*row] for row in shown[:1]] + [[*row.values()] for row in shown]
     widths = [max(map(len, column)) for column in zip(*table)]
     return ["  " + "  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in table]

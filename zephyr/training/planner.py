@@ -10,8 +10,7 @@ from zephyr.config import ConfigError, Hardware
 from zephyr.packing import Plan
 
 PEAK_FLOPS = {"H100": 989.4e12, "H200": 989.4e12, "GH200": 989.4e12, "A100": 312e12, "A800": 312e12}    # dense bfloat16
-HEAD_CHUNK = 2**25                                  # zephyr.model.logprobs.CHUNK_ELEMENTS, which is above this module
-POLICIES = ("none", "elementwise", "mlp", "full")   # of activation checkpointing, by the work that they repeat
+HEAD_CHUNK = 2**25                                  # zephyr.model.logprobs.CHUNK_ELEMENTS, on the same level as this module
 
 
 def forward_flops(config: PreTrainedConfig, layer_parameters: int, tokens: int, scored: int, attended: float) -> float:
@@ -49,10 +48,9 @@ def policy_of(hardware: Hardware) -> str:
 
 
 def layer_bytes(lm: PreTrainedConfig, policy: str, hardware: Hardware, keys: float = 1.0) -> float:
-    """Bytes that a layer keeps of a token until its backward: its input alone (full), that with what attention saves and the input
-    of the MLP (mlp), with gate and up projection too (elementwise), or all that autograd saves of Hugging Face's modules (none:
-    each norm's input in float32, scaled input and output; four tensors of the MLP). Args: keys: of a token, > 1 where prompts
-    are shared."""
+    """Bytes that a layer keeps of a token for its backward: its input (full), that with what attention saves and the MLP's input
+    (mlp), with gate and up projection too (elementwise), or all that autograd saves of Hugging Face's modules (none: each norm's
+    input in float32, scaled input and output; four tensors of the MLP). Args: keys: of a token, > 1 where prompts are shared."""
     item, heads = 2 if hardware.dtype == "bfloat16" else 4, lm.num_attention_heads
     inner = getattr(lm, "intermediate_size", None) or 4 * lm.hidden_size
     head_size = getattr(lm, "head_dim", None) or lm.hidden_size // heads
@@ -69,14 +67,12 @@ def step_memory(lm: PreTrainedConfig, parameters: int, *, ranks: int, tokens: in
     gradient (unless they are offloaded), weights gathered from other ranks, what all layers keep and one takes in its backward (as far
     as the head, whose turn is before, takes less), the head. Args: tokens, scored (default all), keys a token: of the fullest
     micro-batch. zero: DeepSpeed's `zero_optimization`."""
-    item, share, policy = 2 if hardware.dtype == "bfloat16" else 4, parameters // ranks, policy_of(hardware)
-    inner = getattr(lm, "intermediate_size", None) or 4 * lm.hidden_size
-    keeps, all_of_it = (layer_bytes(lm, name, hardware, keys) for name in (policy, "none"))
-    layer = tokens * (all_of_it - keeps + item * (2 * inner + 2 * lm.hidden_size))
-    scored = tokens if scored is None else scored
-    chunk, weight = min(scored * lm.vocab_size, HEAD_CHUNK), lm.vocab_size * lm.hidden_size
+    item, share = 2 if hardware.dtype == "bfloat16" else 4, parameters // ranks
+    keeps, mlp, gated, all_of_it = (layer_bytes(lm, name, hardware, keys) for name in (policy_of(hardware), "mlp", "elementwise", "none"))
+    layer = tokens * (all_of_it - keeps + gated - mlp + 2 * item * lm.hidden_size)          # with four tensors' gradients
+    chunk, weight = min((tokens if scored is None else scored) * lm.vocab_size, HEAD_CHUNK), lm.vocab_size * lm.hidden_size
     logits = max(8 * chunk, (4 + item % 4) * (chunk + weight))      # forward, backward; bfloat16 is held beside float32
-    head = logits + lm.hidden_size * (tokens * (4 + 2 * item) + scored * item)      # with the last norm
+    head = logits + tokens * lm.hidden_size * (4 + 3 * item)        # with the last norm and its output's scored rows
     return {"states": 4 * share if "offload_optimizer" in zero else 8 * share + 4 * min(share, int(zero.get("sub_group_size", 1e9))),
             "gathered": item * min(parameters, int(zero.get("stage3_max_live_parameters", 1e9))) * (ranks > 1 or "offload_param" in zero),
             "activations": int(tokens * lm.num_hidden_layers * keeps + max(0, layer - head)), "head": head}
