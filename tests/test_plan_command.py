@@ -111,7 +111,7 @@ def test_a_shipped_config_as_a_user_meets_it(capsys: pytest.CaptureFixture[str])
         assert part in out
     table = [line for line in out.splitlines() if line.startswith("  ") and any(name in line for name in (" none ", " mlp "))]
     assert len(table) == 2 and len({len(line) for line in table}) == 1
-    assert aligned([{"a": 1000, "bcd": 0.5, "e": {}}]) == ["      a   bcd", "  1,000  0.50"] and aligned([]) == []
+    assert aligned([{"a": 1000, "bcd": 0.5, "e": {}}]) == ["      a  bcd", "  1,000  0.5"] and aligned([]) == []
 
 
 def test_tables_of_scaling(capsys: pytest.CaptureFixture[str]) -> None:

@@ -172,8 +172,9 @@ def text(report: Report) -> Iterator[str]:
            f"{report['memory'] / gb:.1f} GB")
     yield f"{report['examples']:,} examples of {report['mean_tokens']:,.0f} tokens in the mean, {report['longest']:,} in the longest"
     yield report["plan"]
-    yield (f"\nThe config as it is; step s: compute, comm and optimiser, as far as one does not hide another; hours without evaluation and "
-           f"saving, beside {report['reference hours']:.2f} of the reference pass")
+    yield ("\nThe config as it is. tokens: of a micro-batch; micro: of them a step; critical: the dearest rank's work against the mean;\n"
+           "step s: of compute, comm and optimiser what does not hide behind another; hours: training, without evaluation and saving,\n"
+           f"beside {report['reference hours']:.2f} of the reference pass")
     yield from aligned([own])
     yield "  GB of a rank; save and save_host: gathered, and of the machine's memory, while the model is saved"
     yield from aligned([{name: size / gb for name, size in own["memory"].items()}])
@@ -194,8 +195,11 @@ def text(report: Report) -> Iterator[str]:
 
 def aligned(rows: Iterable[Report]) -> list[str]:
     """A line of names and one for each row, all but what is itself a table, columns aligned to the right."""
-    shown = [{name: f"{value:,}" if isinstance(value, int) else f"{value:.2f}" if isinstance(value, float) else value
-              for name, value in row.items() if not isinstance(value, dict)} for row in rows]
+    def cell(value: int | float | str) -> str:
+        if isinstance(value, float):
+            return f"{value:.2f}" if value >= 10 else f"{value:.3g}"
+        return f"{value:,}" if isinstance(value, int) else value
+    shown = [{name: cell(value) for name, value in row.items() if not isinstance(value, dict)} for row in rows]
     table = [[*row] for row in shown[:1]] + [[*row.values()] for row in shown]
     widths = [max(map(len, column)) for column in zip(*table)]
     return ["  " + "  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in table]

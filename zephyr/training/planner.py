@@ -63,10 +63,9 @@ def layer_bytes(lm: PreTrainedConfig, policy: str, hardware: Hardware, keys: flo
 
 def step_memory(lm: PreTrainedConfig, parameters: int, *, ranks: int, tokens: int, hardware: Hardware, zero: Mapping[str, object],
                 scored: int | None = None, keys: float = 1.0) -> dict[str, int]:
-    """Estimated bytes that a rank's first step takes beside what a sharded model holds already: moments and the update's float32
-    gradient (unless they are offloaded), weights gathered from other ranks, what all layers keep and one takes in its backward (as far
-    as the head, whose turn is before, takes less), the head. Args: tokens, scored (default all), keys a token: of the fullest
-    micro-batch. zero: DeepSpeed's `zero_optimization`."""
+    """Estimated bytes that a rank's first step takes beside what a sharded model holds already: moments and the update's gradient
+    (unless offloaded), weights gathered from other ranks, what layers keep and, where it takes more than the head, the last one's
+    backward, the head. Args: tokens, scored (default all), keys a token: of the fullest micro-batch. zero: `zero_optimization`."""
     item, share = 2 if hardware.dtype == "bfloat16" else 4, parameters // ranks
     keeps, mlp, gated, all_of_it = (layer_bytes(lm, name, hardware, keys) for name in (policy_of(hardware), "mlp", "elementwise", "none"))
     layer = tokens * (all_of_it - keeps + gated - mlp + 2 * item * lm.hidden_size)          # with four tensors' gradients
