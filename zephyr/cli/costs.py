@@ -130,7 +130,9 @@ def times(micro_batches: Sequence[float], steps: int, model: Model, ranks: int, 
     communication = moved * model.parameters * (ranks - 1) / ranks / rate
     shown = 0.15 if settings["zero_optimization"].get("overlap_comm", True) else 1.0
     compute = [flops / device.peak / device.efficiency for flops in micro_batches]
-    optimiser = 30 * model.parameters / ranks / (0.6 * device.memory_rate) if training else 0.0        # AdamW's bytes, at what it reaches
+    # Bytes of AdamW, and of each micro-batch after the first: all gradients copied to the bucket, the rank's added to what it has
+    moves = 30 / ranks + (len(compute) / steps - 1) * (2 * item + (item + 8) / ranks)
+    optimiser = moves * model.parameters / (0.6 * device.memory_rate) if training else 0.0
     return {"compute": sum(compute) / steps, "comm": communication * len(compute) / steps, "optimiser": optimiser,
             "step s": sum(max(t, communication) + shown * min(t, communication) for t in compute) / steps + optimiser}
 

@@ -1,7 +1,7 @@
 """`zephyr plan`: a config becomes a prediction of its run, memory and time by part, and of what its `hardware` had better be."""
 import argparse
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -175,17 +175,19 @@ def text(report: Report) -> Iterator[str]:
     yield ("\nThe config as it is. tokens: of a micro-batch; micro: of them a step; critical: the dearest rank's work against the mean;\n"
            "step s: of compute, comm and optimiser what does not hide behind another; hours: training, without evaluation and saving,\n"
            f"beside {report['reference hours']:.2f} of the reference pass")
-    yield from aligned([own])
-    yield "  GB of a rank; save and save_host: gathered, and of the machine's memory, while the model is saved"
-    yield from aligned([{name: size / gb for name, size in own["memory"].items()}])
+    yield aligned([own])
+    yield "GB of a rank; save and save_host: gathered, and of the machine's memory, while the model is saved"
+    yield aligned([{name: size / gb for name, size in own["memory"].items()}])
     yield f"\nWhat layers keep for the backward, and the largest micro-batch (at most a rank's step) that fits {ROOM:.0%} of the memory"
-    yield from aligned(report["policies"])
-    yield "None fits: more ranks, or offload_optimizer in the DeepSpeed JSON" if best is None else (
-        f"The fastest of these, and the first of equals, since it repeats least: hardware.tokens_per_micro_batch={best['tokens']} "
-        f"hardware.activation_checkpointing={json.dumps(WRITTEN.get(best['activations'], best['activations']))}")
+    if best is None:
+        yield "None fits: more ranks, or offload_optimizer in the DeepSpeed JSON"
+    else:
+        yield aligned(report["policies"])
+        yield (f"The fastest of these, and the first of equals, since it repeats least: hardware.tokens_per_micro_batch={best['tokens']} "
+               f"hardware.activation_checkpointing={json.dumps(WRITTEN.get(best['activations'], best['activations']))}")
     for title, layouts in report["tables"].items():
         yield f"\nScaling, {title}"
-        yield from aligned(layouts)
+        yield aligned(layouts)
     if strong := report["tables"].get("strong"):
         end = next((a for a, b in zip(strong, strong[1:]) if b["step s"] > 0.8 * a["step s"]), strong[-1])
         yield (f"\nStrong scaling ends at {end['ranks']} ranks: twice as many save less than a fifth of a step. 1,024 ranks are better "
@@ -193,13 +195,7 @@ def text(report: Report) -> Iterator[str]:
     yield f"\n{UNCHECKED}"
 
 
-def aligned(rows: Iterable[Report]) -> list[str]:
-    """A line of names and one for each row, all but what is itself a table, columns aligned to the right."""
-    def cell(value: int | float | str) -> str:
-        if isinstance(value, float):
-            return f"{value:.2f}" if value >= 10 else f"{value:.3g}"
-        return f"{value:,}" if isinstance(value, int) else value
-    shown = [{name: cell(value) for name, value in row.items() if not isinstance(value, dict)} for row in rows]
-    table = [[*row] for row in shown[:1]] + [[*row.values()] for row in shown]
-    widths = [max(map(len, column)) for column in zip(*table)]
-    return ["  " + "  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in table]
+def aligned(rows: Sequence[Report]) -> str:
+    """A line of names and one for each row, without the tables in them, columns aligned to the right."""
+    from pandas import DataFrame
+    return DataFrame(rows).drop(columns="memory", errors="ignore").to_string(index=False, float_format="{:.3f}".format)
