@@ -17,6 +17,7 @@ from pathlib import Path
 from torch import Tensor
 
 from zephyr import losses, reference
+from zephyr.cli.plan import estimate
 from zephyr.config import ConfigError, DPOConfig
 from zephyr.data import Pairs, content_digest, encoding_resources, load_pairs, load_splits, load_tokenizer, require_vocabulary
 from zephyr.data.samples import sampler
@@ -49,6 +50,7 @@ def train(engine: Engine, config: DPOConfig, dry_run: bool) -> None:
     sample = sampler(engine, config, tokenizer)
     engine.say(describe(plan, engine.world))
     if dry_run:
+        engine.say(engine.on_rank0(lambda: estimate(engine, config, encoded["train"])))
         return
 
     # The dSFT model: the policy's start, and the frozen reference, whose log-probs are taken before any checkpoint is restored.

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from zephyr.cli.plan import estimate
 from zephyr.config import SFTConfig
 from zephyr.data import Texts, content_digest, encoding_resources, load_splits, load_texts, load_tokenizer, require_vocabulary
 from zephyr.data.samples import sampler
@@ -43,6 +44,7 @@ def train(engine: Engine, config: SFTConfig, dry_run: bool) -> None:
     sample = sampler(engine, config, tokenizer)
     engine.say(describe(plan, engine.world))
     if dry_run:
+        engine.say(engine.on_rank0(lambda: estimate(engine, config, encoded["train"])))
         return
 
     hardware = config.hardware

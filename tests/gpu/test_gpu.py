@@ -173,7 +173,7 @@ def test_dpo_step_at_7b_width_under_zero3(wide: Path, tmp_path: Path, measured: 
     from zephyr.config import Hardware, Optim
     from zephyr.packing import plan_epochs
     from zephyr.training.engine import Engine
-    from zephyr.training.planner import step_memory
+    from zephyr.verify.memory import step_memory
     from zephyr.verify.preflight import TOLERANCE, gradient_difference
     kernel = "flash_attn" if attention.why_not("flash_attn", torch.bfloat16, GPU) is None else "torch_varlen"
     engine = Engine(Hardware(attention=kernel, tokens_per_micro_batch=8192), 0)
@@ -210,7 +210,7 @@ def test_dpo_step_at_7b_width_under_zero3(wide: Path, tmp_path: Path, measured: 
                 "peak_bytes": torch.cuda.max_memory_allocated(), "bytes_beside_the_model": torch.cuda.max_memory_allocated() - held,
                 "predicted": step_memory(engine.policy.lm.config, engine.parameters, ranks=1, tokens=micro_tokens,
                                          hardware=Hardware(activation_checkpointing=policy),
-                                         zero=engine.settings["zero_optimization"])}
+                                         zero=engine.settings["zero_optimization"], device=GPU)}
         assert abs(means[0] - math.log(2)) < 1e-3 and means[7] < 0.5 and all(map(math.isfinite, means))
         measured["losses of those steps"] = means
         assert gradient_difference(engine, collate(plan.steps[0].ranks[0][0]).to(GPU)) < TOLERANCE["bfloat16"]

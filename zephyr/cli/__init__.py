@@ -10,6 +10,7 @@ from zephyr.cli.benchmarks import add_alpaca_eval, add_mt_bench
 from zephyr.cli.chat import add_chat
 from zephyr.cli.command import Commands, command, take_config
 from zephyr.cli.data import add_binarize, add_feedback, add_lineage, add_prepare, add_self_instruct
+from zephyr.cli.plan import add_plan
 from zephyr.cli.report import add_report
 from zephyr.cli.win_rate import add_win_rate
 from zephyr.config import BadInput
@@ -21,8 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="zephyr", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
-    for add in (add_self_instruct, add_prepare, add_feedback, add_binarize, add_lineage, add_report, add_eval, add_chat, add_verify,
-                add_world):
+    for add in (add_self_instruct, add_prepare, add_feedback, add_binarize, add_lineage, add_plan, add_report, add_eval, add_chat,
+                add_verify, add_world):
         add(commands)
     try:
         chosen = commands.choices.get(arguments[0]) if arguments else None

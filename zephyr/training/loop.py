@@ -70,9 +70,8 @@ def fit(engine: Engine, config: DPOConfig | SFTConfig, train: Split, evaluation:
             sums, done, last = added(sums, of_step), step + 1, step == len(steps) - 1
             saves = done % run.save_every == 0 or last or of_step["stop"]
             if step % run.log_every == 0 or saves:      # no record spans a checkpoint, or a resumed run would lose half of it
-                record = {"step": step, "split": "train", "epoch": steps[step].epoch, **means(sums, train.unit_name),
-                          "grad_norm": of_step["grad_norm"], "learning_rate": rates[step],
-                          "update_ratio": math.sqrt(of_step["update"] / of_step["weight"])}
+                record = {"step": step, "split": "train", "epoch": steps[step].epoch, **means(sums, train.unit_name), "learning_rate":
+                          rates[step], "grad_norm": of_step["grad_norm"], "update_ratio": math.sqrt(of_step["update"] / of_step["weight"])}
                 use = hardware_use(engine, sums, config.hardware.tokens_per_micro_batch, time.perf_counter() - since, step - logged)
                 recorder.write(record | use, alarms.of_training(record, getattr(config, "beta", None), rates, ulp))
                 sums, logged, since = {}, step, time.perf_counter()

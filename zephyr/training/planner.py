@@ -1,12 +1,12 @@
 """Lengths and a model's shape become useful work: the floating-point operations that the algorithm needs.
 
 "Useful" is strict: a shared prompt counts once, padding and recomputed activations never count."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedConfig
 
-from zephyr.config import ConfigError, Hardware
+from zephyr.config import ConfigError
 from zephyr.packing import Plan
 
 PEAK_FLOPS = {"H100": 989.4e12, "H200": 989.4e12, "GH200": 989.4e12, "A100": 312e12, "A800": 312e12}    # dense bfloat16
@@ -39,20 +39,6 @@ def mfu(forward: float, seconds: float, ranks: int) -> float | None:
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     peak = next((flops for gpu, flops in PEAK_FLOPS.items() if gpu in name), None)
     return 3 * forward / (seconds * ranks * peak) if peak else None
-
-
-def step_memory(lm: PreTrainedConfig, parameters: int, *, ranks: int, tokens: int, hardware: Hardware,
-                zero: Mapping[str, object]) -> dict[str, int]:
-    """Estimated bytes that a rank's first step takes beside what a sharded model holds already: float32 gradients and (unless
-    they are offloaded) moments, gathered weights, each layer's input and what one layer, or each, keeps inside, the head's
-    gradient. Args: tokens: of the fullest micro-batch. zero: DeepSpeed's `zero_optimization`."""
-    item, layers = 2 if hardware.dtype == "bfloat16" else 4, lm.num_hidden_layers
-    inner = getattr(lm, "intermediate_size", None) or 4 * lm.hidden_size
-    inside = (8 * lm.hidden_size + 3 * inner) * (1 if hardware.activation_checkpointing else layers)
-    return {"states": (4 if "offload_optimizer" in zero else 12) * parameters // ranks,
-            "gathered": item * min(parameters, int(zero.get("stage3_max_live_parameters", 1e9))),
-            "activations": item * tokens * (layers * lm.hidden_size + inside),
-            "head": (4 + item) * lm.vocab_size * lm.hidden_size}
 
 
 def require_budget(tokens: Sequence[int], ids: Sequence[str], budget_tokens: int) -> None:

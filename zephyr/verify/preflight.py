@@ -18,7 +18,7 @@ from zephyr.packing import PackedBatch
 from zephyr.training.checkpoint import write_whole
 from zephyr.training.engine import Engine
 from zephyr.training.loop import Split, total
-from zephyr.training.planner import step_memory
+from zephyr.verify.memory import step_memory
 
 # Between a packed row and an example by itself, of 1 + |log-prob|; between reference and policy; of a gradient's norm.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3}
@@ -119,7 +119,7 @@ def require_memory(engine: Engine, config: DPOConfig | SFTConfig, split: Split) 
     """Room for gradients and Adam's moments, which the first step makes; where the whole prediction has none, a line says so."""
     fullest = max(total(split.tokens, indices) for step in split.plan.steps for rank in step.ranks for indices in rank)
     parts = step_memory(engine.policy.lm.config, engine.parameters, ranks=engine.world, tokens=fullest, hardware=config.hardware,
-                        zero=engine.settings["zero_optimization"])
+                        zero=engine.settings["zero_optimization"], device=engine.device.type)
     free, wanted = engine.free_memory_bytes(), sum(parts.values())
     if parts["states"] > free:
         raise BadInput(f"rank {engine.rank} has {free:,} bytes of memory free; {parts['states']:,} are wanted for gradients and moments: more "
