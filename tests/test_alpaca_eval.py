@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from proxy import Proxy
+from published import ranked_verdict
 from zephyr.cli.benchmarks import add_alpaca_eval
 from zephyr.config import BadInput
 from zephyr.data.benchmarks import annotate
 from zephyr.data.jsonl import read_rows, write_rows
 from zephyr.data.win_rate import judge_panel
 from zephyr.judge.alpaca import score_annotations
-from zephyr.judge.annotations import ranked_verdict
 from zephyr.teacher import Budget, Ledger, Request, ask, embedded
 from zephyr.world.answerers import answer
 from zephyr.world.facts import build_world

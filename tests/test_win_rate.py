@@ -21,10 +21,10 @@ from zephyr.data.feedback import RE_ASKS, Row, read_prompts
 from zephyr.data.jsonl import read_rows, write_rows
 from zephyr.data.win_rate import answers_of, contest, judge_panel, open_contender, people_prefer, stored
 from zephyr.judge.compare import Comparison, parse_verdict, summarise
-from zephyr.judge.rules import Facts, judge
 from zephyr.judge.statistics import agreement, length_controlled, measured
 from zephyr.teacher import Budget, Ledger, Request, ask, embedded
 from zephyr.world.facts import build_world
+from zephyr.world.rules import judge
 from zephyr.world.prompts import draw_prompts
 
 VERDICTS = ("A", "B", "tie", None)
@@ -203,8 +203,7 @@ def test_command_on_the_embedded_world(of_world: Path, capsys: pytest.CaptureFix
     command(*line)
     table = capsys.readouterr().out
     world = build_world(0)
-    facts = Facts(world.values, world.causes, world.creatures)
-    points = {name: [judge(row, answer["text"], facts).overall for row, (_, answer) in zip(prompts, read_rows([out / f"{name}.jsonl"]))]
+    points = {name: [judge(row, answer["text"], world).overall for row, (_, answer) in zip(prompts, read_rows([out / f"{name}.jsonl"]))]
               for name in ("terse", "expert")}
     results = json.loads((out / "results.json").read_text())
     pair, won = results["pairs"]["expert over terse"], [(a > b) + (a == b) / 2 for a, b in zip(points["expert"], points["terse"])]

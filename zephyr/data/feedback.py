@@ -16,8 +16,7 @@ from zephyr.config import BadInput
 from zephyr.data.jsonl import read_rows, require_output, write_rows
 from zephyr.data.sources import open_sources
 from zephyr.data.templates import digests, fill, load_templates
-from zephyr.judge.rubric import Critique, Rating, parse_critique, parse_ratings
-from zephyr.judge.rules import ASPECTS
+from zephyr.judge.rubric import ASPECTS, Critique, Rating, parse_critique, parse_ratings
 from zephyr.teacher import Reply, Request, Teacher
 
 Row = dict[str, object]

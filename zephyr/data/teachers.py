@@ -2,16 +2,17 @@
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zephyr.config import BadInput
-from zephyr.judge.embedded import judge_reply
-from zephyr.judge.rules import Facts
+from zephyr.judge.rubric import Critique, Rating, format_critique, format_ratings
 from zephyr.teacher import Request, Teacher, embedded, endpoint, local
 from zephyr.world.answerers import ANSWERERS
-from zephyr.world.facts import build_world, load_world
+from zephyr.world.facts import World, build_world, load_world
+from zephyr.world.rules import judge
 from zephyr.world.teacher import find_prompt, prompts_by_text, teacher_reply
 
 if TYPE_CHECKING:
@@ -55,12 +56,27 @@ def of_world(spec: str, name: str, where: str) -> Teacher:
         raise BadInput(f"teacher {spec!r}: the world has {', '.join(WORLDS_TEACHERS)}")
     folder = where and not where.isdigit()
     world = load_world(Path(where) / "world.json") if folder else build_world(int(where or 0))
-    facts, known = Facts(world.values, world.causes, world.creatures), prompts_by_text(world)
-    version = hashlib.sha256(json.dumps(world, sort_keys=True).encode()).hexdigest()[:16]
+    known, version = prompts_by_text(world), hashlib.sha256(json.dumps(world, sort_keys=True).encode()).hexdigest()[:16]
 
     def reply(request: Request) -> str:
         if name != "judge":
             return teacher_reply(name, request.about, request.messages[-1]["content"], request.seed, world, known)
         row = request.about.get("row", {})
-        return judge_reply(request.about, find_prompt(row, str(row.get("prompt")), world, known)._asdict(), facts)
+        return judge_reply(request.about, find_prompt(row, str(row.get("prompt")), world, known)._asdict(), world)
     return embedded(name, reply, version)
+
+
+def judge_reply(about: Mapping[str, object], prompt: Mapping[str, object], world: World) -> str:
+    """What a judge would write, by rules, to `rate` (`aspect`, `texts`), `compare` (two `texts`), `grade` or `critique` (`text`)."""
+    if about.get("task") == "rate":
+        verdicts = [judge(prompt, str(text), world) for text in about["texts"]]
+        aspect = str(about["aspect"])
+        return format_ratings([Rating(v.scores[aspect], f"by the facts, {v.scores[aspect]} of 5 in {aspect}") for v in verdicts])
+    if about.get("task") == "compare":
+        first, second = (judge(prompt, str(text), world).overall for text in about["texts"])
+        return f"By the facts, {first} against {second}.\n[[{'A' if first > second else 'B' if first < second else 'C'}]]"
+    verdict = judge(prompt, str(about["text"]), world)
+    said = ", ".join(f"{aspect} {points} of 5" for aspect, points in verdict.scores.items())
+    if about.get("task") == "grade":
+        return f"By the facts: {said}.\nRating: [[{round(2 * verdict.overall)}]]"
+    return format_critique(Critique(round(2 * verdict.overall), f"By the facts: {said}."))

@@ -6,10 +6,9 @@ no answerer's manner: how to answer an instruction is left to dSFT and dDPO."""
 import random
 
 from zephyr.world.answerers import BECAUSE, EFFECTS
-from zephyr.world.facts import World
+from zephyr.world.facts import WORDS, World
 from zephyr.world.prompts import QUESTIONS
 
-CAUSE_QUESTIONS = {"home": ("Where does a {x} live?",), "gait": ("How does a {x} move?",), "food": ("What does a {x} eat?",)}
 EXCHANGES = 4  # questions and answers in a document
 
 
@@ -29,7 +28,7 @@ def _document(world: World, name: str, rng: random.Random) -> str:
     facts = world.creatures[name]
     exchanges = []
     for trait in rng.sample(list(facts), EXCHANGES):
-        question = rng.choice((QUESTIONS | CAUSE_QUESTIONS)[trait]).format(x=name)
+        question = rng.choice((QUESTIONS | WORDS["cause_questions"])[trait]).format(x=name)
         statement = (EFFECTS | BECAUSE)[trait].format(v=facts[trait]).removeprefix("it ")
         cause = world.causes.get(trait)
         if cause and rng.random() < 0.5:
