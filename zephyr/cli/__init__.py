@@ -7,7 +7,7 @@ from pathlib import Path
 
 from zephyr.cli.academic import add_academic
 from zephyr.cli.benchmarks import add_alpaca_eval, add_mt_bench
-from zephyr.cli.command import Commands, command, take_config
+from zephyr.cli.command import Commands, declared, take_config
 from zephyr.cli.data import add_binarize, add_feedback, add_lineage, add_prepare, add_self_instruct
 from zephyr.cli.win_rate import add_win_rate
 from zephyr.config import BadInput
@@ -35,10 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def add_world(commands: Commands) -> None:
-    parser = command(commands, run_world, "write the embedded world: facts, prompts, prose, demonstrations, an untrained model",
-                     "zephyr world runs/tiny/world")
-    parser.add_argument("dir", type=Path, help="folder to write")
-    parser.add_argument("--seed", type=int, default=0, help="of facts, prompts and initial weights (default 0)")
+    declared(commands, run_world)
 
 
 def run_world(options: argparse.Namespace) -> None:
@@ -66,13 +63,7 @@ def add_eval(commands: Commands) -> None:
 
 
 def add_verify(commands: Commands) -> None:
-    parser = command(commands, run_verify, "train a short prefix of a run under other layouts, and certify that nothing changes",
-                     "zephyr verify configs/tiny/dpo.yaml")
-    parser.add_argument("target", type=Path, metavar="RUN_OR_CONFIG", help="a run folder, or the YAML file of a run to be")
-    parser.add_argument("--stage", choices=("sft", "dpo"), help="where the config's keys do not tell")
-    parser.add_argument("--rows", type=int, default=32, help="first rows of the data (default 32)")
-    parser.add_argument("--ranks", type=int, help="processes (default: the GPUs of this machine, or two on the CPU)")
-    parser.add_argument("--out", type=Path, help="folder for certificate.json (default: the run folder, or the config's run.dir)")
+    declared(commands, run_verify)
 
 
 def run_verify(options: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zephyr.cli.command import Commands, command
+from zephyr.cli.command import Commands, declared
 from zephyr.config import BadInput
 
 if TYPE_CHECKING:
@@ -23,16 +23,7 @@ BENCHMARKS = {"arc": ("arc_challenge", "acc_norm", "none", "arc_challenge"), "ar
 
 
 def add_academic(commands: Commands) -> None:
-    parser = command(commands, run_academic, "score models on the tasks of the Open LLM Leaderboard by lm-evaluation-harness",
-                     "zephyr eval academic dSFT=runs/sft/model dDPO=runs/dpo/model --out runs/academic.json")
-    parser.add_argument("models", nargs="+", metavar="[NAME=]MODEL", help="a model folder, hf:FOLDER, or a hub id")
-    parser.add_argument("--tasks", type=tasks, default="arc-25,hellaswag-10,mmlu-5,truthfulqa-0", metavar="NAME-SHOTS,...",
-                        help=f"of {', '.join(BENCHMARKS)} (default %(default)s)")
-    parser.add_argument("--local", type=Path, metavar="FOLDER", help="of files with the rows, where the hub is not to be asked")
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N questions of each task, and of each of MMLU's subjects")
-    parser.add_argument("--batch", type=int, default=8, metavar="N", help="questions at a time (default 8)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="for the results (.json)")
-    parser.add_argument("--json", action="store_true", help="print the results as JSON, and nothing else")
+    declared(commands, run_academic, tasks=tasks)
 
 
 def tasks(text: str) -> list[tuple[str, int]]:

@@ -4,40 +4,17 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from zephyr.cli.command import Commands, command
-from zephyr.cli.data import SPEC, add_teacher_options, asking, teachers
+from zephyr.cli.command import Commands, declared
+from zephyr.cli.data import asking, teachers
 from zephyr.config import BadInput
 
 
-def add_options(parser: argparse.ArgumentParser, stored: str, files: str, tokens: int) -> None:
-    """What both benchmarks take."""
-    parser.add_argument("models", nargs="*", metavar="[NAME=]MODEL", help=f"a model folder, {SPEC}, or a file of answers")
-    parser.add_argument("--answers", action="append", default=[], metavar="[NAME=]FILE", help="the same as a file of answers; repeat it")
-    parser.add_argument(stored, dest="stored", metavar="FILE", help="score these records (.json, .jsonl, also .gz), and ask nobody")
-    parser.add_argument("--bench-dir", type=Path, metavar="FOLDER", help=files)
-    parser.add_argument("--judge", metavar="SPEC", help=SPEC)
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="for answers, judgements and results.json")
-    parser.add_argument("--max-new-tokens", type=int, default=tokens, help=f"of an answer (default {tokens})")
-    parser.add_argument("--judge-tokens", type=int, default=2048, help="of a judgement (default 2048)")
-    parser.add_argument("--json", action="store_true", help="print the results as JSON, and nothing else")
-    add_teacher_options(parser)
-
-
 def add_mt_bench(commands: Commands) -> None:
-    parser = command(commands, run_mt_bench, "ask MT-Bench's two-turn questions, and let a judge grade the answers, or compare them",
-                     "zephyr eval mt-bench runs/dpo/model --bench-dir mt --judge openai:gpt-4@https://api.openai.com/v1 --out runs/mt")
-    add_options(parser, "--from-judgments", "FastChat's question.jsonl, reference_answer/gpt-4.jsonl, judge_prompts.jsonl (or ours)", 1024)
-    parser.add_argument("--mode", default="single", choices=("single", "pairwise"), help="pairwise: each two models, in both orders")
+    declared(commands, run_mt_bench)
 
 
 def add_alpaca_eval(commands: Commands) -> None:
-    parser = command(commands, run_alpaca_eval, "let a judge compare answers to AlpacaEval's prompts with a baseline's, in both orders",
-                     "zephyr eval alpaca-eval runs/dpo/model --bench-dir ae --judge openai:gpt-4@https://api.openai.com/v1 --out runs/ae")
-    add_options(parser, "--from-annotations", "AlpacaEval's alpaca_eval_gpt4_baseline.json or alpaca_eval.json: prompts, and outputs", 2048)
-    parser.add_argument("--prompts", metavar="FILE", help="rows with a prompt or instruction, in the place of the bench's")
-    parser.add_argument("--baseline", metavar="[NAME=]MODEL", help="in the place of the bench's outputs")
-    parser.add_argument("--temperature", type=float, default=0.7, help="of the answers (default 0.7)")
-    parser.add_argument("--length-controlled", action="store_true", help="also the length-controlled win rate, by the package alpaca_eval")
+    declared(commands, run_alpaca_eval)
 
 
 def run_mt_bench(options: argparse.Namespace) -> None:

@@ -4,28 +4,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from zephyr.cli.command import Commands, command
-from zephyr.cli.data import SPEC, add_teacher_options, asking, teachers
+from zephyr.cli.command import Commands, declared
+from zephyr.cli.data import asking, teachers
 from zephyr.config import BadInput
 
 
 def add_win_rate(commands: Commands) -> None:
-    parser = command(commands, run_win_rate, "let a judge compare answers of models, each model with every one before it, in both orders",
-                     "zephyr eval win-rate dSFT=runs/sft/model dDPO=runs/dpo/model --prompts test.jsonl "
-                     "--judge openai:gpt-4o@https://api.openai.com/v1 --out runs/eval")
-    parser.add_argument("models", nargs="+", metavar="[NAME=]MODEL",
-                        help=f"a model folder, {SPEC}, or answers: rows of prompt_id and text, or AlpacaEval's model_outputs.json")
-    parser.add_argument("--prompts", required=True, action="append", metavar="FILE", help="rows with a prompt; repeat it")
-    parser.add_argument("--judge", required=True, metavar="SPEC", help=SPEC)
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for NAME.jsonl of answers, verdicts.jsonl, results.json")
-    parser.add_argument("--by", metavar="FIELD", help="of the prompt rows: all results for each of its values too")
-    parser.add_argument("--scores", action="store_true", help="also ask for a score of each answer, 1 to 10")
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="preferences of people, rows of prompt_id and preferred: a NAME or tie")
-    parser.add_argument("--max-new-tokens", type=int, default=1024, help="of an answer (default 1024)")
-    parser.add_argument("--judge-tokens", type=int, default=1024, help="of a judgement (default 1024)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="of the answers (default 0: greedy)")
-    parser.add_argument("--json", action="store_true", help="print the results as JSON, and nothing else")
-    add_teacher_options(parser)
+    declared(commands, run_win_rate)
 
 
 def run_win_rate(options: argparse.Namespace) -> None:
