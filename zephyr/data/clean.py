@@ -182,17 +182,18 @@ def language(text: str) -> str:
 @lru_cache(maxsize=1)
 def identifier() -> LanguageIdentifier:
     """What tells languages apart. Raises: BadInput where its library is not installed."""
-    langid = _library("py3langid.langid")
+    langid = library("py3langid.langid")
     return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
 
 
 @lru_cache(maxsize=1)
 def empty_sketch() -> MinHash:
     """The signature of no hashes. Raises: BadInput where its library is not installed."""
-    return _library("datasketch").MinHash(PERMUTATIONS, seed=1, hashfunc=int)
+    return library("datasketch").MinHash(PERMUTATIONS, seed=1, hashfunc=int)
 
 
-def _library(name: str) -> ModuleType:
+def library(name: str) -> ModuleType:
+    """A module of the extra `data`. Raises: BadInput where its package is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

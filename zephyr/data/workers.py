@@ -26,7 +26,7 @@ class Options(NamedTuple):
     truncation: str
     targets: str
     template: str
-    skip_bad_rows: bool
+    on_bad_row: str
 
 
 class Row(NamedTuple):
@@ -89,7 +89,7 @@ def _encode_chunk(tokenizer: PreTrainedTokenizerBase, options: Options, rows: li
             item = _encode_row(tokenizer, options, row)
         except ValueError as error:
             skipped.append((row.place, str(error)))
-            if not options.skip_bad_rows:
+            if options.on_bad_row == "error":
                 break
             continue
         example = item.example
