@@ -15,7 +15,7 @@ import pytest
 
 from proxy import Proxy
 from published import ranked_verdict
-from zephyr.cli.benchmarks import add_alpaca_eval
+from zephyr.cli.evaluation import add_alpaca_eval
 from zephyr.config import BadInput
 from zephyr.data.benchmarks import annotate
 from zephyr.data.jsonl import read_rows, write_rows

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from proxy import Proxy
-from zephyr.cli.benchmarks import add_mt_bench
+from zephyr.cli.evaluation import add_mt_bench
 from zephyr.config import BadInput
 from zephyr.data import benchmarks
 from zephyr.data.benchmarks import judge_answers, load_bench, read_answers

@@ -15,7 +15,7 @@ import pytest
 from scipy.stats import binom
 
 from proxy import Proxy
-from zephyr.cli.win_rate import add_win_rate
+from zephyr.cli.evaluation import add_win_rate
 from zephyr.config import BadInput
 from zephyr.data.feedback import RE_ASKS, Row, read_prompts
 from zephyr.data.jsonl import read_rows, write_rows

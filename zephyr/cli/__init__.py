@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zephyr.cli.academic import add_academic
-from zephyr.cli.benchmarks import add_alpaca_eval, add_mt_bench
 from zephyr.cli.command import Commands, declared, take_config
 from zephyr.cli.data import add_binarize, add_feedback, add_lineage, add_prepare, add_self_instruct
-from zephyr.cli.win_rate import add_win_rate
+from zephyr.cli.evaluation import add_alpaca_eval, add_mt_bench, add_win_rate
 from zephyr.config import BadInput
 
 
@@ -40,17 +39,15 @@ def add_world(commands: Commands) -> None:
 
 def run_world(options: argparse.Namespace) -> None:
     from zephyr.data.jsonl import write_rows
-    from zephyr.world.facts import build_world, save_world
-    from zephyr.world.recipe import tokenizer_texts, world_rows
-    from zephyr.world.untrained import save_untrained
+    from zephyr.world import facts, recipe, untrained
 
-    world = build_world(options.seed)
-    rows = world_rows(world, options.seed)
+    world = facts.build_world(options.seed)
+    rows = recipe.world_rows(world, options.seed)
     for name, of_file in rows.items():
         write_rows(options.dir / f"{name}.jsonl", of_file)
         print(f"{options.dir / name}.jsonl: {len(of_file)} rows")
-    save_world(world, options.dir / "world.json")
-    parameters = save_untrained(tokenizer_texts(rows), options.dir / "untrained", seed=options.seed)
+    facts.save_world(world, options.dir / "world.json")
+    parameters = untrained.save_untrained(recipe.tokenizer_texts(rows), options.dir / "untrained", seed=options.seed)
     print(f"{options.dir / 'untrained'}: tokenizer and untrained model, {parameters:,} parameters")
 
 

@@ -1,7 +1,6 @@
 """Models become scores on ARC, HellaSwag, MMLU, TruthfulQA and GSM8K, through lm-evaluation-harness: prompts and scoring are its own."""
 import argparse
 import csv
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zephyr.cli.command import Commands, declared
+from zephyr.cli.evaluation import show
 from zephyr.config import BadInput
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ def run_academic(options: argparse.Namespace) -> None:
     import torch
 
     from zephyr.model.load import local_folder
-    from zephyr.training.checkpoint import write_whole
     named = [("", "", argument) if Path(argument).is_dir() else argument.rpartition("=") for argument in options.models]
     folders = {name or model: str(local_folder(model.removeprefix("hf:"))) for name, _, model in named}
     if len(folders) < len(named):
@@ -55,11 +54,8 @@ def run_academic(options: argparse.Namespace) -> None:
     for model, folder in folders.items():
         lm = HFLM(folder, device="cuda" if torch.cuda.is_available() else "cpu", batch_size=options.batch)
         results[model] = {f"{name}-{shots}": scored(lm, manager, name, shots, spec, options.limit) for name, shots, spec in specs}
-    if options.out:
-        write_whole(options.out, json.dumps(results, indent=1).encode() + b"\n")
-    print(json.dumps(results, indent=1) if options.json else "\n".join(
-        f"{model}  {name:13} {of['metric']:11} {of['score']:.3f} [{of['ci95'][0]:.3f}, {of['ci95'][1]:.3f}]  n={of['n']}"
-        for model, by_task in results.items() for name, of in by_task.items()))
+    show(results, (f"{model}  {name:13} {of['metric']:11} {of['score']:.3f} [{of['ci95'][0]:.3f}, {of['ci95'][1]:.3f}]  n={of['n']}"
+                   for model, by_task in results.items() for name, of in by_task.items()), options.out, options.json)
 
 
 def scored(lm: "HFLM", manager: "TaskManager", name: str, shots: int, spec: str | Row, limit: int | None) -> dict[str, object]:

@@ -6,14 +6,12 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from zephyr.cli.command import Commands, declared
+from zephyr.teacher import Budget, BudgetSpent, Ledger, Reply, Request, Teacher, ask
+from zephyr.teacher.ranks import rank
 
-if TYPE_CHECKING:
-    from zephyr.teacher import Reply, Request, Teacher
-
-Ask = Callable[["Teacher", Sequence["Request"]], list["Reply"]]
+Ask = Callable[[Teacher, Sequence[Request]], list[Reply]]
 
 
 @contextlib.contextmanager
@@ -21,7 +19,6 @@ def asking(options: argparse.Namespace) -> Iterator[tuple[Ask, Callable[[], dict
     """`ask(teacher, requests)` with the ledger and the budget of the options, and what the report says of both.
 
     Raises: SystemExit with code 75 where the budget is spent."""
-    from zephyr.teacher import Budget, BudgetSpent, Ledger, ask
     budget = Budget(options.budget_requests, options.budget_tokens, options.budget_cost, dict(options.price))
     path = options.ledger or options.out.with_suffix(".ledger.jsonl")
     with Ledger(path) as ledger:
@@ -33,17 +30,16 @@ def asking(options: argparse.Namespace) -> Iterator[tuple[Ask, Callable[[], dict
             raise SystemExit(75) from None     # as a training run that was saved and stopped
 
 
-def teachers(options: argparse.Namespace, specs: Sequence[str]) -> list["Teacher"]:
-    """The teachers of the specs."""
+def opener(options: argparse.Namespace) -> Callable[[str], Teacher]:
+    """What opens the teacher of a spec, as the options ask for."""
     from zephyr.data.teachers import open_teacher
-    return [open_teacher(spec, concurrency=options.concurrency, timeout_seconds=options.timeout_seconds, retries=options.tries - 1,
-                         key_variable=options.key_variable) for spec in specs]
+    return partial(open_teacher, concurrency=options.concurrency, timeout_seconds=options.timeout_seconds, retries=options.tries - 1,
+                   key_variable=options.key_variable)
 
 
 def finish(out: Path, report: Mapping[str, object], summary: str) -> None:
     """Write the report beside the output and say a line."""
     from zephyr.data.jsonl import write_report
-    from zephyr.teacher.ranks import rank
     if rank() == 0:
         write_report(out, report)
         print(f"{out}: {summary}")
@@ -55,7 +51,7 @@ def add_self_instruct(commands: Commands) -> None:
 
 def run_self_instruct(options: argparse.Namespace) -> None:
     from zephyr.data.self_instruct import self_instruct
-    (teacher,) = teachers(options, [options.teacher])
+    teacher = opener(options)(options.teacher)
     with asking(options) as (ask, spent):
         report = self_instruct(options.seeds, options.out, partial(ask, teacher), n=options.n, seed=options.seed, variant=options.variant,
                                turns=options.turns, templates=options.templates, instances=options.instances,
@@ -86,7 +82,7 @@ def add_feedback(commands: Commands) -> None:
 
 def run_feedback(options: argparse.Namespace) -> None:
     from zephyr.data.feedback import collect_feedback
-    answerers, (judge,) = teachers(options, options.answerers), teachers(options, [options.judge])
+    *answerers, judge = map(opener(options), (*options.answerers, options.judge))
     with asking(options) as (ask, spent):
         report = collect_feedback(options.prompts, options.out, answerers, judge, ask, per_prompt=options.per_prompt, seed=options.seed,
                                   principles=not options.no_principles, max_tokens=options.max_new_tokens, templates=options.templates)

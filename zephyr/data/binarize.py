@@ -22,7 +22,7 @@ from zephyr.data.jsonl import require_output, write_report, write_rows
 from zephyr.data.pairwise import SHAPES, Row, judged
 from zephyr.data.rows import check_row, row_id, text
 from zephyr.data.rules import rule_named
-from zephyr.data.sources import Source, open_sources, parse_line
+from zephyr.data.sources import Source, open_sources
 from zephyr.data.store import Report
 
 Found = tuple[str, str, object, list[tuple[str, str | None, float]], str]    # id, prompt_id, prompt, (text, model, score) twice, rule
@@ -82,10 +82,10 @@ def binarize(sources: Sequence[str] | Sequence[Path], out: Path, *, rule: str, s
 
 def _pairs(sources: Sequence[Source], run: Run) -> Iterator[Row]:
     """The pairs; a row that gives none is counted with its reason, a single completion put by until all rows are read."""
-    raws = ((raw.place, f"{source.name}:{raw.number}", raw.value) for source in sources for raw in source.rows())
+    raws = (raw for source in sources for raw in source.rows())
     for place, name, value in chain(raws, _groups(run)):
         try:
-            row = check_row(parse_line(value) if isinstance(value, bytes) else value)
+            row = check_row(value)
             made = _put_by(row, place, run) if SINGLE <= row.keys() else _pair(row, name, place, run)
             json.dumps(made, ensure_ascii=False).encode()     # raises for half a surrogate pair, which UTF-8 has no bytes for
         except (ValueError, RecursionError) as error:

@@ -17,7 +17,7 @@ from zephyr.chat import EncodedPair
 from zephyr.config import BadInput, Data
 from zephyr.data.sources import Source, open_sources
 from zephyr.data.store import PAIR_SCHEMA, TEXT_SCHEMA, Pairs, Report, Texts, cached_table, digest_of, example_batch
-from zephyr.data.workers import Chunk, Options, Row, encoded_chunks
+from zephyr.data.workers import Chunk, Options, encoded_chunks
 from zephyr.training.checkpoint import write_whole
 from zephyr.training.engine import Engine
 
@@ -105,7 +105,7 @@ def _load(specs: Sequence[str], tokenizer: PreTrainedTokenizerBase, options: Opt
     key = digest_of(tokenizer, code, [repr(options), repr(limit), *(part for source in sources for part in source[:2])])
 
     def encode(writer: RecordBatchStreamWriter) -> Report:
-        rows = (Row(row.place, f"{source.name}:{row.number}", row.value) for source in sources for row in source.rows())
+        rows = (row for source in sources for row in source.rows())
         with closing(encoded_chunks(islice(rows, limit), tokenizer, options, workers)) as chunks:       # its processes end with it
             return _encode_all(sources, chunks, options, writer)
 

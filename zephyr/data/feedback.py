@@ -81,16 +81,12 @@ def collect_feedback(sources: Sequence[str], out: Path, answerers: Sequence[Teac
 def read_prompts(sources: Sequence[str]) -> Iterator[Row]:
     """Prompt rows with `prompt_id` and `prompt`. Raises: BadInput naming file and line."""
     seen: dict[str, str] = {}
-    for place, row in read_rows(sources):
-        try:
-            prompt = prompt_of(row)
-        except ValueError as error:
-            raise BadInput(f"{place}: {error}") from None
-        name = str(row.get("prompt_id", row.get("id", hashlib.sha256(json.dumps(prompt).encode()).hexdigest())))
+    for place, row in read_rows(sources, lambda row: {**row, "prompt": prompt_of(row)}):
+        name = str(row.get("prompt_id", row.get("id", hashlib.sha256(json.dumps(row["prompt"]).encode()).hexdigest())))
         if name in seen:
             raise BadInput(f"{place}: prompt_id {name!r} comes twice, first at {seen[name]}")
         seen[name] = place
-        yield {**row, "prompt_id": name, "prompt": prompt}
+        yield {**row, "prompt_id": name}
 
 
 def prompt_of(row: Mapping[str, object]) -> str | list[dict[str, str]]:

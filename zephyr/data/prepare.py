@@ -28,7 +28,8 @@ from zephyr.config import BadInput
 from zephyr.data import clean
 from zephyr.data.clean import Row, Turns
 from zephyr.data.jsonl import json_line, read_rows, report_path, require_output
-from zephyr.data.sources import Source, held_out_split, open_sources, parse_line
+from zephyr.data.rows import parse_line
+from zephyr.data.sources import Source, held_out_split, open_sources
 from zephyr.training.checkpoint import write_whole
 
 Report = dict[str, object]
@@ -124,7 +125,7 @@ def prepare(sources: Sequence[str], out: Path, settings: PrepareSettings) -> Rep
     done.mkdir(parents=True, exist_ok=True)
     _benchmark(settings.decontaminate, settings.ngram)  # here, so that all processes have it
     index = Index(work / "index.sqlite", settings.near_duplicates)
-    index.hold(digest for place, row in read_rows(settings.held_out) for digest in _held_digests(place, row))
+    index.hold(digest for _, both in read_rows(settings.held_out, _held_digests) for digest in both)
     pieces = [file for n, piece in enumerate(_pieces(_lines(opened)))
               for file in _judged(piece, work / f"piece-{n:05d}.arrow", settings)]
     index.hold(row[name] for row in _rows(pieces if any(splits) else []) if splits[row["source"]] for name in ("dialogue", "opening"))
@@ -243,14 +244,14 @@ def _benchmark(files: tuple[str, ...], ngram: int) -> Mapping[tuple[int, bool], 
     return {n: np.unique(np.concatenate(some)) for n, some in hashes.items()}
 
 
-def _held_digests(place: str, row: Row) -> tuple[bytes, bytes]:
+def _held_digests(row: Row) -> tuple[bytes, bytes]:
     """Of a held-out file's dialogue and first user turn; a row that is no dialogue gives that of its prompt."""
     try:
         return clean.digests(clean.turns_of(row))
-    except ValueError as error:
+    except ValueError:
         for prompt in clean.prompts(row):
             return clean.digests([("user", prompt)])
-        raise BadInput(f"{place}: {error}") from error
+        raise
 
 
 def _rows(pieces: Iterable[str]) -> Iterator[Row]:

@@ -1,17 +1,31 @@
 """Here a raw row becomes what `chat` encodes: a checked conversation, plain text, or a pair with its id."""
 
+import json
 import re
 from collections.abc import Mapping
 
 from zephyr.chat import Messages, check_messages
 
 SFT_SHAPES = "`messages`, `prompt` and `completion`, `instruction` (`input`) and `output`, or `text`"
+TOO_MUCH = "nested too deeply, or holds a number of thousands of digits"  # what python's reader refuses in valid JSON
+
+
+def parse_line(line: bytes) -> object:
+    """The JSON value of one line. Raises: ValueError saying what is wrong with it, and in which column."""
+    try:
+        return json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the line is not UTF-8: byte {error.start + 1} is {line[error.start : error.start + 1]!r}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the line is no valid JSON: {error.msg} at column {error.pos + 1}, wanted one object a line") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the line's JSON is {TOO_MUCH}") from error
 
 
 def check_row(row: object) -> Mapping[str, object]:
-    """The row, if it is an object; keys whose value is null are left out, as Arrow writes null for a missing key.
-
-    Raises: ValueError naming what was found."""
+    """The row, or that of an undecoded line, if it is an object; keys whose value is null are left out, as Arrow writes null for a
+    missing key. Raises: ValueError naming what was found."""
+    row = parse_line(row) if isinstance(row, bytes) else row
     if not isinstance(row, Mapping):
         raise ValueError(f"the row is of type {type(row).__name__}, wanted an object with named fields")
     return {key: value for key, value in row.items() if value is not None}
