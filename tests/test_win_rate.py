@@ -15,7 +15,8 @@ import pytest
 from scipy.stats import binom
 
 from proxy import Proxy
-from zephyr.cli.evaluation import add_win_rate
+from zephyr.cli.command import declared
+from zephyr.cli.evaluation import run_win_rate
 from zephyr.config import BadInput
 from zephyr.data.feedback import RE_ASKS, Row, read_prompts
 from zephyr.data.jsonl import read_rows, write_rows
@@ -33,7 +34,7 @@ VERDICTS = ("A", "B", "tie", None)
 def command(*arguments: object) -> None:
     """The command with its own parser."""
     parser = argparse.ArgumentParser()
-    add_win_rate(parser.add_subparsers())
+    declared(parser.add_subparsers(), run_win_rate)
     options = parser.parse_args(["win-rate", *map(str, arguments)])
     options.carry_out(options)
 

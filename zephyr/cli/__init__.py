@@ -8,7 +8,7 @@ from pathlib import Path
 from zephyr.cli.academic import add_academic
 from zephyr.cli.command import Commands, declared, take_config
 from zephyr.cli.data import add_binarize, add_feedback, add_lineage, add_prepare, add_self_instruct
-from zephyr.cli.evaluation import add_alpaca_eval, add_mt_bench, add_win_rate
+from zephyr.cli.evaluation import run_alpaca_eval, run_mt_bench, run_win_rate
 from zephyr.config import BadInput
 
 
@@ -54,8 +54,9 @@ def run_world(options: argparse.Namespace) -> None:
 def add_eval(commands: Commands) -> None:
     parser = commands.add_parser("eval", help="how good models are: win rates, MT-Bench, AlpacaEval, academic tasks")
     tasks = parser.add_subparsers(required=True, metavar="task")
-    for add in (add_win_rate, add_mt_bench, add_alpaca_eval, add_academic):
-        add(tasks)
+    for run in (run_win_rate, run_mt_bench, run_alpaca_eval):
+        declared(tasks, run)
+    add_academic(tasks)
     parser.set_defaults(tasks=tasks)
 
 

@@ -4,23 +4,10 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from zephyr.cli.command import Commands, declared
 from zephyr.cli.data import asking, opener
 from zephyr.config import BadInput
 from zephyr.teacher import Reply, Request, Teacher
 from zephyr.teacher.ranks import rank
-
-
-def add_win_rate(commands: Commands) -> None:
-    declared(commands, run_win_rate)
-
-
-def add_mt_bench(commands: Commands) -> None:
-    declared(commands, run_mt_bench)
-
-
-def add_alpaca_eval(commands: Commands) -> None:
-    declared(commands, run_alpaca_eval)
 
 
 def run_win_rate(options: argparse.Namespace) -> None:

@@ -15,10 +15,10 @@ from transformers import PreTrainedTokenizerBase
 from zephyr import chat
 from zephyr.chat import EncodedPair
 from zephyr.config import BadInput, Data
+from zephyr.data.jsonl import write_json
 from zephyr.data.sources import Source, open_sources
 from zephyr.data.store import PAIR_SCHEMA, TEXT_SCHEMA, Pairs, Report, Texts, cached_table, digest_of, example_batch
 from zephyr.data.workers import Chunk, Options, encoded_chunks
-from zephyr.training.checkpoint import write_whole
 from zephyr.training.engine import Engine
 
 T = TypeVar("T")
@@ -75,7 +75,7 @@ def save_report(run_dir: str | Path, split: str, report: Report) -> None:
     """Adds the report of a split to `data.json` of the run folder, which appears whole or not at all."""
     path = Path(run_dir) / "data.json"
     reports = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    write_whole(path, json.dumps({**reports, split: report}, indent=1, ensure_ascii=False).encode())
+    write_json(path, {**reports, split: report})
 
 
 def format_report(report: Report) -> str:

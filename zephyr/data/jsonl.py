@@ -59,11 +59,8 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> int:
 
 
 def json_line(row: Mapping[str, object]) -> bytes:
-    """The row as a line of readable UTF-8; in ASCII where it holds half of a surrogate pair, which UTF-8 can't."""
-    try:
-        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:
-        return json.dumps(row).encode() + b"\n"
+    """The row as a line of readable UTF-8; half of a surrogate pair, which UTF-8 can't hold, is escaped."""
+    return json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def report_path(out: Path) -> Path:
@@ -81,4 +78,4 @@ def write_json(path: Path, value: object) -> None:
     """The value in indented lines, whole or not at all; makes the folder. Under torchrun the first rank alone writes."""
     if rank() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(value, indent=1).encode() + b"\n")
+        write_whole(path, json.dumps(value, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")

@@ -1,7 +1,5 @@
 """Here the files and datasets that a config names become raw rows, each with the place where a person finds it."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import json
@@ -184,7 +182,7 @@ def _hub_source(name: str, split: str | None) -> Source:
     return _dataset_source(name, *(loaded, split) if split is not None else _one_split(loaded, name, None))
 
 
-def _saved_dataset(folder: Path, split: str | None) -> tuple[Dataset, str]:
+def _saved_dataset(folder: Path, split: str | None) -> "tuple[Dataset, str]":
     from datasets import load_from_disk
 
     try:
@@ -194,7 +192,7 @@ def _saved_dataset(folder: Path, split: str | None) -> tuple[Dataset, str]:
     return _one_split(loaded, str(folder), split)
 
 
-def _one_split(loaded: Dataset | dict[str, Dataset], name: str, split: str | None) -> tuple[Dataset, str]:
+def _one_split(loaded: "Dataset | dict[str, Dataset]", name: str, split: str | None) -> "tuple[Dataset, str]":
     if not isinstance(loaded, dict):
         if split is not None:
             raise BadInput(f"{name} is a dataset without splits, wanted no {split!r}")
@@ -206,7 +204,7 @@ def _one_split(loaded: Dataset | dict[str, Dataset], name: str, split: str | Non
     return loaded[chosen], chosen
 
 
-def _dataset_source(name: str, dataset: Dataset, split: str) -> Source:
+def _dataset_source(name: str, dataset: "Dataset", split: str) -> Source:
     def rows() -> Iterator[RawRow]:
         for number, value in enumerate(dataset, start=1):
             yield RawRow(f"{name}, row {number}", f"{name}:{number}", value)
