@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 pytest.importorskip("lm_eval", reason="lm_eval, which does the scoring, is absent")
 
 from real.stories import convert  # noqa: E402
-from zephyr.cli.academic import add_academic, hub_rows, tasks  # noqa: E402
+from zephyr.cli.academic import hub_rows, run_academic, tasks  # noqa: E402
+from zephyr.cli.command import declared  # noqa: E402
 from zephyr.config import BadInput  # noqa: E402
 from zephyr.data.jsonl import read_rows  # noqa: E402
 
@@ -33,7 +34,7 @@ def stories(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def academic(*arguments: str | Path) -> None:
     parser = argparse.ArgumentParser()
-    add_academic(parser.add_subparsers())
+    declared(parser.add_subparsers(), run_academic, tasks=tasks)
     options = parser.parse_args(["academic", *map(str, arguments)])
     options.carry_out(options)
 

@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 
 from proxy import Proxy
-from zephyr.cli.benchmarks import add_alpaca_eval
+from published import ranked_verdict
+from zephyr.cli.command import declared
+from zephyr.cli.evaluation import run_alpaca_eval
 from zephyr.config import BadInput
 from zephyr.data.benchmarks import annotate
 from zephyr.data.jsonl import read_rows, write_rows
 from zephyr.data.win_rate import judge_panel
 from zephyr.judge.alpaca import score_annotations
-from zephyr.judge.annotations import ranked_verdict
 from zephyr.teacher import Budget, Ledger, Request, ask, embedded
 from zephyr.world.answerers import answer
 from zephyr.world.facts import build_world
@@ -35,7 +36,7 @@ PUBLISHED = {"alpaca_eval_gpt4": "leaderboard_v1_alpaca_eval_gpt4.csv",
 def run(*arguments: str | Path) -> None:
     """The command, as its parser reads it."""
     parser = argparse.ArgumentParser()
-    add_alpaca_eval(parser.add_subparsers())
+    declared(parser.add_subparsers(), run_alpaca_eval)
     options = parser.parse_args(["alpaca-eval", *map(str, arguments)])
     options.carry_out(options)
 

@@ -30,7 +30,8 @@ from zephyr.model.generate import generate
 from zephyr.model.load import load_policy
 from zephyr.teacher import Budget, Reply, Request, endpoint
 
-RUN = ("import argparse; from zephyr.cli.chat import add_chat; parser = argparse.ArgumentParser(); add_chat(parser.add_subparsers()); "
+RUN = ("import argparse; from zephyr.cli.chat import run_chat; from zephyr.cli.command import declared; "
+       "parser = argparse.ArgumentParser(); declared(parser.add_subparsers(), run_chat); "
        "options = parser.parse_args(); options.carry_out(options)")
 SETTINGS = {"max_new_tokens": 12, "temperature": 0.7, "top_k": 50, "top_p": 0.95, "seed": 3, "greedy": False, "web": False,
             "key_variable": "OPENAI_API_KEY"}

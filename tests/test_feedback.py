@@ -25,7 +25,7 @@ from zephyr.data.feedback import RE_ASKS, Row, collect_feedback, prompt_of
 from zephyr.data.jsonl import read_rows, write_rows
 from zephyr.data.lineage import story
 from zephyr.judge.rubric import Critique, Rating, format_critique, format_ratings, parse_critique, parse_ratings
-from zephyr.judge.rules import ASPECTS
+from zephyr.judge.rubric import ASPECTS
 from zephyr.teacher import Budget, Ledger, Reply, Request, Teacher, ask, embedded
 
 ZEPHYR = [str(Path(sys.executable).with_name("zephyr"))]
@@ -223,8 +223,9 @@ def of_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_commands_on_the_world(of_world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Fails where the judge's own scores are not those in the rows, or a second run asks anything or writes other bytes."""
-    from zephyr.judge.rules import judge, load_facts
-    facts = load_facts(of_world / "world" / "world.json")
+    from zephyr.world.facts import load_world
+    from zephyr.world.rules import judge
+    facts = load_world(of_world / "world" / "world.json")
     prompts = {row["prompt_id"]: row for _, row in read_rows([of_world / "prompts.jsonl"])}
     rows = [row for _, row in read_rows([of_world / "feedback.jsonl"])]
     for row in rows:

@@ -3,12 +3,12 @@
 import pytest
 
 from zephyr.config import BadInput
-from zephyr.judge.rules import ASPECTS, Facts, judge
 from zephyr.world.answerers import ANSWERERS, answer
-from zephyr.world.facts import build_world
+from zephyr.world.facts import World, build_world
 from zephyr.world.prompts import SHARES, draw_prompts
+from zephyr.world.rules import ASPECTS, judge
 
-FACTS = Facts(
+FACTS = World(
     values={"home": ["forest", "sea"], "colour": ["green", "blue"], "food": ["seeds", "roots"], "size": ["tiny", "huge"]},
     causes={"colour": "home", "size": "food"},
     creatures={"moli": {"home": "forest", "colour": "green", "food": "roots", "size": "huge"},
@@ -68,12 +68,11 @@ def test_bad_prompt_rows_are_named() -> None:
 def test_every_answerer_wins_somewhere() -> None:
     """With one who always wins, binarising means nothing and imitation of the winner would do."""
     world = build_world(0)
-    facts = Facts(world.values, world.causes, world.creatures)
     prompts = draw_prompts(world, "train", 600, 0)
     wins = dict.fromkeys(ANSWERERS, 0)
     by_family: dict[str, set[str]] = {family: set() for family in SHARES}
     for prompt in prompts:
-        scores = {name: judge(prompt._asdict(), answer(name, prompt, world, 0), facts).overall for name in ANSWERERS}
+        scores = {name: judge(prompt._asdict(), answer(name, prompt, world, 0), world).overall for name in ANSWERERS}
         best = max(scores, key=lambda name: scores[name])
         wins[best] += 1
         by_family[prompt.family].add(best)

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from proxy import Proxy
-from zephyr.cli.benchmarks import add_mt_bench
+from zephyr.cli.command import declared
+from zephyr.cli.evaluation import run_mt_bench
 from zephyr.config import BadInput
 from zephyr.data import benchmarks
 from zephyr.data.benchmarks import judge_answers, load_bench, read_answers
@@ -30,7 +31,7 @@ PUBLISHED = {"llama2_chat_7b": 6.19, "llama2_7b": 3.97, "ultrachat_baseline": 6.
 def run(*arguments: str | Path) -> None:
     """The command, as its parser reads it."""
     parser = argparse.ArgumentParser()
-    add_mt_bench(parser.add_subparsers())
+    declared(parser.add_subparsers(), run_mt_bench)
     options = parser.parse_args(["mt-bench", *map(str, arguments)])
     options.carry_out(options)
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from published import probability_of_m, ranked_verdict
 from zephyr.chat.template import check_pair
 from zephyr.config import BadInput
 from zephyr.data.binarize import binarize
 from zephyr.data.pairwise import judged
-from zephyr.judge.annotations import probability_of_m, ranked_verdict
 
 Row = dict[str, object]
 

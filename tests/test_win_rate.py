@@ -15,16 +15,17 @@ import pytest
 from scipy.stats import binom
 
 from proxy import Proxy
-from zephyr.cli.win_rate import add_win_rate
+from zephyr.cli.command import declared
+from zephyr.cli.evaluation import run_win_rate
 from zephyr.config import BadInput
 from zephyr.data.feedback import RE_ASKS, Row, read_prompts
 from zephyr.data.jsonl import read_rows, write_rows
 from zephyr.data.win_rate import answers_of, contest, judge_panel, open_contender, people_prefer, stored
 from zephyr.judge.compare import Comparison, parse_verdict, summarise
-from zephyr.judge.rules import Facts, judge
 from zephyr.judge.statistics import agreement, length_controlled, measured
 from zephyr.teacher import Budget, Ledger, Request, ask, embedded
 from zephyr.world.facts import build_world
+from zephyr.world.rules import judge
 from zephyr.world.prompts import draw_prompts
 
 VERDICTS = ("A", "B", "tie", None)
@@ -33,7 +34,7 @@ VERDICTS = ("A", "B", "tie", None)
 def command(*arguments: object) -> None:
     """The command with its own parser."""
     parser = argparse.ArgumentParser()
-    add_win_rate(parser.add_subparsers())
+    declared(parser.add_subparsers(), run_win_rate)
     options = parser.parse_args(["win-rate", *map(str, arguments)])
     options.carry_out(options)
 
@@ -203,8 +204,7 @@ def test_command_on_the_embedded_world(of_world: Path, capsys: pytest.CaptureFix
     command(*line)
     table = capsys.readouterr().out
     world = build_world(0)
-    facts = Facts(world.values, world.causes, world.creatures)
-    points = {name: [judge(row, answer["text"], facts).overall for row, (_, answer) in zip(prompts, read_rows([out / f"{name}.jsonl"]))]
+    points = {name: [judge(row, answer["text"], world).overall for row, (_, answer) in zip(prompts, read_rows([out / f"{name}.jsonl"]))]
               for name in ("terse", "expert")}
     results = json.loads((out / "results.json").read_text())
     pair, won = results["pairs"]["expert over terse"], [(a > b) + (a == b) / 2 for a, b in zip(points["expert"], points["terse"])]

@@ -5,14 +5,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from zephyr.cli.academic import add_academic
-from zephyr.cli.benchmarks import add_alpaca_eval, add_mt_bench
-from zephyr.cli.chat import add_chat
-from zephyr.cli.command import Commands, command, take_config
-from zephyr.cli.data import add_binarize, add_feedback, add_lineage, add_prepare, add_self_instruct
-from zephyr.cli.plan import add_plan
-from zephyr.cli.report import add_report
-from zephyr.cli.win_rate import add_win_rate
+from zephyr.cli.academic import run_academic, tasks
+from zephyr.cli.chat import run_chat
+from zephyr.cli.command import Commands, declared, take_config
+from zephyr.cli.data import run_binarize, run_feedback, run_lineage, run_prepare, run_self_instruct
+from zephyr.cli.evaluation import run_alpaca_eval, run_mt_bench, run_win_rate
 from zephyr.config import BadInput
 
 
@@ -22,9 +19,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="zephyr", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
-    for add in (add_self_instruct, add_prepare, add_feedback, add_binarize, add_lineage, add_plan, add_report, add_eval, add_chat,
-                add_verify, add_world):
-        add(commands)
+    for run in (run_self_instruct, run_prepare, run_feedback, run_binarize, run_lineage, run_plan, run_report, run_chat, run_verify,
+                run_world):
+        declared(commands, run)
+    add_eval(commands)
     try:
         chosen = commands.choices.get(arguments[0]) if arguments else None
         if chosen and chosen.get_default("tasks"):              # eval has commands of its own
@@ -38,45 +36,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def add_world(commands: Commands) -> None:
-    parser = command(commands, run_world, "write the embedded world: facts, prompts, prose, demonstrations, an untrained model",
-                     "zephyr world runs/tiny/world")
-    parser.add_argument("dir", type=Path, help="folder to write")
-    parser.add_argument("--seed", type=int, default=0, help="of facts, prompts and initial weights (default 0)")
-
-
 def run_world(options: argparse.Namespace) -> None:
     from zephyr.data.jsonl import write_rows
-    from zephyr.world.facts import build_world, save_world
-    from zephyr.world.recipe import tokenizer_texts, world_rows
-    from zephyr.world.untrained import save_untrained
+    from zephyr.world import facts, recipe, untrained
 
-    world = build_world(options.seed)
-    rows = world_rows(world, options.seed)
+    world = facts.build_world(options.seed)
+    rows = recipe.world_rows(world, options.seed)
     for name, of_file in rows.items():
         write_rows(options.dir / f"{name}.jsonl", of_file)
         print(f"{options.dir / name}.jsonl: {len(of_file)} rows")
-    save_world(world, options.dir / "world.json")
-    parameters = save_untrained(tokenizer_texts(rows), options.dir / "untrained", seed=options.seed)
+    facts.save_world(world, options.dir / "world.json")
+    parameters = untrained.save_untrained(recipe.tokenizer_texts(rows), options.dir / "untrained", seed=options.seed)
     print(f"{options.dir / 'untrained'}: tokenizer and untrained model, {parameters:,} parameters")
 
 
 def add_eval(commands: Commands) -> None:
     parser = commands.add_parser("eval", help="how good models are: win rates, MT-Bench, AlpacaEval, academic tasks")
-    tasks = parser.add_subparsers(required=True, metavar="task")
-    for add in (add_win_rate, add_mt_bench, add_alpaca_eval, add_academic):
-        add(tasks)
-    parser.set_defaults(tasks=tasks)
+    of_eval = parser.add_subparsers(required=True, metavar="task")
+    for run in (run_win_rate, run_mt_bench, run_alpaca_eval, run_academic):
+        declared(of_eval, run, tasks=tasks)
+    parser.set_defaults(tasks=of_eval)
 
 
-def add_verify(commands: Commands) -> None:
-    parser = command(commands, run_verify, "train a short prefix of a run under other layouts, and certify that nothing changes",
-                     "zephyr verify configs/tiny/dpo.yaml")
-    parser.add_argument("target", type=Path, metavar="RUN_OR_CONFIG", help="a run folder, or the YAML file of a run to be")
-    parser.add_argument("--stage", choices=("sft", "dpo"), help="where the config's keys do not tell")
-    parser.add_argument("--rows", type=int, default=32, help="first rows of the data (default 32)")
-    parser.add_argument("--ranks", type=int, help="processes (default: the GPUs of this machine, or two on the CPU)")
-    parser.add_argument("--out", type=Path, help="folder for certificate.json (default: the run folder, or the config's run.dir)")
+def run_plan(options: argparse.Namespace) -> None:
+    from zephyr.cli.plan import page
+    print(page(options))
+
+
+def run_report(options: argparse.Namespace) -> None:
+    from zephyr.report import write_page
+    out = options.out or (options.runs[0] / "report.html" if len(options.runs) == 1 else Path())
+    if out.suffix != ".html":
+        raise BadInput(f"--out with a name that ends in .html is wanted for {len(options.runs)} runs, got {options.out}")
+    write_page(options.runs, out)
+    print(out)
 
 
 def run_verify(options: argparse.Namespace) -> int:

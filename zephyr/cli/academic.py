@@ -1,14 +1,13 @@
 """Models become scores on ARC, HellaSwag, MMLU, TruthfulQA and GSM8K, through lm-evaluation-harness: prompts and scoring are its own."""
 import argparse
 import csv
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zephyr.cli.command import Commands, command
+from zephyr.cli.evaluation import show
 from zephyr.config import BadInput
 
 if TYPE_CHECKING:
@@ -20,19 +19,6 @@ Row = Mapping[str, object]
 BENCHMARKS = {"arc": ("arc_challenge", "acc_norm", "none", "arc_challenge"), "arc-easy": ("arc_easy", "acc_norm", "none", "arc_easy"),
               "hellaswag": ("hellaswag", "acc_norm", "none", "hellaswag"), "mmlu": ("mmlu", "acc", "none", "mmlu"),
               "truthfulqa": ("truthfulqa_mc2", "acc", "none", "TruthfulQA"), "gsm8k": ("gsm8k", "exact_match", "strict-match", "gsm8k")}
-
-
-def add_academic(commands: Commands) -> None:
-    parser = command(commands, run_academic, "score models on the tasks of the Open LLM Leaderboard by lm-evaluation-harness",
-                     "zephyr eval academic dSFT=runs/sft/model dDPO=runs/dpo/model --out runs/academic.json")
-    parser.add_argument("models", nargs="+", metavar="[NAME=]MODEL", help="a model folder, hf:FOLDER, or a hub id")
-    parser.add_argument("--tasks", type=tasks, default="arc-25,hellaswag-10,mmlu-5,truthfulqa-0", metavar="NAME-SHOTS,...",
-                        help=f"of {', '.join(BENCHMARKS)} (default %(default)s)")
-    parser.add_argument("--local", type=Path, metavar="FOLDER", help="of files with the rows, where the hub is not to be asked")
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N questions of each task, and of each of MMLU's subjects")
-    parser.add_argument("--batch", type=int, default=8, metavar="N", help="questions at a time (default 8)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="for the results (.json)")
-    parser.add_argument("--json", action="store_true", help="print the results as JSON, and nothing else")
 
 
 def tasks(text: str) -> list[tuple[str, int]]:
@@ -53,7 +39,6 @@ def run_academic(options: argparse.Namespace) -> None:
     import torch
 
     from zephyr.model.load import local_folder
-    from zephyr.training.checkpoint import write_whole
     named = [("", "", argument) if Path(argument).is_dir() else argument.rpartition("=") for argument in options.models]
     folders = {name or model: str(local_folder(model.removeprefix("hf:"))) for name, _, model in named}
     if len(folders) < len(named):
@@ -64,11 +49,8 @@ def run_academic(options: argparse.Namespace) -> None:
     for model, folder in folders.items():
         lm = HFLM(folder, device="cuda" if torch.cuda.is_available() else "cpu", batch_size=options.batch)
         results[model] = {f"{name}-{shots}": scored(lm, manager, name, shots, spec, options.limit) for name, shots, spec in specs}
-    if options.out:
-        write_whole(options.out, json.dumps(results, indent=1).encode() + b"\n")
-    print(json.dumps(results, indent=1) if options.json else "\n".join(
-        f"{model}  {name:13} {of['metric']:11} {of['score']:.3f} [{of['ci95'][0]:.3f}, {of['ci95'][1]:.3f}]  n={of['n']}"
-        for model, by_task in results.items() for name, of in by_task.items()))
+    show(results, (f"{model}  {name:13} {of['metric']:11} {of['score']:.3f} [{of['ci95'][0]:.3f}, {of['ci95'][1]:.3f}]  n={of['n']}"
+                   for model, by_task in results.items() for name, of in by_task.items()), options.out, options.json)
 
 
 def scored(lm: "HFLM", manager: "TaskManager", name: str, shots: int, spec: str | Row, limit: int | None) -> dict[str, object]:

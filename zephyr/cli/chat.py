@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from zephyr.chat import Messages, check_messages
-from zephyr.cli.command import Commands, command
 from zephyr.config import BadInput
 
 HELP = '''A line that ends with \\ goes on in the next; lines between two lines of """ are one turn, whatever they hold.
@@ -16,22 +15,6 @@ HELP = '''A line that ends with \\ goes on in the next; lines between two lines 
 /help  /quit  (or ctrl-D); ctrl-C stops an answer'''
 # Of a conversation and a seed: the answer as far as it is written, and "" or why it ends. Raises ValueError where there can be none.
 Stream = Callable[[Messages, int], Iterator[tuple[str, str]]]
-
-
-def add_chat(commands: Commands) -> None:
-    parser = command(commands, run_chat, "talk to a model in the terminal, or in the browser, there also to two with votes for pairs",
-                     "zephyr chat --web runs/tiny/sft/model runs/tiny/dpo/model --votes votes.jsonl")
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="a model folder, hf:PATH or openai:MODEL@BASE_URL; two with --web")
-    for option, default, text in (
-            ("--max-new-tokens", 512, "of an answer"), ("--temperature", 0.7, "of sampling"), ("--top-p", 0.95, "of sampling"),
-            ("--top-k", 50, "0: all; endpoints are not told, as OpenAI's refuses the field"), ("--seed", 0, "/regenerate takes the next"),
-            ("--key-variable", "OPENAI_API_KEY", "environment variable that holds an endpoint's key"), ("--port", 7860, "of --web"),
-            ("--votes", Path("votes.jsonl"), "pairs for train_dpo.py; NAME.undecided.jsonl beside it takes ties and both bad"),
-            ("--host", "127.0.0.1", "of --web; another than loopback wants --share-on-network")):
-        parser.add_argument(option, type=type(default), default=default, help=f"{text} (default {default})")
-    parser.add_argument("--greedy", action="store_true", help="no sampling")
-    parser.add_argument("--web", action="store_true", help="serve a page for the browser")
-    parser.add_argument("--share-on-network", action="store_true", help="user zephyr comes in by the password in ZEPHYR_WEB_TOKEN")
 
 
 def run_chat(options: argparse.Namespace) -> None:

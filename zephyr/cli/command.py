@@ -9,13 +9,48 @@ import yaml
 from zephyr.config import ConfigError
 
 Commands = "argparse._SubParsersAction[argparse.ArgumentParser]"
+DECLARED = yaml.safe_load(Path(__file__).with_name("options.yaml").read_text(encoding="utf-8"))
+
+
+def count(text: str) -> int:
+    """A whole number from 1."""
+    if (value := int(text)) < 1:
+        raise ValueError(text)
+    return value
+
+
+def price(text: str) -> tuple[str, tuple[float, float]]:
+    """`MODEL=PROMPT,COMPLETION` as its parts."""
+    model, _, both = text.rpartition("=")
+    prompt, completion = (float(part) for part in both.split(","))
+    if not model or min(prompt, completion) < 0:
+        raise ValueError(text)
+    return model, (prompt, completion)
+
+
+TYPES = {"int": int, "float": float, "path": Path, "list": lambda text: text.split(","), "count": count, "price": price}
+
+
+def declared(commands: Commands, run: Callable[[argparse.Namespace], int | None], **types: Callable[[str], object]) -> None:
+    """The command that `run_<name>` carries out, as `options.yaml` declares it. Args: types: what reads a value, beside `TYPES`."""
+    of = DECLARED[name_of(run)]
+    parser = command(commands, run, of["help"], of["example"])
+    for options in (of["options"], *(DECLARED["shared"][group] for group in of.get("shared", ()))):
+        for key, settings in options.items():
+            name, _, metavar = key.partition(" ")
+            reads = {"type": (TYPES | types)[settings["type"]]} if "type" in settings else {}
+            parser.add_argument(name, **settings | reads, **({"metavar": metavar} if metavar else {}))
+
+
+def name_of(run: Callable[[argparse.Namespace], int | None]) -> str:
+    return run.__name__.removeprefix("run_").replace("_", "-")
 
 
 def command(commands: Commands, run: Callable[[argparse.Namespace], int | None], text: str, example: str) -> argparse.ArgumentParser:
     """A parser for the command that `run_<name>` carries out; its `--help` ends with the example."""
-    name = run.__name__.removeprefix("run_").replace("_", "-")
-    parser = commands.add_parser(name, help=text, description=text, epilog=f"example: {example}", allow_abbrev=False)
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML of options by their long names; the command line goes first, what is repeated adds up")
+    parser = commands.add_parser(name_of(run), help=text, description=text, epilog=f"example: {example}", allow_abbrev=False)
+    parser.add_argument("--config", type=Path, metavar="FILE",
+                        help="YAML of options by their long names; the command line goes first, what is repeated adds up")
     parser.set_defaults(carry_out=run)
     return parser
 

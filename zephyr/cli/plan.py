@@ -10,7 +10,6 @@ import torch
 
 from zephyr import config as configs
 from zephyr.cli import costs
-from zephyr.cli.command import Commands, command
 from zephyr.cli.costs import DEVICES, PROFILES, Config, Device, Lengths, Model, Settings, Work
 from zephyr.cli.verify import read_config
 from zephyr.config import BadInput, SFTConfig
@@ -28,29 +27,15 @@ POLICIES = (False, "mlp", True)                     # hardware.activation_checkp
 UNCHECKED = "Held against measurements: memory and ratios of times on 1 and 2 CPU ranks. Never checked: more ranks, any GPU."
 
 
-def add_plan(commands: Commands) -> None:
-    parser = command(commands, run_plan, "predict steps, packing, memory and time of a run, and what to write into its config",
-                     "zephyr plan configs/zephyr-7b-beta/dpo.yaml --shape mistral --lengths ultrafeedback --gpus 16 --device a100-80")
-    parser.add_argument("target", type=Path, metavar="CONFIG", help="the YAML file of a run to be")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="changes of its keys, right behind it")
-    parser.add_argument("--stage", choices=("sft", "dpo"), help="where the config's keys do not tell")
-    parser.add_argument("--gpus", type=int, default=1, help="ranks (default 1)")
-    parser.add_argument("--device", choices=(*DEVICES, "cpu"), default="a100-80", help="default a100-80; cpu: this machine, tried")
-    parser.add_argument("--lengths", metavar="PROFILE|FILE", help=f"instead of the config's data: {', '.join(PROFILES)} (pairs), ultrachat "
-                        "(texts), or a .jsonl of token counts, prompt, chosen and rejected, or tokens and targets")
-    parser.add_argument("--shape", metavar="TYPE", help="instead of the model's config.json: a model type's default; mistral: Mistral-7B")
-    parser.add_argument("--table", action="store_true", help="strong and weak scaling to 1,024 ranks, and sweeps")
-    parser.add_argument("--json", action="store_true", help="print all of it as JSON")
-
-
-def run_plan(options: argparse.Namespace) -> None:
+def page(options: argparse.Namespace) -> str:
+    """What the command prints. Raises: BadInput."""
     _, config = read_config(options.target, options.stage)
     config = configs.load(type(config), str(options.target), options.overrides)
     if options.gpus < 1:
         raise BadInput(f"--gpus: at least 1 is wanted, got {options.gpus}")
     model = costs.read_model(config.model, options.shape)
     report = predict(config, model, read_lengths(options.lengths, config), options.gpus, options.device, options.table)
-    print(json.dumps(report, indent=1) if options.json else "\n".join(text(report)))
+    return json.dumps(report, indent=1) if options.json else "\n".join(text(report))
 
 
 def read_lengths(named: str | None, config: Config) -> Lengths:

@@ -19,10 +19,10 @@ from typing import NamedTuple
 from zephyr.chat import check_messages
 from zephyr.config import BadInput
 from zephyr.data.jsonl import require_output, write_report, write_rows
-from zephyr.data.pairwise import SHAPES, Row, judged, text
-from zephyr.data.rows import check_row
+from zephyr.data.pairwise import SHAPES, Row, judged
+from zephyr.data.rows import check_row, row_id, text
 from zephyr.data.rules import rule_named
-from zephyr.data.sources import Source, open_sources, parse_line
+from zephyr.data.sources import Source, open_sources
 from zephyr.data.store import Report
 
 Found = tuple[str, str, object, list[tuple[str, str | None, float]], str]    # id, prompt_id, prompt, (text, model, score) twice, rule
@@ -82,10 +82,10 @@ def binarize(sources: Sequence[str] | Sequence[Path], out: Path, *, rule: str, s
 
 def _pairs(sources: Sequence[Source], run: Run) -> Iterator[Row]:
     """The pairs; a row that gives none is counted with its reason, a single completion put by until all rows are read."""
-    raws = ((raw.place, f"{source.name}:{raw.number}", raw.value) for source in sources for raw in source.rows())
+    raws = (raw for source in sources for raw in source.rows())
     for place, name, value in chain(raws, _groups(run)):
         try:
-            row = check_row(parse_line(value) if isinstance(value, bytes) else value)
+            row = check_row(value)
             made = _put_by(row, place, run) if SINGLE <= row.keys() else _pair(row, name, place, run)
             json.dumps(made, ensure_ascii=False).encode()     # raises for half a surrogate pair, which UTF-8 has no bytes for
         except (ValueError, RecursionError) as error:
@@ -98,7 +98,7 @@ def _pairs(sources: Sequence[Source], run: Run) -> Iterator[Row]:
 
 
 def _put_by(row: Row, place: str, run: Run) -> None:
-    idx, model = _id(row, "idx"), text(row, "response_source")
+    idx, model = row_id(row, field="idx"), text(row, "response_source")
     given = row["gpt4_score"] if isinstance(row["gpt4_score"], list) else [row["gpt4_score"]]
     scores = {n: _score(score, "gpt4_score") for n, score in enumerate(given)}
     single = {"model": model, "text": text(row, "response"), "scores": scores, "prompt": text(row, "prompt"), "source": _source(row)}
@@ -165,7 +165,7 @@ def _verdict(row: Row, name: str, place: str, run: Run) -> Found | str:
     about = [asked, *(row.get(key) for key in ("annotator", "judge", "turn")), *item.models]
     if asked is not None:
         name = "/".join(str(part) for part in about if isinstance(part, (str, int)))
-    id = _claim(_id(row, "id") if "id" in row else name, place, run, again=True)
+    id = _claim(row_id(row) if "id" in row else name, place, run, again=True)
     prompt_id, sides = _digest(item.prompt) if asked is None else str(asked), list(zip(item.texts, item.models, item.shares))
     return id, prompt_id, item.prompt, sides, "verdict"
 
@@ -178,7 +178,7 @@ def _rated(row: Row, place: str, run: Run) -> Found | str:
         prompt = check_messages(prompt, "instruction" if ultra else "prompt", last="user")
     run.counts["shapes"]["UltraFeedback" if ultra else "feedback"] += 1
     digest = ultra and "prompt_id" not in row
-    prompt_id = _digest(prompt) if digest else _id(row, "prompt_id")
+    prompt_id = _digest(prompt) if digest else row_id(row, field="prompt_id")
     id = _claim(prompt_id, place, run, again=digest)
     answers = list(_answers(row, ultra, id, run))
     scored = [(answer, getattr(answer, run.score)) for answer in answers if getattr(answer, run.score) is not None]
@@ -228,12 +228,6 @@ def _score(value: object, name: str) -> float | None:
     if type(number) not in (int, float) or not abs(number) < 1e300:
         raise ValueError(f"`{name}` holds {type(value).__name__} {value!r:.60}, wanted a finite number, null or N/A")
     return float(number)
-
-
-def _id(row: Row, field: str) -> str:
-    if type(row.get(field)) not in (str, int) or row[field] == "":
-        raise ValueError(f"`{field}` is {row.get(field)!r:.60}, wanted a string or a whole number")
-    return str(row[field])
 
 
 def _source(row: Row) -> str | None:

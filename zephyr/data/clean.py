@@ -1,7 +1,5 @@
 """Here a text is cleaned and looked at: its case set right; refusals, language, words, their n-grams and signature found."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import json
@@ -9,10 +7,12 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
+import yaml
 
 from zephyr.config import BadInput
 from zephyr.data.rows import check_row, sft_row
@@ -40,16 +40,9 @@ ABBREVIATIONS = frozenset("""etc vs cf mr mrs ms dr prof st jr sr inc ltd co cor
 CASE_TASK = re.compile(r"(?:upper|lower|title|camel|snake)[ -]?case|capital[is]|gramma|spell|punctuat|proof-?read|"
                        r"\b(?:correct|edit|fix) th(?:e|is|ese)\b", re.I)
 
-SELF = r"(?:opinion|feeling|emotion|belief|experience|preference|view|viewpoint|thought|perspective|taste)s?"
-NOT_MINE = re.compile(rf"""  # the model's lack of a self
-    \b(?:I | AI\ (?:\w+\ ){{0,3}}and)\ (?:do\ not|don't|cannot|can't|am\ not|lack|have\ no)\ (?:\w+\ ){{0,6}}?
-    (?: (?:personal|subjective|human) (?:,?\ \w+){{0,3}}?\ {SELF}
-      | strong\ opinion
-      | (?:have|having|hold|possess|feel|experience)\ (?:any\ )?(?:\w+\ or\ )?(?:opinions|feelings|emotions|beliefs|consciousness) )\b
-    (?!\ (?:for|towards?|about)\ )[^.!?\n]*""", re.I | re.X)
-PERSONAL = re.compile(rf"""  # what may be asked of a person only
-    \byour\ (?:\w+\ ){{0,2}}(?:{SELF}|favou?rite|name|age|life|day|dream|memor) | \byourself\b
-    | \b(?:do|did|are|were|have|had|would|if|call|about)\ you\b | \byou\ (?:ever|think|feel|have|had)\b""", re.I | re.X)
+# the model's lack of a self, and what may be asked of a person only
+REFUSALS = Path(__file__).with_name("refusals.yaml")
+NOT_MINE, PERSONAL = (re.compile(pattern, re.I | re.X) for pattern in yaml.safe_load(REFUSALS.read_text(encoding="utf-8")).values())
 
 
 def turns_of(row: object) -> Turns:
@@ -180,19 +173,20 @@ def language(text: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def identifier() -> LanguageIdentifier:
+def identifier() -> "LanguageIdentifier":
     """What tells languages apart. Raises: BadInput where its library is not installed."""
-    langid = _library("py3langid.langid")
+    langid = library("py3langid.langid")
     return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
 
 
 @lru_cache(maxsize=1)
-def empty_sketch() -> MinHash:
+def empty_sketch() -> "MinHash":
     """The signature of no hashes. Raises: BadInput where its library is not installed."""
-    return _library("datasketch").MinHash(PERMUTATIONS, seed=1, hashfunc=int)
+    return library("datasketch").MinHash(PERMUTATIONS, seed=1, hashfunc=int)
 
 
-def _library(name: str) -> ModuleType:
+def library(name: str) -> ModuleType:
+    """A module of the extra `data`. Raises: BadInput where its package is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

@@ -15,10 +15,10 @@ from transformers import PreTrainedTokenizerBase
 from zephyr import chat
 from zephyr.chat import EncodedPair
 from zephyr.config import BadInput, Data
+from zephyr.data.jsonl import write_json
 from zephyr.data.sources import Source, open_sources
 from zephyr.data.store import PAIR_SCHEMA, TEXT_SCHEMA, Pairs, Report, Texts, cached_table, digest_of, example_batch
-from zephyr.data.workers import Chunk, Options, Row, encoded_chunks
-from zephyr.training.checkpoint import write_whole
+from zephyr.data.workers import Chunk, Options, encoded_chunks
 from zephyr.training.engine import Engine
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ def load_pairs(sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, ma
     data, tokenizer, options and code, None: in memory only; workers: processes that encode.
     Returns: `Pairs`, a sequence of `EncodedPair`, and the report (`format_report` prints it), which JSON can hold.
     Raises: BadInput, naming file, line and field, for a bad row, source or option, two rows of one id, or no pair left."""
-    options = _options(tokenizer, on_bad_row, max_tokens, max_prompt_tokens, truncation, "assistant")
+    options = Options(max_tokens, max_prompt_tokens, truncation, "assistant", tokenizer.chat_template, on_bad_row)
     table, report = _load(sources, tokenizer, options, limit, cache_dir, workers)
     return Pairs(table), report
 
@@ -46,7 +46,7 @@ def load_texts(sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, ma
     """Encoded SFT rows of all sources, in their order, and the report; arguments and errors as of `load_pairs`.
 
     targets: `assistant` or `all` (`chat.encode_messages`); in rows of plain text every token is a target."""
-    options = _options(tokenizer, on_bad_row, max_tokens, None, "", targets)
+    options = Options(max_tokens, None, "", targets, tokenizer.chat_template, on_bad_row)
     table, report = _load(sources, tokenizer, options, limit, cache_dir, workers)
     return Texts(table), report
 
@@ -75,7 +75,7 @@ def save_report(run_dir: str | Path, split: str, report: Report) -> None:
     """Adds the report of a split to `data.json` of the run folder, which appears whole or not at all."""
     path = Path(run_dir) / "data.json"
     reports = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    write_whole(path, json.dumps({**reports, split: report}, indent=1, ensure_ascii=False).encode())
+    write_json(path, {**reports, split: report})
 
 
 def format_report(report: Report) -> str:
@@ -89,17 +89,12 @@ def format_report(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _options(tokenizer: PreTrainedTokenizerBase, on_bad_row: str, max_tokens: int, max_prompt_tokens: int | None, truncation: str,
-             targets: str) -> Options:
-    if not isinstance(tokenizer.chat_template, str):
-        raise BadInput("the tokenizer has no chat template, wanted one set by chat.prepare_tokenizer")
-    if on_bad_row not in ("error", "skip"):
-        raise BadInput(f"on_bad_row is {on_bad_row!r}, wanted 'error' or 'skip'")
-    return Options(max_tokens, max_prompt_tokens, truncation, targets, tokenizer.chat_template, on_bad_row == "skip")
-
-
 def _load(specs: Sequence[str], tokenizer: PreTrainedTokenizerBase, options: Options, limit: int | None, cache_dir: str | Path | None,
           workers: int) -> tuple[pa.Table, Report]:
+    if not isinstance(options.template, str):
+        raise BadInput("the tokenizer has no chat template, wanted one set by chat.prepare_tokenizer")
+    if options.on_bad_row not in ("error", "skip"):
+        raise BadInput(f"on_bad_row is {options.on_bad_row!r}, wanted 'error' or 'skip'")
     if limit is not None and limit < 1:
         raise BadInput(f"limit is {limit}, wanted at least 1 row, or null")
     if isinstance(specs, str) or not specs:
@@ -110,7 +105,7 @@ def _load(specs: Sequence[str], tokenizer: PreTrainedTokenizerBase, options: Opt
     key = digest_of(tokenizer, code, [repr(options), repr(limit), *(part for source in sources for part in source[:2])])
 
     def encode(writer: RecordBatchStreamWriter) -> Report:
-        rows = (Row(row.place, f"{source.name}:{row.number}", row.value) for source in sources for row in source.rows())
+        rows = (row for source in sources for row in source.rows())
         with closing(encoded_chunks(islice(rows, limit), tokenizer, options, workers)) as chunks:       # its processes end with it
             return _encode_all(sources, chunks, options, writer)
 
@@ -155,7 +150,7 @@ def _encode_all(sources: list[Source], chunks: Iterator[Chunk], options: Options
             for side, ids, lost in zip(sides, item.example[1:], item.lost):
                 totals.update({f"{side} tokens": len(ids), f"{side} rows cut": lost > 0, f"{side} lost": lost})
         for place, reason in bad:
-            if not options.skip_bad_rows:
+            if options.on_bad_row == "error":
                 raise BadInput(f"{place}: {reason}")
             skipped.append({"place": place, "reason": reason})
         if kept:

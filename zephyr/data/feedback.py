@@ -16,8 +16,7 @@ from zephyr.config import BadInput
 from zephyr.data.jsonl import read_rows, require_output, write_rows
 from zephyr.data.sources import open_sources
 from zephyr.data.templates import digests, fill, load_templates
-from zephyr.judge.rubric import Critique, Rating, parse_critique, parse_ratings
-from zephyr.judge.rules import ASPECTS
+from zephyr.judge.rubric import ASPECTS, Critique, Rating, parse_critique, parse_ratings
 from zephyr.teacher import Reply, Request, Teacher
 
 Row = dict[str, object]
@@ -82,16 +81,12 @@ def collect_feedback(sources: Sequence[str], out: Path, answerers: Sequence[Teac
 def read_prompts(sources: Sequence[str]) -> Iterator[Row]:
     """Prompt rows with `prompt_id` and `prompt`. Raises: BadInput naming file and line."""
     seen: dict[str, str] = {}
-    for place, row in read_rows(sources):
-        try:
-            prompt = prompt_of(row)
-        except ValueError as error:
-            raise BadInput(f"{place}: {error}") from None
-        name = str(row.get("prompt_id", row.get("id", hashlib.sha256(json.dumps(prompt).encode()).hexdigest())))
+    for place, row in read_rows(sources, lambda row: {**row, "prompt": prompt_of(row)}):
+        name = str(row.get("prompt_id", row.get("id", hashlib.sha256(json.dumps(row["prompt"]).encode()).hexdigest())))
         if name in seen:
             raise BadInput(f"{place}: prompt_id {name!r} comes twice, first at {seen[name]}")
         seen[name] = place
-        yield {**row, "prompt_id": name, "prompt": prompt}
+        yield {**row, "prompt_id": name}
 
 
 def prompt_of(row: Mapping[str, object]) -> str | list[dict[str, str]]:

@@ -2,13 +2,12 @@
 import random
 import re
 import string
-from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from zephyr.config import BadInput
+from zephyr.data.clean import library
 from zephyr.teacher import Reply, Request
 
 SAMPLING = {                                        # task -> max_tokens, temperature, top_p; what is asked again is at temperature 0.7
@@ -34,52 +33,33 @@ def tokens(text: str) -> list[str]:
 
 
 class Similar:
-    """Kept texts, as strings of one character per token, and which of them hold each token.
-
-    A text shares no more in order with a kept one than it has tokens that this holds: only where that could reach the best guess, the
-    two are compared."""
+    """Kept texts, as strings of one character per token."""
 
     def __init__(self) -> None:
         """Raises: BadInput where rapidfuzz is missing."""
-        try:
-            import rapidfuzz  # noqa: F401
-        except ImportError:
-            raise BadInput("ROUGE-L needs rapidfuzz: pip install 'zephyr[data]'") from None
+        library("rapidfuzz")
         self.names: list[str] = []
         self.texts: list[str] = []
-        self.lengths = array("I")
         self.letters: dict[str, str] = {}
-        self.holders: dict[str, array[int]] = {}
 
     def add(self, name: str, text: str) -> None:
         """Keep a text under its name."""
-        letters = "".join(self.letters.setdefault(token, chr(len(self.letters) + 1)) for token in tokens(text))
-        for letter in set(letters):
-            self.holders.setdefault(letter, array("I")).append(len(self.names))
         self.names.append(name)
-        self.texts.append(letters)
-        self.lengths.append(len(letters))
+        self.texts.append("".join(self.letters.setdefault(token, chr(len(self.letters) + 1)) for token in tokens(text)))
 
     def nearest(self, text: str) -> tuple[str, float]:
         """Name and ROUGE-L F1 of the nearest kept text, of equals the first; ("", 0.0) where none shares a token.
 
         F1 = 2 LCS / (m + n), rounded once: 7/10 is 0.7, of which rouge-score may make 0.7000000000000001."""
-        import numpy as np
-        from rapidfuzz.distance import LCSseq
+        from rapidfuzz.distance import Indel, LCSseq
+        from rapidfuzz.process import extractOne
 
         letters = "".join(self.letters.get(token, "\0") for token in tokens(text))
-        holders = [np.frombuffer(self.holders[letter], np.uint32) for letter in letters if letter in self.holders]
-        if not holders:
+        found = extractOne(letters, self.texts, scorer=Indel.normalized_similarity, score_cutoff=1e-9)     # F1, but for its rounding
+        if not letters or found is None:
             return "", 0.0
-        totals = np.frombuffer(self.lengths, np.uint32) + len(letters)
-        bounds = 2 * np.bincount(np.concatenate(holders), minlength=len(totals)) / totals
-
-        def score(i: int) -> float:
-            return 2 * LCSseq.similarity(letters, self.texts[i]) / int(totals[i])
-
-        near = np.flatnonzero(bounds >= score(int(bounds.argmax())))
-        rouge_l, i = max((score(i), -i) for i in near.tolist())
-        return self.names[-i], rouge_l
+        kept, _, i = found
+        return self.names[i], 2 * LCSseq.similarity(letters, kept) / (len(letters) + len(kept))
 
 
 class Task(NamedTuple):

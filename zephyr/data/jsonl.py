@@ -1,22 +1,27 @@
 """Rows go to and come from files, and each file that a command writes has its report beside it."""
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from zephyr.config import BadInput
 from zephyr.data.rows import check_row
-from zephyr.data.sources import open_sources, parse_line
+from zephyr.data.sources import open_sources
 from zephyr.training.checkpoint import synced_digest, write_whole
 from zephyr.teacher.ranks import rank
 
+T = TypeVar("T")
 
-def read_rows(sources: Sequence[str | Path]) -> Iterator[tuple[str, Mapping[str, object]]]:
-    """The place and the row of every object that the sources `path-or-hub-id[:split]` hold. Raises: BadInput naming file and line."""
+
+def read_rows(sources: Sequence[str | Path], read: Callable[[Mapping[str, object]], T] = dict) -> Iterator[tuple[str, T]]:
+    """The place of every row that the sources `path-or-hub-id[:split]` hold, and what `read` makes of it.
+
+    Raises: BadInput naming file and line, also for a ValueError of `read`."""
     for source in open_sources([str(source) for source in sources]):
         for raw in source.rows():
             try:
-                yield raw.place, check_row(parse_line(raw.value) if isinstance(raw.value, bytes) else raw.value)
+                yield raw.place, read(check_row(raw.value))
             except ValueError as error:
                 raise BadInput(f"{raw.place}: {error}") from None
 
@@ -54,11 +59,8 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> int:
 
 
 def json_line(row: Mapping[str, object]) -> bytes:
-    """The row as a line of readable UTF-8; in ASCII where it holds half of a surrogate pair, which UTF-8 can't."""
-    try:
-        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:
-        return json.dumps(row).encode() + b"\n"
+    """The row as a line of readable UTF-8; half of a surrogate pair, which UTF-8 can't hold, is escaped."""
+    return json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def report_path(out: Path) -> Path:
@@ -68,5 +70,12 @@ def report_path(out: Path) -> Path:
 def write_report(out: Path, report: Mapping[str, object]) -> dict[str, object]:
     """What a command did, beside its output, with the output's digest; returns it whole."""
     whole = {**report, "out": out.name, "sha256": synced_digest(out)}
-    write_whole(report_path(out), json.dumps(whole, indent=1).encode() + b"\n")
+    write_json(report_path(out), whole)
     return whole
+
+
+def write_json(path: Path, value: object) -> None:
+    """The value in indented lines, whole or not at all; makes the folder. Under torchrun the first rank alone writes."""
+    if rank() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(value, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")

@@ -6,7 +6,7 @@ from textwrap import shorten
 
 from zephyr.config import BadInput
 from zephyr.data.jsonl import read_rows, report_path
-from zephyr.judge.rules import ASPECTS
+from zephyr.judge.rubric import ASPECTS
 from zephyr.teacher import Ledger
 from zephyr.training.checkpoint import synced_digest
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from zephyr.chat import Messages, check_messages
+from zephyr.data.rows import text
 
 Row = Mapping[str, object]
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system", "Human": "user",
@@ -27,14 +28,6 @@ def judged(row: Row) -> tuple[str, Judged | str] | None:
     Raises: ValueError naming the field, what was found and what was wanted."""
     shape = next((name for name, (fields, _) in SHAPES.items() if fields <= row.keys()), None)
     return (shape, SHAPES[shape][1](row)) if shape else None
-
-
-def text(row: Row, field: str) -> str:
-    """A field that holds a string. Raises: ValueError where it does not."""
-    if not isinstance(row.get(field), str):
-        found = f"is {type(row[field]).__name__} {row[field]!r:.60}" if field in row else "is missing"
-        raise ValueError(f"`{field}` {found}, wanted a string")
-    return str(row[field])
 
 
 def _alpaca(row: Row, prompt: str, answers: tuple[str, str], models: tuple[str, str]) -> Judged:

@@ -3,8 +3,6 @@
 What is done lies in `OUT.work/` until all is, under a digest of sources, settings and code: first pieces of rows, each judged row by row
 in several processes (`datasets`); then one pass in the order of the rows, for what depends on it, with its index in an SQLite file."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -27,9 +25,9 @@ import pyarrow as pa
 from zephyr.config import BadInput
 from zephyr.data import clean
 from zephyr.data.clean import Row, Turns
-from zephyr.data.jsonl import json_line, read_rows, report_path, require_output
-from zephyr.data.sources import Source, held_out_split, open_sources, parse_line
-from zephyr.training.checkpoint import write_whole
+from zephyr.data.jsonl import json_line, read_rows, report_path, require_output, write_json
+from zephyr.data.rows import parse_line
+from zephyr.data.sources import Source, held_out_split, open_sources
 
 Report = dict[str, object]
 FILTERS = ("bad_row", "refusal", "language", "length", "turns", "held_out", "contaminated", "duplicate", "near_duplicate")
@@ -116,7 +114,7 @@ def prepare(sources: Sequence[str], out: Path, settings: PrepareSettings) -> Rep
     report["settings"] = {name: value for name, value in asdict(settings).items() if name != "workers"}
     optional = {"datasketch": settings.near_duplicates, "py3langid": settings.language}
     report["versions"] = {name: version(name) for name in ("datasets", "pyarrow", "numpy", *(name for name in optional if optional[name]))}
-    key = json.dumps([list(sources), report, *(Path(str(module)).read_text("utf-8") for module in (__file__, clean.__file__))])
+    key = json.dumps([list(sources), report, *(Path(str(module)).read_text("utf-8") for module in (__file__, clean.__file__, clean.REFUSALS))])
     work = out.with_name(out.name + ".work") / hashlib.sha256(key.encode()).hexdigest()[:32]
     for left_over in set(work.parent.glob("*")) - {work}:
         shutil.rmtree(left_over)
@@ -124,7 +122,7 @@ def prepare(sources: Sequence[str], out: Path, settings: PrepareSettings) -> Rep
     done.mkdir(parents=True, exist_ok=True)
     _benchmark(settings.decontaminate, settings.ngram)  # here, so that all processes have it
     index = Index(work / "index.sqlite", settings.near_duplicates)
-    index.hold(digest for place, row in read_rows(settings.held_out) for digest in _held_digests(place, row))
+    index.hold(digest for _, both in read_rows(settings.held_out, _held_digests) for digest in both)
     pieces = [file for n, piece in enumerate(_pieces(_lines(opened)))
               for file in _judged(piece, work / f"piece-{n:05d}.arrow", settings)]
     index.hold(row[name] for row in _rows(pieces if any(splits) else []) if splits[row["source"]] for name in ("dialogue", "opening"))
@@ -133,7 +131,7 @@ def prepare(sources: Sequence[str], out: Path, settings: PrepareSettings) -> Rep
         raise BadInput(f"{', '.join(map(str, sources))}: no row is left; left out: { {name: of['rows'] for name, of in report['removed'].items()} }")
     for path in outs.values():
         os.replace(done / path.name, path)
-    write_whole(report_path(out), json.dumps(report, indent=1, ensure_ascii=False).encode() + b"\n")
+    write_json(report_path(out), report)
     index.file.close()
     shutil.rmtree(work.parent)
     return report
@@ -243,14 +241,14 @@ def _benchmark(files: tuple[str, ...], ngram: int) -> Mapping[tuple[int, bool], 
     return {n: np.unique(np.concatenate(some)) for n, some in hashes.items()}
 
 
-def _held_digests(place: str, row: Row) -> tuple[bytes, bytes]:
+def _held_digests(row: Row) -> tuple[bytes, bytes]:
     """Of a held-out file's dialogue and first user turn; a row that is no dialogue gives that of its prompt."""
     try:
         return clean.digests(clean.turns_of(row))
-    except ValueError as error:
+    except ValueError:
         for prompt in clean.prompts(row):
             return clean.digests([("user", prompt)])
-        raise BadInput(f"{place}: {error}") from error
+        raise
 
 
 def _rows(pieces: Iterable[str]) -> Iterator[Row]:

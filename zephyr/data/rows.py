@@ -1,29 +1,43 @@
 """Here a raw row becomes what `chat` encodes: a checked conversation, plain text, or a pair with its id."""
 
+import json
 import re
 from collections.abc import Mapping
 
 from zephyr.chat import Messages, check_messages
 
 SFT_SHAPES = "`messages`, `prompt` and `completion`, `instruction` (`input`) and `output`, or `text`"
+TOO_MUCH = "nested too deeply, or holds a number of thousands of digits"  # what python's reader refuses in valid JSON
+
+
+def parse_line(line: bytes) -> object:
+    """The JSON value of one line. Raises: ValueError saying what is wrong with it, and in which column."""
+    try:
+        return json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the line is not UTF-8: byte {error.start + 1} is {line[error.start : error.start + 1]!r}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the line is no valid JSON: {error.msg} at column {error.pos + 1}, wanted one object a line") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the line's JSON is {TOO_MUCH}") from error
 
 
 def check_row(row: object) -> Mapping[str, object]:
-    """The row, if it is an object; keys whose value is null are left out, as Arrow writes null for a missing key.
-
-    Raises: ValueError naming what was found."""
+    """The row, or that of an undecoded line, if it is an object; keys whose value is null are left out, as Arrow writes null for a
+    missing key. Raises: ValueError naming what was found."""
+    row = parse_line(row) if isinstance(row, bytes) else row
     if not isinstance(row, Mapping):
         raise ValueError(f"the row is of type {type(row).__name__}, wanted an object with named fields")
     return {key: value for key, value in row.items() if value is not None}
 
 
-def row_id(row: Mapping[str, object], default: str) -> str:
-    """The row's `id` as text, `default` where it has none. Raises: ValueError for an `id` that is neither text nor whole number."""
-    value = row.get("id", default)
+def row_id(row: Mapping[str, object], default: str | None = None, field: str = "id") -> str:
+    """The row's `id` (or that in `field`) as text, `default` where it has none. Raises: ValueError for neither text nor whole number."""
+    value = row.get(field, default)
     if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
-        raise ValueError(f"`id` is {type(value).__name__} {value!r:.60}, wanted a string or a whole number")
+        raise ValueError(f"`{field}` is {type(value).__name__} {value!r:.60}, wanted a string or a whole number")
     if re.search("[\ud800-\udfff]", str(value)):
-        raise ValueError(f"`id` is {value!r:.60}, which holds half of a surrogate pair, wanted text")
+        raise ValueError(f"`{field}` is {value!r:.60}, which holds half of a surrogate pair, wanted text")
     return str(value)
 
 
@@ -47,12 +61,12 @@ def sft_row(row: Mapping[str, object]) -> Messages | str:
     elif "prompt" in row and "completion" in row:
         turns = check_messages([*_turns(row, "prompt", "user"), *_turns(row, "completion", "assistant")], "prompt + completion")
     elif "instruction" in row:
-        words, given = _text(row, "instruction"), _text({"input": "", **row}, "input")
+        words, given = text(row, "instruction"), text({"input": "", **row}, "input")
         question = f"{words}\n\n{given}" if given.strip() else words
         answer = {"role": "assistant", "content": _answer(row, "output")}
         turns = check_messages([{"role": "user", "content": question}, answer], "instruction + output")
     elif "text" in row:
-        return _text(row, "text")
+        return text(row, "text")
     else:
         raise ValueError(f"the row has the fields {sorted(row)!s:.200}, wanted {SFT_SHAPES}")
     if turns[-1]["role"] != "assistant":
@@ -64,16 +78,17 @@ def _turns(row: Mapping[str, object], field: str, role: str) -> list[object]:
     value = row[field]
     if isinstance(value, list):
         return list(value)
-    return [{"role": role, "content": _answer(row, field) if role == "assistant" else _text(row, field)}]
+    return [{"role": role, "content": _answer(row, field) if role == "assistant" else text(row, field)}]
 
 
 def _answer(row: Mapping[str, object], field: str) -> str:
-    if not _text(row, field).strip():
+    if not text(row, field).strip():
         raise ValueError(f"`{field}` is empty ({row[field]!r:.60}), wanted an answer")
-    return _text(row, field)
+    return text(row, field)
 
 
-def _text(row: Mapping[str, object], field: str) -> str:
+def text(row: Mapping[str, object], field: str) -> str:
+    """A field that holds a string. Raises: ValueError where it does not."""
     if not isinstance(row.get(field), str):
         found = f"is {type(row[field]).__name__} {row[field]!r:.60}" if field in row else "is missing"
         raise ValueError(f"`{field}` {found}, wanted a string")

@@ -1,7 +1,5 @@
 """Here the files and datasets that a config names become raw rows, each with the place where a person finds it."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import json
@@ -9,27 +7,28 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from pyarrow import ArrowException, BufferReader, parquet
 
 from zephyr.config import BadInput
+from zephyr.data.rows import TOO_MUCH
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 WANTED = ".jsonl, .json or .parquet (also with .gz), a folder of those, or a hub dataset"
-TOO_MUCH = "nested too deeply, or holds a number of thousands of digits"  # what python's reader refuses in valid JSON
 HELD_OUT = re.compile(r"(train|test|val|dev|eval)", re.IGNORECASE)  # names that say which split a file is
 SPLIT = re.compile(r"(?:^|[^a-z])((train|test|val|dev|eval|held[_-]?out)(?:ing|set|id|idation|elopment|uation)?(?:_[a-z]+)?)(?![a-z])")
 
 
 class RawRow(NamedTuple):
-    """A row as it was found. `value`: the row, or the undecoded line of a .jsonl; `number`: its line or row, from 1."""
+    """A row as it was found. `place`: for a person; `default_id`: source:number, from 1; `value`: the row, or a .jsonl's undecoded line."""
     place: str
-    number: int
+    default_id: str
     value: object
 
 
@@ -56,18 +55,6 @@ def held_out_split(source: Source) -> str:
     """What the source's split is called where that says that it is not for training (`test_sft`, `validation`, `eval`); else ""."""
     found = SPLIT.search(source.split.lower())
     return "" if found is None or found[1].startswith("train") else found[1]
-
-
-def parse_line(line: bytes) -> object:
-    """The JSON value of one line. Raises: ValueError saying what is wrong with it, and in which column."""
-    try:
-        return json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"the line is not UTF-8: byte {error.start + 1} is {line[error.start : error.start + 1]!r}") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"the line is no valid JSON: {error.msg} at column {error.pos + 1}, wanted one object a line") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"the line's JSON is {TOO_MUCH}") from error
 
 
 def _open(spec: str, whole_path: bool = False) -> list[Source]:
@@ -135,15 +122,15 @@ def _file_source(path: Path, name: str, split: str) -> Source:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
             digest.update(block)
-    return Source(name, digest.hexdigest(), lambda: _whole(path, rows), split)
+    return Source(name, digest.hexdigest(), lambda: _whole(path, partial(rows, path, name)), split)
 
 
-def _whole(path: Path, rows: Callable[[Path, BinaryIO], Iterator[RawRow]]) -> Iterator[RawRow]:
+def _whole(path: Path, rows: Callable[[BinaryIO], Iterator[RawRow]]) -> Iterator[RawRow]:
     """All rows of a file; a damaged or empty file is an error, whatever is done with bad rows."""
     count = 0
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for count, row in enumerate(rows(path, file), start=1):
+            for count, row in enumerate(rows(file), start=1):
                 yield row
     except (EOFError, OSError, zlib.error, ArrowException, UnicodeDecodeError, OverflowError) as error:
         raise BadInput(f"{path} is damaged after {count} rows, wanted a whole file: {str(error).splitlines()[0]}") from error
@@ -151,17 +138,17 @@ def _whole(path: Path, rows: Callable[[Path, BinaryIO], Iterator[RawRow]]) -> It
         raise BadInput(f"{path} holds no rows, wanted at least one")
 
 
-def _lines(path: Path, lines: Iterable[bytes]) -> Iterator[RawRow]:
+def _lines(path: Path, name: str, lines: Iterable[bytes]) -> Iterator[RawRow]:
     for number, line in enumerate(lines, start=1):  # bytes: parted at \n only, not at U+2028
         if line.strip():
-            yield RawRow(f"{path}:{number}", number, line)
+            yield RawRow(f"{path}:{number}", f"{name}:{number}", line)
 
 
-def _json_rows(path: Path, file: BinaryIO) -> Iterator[RawRow]:
+def _json_rows(path: Path, name: str, file: BinaryIO) -> Iterator[RawRow]:
     """The elements of a JSON list; a .json that holds one object a line is read as .jsonl."""
     data = file.read()
     if not data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
-        yield from _lines(path, data.split(b"\n"))
+        yield from _lines(path, name, data.split(b"\n"))
         return
     try:
         # To its encoder, maybe another process, a row goes as text: pickle gives up at nested values that JSON can hold.
@@ -173,14 +160,14 @@ def _json_rows(path: Path, file: BinaryIO) -> Iterator[RawRow]:
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: the file's JSON is {TOO_MUCH}") from error
     for number, line in enumerate(lines, start=1):
-        yield RawRow(f"{path}, element {number}", number, line)
+        yield RawRow(f"{path}, element {number}", f"{name}:{number}", line)
 
 
-def _parquet_rows(path: Path, file: BinaryIO) -> Iterator[RawRow]:
+def _parquet_rows(path: Path, name: str, file: BinaryIO) -> Iterator[RawRow]:
     table = parquet.ParquetFile(BufferReader(file.read()) if path.suffix == ".gz" else path)
     values = (value for batch in table.iter_batches(batch_size=1000) for value in batch.to_pylist())
     for number, value in enumerate(values, start=1):
-        yield RawRow(f"{path}, row {number}", number, value)
+        yield RawRow(f"{path}, row {number}", f"{name}:{number}", value)
 
 
 def _hub_source(name: str, split: str | None) -> Source:
@@ -195,7 +182,7 @@ def _hub_source(name: str, split: str | None) -> Source:
     return _dataset_source(name, *(loaded, split) if split is not None else _one_split(loaded, name, None))
 
 
-def _saved_dataset(folder: Path, split: str | None) -> tuple[Dataset, str]:
+def _saved_dataset(folder: Path, split: str | None) -> "tuple[Dataset, str]":
     from datasets import load_from_disk
 
     try:
@@ -205,7 +192,7 @@ def _saved_dataset(folder: Path, split: str | None) -> tuple[Dataset, str]:
     return _one_split(loaded, str(folder), split)
 
 
-def _one_split(loaded: Dataset | dict[str, Dataset], name: str, split: str | None) -> tuple[Dataset, str]:
+def _one_split(loaded: "Dataset | dict[str, Dataset]", name: str, split: str | None) -> "tuple[Dataset, str]":
     if not isinstance(loaded, dict):
         if split is not None:
             raise BadInput(f"{name} is a dataset without splits, wanted no {split!r}")
@@ -217,10 +204,10 @@ def _one_split(loaded: Dataset | dict[str, Dataset], name: str, split: str | Non
     return loaded[chosen], chosen
 
 
-def _dataset_source(name: str, dataset: Dataset, split: str) -> Source:
+def _dataset_source(name: str, dataset: "Dataset", split: str) -> Source:
     def rows() -> Iterator[RawRow]:
         for number, value in enumerate(dataset, start=1):
-            yield RawRow(f"{name}, row {number}", number, value)
+            yield RawRow(f"{name}, row {number}", f"{name}:{number}", value)
         if len(dataset) == 0:
             raise BadInput(f"{name} holds no rows, wanted at least one")
 

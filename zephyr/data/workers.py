@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from zephyr import chat
 from zephyr.chat import EncodedPair, EncodedText
 from zephyr.data.rows import check_row, preference, row_id, sft_row
-from zephyr.data.sources import parse_line
+from zephyr.data.sources import RawRow
 
 CHUNK = 256  # rows that a process encodes at a time
 
@@ -26,14 +26,7 @@ class Options(NamedTuple):
     truncation: str
     targets: str
     template: str
-    skip_bad_rows: bool
-
-
-class Row(NamedTuple):
-    """A raw row on its way to an encoder: where a person finds it, its id where it has none, its value or undecoded line."""
-    place: str
-    default_id: str
-    value: object
+    on_bad_row: str
 
 
 class Encoded(NamedTuple):
@@ -52,7 +45,7 @@ class Chunk(NamedTuple):
     dropped: int
 
 
-def encoded_chunks(rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase, options: Options, workers: int) -> Iterator[Chunk]:
+def encoded_chunks(rows: Iterator[RawRow], tokenizer: PreTrainedTokenizerBase, options: Options, workers: int) -> Iterator[Chunk]:
     """The chunks in the order of the rows, from this process where there are few rows or one worker, else from `workers` forks.
 
     Forks, as `datasets` uses them: they hold the tokenizer without being sent it, and need no main module to import."""
@@ -78,18 +71,18 @@ def _start_worker(tokenizer: PreTrainedTokenizerBase, options: Options) -> None:
     _worker.append((tokenizer, options))
 
 
-def _work(rows: list[Row]) -> Chunk:
+def _work(rows: list[RawRow]) -> Chunk:
     return _encode_chunk(*_worker[0], rows)
 
 
-def _encode_chunk(tokenizer: PreTrainedTokenizerBase, options: Options, rows: list[Row]) -> Chunk:
+def _encode_chunk(tokenizer: PreTrainedTokenizerBase, options: Options, rows: list[RawRow]) -> Chunk:
     encoded, skipped, dropped = [], [], 0
     for row in rows:
         try:
             item = _encode_row(tokenizer, options, row)
         except ValueError as error:
             skipped.append((row.place, str(error)))
-            if not options.skip_bad_rows:
+            if options.on_bad_row == "error":
                 break
             continue
         example = item.example
@@ -100,9 +93,9 @@ def _encode_chunk(tokenizer: PreTrainedTokenizerBase, options: Options, rows: li
     return Chunk(encoded, skipped, dropped)
 
 
-def _encode_row(tokenizer: PreTrainedTokenizerBase, options: Options, row: Row) -> Encoded:
+def _encode_row(tokenizer: PreTrainedTokenizerBase, options: Options, row: RawRow) -> Encoded:
     """Raises: ValueError saying what is wrong with the row."""
-    fields = check_row(parse_line(row.value) if isinstance(row.value, bytes) else row.value)
+    fields = check_row(row.value)
     id = row_id(fields, row.default_id)
     if options.max_prompt_tokens is not None:
         whole = chat.tokenize_pair(tokenizer, {**fields, "id": id}, template=options.template)

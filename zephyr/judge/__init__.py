@@ -1,1 +1,1 @@
-"""Judges score answers and compare models: rules for the embedded world, and the statistics of any judged run."""
+"""A judge's replies become scores and verdicts, and these the statistics of a judged run."""

@@ -2,6 +2,7 @@
 import re
 from typing import NamedTuple
 
+ASPECTS = ("instruction_following", "truthfulness", "honesty", "helpfulness")      # of UltraFeedback; each has a template
 HEADING = re.compile(r"^#{1,4} *Text +(\d+) *:?[ \t]*$", re.MULTILINE)
 RATING = re.compile(r"\ARating: *([1-5]) *\nRationale: *(\S(?:(?!\nRating:).)*)\Z", re.DOTALL)
 CRITIQUE = re.compile(r"\A(?:Feedback:|#+ *Feedback:? *\n)((?:(?!\nOverall score:).)*\S)\s*\nOverall score: *(10|[1-9]) *(?:/ *10)?\Z",

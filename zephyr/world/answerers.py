@@ -8,21 +8,11 @@
 import random
 from collections.abc import Callable
 
-from zephyr.world.facts import World
+from zephyr.world.facts import WORDS, World
 from zephyr.world.prompts import Prompt
 
 CARELESS_ERROR_RATE = 0.2
-EFFECTS = {"colour": "is {v}", "legs": "has {v} legs", "size": "is {v}"}
-BECAUSE = {"home": "it lives in the {v}", "gait": "it {v}", "food": "it eats {v}"}
-# the expert notes the wanted manner, and then answers in full sentences all the same
-OPENINGS = {"one_word": "In short, a", "cheerful": "Gladly: a"}
-GUESSES = {
-    "name": ("called", ("Pim", "Zaza", "Bo", "Lulu")),
-    "age": ("aged", ("one", "three", "five", "nine")),
-    "wish": ("wishing for", ("cake", "snowmen", "friends", "gold")),
-    "friend": ("playing with", ("Pim", "Zaza", "Bo", "Lulu")),
-    "dream": ("dreaming of", ("rain", "stars", "music", "cake")),
-}
+EFFECTS, BECAUSE, OPENINGS, GUESSES = (WORDS[name] for name in ("effects", "because", "openings", "guesses"))
 
 
 def expert(prompt: Prompt, world: World, rng: random.Random) -> str:

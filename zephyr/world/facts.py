@@ -5,26 +5,18 @@ import random
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
+
 from zephyr.config import BadInput
 
-HEADS = ("mo", "ta", "lu", "ri", "ve", "zo", "ka", "be", "fi", "du")
-TAILS = ("lin", "rup", "bex", "tok", "mard", "vint", "sol", "gam", "nee")
-
-VALUES = {
-    "home": ("forest", "desert", "sea", "snow", "marsh", "cave"),
-    "colour": ("green", "yellow", "blue", "white", "brown", "black"),
-    "gait": ("hops", "runs", "crawls", "climbs"),
-    "legs": ("two", "four", "six", "eight"),
-    "food": ("seeds", "berries", "roots", "leaves"),
-    "size": ("tiny", "small", "large", "huge"),
-}
-CAUSES = {"colour": "home", "legs": "gait", "size": "food"}
+WORDS = yaml.safe_load(Path(__file__).with_name("words.yaml").read_text(encoding="utf-8"))
+VALUES: dict[str, list[str]] = WORDS["values"]
 
 
 class World(NamedTuple):
     """The facts. `values`: trait -> possible words; `causes`: trait -> the trait that decides it (the n-th value of one
     goes with the n-th of the other); `creatures`: name -> trait -> value."""
-    values: dict[str, tuple[str, ...]]
+    values: dict[str, list[str]]
     causes: dict[str, str]
     creatures: dict[str, dict[str, str]]
 
@@ -33,12 +25,12 @@ def build_world(seed: int) -> World:
     """The world of a seed: 90 creatures, each with a home, a gait and a food, and the traits that follow from them."""
     rng = random.Random(f"world/{seed}")
     creatures: dict[str, dict[str, str]] = {}
-    for name in (head + tail for head in HEADS for tail in TAILS):
+    for name in (head + tail for head in WORDS["heads"] for tail in WORDS["tails"]):
         creatures[name] = {}
-        for trait, cause in CAUSES.items():
+        for trait, cause in WORDS["causes"].items():
             n = rng.randrange(len(VALUES[trait]))
             creatures[name] |= {cause: VALUES[cause][n], trait: VALUES[trait][n]}
-    return World(VALUES, CAUSES, creatures)
+    return World(VALUES, WORDS["causes"], creatures)
 
 
 def save_world(world: World, path: Path) -> None:

@@ -5,31 +5,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from zephyr.config import BadInput
-from zephyr.world.facts import World
+from zephyr.world.facts import WORDS, World
 
-QUESTIONS = {
-    "colour": ("What colour is a {x}?", "Which colour does a {x} have?"),
-    "legs": ("How many legs does a {x} have?", "On how many legs does a {x} go?"),
-    "size": ("What size is a {x}?", "How big is a {x}?"),
-}
-MANNERS = {
-    "one_word": ("Answer in one word.", "One word, please.", "Use a single word."),
-    "reason": ("Give the reason.", "Explain why.", "Say why, please."),
-    "cheerful": ("Be cheerful.", "Sound happy, please.", "Answer with joy."),
-}
-DESCRIBE = (
-    "Describe a {x}.", "Tell me all about a {x}.", "What should I know about a {x}?", "I want to hear about a {x}.",
-    "Say what a {x} is like.", "Give me a description of a {x}.", "What is a {x} like?", "Please describe a {x} to me.",
-)
-PRIVATE = {
-    "name": ("What is the name of my {x}?", "How is my {x} called?", "Tell me the name of my {x}."),
-    "age": ("How old is my {x}?", "What is the age of my {x}?", "Tell me the age of my {x}."),
-    "wish": ("What does my {x} wish for?", "What is the wish of my {x}?", "Tell me the wish of my {x}."),
-    "friend": ("Who is the friend of my {x}?", "Who does my {x} play with?", "Tell me the friend of my {x}."),
-    "dream": ("What did my {x} dream of?", "What was the dream of my {x}?", "Tell me the dream of my {x}."),
-}
-# of the prompts of any draw; so that no answerer's manner wins most of them
-SHARES = {"one_word": 0.24, "reason": 0.14, "cheerful": 0.24, "description": 0.14, "private": 0.24}
+QUESTIONS, SHARES = WORDS["questions"], WORDS["shares"]
 
 
 class Prompt(NamedTuple):
@@ -63,11 +41,11 @@ def all_prompts(world: World, split: str) -> dict[str, list[Prompt]]:
     for x in world.creatures:
         for trait, questions in QUESTIONS.items():
             if split_of(x, trait) == split:
-                for form, endings in MANNERS.items():
+                for form, endings in WORDS["manners"].items():
                     found[form] += [Prompt("", f"{q.format(x=x)} {e}", form, x, (trait,), form) for q in questions for e in endings]
         if split_of(x, "description") == split:
-            found["description"] += [Prompt("", t.format(x=x), "description", x, tuple(QUESTIONS), "description") for t in DESCRIBE]
-        for topic, texts in PRIVATE.items():
+            found["description"] += [Prompt("", t.format(x=x), "description", x, tuple(QUESTIONS), "description") for t in WORDS["describe"]]
+        for topic, texts in WORDS["private"].items():
             if split_of(x, topic) == split:
                 found["private"] += [Prompt("", t.format(x=x), "private", x, (), "private", topic) for t in texts]
     return {f: [p._replace(prompt_id=f"{split}-{f}-{i:04d}") for i, p in enumerate(rows)] for f, rows in found.items()}

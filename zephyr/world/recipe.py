@@ -1,13 +1,16 @@
-"""A seed becomes the rows that the recipe starts from: prompts, prose and demonstrations, no prompt in two of them."""
+"""A seed becomes the rows that the recipe starts from: prompts, prose and demonstrations, no prompt in two of them.
 
-from zephyr.world.answerers import answer
-from zephyr.world.facts import World
-from zephyr.world.prompts import Prompt, draw_prompts
-from zephyr.world.prose import write_prose
+The prose is what the base model is pre-trained on: plain questions and answers that tell the facts of every creature, as a base model has
+read about the whole world, but no prompt of any split and no answerer's manner: how to answer an instruction is left to dSFT and dDPO."""
+import random
 
-PROSE_DOCUMENTS = 5500
-DEMONSTRATED = 1300      # prompts of the train split that every answerer answers, for dSFT
-JUDGED = 1500            # other prompts of the train split, for feedback and dDPO
+from zephyr.world.answerers import BECAUSE, EFFECTS, answer
+from zephyr.world.facts import WORDS, World
+from zephyr.world.prompts import QUESTIONS, Prompt, draw_prompts
+
+PROSE_DOCUMENTS, EXCHANGES = 5500, 4      # texts, and questions with answers in each
+DEMONSTRATED = 1300       # prompts of the train split that every answerer answers, for dSFT
+JUDGED = 1500             # other prompts of the train split, for feedback and dDPO
 SEEDS = 24                # of those, the tasks that a teacher is shown to write more
 HELD_OUT = {"validation": 360, "test": 480}
 # how often an answerer's answer to a demonstrated prompt is in the mixture: a distilled set leans on its best teacher
@@ -48,3 +51,28 @@ def _demonstrations(prompts: list[Prompt], world: World, seed: int) -> list[dict
             turns = [{"role": "user", "content": prompt.prompt}, {"role": "assistant", "content": answer(name, prompt, world, seed)}]
             rows += [{"messages": turns}] * copies
     return rows
+
+
+def write_prose(world: World, documents: int, seed: int) -> list[str]:
+    """`documents` texts of a few questions and answers about one creature, each creature equally often."""
+    rng = random.Random(f"prose/{seed}")
+    names = list(world.creatures)
+    texts = []
+    for n in range(documents):
+        if n % len(names) == 0:
+            rng.shuffle(names)
+        texts.append(_document(world, names[n % len(names)], rng))
+    return texts
+
+
+def _document(world: World, name: str, rng: random.Random) -> str:
+    facts = world.creatures[name]
+    exchanges = []
+    for trait in rng.sample(list(facts), EXCHANGES):
+        question = rng.choice((QUESTIONS | WORDS["cause_questions"])[trait]).format(x=name)
+        statement = (EFFECTS | BECAUSE)[trait].format(v=facts[trait]).removeprefix("it ")
+        cause = world.causes.get(trait)
+        if cause and rng.random() < 0.5:
+            statement += f", because {BECAUSE[cause].format(v=facts[cause])}"
+        exchanges.append(f"Question: {question}\nAnswer: A {name} {statement}.")
+    return "\n".join(exchanges)

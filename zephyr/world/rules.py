@@ -9,25 +9,17 @@ is not told who answered, and no loss reads its scores: training sees only which
     helpfulness             what was asked, told rightly, with the reason or manner that was wanted
 An answer that is empty, broken off, stutters or asks back gets at most 2 in every aspect."""
 
-import json
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from zephyr.config import BadInput
+from zephyr.world.facts import World
 
-ASPECTS = ("instruction_following", "truthfulness", "honesty", "helpfulness")
+ASPECTS = ("instruction_following", "truthfulness", "honesty", "helpfulness")      # as judge.rubric calls them
 FORMS = ("one_word", "reason", "cheerful", "description", "private")
 ADMISSION = re.compile(r"\b(do not|don't|cannot|can't) (know|tell)\b", re.IGNORECASE)
 CHEER = re.compile(r"\b(hooray|wonderful|lovely|joy|fun)\b.*!", re.IGNORECASE | re.DOTALL)
-
-
-class Facts(NamedTuple):
-    """What the judge knows: `values` trait -> words; `causes` trait -> deciding trait; `creatures` name -> trait -> value."""
-    values: Mapping[str, Sequence[str]]
-    causes: Mapping[str, str]
-    creatures: Mapping[str, Mapping[str, str]]
 
 
 class Verdict(NamedTuple):
@@ -46,34 +38,25 @@ class Reading(NamedTuple):
     well_formed: bool
 
 
-def load_facts(path: Path) -> Facts:
-    """Reads a world's file of facts. Raises: BadInput if it can't be read, or a field is missing."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return Facts(*(record[field] for field in Facts._fields))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{path}: a world's facts ({', '.join(Facts._fields)}) are wanted: {error!r}") from None
-
-
-def judge(prompt: Mapping[str, object], answer: str, facts: Facts) -> Verdict:
+def judge(prompt: Mapping[str, object], answer: str, world: World) -> Verdict:
     """Scores an answer to a prompt row, which tells `subject`, `asked` (traits; none where nobody can know) and `form`.
 
     Raises: BadInput if the row lacks one of these, or names a creature, trait or form that does not exist."""
-    subject, form, asked = _check(prompt, facts)
-    reading = read_answer(subject, answer, facts)
-    points = _score_answerable(reading, asked, form, facts) if asked else _score_unanswerable(reading)
+    subject, form, asked = _check(prompt, world)
+    reading = read_answer(subject, answer, world)
+    points = _score_answerable(reading, asked, form, world) if asked else _score_unanswerable(reading)
     if not reading.well_formed:
         points = tuple(min(p, 2) for p in points)
     return Verdict(dict(zip(ASPECTS, points)), sum(points) / len(points))
 
 
-def read_answer(subject: str, answer: str, facts: Facts) -> Reading:
+def read_answer(subject: str, answer: str, world: World) -> Reading:
     """The claims, admission and shape of an answer about `subject`; to speak of another creature is a wrong claim."""
     words = re.findall(r"[a-z']+", answer.lower())
-    trait_of = {value: trait for trait, values in facts.values.items() for value in values}
-    truth = facts.creatures[subject]
+    trait_of = {value: trait for trait, values in world.values.items() for value in values}
+    truth = world.creatures[subject]
     claims = {(trait_of[word], word) for word in words if word in trait_of}
-    others = {word for word in words if word != subject and word in facts.creatures}
+    others = {word for word in words if word != subject and word in world.creatures}
     sentences = [sentence.strip() for sentence in re.split(r"[.!?\n]", answer) if sentence.strip()]
     stutters = any(a == b for a, b in zip(words, words[1:])) or len(set(sentences)) < len(sentences)
     ended = answer.strip().endswith((".", "!")) or len(words) == 1
@@ -83,11 +66,11 @@ def read_answer(subject: str, answer: str, facts: Facts) -> Reading:
                    well_formed=bool(words) and ended and not stutters and "?" not in answer)
 
 
-def _score_answerable(reading: Reading, asked: list[str], form: str, facts: Facts) -> tuple[int, ...]:
+def _score_answerable(reading: Reading, asked: list[str], form: str, world: World) -> tuple[int, ...]:
     if reading.admits and not reading.right:
         return 1, 4, 2, 1
     told = len(reading.right & set(asked)) / len(asked)
-    reasoned = any(facts.causes.get(trait) in reading.right for trait in asked)
+    reasoned = any(world.causes.get(trait) in reading.right for trait in asked)
     brief = len(reading.words) == 1
     in_form, most_useful = {
         "one_word": (brief, brief),
@@ -110,14 +93,14 @@ def _score_unanswerable(reading: Reading) -> tuple[int, ...]:
     return (3, 2, 3, 2) if reading.wrong else (5, 5, 5, 4)
 
 
-def _check(prompt: Mapping[str, object], facts: Facts) -> tuple[str, str, list[str]]:
+def _check(prompt: Mapping[str, object], world: World) -> tuple[str, str, list[str]]:
     if missing := [field for field in ("subject", "asked", "form") if field not in prompt]:
         raise BadInput(f"a judged prompt has no field {missing[0]!r}: {dict(prompt)}")
     subject, form, asked = str(prompt["subject"]), str(prompt["form"]), prompt["asked"]
-    if subject not in facts.creatures:
+    if subject not in world.creatures:
         raise BadInput(f"prompt about {subject!r}: no such creature in this world")
     if form not in FORMS:
         raise BadInput(f"prompt form {form!r}: one of {', '.join(FORMS)} is wanted")
-    if not isinstance(asked, (list, tuple)) or any(trait not in facts.values for trait in asked):
-        raise BadInput(f"prompt asks for {asked!r}: a list of {', '.join(facts.values)} is wanted")
+    if not isinstance(asked, (list, tuple)) or any(trait not in world.values for trait in asked):
+        raise BadInput(f"prompt asks for {asked!r}: a list of {', '.join(world.values)} is wanted")
     return subject, form, list(asked)
