@@ -289,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> Json:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="7B" if gpu else "A", choices=sorted(SHAPES))
     parser.add_argument("--cells", default="ultrafeedback,ultrafeedback:unshared,ultrafeedback:unpacked,tldr,tldr:unshared,sft")
-    parser.add_argument("--checkpointing", default="true" if gpu else "false,true", help="values of hardware.activation_checkpointing")
+    parser.add_argument("--checkpointing", default="true" if gpu else "false", help="values of hardware.activation_checkpointing")
     parser.add_argument("--pairs", type=int, default=32 if gpu else 8)
     parser.add_argument("--documents", type=int, default=43 if gpu else 8)
     parser.add_argument("--longest", type=int, default=1024 if gpu else 512)
