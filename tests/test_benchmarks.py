@@ -65,8 +65,9 @@ def test_step_is_the_same_however_it_is_packed(results: Path) -> None:
     """Loss, away from ln 2, and gradient norm of shared, unshared and unpacked cells agree, and the phases add up to less than the step.
     Fails where a cell leaves work out, or a phase is counted twice."""
     cells = ["ultrafeedback", "ultrafeedback:unshared", "ultrafeedback:unpacked", "sft", "row:512"]
-    result = bench_step.main(["--model", "tiny", "--cells", ",".join(cells), "--pairs", "4", "--documents", "4", "--longest", "64", "--budget", "200",
-                              "--rounds", "1", "--device", "cpu", "--attention", "sdpa", "--checkpointing", "false", "--out", str(results)])
+    sizes = ["--model", "tiny", "--pairs", "4", "--documents", "4", "--longest", "64", "--budget", "200", "--rounds", "1"]
+    result = bench_step.main([*sizes, "--cells", ",".join(cells), "--device", "cpu", "--attention", "sdpa", "--checkpointing", "false",
+                              "--out", str(results)])
     of = result["checkpointing false"]["cells"]
     assert abs(of[cells[0]]["loss"] - math.log(2)) > 1e-4
     for cell in cells[1:3]:
@@ -84,6 +85,8 @@ def test_step_is_the_same_however_it_is_packed(results: Path) -> None:
 def test_rows_of_a_gpu_are_cut_and_told(results: Path) -> None:
     """A row that outlasts its limit is ended and said to be cut, the next one runs. Fails where one row takes the others' time, or a cut
     one passes for measured."""
-    slow = gpu.Row("slow", "measure.py", "", "", 60)
-    assert gpu.run(slow._replace(script="../../setup.py"), [], 5, results / "slow.log", {}).startswith("failed")
+    (results / "slow.py").write_text("import time; time.sleep(60)")
+    slow = gpu.Row("slow", str(results / "slow.py"), "", "", 60)
+    assert gpu.run(slow, [], 0.5, results / "slow.log", {}).startswith("cut after")
+    assert gpu.run(slow._replace(script=str(results / "absent.py")), [], 60, results / "absent.log", {}).startswith("failed with code 2")
     assert gpu.main(["--device", "cpu", "--rows", "peer", "--seconds", "1", "--out", str(results)])["peer"].startswith("not measured")

@@ -5,7 +5,6 @@
 T scored tokens, D hidden size, V vocabulary. `extra_bytes` is the peak beside inputs, log-probs and both gradients."""
 import argparse
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import measure
 import torch
@@ -34,8 +33,7 @@ def cross_entropy(hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor) -> Te
 
 
 def products(hidden_TD: Tensor, weight_VD: Tensor, number: int) -> None:
-    """The head's matrix products alone: logits, gradient of hidden, gradient of the weight; a fourth where logits are computed again. Rows of
-    at most a chunk's size, as no head that stores no [T, V] could do better."""
+    """The head's matrix products alone: logits, gradients of hidden and weight; with 4, logits twice. In rows of a chunk's size."""
     for rows in logprobs.chunks(len(hidden_TD), len(weight_VD)):
         for _ in range(number - 2):
             logits_CV = hidden_TD[rows] @ weight_VD.t()
@@ -58,35 +56,32 @@ def measured(tokens: int, hidden: int, vocabulary: int, dtype: torch.dtype, devi
         bare = {f"products_{n}": measure.seconds(lambda: products(hidden_TD, weight_VD, n), repeats) for n in (3, 4)}
     result: dict[str, object] = {"tokens": tokens, "hidden": hidden, "vocabulary": vocabulary, "dtype": str(dtype), "device": device,
                                  "chunk_rows": logprobs.chunks(tokens, vocabulary)[0].stop, **bare}
-    exact = None
+    first = run(ours)
     for name, score in {"ours": ours, "log_softmax": log_softmax, "cross_entropy": cross_entropy}.items():
-        peak, kept = peak_bytes(lambda: run(score), device)
-        outputs = sum(t.nbytes for t in kept)
+        peak, outputs = peak_bytes(lambda: run(score), device)
         time = measure.seconds(lambda: run(score), repeats)
-        exact = exact or kept
-        off = [float((a.float() - b.float()).abs().max() / b.float().abs().max()) for a, b in zip(kept, exact)]
-        result[name] = {"seconds": time, "extra_bytes": peak - outputs, "over_products": {
-            n: time["median"] / bare[f"products_{n}"]["median"] for n in (3, 4)}, "difference_from_ours": max(off)}
+        off = [float((a.float() - b.float()).abs().max() / b.float().abs().max()) for a, b in zip(outputs, first)]
+        result[name] = {"seconds": time, "extra_bytes": peak - sum(t.nbytes for t in outputs), "difference_from_ours": max(off),
+                        "over_products": {n: time["median"] / bare[f"products_{n}"]["median"] for n in (3, 4)}}
     return result
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, object]:
     gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shapes", default="4096x32000" if gpu else "256x32000,512x4096", help="hidden x vocabulary")
-    parser.add_argument("--tokens", default="4096,24000" if gpu else "2048,4096")
-    parser.add_argument("--dtype", default="bfloat16" if gpu else "float32", choices=("bfloat16", "float32"))
-    parser.add_argument("--device", default="cuda" if gpu else "cpu")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=measure.RESULTS)
+    for name, on_cpu, on_gpu in (("shapes", "256x32000,512x4096", "4096x32000"), ("tokens", "2048,4096", "4096,24000"),
+                                 ("dtype", "float32", "bfloat16"), ("device", "cpu", "cuda"), ("repeats", 5, 5),
+                                 ("out", measure.RESULTS, measure.RESULTS)):
+        parser.add_argument(f"--{name}", type=type(on_cpu), default=on_gpu if gpu else on_cpu)
     args = parser.parse_args(argv)
     result: dict[str, object] = {}
     measure.RESULTS = args.out
     for shape in args.shapes.split(","):
         for tokens in map(int, args.tokens.split(",")):
             hidden, vocabulary = map(int, shape.split("x"))
-            result[f"{tokens} tokens, {shape}"] = measured(tokens, hidden, vocabulary, getattr(torch, args.dtype), args.device, args.repeats)
-            measure.save("head", "python tests/benchmarks/bench_head.py", result)
+            result[f"{tokens} tokens, {shape}"] = measured(tokens, hidden, vocabulary, getattr(torch, args.dtype), args.device,
+                                                           args.repeats)
+    measure.save("head", "python tests/benchmarks/bench_head.py", result)
     return result
 
 

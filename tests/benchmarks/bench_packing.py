@@ -4,7 +4,6 @@
 import argparse
 import random
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import measure
 import numpy as np
@@ -35,8 +34,8 @@ def fewest_bins(lengths: Sequence[int], capacity: int) -> int:
 def fill(lengths: Sequence[int], capacity: int) -> dict[str, object]:
     """Rows of `capacity` tokens: how full, and how many against the fewest possible."""
     bins, bound = len(best_fit(lengths, capacity)), fewest_bins(lengths, capacity)
-    return {"fill": sum(lengths) / (bins * capacity), "most_possible": sum(lengths) / (bound * capacity), "bins": bins, "fewest_bins": bound,
-            "seconds": measure.seconds(lambda: best_fit(lengths, capacity), repeats=3, warm_ups=0)}
+    return {"fill": sum(lengths) / (bins * capacity), "most_possible": sum(lengths) / (bound * capacity), "bins": bins,
+            "fewest_bins": bound, "seconds": measure.seconds(lambda: best_fit(lengths, capacity), repeats=3, warm_ups=0)}
 
 
 def critical_path(loads: Iterable[Sequence[float]], ideal: Iterable[float]) -> float:
@@ -45,8 +44,8 @@ def critical_path(loads: Iterable[Sequence[float]], ideal: Iterable[float]) -> f
 
 
 def balance(lengths: Lengths, per_step: int, ranks: int, budget: int = 16384) -> dict[str, object]:
-    """Critical path over ideal (shared prompts, evenly split) of the plan, in tokens and in operations; of the longest pair or an even split,
-    whichever is more, which whole pairs can't undercut; of pairs dealt at random; of pairs padded to their rank's longest, prompts twice."""
+    """Critical path over ideal (shared prompts, evenly split) of the plan, in tokens and in operations; of the longest pair or an even
+    split, whichever is more, which whole pairs can't undercut; of pairs dealt at random; of pairs padded to their rank's longest."""
     shared, model = [sum(of_pair) for of_pair in lengths], MistralConfig()
     cost = [pair_flops(model, LAYERS_7B, *of_pair, True) for of_pair in lengths]
     plan = plan_epochs(shared, per_step=per_step, epochs=1, ranks=ranks, budget_tokens=budget)
@@ -77,17 +76,15 @@ def collation(shape: str, pairs: int = 8) -> dict[str, object]:
     batch = collate_pairs(examples, range(pairs))
     host = measure.seconds(lambda: collate_pairs(examples, range(pairs)), repeats=20)
     step = measure.seconds(lambda: policy(batch).sum().backward(), repeats=3)
-    return {"model": shape, "tokens": tokens, "microseconds_per_token": host["median"] / tokens * 1e6, "spread_seconds": host,
-            "forward_backward_microseconds_per_token": step["median"] / tokens * 1e6, "share": host["median"] / (host["median"] + step["median"])}
+    return {"model": shape, "tokens": tokens, "seconds": host, "microseconds_per_token": host["median"] / tokens * 1e6,
+            "forward_backward_microseconds_per_token": step["median"] / tokens * 1e6,
+            "share": host["median"] / (host["median"] + step["median"])}
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, object]:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--documents", type=int, default=208_000)
-    parser.add_argument("--pairs", type=int, default=61_966)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--model", default="B", choices=sorted(SHAPES))
-    parser.add_argument("--out", type=Path, default=measure.RESULTS)
+    for name, value in {"documents": 208_000, "pairs": 61_966, "steps": 200, "model": "B", "out": measure.RESULTS}.items():
+        parser.add_argument(f"--{name}", type=type(value), default=value)
     args = parser.parse_args(argv)
     documents = dialogue_lengths(args.documents)
     lengths = pair_lengths("ultrafeedback", args.pairs)
@@ -96,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
     result = {
         "documents": {"number": len(documents), "mean": float(np.mean(documents))},
         "fill": {str(capacity): fill(documents, capacity) for capacity in (2048, 16384)},
-        "balance": {f"{per_step} pairs, {ranks} ranks": balance(lengths[:args.steps * per_step], per_step, ranks) for per_step, ranks in grid},
+        "balance": {f"{per_step} pairs, {ranks} ranks": balance(lengths[:args.steps * per_step], per_step, ranks)
+                    for per_step, ranks in grid},
         "plan": {"pairs": len(lengths), "epochs": 3, "seconds": measure.seconds(
             lambda: plan_epochs(shared, per_step=32, epochs=3, ranks=16, budget_tokens=16384), repeats=3, warm_ups=0)},
         "collation": collation(args.model)}

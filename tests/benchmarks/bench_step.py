@@ -7,7 +7,6 @@ A cell is one step of work: a length profile of pairs (`:unshared`: prompts twic
 a row of N tokens in pairs of 512. Cells are measured in turn, round after round, on the same weights: the rate is 0, so nothing moves."""
 import argparse
 import contextlib
-import io
 import itertools
 import json
 import struct
@@ -60,7 +59,7 @@ ROOM = 16e9                                         # bytes left to activations 
 
 
 class Phases:
-    """Owns the marks of a step: seconds by phase, of the device on a GPU, else CPU time of this process. Host work: always of the host."""
+    """Owns the marks of a step: seconds by phase, of the device on a GPU, else CPU time of this process; `host`: of the host."""
 
     def __init__(self, device: torch.device) -> None:
         self.on_gpu, self.spans = device.type == "cuda", dict[str, list[list[object]]]()
@@ -88,6 +87,8 @@ class Phases:
 
     def seconds(self) -> dict[str, float]:
         """Since the last call; a phase within another is taken out of it."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
         of = {name: sum(a.elapsed_time(b) / 1e3 if isinstance(a, torch.cuda.Event) else b - a for a, b in spans)
               for name, spans in self.spans.items()}
         self.spans.clear()
@@ -122,8 +123,9 @@ def random_policy(config: MistralConfig, attention: str, dtype: torch.dtype, che
         size = tuple(getattr(parameter, "ds_shape", parameter.shape))
         return torch.ones(size, device=device) if len(size) == 1 else torch.randn(size, device=device, generator=generator) * 0.02
     with tempfile.TemporaryDirectory() as folder:
-        return load_policy(hollow_folder(config, dtype, Path(folder)), attention=attention, dtype=dtype, activation_checkpointing=checkpointing,
-                           init=init, write=lambda parameter, read: write(parameter, lambda: draw(parameter).to(dtype)))
+        return load_policy(hollow_folder(config, dtype, Path(folder)), attention=attention, dtype=dtype,
+                           activation_checkpointing=checkpointing, init=init,
+                           write=lambda parameter, read: write(parameter, lambda: draw(parameter).to(dtype)))
 
 
 def gemm_rate(device: str, dtype: torch.dtype) -> float:
@@ -143,8 +145,8 @@ def fitted(config: MistralConfig, layers: int | None) -> MistralConfig:
 
 
 def hardware_of(args: argparse.Namespace, checkpointing: object, prefix_sharing: bool = True) -> Hardware:
-    return Hardware(tokens_per_micro_batch=args.budget, dtype="bfloat16" if args.device == "cuda" else "float32", attention=args.attention,
-                    prefix_sharing=prefix_sharing, activation_checkpointing=checkpointing,
+    return Hardware(tokens_per_micro_batch=args.budget, dtype="bfloat16" if args.device == "cuda" else "float32",
+                    attention=args.attention, prefix_sharing=prefix_sharing, activation_checkpointing=checkpointing,
                     deepspeed=f"configs/deepspeed/{'zero3' if args.device == 'cuda' else 'cpu'}.json")
 
 
@@ -153,8 +155,8 @@ def engine_of(args: argparse.Namespace, config: MistralConfig, hardware: Hardwar
     """The engine of one rank with a random policy."""
     engine = Engine(hardware, 0)
     try:
-        engine.adopt(partial(random_policy, config, hardware.attention, DTYPES[hardware.dtype], hardware.activation_checkpointing, args.device),
-                     Optim())
+        engine.adopt(partial(random_policy, config, hardware.attention, DTYPES[hardware.dtype], hardware.activation_checkpointing,
+                             args.device), Optim())
         yield engine
     finally:
         engine.close()
@@ -171,7 +173,7 @@ def dpo_split(engine: Engine, args: argparse.Namespace, cell: str, folder: str) 
     if kind == "row":
         budget, lengths = int(options[0]), [PAIR] * (int(options[0]) // sum(PAIR))
     hardware = hardware_of(args, engine.hardware.activation_checkpointing, "unshared" not in options)
-    config = DPOConfig("random", Data(("random",)), hardware=hardware, reference=Reference(folder), optim=Optim(pairs_per_step=len(lengths)))
+    config = DPOConfig("random", Data(("random",)), hardware=hardware, reference=Reference(folder))
     pairs = pair_table(lengths, engine.policy.lm.config.vocab_size)
     plan = plan_epochs(train_dpo.packed_tokens(pairs, config), per_step=len(pairs), epochs=1, ranks=1, budget_tokens=budget)
     if "unpacked" in options:
@@ -220,7 +222,6 @@ def traced(engine: Engine, split: Split, phases: Phases, path: Path) -> Json:
         one_step(engine, split, phases)
     events = profile.key_averages()
     key = "self_device_time_total" if cuda else "self_cpu_time_total"
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(events.table(sort_by=key, row_limit=25, max_name_column_width=60) + "\n")
     collective = sum(getattr(e, key) for e in events if e.key.startswith(("gloo:", "nccl", "ncclDev")))
     found: Json = {"collectives_share": collective / max(1, sum(getattr(e, key) for e in events))}
@@ -241,8 +242,8 @@ def summary(engine: Engine, split: Split, rounds: list[dict[str, float]], rate: 
     seconds = measure.spread([of["total"] for of in rounds])
     phase = {name: measure.spread([of.get(name, 0.0) for of in rounds])["median"] for name in rounds[0] if name != "total"}
     flops, tokens, units = (sum(of[i] for i in step.examples()) for of in (split.forward_flops, split.tokens, split.units))
-    return {"examples": len(step.examples()), "tokens": tokens, split.unit_name: units, "micro_batches": len(step.ranks[0]), "seconds": seconds,
-            "tokens_per_second": tokens / seconds["median"], f"{split.unit_name}_per_second": units / seconds["median"],
+    return {"examples": len(step.examples()), "tokens": tokens, split.unit_name: units, "micro_batches": len(step.ranks[0]),
+            "seconds": seconds, "tokens_per_second": tokens / seconds["median"], f"{split.unit_name}_per_second": units / seconds["median"],
             "mfu": mfu(flops, seconds["median"], 1), "of_gemm_rate": 3 * flops / seconds["median"] / rate, "phases": phase,
             "host_share": phase["host"] / seconds["median"]}
 
@@ -257,15 +258,14 @@ def measured(engine: Engine, args: argparse.Namespace, splits: dict[str, Split],
     for name, split in splits.items():
         memory[name], agreed[name] = peak_bytes(lambda: one_step(engine, split, phases), args.device)
         phases.seconds()
+    result: Json = {}
     for _, (name, split) in itertools.product(range(args.rounds), splits.items()):
         start = phases.mark("whole")
         one_step(engine, split, phases)
         phases.spans["total"] = [[start, phases.mark("whole")]]
-        if args.device == "cuda":
-            torch.cuda.synchronize()
         rounds[name].append(phases.seconds())
-    result: Json = {name: {**summary(engine, split, rounds[name], rate), "step_peak_bytes": memory[name], **agreed[name]}
-                    for name, split in splits.items()}
+        result[name] = {**summary(engine, split, rounds[name], rate), "step_peak_bytes": memory[name], **agreed[name]}
+        (args.out / f"{args.name}.partial.json").write_text(json.dumps(result, indent=1))       # left where this process is cut off
     name, split = next(iter(splits.items()))
     result[name] |= traced(engine, split, phases, args.out / f"profile_{args.name}.txt")
     if split.unit_name == "pairs":
@@ -275,7 +275,7 @@ def measured(engine: Engine, args: argparse.Namespace, splits: dict[str, Split],
 
 
 def growth(cells: Json) -> Json:
-    """Seconds a token of forward and backward, of rows of growing length; and how far the least-squares line lies from the rows' seconds."""
+    """Time a token of forward and backward, of rows of growing length; how far a line through the rows' seconds is off."""
     rows = {of["tokens"]: sum(s for n, s in of["phases"].items() if n not in ("optimiser", "reduce")) for of in cells.values()}
     tokens, seconds = np.array(list(rows)), np.array(list(rows.values()))
     line, *_ = np.linalg.lstsq(np.stack([np.ones_like(seconds), tokens], 1) / seconds[:, None], np.ones_like(seconds), rcond=None)
@@ -287,21 +287,17 @@ def growth(cells: Json) -> Json:
 def main(argv: Sequence[str] | None = None) -> Json:
     gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="7B" if gpu else "A", choices=sorted(SHAPES))
-    parser.add_argument("--cells", default="ultrafeedback,ultrafeedback:unshared,ultrafeedback:unpacked,tldr,tldr:unshared,sft")
-    parser.add_argument("--checkpointing", default="true" if gpu else "false", help="values of hardware.activation_checkpointing")
-    parser.add_argument("--pairs", type=int, default=32 if gpu else 8)
-    parser.add_argument("--documents", type=int, default=43 if gpu else 8)
-    parser.add_argument("--longest", type=int, default=1024 if gpu else 512)
-    parser.add_argument("--budget", type=int, default=8192 if gpu else 2400)
+    cells = "ultrafeedback,ultrafeedback:unshared,ultrafeedback:unpacked,tldr,tldr:unshared,sft"
+    for name, on_cpu, on_gpu in (("model", "A", "7B"), ("cells", cells, cells), ("checkpointing", "false", "true"), ("pairs", 8, 32),
+                                 ("documents", 8, 43), ("longest", 512, 1024), ("budget", 2400, 8192),
+                                 ("attention", "sdpa", "torch_varlen"), ("rounds", 5, 5), ("device", "cpu", "cuda"),
+                                 ("out", measure.RESULTS, measure.RESULTS)):
+        parser.add_argument(f"--{name}", type=type(on_cpu), default=on_gpu if gpu else on_cpu)
     parser.add_argument("--layers", type=int, help="default: the shape's, on a GPU as many as fit")
-    parser.add_argument("--attention", default="torch_varlen" if gpu else "sdpa")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="cuda" if gpu else "cpu")
-    parser.add_argument("--name", default=None, help="of the result; default step_MODEL")
-    parser.add_argument("--out", type=Path, default=measure.RESULTS)
+    parser.add_argument("--name", help="of the result; default step_MODEL")
     args = parser.parse_args(argv)
     args.name, measure.RESULTS = args.name or f"step_{args.model}", args.out
+    args.out.mkdir(parents=True, exist_ok=True)
     config = fitted(SHAPES[args.model], args.layers)
     rate = gemm_rate(args.device, torch.bfloat16 if args.device == "cuda" else torch.float32)
     result: Json = {"shape": config.to_diff_dict(), "settings": {k: str(v) for k, v in vars(args).items()}, "gemm_flops_per_second": rate}
@@ -309,14 +305,15 @@ def main(argv: Sequence[str] | None = None) -> Json:
         started = time.perf_counter()
         hardware = hardware_of(args, yaml.safe_load(checkpointing))
         with engine_of(args, config, hardware) as engine, tempfile.TemporaryDirectory() as folder:
-            splits = {cell: sft_split(engine, args) if cell == "sft" else dpo_split(engine, args, cell, folder) for cell in args.cells.split(",")}
+            splits = {cell: sft_split(engine, args) if cell == "sft" else dpo_split(engine, args, cell, folder)
+                      for cell in args.cells.split(",")}
             start_seconds = time.perf_counter() - started
             cells = measured(engine, args, splits, rate)
-            rows = {"growth": growth(cells)} if len(cells) > 1 and all(cell.startswith("row:") for cell in cells) else {}
+            rows = {name: cell for name, cell in cells.items() if name.startswith("row:")}
             result[f"checkpointing {checkpointing}"] = {
-                "parameters": engine.parameters, "start_seconds": start_seconds, "peak_memory_bytes": engine.peak_memory_bytes(), **rows, "cells": cells}
-        with contextlib.redirect_stdout(io.StringIO()):                    # kept at once: a later part may not come to its end
-            measure.save(args.name, "", result)
+                "parameters": engine.parameters, "start_seconds": start_seconds, "peak_memory_bytes": engine.peak_memory_bytes(),
+                **({"growth": growth(rows)} if len(rows) > 1 else {}), "cells": cells}
+    (args.out / f"{args.name}.partial.json").unlink()
     measure.save(args.name, "python tests/benchmarks/bench_step.py " + " ".join(argv or sys.argv[1:]), result)
     return result
 

@@ -35,8 +35,9 @@ ROWS = [
     Row("step_dpo_8k", "bench_step.py", "--cells ultrafeedback,ultrafeedback:unshared,tldr,tldr:unshared --rounds 3",
         f"{SMALL} --cells ultrafeedback,ultrafeedback:unshared", 180),
     Row("step_16k", "bench_step.py", "--cells ultrafeedback,sft --budget 16384 --rounds 3", f"{SMALL} --cells ultrafeedback,sft", 130),
-    Row("growth", "bench_step.py", "--layers 2 --checkpointing false --rounds 3 --cells row:1024,row:2048,row:4096,row:8192,row:16384,row:32768",
-        f"{SMALL} --cells row:512,row:1024", 90),
+    Row("growth", "bench_step.py",
+        "--layers 2 --checkpointing false --rounds 3 --cells row:1024,row:2048,row:4096,row:8192,row:16384,row:32768",
+        f"{SMALL} --budget 600 --cells row:512,row:1024", 90),
     Row("peer", "bench_peer.py", "--gpu", "", 150)]
 
 
@@ -52,7 +53,8 @@ def installed(wheels: Path, target: Path) -> None:
 def run(row: Row, options: Sequence[str], seconds: float, log: Path, environment: dict[str, str]) -> str:
     """One row; what became of it. It is ended with all that it started when its time is over."""
     named = ["--name", row.name] if row.script == "bench_step.py" else []
-    command = [sys.executable, str(HERE / row.script), *options, *named, *(["--out", str(log.parent)] if row.script != "bench_peer.py" else [])]
+    out = [] if row.script == "bench_peer.py" else ["--out", str(log.parent)]
+    command = [sys.executable, str(HERE / row.script), *options, *named, *out]
     with log.open("w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=environment)
         try:
@@ -79,8 +81,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, str]:
         if args.wheels:
             installed(args.wheels, Path(site))
         path = os.pathsep.join([str(HERE.parents[1]), site, *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = {**os.environ, "PYTHONPATH": path, "DS_ACCELERATOR": args.device, "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
-                       "HF_HUB_OFFLINE": "1"}
+        environment = {**os.environ, "PYTHONPATH": path, "DS_ACCELERATOR": args.device, "HF_HUB_OFFLINE": "1",
+                       "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
         for row in (row for row in ROWS if row.name in wanted):
             options, left = (row.toy if args.device == "cpu" else row.options).split(), end - time.monotonic()
             if row.name == "peer" and (importlib.util.find_spec("trl") is None or not (HERE / row.script).exists()):
