@@ -80,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as site:
         if args.wheels:
             installed(args.wheels, Path(site))
+            sys.path.append(site)
         path = os.pathsep.join([str(HERE.parents[1]), site, *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {**os.environ, "PYTHONPATH": path, "DS_ACCELERATOR": args.device, "HF_HUB_OFFLINE": "1",
                        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
