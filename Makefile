@@ -68,7 +68,7 @@ bench: $(VENV)/.installed-test
 	$(BENCH)/bench_attention.py
 	$(BENCH)/bench_step.py --model A
 	$(BENCH)/bench_step.py --model B
-	$(BENCH)/bench_step.py --model A --cells ultrafeedback --checkpointing false,true --name step_A_checkpointing
+	$(BENCH)/bench_step.py --model A --checkpointing true --name step_A_checkpointing
 	$(BENCH)/bench_step.py --model A --cells $(ROWS) --rounds 2 --name growth_A
 
 # the rows that want a GPU, in ten minutes, nothing fetched; WHEELS: a folder of wheels that this Python lacks (deepspeed)

@@ -1,7 +1,7 @@
 """A whole training step, through the engine, plan, collation and objectives that train_dpo.py and train_sft.py use: how fast, and where
 its time and memory go.
 
-    python tests/benchmarks/bench_step.py --model A [--cells ultrafeedback,ultrafeedback:unshared,sft,row:4096 --checkpointing false,true]
+    python tests/benchmarks/bench_step.py --model A [--cells ultrafeedback,ultrafeedback:unshared,sft,row:4096 --checkpointing true]
 
 A cell is one step of work: a length profile of pairs (`:unshared`: prompts twice; `:unpacked`: one pair a micro-batch), `sft`, or `row:N`,
 a row of N tokens in pairs of 512. Cells are measured in turn, round after round, on the same weights: the rate is 0, so nothing moves."""
@@ -301,18 +301,14 @@ def main(argv: Sequence[str] | None = None) -> Json:
     config = fitted(SHAPES[args.model], args.layers)
     rate = gemm_rate(args.device, torch.bfloat16 if args.device == "cuda" else torch.float32)
     result: Json = {"shape": config.to_diff_dict(), "settings": {k: str(v) for k, v in vars(args).items()}, "gemm_flops_per_second": rate}
-    for checkpointing in args.checkpointing.split(","):
-        started = time.perf_counter()
-        hardware = hardware_of(args, yaml.safe_load(checkpointing))
-        with engine_of(args, config, hardware) as engine, tempfile.TemporaryDirectory() as folder:
-            splits = {cell: sft_split(engine, args) if cell == "sft" else dpo_split(engine, args, cell, folder)
-                      for cell in args.cells.split(",")}
-            start_seconds = time.perf_counter() - started
-            cells = measured(engine, args, splits, rate)
-            rows = {name: cell for name, cell in cells.items() if name.startswith("row:")}
-            result[f"checkpointing {checkpointing}"] = {
-                "parameters": engine.parameters, "start_seconds": start_seconds, "peak_memory_bytes": engine.peak_memory_bytes(),
-                **({"growth": growth(rows)} if len(rows) > 1 else {}), "cells": cells}
+    started, hardware = time.perf_counter(), hardware_of(args, yaml.safe_load(args.checkpointing))
+    with engine_of(args, config, hardware) as engine, tempfile.TemporaryDirectory() as folder:
+        splits = {cell: sft_split(engine, args) if cell == "sft" else dpo_split(engine, args, cell, folder)
+                  for cell in args.cells.split(",")}
+        result |= {"parameters": engine.parameters, "start_seconds": time.perf_counter() - started}
+        cells = measured(engine, args, splits, rate)
+        rows = {name: cell for name, cell in cells.items() if name.startswith("row:")}
+        result |= {"peak_memory_bytes": engine.peak_memory_bytes(), **({"growth": growth(rows)} if len(rows) > 1 else {}), "cells": cells}
     (args.out / f"{args.name}.partial.json").unlink()
     measure.save(args.name, "python tests/benchmarks/bench_step.py " + " ".join(argv or sys.argv[1:]), result)
     return result
