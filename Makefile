@@ -58,5 +58,25 @@ gpu-check:
 	  { echo "error: $(GPU_PYTHON) sees no GPU through torch; nothing would be checked"; exit 1; }
 	DS_ACCELERATOR=cuda $(GPU_PYTHON) -m pytest tests/gpu -p no:cacheprovider -rs
 
+.PHONY: bench gpu-bench
+# each part against its bound, on the CPU, one thread: CPU seconds
+BENCH := OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks
+ROWS := row:1024,row:2048,row:4096,row:8192,row:16384,row:32768
+bench: $(VENV)/.installed-test
+	$(BENCH)/bench_packing.py
+	$(BENCH)/bench_head.py
+	$(BENCH)/bench_attention.py
+	$(BENCH)/bench_step.py --model A
+	$(BENCH)/bench_step.py --model B
+	$(BENCH)/bench_step.py --model A --checkpointing true --name step_A_checkpointing
+	$(BENCH)/bench_step.py --model A --cells $(ROWS) --rounds 2 --name growth_A
+
+# the rows that want a GPU, in ten minutes, nothing fetched; WHEELS: a folder of wheels that this Python lacks (deepspeed)
+WHEELS ?=
+gpu-bench:
+	@$(GPU_PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
+	  { echo "error: $(GPU_PYTHON) sees no GPU through torch; nothing would be measured"; exit 1; }
+	$(GPU_PYTHON) tests/benchmarks/gpu.py $(if $(WHEELS),--wheels $(WHEELS))
+
 clean:
 	rm -rf $(VENV)
