@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SHELL := /bin/bash
 
-.PHONY: help quickstart test test-long gpu-check clean
+.PHONY: help quickstart test test-long gpu-check bench-peer clean
 
 help:
 	@echo "make quickstart   the whole recipe on the embedded world (SEED=0): base, dSFT, feedback, dDPO, evaluation"
 	@echo "make test         the test suite"
 	@echo "make test-long    what takes minutes: runs killed at random moments, every bad input as a process of its own"
 	@echo "make gpu-check    the GPU tests, with the Python that has torch: make gpu-check GPU_PYTHON=python3"
+	@echo "make bench-peer   side by side with TRL, which is installed into .venv-bench: make bench-peer MODEL=A PROFILE=ultrafeedback"
 	@echo "make clean        remove $(VENV); trained models under runs/ stay"
 
 $(BIN)/python:
@@ -57,6 +58,17 @@ gpu-check:
 	@$(GPU_PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
 	  { echo "error: $(GPU_PYTHON) sees no GPU through torch; nothing would be checked"; exit 1; }
 	DS_ACCELERATOR=cuda $(GPU_PYTHON) -m pytest tests/gpu -p no:cacheprovider -rs
+
+# An environment of its own: the package itself never sees TRL.
+.venv-bench/.installed: setup.cfg constraints.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e . trl==1.16.0 accelerate
+	@touch $@
+
+MODEL ?= A
+PROFILE ?= ultrafeedback
+bench-peer: .venv-bench/.installed
+	.venv-bench/bin/python tests/benchmarks/bench_peer.py --model $(MODEL) --profile $(PROFILE) $(PEER_OPTIONS)
 
 clean:
 	rm -rf $(VENV)

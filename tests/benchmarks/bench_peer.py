@@ -1,0 +1,226 @@
+"""The same weights and pairs go through Zephyr, TRL and the padded method of DPO's authors, round about; pairs per second come out.
+
+    .venv-bench/bin/python tests/benchmarks/bench_peer.py --model A --profile ultrafeedback [--rounds 5] [--gpu]
+    ... --profile real --rows FILE --tokenizer FOLDER      rows of prompt, chosen, rejected in place of random tokens
+    ... --fix 'trl={"micro": 1, "rebalance": false}'       this cell of a contender, and no sweep of its others
+
+Each contender is a process of its own. Its cells (settings) are swept first: a warm-up step, a round, and another where the first was
+within DROP of the best; the best cells then take turns, a round each. A contender whose losses or gradient norms are not the first
+one's makes the comparison void: the command says so and ends with 1. On a CPU seconds are those of the processor, all threads; on a
+GPU they are between device events, and contenders run one after the other, since two may not fit."""
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import lengths
+import measure
+import torch
+from transformers import MistralConfig, MistralForCausalLM
+
+from zephyr.chat import EncodedPair
+
+ROOT = Path(__file__).parents[2]
+PEERS = Path(__file__).parent / "peers"
+DROP = 1.25                                         # a cell slower than this x the best so far is not measured again
+TOLERANCE = {"cpu": (2e-5, 5e-4), "gpu": (5e-2, 1e-1)}      # loss, gradient norm (relative); the GPU's are of bfloat16
+Answer = dict[str, "float | list[float]"]
+Cell = dict[str, "int | bool | str"]
+
+MODELS = {"tiny": (64, 2, 4, 2, 128, 512), "A": (256, 4, 4, 2, 688, 32000), "B": (512, 8, 8, 4, 1376, 4096),
+          "1B": (2048, 16, 16, 8, 7168, 32000), "3B": (3072, 24, 24, 8, 8192, 32000), "7B": (4096, 32, 32, 8, 14336, 32000)}
+ZEPHYR_CPU = {"dtype": "float32", "attention": "sdpa", "activation_checkpointing": False, "deepspeed": "configs/deepspeed/cpu.json"}
+# Of one pair, rebalancing changes nothing, nor where a micro-batch is the whole step.
+TRL = [(1, False), (2, False), (2, True), (4, False), (4, True), (8, False)]
+CELLS: dict[str, dict[str, list[Cell]]] = {
+    "cpu": {"zephyr": [{**ZEPHYR_CPU, "tokens_per_micro_batch": n} for n in (1200, 2400, 4800)],
+            "plain": [{**ZEPHYR_CPU, "tokens_per_micro_batch": n, "plain": True} for n in (1200, 2400, 4800)],
+            "trl": [{"precision": "float32", "micro": m, "rebalance": r} for m, r in TRL],
+            "padded": [{"dtype": "float32", "micro": m} for m in (1, 2, 4, 8)]},
+    "gpu": {"zephyr": [{"attention": "torch_varlen", "activation_checkpointing": a, "tokens_per_micro_batch": n}
+                       for a in (False, True) for n in (8192, 16384)],
+            "trl": [{"precision": "autocast", "micro": m, "rebalance": r, "gradient_checkpointing": g} for g in (False, True) for m, r in TRL],
+            "trl_bfloat16": [{"precision": "bfloat16", "micro": m, "rebalance": r, "gradient_checkpointing": g}
+                             for g in (False, True) for m, r in TRL],
+            "padded": [{"dtype": "float32", "micro": m, "gradient_checkpointing": g} for g in (False, True) for m in (1, 2, 4)]}}
+SCRIPTS = {"zephyr": "with_zephyr", "plain": "with_zephyr", "trl": "with_trl", "trl_bfloat16": "with_trl", "padded": "padded"}
+
+
+class Worker:
+    """Owns the process of a contender with one cell of settings."""
+
+    def __init__(self, contender: str, task: dict[str, object], cell: Cell) -> None:
+        file = Path(tempfile.mkstemp(".json", f"{contender}-", task["folder"])[1])
+        file.write_text(json.dumps({**task, "settings": cell}))
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(task["threads"]), "OMP_WAIT_POLICY": "passive", "HF_DATASETS_CACHE": f"{task['folder']}/datasets",
+                                    "TOKENIZERS_PARALLELISM": "false", "DS_ACCELERATOR": "cuda" if task["gpu"] else "cpu"}
+        self.log = file.with_suffix(".log")
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen([sys.executable, PEERS / f"{SCRIPTS[contender]}.py", file], env=environment, cwd=ROOT, text=True,
+                                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
+        self.ready = False
+
+    def round(self, steps: int) -> Answer:
+        """Raises: RuntimeError with the end of its log where the process ended (of a GPU's memory, perhaps)."""
+        lines = [] if self.ready else [self.process.stdout.readline()]
+        try:
+            self.process.stdin.write(f"step {steps}\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass
+        lines.append(self.process.stdout.readline())
+        if not all(lines):
+            raise RuntimeError(self.log.read_text()[-600:])
+        self.ready = True
+        return json.loads(lines[-1])
+
+    def close(self) -> None:
+        """The process ends by itself where its input does."""
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def make_model(shape: str, vocabulary: int | None, folder: Path, gpu: bool) -> int:
+    """Save a Mistral of random weights; returns its vocabulary."""
+    hidden, layers, heads, kv_heads, inner, own_vocabulary = MODELS[shape]
+    torch.manual_seed(0)
+    with torch.device("cuda" if gpu else "cpu"):
+        config = MistralConfig(hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
+                               intermediate_size=inner, vocab_size=vocabulary or own_vocabulary, sliding_window=None, bos_token_id=1,
+                               eos_token_id=2, tie_word_embeddings=False)
+        MistralForCausalLM(config).to(torch.bfloat16 if gpu else torch.float32).save_pretrained(folder)
+    return config.vocab_size
+
+
+def write_pairs(pairs: Sequence[EncodedPair], path: Path) -> dict[str, float]:
+    """Write the pairs for the workers; returns mean lengths, and mean tokens of a pair with its prompt once and twice."""
+    path.write_text("".join(json.dumps([p.id, list(p.prompt_ids), list(p.chosen_ids), list(p.rejected_ids)]) + "\n" for p in pairs))
+    prompt, chosen, rejected = (statistics.mean(len(pair[i]) for pair in pairs) for i in (1, 2, 3))
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, "shared": prompt + chosen + rejected,
+            "unshared": 2 * prompt + chosen + rejected, "pairs": len(pairs)}
+
+
+def common_task(folder: Path, **more: "int | float") -> dict[str, object]:
+    """What all contenders are told, of a folder with the model and the rows."""
+    return {"folder": str(folder), "model": str(folder / "model"), "rows": str(folder / "rows.jsonl"), "beta": 0.1, "grad_clip": 1.0, **more}
+
+
+def seconds(answer: Answer) -> float:
+    return answer.get("device_seconds", answer["cpu_seconds"])
+
+
+def sweep(contender: str, task: dict[str, object], cells: Sequence[Cell], steps: int) -> tuple[Cell, list[dict[str, object]]]:
+    """The fastest cell, and pairs per second of each. Raises: RuntimeError where no cell runs."""
+    tried: list[tuple[float, Cell, dict[str, object]]] = []
+    for cell in cells:
+        worker = Worker(contender, task, cell)
+        try:
+            worker.round(1)
+            taken = [seconds(worker.round(steps))]
+            if all(taken[0] <= DROP * best for best, *_ in tried):
+                taken.append(seconds(worker.round(steps)))
+                taken = [sum(taken) / 2]
+            tried.append((taken[0], cell, {"pairs_per_second": steps * task["pairs_per_step"] / taken[0]}))
+        except RuntimeError as error:
+            tried.append((float("inf"), cell, {"failed": str(error)}))
+        worker.close()
+        print(f"{contender} {json.dumps(cell)}: {tried[-1][2]}", file=sys.stderr, flush=True)
+    best = min(tried, key=lambda t: t[0])
+    if best[0] == float("inf"):
+        raise RuntimeError(f"{contender}: no cell runs; the last says: {best[2]['failed']}")
+    return best[1], [{"cell": cell, **result} for _, cell, result in tried]
+
+
+def disagreement(first: Sequence[Answer], other: Sequence[Answer]) -> tuple[float, float]:
+    """The greatest difference of a step's losses, and of its gradient norms, relative; infinite where one is no number."""
+    def greatest(name: str, relative: bool) -> float:
+        pairs = [pair for a, b in zip(first, other, strict=True) for pair in zip(a[name], b[name], strict=True)]
+        differences = [abs(a - b) / (a if relative else 1) for a, b in pairs]
+        return max(d if d == d else float("inf") for d in differences)
+    return greatest("losses", False), greatest("grad_norms", True)
+
+
+def void(rounds: dict[str, list[Answer]], tolerance: tuple[float, float]) -> list[str]:
+    """Why the comparison does not count: who differs from the first contender, or that nothing was learnt, which anyone agrees on."""
+    first, *others = rounds
+    losses = [loss for answer in rounds[first] for loss in answer["losses"]]
+    moved = max(losses) - min(losses)
+    why = [] if moved >= 50 * tolerance[0] else [f"{first}: the losses move by {moved:.1e} only"]
+    for other in others:
+        loss, norm = disagreement(rounds[first], rounds[other])
+        if not (loss <= tolerance[0] and norm <= tolerance[1]):
+            why.append(f"{other} differs from {first}: losses by {loss:.1e}, gradient norms by {norm:.1e}; at most {tolerance} counts")
+    return why
+
+
+def compare(args: argparse.Namespace, folder: Path) -> int:
+    kind, fixed = "gpu" if args.gpu else "cpu", {k: json.loads(v) for k, _, v in (fix.partition("=") for fix in args.fix)}
+    count = args.pairs * max(args.steps * (1 + args.rounds), 1 + 2 * args.steps)
+    tokenizer = None
+    if args.profile == "real":
+        from zephyr.data import load_pairs, load_tokenizer
+        tokenizer = load_tokenizer(args.tokenizer)
+        real, _ = load_pairs([args.rows], tokenizer, max_tokens=args.longest, max_prompt_tokens=args.longest // 2, on_bad_row="skip")
+        pairs = [real[i % len(real)] for i in range(count)]
+    vocabulary = make_model(args.model, tokenizer and len(tokenizer), folder / "model", args.gpu)
+    if tokenizer is None:
+        pairs = lengths.random_pairs(lengths.pair_lengths(args.profile, count, longest=args.longest), vocabulary)
+    drawn = write_pairs(pairs, folder / "rows.jsonl")
+    task = common_task(folder, pairs_per_step=args.pairs, lr=args.lr, threads=args.threads, gpu=args.gpu)
+    best, swept = {}, {}
+    for name in args.contenders.split(","):
+        cells = [{**CELLS[kind][name][0], **fixed[name]}] if name in fixed else CELLS[kind][name]
+        best[name], swept[name] = (cells[0], []) if len(cells) == 1 else sweep(name, task, cells, args.steps)
+    rounds: dict[str, list[Answer]] = {name: [] for name in best}
+    for names in ([[name] for name in best] if args.gpu else [list(best)]):
+        workers = {name: Worker(name, task, best[name]) for name in names}
+        for _ in range(1 + args.rounds):
+            for name, worker in workers.items():
+                rounds[name].append(answer := worker.round(args.steps))
+                print(f"{name}: {answer['pairs'] / seconds(answer):.3f} pairs/s, loss {answer['losses'][-1]:.6f}", file=sys.stderr, flush=True)
+        for worker in workers.values():
+            worker.close()
+    why = void(rounds, TOLERANCE[kind])
+    speeds = {name: [answer["pairs"] / seconds(answer) for answer in answers[1:]] for name, answers in rounds.items()}
+    first = next(iter(rounds))
+    result = {
+        "counts": not why, "void": why, "model": args.model, "profile": args.profile, "tokens": drawn, "order": list(best),
+        "task": {k: v for k, v in task.items() if k not in ("folder", "model", "rows")}, "steps_per_round": args.steps,
+        "contenders": {name: {
+            "cell": best[name], "pairs_per_second": measure.spread(speeds[name]),
+            "wall_pairs_per_second": measure.spread([answer["pairs"] / answer["wall_seconds"] for answer in rounds[name][1:]]),
+            "peak_bytes": max(answer["peak_bytes"] for answer in rounds[name]),
+            "differs": dict(zip(("loss", "grad_norm_relative"), disagreement(rounds[first], rounds[name]))),
+            "losses": [answer["losses"] for answer in rounds[name]], "swept": swept[name]} for name in rounds},
+        "ratios": {f"{first}/{name}": measure.spread([a / b for a, b in zip(speeds[first], speeds[name])]) for name in rounds if name != first}}
+    measure.save(f"peer_{args.model}_{args.profile}", " ".join(["bench_peer.py", *sys.argv[1:]]), result)
+    for line in why:
+        print(f"this comparison does not count: {line}", file=sys.stderr)
+    return bool(why)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, default="A")
+    parser.add_argument("--profile", choices=[*lengths.PROFILES, "real"], default="ultrafeedback")
+    parser.add_argument("--contenders", default="zephyr,trl,padded", help="the first is compared with the others; plain may be one")
+    for name, default in (("rounds", 5), ("steps", 4), ("pairs", 8), ("longest", 512), ("threads", 2)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--fix", action="append", default=[], metavar="CONTENDER=JSON")
+    parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--rows")
+    parser.add_argument("--tokenizer")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))           # so that the folder goes, and the workers with their input
+    with tempfile.TemporaryDirectory(prefix="bench-peer-") as folder:
+        return compare(parser.parse_args(), Path(folder))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

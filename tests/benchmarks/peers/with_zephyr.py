@@ -1,0 +1,105 @@
+"""Pairs become updates by the path of train_dpo.py: plan, collate, reference store, its objective, the loop's step, the engine.
+
+Settings: those of `zephyr.config.Hardware`. plain: the same packed forward by plain PyTorch in the engine's place, to see what
+ZeRO-3 costs on one rank. profile: a file that the hottest operators of the second step are written to."""
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+import train_dpo
+from rounds import Rounds
+from zephyr.config import Data, DPOConfig, Hardware, Optim, Reference
+from zephyr.data.store import Pairs, example_batch
+from zephyr.model.load import DTYPES, digest, load_policy
+from zephyr.packing import PackedBatch, plan_epochs
+from zephyr.training.engine import Engine
+from zephyr.training.loop import reduced, run_step
+from zephyr.training.metrics import Ledger
+
+T = TypeVar("T")
+
+
+class Plain:
+    """One process and torch's AdamW, with the engine's methods that a step calls."""
+    rank, world = 0, 1
+
+    def __init__(self, hardware: Hardware, _seed: int) -> None:
+        self.hardware, self.stop_asked = hardware, False
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def adopt(self, load: Callable[[], nn.Module], optim: Optim) -> None:
+        self.policy, self.grad_clip = load().to(self.device), optim.grad_clip
+        self.layer_parameters = sum(p.numel() for p in self.policy.parameters())
+        self.optimizer = torch.optim.AdamW(self.policy.parameters(), betas=optim.adam_betas, eps=1e-8, weight_decay=0.0, fused=True)
+
+    def __call__(self, batch: PackedBatch) -> Tensor:
+        return self.policy(batch)
+
+    def train(self, mode: bool = True) -> None:
+        self.policy.train(mode)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        loss.backward()
+
+    def step(self, lr: float) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return float(norm)
+
+    def gather(self, value: T) -> list[T]:
+        return [value]
+
+    def on_rank0(self, make: Callable[[], T]) -> T:
+        return make()
+
+    def sum(self, totals: Tensor) -> Tensor:
+        return totals
+
+    def say(self, text: str) -> None:
+        pass
+
+
+def main() -> None:
+    rounds = Rounds()
+    task = rounds.task
+    settings = dict(task.settings)
+    kind, profile = Plain if settings.pop("plain", False) else Engine, settings.pop("profile", None)
+    config = DPOConfig(task.model, Data(train=()), beta=task.beta, reference=Reference(str(Path(task.folder, kind.__name__))),
+                       optim=Optim(lr_peak=task.lr, pairs_per_step=task.pairs_per_step, grad_clip=task.grad_clip),
+                       hardware=Hardware(**settings))
+    hardware = config.hardware
+    pairs = Pairs(pa.Table.from_batches([example_batch(task.pairs())]))
+    plan = plan_epochs(train_dpo.packed_tokens(pairs, config), per_step=task.pairs_per_step, epochs=1, ranks=1,
+                       budget_tokens=hardware.tokens_per_micro_batch, shuffle=False)
+    engine = kind(hardware, 0)
+    engine.adopt(partial(load_policy, task.model, attention=hardware.attention, dtype=DTYPES[hardware.dtype],
+                         activation_checkpointing=hardware.activation_checkpointing), config.optim)
+    training = train_dpo.split(engine, config, pairs, plan, digest(task.model))
+    ledger = Ledger(Path(task.folder, "run"), training.ids, training.ledger, 0, writes=True)
+
+    def step(number: int) -> None:
+        """As `zephyr.training.loop.fit` does it, between two records."""
+        of_step = reduced(engine, training, number, run_step(engine, training, number, ledger))
+        rounds.done(of_step["loss"] / of_step["units"], engine.step(task.lr))
+
+    rounds.begin()
+    step(0)
+    if profile:
+        with torch.profiler.profile() as profiler:
+            step(1)
+        Path(profile).write_text(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=60))
+        rounds.end()
+    for number in range(1, len(plan.steps)):
+        step(number)
+
+
+if __name__ == "__main__":
+    main()
