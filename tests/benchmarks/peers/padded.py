@@ -22,8 +22,8 @@ def padded(pairs: list[EncodedPair], device: str) -> tuple[Tensor, Tensor, Tenso
 
 
 def response_logprobs(model: nn.Module, ids_BL: Tensor, mask_BL: Tensor, response_BL: Tensor) -> tuple[Tensor, Tensor]:
-    logits_BLV = model(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False).logits[:, :-1].float()
-    logp_BL = logits_BLV.log_softmax(-1).gather(-1, ids_BL[:, 1:, None]).squeeze(-1)
+    logits_BLV = model(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False).logits[:, :-1]
+    logp_BL = logits_BLV.log_softmax(-1, torch.promote_types(logits_BLV.dtype, torch.float32)).gather(-1, ids_BL[:, 1:, None]).squeeze(-1)
     return (logp_BL * response_BL[:, 1:]).sum(-1).chunk(2)
 
 

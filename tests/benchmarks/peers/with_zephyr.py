@@ -5,7 +5,6 @@ ZeRO-3 costs on one rank. profile: a file that the hottest operators of the seco
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import pyarrow as pa
 import torch
@@ -21,27 +20,23 @@ from zephyr.training.engine import Engine
 from zephyr.training.loop import reduced, run_step
 from zephyr.training.metrics import Ledger
 
-T = TypeVar("T")
-
 
 class Plain:
-    """One process and torch's AdamW, with the engine's methods that a step calls."""
-    rank, world = 0, 1
+    """One process and torch's AdamW, behind what a step asks of the engine."""
+    rank, world, stop_asked = 0, 1, False
 
     def __init__(self, hardware: Hardware, _seed: int) -> None:
-        self.hardware, self.stop_asked = hardware, False
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.hardware, self.device = hardware, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.gather, self.on_rank0 = lambda value: [value], lambda make: make()
+        self.sum, self.say = lambda totals: totals, lambda text: None
 
     def adopt(self, load: Callable[[], nn.Module], optim: Optim) -> None:
         self.policy, self.grad_clip = load().to(self.device), optim.grad_clip
-        self.layer_parameters = sum(p.numel() for p in self.policy.parameters())
+        self.train, self.layer_parameters = self.policy.train, sum(p.numel() for p in self.policy.parameters())
         self.optimizer = torch.optim.AdamW(self.policy.parameters(), betas=optim.adam_betas, eps=1e-8, weight_decay=0.0, fused=True)
 
     def __call__(self, batch: PackedBatch) -> Tensor:
         return self.policy(batch)
-
-    def train(self, mode: bool = True) -> None:
-        self.policy.train(mode)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         loss.backward()
@@ -53,18 +48,6 @@ class Plain:
         self.optimizer.step()
         self.optimizer.zero_grad()
         return float(norm)
-
-    def gather(self, value: T) -> list[T]:
-        return [value]
-
-    def on_rank0(self, make: Callable[[], T]) -> T:
-        return make()
-
-    def sum(self, totals: Tensor) -> Tensor:
-        return totals
-
-    def say(self, text: str) -> None:
-        pass
 
 
 def main() -> None:
@@ -85,20 +68,20 @@ def main() -> None:
     training = train_dpo.split(engine, config, pairs, plan, digest(task.model))
     ledger = Ledger(Path(task.folder, "run"), training.ids, training.ledger, 0, writes=True)
 
-    def step(number: int) -> None:
+    def step(number: int) -> tuple[float, float]:
         """As `zephyr.training.loop.fit` does it, between two records."""
         of_step = reduced(engine, training, number, run_step(engine, training, number, ledger))
-        rounds.done(of_step["loss"] / of_step["units"], engine.step(task.lr))
+        return of_step["loss"] / of_step["units"], engine.step(task.lr)
 
     rounds.begin()
-    step(0)
     if profile:
+        step(0)
         with torch.profiler.profile() as profiler:
-            step(1)
+            of_step = step(1)
         Path(profile).write_text(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=60))
-        rounds.end()
-    for number in range(1, len(plan.steps)):
-        step(number)
+        rounds.done(*of_step)
+    for number in range(len(plan.steps)):
+        rounds.done(*step(number))
 
 
 if __name__ == "__main__":
