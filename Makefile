@@ -62,7 +62,7 @@ gpu-check:
 # An environment of its own: the package itself never sees TRL.
 .venv-bench/.installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e . trl==1.16.0 accelerate
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e . trl==1.16.0 accelerate sentencepiece protobuf
 	@touch $@
 
 MODEL ?= A

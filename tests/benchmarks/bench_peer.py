@@ -1,7 +1,7 @@
 """The same weights and pairs go through Zephyr, TRL and the padded method of DPO's authors, round about; pairs per second come out.
 
     .venv-bench/bin/python tests/benchmarks/bench_peer.py --model A --profile ultrafeedback [--rounds 5] [--gpu]
-    ... --profile real --rows FILE --tokenizer FOLDER      rows of prompt, chosen, rejected in place of random tokens
+    ... --profile real --rows dpo_en_demo.jsonl.gz --tokenizer FOLDER      its pairs in place of random tokens
     ... --fix 'trl={"micro": 1, "rebalance": false}'       this cell of a contender, and no sweep of its others
 
 Each contender is a process of its own. Its cells (settings) are swept first: a warm-up step, a round, and another where the first was
@@ -10,6 +10,7 @@ one's makes the comparison void: the command says so and ends with 1. On a CPU s
 GPU they are between device events, and contenders run one after the other, since two may not fit."""
 import argparse
 import contextlib
+import gzip
 import json
 import os
 import signal
@@ -24,7 +25,7 @@ from pathlib import Path
 import lengths
 import measure
 import torch
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerBase
 
 from zephyr.chat import EncodedPair
 
@@ -158,14 +159,26 @@ def void(rounds: dict[str, list[Answer]], tolerance: tuple[float, float]) -> lis
     return why
 
 
+def real_pairs(path: str, tokenizer: PreTrainedTokenizerBase, longest: int, folder: Path) -> Sequence[EncodedPair]:
+    """Rows of `conversations`, `chosen` and `rejected`, turns `from` human and gpt, as token ids."""
+    from zephyr.data import load_pairs
+    roles = {"human": "user", "gpt": "assistant", "system": "system"}
+    with gzip.open(path, "rt", encoding="utf-8") as lines, (folder / "real.jsonl").open("w") as out:
+        for row in map(json.loads, lines):
+            sides = {side: [{"role": roles[turn["from"]], "content": turn["value"]} for turn in [*row["conversations"], row[side]]]
+                     for side in ("chosen", "rejected")}
+            print(json.dumps(sides | {"prompt": row["conversations"][0]["value"]}), file=out)
+    return load_pairs([str(folder / "real.jsonl")], tokenizer, max_tokens=longest, max_prompt_tokens=longest // 2, on_bad_row="skip")[0]
+
+
 def prepare(args: argparse.Namespace, folder: Path) -> tuple[dict[str, object], dict[str, float]]:
     """The model and the pairs of all rounds, saved; returns what contenders are told, and mean lengths."""
     count = args.pairs * max(args.steps * (1 + args.rounds), 1 + 2 * args.steps)
     if args.profile == "real":
-        from zephyr.data import load_pairs, load_tokenizer
+        from zephyr.data import load_tokenizer
         tokenizer = load_tokenizer(args.tokenizer)
-        real, _ = load_pairs([args.rows], tokenizer, max_tokens=args.longest, max_prompt_tokens=args.longest // 2, on_bad_row="skip")
         make_model(args.model, len(tokenizer), folder / "model", args.gpu)
+        real = real_pairs(args.rows, tokenizer, args.longest, folder)
         pairs = [real[i % len(real)] for i in range(count)]
     else:
         vocabulary = make_model(args.model, None, folder / "model", args.gpu)
@@ -217,7 +230,7 @@ def operators(args: argparse.Namespace, folder: Path) -> int:
     task, _ = prepare(args, folder)
     file = measure.RESULTS / f"profile_{'gpu' if args.gpu else 'cpu'}_{args.model}.txt"
     worker = Worker("zephyr", task, {**CELLS["gpu" if args.gpu else "cpu"]["zephyr"][0], "profile": str(file)})
-    worker.round(1)
+    worker.round(2)
     worker.close()
     print(file.read_text())
     return 0
