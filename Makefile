@@ -4,13 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SHELL := /bin/bash
 
-.PHONY: help quickstart test test-long gpu-check clean
+.PHONY: help quickstart test test-long bench bench-peer gpu-check gpu-bench clean
 
 help:
 	@echo "make quickstart   the whole recipe on the embedded world (SEED=0): base, dSFT, feedback, dDPO, evaluation"
 	@echo "make test         the test suite"
 	@echo "make test-long    what takes minutes: runs killed at random moments, every bad input as a process of its own"
+	@echo "make bench        each part of a training step against its bound, on the CPU"
+	@echo "make bench-peer   side by side with TRL, which is installed into .venv-bench: make bench-peer MODEL=A PROFILE=ultrafeedback"
 	@echo "make gpu-check    the GPU tests, with the Python that has torch: make gpu-check GPU_PYTHON=python3"
+	@echo "make gpu-bench    what a training step takes on a GPU, in ten minutes: make gpu-bench GPU_PYTHON=python3 WHEELS=folder"
 	@echo "make clean        remove $(VENV); trained models under runs/ stay"
 
 $(BIN)/python:
@@ -58,7 +61,6 @@ gpu-check:
 	  { echo "error: $(GPU_PYTHON) sees no GPU through torch; nothing would be checked"; exit 1; }
 	DS_ACCELERATOR=cuda $(GPU_PYTHON) -m pytest tests/gpu -p no:cacheprovider -rs
 
-.PHONY: bench gpu-bench
 # each part against its bound, on the CPU, one thread: CPU seconds
 BENCH := OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks
 ROWS := row:1024,row:2048,row:4096,row:8192,row:16384,row:32768
@@ -70,6 +72,7 @@ bench: $(VENV)/.installed-test
 	$(BENCH)/bench_step.py --model B
 	$(BENCH)/bench_step.py --model A --checkpointing true --name step_A_checkpointing
 	$(BENCH)/bench_step.py --model A --cells $(ROWS) --rounds 2 --name growth_A
+	$(BENCH)/bench_plan.py
 
 # the rows that want a GPU, in ten minutes, nothing fetched; WHEELS: a folder of wheels that this Python lacks (deepspeed)
 WHEELS ?=
@@ -77,6 +80,17 @@ gpu-bench:
 	@$(GPU_PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
 	  { echo "error: $(GPU_PYTHON) sees no GPU through torch; nothing would be measured"; exit 1; }
 	$(GPU_PYTHON) tests/benchmarks/gpu.py $(if $(WHEELS),--wheels $(WHEELS))
+
+# An environment of its own: the package itself never sees TRL.
+.venv-bench/.installed: setup.cfg constraints.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e . trl==1.16.0 accelerate sentencepiece protobuf
+	@touch $@
+
+MODEL ?= A
+PROFILE ?= ultrafeedback
+bench-peer: .venv-bench/.installed
+	.venv-bench/bin/python tests/benchmarks/bench_peer.py --model $(MODEL) --profile $(PROFILE) $(PEER_OPTIONS)
 
 clean:
 	rm -rf $(VENV)
