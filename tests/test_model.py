@@ -15,7 +15,7 @@ from zephyr.chat import EncodedPair, EncodedText
 from zephyr.config import BadInput
 from zephyr.model import logprobs
 from zephyr.model.load import digest, load_policy
-from zephyr.model.logprobs import LogProbHead, response_logprobs
+from zephyr.model.logprobs import LogProbHead, response_logprobs, sum_by_response
 from zephyr.packing import collate_pairs, collate_texts
 
 FAMILIES = [("mistral", {}), ("mistral", {"sliding_window": 16}), ("llama", {"tied": True}), ("qwen2", {}), ("qwen3", {"tied": True})]
@@ -153,6 +153,15 @@ def test_head_in_bfloat16_errs_at_most_twice_as_torch(keeps: bool, monkeypatch: 
     ours = results(hidden_TD, head.weight, lambda h, w: head(h, targets_T))
     for mine, theirs, truth in zip(ours, plain, exact):
         assert (mine.double() - truth).abs().max() <= 2 * (theirs.double() - truth).abs().max()
+
+
+def test_long_responses_are_summed_exactly() -> None:
+    """4,000 log-probs about -10 nats, as a random model gives: the float32 nearest to their sum. Fails for a sum of float32 additions,
+    which is off by hundreds of roundings, more than an update of the policy moves it."""
+    batch = collate_pairs([EncodedPair("0", [1], [3] * 4000, [4] * 2000)], [0])
+    logp_T = -torch.rand(6000, generator=torch.Generator().manual_seed(0)) * 20
+    exact_R = torch.stack([logp_T[:4000].double().sum(), logp_T[4000:].double().sum()])
+    assert torch.equal(sum_by_response(logp_T, batch), exact_R.float())
 
 
 def peak_bytes(call: object) -> int:
