@@ -72,7 +72,8 @@ def test_run_folder_is_as_documented(finished: Path) -> None:
     """Fails where a part of the run folder is missing, or more checkpoints stay than run.keep."""
     run = finished / "run"
     assert {p.name for p in run.iterdir()} == {
-        "config.yaml", "status.json", "metrics.jsonl", "pairs", "checkpoints", "model", "data.json", "lock", "preflight.json"}
+        "config.yaml", "status.json", "metrics.jsonl", "pairs", "checkpoints", "model", "data.json", "lock", "preflight.json",
+        "report.html"}
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"latest", "step-4", "step-6"}
     assert json.loads((run / "status.json").read_text()) == {"code": 0, "message": "finished"}
     assert json.loads((run / "data.json").read_text())["train"]["rows_read"] == 20

@@ -34,7 +34,7 @@ def cross_entropy(hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor) -> Te
 
 def products(hidden_TD: Tensor, weight_VD: Tensor, number: int) -> None:
     """The head's matrix products alone: logits, gradients of hidden and weight; with 4, logits twice. In rows of a chunk's size."""
-    for rows in logprobs.chunks(len(hidden_TD), len(weight_VD)):
+    for rows in logprobs.chunks(len(hidden_TD), weight_VD):
         for _ in range(number - 2):
             logits_CV = hidden_TD[rows] @ weight_VD.t()
         logits_CV @ weight_VD
@@ -55,7 +55,7 @@ def measured(tokens: int, hidden: int, vocabulary: int, dtype: torch.dtype, devi
     with torch.no_grad():
         bare = {f"products_{n}": measure.seconds(lambda: products(hidden_TD, weight_VD, n), repeats) for n in (3, 4)}
     result: dict[str, object] = {"tokens": tokens, "hidden": hidden, "vocabulary": vocabulary, "dtype": str(dtype), "device": device,
-                                 "chunk_rows": logprobs.chunks(tokens, vocabulary)[0].stop, **bare}
+                                 "chunk_rows": logprobs.chunks(tokens, weight_VD)[0].stop, **bare}
     first = run(ours)
     for name, score in {"ours": ours, "log_softmax": log_softmax, "cross_entropy": cross_entropy}.items():
         peak, outputs = peak_bytes(lambda: run(score), device)

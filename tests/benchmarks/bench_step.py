@@ -210,8 +210,10 @@ def instrumented(engine: Engine, phases: Phases) -> None:
 def one_step(engine: Engine, split: Split, phases: Phases, lr: float = 0.0) -> dict[str, float]:
     """What `fit` does in a step; the loss and gradient norm, alike however the step's pairs are packed."""
     timed = split._replace(collate=phases.timed("host", split.collate), objective=phases.timed("forward", split.objective))
-    of_step = phases.timed("reduce", reduced)(engine, split, 0, run_step(engine, timed, 0, None))
-    return {"loss": of_step["loss"] / of_step["units"], "grad_norm": engine.step(lr)}
+    totals, grad_norm = run_step(engine, timed, 0, None), engine.step(lr)
+    totals.of |= dict(zip(("update", "weight"), engine.update_and_weight(lr)))
+    of_step = phases.timed("reduce", reduced)(engine, split, 0, totals, grad_norm)
+    return {"loss": of_step["loss"] / of_step["units"], "grad_norm": of_step["grad_norm"]}
 
 
 def traced(engine: Engine, split: Split, phases: Phases, path: Path) -> Json:
@@ -300,7 +302,8 @@ def main(argv: Sequence[str] | None = None) -> Json:
     args.out.mkdir(parents=True, exist_ok=True)
     config = fitted(SHAPES[args.model], args.layers)
     rate = gemm_rate(args.device, torch.bfloat16 if args.device == "cuda" else torch.float32)
-    result: Json = {"shape": config.to_diff_dict(), "settings": {k: str(v) for k, v in vars(args).items()}, "gemm_flops_per_second": rate}
+    settings = {name: str(value) for name, value in vars(args).items() if name != "out"}
+    result: Json = {"shape": config.to_diff_dict(), "settings": settings, "gemm_flops_per_second": rate}
     started, hardware = time.perf_counter(), hardware_of(args, yaml.safe_load(args.checkpointing))
     with engine_of(args, config, hardware) as engine, tempfile.TemporaryDirectory() as folder:
         splits = {cell: sft_split(engine, args) if cell == "sft" else dpo_split(engine, args, cell, folder)

@@ -57,9 +57,10 @@ class ChunkedLogProb(torch.autograd.Function):
         hidden_TD, weight_VD, targets_T, top_T, sum_T, *kept = ctx.saved_tensors
         grad_hidden_TD = torch.empty_like(hidden_TD)
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=sum_T.dtype)
+        scratch_CV = torch.empty_like(kept[0]) if kept else None        # one for all chunks: fresh memory costs a CPU more than the product
         for i, rows in enumerate(chunks(len(targets_T), weight_VD)):
             exp_CV = kept[i] if kept else product(hidden_TD[rows], weight_VD.t(), sum_T.dtype).sub_(top_T[rows, None]).exp_()
-            grad_CV = torch.mul(exp_CV, (-grad_T[rows] / sum_T[rows])[:, None], out=None if kept else exp_CV)
+            grad_CV = torch.mul(exp_CV, (-grad_T[rows] / sum_T[rows])[:, None], out=scratch_CV[:len(exp_CV)] if kept else exp_CV)
             grad_CV = grad_CV.scatter_add_(-1, targets_T[rows, None], grad_T[rows, None]).to(hidden_TD.dtype)
             torch.mm(grad_CV, weight_VD, out=grad_hidden_TD[rows])
             add_product(grad_weight_VD, grad_CV.t(), hidden_TD[rows])
