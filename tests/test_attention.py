@@ -111,6 +111,7 @@ def test_call_of_torch_varlen_fits_the_installed_signature() -> None:
 
 
 @pytest.mark.parametrize("signature,options", [
+    ("query key value cu_seq_q cu_seq_k max_q max_k is_causal return_aux", {"is_causal": True}),                   # 2.10
     ("query key value cu_seq_q cu_seq_k max_q max_k return_aux scale window_size", {"scale": 0.25, "window_size": (-1, 0)}),
     ("query key value cu_seq_q cu_seq_k max_q max_k return_aux scale window_size enable_gqa",
      {"scale": 0.25, "window_size": (-1, 0), "enable_gqa": True})])                                                # 2.12 on
@@ -130,6 +131,10 @@ def test_torch_varlen_shim_speaks_every_release(signature: str, options: dict[st
     query, key, value = random_qkv(layout, 4, 2, size=16)
     attention.torch_varlen(query, attention.with_shared(key, layout), attention.with_shared(value, layout), layout, 0.25, None)
     assert seen == options
+    if "is_causal" in options:
+        for scale, window in ((0.25, 4), (0.3, None)):
+            with pytest.raises(ValueError, match="no window .* and no scale"):
+                attention.torch_varlen(query, key, value, layout, scale, window)
 
 
 def test_what_is_not_implemented_is_refused() -> None:

@@ -30,12 +30,19 @@ def flash_attn(query_NHE: Tensor, key_MKE: Tensor, value_MKE: Tensor, layout: La
 
 
 def torch_varlen(query_NHE: Tensor, key_MKE: Tensor, value_MKE: Tensor, layout: Layout, scale: float, window: int | None) -> Tensor:
-    """The same by torch.nn.attention.varlen, from torch 2.11 on. A right edge of 0 is causal, bottom-right."""
+    """The same by torch.nn.attention.varlen, whose arguments differ by release. A right edge of 0 is causal, bottom-right.
+
+    Raises: ValueError where torch 2.10, which has neither, would need a window, or a scale other than 1 / sqrt(E)."""
     from torch.nn.attention.varlen import varlen_attn
-    asked = "enable_gqa" in inspect.signature(varlen_attn).parameters           # from torch 2.12 on
-    grouped = {"enable_gqa": query_NHE.shape[1] != key_MKE.shape[1]} if asked else {}
-    return varlen_attn(query_NHE, key_MKE, value_MKE, layout.cu_query, layout.cu_key, layout.max_query, layout.max_key,
-                       scale=scale, window_size=(-1 if window is None else window - 1, 0), **grouped)
+    takes, size = inspect.signature(varlen_attn).parameters, query_NHE.shape[-1]
+    options: dict[str, object] = {"scale": scale, "window_size": (-1 if window is None else window - 1, 0)}
+    if "is_causal" in takes:
+        if window is not None or abs(scale * size**0.5 - 1) > 1e-6:
+            raise ValueError(f"torch {torch.__version__}'s varlen attention has no window ({window}) and no scale ({scale}); 2.11 has")
+        options = {"is_causal": True}
+    if "enable_gqa" in takes:                       # from torch 2.12 on
+        options["enable_gqa"] = query_NHE.shape[1] != key_MKE.shape[1]
+    return varlen_attn(query_NHE, key_MKE, value_MKE, layout.cu_query, layout.cu_key, layout.max_query, layout.max_key, **options)
 
 
 def sdpa(query_NHE: Tensor, key_MKE: Tensor, value_MKE: Tensor, layout: Layout, scale: float, window: int | None) -> Tensor:
@@ -119,9 +126,7 @@ def why_not(attention: str, dtype: torch.dtype, device: str) -> str | None:
             if int(package.__version__.split(".")[0]) < 2 or package.__version__.startswith("2.0."):
                 return f"flash_attn {package.__version__} aligns causality top left, at least 2.1 is wanted; torch_varlen runs"
         else:
-            from torch.nn.attention.varlen import varlen_attn
-            if "window_size" not in inspect.signature(varlen_attn).parameters:
-                return f"torch {torch.__version__}'s varlen attention has no sliding window, at least 2.11 is wanted; sdpa runs"
+            from torch.nn.attention.varlen import varlen_attn  # noqa: F401
     except ImportError as error:
         other = "torch_varlen" if attention == "flash_attn" else "sdpa"
         return f"{attention} can't be imported ({error}); {other} needs nothing installed beside torch"
