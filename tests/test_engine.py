@@ -1,20 +1,25 @@
 """The engine of one rank, in this process: precision, clipping of nothing, and an update that is not made."""
+import traceback
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from processes import ROOT
 from zephyr.chat import EncodedPair
 from zephyr.config import ConfigError, Hardware, Optim
 from zephyr.model.load import load_policy
 from zephyr.model.logprobs import response_logprobs
-from zephyr.packing import collate_pairs
+from zephyr.packing import PackedBatch, collate_pairs, plan_pass
 from zephyr.training.engine import Engine, read_deepspeed
+from zephyr.training.loop import Split, Stats, reduced, run_step
 from zephyr.verify.preflight import TOLERANCE, packed_difference
 
+OURS = str(ROOT / "zephyr") + "/"
 PAIRS = [EncodedPair(str(i), [1, 5 + i, 9], [7, 2], [8 + i, 3, 2]) for i in range(4)]
 
 
@@ -118,3 +123,41 @@ def test_packed_difference_sees_a_leak(engine: Engine) -> None:
     assert packed_difference(engine, row, alone) < TOLERANCE["bfloat16"]
     wrong = replace(row, positions_N=torch.arange(len(row.tokens_N)))
     assert packed_difference(engine, wrong, alone) > TOLERANCE["bfloat16"]
+
+
+class Reads(TorchDispatchMode):
+    """Names the files of this package and of DeepSpeed from which a tensor's value was brought to the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of: list[str] = []
+
+    def note(self) -> None:
+        names = [frame.filename for frame in traceback.extract_stack()]
+        frames = [name for name in names if name.startswith(OURS) or "/deepspeed/" in name]
+        self.of.append(frames[-1])
+
+    def __torch_dispatch__(self, function: object, types: object, args: tuple[object, ...] = (), kwargs: object = None) -> object:
+        if "_local_scalar_dense" in str(function):
+            self.note()
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_reads_its_values_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read makes the host wait for a GPU: two micro-batches, the update and all sums need one of ours, and one of DeepSpeed's for
+    the norm. Fails where a loss, a norm or a counter is read for itself."""
+    def objective(policy: Engine, batch: PackedBatch) -> tuple[Tensor, Stats]:
+        chosen_P, rejected_P = response_logprobs(policy, batch)
+        return (rejected_P - chosen_P).sum(), {"logps/chosen": chosen_P.detach(), "logps/rejected": rejected_P.detach()}
+    plan = plan_pass([8] * 4, ranks=1, budget_tokens=16)
+    split = Split(plan, partial(collate_pairs, PAIRS), objective, list("abcd"), [8] * 4, [1] * 4, "pairs", [1.0] * 4, {})
+    reads, tolist = Reads(), Tensor.tolist
+    monkeypatch.setattr(Tensor, "tolist", lambda self: [reads.note(), tolist(self)][1])
+    with reads:
+        totals = run_step(engine, split, 0, None)
+        grad_norm = engine.step(1e-4)
+        totals.of |= dict(zip(("update", "weight"), engine.update_and_weight(1e-4)))
+        of_step = reduced(engine, split, 0, totals, grad_norm)
+    assert of_step["grad_norm"] > 0 and of_step["update"] > 0 and len(plan.steps[0].ranks[0]) == 2
+    assert sorted(Path(name).name for name in reads.of if name.startswith(OURS)) == ["loop.py"], reads.of
+    assert len(reads.of) <= 3, reads.of
