@@ -135,6 +135,7 @@ def test_resume_on_other_numbers_of_ranks(finished: Path, launch: Launch, tmp_pa
     assert all(np.abs(a[name] - b[name]).max() < 1e-4 for name in b)
 
 
+@pytest.mark.long
 def test_ranks_of_unequal_speed(finished: Path, undisturbed: Path, tmp_path: Path) -> None:
     """One rank stands still for half a second, again and again: the other waits, and nothing else changes. Fails where a rank
     goes on with what it has."""

@@ -163,7 +163,9 @@ def test_bad_input_is_named(arguments: tuple[str, ...], message: str, tmp_path: 
     assert code == 2 and message in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("ranks,changes", [(1, {"activation_checkpointing": True, "dtype": "bfloat16"}), (2, {"activation_checkpointing": "mlp"})], ids=str)
+@pytest.mark.parametrize("ranks,changes", [
+    (1, {"activation_checkpointing": True, "dtype": "bfloat16"}),
+    pytest.param(2, {"activation_checkpointing": "mlp"}, marks=pytest.mark.long)], ids=str)
 def test_memory_is_that_of_the_engine(ranks: int, changes: dict[str, object]) -> None:
     """Bytes of all tensors of a real step under ZeRO-3, of the model and beside it, of the fuller rank, within 15 %. Fails where the
     engine, the head or transformers' modules hold what the prediction does not know of, or ranks each other's share."""

@@ -37,7 +37,8 @@ def step_memory(lm: PreTrainedConfig, parameters: int, *, ranks: int, tokens: in
     logits, weight = (tokens if scored is None else scored) * lm.vocab_size, lm.vocab_size * lm.hidden_size
     chunk = min(logits, CHUNK_ELEMENTS[device])
     kept = 4 * logits if logits <= KEPT_ELEMENTS else 4 * chunk
-    head = kept + (4 + item % 4) * (chunk + weight) + tokens * lm.hidden_size * (4 + 3 * item)  # last norm and its output's scored rows
+    widened = 4 * chunk if item == 2 and device == "cpu" else 0     # a CPU multiplies bfloat16 tiles in float32
+    head = kept + (4 + item % 4) * (chunk + weight) + widened + tokens * lm.hidden_size * (4 + 3 * item)  # last norm and its output's scored rows
     return {"states": 4 * share if "offload_optimizer" in zero else 8 * share + 4 * min(share, int(zero.get("sub_group_size", 1e9))),
             "gathered": item * min(parameters, int(zero.get("stage3_max_live_parameters", 1e9))) * (ranks > 1 or "offload_param" in zero),
             "activations": int(tokens * lm.num_hidden_layers * keeps + max(0, layer - head)), "head": head}
