@@ -116,6 +116,12 @@ def test_the_core_can_be_read_in_an_afternoon() -> None:
     assert sum(sizes.values()) <= 7000
 
 
+def test_the_package_does_not_grow_by_its_words() -> None:
+    """Docstrings and comments are no code, but are read all the same: with them, blank lines apart, it stays the size that it has."""
+    written = sum(bool(line.strip()) for path in MODULES for line in (ROOT / path).read_text().splitlines())
+    assert written <= 7560
+
+
 def test_lines_of_code_are_counted() -> None:
     """Code, a text that is no docstring, both lines of a split call; neither docstrings, comments nor blank lines."""
     assert lines_of_code('"""Doc."""\n\n# why\nx = """a\nb"""\n\ndef f():\n    """Doc\n    more."""\n    return g(1,  # why\n             2)\n') == 5

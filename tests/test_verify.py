@@ -114,8 +114,9 @@ def test_a_disk_or_a_memory_that_is_too_small(tmp_path: Path, monkeypatch: pytes
     split = SimpleNamespace(plan=plan_pass([30, 50], ranks=2, budget_tokens=100), tokens=[30, 50])
     config = SimpleNamespace(hardware=Hardware(dtype="float32", activation_checkpointing=True))
     found = require_memory(engine, config, split)
-    kept, logits = 4 * 50 * 2 * 4, 4 * 50 * 10     # the inputs of two layers; the exponentials of all tokens
-    assert found["predicted_bytes"] > 6000 + 4000 + kept + logits and "may not suffice" in said[0]
+    head = 4 * 500 + 4 * (500 + 40) + 50 * 4 * 16   # exponentials; a chunk and the weight's gradient; norm and scored rows
+    layer = 50 * (2 * 12 * 4 + (32 + 16 + 8) + 16 * 8 - 16 + 8 * (8 + 4))      # what a whole one keeps but its input, four gradients
+    assert found["predicted_bytes"] == 6000 + 4000 + 50 * 2 * 16 + layer and layer > head and "may not suffice" in said[0]
     engine.free_memory_bytes = lambda: 5999
     with pytest.raises(BadInput, match="rank 1 has 5,999 bytes of memory free; 6,000 are wanted"):
         require_memory(engine, config, split)

@@ -4,31 +4,17 @@ Lognormals, clipped as truncation clips (prompt <= 512, prompt + response <= 102
 UltraFeedback's median prompt + response of 409 tokens and median prompt / response of 0.42 (here 401 and 0.42)."""
 import random
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from zephyr.chat import EncodedPair
-
-
-class Profile(NamedTuple):
-    """Mean and log-deviation of prompts and of responses before clipping, and the correlation of a pair's two responses."""
-    prompt: tuple[float, float]
-    response: tuple[float, float]
-    correlation: float = 0.6
-
-
-PROFILES = {"ultrafeedback": Profile((185, 1.1), (320, 0.75)), "hh": Profile((140, 0.8), (60, 0.75)), "tldr": Profile((352, 0.4), (33, 0.35))}
+from zephyr.cli import costs
+from zephyr.cli.costs import PROFILES  # noqa: F401
 
 
 def pair_lengths(profile: str, pairs: int, seed: int = 0, longest: int = 1024) -> list[tuple[int, int, int]]:
     """(prompt, chosen, rejected) of each pair; everything is scaled by `longest` / 1024."""
-    rng, of, scale = np.random.default_rng(seed), PROFILES[profile], longest / 1024
-    z = rng.standard_normal((3, pairs))
-    z[2] = of.correlation * z[1] + (1 - of.correlation**2) ** 0.5 * z[2]
-    prompt, chosen, rejected = (m * scale * np.exp(s * x - s * s / 2) for (m, s), x in zip((of.prompt, of.response, of.response), z))
-    prompt = prompt.clip(2, longest // 2).astype(int)
-    return [(int(p), *(int(min(max(r, 2), longest - p)) for r in both)) for p, *both in zip(prompt, chosen, rejected)]
+    return costs.pair_lengths(profile, pairs, seed, longest // 2, longest, longest / 1024)
 
 
 def dialogue_lengths(documents: int, seed: int = 0, longest: int = 2048) -> list[int]:

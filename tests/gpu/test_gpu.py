@@ -8,6 +8,8 @@ bfloat16, its gradients at most three times.
 import math
 import os
 import random
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,22 +23,16 @@ from zephyr.model.load import load_policy, recompute
 from zephyr.model.logprobs import LogProbHead, response_logprobs
 from zephyr.packing import collate_pairs
 
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+import measure  # noqa: E402
+
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")]
 GPU = "cuda"
 SEGMENTS = {"even": [(64, 64, 64)] * 3, "ragged": [(155, 302, 87), (1, 1, 1), (512, 40, 130), (17, 129, 256)]}
 
 
-def seconds(call: object, repeats: int = 10) -> float:
-    """The median time of a call by device events, after three warm-ups."""
-    times = []
-    for i in range(3 + repeats):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        call()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end) / 1e3)
-    return sorted(times[3:])[repeats // 2]
+def seconds(call: Callable[[], object], repeats: int = 10) -> float:
+    return measure.seconds(call, repeats, warm_ups=3)["median"]
 
 
 def error(a: Tensor, truth: Tensor) -> float:

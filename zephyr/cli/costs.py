@@ -69,16 +69,22 @@ def read_model(path: str, shape: str | None) -> Model:
 
 def profile_lengths(profile: str, config: Config) -> Lengths:
     """Lognormal lengths, cut as the config says, by what is published of a data set; ultrachat: of texts, all of them targets."""
-    rng, data = np.random.default_rng(0), config.data
+    data = config.data
     if isinstance(config, SFTConfig):
-        drawn = rng.lognormal(np.log(1060), 0.62, data.limit or 207865).clip(16, data.max_tokens).astype(int).tolist()
+        drawn = np.random.default_rng(0).lognormal(np.log(1060), 0.62, data.limit or 207865).clip(16, data.max_tokens).astype(int).tolist()
         return [(n, n - 1) for n in drawn]
-    *of, pairs = PROFILES[profile]
-    z = rng.standard_normal((3, data.limit or pairs))
+    return pair_lengths(profile, data.limit or PROFILES[profile][2], 0, data.max_prompt_tokens, data.max_tokens)
+
+
+def pair_lengths(profile: str, pairs: int, seed: int, most_prompt: int, most: int, scale: float = 1.0) -> list[tuple[int, int, int]]:
+    """(prompt, chosen, rejected) of each pair of a profile, times `scale`, then cut as truncation cuts."""
+    prompts, responses, _ = PROFILES[profile]
+    z = np.random.default_rng(seed).standard_normal((3, pairs))
     z[2] = 0.6 * z[1] + 0.8 * z[2]                  # the two responses of a pair: a correlation of 0.6
-    prompt, *both = (mean * np.exp(deviation * x - deviation**2 / 2) for (mean, deviation), x in zip((of[0], of[1], of[1]), z))
-    prompt = prompt.clip(2, data.max_prompt_tokens).astype(int)
-    return list(zip(prompt.tolist(), *(side.clip(2, data.max_tokens - prompt).astype(int).tolist() for side in both)))
+    prompt, *both = (mean * scale * np.exp(deviation * x - deviation**2 / 2)
+                     for (mean, deviation), x in zip((prompts, responses, responses), z))
+    prompt = prompt.clip(2, most_prompt).astype(int)
+    return list(zip(prompt.tolist(), *(side.clip(2, most - prompt).astype(int).tolist() for side in both)))
 
 
 def work(lengths: Lengths, model: Model, config: Config) -> Work:

@@ -55,13 +55,14 @@ class PackedBatch:
     units: int                                      # what a loss sum is divided by, over all ranks: pairs or targets
 
     def to(self, device: torch.device | str) -> "PackedBatch":
-        """The same batch on a device, copied without waiting where the host memory is pinned."""
+        """The same batch on a device; to a GPU by way of pinned memory, so that the host does not wait for the copy."""
         def moved(value: object) -> object:
             if isinstance(value, Layout):
                 same = value.cu_key is value.cu_query
                 fields = {k: moved(v) for k, v in vars(value).items()}
                 return Layout(**{**fields, "cu_key": fields["cu_query"]} if same else fields)
-            return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            return (value.pin_memory() if on_gpu else value).to(device, non_blocking=on_gpu) if isinstance(value, Tensor) else value
+        on_gpu = torch.device(device).type == "cuda"
         return replace(self, **{k: moved(v) for k, v in vars(self).items()})
 
 
