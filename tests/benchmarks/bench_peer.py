@@ -218,7 +218,8 @@ def compare(args: argparse.Namespace, folder: Path) -> int:
         "losses": [loss for answer in answers for loss in answer["losses"]],
         "swept_seconds": {json.dumps(cell): failed or taken for taken, cell, failed in swept[name]}} for name, answers in rounds.items()}
     ratios = {f"{first}/{name}": measure.spread([a / b for a, b in zip(speeds[first], speeds[name])]) for name in rounds if name != first}
-    measure.save(f"peer_{args.model}_{args.profile}", " ".join(["bench_peer.py", *sys.argv[1:]]), {
+    words = [Path(word).name if word in (args.rows, args.tokenizer) else word for word in sys.argv[1:]]
+    measure.save(f"peer_{args.model}_{args.profile}", " ".join(["bench_peer.py", *words]), {
         "counts": not why, "void": why, "ratios": ratios, "tokens_of_a_pair": drawn, "contenders": contenders,
         "options": {k: v for k, v in vars(args).items() if k not in ("rows", "tokenizer")}})
     print("".join(f"this comparison does not count: {line}\n" for line in why), file=sys.stderr, end="")
