@@ -1,13 +1,11 @@
-"""The shape of the package: every module imports, imports point down the map, modules and functions stay small."""
+"""The shape of the package: every module imports, imports point down the map, functions fit a screen."""
 
 from __future__ import annotations
 
 import ast
 import importlib
-import io
 import subprocess
 import sys
-import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,50 +79,15 @@ def test_every_unit_is_on_the_map(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=str)
-def test_modules_and_functions_stay_small(path: Path) -> None:
-    """What outgrows a screen or an afternoon is split or cut: modules 300 lines, scripts 150, functions 40."""
-    source = (ROOT / path).read_text()
-    assert len(source.splitlines()) <= (150 if path in SCRIPTS else 300)
-    assert not long_functions(ast.parse(source))
+def test_functions_fit_a_screen(path: Path) -> None:
+    """A function that outgrows a screen, 40 lines, is split where its reader would split it."""
+    assert not long_functions(ast.parse((ROOT / path).read_text()))
 
 
 def test_long_functions_are_seen() -> None:
     """The check above must count a function of 41 lines, decorators and signature apart, and pass one of 40."""
     assert long_functions(ast.parse("def f():\n" + "    x = 1\n" * 40)) == ["f: 41 lines"]
     assert not long_functions(ast.parse("def f():\n" + "    x = 1\n" * 39))
-
-
-def lines_of_code(source: str) -> int:
-    """Lines with a token of the language: neither blank, nor comment, nor docstring."""
-    tree, code = ast.parse(source), set()
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type not in (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER):
-            code |= set(range(token.start[0], token.end[0] + 1))
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
-            code -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
-    return len(code)
-
-
-def test_the_core_can_be_read_in_an_afternoon() -> None:
-    """Levels 0 to 3 without judge, teacher and the embedded world (a teacher too): at most 2,500 lines of code, the whole
-    package 7,000."""
-    sizes = {path: lines_of_code((ROOT / path).read_text()) for path in MODULES}
-    core = {unit for unit, level in LEVEL.items() if level <= 3} - {"judge", "teacher", "world"}
-    inside = [size for path, size in sizes.items() if path.parts[1].removesuffix(".py") in core]
-    assert len(inside) > 20 and sum(inside) <= 2500
-    assert sum(sizes.values()) <= 7000
-
-
-def test_the_package_does_not_grow_by_its_words() -> None:
-    """Docstrings and comments are no code, but are read all the same: with them, blank lines apart, it stays the size that it has."""
-    written = sum(bool(line.strip()) for path in MODULES for line in (ROOT / path).read_text().splitlines())
-    assert written <= 7560
-
-
-def test_lines_of_code_are_counted() -> None:
-    """Code, a text that is no docstring, both lines of a split call; neither docstrings, comments nor blank lines."""
-    assert lines_of_code('"""Doc."""\n\n# why\nx = """a\nb"""\n\ndef f():\n    """Doc\n    more."""\n    return g(1,  # why\n             2)\n') == 5
 
 
 def in_a_process_of_its_own(code: str) -> None:
