@@ -36,7 +36,7 @@ def dense_attention(query_NHE: Tensor, key_MKE: Tensor, value_MKE: Tensor, layou
     group = query_NHE.shape[1] // key_MKE.shape[1]
     key_MHE, value_MHE = key_MKE.repeat_interleave(group, 1), value_MKE.repeat_interleave(group, 1)
     score_HNM = torch.einsum("nhe,mhe->hnm", query_NHE, key_MHE) * scale
-    return torch.einsum("hnm,mhe->nhe", score_HNM.masked_fill(~mask_NM, -torch.inf).softmax(-1), value_MHE)
+    return torch.einsum("hnm,mhe->nhe", score_HNM.masked_fill(~mask_NM.to(score_HNM.device), -torch.inf).softmax(-1), value_MHE)
 
 
 def random_qkv(layout: Layout, heads: int, key_heads: int, size: int = 8) -> list[Tensor]:
