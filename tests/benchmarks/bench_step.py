@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -173,13 +174,17 @@ def recompute_as(engine: Engine, args: argparse.Namespace, cell: str) -> None:
 
 
 def deepspeed_json(args: argparse.Namespace) -> str:
-    """The shipped settings, or a copy of them in --out that sums gradients over micro-batches in bfloat16."""
+    """The shipped settings, or a copy of them in --out with --accumulate (the dtype in which gradients are
+    summed over micro-batches) and --leaf (layer: ZeRO-3's hooks stand at decoder layers, not inside them)."""
     shipped = f"configs/deepspeed/{'zero3' if args.device == 'cuda' else 'cpu'}.json"
-    if args.accumulate == "fp32":
+    if (args.accumulate, args.leaf) == ("fp32", "none"):
         return shipped
     settings = json.loads((Path(__file__).parents[2] / shipped).read_text())
+    settings["data_types"] = {"grad_accum_dtype": args.accumulate}
+    if args.leaf == "layer":
+        settings["zero_optimization"]["leaf_module"] = {"classes": ["MistralDecoderLayer"]}
     copy = args.out.resolve() / f"{args.name}.deepspeed.json"
-    copy.write_text(json.dumps({**settings, "data_types": {"grad_accum_dtype": args.accumulate}}))
+    copy.write_text(json.dumps(settings))
     return str(copy)
 
 
@@ -273,7 +278,9 @@ def traced(engine: Engine, split: Split, phases: Phases, path: Path) -> Json:
             torch.cuda.set_sync_debug_mode("warn")
             one_step(engine, split, phases)
             torch.cuda.set_sync_debug_mode("default")
-        found["host_waits"] = sum("synchroniz" in str(w.message) for w in caught)
+        waits = [w for w in caught if "synchroniz" in str(w.message)]
+        lines = Counter(f"{Path(w.filename).parent.name}/{Path(w.filename).name}:{w.lineno}" for w in waits)
+        found |= {"host_waits": len(waits), "host_waits_by_line": dict(lines.most_common(12))}
     phases.seconds()
     return found
 
@@ -294,7 +301,7 @@ def measured(engine: Engine, args: argparse.Namespace, splits: dict[str, Split],
     """Every cell, in turn: time and phases, memory, the first cell's profile, and what the reference pass takes."""
     phases = Phases(engine.device)
     instrumented(engine, phases)
-    one_step(engine, next(iter(splits.values())), phases, lr=1e-4)         # from here on the policy is not the reference
+    one_step(engine, next(iter(splits.values())), phases, lr=args.lr)      # from here on the policy is not the reference
     result: Json = {}
     try:
         time_cells(engine, args, splits, rate, phases, result)
@@ -310,7 +317,8 @@ def measured(engine: Engine, args: argparse.Namespace, splits: dict[str, Split],
         result[name]["reference_pass"] = {
             "seconds": once, "times_training": result[name]["seconds"]["median"] / once["median"]}
         keep(args, result)
-    result[name] |= traced(engine, split, phases, args.out / f"profile_{args.name}.txt")
+    if args.trace == "yes":
+        result[name] |= traced(engine, split, phases, args.out / f"profile_{args.name}.txt")
     return result
 
 
@@ -355,7 +363,9 @@ def main(argv: Sequence[str] | None = None) -> Json:
     cells = "ultrafeedback,ultrafeedback:unshared,ultrafeedback:unpacked,tldr,tldr:unshared,sft"
     for name, on_cpu, on_gpu in (("model", "A", "7B"), ("cells", cells, cells), ("checkpointing", "false", "true"), ("pairs", 8, 32),
                                  ("documents", 8, 43), ("longest", 512, 1024), ("budget", 2400, 8192),
-                                 ("attention", "sdpa", "torch_varlen"), ("accumulate", "fp32", "fp32"), ("rounds", 5, 5), ("device", "cpu", "cuda"),
+                                 ("attention", "sdpa", "torch_varlen"), ("accumulate", "fp32", "fp32"),
+                                 ("leaf", "none", "none"), ("trace", "yes", "yes"), ("lr", 1e-4, 1e-6),
+                                 ("rounds", 5, 5), ("device", "cpu", "cuda"),
                                  ("out", measure.RESULTS, measure.RESULTS)):
         parser.add_argument(f"--{name}", type=type(on_cpu), default=on_gpu if gpu else on_cpu)
     parser.add_argument("--layers", type=int, help="default: the shape's, on a GPU as many as fit")

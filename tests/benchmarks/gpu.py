@@ -33,21 +33,23 @@ SMALL = "--model tiny --longest 64 --pairs 4 --documents 4 --budget 300 --rounds
 STEP = "--model 7B --rounds 3 --cells"
 TRL = '--fix trl={"precision":"autocast","gradient_checkpointing":false,'
 ROWS = [
+    Row("step_7B_leaf", "bench_step.py",
+        f"{STEP} ultrafeedback:budget=16384:recompute=all,ultrafeedback:budget=8192:recompute=all --leaf layer",
+        f"{SMALL} --leaf layer --cells ultrafeedback:recompute=all,ultrafeedback:budget=200:recompute=mlp", 120),
+    Row("step_7B_leaf_bf16", "bench_step.py",
+        f"{STEP} ultrafeedback:budget=11264:recompute=mlp,sft:budget=11264:recompute=mlp --documents 22 "
+        "--leaf layer --accumulate bf16",
+        f"{SMALL} --leaf layer --cells ultrafeedback:recompute=mlp,sft", 120),
     Row("step_7B", "bench_step.py",
-        f"{STEP} ultrafeedback:budget=8192:recompute=all,ultrafeedback:budget=4096:recompute=mlp,"
-        "ultrafeedback:budget=16384:recompute=all",
-        f"{SMALL} --cells ultrafeedback:recompute=all,ultrafeedback:budget=200:recompute=mlp", 150),
-    Row("tests", "-m", "pytest tests/gpu -p no:cacheprovider -rs -q", "pytest tests/gpu -p no:cacheprovider -q", 100),
-    Row("step_7B_accumulate_bf16", "bench_step.py",
-        f"{STEP} ultrafeedback:budget=8192:recompute=mlp,sft:budget=8192:recompute=mlp,"
-        "ultrafeedback:budget=11264:recompute=mlp --documents 22 --accumulate bf16",
-        f"{SMALL} --cells ultrafeedback:recompute=none,sft --accumulate fp32", 150),
-    Row("head", "bench_head.py", "--tokens 24000", "--shapes 32x96 --tokens 64 --repeats 1", 40),
+        f"{STEP} ultrafeedback:budget=16384:recompute=all --trace no",
+        f"{SMALL} --cells ultrafeedback:recompute=all --trace no", 75),
     Row("peer", "bench_peer.py",
-        "--gpu --model 7B-8L --contenders zephyr,trl --pairs 32 --longest 1024 --steps 2 --rounds 3 "
+        "--gpu --model 7B-8L --contenders zephyr,trl --pairs 32 --longest 1024 --steps 2 --rounds 3 --lr 1e-5 "
         '--fix zephyr={"activation_checkpointing":false,"tokens_per_micro_batch":16384} '
-        f'{TRL}"micro":4,"rebalance":true}} {TRL}"micro":2,"rebalance":true}} {TRL}"micro":8,"rebalance":true}}',
-        "", 150),
+        f'{TRL}"micro":4,"rebalance":true}}',
+        "", 160),
+    Row("head", "bench_head.py", "--tokens 24000", "--shapes 32x96 --tokens 64 --repeats 1", 40),
+    Row("tests", "-m", "pytest tests/gpu -p no:cacheprovider -rs -q", "pytest tests/gpu -p no:cacheprovider -q", 100),
     Row("attention", "bench_attention.py", "--profiles ultrafeedback,tldr",
         "--row 2048 --heads 2x1x16 --repeats 1 --profiles tldr", 60),
     Row("sharing", "bench_step.py",

@@ -32,12 +32,12 @@ def machine() -> dict[str, object]:
 
 
 def commit() -> str:
-    """The commit of the code; a machine that holds a plain copy of the files is told it by ZEPHYR_COMMIT."""
-    if not shutil.which("git"):
+    """The commit of the code; ZEPHYR_COMMIT says it for a copy of the files that git knows nothing of."""
+    if "ZEPHYR_COMMIT" in os.environ or not shutil.which("git"):
         return os.environ.get("ZEPHYR_COMMIT", "unknown")
     command = ["git", "rev-parse", "--short", "HEAD"]
     found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
-    return found.stdout.strip() or os.environ.get("ZEPHYR_COMMIT", "unknown")
+    return found.stdout.strip() or "unknown"
 
 
 def spread(values: Sequence[float]) -> dict[str, float | int]:
