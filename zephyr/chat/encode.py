@@ -143,13 +143,10 @@ def template_with_bos(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
 
     `apply_chat_template` then gives the ids of training: it, and the servers built on it, tokenize without adding BOS."""
     turns = [{"role": "user", "content": "a"}]
-    text = render(tokenizer, turns, template, answer=True)
-    if leading_bos(tokenizer) is None or text.startswith(tokenizer.bos_token):
+    if leading_bos(tokenizer) is None or render(tokenizer, turns, template, answer=True).startswith(tokenizer.bos_token):
         return template
     # The comment's line break is the start of a line again, where jinja strips the spaces before a block.
-    written = "{{ bos_token }}{# as in training #}\n" + template
-    assert render(tokenizer, turns, written, answer=True) == tokenizer.bos_token + text
-    return written
+    return "{{ bos_token }}{# as in training #}\n" + template
 
 
 @lru_cache(maxsize=8)

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from zephyr.chat import template_with_bos
+from zephyr.chat import start_clock, template_with_bos
 
 SHARD_BYTES = 4 * 2**30
 
@@ -61,10 +61,11 @@ def export(folder: Path, parameters: Iterator[tuple[str, Tensor]], sizes: Sequen
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write the tokenizer's files; its chat template writes BOS where training put one in front (`chat.template_with_bos`)."""
+    """Write the tokenizer's files; its chat template writes BOS where training put one in front (`chat.template_with_bos`), and
+    has its clock back, which stood still in the run (`chat.stop_clock`)."""
     own = tokenizer.chat_template
     try:
-        tokenizer.chat_template = template_with_bos(tokenizer, own)
+        tokenizer.chat_template = start_clock(template_with_bos(tokenizer, own))
         tokenizer.save_pretrained(folder)
     finally:
         tokenizer.chat_template = own
