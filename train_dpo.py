@@ -24,7 +24,7 @@ from zephyr.data import (Pairs, content_digest, encoding_resources, first_prompt
                          require_vocabulary, run_tokenizer)
 from zephyr.data.samples import sampler
 from zephyr.model.export import export
-from zephyr.model.load import DTYPES, digest, load_policy, require_runnable
+from zephyr.model.load import DTYPES, digest, load_policy, local_folder, require_runnable
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import PackedBatch, Plan, collate_pairs, plan_epochs, plan_pass
 from zephyr.report import card, leave_page
@@ -69,8 +69,11 @@ def train(engine: Engine, config: DPOConfig, dry_run: bool) -> None:
                   alone=lambda i: collate_pairs(encoded["train"], [i], prefix_sharing=False))
 
     fit(engine, config, training, evaluation, sample)
-    export(Path(config.run.dir) / "model", engine.full_parameters(), engine.parameter_bytes(), engine.policy.lm.config,
-           tokenizer, engine.on_rank0(lambda: card(config, training.identity)), writes=engine.rank == 0)
+    notes = export(Path(config.run.dir) / "model", engine.full_parameters(), engine.parameter_bytes(), engine.policy.lm.config,
+                   tokenizer, engine.on_rank0(lambda: card(config, training.identity)), writes=engine.rank == 0,
+                   source=local_folder(config.model))
+    for note in notes:
+        engine.say(f"warning: {note}")
     engine.on_rank0(lambda: leave_page(Path(config.run.dir), engine.say))
     engine.barrier()
 

@@ -138,6 +138,14 @@ def kept_bos(tokenizer: PreTrainedTokenizerBase, template: str) -> int | None:
     return _kept_bos(tokenizer, template, tokenizer.bos_token)
 
 
+def turn_end(tokenizer: PreTrainedTokenizerBase, template: str) -> str | None:
+    """The special token that the template writes behind an answer; None where it writes none there."""
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    prompt, whole = render(tokenizer, turns[:1], template, answer=True), render(tokenizer, turns, template, answer=False)
+    found = _specials(tokenizer, len(tokenizer)).search(whole, len(prompt)) if whole.startswith(prompt) else None
+    return found and found[0]
+
+
 def template_with_bos(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
     """The template that writes BOS by itself where training put one in front of its text.
 
