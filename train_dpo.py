@@ -21,7 +21,7 @@ from zephyr.chat import leading_bos
 from zephyr.cli.plan import estimate
 from zephyr.config import ConfigError, DPOConfig
 from zephyr.data import (Pairs, content_digest, encoding_resources, first_prompt, keep_chat, load_pairs, load_splits,
-                         require_vocabulary, run_tokenizer)
+                         run_tokenizer)
 from zephyr.data.samples import sampler
 from zephyr.model.export import export
 from zephyr.model.load import DTYPES, digest, load_policy, local_folder, require_runnable
@@ -38,7 +38,6 @@ from zephyr.verify.preflight import preflight
 def train(engine: Engine, config: DPOConfig, dry_run: bool) -> None:
     # Preference pairs as token ids, and the plan: which pairs make which step, on which rank, in which micro-batch.
     config, tokenizer = run_tokenizer(engine, config)
-    require_vocabulary(tokenizer, config.model)
     encode = partial(load_pairs, tokenizer=tokenizer, max_tokens=config.data.max_tokens,
                      max_prompt_tokens=config.data.max_prompt_tokens, truncation=config.data.truncation,
                      limit=config.data.limit, on_bad_row=config.data.on_bad_row, **encoding_resources())

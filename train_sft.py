@@ -17,7 +17,7 @@ from zephyr.chat import leading_bos
 from zephyr.cli.plan import estimate
 from zephyr.config import SFTConfig
 from zephyr.data import (Texts, content_digest, encoding_resources, first_prompt, keep_chat, load_splits, load_texts,
-                         require_vocabulary, run_tokenizer)
+                         run_tokenizer)
 from zephyr.data.samples import sampler
 from zephyr.model.export import export
 from zephyr.model.load import DTYPES, digest, load_policy, local_folder, require_runnable
@@ -33,7 +33,6 @@ from zephyr.verify.preflight import preflight
 def train(engine: Engine, config: SFTConfig, dry_run: bool) -> None:
     # Dialogues as token ids with targets, and the plan: which make which step, on which rank, in which micro-batch.
     config, tokenizer = run_tokenizer(engine, config)
-    require_vocabulary(tokenizer, config.model)
     encode = partial(load_texts, tokenizer=tokenizer, max_tokens=config.data.max_tokens, targets=config.data.targets,
                      limit=config.data.limit, on_bad_row=config.data.on_bad_row, **encoding_resources())
     encoded = load_splits(engine, config.data, encode, None if dry_run else config.run.dir)
