@@ -257,7 +257,7 @@ def _side(pair: Mapping[str, object], field: str, prompt: Messages | None) -> tu
     alone = False
     match side:
         case [{"role": "assistant"}] if prompt:             # the answer alone
-            side, alone = [*prompt, *side], True
+            side, alone = [*prompt, _check_turn(side[0], f"{field}[0]")], True
     turns = check_messages(side, field, last="assistant")
     if turns[-1].get("train", True) is False:
         raise ValueError(f"the last turn of `{field}` is not to be trained, wanted a pair of answers that are")
