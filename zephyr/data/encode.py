@@ -223,10 +223,10 @@ def _count(tally: Tally, item: Encoded, sides: tuple[str, ...]) -> None:
     tally.totals["examples"] += 1
     tally.unread.update(item.unread)
     tally.found.update(item.found)
-    if item.preference is not None:
+    if item.margins:
         tally.totals["scored"] += 1
-        tally.preferred += item.preference
-        tally.inverted += [item.place] if item.preference < 0 else []
+        tally.preferred += sum(item.margins) / len(item.margins)
+        tally.inverted += [item.place] if min(item.margins) < 0 else []
     for side, ids, lost in zip(sides, example[1:], item.lost):
         tally.totals.update({f"{side} tokens": len(ids), f"{side} rows cut": lost > 0, f"{side} lost": lost})
     for what in item.suspicions:

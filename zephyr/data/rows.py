@@ -53,20 +53,20 @@ def rating_keys(row: Mapping[str, object]) -> set[str]:
     return {key for pair in named.items() if keys.issuperset(pair) for key in pair} | (keys & {"margin"})
 
 
-def preference(row: Mapping[str, object]) -> float | None:
-    """By how much the chosen answer is rated above the rejected one, the least of all names that rate both; None where none does.
+def margins(row: Mapping[str, object]) -> tuple[float, ...]:
+    """By how much the chosen answer is rated above the rejected one, by each name that rates both; a rank is better where it is lower.
 
     Raises: ValueError for a rating that is no finite number."""
-    rated = rating_keys(row)
-    for name in sorted(rated):
+    rated = sorted(rating_keys(row))
+    for name in rated:
         if isinstance(row[name], bool) or not isinstance(row[name], (int, float)) or not abs(row[name]) < 1e300:
             raise ValueError(f"`{name}` is {type(row[name]).__name__} {row[name]!r:.60}, wanted a finite number")
-    margins = [row["margin"]] if "margin" in rated else []
+    found = [float(row["margin"])] if "margin" in rated else []
     for name in rated:
         if "chosen" in name:
-            above = row[name] - row[name.replace("chosen", "rejected")]
-            margins.append(-above if "rank" in name.lower() else above)
-    return float(min(margins)) if margins else None
+            above = float(row[name] - row[name.replace("chosen", "rejected")])
+            found.append(-above if "rank" in name.lower() else above)
+    return tuple(found)
 
 
 def text(row: Mapping[str, object], field: str) -> str:

@@ -12,7 +12,7 @@ from zephyr.chat.turns import (BINARIZE, Messages, check_messages, check_tools, 
                                shown, unread_keys, with_system)
 from zephyr.data.pairwise import ROLES
 from zephyr.data.pairwise import SHAPES as JUDGED
-from zephyr.data.rows import rating_keys, text
+from zephyr.data.rows import margins, rating_keys, text
 
 Row = Mapping[str, object]
 QUESTIONS, ANSWERS = ("prompt", "question", "query"), ("completion", "response", "answer")
@@ -106,7 +106,7 @@ def pair_row(row: Row) -> tuple[Row, list[str]]:
         raise ValueError(f"`{missing}` is missing; the row has the fields {sorted(row)!s:.200}, {_hint(row, pairs=True)}")
     reads = COMMON | {"weight", *rating_keys(row)} | shape.needs | shape.may
     _refuse(row, reads)
-    made = {**{key: row[key] for key in {"id", "tools", "weight", *rating_keys(row)} if key in row}, "system": _system(row), **shape.read(row)}
+    made = {**{key: row[key] for key in ("id", "tools", "weight") if key in row}, "system": _system(row), **shape.read(row)}
     unread = [key for key in row if key not in reads] + made.pop("unread", [])
     for field in ("prompt", "chosen", "rejected"):
         unread += unread_keys(made.get(field), field, masks=True)
@@ -289,15 +289,15 @@ def _helpsteer(row: Row) -> Row:
         raise ValueError(f"`preference_strength` is {shown(strength)}, wanted a number, negative where `response_1` is better")
     if strength == 0:
         raise Tie("preference_strength is 0")
-    return {"prompt": row["prompt"], **_chosen_of(row, "response_1", "response_2", strength < 0), "margin": abs(strength)}
+    return {"prompt": row["prompt"], **_chosen_of(row, "response_1", "response_2", strength < 0), "margins": [float(abs(strength))]}
 
 
 def _shp(row: Row) -> Row:
     if type(row["labels"]) is not int or row["labels"] not in (0, 1):
         raise ValueError(f"`labels` is {shown(row['labels'])}, wanted 1 (`human_ref_A` is better) or 0")
     sides = {"A": "chosen", "B": "rejected"} if row["labels"] == 1 else {"A": "rejected", "B": "chosen"}
-    scores = {f"score_{side}": row[f"score_{name}"] for name, side in sides.items() if f"score_{name}" in row}
-    return {"prompt": row["history"], "history": None, **{side: row[f"human_ref_{name}"] for name, side in sides.items()}, **scores}
+    scores = {f"score_{side}": row.get(f"score_{name}", 0) for name, side in sides.items()}
+    return {"prompt": row["history"], **{side: row[f"human_ref_{name}"] for name, side in sides.items()}, "margins": margins(scores)}
 
 
 def _nectar(row: Row) -> Row:
@@ -312,7 +312,7 @@ def _nectar(row: Row) -> Row:
     unread = [f"answers[].{key}" for of in answers for key in of if key not in ("answer", "rank")]
     unread += ["answers[] between the first and the last in rank"] if len(answers) > 2 else []
     return {"prompt": transcript(text(row, "prompt"), "prompt"), "chosen": text(ranked[0], "answer"), "rejected": text(ranked[-1], "answer"),
-            "margin": ranked[-1]["rank"] - ranked[0]["rank"], "unread": unread}
+            "margins": [float(ranked[-1]["rank"] - ranked[0]["rank"])], "unread": unread}
 
 
 def transcript(said: str, field: str) -> Messages:

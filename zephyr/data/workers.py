@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from zephyr import chat
 from zephyr.chat import EncodedPair, EncodedText
-from zephyr.data.rows import check_row, preference, row_id
+from zephyr.data.rows import check_row, margins, row_id
 from zephyr.data.shapes import Tie, pair_row, select, sft_conversation, suspicions
 from zephyr.data.sources import RawRow
 
@@ -32,12 +32,12 @@ class Options(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """An example, where its row stands, how many tokens of each side were cut off, and by how much the chosen answer scored higher
-    (None: no scores). unread: keys that nothing reads; found: names of `columns` that the row has; suspicions: what may be no turn."""
+    """An example, where its row stands, how many tokens of each side were cut off, and by how much the chosen answer is rated higher,
+    by each rating. unread: keys that nothing reads; found: names of `columns` that the row has; suspicions: what may be no turn."""
     place: str
     example: EncodedPair | EncodedText
     lost: tuple[int, ...]
-    preference: float | None
+    margins: tuple[float, ...] = ()
     unread: tuple[str, ...] = ()
     found: tuple[str, ...] = ()
     suspicions: tuple[str, ...] = ()
@@ -117,7 +117,8 @@ def _encode_row(tokenizer: PreTrainedTokenizerBase, options: Options, row: RawRo
         pair = chat.truncate_pair(whole, max_tokens=options.max_tokens, max_prompt_tokens=options.max_prompt_tokens,
                                   truncation=options.truncation, bos_id=tokenizer.bos_token_id)
         lost = tuple(len(before) - len(after) for before, after in zip(whole[1:4], pair[1:4]))
-        return Encoded(row.place, pair, lost, preference(row_of_pair), _names(unread), tuple(found), _suspicions(row_of_pair))
+        ratings = (*margins(fields), *row_of_pair.get("margins", ()))
+        return Encoded(row.place, pair, lost, ratings, _names(unread), tuple(found), _suspicions(row_of_pair))
     shape, keys = sft_conversation(fields)
     unread += keys
     if isinstance(shape, str):
@@ -128,7 +129,7 @@ def _encode_row(tokenizer: PreTrainedTokenizerBase, options: Options, row: RawRo
         said = shape.turns
     room = options.max_tokens
     cut = EncodedText(id, text.ids[:room], text.is_target[:room])
-    return Encoded(row.place, cut, (max(len(text.ids) - room, 0),), None, _names(unread), tuple(found), _suspicions({"turns": said}))
+    return Encoded(row.place, cut, (max(len(text.ids) - room, 0),), (), _names(unread), tuple(found), _suspicions({"turns": said}))
 
 
 def _names(keys: list[str]) -> tuple[str, ...]:
