@@ -40,7 +40,8 @@ def train(engine: Engine, config: DPOConfig, dry_run: bool) -> None:
     config, tokenizer = run_tokenizer(engine, config)
     encode = partial(load_pairs, tokenizer=tokenizer, max_tokens=config.data.max_tokens,
                      max_prompt_tokens=config.data.max_prompt_tokens, truncation=config.data.truncation,
-                     limit=config.data.limit, on_bad_row=config.data.on_bad_row, **encoding_resources())
+                     limit=config.data.limit, on_bad_row=config.data.on_bad_row, columns=config.data.columns,
+                     **encoding_resources())
     encoded = load_splits(engine, config.data, encode, None if dry_run else config.run.dir)
     engine.say(first_prompt(tokenizer, encoded["train"][0]))
     for pairs in encoded.values():

@@ -34,7 +34,8 @@ def train(engine: Engine, config: SFTConfig, dry_run: bool) -> None:
     # Dialogues as token ids with targets, and the plan: which make which step, on which rank, in which micro-batch.
     config, tokenizer = run_tokenizer(engine, config)
     encode = partial(load_texts, tokenizer=tokenizer, max_tokens=config.data.max_tokens, targets=config.data.targets,
-                     limit=config.data.limit, on_bad_row=config.data.on_bad_row, **encoding_resources())
+                     limit=config.data.limit, on_bad_row=config.data.on_bad_row, columns=config.data.columns,
+                     **encoding_resources())
     encoded = load_splits(engine, config.data, encode, None if dry_run else config.run.dir)
     engine.say(first_prompt(tokenizer, encoded["train"][0]))
     for texts in encoded.values():
