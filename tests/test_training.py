@@ -128,19 +128,68 @@ def in_process(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     return code, capsys.readouterr().err
 
 
-def test_resume_refuses_what_it_cant_continue(finished: Path, launch: Launch, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-                                              monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails where another seed would be trained over in silence, or a used folder touched though that is forbidden."""
+REFUSED = {
+    ("run.resume=never", "beta=0.7"): "holds a run already",
+    ("run.seed=7", "beta=0.2"): "is of another run: beta (0.1 then, 0.2 now); plan (",
+    ("loss=hinge",): "loss (sigmoid then, hinge now)",
+    ("hardware.dtype=bfloat16",): "hardware.dtype (float32 then, bfloat16 now)",
+    ("data.limit=19",): "data (",
+    ("model={other}", "tokenizer={tiny}"): "model (",
+    ("loss=nonsense",): "loss must be one of",
+    ("data.train=[/no/such/gone.jsonl]",): "gone.jsonl",
+    ("hardware.tokens_per_micro_batch=20",): "the longest example",
+}
+
+
+@pytest.mark.parametrize("overrides", REFUSED, ids=str)
+def test_a_refused_start_leaves_the_run_as_it_was(overrides: tuple[str, ...], finished: Path, tiny: Path, tmp_path: Path,
+                                                  capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the folder of a finished run: one line, code 2, before a model is loaded or a reference paid for, and not a file of it
+    changed. Fails where another seed or beta would be trained over, or written into a record that they are not of."""
+    run, other = shutil.copytree(finished / "run", tmp_path / "run"), shutil.copytree(tiny, tmp_path / "other")
+    save_file({name: value * 1.01 for name, value in load_file(tiny / "model.safetensors").items()}, other / "model.safetensors")
+    before = contents(run)
+    monkeypatch.setenv("ZEPHYR_CACHE", str(tmp_path / "cache"))
+    arguments = [override.format(other=other, tiny=tiny) for override in overrides]
+    code, said = in_process(capsys, monkeypatch, str(finished / "config.yaml"), f"run.dir={run}", *arguments)
+    (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert code == 2 and REFUSED[overrides] in error
+    assert contents(run) == before and len(before) > 15
+
+
+def contents(run: Path) -> dict[Path, tuple[int, bytes]]:
+    """Every file of a run folder but its lock, with its time."""
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.rglob("*") if path.is_file() and path.name != "lock"}
+
+
+def test_a_finished_run_started_again_changes_nothing(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its steps, export and end are there: no model is loaded, nothing written, code 0, though what decides no trajectory has
+    changed. Fails where it trains, exports or writes again, and where a run without its export is taken for finished."""
     run = shutil.copytree(finished / "run", tmp_path / "run")
-    config = (str(finished / "config.yaml"), f"run.dir={run}")
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "lock"}
-    code, said = in_process(capsys, monkeypatch, *config, "run.resume=never", "beta=0.7")
-    assert code == 2 and "holds a run already" in said
-    assert {path: path.read_bytes() for path in before} == before
-    result = launch("train_dpo.py", *config, "run.seed=7", "beta=0.2", check=False)
-    assert result.returncode == 2 and "run.seed (42 then, 7 now)" in result.stderr
-    assert "beta (0.1 then, 0.2 now)" in result.stderr and "model (" not in result.stderr
-    assert (run / "metrics.jsonl").read_bytes() == before[run / "metrics.jsonl"]
+    monkeypatch.setenv("ZEPHYR_CACHE", str(tmp_path / "cache"))
+    before, config = contents(run), (str(finished / "config.yaml"), f"run.dir={run}")
+    code, said = in_process(capsys, monkeypatch, *config, f"reference.dir={tmp_path / 'reference'}", "run.keep=1")
+    assert code == 0 and "holds this run, finished: nothing is left to do" in said
+    assert contents(run) == before and not (tmp_path / "reference").exists()
+    shutil.rmtree(run / "model")
+    with pytest.raises(pytest.fail.Exception, match="a model was loaded"):
+        in_process(capsys, monkeypatch, *config)
+
+
+@pytest.mark.parametrize("state,complaint", [
+    ({"format": None}, "state.json is of format None, wanted 1"), ({"format": 99}, "state.json is of format 99, wanted 1"),
+    ([1], "state.json is of format None, wanted 1")])
+def test_a_checkpoint_of_another_format_is_one_line(state: object, complaint: str, finished: Path, tmp_path: Path,
+                                                    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where an older or foreign checkpoint ends in a traceback, or is taken for one that is damaged and passed over."""
+    run = shutil.copytree(finished / "run", tmp_path / "run")
+    path = run / "checkpoints" / "step-6" / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **state} if isinstance(state, dict) else state))
+    before = contents(run)
+    monkeypatch.setenv("ZEPHYR_CACHE", str(tmp_path / "cache"))
+    code, said = in_process(capsys, monkeypatch, str(finished / "config.yaml"), f"run.dir={run}")
+    assert code == 2 and complaint in said and "name another run.dir" in said and contents(run) == before
 
 
 def test_one_process_a_run_folder(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
