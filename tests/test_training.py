@@ -248,6 +248,20 @@ def test_bfloat16_starts_at_ln_2(tiny: Path, launch: Launch, tmp_path: Path) -> 
     assert all(math.isfinite(r["loss"]) and r["grad_norm"] > 0 for r in train)
 
 
+def test_untrained_epochs_stay_at_ln_2(tiny: Path, launch: Launch, tmp_path: Path) -> None:
+    """A rate at which nothing moves, two epochs of 7 pairs in steps of 3 on two ranks, which divide neither: every step of both
+    epochs has loss ln 2 and rewards 0, in other company and another order each. Fails where a log-prob depends on a pair's
+    neighbours, a pair's reference is another's or of another packing, or a rank with nothing to do brings something."""
+    data = write_lines(tmp_path / "pairs.jsonl", rows(7))
+    config = write_config(tmp_path, tiny, data, optim__lr_peak=1e-12, optim__pairs_per_step=3, hardware__tokens_per_micro_batch=200)
+    launch("train_dpo.py", config, ranks=2)
+    train, visits = records(tmp_path / "run"), ledger(tmp_path / "run")
+    assert [r["pairs"] for r in train] == [3, 3, 1] * 2 and len(visits) == 14
+    assert all(abs(v["loss"] - math.log(2)) < 1e-6 and abs(v["rewards/chosen"]) + abs(v["rewards/rejected"]) < 1e-5 for v in visits)
+    steps = [frozenset(v["id"] for v in visits if v["step"] == step) for step in range(6)]
+    assert steps[:3] != steps[3:] and all(frozenset().union(*half) == {f"p{i}" for i in range(7)} for half in (steps[:3], steps[3:]))
+
+
 def test_non_finite_stops_before_the_update(tiny: Path, launch: Launch, tmp_path: Path) -> None:
     """A learning rate that blows the model up: the run stops, names the pairs, a last record flags it, and no checkpoint follows.
     Fails where a NaN would be trained on or saved."""
