@@ -66,6 +66,17 @@ def test_a_part_of_the_right_name_and_other_contents(content: bytes, complaint: 
         reference.read_store(tmp_path)
 
 
+def test_a_part_with_a_flipped_bit(finished: Path, tmp_path: Path) -> None:
+    """Of a real run's store. Fails where damage is read."""
+    (whole,) = (finished / "reference").glob("*/part-*.safetensors")
+    assert len(reference.read_store(whole.parent)) == 20
+    content = bytearray(whole.read_bytes())
+    content[-1] ^= 1
+    (tmp_path / whole.name).write_bytes(content)
+    with pytest.raises(BadInput, match="is damaged"):
+        reference.read_store(tmp_path)
+
+
 def test_a_probe_is_of_all_lengths() -> None:
     """One of each eighth by length, every one as likely as another. Fails where only short ones are drawn, or the last never."""
     lengths = random.Random(0).sample(range(1000), 83)

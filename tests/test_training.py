@@ -216,24 +216,17 @@ def test_reference_is_paid_for_once(finished: Path, launch: Launch, tmp_path: Pa
     assert abs(first["loss"] - math.log(2)) < 1e-6 and first["rewards/accuracies"] == 0
 
 
-def test_reference_store_of_other_values_or_bytes_is_refused(finished: Path, launch: Launch, tmp_path: Path) -> None:
-    """Fails where a store that is not of these weights, or is damaged, would be trained against."""
+def test_a_reference_store_of_other_values_is_refused(finished: Path, launch: Launch, tmp_path: Path) -> None:
+    """Fails where a store that is not of these weights would be trained against."""
     import hashlib
-    for name, message in (("other", "the store is not of this model"), ("flipped", "is damaged")):
-        store = shutil.copytree(finished / "reference", tmp_path / name)
-        (part,) = store.glob("*/part-*.safetensors")
-        if name == "other":
-            tensors = load_file(part)
-            save_file({**tensors, "logp": tensors["logp"] + 1}, part)
-            part.rename(part.with_name(f"part-{hashlib.sha256(part.read_bytes()).hexdigest()}.safetensors"))
-        else:
-            content = bytearray(part.read_bytes())
-            content[-1] ^= 1
-            part.write_bytes(content)
-        result = launch("train_dpo.py", finished / "config.yaml", f"reference.dir={store}", f"run.dir={tmp_path / 'run'}",
-                        check=False)
-        assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
-        assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    store = shutil.copytree(finished / "reference", tmp_path / "other")
+    (part,) = store.glob("*/part-*.safetensors")
+    tensors = load_file(part)
+    save_file({**tensors, "logp": tensors["logp"] + 1}, part)
+    part.rename(part.with_name(f"part-{hashlib.sha256(part.read_bytes()).hexdigest()}.safetensors"))
+    result = launch("train_dpo.py", finished / "config.yaml", f"reference.dir={store}", f"run.dir={tmp_path / 'run'}", check=False)
+    assert result.returncode == 2 and "the store is not of this model" in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_bfloat16_starts_at_ln_2(tiny: Path, launch: Launch, tmp_path: Path) -> None:

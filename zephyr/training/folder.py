@@ -51,7 +51,7 @@ class RunFolder:
 
     def holds_a_run(self) -> bool:
         """Whether steps of a run are recorded here: records, or a checkpoint."""
-        return (self.path / "metrics.jsonl").exists() or (self.path / "checkpoints").exists()
+        return any(os.path.exists(self.path / name) for name in ("metrics.jsonl", "checkpoints"))
 
     def accept(self) -> None:
         """The run here is this one: what waited is written, and what comes is written at once. On every rank."""
@@ -77,7 +77,7 @@ class RunFolder:
         """Keep `status.json`: the exit code (null: running), which torchrun hides, and message. A disk that refuses is no error
         here: the folder itself may be what is wrong."""
         content = json_bytes({"code": code, "message": message})
-        if self.writes and self.lock is None:       # the start failed before the lock was taken
+        if self.writes and self.lock is None and not self.holds_a_run():        # the start failed before the lock was taken
             with contextlib.suppress(BadInput):
                 self.open()
         if self.lock is not None:
