@@ -79,7 +79,8 @@ def train(engine: Engine, config: DPOConfig, folder: RunFolder | None) -> None:
 
 
 def load(engine: Engine, config: DPOConfig) -> tuple[PreTrainedTokenizerBase, dict[str, Pairs], dict[str, Report]]:
-    """The tokenizer, and `train` and `eval` as token ids with the reports of what was cut or left out."""
+    """The tokenizer, and `train` and `eval` as token ids with the reports of what was cut or left
+    out."""
     tokenizer = engine.rank0_first(lambda: load_tokenizer(config.tokenizer or config.model, config.chat_template))
     require_vocabulary(tokenizer, config.model)
     encode = partial(load_pairs, tokenizer=tokenizer, max_tokens=config.data.max_tokens,
@@ -105,7 +106,8 @@ def split(engine: Engine, config: DPOConfig, pairs: Pairs, plan: Plan | None) ->
 
 
 def with_reference(engine: Engine, config: DPOConfig, planned: Split, pairs: Pairs, identity: Mapping[str, str]) -> Split:
-    """The split with its reference log-probs (step 1) and objective (steps 2 and 3). Args: identity: of model and data."""
+    """The split with its reference log-probs (step 1) and objective (steps 2 and 3). Args:
+    identity: of model and data."""
     frozen = reference.log_probabilities(engine, pairs, planned.tokens, first_epoch=planned.plan, collate=planned.collate,
                                          weights=identity["model"], directory=config.reference.dir)
     return planned._replace(objective=dpo_objective(config, frozen), identity={**identity, "reference": frozen.digest()})

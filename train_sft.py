@@ -70,7 +70,8 @@ def train(engine: Engine, config: SFTConfig, folder: RunFolder | None) -> None:
 
 
 def load(engine: Engine, config: SFTConfig) -> tuple[PreTrainedTokenizerBase, dict[str, Texts], dict[str, Report]]:
-    """The tokenizer, and `train` and `eval` as token ids with the reports of what was cut or left out."""
+    """The tokenizer, and `train` and `eval` as token ids with the reports of what was cut or left
+    out."""
     tokenizer = engine.rank0_first(lambda: load_tokenizer(config.tokenizer or config.model, config.chat_template))
     require_vocabulary(tokenizer, config.model)
     encode = partial(load_texts, tokenizer=tokenizer, max_tokens=config.data.max_tokens, targets=config.data.targets,

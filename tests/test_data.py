@@ -222,8 +222,9 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 def test_a_damaged_cache_is_encoded_again(
     damage: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whatever happened to the files, the ids are those of the rows, a line says so, and the next load finds a whole entry.
-    Fails where other ids are trained on in silence, or a damaged file ends the run with a traceback."""
+    """Whatever happened to the files, the ids are those of the rows, a line says so, and the next
+    load finds a whole entry. Fails where other ids are trained on in silence, or a damaged file
+    ends the run with a traceback."""
     path, cache = jsonl(tmp_path / "rows.jsonl", pair_rows(5)), tmp_path / "cache"
     fresh, report = load_pairs([path], tokenizer)
     load_pairs([path], tokenizer, cache_dir=cache)

@@ -133,7 +133,8 @@ def test_packed_difference_sees_a_leak(engine: Engine) -> None:
 
 
 class Leaking:
-    """An engine whose packed rows, not its single examples, have the token `at` of all scored ones `nats` too likely."""
+    """An engine whose packed rows, not its single examples, have the token `at` of all scored ones
+    `nats` too likely."""
 
     def __init__(self, engine: Engine, at: int, nats: float) -> None:
         self.engine, self.device, self.at, self.nats = engine, engine.device, at, nats
@@ -149,8 +150,9 @@ class Leaking:
 
 
 def test_a_leak_does_not_hide_in_a_long_response(engine: Engine) -> None:
-    """One token of a response of 300 is wrong by four thousandths of their sum, and the example is named. Fails where only sums
-    are compared, or tokens of different examples; where a NaN is below every limit; or where a noisy model allows anything."""
+    """One token of a response of 300 is wrong by four thousandths of their sum, and the example is
+    named. Fails where only sums are compared, or tokens of different examples; where a NaN is below
+    every limit; or where a noisy model allows anything."""
     long = EncodedPair("long", [1, 5, 9], [3 + i * 7 % 300 for i in range(300)], [8, 3, 2])
     pairs = [*PAIRS[:2], long]
     row, alone = collate_pairs(pairs, range(3)), [collate_pairs(pairs, [i], prefix_sharing=False) for i in range(3)]
@@ -168,8 +170,9 @@ def test_a_leak_does_not_hide_in_a_long_response(engine: Engine) -> None:
 
 
 def test_a_pair_that_differs_in_its_first_token_is_learnt(engine: Engine) -> None:
-    """The prompt's last hidden state predicts the first token of both responses. Fails where that prediction is left out, as
-    where prompts are masked to their last token: such pairs would have no gradient, nor the first token of any."""
+    """The prompt's last hidden state predicts the first token of both responses. Fails where that
+    prediction is left out, as where prompts are masked to their last token: such pairs would have
+    no gradient, nor the first token of any."""
     def norm(pair: EncodedPair) -> float:
         chosen_P, rejected_P = response_logprobs(engine, collate_pairs([pair], [0]))
         engine.backward((rejected_P - chosen_P).sum(), last=True)

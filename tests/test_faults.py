@@ -60,10 +60,11 @@ def test_a_second_sigint_stops_at_once() -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_rank_ends_the_run_which_goes_on(rank: int, finished: Path, undisturbed: Path, launch: Launch,
                                                   tmp_path: Path) -> None:
-    """SIGKILL of one rank somewhere after the first checkpoint, in the middle of an epoch: all end within a minute, and the
-    status says so, whoever is left to write it; started again, the run ends as the undisturbed one, to the bit: each pair once an
-    epoch, as many updates as the schedule has. Fails for a hang, a half-written part that is read, a lost line, or a run that
-    is said to go on for ever."""
+    """SIGKILL of one rank somewhere after the first checkpoint, in the middle of an epoch: all end
+    within a minute, and the status says so, whoever is left to write it; started again, the run
+    ends as the undisturbed one, to the bit: each pair once an epoch, as many updates as the
+    schedule has. Fails for a hang, a half-written part that is read, a lost line, or a run that is
+    said to go on for ever."""
     run = tmp_path / "run"
     arguments = (finished / "config.yaml", f"run.dir={run}", *LONG, "run.save_every=4")
     with background("train_dpo.py", *arguments) as process:
@@ -97,8 +98,9 @@ def test_ranks_end_with_their_launcher(finished: Path, tmp_path: Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(finished: Path, launch: Launch, tmp_path: Path) -> None:
-    """Step 6 is damaged, step 4 whole: the run goes on from there to the same end, past files and folders that are no checkpoint.
-    Fails where damage is loaded, or ends it; where another name ends it, or is removed."""
+    """Step 6 is damaged, step 4 whole: the run goes on from there to the same end, past files and
+    folders that are no checkpoint. Fails where damage is loaded, or ends it; where another name
+    ends it, or is removed."""
     run = shutil.copytree(finished / "run", tmp_path / "run")
     folder = run / "checkpoints" / "step-6"
     victim = sorted(folder.glob("rank-1-*"))[0]

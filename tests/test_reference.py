@@ -1,4 +1,5 @@
-"""The store of reference log-probs: its address, its parts, and what is computed again when it is read."""
+"""The store of reference log-probs: its address, its parts, and what is computed again when it is
+read."""
 import hashlib
 import math
 import random
@@ -25,8 +26,9 @@ def engine(**hardware: object) -> SimpleNamespace:
 
 
 def test_an_address_holds_all_that_decides_a_value(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Weights, dtype, attention, device, versions and our own code. Fails where one is left out, alone or with another, and a
-    store of other numerics would be trained against; and where the number of tokens of a micro-batch is in it."""
+    """Weights, dtype, attention, device, versions and our own code. Fails where one is left out,
+    alone or with another, and a store of other numerics would be trained against; and where the
+    number of tokens of a micro-batch is in it."""
     base = reference.numerics(engine(), "w")
     others = [reference.numerics(engine(dtype="bfloat16"), "w"), reference.numerics(engine(attention="torch_varlen"), "w"),
               reference.numerics(engine(dtype="bfloat16", attention="torch_varlen"), "w"), reference.numerics(engine(), "other")]
@@ -58,7 +60,8 @@ def part(folder: Path, content: bytes) -> None:
     (save({"pair": np.zeros((1, 31), np.uint8), "logp": np.zeros((1, 2), np.float32)}), "two of each pair are wanted"),
     (save({"pair": np.zeros((1, 32), np.uint8), "logp": np.full((1, 2), np.nan, np.float32)}), "are not finite")])
 def test_a_part_of_the_right_name_and_other_contents(content: bytes, complaint: str, tmp_path: Path) -> None:
-    """Fails for a traceback, for entries that are left out in silence, or a NaN that is trained against."""
+    """Fails for a traceback, for entries that are left out in silence, or a NaN that is trained
+    against."""
     part(tmp_path, save({"pair": np.ones((1, 32), np.uint8), "logp": np.ones((1, 2), np.float32)}))
     assert reference.read_store(tmp_path) == {b"\1" * 32: (1.0, 1.0)}
     part(tmp_path, content)
@@ -78,7 +81,8 @@ def test_a_part_with_a_flipped_bit(finished: Path, tmp_path: Path) -> None:
 
 
 def test_a_probe_is_of_all_lengths() -> None:
-    """One of each eighth by length, every one as likely as another. Fails where only short ones are drawn, or the last never."""
+    """One of each eighth by length, every one as likely as another. Fails where only short ones are
+    drawn, or the last never."""
     lengths = random.Random(0).sample(range(1000), 83)
     eighths, drawn = [math.floor(k * 83 / 8) for k in range(9)], Counter()
     for seed in range(400):
@@ -94,8 +98,9 @@ PAIRS = [EncodedPair(f"p{i}", [1], [5] * (1 + i % 7), [6] * 3) for i in range(60
 
 
 def test_a_probe_is_another_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three changed pairs of 60 are missed by some draws and found by others; unchanged ones always pass. Fails where the same
-    pairs are drawn for a store of one size, so that whoever changed the others is never found."""
+    """Three changed pairs of 60 are missed by some draws and found by others; unchanged ones always
+    pass. Fails where the same pairs are drawn for a store of one size, so that whoever changed the
+    others is never found."""
     true = {i: (-10.0 - i, -20.0 - i) for i in range(60)}
     monkeypatch.setattr(reference, "forward_pass", lambda _, micro, __: {i: true[i] for indices in micro for i in indices})
     keys, lengths = [bytes([i]) for i in range(60)], [sum(map(len, pair[1:])) for pair in PAIRS]
@@ -115,7 +120,8 @@ def test_a_probe_is_another_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def started(*of_pairs: tuple[float, float, float], start_loss: float | None = math.log(2)) -> None:
-    """`require_start` of a step whose pairs have these rewards and losses; 100 tokens in each response."""
+    """`require_start` of a step whose pairs have these rewards and losses; 100 tokens in each
+    response."""
     counts = {name: [100] * len(of_pairs) for name in ("chosen_tokens", "rejected_tokens")}
     ledger = Ledger(Path("nowhere"), list("abc"), counts, 0, writes=False)
     chosen_P, rejected_P, loss_P = torch.tensor(of_pairs).unbind(-1)
@@ -132,8 +138,9 @@ LN2 = math.log(2)
 
 @pytest.mark.parametrize("wrong", [(0.0012, 0.0, LN2), (0.0, -0.0012, LN2), (math.nan, 0.0, math.nan), (0.0, 0.0, 0.6), (1.0, 1.0, LN2)])
 def test_every_pair_of_the_first_step_is_at_its_reference(wrong: tuple[float, float, float]) -> None:
-    """Two pairs within rounding, one not, and it alone is named. Fails where a mean hides it, where a side is not looked at, where
-    a NaN passes, where equal rewards of both sides pass, or where a loss that is not ln 2 does."""
+    """Two pairs within rounding, one not, and it alone is named. Fails where a mean hides it, where
+    a side is not looked at, where a NaN passes, where equal rewards of both sides pass, or where a
+    loss that is not ln 2 does."""
     right = [(0.0009, -0.0009, LN2 - 0.0009), (0.0, 0.0, LN2)]
     started(*right)
     started((0.0, 0.0, 1.0), start_loss=None)       # another loss than sigmoid

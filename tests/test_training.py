@@ -144,8 +144,9 @@ REFUSED = {
 @pytest.mark.parametrize("overrides", REFUSED, ids=str)
 def test_a_refused_start_leaves_the_run_as_it_was(overrides: tuple[str, ...], finished: Path, tiny: Path, tmp_path: Path,
                                                   capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the folder of a finished run: one line, code 2, before a model is loaded or a reference paid for, and not a file of it
-    changed. Fails where another seed or beta would be trained over, or written into a record that they are not of."""
+    """In the folder of a finished run: one line, code 2, before a model is loaded or a reference
+    paid for, and not a file of it changed. Fails where another seed or beta would be trained over,
+    or written into a record that they are not of."""
     run, other = shutil.copytree(finished / "run", tmp_path / "run"), shutil.copytree(tiny, tmp_path / "other")
     save_file({name: value * 1.01 for name, value in load_file(tiny / "model.safetensors").items()}, other / "model.safetensors")
     before = contents(run)
@@ -164,8 +165,9 @@ def contents(run: Path) -> dict[Path, tuple[int, bytes]]:
 
 def test_a_finished_run_started_again_changes_nothing(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
                                                       monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its steps, export and end are there: no model is loaded, nothing written, code 0, though what decides no trajectory has
-    changed. Fails where it trains, exports or writes again, and where a run without its export is taken for finished."""
+    """Its steps, export and end are there: no model is loaded, nothing written, code 0, though what
+    decides no trajectory has changed. Fails where it trains, exports or writes again, and where a
+    run without its export is taken for finished."""
     run = shutil.copytree(finished / "run", tmp_path / "run")
     monkeypatch.setenv("ZEPHYR_CACHE", str(tmp_path / "cache"))
     before, config = contents(run), (str(finished / "config.yaml"), f"run.dir={run}")
@@ -182,7 +184,8 @@ def test_a_finished_run_started_again_changes_nothing(finished: Path, tmp_path: 
     ([1], "state.json is of format None, wanted 1")])
 def test_a_checkpoint_of_another_format_is_one_line(state: object, complaint: str, finished: Path, tmp_path: Path,
                                                     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails where an older or foreign checkpoint ends in a traceback, or is taken for one that is damaged and passed over."""
+    """Fails where an older or foreign checkpoint ends in a traceback, or is taken for one that is
+    damaged and passed over."""
     run = shutil.copytree(finished / "run", tmp_path / "run")
     path = run / "checkpoints" / "step-6" / "state.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **state} if isinstance(state, dict) else state))
@@ -242,9 +245,10 @@ def test_bfloat16_starts_at_ln_2(tiny: Path, launch: Launch, tmp_path: Path) -> 
 
 
 def test_untrained_epochs_stay_at_ln_2(tiny: Path, launch: Launch, tmp_path: Path) -> None:
-    """A rate at which nothing moves, two epochs of 7 pairs in steps of 3 on two ranks, which divide neither: every step of both
-    epochs has loss ln 2 and rewards 0, in other company and another order each. Fails where a log-prob depends on a pair's
-    neighbours, a pair's reference is another's or of another packing, or a rank with nothing to do brings something."""
+    """A rate at which nothing moves, two epochs of 7 pairs in steps of 3 on two ranks, which divide
+    neither: every step of both epochs has loss ln 2 and rewards 0, in other company and another
+    order each. Fails where a log-prob depends on a pair's neighbours, a pair's reference is
+    another's or of another packing, or a rank with nothing to do brings something."""
     data = write_lines(tmp_path / "pairs.jsonl", rows(7))
     config = write_config(tmp_path, tiny, data, optim__lr_peak=1e-12, optim__pairs_per_step=3, hardware__tokens_per_micro_batch=200)
     launch("train_dpo.py", config, ranks=2)

@@ -148,8 +148,9 @@ runpy.run_path("train_dpo.py", run_name="__main__")
     ("start", "on", "preflight: policy and reference differ at step 0"),
     ("start", "off", "policy and reference differ before the first update: the rewards of 8 of 8 pairs are not 0: p")])
 def test_faults_of_a_run_stop_it(fault: str, preflight: str, message: str, finished: Path, tmp_path: Path) -> None:
-    """Two real ranks with a fault in their libraries, as such there were: code 2, one line, no step. Fails where preflight
-    compares numbers that the fault moves alike, or, without it, the first update is made from another reference's rewards."""
+    """Two real ranks with a fault in their libraries, as such there were: code 2, one line, no
+    step. Fails where preflight compares numbers that the fault moves alike, or, without it, the
+    first update is made from another reference's rewards."""
     (tmp_path / "planted.py").write_text(PLANTED)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}",
                str(tmp_path / "planted.py"), fault, str(finished / "config.yaml"), f"run.dir={tmp_path / 'run'}",
@@ -162,8 +163,9 @@ def test_faults_of_a_run_stop_it(fault: str, preflight: str, message: str, finis
 
 
 def test_rows_that_are_packed() -> None:
-    """The shortest, and the longest of all examples, of the sample or not, between short ones, within the budget. Fails where
-    the longest is never packed, or alone in its row, so that a frequency or a mask that depends on it changes no neighbour."""
+    """The shortest, and the longest of all examples, of the sample or not, between short ones,
+    within the budget. Fails where the longest is never packed, or alone in its row, so that a
+    frequency or a mask that depends on it changes no neighbour."""
     tokens = [9, 3, 50, 4, 5, 6, 7, 8]
     short, long = rows_to_pack([0, 1, 3, 4, 5, 6, 7], tokens, 100)
     assert short == [1, 3, 4, 5, 6, 7] and long == [1, 2, 3, 4, 5, 6]

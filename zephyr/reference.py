@@ -1,15 +1,20 @@
-"""Frozen reference log-probs: taken once from the policy's own starting weights, kept under what they depend on.
+"""Frozen reference log-probs: taken once from the policy's own starting weights, kept under what
+they depend on.
 
-An entry's address is (digest of the weights) x (numerics) x (token ids of the pair). Numerics are what decides a value's last
-digits: dtype, attention, kind of device, the versions of torch, transformers and the attention kernel, and the code here that
-computes. The address does not depend on the number of ranks, the packing, the data file or beta, so a sweep pays once; a missing
-entry is computed from the starting weights only: `log_probabilities` must run before a checkpoint is restored.
+An entry's address is (digest of the weights) x (numerics) x (token ids of the pair). Numerics are
+what decides a value's last digits: dtype, attention, kind of device, the versions of torch,
+transformers and the attention kernel, and the code here that computes. The address does not depend
+on the number of ranks, the packing, the data file or beta, so a sweep pays once; a missing entry is
+computed from the starting weights only: `log_probabilities` must run before a checkpoint is
+restored.
 
-Who may write to the store decides what a run is trained against. Digests in its files' names tell of accidents: a flipped bit, a
-file cut off, a store of other weights. They are no signature: whoever can write there can rename a file to its new digest. Two
-more checks stand against that, and neither is a proof. On every read a few pairs, drawn anew and over all lengths, are computed
-again; and every pair of a run's first step must have rewards 0 (`training.loop.require_start`). A changed value of a single
-pair that is met in a later step can pass both. So give write access to those alone who may also write to the model's folder.
+Who may write to the store decides what a run is trained against. Digests in its files' names tell
+of accidents: a flipped bit, a file cut off, a store of other weights. They are no signature:
+whoever can write there can rename a file to its new digest. Two more checks stand against that, and
+neither is a proof. On every read a few pairs, drawn anew and over all lengths, are computed again;
+and every pair of a run's first step must have rewards 0 (`training.loop.require_start`). A changed
+value of a single pair that is met in a later step can pass both. So give write access to those
+alone who may also write to the model's folder.
 
 P pairs; K entries of the store."""
 import hashlib
@@ -182,7 +187,8 @@ def probe(engine: Engine, examples: Sequence[EncodedPair], keys: Sequence[bytes]
 
 
 def over_lengths(indices: Sequence[int], lengths: Sequence[int], rng: random.Random) -> list[int]:
-    """PROBE_PAIRS of the indices, or all of fewer: one drawn of each equal share of them by length."""
+    """PROBE_PAIRS of the indices, or all of fewer: one drawn of each equal share of them by
+    length."""
     ordered = sorted(indices, key=lambda i: (lengths[i], i))
     count = min(PROBE_PAIRS, len(ordered))
     bounds = [math.floor(share * len(ordered) / count) for share in range(count + 1)]

@@ -52,7 +52,8 @@ def load_texts(sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, ma
 
 def load_splits(engine: Engine, data: Data,
                 encode: Callable[[Sequence[str]], tuple[T, Report]]) -> tuple[dict[str, T], dict[str, Report]]:
-    """What `encode` makes of `data.train`, and of `data.eval` where there is any, the first rank of each node first, and the reports.
+    """What `encode` makes of `data.train`, and of `data.eval` where there is any, the first rank of
+    each node first, and the reports.
 
     Each report is told. Raises: the BadInput of `encode`, on every rank."""
     encoded: dict[str, T] = {}

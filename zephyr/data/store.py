@@ -1,6 +1,8 @@
-"""Here encoded examples lie in an Arrow table, on disk under a digest of all that made them, read as they are asked for.
+"""Here encoded examples lie in an Arrow table, on disk under a digest of all that made them, read
+as they are asked for.
 
-Each entry of the cache holds a digest of its own bytes: what a disk or a person changed there is never trained on."""
+Each entry of the cache holds a digest of its own bytes: what a disk or a person changed there is
+never trained on."""
 
 import contextlib
 import hashlib
@@ -73,10 +75,12 @@ def example_batch(examples: Sequence[EncodedPair | EncodedText]) -> pa.RecordBat
 
 
 def cached_table(entry: Path | None, schema: pa.Schema, fill: Callable[[RecordBatchStreamWriter], Report]) -> tuple[pa.Table, Report]:
-    """The table and report that `fill` makes; from the folder `entry` where they lie there, else kept there, None: in memory.
+    """The table and report that `fill` makes; from the folder `entry` where they lie there, else
+    kept there, None: in memory.
 
-    An entry appears whole or not at all: it is written aside, synced and renamed. Of two processes that make it, one wins. One
-    whose files are not those of its digest is said to be damaged, and made again."""
+    An entry appears whole or not at all: it is written aside, synced and renamed. Of two processes
+    that make it, one wins. One whose files are not those of its digest is said to be damaged, and
+    made again."""
     if entry is None:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, schema) as writer:
@@ -109,13 +113,15 @@ def damage_of(entry: Path) -> str | None:
 
 
 def digest_of_entry(folder: Path, key: str) -> str:
-    """SHA-256 over the entry's key, rows and report; both files are then on the disk, not only in the system's memory."""
+    """SHA-256 over the entry's key, rows and report; both files are then on the disk, not only in
+    the system's memory."""
     parts = [key, *(synced_digest(folder / name) for name in (ROWS_FILE, REPORT_FILE))]
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def publish(aside: Path, entry: Path) -> None:
-    """Rename the new folder to its place, in place of a damaged one; another process may have been first, with the same bytes."""
+    """Rename the new folder to its place, in place of a damaged one; another process may have been
+    first, with the same bytes."""
     sync(aside / DIGEST_FILE)
     sync(aside)
     try:

@@ -71,8 +71,10 @@ def finished(engine: Engine, config: DPOConfig | SFTConfig, plan: Plan, known: M
              later: Collection[str] = ()) -> bool:
     """Whether the run folder holds this very run, with all its steps and its export. A collective.
 
-    Args: known: as `more` of `identity`. later: names of what it lacks yet, which `restore` compares.
-    Raises: BadInput where the newest checkpoint is of another run, unless forced, or of another format."""
+    Args: known: as `more` of `identity`. later: names of what it lacks yet, which `restore`
+    compares.
+    Raises: BadInput where the newest checkpoint is of another run, unless forced, or of another
+    format."""
     run_dir, now = Path(config.run.dir), identity(config, plan, known)
 
     def look() -> bool:
@@ -97,10 +99,13 @@ def ended_well(run_dir: Path) -> bool:
 
 
 def restore(engine: Engine, run_dir: Path, resume: str, identity: Identity) -> int:
-    """Load the newest checkpoint that is whole, if there is one; returns the step to run next. A collective.
+    """Load the newest checkpoint that is whole, if there is one; returns the step to run next. A
+    collective.
 
-    A damaged one is named, and the one before it taken. Args: resume: auto, never or force (config key run.resume).
-    Raises: BadInput where the checkpoint belongs to another plan, unless forced, or is of another format."""
+    A damaged one is named, and the one before it taken. Args: resume: auto, never or force (config
+    key run.resume).
+    Raises: BadInput where the checkpoint belongs to another plan, unless forced, or is of another
+    format."""
     for name in engine.on_rank0(lambda: strangers(run_dir / "checkpoints")):
         engine.say(f"{run_dir / 'checkpoints' / name} is no checkpoint (step-N, a folder): it is ignored")
     for folder in engine.on_rank0(lambda: numbered(run_dir / "checkpoints")[::-1]):
@@ -117,7 +122,8 @@ def restore(engine: Engine, run_dir: Path, resume: str, identity: Identity) -> i
 
 
 def require_same(folder: Path, state: Mapping[str, object], resume: str, identity: Identity, later: Collection[str] = ()) -> bool:
-    """Whether a checkpoint is of the run of this identity. Raises: BadInput with each difference where not, unless forced."""
+    """Whether a checkpoint is of the run of this identity. Raises: BadInput with each difference
+    where not, unless forced."""
     was = {name: value for name, value in state["identity"].items() if name not in later}
     changes = [f"{name} ({was.get(name)!s:.16} then, {identity.get(name)!s:.16} now)"
                for name in sorted({*was, *identity}) if was.get(name) != identity.get(name)]
@@ -138,8 +144,9 @@ def damaged(folder: Path, rank: int, world: int) -> list[str]:
 
 
 def read_state(folder: Path) -> dict[str, object]:
-    """`state.json` of a checkpoint. Raises: one of DAMAGE where it is not what was written there; BadInput where it is of
-    another format: a checkpoint of an older version, or of another program."""
+    """`state.json` of a checkpoint. Raises: one of DAMAGE where it is not what was written there;
+    BadInput where it is of another format: a checkpoint of an older version, or of another
+    program."""
     state = json.loads((folder / "state.json").read_bytes().decode())
     found = state.get("format") if isinstance(state, dict) else None
     if found != FORMAT:
@@ -171,7 +178,8 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def numbered(folder: Path, suffix: str = "") -> list[Path]:
-    """What is named `step-N` in a folder, ascending: files with the suffix, or folders without one. Other names are not ours."""
+    """What is named `step-N` in a folder, ascending: files with the suffix, or folders without one.
+    Other names are not ours."""
     paths = [path for path in folder.glob(f"step-*{suffix}") if NUMBERED.fullmatch(path.name.removesuffix(suffix))]
     return sorted((path for path in paths if suffix or path.is_dir()), key=step_of)
 

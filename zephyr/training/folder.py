@@ -1,4 +1,5 @@
-"""A run folder under its lock: what is kept about a run waits there until the run that lies in it is known to be the same."""
+"""A run folder under its lock: what is kept about a run waits there until the run that lies in it
+is known to be the same."""
 import contextlib
 import fcntl
 import json
@@ -16,10 +17,12 @@ GONE = ("rank 0 ended without a word, as when it is killed; started again, the r
 
 
 class RunFolder:
-    """Owns a run folder: its lock, which rank 0 holds until its process ends, and the files about the run.
+    """Owns a run folder: its lock, which rank 0 holds until its process ends, and the files about
+    the run.
 
-    In a folder that holds no run yet, files are written as they come. Where one lies, they wait for `accept`, which is called
-    when its checkpoint is found to be of the same run: a start that is refused leaves that run's record as it was."""
+    In a folder that holds no run yet, files are written as they come. Where one lies, they wait for
+    `accept`, which is called when its checkpoint is found to be of the same run: a start that is
+    refused leaves that run's record as it was."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.writes = path, os.environ.get("RANK", "0") == "0"
@@ -30,7 +33,8 @@ class RunFolder:
     def open(self, resume: str = "auto") -> None:
         """Make the folder and take its lock. Args: resume: the config key run.resume.
 
-        Raises: BadInput where another process holds it, where resume is never and a run lies there, or it can't be written."""
+        Raises: BadInput where another process holds it, where resume is never and a run lies there,
+        or it can't be written."""
         if resume == "never" and self.holds_a_run():
             raise BadInput(f"run.resume is never, and {self.path} holds a run already; name another run.dir")
         try:
@@ -54,7 +58,8 @@ class RunFolder:
         return any(os.path.exists(self.path / name) for name in ("metrics.jsonl", "checkpoints"))
 
     def accept(self) -> None:
-        """The run here is this one: what waited is written, and what comes is written at once. On every rank."""
+        """The run here is this one: what waited is written, and what comes is written at once. On
+        every rank."""
         self.accepted = True
         for name, content in self.waiting.items():
             self.keep(name, content)
@@ -74,8 +79,8 @@ class RunFolder:
             raise ConfigError(f"run.dir: {self.path / name} can't be written: {error.strerror}") from None
 
     def status(self, code: int | None, message: str) -> None:
-        """Keep `status.json`: the exit code (null: running), which torchrun hides, and message. A disk that refuses is no error
-        here: the folder itself may be what is wrong."""
+        """Keep `status.json`: the exit code (null: running), which torchrun hides, and message. A
+        disk that refuses is no error here: the folder itself may be what is wrong."""
         content = json_bytes({"code": code, "message": message})
         if self.writes and self.lock is None and not self.holds_a_run():        # the start failed before the lock was taken
             with contextlib.suppress(BadInput):
@@ -88,8 +93,8 @@ class RunFolder:
                     (self.path / STATUS).write_bytes(content)
 
     def end_for_rank0(self, seconds: float) -> bool:
-        """On another rank: write the end that rank 0 did not live to write, once its lock is free and the status says that it
-        runs; waits so long for that. Returns whether rank 0 is gone."""
+        """On another rank: write the end that rank 0 did not live to write, once its lock is free
+        and the status says that it runs; waits so long for that. Returns whether rank 0 is gone."""
         until = time.monotonic() + seconds
         with contextlib.suppress(OSError, ValueError), (self.path / "lock").open("a+", encoding="utf-8") as lock:
             while True:

@@ -25,11 +25,13 @@ Train = Callable[[Engine, C, RunFolder | None], None]
 
 
 def launch(kind: type[C], check: Callable[[C], None], train: Train, usage: str, argv: Sequence[str]) -> int:
-    """Run `train(engine, config, folder)` for `CONFIG.yaml [key.sub=value ...] [--dry-run]`; returns the exit code.
+    """Run `train(engine, config, folder)` for `CONFIG.yaml [key.sub=value ...] [--dry-run]`;
+    returns the exit code.
 
-    Bad input is one line on standard error and code 2; a run that was asked to stop, and saved, is code 75. `status.json` says
-    the same, unless the run folder holds another run.
-    Args: check: raises BadInput for what needs no process group. train: its folder is None for a dry run."""
+    Bad input is one line on standard error and code 2; a run that was asked to stop, and saved, is
+    code 75. `status.json` says the same, unless the run folder holds another run.
+    Args: check: raises BadInput for what needs no process group. train: its folder is None for a
+    dry run."""
     if not argv or {"-h", "--help"} & set(argv):
         print(usage)
         return 0 if argv else BAD_INPUT
@@ -107,7 +109,8 @@ def run(config: C, folder: RunFolder | None, train: Train) -> None:
 
 
 def watch_rank0(engine: Engine, folder: RunFolder) -> None:
-    """On the other ranks: write the end of a rank 0 that dies while they hang, as they do in a collective of NCCL."""
+    """On the other ranks: write the end of a rank 0 that dies while they hang, as they do in a
+    collective of NCCL."""
     def watch() -> None:
         while not folder.end_for_rank0(0):
             time.sleep(5)

@@ -48,11 +48,11 @@ class Stopped(RuntimeError):
 
 def fit(engine: Engine, config: DPOConfig | SFTConfig, train: Split, evaluation: Split | None, sample: Sample | None = None,
         accept: Callable[[], None] = lambda: None) -> None:
-    """Run the steps of `train.plan` that no checkpoint has yet, with metrics, ledger, evaluation, `sample` (at step 0 too), checkpoints.
+    """Run the steps of `train.plan` that no checkpoint has yet. `sample` runs at step 0 too.
 
-    Each step's loss is its sum over all examples of all ranks divided once by their units: never a mean of means.
-    Args: accept: called once no checkpoint is of another run, before anything is written. Raises: BadInput where one is, or the
-    policy is not its reference at step 0; NonFinite before the update; Stopped on all ranks, saved, after a signal to any."""
+    A step's loss is its sum over all ranks divided once by their units: never a mean of means.
+    Args: accept: called once no checkpoint is of another run, before anything is written.
+    Raises: BadInput (`restore`, `require_start`); NonFinite before the update; Stopped, saved."""
     run, optim, steps = config.run, config.optim, train.plan.steps
     identity = checkpoint.identity(config, train.plan, train.identity)
     first_step = checkpoint.restore(engine, Path(run.dir), run.resume, identity)
@@ -96,7 +96,8 @@ def save(engine: Engine, run: Run, done: int, identity: checkpoint.Identity, led
 
 
 def update(engine: Engine, split: Split, step: int, rate: float, ledger: Ledger | None, config: DPOConfig | SFTConfig) -> Row:
-    """Gradient and update of a step; its sums over all ranks. Raises: BadInput before the first update (`require_start`)."""
+    """Gradient and update of a step; its sums over all ranks. Raises: BadInput before the first
+    update (`require_start`)."""
     totals = run_step(engine, split, step, ledger)
     if step == 0 and ledger:
         require_start(engine, split, ledger, config)
@@ -181,9 +182,11 @@ def require_finite(of_step: Row, engine: Engine, split: Split, step: int, ledger
 
 
 def require_start(engine: Engine, split: Split, ledger: Ledger, config: DPOConfig) -> None:
-    """Every pair of the first step has rewards 0, and the loss that follows from them: the policy is its reference.
+    """Every pair of the first step has rewards 0, and the loss that follows from them: the policy
+    is its reference.
 
-    Within what another packing may change (`tolerance.response_nats`). A collective, before the first update.
+    Within what another packing may change (`tolerance.response_nats`). A collective, before the
+    first update.
     Raises: BadInput naming the pairs that have not, on every rank."""
     apart = []
     for _, _, indices, stats in ledger.visits:

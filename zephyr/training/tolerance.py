@@ -1,10 +1,13 @@
-"""How far two computations of one log-probability may lie apart, in rows packed differently: the rounding of the forward.
+"""How far two computations of one log-probability may lie apart, in rows packed differently: the
+rounding of the forward.
 
-Measured with SmolLM2-135M-Instruct on 90 responses of hh_harmless that packing changes at all. In bfloat16 a token differs by
-at most 0.10 of 1 + its size, a response's tokens by 0.025 in the root mean square, its sum by 0.16 nats times the root of its
-tokens; in float32 by 3e-6, 1e-6 and 1e-5. Positions that are all one higher, which a rotary embedding does not see, change
-tokens as much as packing does (0.012 to 0.039 in the root mean square of a response): this tells the rounding of any model.
-Positions that are wrong between prompt and response move tokens of that model by 1 to 4, and 0.3 to 1.3 in that mean."""
+Measured with SmolLM2-135M-Instruct on 90 responses of hh_harmless that packing changes at all. In
+bfloat16 a token differs by at most 0.10 of 1 + its size, a response's tokens by 0.025 in the root
+mean square, its sum by 0.16 nats times the root of its tokens; in float32 by 3e-6, 1e-6 and 1e-5.
+Positions that are all one higher, which a rotary embedding does not see, change tokens as much as
+packing does (0.012 to 0.039 in the root mean square of a response): this tells the rounding of any
+model. Positions that are wrong between prompt and response move tokens of that model by 1 to 4, and
+0.3 to 1.3 in that mean."""
 import math
 
 # of 1 + a token's size: never less than the first is allowed, never more than the second

@@ -1,6 +1,8 @@
-"""Before step 0, a sample of the user's own rows, model and machine shows that what is about to be trained is what was meant.
+"""Before step 0, a sample of the user's own rows, model and machine shows that what is about to be
+trained is what was meant.
 
-`before_forward` checks what needs no forward pass, before the reference's is paid for; `forward` what needs one.
+`before_forward` checks what needs no forward pass, before the reference's is paid for; `forward`
+what needs one.
 
 P examples, T scored tokens, R responses."""
 import math
@@ -33,8 +35,9 @@ def before_forward(engine: Engine, config: DPOConfig | SFTConfig, examples: Exam
                    special: tuple[int | None, int]) -> dict[str, Finding]:
     """What is found of rows, plan and machine; nothing where run.preflight is off.
 
-    Args: split: its objective need not be known. report: of the load of these examples. special: ids of BOS (None: the tokenizer
-    has none) and EOS. Raises: BadInput naming what is wrong and where, what was found and wanted. A collective."""
+    Args: split: its objective need not be known. report: of the load of these examples. special:
+    ids of BOS (None: the tokenizer has none) and EOS. Raises: BadInput naming what is wrong and
+    where, what was found and wanted. A collective."""
     return found_by(config, {
         "labels": lambda: engine.agreed(lambda: require_polarity(report)),
         "ids": lambda: engine.on_rank0(lambda: require_ids(sample_of(examples), examples, special, config.data.max_tokens)),
@@ -46,11 +49,11 @@ def before_forward(engine: Engine, config: DPOConfig | SFTConfig, examples: Exam
 
 def forward(engine: Engine, config: DPOConfig | SFTConfig, examples: Examples, split: Split, found: Mapping[str, Finding],
             alone: Callable[[int], PackedBatch], keep: Callable[[str, bytes], None]) -> None:
-    """Check the model's forward and backward at the starting weights, unless run.preflight is off; all that was found goes to the
-    log and, by `keep`, to `preflight.json`.
+    """Check the model's forward and backward at the starting weights, unless run.preflight is off;
+    all that was found goes to the log and, by `keep`, to `preflight.json`.
 
-    Args: found: by `before_forward`. alone: one example without neighbours or a shared prompt. Raises: as `before_forward`.
-    A collective; nothing is updated."""
+    Args: found: by `before_forward`. alone: one example without neighbours or a shared prompt.
+    Raises: as `before_forward`. A collective; nothing is updated."""
     if not config.run.preflight:
         return
     short, long = rows_to_pack(sample_of(examples), split.tokens, config.hardware.tokens_per_micro_batch)
@@ -81,7 +84,8 @@ def sample_of(examples: Examples) -> list[int]:
 
 
 def rows_to_pack(sample: Sequence[int], tokens: Sequence[int], budget_tokens: int) -> tuple[list[int], list[int]]:
-    """Two micro-batches: the shortest of the sample, and the longest of all examples, the second, between shortest ones."""
+    """Two micro-batches: the shortest of the sample, and the longest of all examples, the second,
+    between shortest ones."""
     ascending = sorted(sample, key=lambda i: tokens[i])
     longest = max(range(len(tokens)), key=lambda i: tokens[i])
 
@@ -96,7 +100,8 @@ def rows_to_pack(sample: Sequence[int], tokens: Sequence[int], budget_tokens: in
 
 
 def require_polarity(report: Mapping[str, object]) -> Finding:
-    """Where rows carry scores, the chosen answer has not the lower one. Args: report: of the load."""
+    """Where rows carry scores, the chosen answer has not the lower one. Args: report: of the
+    load."""
     if report["inverted"]:
         raise BadInput(f"score_chosen is below score_rejected in {len(report['inverted'])} of {report['scored']} pairs with scores, "
                        f"the first at {report['inverted'][0]}; chosen >= rejected is wanted")
@@ -174,7 +179,8 @@ def below(tolerance: float, complaint: str, difference: float, **more: float) ->
 
 
 class Apart(NamedTuple):
-    """How far a packed row's log-probs are from those of its examples alone, relative to 1 + their size."""
+    """How far a packed row's log-probs are from those of its examples alone, relative to 1 + their
+    size."""
     token: float                                    # the largest difference of a token
     response: float                                 # the largest root mean square over a response's tokens
     example: int                                    # with that token
@@ -185,7 +191,8 @@ class Apart(NamedTuple):
 def packed_difference(engine: Engine, row: PackedBatch, alone: Sequence[PackedBatch]) -> Apart:
     """Of every scored token, in the row and with its example by itself. A collective.
 
-    The noise is that of the examples alone with all positions one higher, which changes nothing but how they are rounded."""
+    The noise is that of the examples alone with all positions one higher, which changes nothing but
+    how they are rounded."""
     engine.train(False)
 
     def logp_RT(batch: PackedBatch) -> list[Tensor]:
@@ -208,8 +215,8 @@ def rms(values: Tensor) -> float:
 
 
 def require_packed(dtype: str, rows: Sequence[Apart]) -> Finding:
-    """Raises: BadInput where a token, or a response's tokens together, are further apart than rounding takes them: 8 or 3 times
-    its root mean square, within the limits of the dtype."""
+    """Raises: BadInput where a token, or a response's tokens together, are further apart than
+    rounding takes them: 8 or 3 times its root mean square, within the limits of the dtype."""
     for row in rows:
         below(allowed(TOKEN[dtype], 8 * row.noise), f"packing changes the log-prob of a token of example {row.example}", row.token)
         below(allowed(RESPONSE[dtype], 3 * row.noise), "packing changes the log-probs of a response's tokens", row.response)
@@ -219,8 +226,8 @@ def require_packed(dtype: str, rows: Sequence[Apart]) -> Finding:
 
 @torch.no_grad()
 def start_difference(engine: Engine, config: DPOConfig | SFTConfig, split: Split, rows: Sequence[PackedBatch]) -> Finding:
-    """How far the policy's log-probs are from the reference's, of what `response_nats` allows (SFT: 0), and the mean loss of
-    the first row. Raises: BadInput where that is over 1."""
+    """How far the policy's log-probs are from the reference's, of what `response_nats` allows (SFT:
+    0), and the mean loss of the first row. Raises: BadInput where that is over 1."""
     apart, losses = [0.0], []
     for row in rows:
         loss, stats = split.objective(engine, row)
