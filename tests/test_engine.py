@@ -1,4 +1,5 @@
 """The engine of one rank, in this process: precision, clipping of nothing, and an update that is not made."""
+import math
 import traceback
 from collections.abc import Iterator
 from functools import partial
@@ -11,13 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from processes import ROOT
 from zephyr.chat import EncodedPair
-from zephyr.config import ConfigError, Hardware, Optim
+from zephyr.config import BadInput, ConfigError, Hardware, Optim
 from zephyr.model.load import load_policy
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import PackedBatch, collate_pairs, plan_pass
 from zephyr.training.engine import Engine, read_deepspeed
 from zephyr.training.loop import Split, Stats, reduced, run_step
-from zephyr.verify.preflight import TOLERANCE, packed_difference
+from zephyr.verify.preflight import packed_difference, require_packed
 
 OURS = str(ROOT / "zephyr") + "/"
 PAIRS = [EncodedPair(str(i), [1, 5 + i, 9], [7, 2], [8 + i, 3, 2]) for i in range(4)]
@@ -119,10 +120,66 @@ def test_packed_difference_sees_a_leak(engine: Engine) -> None:
     """Nothing but rounding for a right row; nats where the row's positions are wrong. Fails where preflight compares a row
     with itself."""
     from dataclasses import replace
-    row, alone = collate_pairs(PAIRS, range(4)), [collate_pairs(PAIRS, [i], prefix_sharing=False) for i in range(4)]
-    assert packed_difference(engine, row, alone) < TOLERANCE["bfloat16"]
-    wrong = replace(row, positions_N=torch.arange(len(row.tokens_N)))
-    assert packed_difference(engine, wrong, alone) > TOLERANCE["bfloat16"]
+    pairs = [EncodedPair(str(i), [1, 5 + i, *range(20, 40), 9], [*range(40, 90), 7, 2], [8 + i, *range(90, 120), 2]) for i in range(4)]
+    row, alone = collate_pairs(pairs, range(4)), [collate_pairs(pairs, [i], prefix_sharing=False) for i in range(4)]
+    right = packed_difference(engine, row, alone)
+    assert 0 < right.noise < 0.02 and require_packed("bfloat16", [right])["difference"] == right.token
+    wrong = packed_difference(engine, replace(row, positions_N=torch.arange(len(row.tokens_N))), alone)
+    assert wrong.noise == right.noise
+    with pytest.raises(BadInput, match="packing changes the log-prob of a token of example"):
+        require_packed("bfloat16", [right, wrong])
+    with pytest.raises(BadInput, match="packing changes the log-probs of a response's tokens"):
+        require_packed("bfloat16", [wrong._replace(token=0.0)])
+
+
+class Leaking:
+    """An engine whose packed rows, not its single examples, have the token `at` of all scored ones
+    `nats` too likely."""
+
+    def __init__(self, engine: Engine, at: int, nats: float) -> None:
+        self.engine, self.device, self.at, self.nats = engine, engine.device, at, nats
+
+    def train(self, mode: bool = True) -> None:
+        self.engine.train(mode)
+
+    def __call__(self, batch: PackedBatch) -> Tensor:
+        logp_T = self.engine(batch)
+        if len(batch.indices) > 1:
+            logp_T[self.at] += self.nats
+        return logp_T
+
+
+def test_a_leak_does_not_hide_in_a_long_response(engine: Engine) -> None:
+    """One token of a response of 300 is wrong by four thousandths of their sum, and the example is
+    named. Fails where only sums are compared, or tokens of different examples; where a NaN is below
+    every limit; or where a noisy model allows anything."""
+    long = EncodedPair("long", [1, 5, 9], [3 + i * 7 % 300 for i in range(300)], [8, 3, 2])
+    pairs = [*PAIRS[:2], long]
+    row, alone = collate_pairs(pairs, range(3)), [collate_pairs(pairs, [i], prefix_sharing=False) for i in range(3)]
+    with torch.no_grad():
+        size = -float(engine(row).split(row.response_tokens_R.tolist())[2].sum())
+    right = packed_difference(engine, row, alone)
+    require_packed("bfloat16", [right])
+    found = packed_difference(Leaking(engine, 4 + 150, 0.004 * size), row, alone)   # two chosen responses of two tokens before it
+    with pytest.raises(BadInput, match="packing changes the log-prob of a token of example 2 by"):
+        require_packed("bfloat16", [right, found])
+    with pytest.raises(BadInput, match="example 2 by inf"):
+        require_packed("bfloat16", [packed_difference(Leaking(engine, 4 + 150, math.nan), row, alone)])
+    with pytest.raises(BadInput, match="at most 0.25 is wanted"):
+        require_packed("bfloat16", [right._replace(token=0.3, noise=10.0)])
+
+
+def test_a_pair_that_differs_in_its_first_token_is_learnt(engine: Engine) -> None:
+    """The prompt's last hidden state predicts the first token of both responses. Fails where that
+    prediction is left out, as where prompts are masked to their last token: such pairs would have
+    no gradient, nor the first token of any."""
+    def norm(pair: EncodedPair) -> float:
+        chosen_P, rejected_P = response_logprobs(engine, collate_pairs([pair], [0]))
+        engine.backward((rejected_P - chosen_P).sum(), last=True)
+        return engine.discard_gradient()
+    first = EncodedPair("first", [1, 5, 9], [7, 11, 2], [8, 11, 2])
+    assert norm(first) > 0.1 and norm(first._replace(rejected_ids=first.chosen_ids)) < 1e-6
+    assert norm(first._replace(chosen_ids=[7], rejected_ids=[8])) > 0.1
 
 
 class Reads(TorchDispatchMode):

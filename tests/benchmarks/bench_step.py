@@ -222,7 +222,7 @@ def dpo_split(engine: Engine, args: argparse.Namespace, cell: str, folder: str) 
     plan = plan_epochs(train_dpo.packed_tokens(pairs, config), per_step=len(pairs), epochs=1, ranks=1, budget_tokens=budget)
     if "unpacked" in options:
         plan = plan._replace(steps=[plan.steps[0]._replace(ranks=[[[i] for i in range(len(pairs))]])])
-    return train_dpo.split(engine, config, pairs, plan, "random")
+    return train_dpo.with_reference(engine, config, train_dpo.split(engine, config, pairs, plan), pairs, {"model": "random"})
 
 
 def sft_split(engine: Engine, args: argparse.Namespace, cell: str) -> Split:
@@ -235,7 +235,7 @@ def sft_split(engine: Engine, args: argparse.Namespace, cell: str) -> Split:
     config = SFTConfig("random", SFTData(("random",), max_tokens=window), hardware=engine.hardware)
     plan = plan_epochs(sizes, per_step=len(sizes), epochs=1, ranks=1,
                        budget_tokens=cell_budget(args, cell), window_tokens=window)
-    return train_sft.split(engine, config, texts, plan, "random")
+    return train_sft.split(engine, config, texts, plan, {"model": "random"})
 
 
 def instrumented(engine: Engine, phases: Phases) -> None:

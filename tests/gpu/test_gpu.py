@@ -173,7 +173,8 @@ def test_dpo_step_at_7b_width_under_zero3(wide: Path, tmp_path: Path, measured: 
     from zephyr.packing import plan_epochs
     from zephyr.training.engine import Engine
     from zephyr.verify.memory import step_memory
-    from zephyr.verify.preflight import TOLERANCE, gradient_difference
+    from zephyr.training.tolerance import GRADIENT
+    from zephyr.verify.preflight import gradient_difference
     kernel = "flash_attn" if attention.why_not("flash_attn", torch.bfloat16, GPU) is None else "torch_varlen"
     engine = Engine(Hardware(attention=kernel, tokens_per_micro_batch=8192), 0)
     try:
@@ -212,6 +213,6 @@ def test_dpo_step_at_7b_width_under_zero3(wide: Path, tmp_path: Path, measured: 
                                          zero=engine.settings["zero_optimization"], device=GPU)}
         assert abs(means[0] - math.log(2)) < 1e-3 and means[7] < 0.5 and all(map(math.isfinite, means))
         measured["losses of those steps"] = means
-        assert gradient_difference(engine, collate(plan.steps[0].ranks[0][0]).to(GPU)) < TOLERANCE["bfloat16"]
+        assert gradient_difference(engine, collate(plan.steps[0].ranks[0][0]).to(GPU)) < GRADIENT["bfloat16"]
     finally:
         engine.close()

@@ -18,7 +18,6 @@ from transformers import PreTrainedTokenizerBase
 from zephyr import chat
 from zephyr.chat import EncodedPair
 from zephyr.config import BadInput, Data
-from zephyr.data.jsonl import write_json
 from zephyr.data.sources import Source, open_sources
 from zephyr.data.store import PAIR_SCHEMA, TEXT_SCHEMA, Pairs, Report, Texts, cached_table, digest_of, example_batch
 from zephyr.data.shapes import nearest_column
@@ -60,11 +59,14 @@ def load_texts(sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, ma
     return Texts(table), report
 
 
-def load_splits(engine: Engine, data: Data, encode: Callable[[Sequence[str]], tuple[T, Report]], run_dir: str | None) -> dict[str, T]:
-    """What `encode` makes of `data.train`, and of `data.eval` where there is any, the first rank of each node first.
+def load_splits(engine: Engine, data: Data,
+                encode: Callable[[Sequence[str]], tuple[T, Report]]) -> tuple[dict[str, T], dict[str, Report]]:
+    """What `encode` makes of `data.train`, and of `data.eval` where there is any, the first rank of
+    each node first, and the reports.
 
-    Each report is told, and kept in `data.json` of `run_dir` (None: a dry run). Raises: the BadInput of `encode`, on every rank."""
+    Each report is told. Raises: the BadInput of `encode`, on every rank."""
     encoded: dict[str, T] = {}
+    reports: dict[str, Report] = {}
     for split, sources in {"train": data.train, "eval": data.eval}.items():
         if sources:
             encoded[split], report = engine.rank0_first(lambda: encode(sources))
@@ -72,22 +74,14 @@ def load_splits(engine: Engine, data: Data, encode: Callable[[Sequence[str]], tu
             if split == "eval":
                 report = {**report, "also_in_train": shared_prompts(encoded["train"], encoded["eval"])}
             engine.say(format_report(report))
-            if run_dir is not None and engine.rank == 0:
-                save_report(run_dir, split, report)
-    return encoded
+            reports[split] = report
+    return encoded, reports
 
 
 def encoding_resources() -> dict[str, object]:
     """Where encoded rows are kept (`$ZEPHYR_CACHE`, else ~/.cache/zephyr) and how many processes make them."""
     cache = Path(os.environ.get("ZEPHYR_CACHE") or Path.home() / ".cache" / "zephyr")
     return {"cache_dir": cache, "workers": len(os.sched_getaffinity(0))}
-
-
-def save_report(run_dir: str | Path, split: str, report: Report) -> None:
-    """Adds the report of a split to `data.json` of the run folder, which appears whole or not at all."""
-    path = Path(run_dir) / "data.json"
-    reports = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    write_json(path, {**reports, split: report})
 
 
 def format_report(report: Report) -> str:

@@ -8,7 +8,7 @@ from zephyr.config import BadInput
 from zephyr.data.jsonl import read_rows, report_path
 from zephyr.judge.rubric import ASPECTS
 from zephyr.teacher import Ledger
-from zephyr.training.checkpoint import synced_digest
+from zephyr.training.checkpoint import numbered, synced_digest
 
 Row = Mapping[str, object]
 
@@ -72,7 +72,7 @@ def calls(ledger: Ledger | None, what: str, digests: list[str | None]) -> Iterat
 def visits(name: str, run: Path) -> Iterator[str]:
     """Each step that trained on the pair, with its loss, by the run's ledger."""
     import pyarrow.parquet as pq
-    for path in sorted((run / "pairs").glob("step-*.parquet"), key=lambda p: int(p.stem.removeprefix("step-"))):
+    for path in numbered(run / "pairs", ".parquet"):
         for row in pq.read_table(path, filters=[("id", "==", name)]).to_pylist():
             yield (f"  step {row['step']:6} of {run} (epoch {row['epoch']:.2f}): loss {row['loss']:.4f}, rewards {row['rewards/chosen']:+.4f} "
                    f"/ {row['rewards/rejected']:+.4f}, log-probs {row['logps/chosen']:.2f} / {row['logps/rejected']:.2f}")

@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerBase
 from zephyr.chat import EncodedPair, EncodedText, clock_of, stop_clock
 from zephyr.config import BadInput, C, DPOConfig, SFTConfig, to_yaml
 from zephyr.data.tokenizer import chosen_template, foreign_template, prepare_tokenizer, read_tokenizer, require_vocabulary
-from zephyr.training.checkpoint import write_whole
 from zephyr.training.engine import Engine
+from zephyr.training.folder import RunFolder
 
 TEMPLATE_FILE = "chat_template.jinja"               # in the run folder: the template that was trained with
 SHOWN = 1000                                        # characters of the first prompt in the log
@@ -40,10 +40,10 @@ def run_tokenizer(engine: Engine, config: C) -> tuple[C, PreTrainedTokenizerBase
     return replace(config, chat_template=chosen), tokenizer
 
 
-def keep_chat(config: DPOConfig | SFTConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write the resolved config and the template to the run folder. Raises: BadInput where the disk refuses."""
-    for name, content in {"config.yaml": to_yaml(config), TEMPLATE_FILE: tokenizer.chat_template}.items():
-        write_whole(Path(config.run.dir) / name, content.encode("utf-8"))
+def keep_chat(folder: RunFolder, config: DPOConfig | SFTConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Keep the resolved config and the template in the run folder. Raises: BadInput where the disk refuses."""
+    folder.keep("config.yaml", to_yaml(config).encode("utf-8"))
+    folder.keep(TEMPLATE_FILE, tokenizer.chat_template.encode("utf-8"))
 
 
 def first_day(kept: Path) -> date:
