@@ -9,6 +9,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from urllib.parse import unquote
 
 import yaml
 
@@ -17,11 +18,42 @@ T = TypeVar("T")
 
 
 class BadInput(ValueError):
-    """Input that a person can mend: the scripts print it as one short line and exit with code 2."""
+    """Input that a person can mend: the scripts print it as one short line, without the secrets that it holds, and exit with code 2."""
 
     def __str__(self) -> str:
-        line = " ".join(super().__str__().split())
+        line = masked(" ".join(super().__str__().split()))
         return line if len(line) <= 600 else f"{line[:400]} ... {line[-190:]}"
+
+
+# How keys of known services begin, with the long run of letters and digits that is in every one of them.
+KNOWN_KEY = re.compile(r"(?<![A-Za-z0-9])(?:sk-|rk-|hf_|gh[opsu]_|github_pat_|glpat-|gsk_|xai-|xox[abp]-|nvapi-|pplx-|r8_|AKIA|AIza|eyJ)"
+                       r"[\w-]*?(?=[A-Za-z]*[0-9])[A-Za-z0-9]{16,}[\w-]*")
+USER = re.compile(r"://[^\s'\"]*@(?!https?://)")              # `@` after a password may be followed by another teacher's SPEC
+URL = re.compile(r"\w+://[^\s'\"]*")
+RANDOM = re.compile(r"(?=[A-Za-z]*[0-9])(?=[0-9]*[A-Za-z])[A-Za-z0-9]{20,}")      # no word, no date, no version
+
+
+def masked(text: str) -> str:
+    """The text without the user and password of any URL, and without what begins as a known service's key."""
+    return KNOWN_KEY.sub("[key]", USER.sub("://[user]@", text))
+
+
+def secret_in(text: str) -> str:
+    """What is or may be a secret in a text that will be written to files, "" where there is none.
+
+    A key of a known service anywhere; of a URL: user and password, a query, a fragment, a path that holds a parameter or a random part."""
+    if KNOWN_KEY.search(text):
+        return "what looks like a key"
+    for url in URL.findall(text):
+        if USER.search(url):
+            return "a user or password"
+        path = unquote(url.partition("://")[2].partition("/")[2])
+        for mark, what in {"?": "a query", "#": "a fragment", "=": "a parameter", "@": "a user or password"}.items():
+            if mark in url.partition("://")[2] or mark in path:
+                return what
+        if RANDOM.search(path) or KNOWN_KEY.search(path):
+            return "what looks like a key in its path"
+    return ""
 
 
 class ConfigError(BadInput):
@@ -160,6 +192,12 @@ LIMITS: dict[str, tuple[Callable[..., bool], str]] = {
     "1 <= integer < 2**31": (lambda v: 1 <= v < 2**31, "optim.epochs optim.pairs_per_step optim.windows_per_step run.log_every "
                                           "run.eval_every run.save_every run.keep samples.max_new_tokens"),
     "2 <= integer < 2**31": (lambda v: 1 < v < 2**31, "data.max_tokens data.max_prompt_tokens hardware.tokens_per_micro_batch")}
+PATHS = frozenset("model tokenizer chat_template data.train data.eval reference.dir hardware.deepspeed samples.prompts samples.judge "
+                  "run.dir".split())                        # the keys in which $VARIABLES are filled in
+VARIABLES = frozenset("HOME USER LOGNAME TMPDIR SCRATCH PSCRATCH WORK WORKDIR WRKDIR PROJECT STORE DATA DATA_DIR DATASETS MODELS MODEL_DIR "
+                      "OUTPUT_DIR RUN_DIR HF_HOME XDG_CACHE_HOME ZEPHYR_CACHE SLURM_TMPDIR SLURM_SUBMIT_DIR SLURM_JOB_ID "
+                      "SLURM_ARRAY_TASK_ID".split())        # which ones: the resolved config is kept beside the model, and told to wandb
+VARIABLE = re.compile(r"\$(?:\{([^}]*)\}?|([A-Za-z_]\w*))")
 WANTED = {int: "an integer", float: "a finite number", str: "a text", bool: "true or false"}
 NO_TEXT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]|^$")     # in no path or name: control characters, half characters, nothing
 NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)     # all that PyYAML raises
@@ -233,14 +271,30 @@ def read_value(hint: object, value: Value, key: str) -> object:
         return tuple(read_value(args[0], item, f"{key}[{i}]") for i, item in enumerate(value))
     if hint is float and type(value) is int and abs(value) < 1e300:
         value = float(value)
-    if isinstance(value, str) and re.search(r"\$\{?\w*(KEY|TOKEN|SECRET|PASSWORD)", value):
-        raise ConfigError(f"{key}: a secret stays in the environment, got {value!r}: the config is kept beside the model")
-    value = os.path.expandvars(value) if isinstance(value, str) else value
+    value = filled_in(value, key) if isinstance(value, str) else value
     if type(value) is not hint or (hint is float and not math.isfinite(value)) or (hint is str and NO_TEXT.search(value)):
         exponent = hint is float and isinstance(value, str) and re.fullmatch(r"[-+]?\d+\.?\d*[eE][-+]?\d+", value)
         note = f" (a text in YAML; write {yaml.safe_dump(float(value)).split()[0]})" if exponent else ""
         raise ConfigError(f"{key}: {WANTED[hint]} is wanted, got {value!r}{note}")
     return value
+
+
+def filled_in(text: str, key: str) -> str:
+    """The text with its $VARIABLES. Raises: ConfigError for one that is none of `VARIABLES`, is not set or in a key that is no path,
+    and for a text that holds a secret: it would be written to the run folder."""
+    for found in VARIABLE.finditer(text):
+        name = found[1] or found[2] or ""
+        if key.partition("[")[0] not in PATHS:
+            raise ConfigError(f"{key}: variables are filled in where a path is wanted, got {found[0]!r}; in {', '.join(sorted(PATHS))}")
+        if name not in VARIABLES:
+            raise ConfigError(f"{key}: the variable {found[0]!r} is not among those that name folders or jobs: {', '.join(sorted(VARIABLES))}"
+                              "; a secret stays in the environment, the config is kept beside the model")
+        if name not in os.environ:
+            raise ConfigError(f"{key}: the variable {name} is not set")
+    whole = VARIABLE.sub(lambda found: os.environ[found[1] or found[2]], text)
+    if found := secret_in(whole):
+        raise ConfigError(f"{key}: a text without a secret is wanted, it holds {found}; keys stay in the environment")
+    return whole
 
 
 def nearest_key(key: str, prefix: str, kind: type) -> str:
