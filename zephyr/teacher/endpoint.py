@@ -106,10 +106,15 @@ def refuse_redirect(response: "Response") -> None:
     """Raises: BadInput for any redirect, naming both origins: prompts and key go to the server that was named, and only its words count."""
     if not 300 <= response.status_code < 400:
         return
-    where = masked(urljoin(str(response.url), response.headers.get("location", "")))
-    here, there = (f"{url.scheme}://{url.netloc}" for url in (urlsplit(str(response.url)), urlsplit(where)))
-    what = f"redirects to {there}, another origin" if here != there else f"redirects to its own {urlsplit(where).path!r}"
-    raise BadInput(f"{here}: status {response.status_code}: it {what}; redirects are not followed: name the URL that answers, if you trust it")
+    asked = urlsplit(str(response.url))
+    try:
+        where = urlsplit(masked(urljoin(str(response.url), response.headers.get("location", ""))))
+        another = where[:2] != asked[:2]
+        what = f"to {where.scheme}://{where.netloc}, another origin" if another else f"to its own {where.path!r}"
+    except ValueError:
+        what = "to what is no URL"
+    raise BadInput(f"{asked.scheme}://{asked.netloc}: status {response.status_code}: it redirects {what}; redirects are not followed: name the "
+                   "URL that answers, if you trust it")
 
 
 async def take_in(response: "Response") -> None:
