@@ -309,6 +309,36 @@ def test_the_ledger_mends_only_a_torn_last_line(tmp_path: Path) -> None:
     assert path.stat().st_size > 40
 
 
+@pytest.mark.parametrize("change", [
+    {"prompt_tokens": -10**6}, {"price": float("nan")}, {"price": -1.0}, {"completion_tokens": "6"}, {"completion_tokens": float("inf")},
+    {"text": ["x"]}, {"digest": 7}, {"digest": "xy"}, {"error": None, "raw": "deep"}, {}, "cut field", "a list", "long"], ids=str)
+def test_a_ledger_of_another_hand_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: object) -> None:
+    """A line that JSON reads and no run wrote: file and line are told, the file stays as it is. Fails where it would refund a budget or
+    turn its limits off (no sum with NaN passes one), or end a run days later, when that reply is asked for."""
+    path, teacher = tmp_path / "led[g]er.jsonl", embedded("echo", lambda request: "x", "1")
+    asked_of(teacher, questions(2), path)
+    lines = path.read_text().splitlines(keepends=True)
+    row = json.loads(lines[1])
+    if isinstance(change, dict) and change:
+        row |= change
+        lines[1] = json.dumps(row).replace('"deep"', "[" * 100_000 + "]" * 100_000) + "\n"
+    elif change == "cut field":
+        del row["finish_reason"]
+        lines[1] = json.dumps(row) + "\n"
+    elif change == "a list":
+        lines[1] = "[1]\n"
+    elif change == "long":
+        monkeypatch.setattr("zephyr.teacher.ledger.LONGEST_LINE", len(lines[1]) + 100)
+        lines[1] = json.dumps(row | {"raw": "y" * 10_000}) + "\n"
+    path.write_text("".join(lines))
+    before = path.read_bytes()
+    if change == {}:
+        return Ledger(path).close()
+    with pytest.raises(BadInput, match=r"ledger .*led\[g\]er.jsonl:2"):
+        Ledger(path)
+    assert path.read_bytes() == before
+
+
 def test_the_ledger_holds_places_not_texts(tmp_path: Path) -> None:
     """20,000 replies of 2 kB: reading the ledger takes a small part of the file. Fails where replies stay in memory."""
     import tracemalloc
