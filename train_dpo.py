@@ -39,7 +39,8 @@ def train(engine: Engine, config: DPOConfig, dry_run: bool) -> None:
     require_vocabulary(tokenizer, config.model)
     encode = partial(load_pairs, tokenizer=tokenizer, max_tokens=config.data.max_tokens,
                      max_prompt_tokens=config.data.max_prompt_tokens, truncation=config.data.truncation,
-                     limit=config.data.limit, on_bad_row=config.data.on_bad_row, **encoding_resources())
+                     limit=config.data.limit, on_bad_row=config.data.on_bad_row, columns=config.data.columns,
+                     **encoding_resources())
     encoded = load_splits(engine, config.data, encode, None if dry_run else config.run.dir)
     for pairs in encoded.values():
         require_budget(packed_tokens(pairs, config), pairs.ids, config.hardware.tokens_per_micro_batch)

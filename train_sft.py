@@ -33,7 +33,8 @@ def train(engine: Engine, config: SFTConfig, dry_run: bool) -> None:
     tokenizer = engine.rank0_first(lambda: load_tokenizer(config.tokenizer or config.model, config.chat_template))
     require_vocabulary(tokenizer, config.model)
     encode = partial(load_texts, tokenizer=tokenizer, max_tokens=config.data.max_tokens, targets=config.data.targets,
-                     limit=config.data.limit, on_bad_row=config.data.on_bad_row, **encoding_resources())
+                     limit=config.data.limit, on_bad_row=config.data.on_bad_row, columns=config.data.columns,
+                     **encoding_resources())
     encoded = load_splits(engine, config.data, encode, None if dry_run else config.run.dir)
     for texts in encoded.values():
         require_budget(texts.tokens.tolist(), texts.ids, config.hardware.tokens_per_micro_batch)

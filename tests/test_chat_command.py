@@ -25,7 +25,7 @@ from zephyr.cli import chat
 from zephyr.config import BadInput
 from zephyr.data import load_tokenizer
 from zephyr.data.jsonl import read_rows
-from zephyr.data.rows import sft_row
+from zephyr.data.shapes import sft_row
 from zephyr.model.generate import generate
 from zephyr.model.load import load_policy
 from zephyr.teacher import Budget, Reply, Request, endpoint

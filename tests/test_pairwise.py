@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from published import probability_of_m, ranked_verdict
-from zephyr.chat.template import check_pair
+from zephyr.chat import check_pair
 from zephyr.config import BadInput
 from zephyr.data.binarize import binarize
 from zephyr.data.pairwise import judged

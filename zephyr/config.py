@@ -71,6 +71,7 @@ class Data:
     shuffle: bool = True
     on_bad_row: Literal["error", "skip"] = "error"
     targets: Literal["assistant", "all"] = "assistant"      # SFT only
+    columns: dict[str, str | None] | None = None            # field -> where the rows have it (answers.0), null: left out
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,7 @@ VARIABLES = frozenset("HOME USER LOGNAME TMPDIR SCRATCH PSCRATCH WORK WORKDIR WR
 VARIABLE = re.compile(r"\$(?:\{([^}]*)\}?|([A-Za-z_]\w*))")
 WANTED = {int: "an integer", float: "a finite number", str: "a text", bool: "true or false"}
 NO_TEXT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]|^$")     # in no path or name: control characters, half characters, nothing
+EXPONENT = re.compile(r"[-+]?\d+\.?\d*[eE][-+]?\d{1,3}")     # a number that YAML 1.1 takes for a text, as 5e-7
 NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)     # all that PyYAML raises
 
 
@@ -232,7 +234,7 @@ def set_key(tree: dict[str, Value], override: str) -> None:
         raise ConfigError(f"override {override!r}: the value is not YAML") from None
     *parents, leaf = key.split(".")
     for parent in parents:
-        node = tree.setdefault(parent, {})
+        node = tree[parent] = {} if tree.get(parent) is None else tree[parent]
         if not isinstance(node, dict):
             raise ConfigError(f"override {override!r}: {parent} is not a group of keys")
         tree = node
@@ -264,18 +266,22 @@ def read_value(hint: object, value: Value, key: str) -> object:
         if value not in args or type(value) not in map(type, args):
             raise ConfigError(f"{key}: one of {', '.join(str(arg).lower() for arg in args)} is wanted, got {value!r}")
         return value
+    if origin is dict:
+        if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+            raise ConfigError(f"{key}: a group of names is wanted, got {value!r}")
+        return {name: read_value(args[1], path, f"{key}.{name}") for name, path in value.items()}
     if origin is tuple:
+        if args[-1] is Ellipsis and isinstance(value, str):
+            value = [value]                                 # one path is a list of one
         length = "" if args[-1] is Ellipsis else f" of {len(args)}"
         if not isinstance(value, list) or (length and len(value) != len(args)):
             raise ConfigError(f"{key}: a list{length} is wanted, got {value!r}")
         return tuple(read_value(args[0], item, f"{key}[{i}]") for i, item in enumerate(value))
-    if hint is float and type(value) is int and abs(value) < 1e300:
+    if hint is float and (type(value) is int and abs(value) < 1e300 or isinstance(value, str) and EXPONENT.fullmatch(value)):
         value = float(value)
     value = filled_in(value, key) if isinstance(value, str) else value
     if type(value) is not hint or (hint is float and not math.isfinite(value)) or (hint is str and NO_TEXT.search(value)):
-        exponent = hint is float and isinstance(value, str) and re.fullmatch(r"[-+]?\d+\.?\d*[eE][-+]?\d+", value)
-        note = f" (a text in YAML; write {yaml.safe_dump(float(value)).split()[0]})" if exponent else ""
-        raise ConfigError(f"{key}: {WANTED[hint]} is wanted, got {value!r}{note}")
+        raise ConfigError(f"{key}: {WANTED[hint]} is wanted, got {value!r}")
     return value
 
 

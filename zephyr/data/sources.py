@@ -42,9 +42,9 @@ class Source(NamedTuple):
 
 
 def open_sources(specs: tuple[str, ...] | list[str]) -> list[Source]:
-    """Every file or dataset that the specs `path-or-hub-id[:split]` name, in order; a folder gives its files by name.
+    """Every file or dataset that the specs `path-or-hub-id[[:subset]:split]` name, in order; a folder gives its files by name.
 
-    Raises: BadInput for what does not exist, holds no data, has no such split, or needs one named."""
+    Raises: BadInput for what does not exist, holds no data, has no such split or subset, or needs one named."""
     sources = [source for spec in specs for source in _open(spec)]
     if len({source.name for source in sources}) < len(sources):  # two files of one name: their rows' ids need the whole path
         sources = [source for spec in specs for source in _open(spec, whole_path=True)]
@@ -71,7 +71,8 @@ def _open(spec: str, whole_path: bool = False) -> list[Source]:
     name = str(path)
     if name.startswith((".", "/", "~", "$")) or _kind(path) or name.count("/") != 1:
         raise BadInput(f"{spec!r} does not exist, wanted {WANTED}")
-    return [_hub_source(name, split)]
+    subset, _, named = (split or "").rpartition(":")
+    return [_hub_source(name, subset or None, named or None)]
 
 
 def _open_folder(folder: Path, split: str | None, whole_path: bool) -> list[Source]:
@@ -79,10 +80,11 @@ def _open_folder(folder: Path, split: str | None, whole_path: bool) -> list[Sour
         return [_dataset_source(folder.name, *_saved_dataset(folder, split))]
     files = sorted(path for path in folder.rglob("*") if path.is_file() and _kind(path)
                    and not any(part.startswith(".") for part in path.relative_to(folder).parts))
-    splits = {path: _split_of(path, folder) for path in files}
-    found = ", ".join(sorted(set(splits.values())))
     if not files:
         raise BadInput(f"the folder {folder} holds no data, wanted files of {', '.join(SUFFIXES)} (also with .gz)")
+    files, split = _of_subset(folder, files, split)
+    splits = {path: _split_of(path, folder) for path in files}
+    found = ", ".join(sorted(set(splits.values())))
     if split is not None:
         files = [path for path in files if splits[path] == split]
         if not files:
@@ -91,6 +93,22 @@ def _open_folder(folder: Path, split: str | None, whole_path: bool) -> list[Sour
         raise BadInput(f"the folder {folder} has the splits {found}, wanted one named, as in {folder}:{found.split(',')[0]}")
     return [_file_source(path, str(path) if whole_path else f"{folder.name}/{path.relative_to(folder)}", _split_words(path, splits[path]))
             for path in files]
+
+
+def _of_subset(folder: Path, files: list[Path], named: str | None) -> tuple[list[Path], str | None]:
+    """The files of the subset in `subset[:split]`, and the split. A subset is what the folders say in which files lie, `data` and those
+    named as splits apart. Raises: BadInput where there are several and none is named."""
+    def subset_of(path: Path) -> str:
+        return "/".join(part for part in path.relative_to(folder).parent.parts if part != "data" and not HELD_OUT.match(part)) or "."
+    subsets = {path: subset_of(path) for path in files}
+    found = sorted(set(subsets.values()))
+    subset, _, split = (named or "").partition(":")
+    if len(found) == 1 and subset != found[0]:
+        return files, named
+    if subset not in found:
+        wanted = f"has the subsets {', '.join(found)}, wanted one named, as in {folder}:{found[0]}:{split or subset or 'train'}"
+        raise BadInput(f"the folder {folder} {wanted}")
+    return [path for path in files if subsets[path] == subset], split or None
 
 
 def _split_of(path: Path, folder: Path) -> str:
@@ -170,16 +188,21 @@ def _parquet_rows(path: Path, name: str, file: BinaryIO) -> Iterator[RawRow]:
         yield RawRow(f"{path}, row {number}", f"{name}:{number}", value)
 
 
-def _hub_source(name: str, split: str | None) -> Source:
+def _hub_source(name: str, subset: str | None, split: str | None) -> Source:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
     try:
-        loaded = load_dataset(name, split=split)
+        loaded = load_dataset(*filter(None, (name, subset)), split=split)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:  # OSError: also what the hub and no network raise
+        if subsets := re.search(r"among the available configs: \[(.*?)\]|Available: \[(.*?)\]", str(error)):
+            names = re.findall(r"'([^']+)'", subsets[1] or subsets[2])
+            asked = f"has no subset {subset!r}, it has" if subset else "has the subsets"
+            raise BadInput(f"{name} {asked} {', '.join(names)}, wanted one named, as in {name}:{names[0]}:{split or 'train'}") from error
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(f"{name!r} is no file here, and no hub dataset loads: {first_line}; wanted {WANTED}") from error
-    return _dataset_source(name, *(loaded, split) if split is not None else _one_split(loaded, name, None))
+    whole = name if subset is None else f"{name}:{subset}"
+    return _dataset_source(whole, *(loaded, split) if split is not None else _one_split(loaded, whole, None))
 
 
 def _saved_dataset(folder: Path, split: str | None) -> "tuple[Dataset, str]":

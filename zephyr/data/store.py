@@ -19,13 +19,14 @@ from zephyr.chat import EncodedPair, EncodedText
 
 Report = dict[str, object]
 IDS = pa.list_(pa.int32())
-PAIR_SCHEMA = pa.schema([("id", pa.string()), ("prompt_ids", IDS), ("chosen_ids", IDS), ("rejected_ids", IDS)])
+PAIR_SCHEMA = pa.schema([("id", pa.string()), ("prompt_ids", IDS), ("chosen_ids", IDS), ("rejected_ids", IDS),
+                         ("weight", pa.float64())])
 TEXT_SCHEMA = pa.schema([("id", pa.string()), ("ids", IDS), ("is_target", pa.list_(pa.bool_())), ("target_tokens", pa.int64())])
 ROWS_FILE, REPORT_FILE = "examples.arrow", "report.json"
 
 
 class Pairs(Sequence[EncodedPair]):
-    """Encoded pairs; `ids`: of the rows, `*_tokens`: tokens of each pair's side, int64 [len(self)]."""
+    """Encoded pairs; `ids`: of the rows, `*_tokens`: tokens of each pair's side, int64 [len(self)]; `weights`: float64 [len(self)]."""
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
@@ -33,6 +34,7 @@ class Pairs(Sequence[EncodedPair]):
         self.prompt_tokens: np.ndarray = _lengths(table, "prompt_ids")
         self.chosen_tokens: np.ndarray = _lengths(table, "chosen_ids")
         self.rejected_tokens: np.ndarray = _lengths(table, "rejected_ids")
+        self.weights: np.ndarray = table["weight"].to_numpy()
 
     def __len__(self) -> int:
         return self.table.num_rows
