@@ -291,7 +291,7 @@ def filled_in(text: str, key: str) -> str:
     for found in VARIABLE.finditer(text):
         name = found[1] or found[2] or ""
         if key.partition("[")[0] not in PATHS:
-            raise ConfigError(f"{key}: variables are filled in where a path is wanted, got {found[0]!r}; in {', '.join(sorted(PATHS))}")
+            raise ConfigError(f"{key}: variables are filled in where a path is wanted, got {found[0]!r}; a secret stays in the environment")
         if name not in VARIABLES:
             raise ConfigError(f"{key}: the variable {found[0]!r} is not among those that name folders or jobs: {', '.join(sorted(VARIABLES))}"
                               "; a secret stays in the environment, the config is kept beside the model")
