@@ -1,6 +1,8 @@
 """Secrets stay in the environment, and nothing that is read can run code."""
+import argparse
 import ast
 import json
+import os
 import re
 from pathlib import Path
 
@@ -10,10 +12,15 @@ from processes import ROOT, Launch
 from runs import records, rows, write_config, write_lines
 from zephyr import config as configs
 from zephyr.cli.chat import open_model
+from zephyr.cli.command import take_config
 from zephyr.config import BadInput, ConfigError, DPOConfig
+from zephyr.data.jsonl import write_rows
 from zephyr.data.sources import open_sources
 from zephyr.data.teachers import open_teacher
+from zephyr.report import page
 from zephyr.teacher import endpoint
+from zephyr.training.checkpoint import write_whole
+from zephyr.training.launch import RUN_FILES, InUse, open_run
 
 SECRETS = {name: f"planted-{number}-in-the-environment" for number, name in enumerate(
     ("OPENAI_API_KEY", "WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "ANTHROPIC_API_KEY", "AWS_SECRET_ACCESS_KEY"))}
@@ -119,6 +126,78 @@ def test_a_judge_with_a_password_leaves_no_trace(tiny: Path, launch: Launch, tmp
     done = launch("train_dpo.py", config, f"samples.judge=openai:m@http://me:{PASSWORD}@host/v1", f"samples.prompts=[{data}]", check=False)
     assert done.returncode == 2 and PASSWORD not in done.stdout + done.stderr and "samples.judge" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+BOMB = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}' if n else 'x'] * 9)}]\n" for n in range(12))
+MERGES = "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" if n else "a0: &a0 {x: 1}\n" for n in range(12))
+
+
+@pytest.mark.parametrize("text, why", [(BOMB, "stand for more"), (MERGES, "stand for more"), ("a: &a [*a]\n", "stand for more"),
+                                       ("&a {b: *a}\n", "stand for more"), ("x: " + "y" * 2**20, "over 1048576 bytes"),
+                                       ("[" * 5000, "not YAML")],
+                         ids=("lists", "merges", "a list of itself", "a mapping of itself", "long", "deep"))
+def test_a_yaml_bomb_is_told(text: str, why: str, tmp_path: Path) -> None:
+    """Half a kB that stands for 9^12 values, lists that hold themselves, a file without end: one line, at once, for the configs of runs and
+    commands, overrides, and what a report reads of somebody's run. Fails where the values are counted, shown or merged one by one."""
+    path = tmp_path / "config.yaml"
+    path.write_text(f"model: m\ndata: {{train: [d]}}\n{text}" if text[0] not in "&[" else text)
+    with pytest.raises(ConfigError, match=f"config {path}: .*({why})"):
+        configs.load(DPOConfig, str(path))
+    with pytest.raises(ConfigError, match=f"config {path}: .*({why})"):
+        take_config(argparse.ArgumentParser(), ["--config", str(path)])
+    with pytest.raises(BadInput, match=str(path)):
+        page.read(path)
+    path.write_text("a: &a [1, 2]\nb: *a\n")
+    assert configs.read_yaml(path) == {"a": [1, 2], "b": [1, 2]}
+    if why == "stand for more":
+        with pytest.raises(ConfigError, match="the value is not YAML"):
+            load(tmp_path, "samples.prompts=&a [*a]")
+
+
+@pytest.mark.parametrize("name", RUN_FILES)
+def test_a_run_writes_through_no_link(name: str, tmp_path: Path) -> None:
+    """A link among a run folder's files, there or to nothing: the run is refused before anything is touched. Fails where the lock
+    truncates, or a log or a record goes to, a file that the link's maker could not write, and the user can."""
+    victim, run = tmp_path / "victim", tmp_path / "run"
+    victim.write_text("precious")
+    run.mkdir()
+    config = load(tmp_path, f"run.dir={run}")
+    for target in (victim, tmp_path / "nothing"):
+        (run / name).symlink_to(target)
+        with pytest.raises(InUse, match=f"run.dir: {run / name} is a link"):
+            open_run(run, config)
+        assert [path.name for path in run.iterdir()] == [name] and victim.read_text() == "precious" and not (tmp_path / "nothing").exists()
+        (run / name).unlink()
+    (tmp_path / "scratch").mkdir()
+    (run / "checkpoints").symlink_to(tmp_path / "scratch")          # a folder elsewhere is the user's own plan
+    open_run(run, config).close()
+
+
+def test_what_is_written_whole_follows_no_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder that others can write to: a link in the file's place is replaced, one in the temporary file's place is an error even
+    where its name was guessed, and nothing half-written stays. Fails where a store or a report is written over somebody's file."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "out.json").symlink_to(victim)
+    write_whole(tmp_path / "out.json", b"new")
+    assert victim.read_text() == "precious" and (tmp_path / "out.json").read_bytes() == b"new" and not (tmp_path / "out.json").is_symlink()
+    assert (tmp_path / "out.json").stat().st_mode & 0o777 == victim.stat().st_mode & 0o777         # as the user's umask has it
+    (tmp_path / "rows.jsonl").symlink_to(victim)
+    write_rows(tmp_path / "rows.jsonl", [{"a": 1}])
+    assert victim.read_text() == "precious" and (tmp_path / "rows.jsonl").read_bytes() == b'{"a": 1}\n'
+    (tmp_path / f"out.json.{os.getpid()}.part").symlink_to(victim)                                   # a name of before
+    (tmp_path / "rows.jsonl.part").symlink_to(victim)
+    write_whole(tmp_path / "out.json", b"newer")
+    write_rows(tmp_path / "rows.jsonl", [{"a": 2}])
+    assert victim.read_text() == "precious" and len(list(tmp_path.glob("*.part"))) == 2
+    monkeypatch.setattr("secrets.token_hex", lambda _: "guessed")
+    (tmp_path / "out.json.guessed.part").symlink_to(victim)
+    with pytest.raises(FileExistsError):
+        write_whole(tmp_path / "out.json", b"newest")
+    assert victim.read_text() == "precious" and (tmp_path / "out.json").read_bytes() == b"newer"
+    with pytest.raises(ZeroDivisionError):
+        write_rows(tmp_path / "rows.jsonl", ({"a": 1 / n} for n in (1, 0)))
+    assert (tmp_path / "rows.jsonl").read_bytes() == b'{"a": 2}\n' and not list(tmp_path.glob("rows.jsonl.guessed*"))
 
 
 def test_a_checkpoint_is_no_pickle(finished: Path) -> None:

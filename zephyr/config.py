@@ -202,6 +202,7 @@ VARIABLE = re.compile(r"\$(?:\{([^}]*)\}?|([A-Za-z_]\w*))")
 WANTED = {int: "an integer", float: "a finite number", str: "a text", bool: "true or false"}
 NO_TEXT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]|^$")     # in no path or name: control characters, half characters, nothing
 EXPONENT = re.compile(r"[-+]?\d+\.?\d*[eE][-+]?\d{1,3}")     # a number that YAML 1.1 takes for a text, as 5e-7
+LARGEST_YAML = 2**20                                        # bytes of a file, and values once its aliases are written out
 NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)     # all that PyYAML raises
 
 
@@ -211,7 +212,7 @@ def load(kind: type[C], path: str, overrides: Sequence[str] = ()) -> C:
     Raises: ConfigError naming the key, its value and what was wanted: unknown or missing key, wrong type, value out of
     range, combination that can't work, file that can't be read."""
     try:
-        repr(tree := yaml.safe_load(Path(path).read_text(encoding="utf-8")))     # no error can show thousands of digits
+        repr(tree := read_yaml(Path(path)))                 # no error can show thousands of digits
     except (OSError, *NOT_YAML) as error:
         raise ConfigError(f"config {path}: {getattr(error, 'strerror', None) or f'not YAML: {error}'}") from None
     if not isinstance(tree, dict):
@@ -223,13 +224,37 @@ def load(kind: type[C], path: str, overrides: Sequence[str] = ()) -> C:
     return config
 
 
+def read_yaml(path: Path) -> Value:
+    """What a YAML file holds. Raises: OSError, and whatever is in `NOT_YAML`, for one that can't be read, is over `LARGEST_YAML`, or is none."""
+    with path.open("rb") as file:
+        content = file.read(LARGEST_YAML + 1)
+    if len(content) > LARGEST_YAML:
+        raise ValueError(f"over {LARGEST_YAML} bytes")
+    return parse_yaml(content.decode("utf-8"))
+
+
+def parse_yaml(text: str) -> Value:
+    """The value of a YAML text. Raises: `NOT_YAML`, also where its anchors stand for more than `LARGEST_YAML` values, or hold themselves."""
+    sizes: dict[int, int] = {}                              # of a node, with all that its aliases stand for
+
+    def size(node: yaml.Node) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = LARGEST_YAML + 1              # while it is looked at: one that is met again holds itself
+            inner = node.value if isinstance(node, yaml.CollectionNode) else []
+            sizes[id(node)] = 1 + sum(size(part) for item in inner for part in (item if isinstance(item, tuple) else (item,)))
+        return sizes[id(node)]
+    if (root := yaml.compose(text, yaml.SafeLoader)) is not None and size(root) > LARGEST_YAML:
+        raise ValueError(f"its anchors stand for more than {LARGEST_YAML} values")
+    return yaml.safe_load(text)
+
+
 def set_key(tree: dict[str, Value], override: str) -> None:
     """Write `key.sub=value` into the tree; the value is read as YAML."""
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
         raise ConfigError(f"override {override!r}: key.sub=value is wanted")
     try:
-        repr(value := yaml.safe_load(text))
+        repr(value := parse_yaml(text))
     except NOT_YAML:
         raise ConfigError(f"override {override!r}: the value is not YAML") from None
     *parents, leaf = key.split(".")

@@ -18,10 +18,13 @@ from types import FrameType
 from typing import NoReturn, TextIO
 
 from zephyr.config import BadInput, C, ConfigError, load, to_yaml
+from zephyr.training.checkpoint import write_whole
 from zephyr.training.engine import Engine
 from zephyr.training.loop import Stopped
 
 BAD_INPUT, STOPPED = 2, 75
+RUN_FILES = ("lock", "config.yaml", "status.json", "status.json.part", "metrics.jsonl", "data.json", "preflight.json", "samples.jsonl",
+             "samples.ledger.jsonl", "report.html")
 
 
 class InUse(BadInput):
@@ -96,6 +99,8 @@ def open_run(run_dir: Path, config: C) -> TextIO:
         raise InUse(f"run.resume is never, and {run_dir} holds a run already; name another run.dir")
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
+        if links := [name for name in RUN_FILES if (run_dir / name).is_symlink()]:
+            raise InUse(f"run.dir: {run_dir / links[0]} is a link, which would be written through; wanted a file of the run: remove it")
         lock = (run_dir / "lock").open("a+", encoding="utf-8")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -106,7 +111,7 @@ def open_run(run_dir: Path, config: C) -> TextIO:
         lock.truncate(0)
         lock.write(f"pid {os.getpid()} on host {socket.gethostname()}\n")
         lock.flush()
-        (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        write_whole(run_dir / "config.yaml", to_yaml(config).encode())
     except OSError as error:
         raise ConfigError(f"run.dir: {run_dir} can't be written: {error.strerror}") from None
     return lock
