@@ -32,8 +32,8 @@ def test_defaults_are_the_documented_ones(tmp_path: Path) -> None:
 
 def test_overrides_and_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where an override is ignored, loses its type, or a $VARIABLE of a path stays as it is."""
-    monkeypatch.setenv("DATA_HERE", "/d")
-    config = load(tmp_path, MINIMAL, "beta=0.5", "data.train=[$DATA_HERE/a.jsonl, b]", "run.wandb.mode=disabled",
+    monkeypatch.setenv("DATA", "/d")
+    config = load(tmp_path, MINIMAL, "beta=0.5", "data.train=[$DATA/a.jsonl, b]", "run.wandb.mode=disabled",
                   "optim.adam_betas=[0.8, 0.95]", "data.limit=null")
     assert config.beta == 0.5 and config.data.train == ("/d/a.jsonl", "b") and config.run.wandb.mode == "disabled"
     assert config.optim.adam_betas == (0.8, 0.95)

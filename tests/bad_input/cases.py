@@ -216,7 +216,7 @@ SOURCES = {
     "file in nobody's home": Case(given("data.train=['~no.such.user/a.jsonl']"), ("~no.such.user/a.jsonl", "does not exist")),
     "file of a name too long": Case(given(f"data.train=[AT/{'x' * 300}.jsonl]"), ("xxx.jsonl' does not exist",)),
     "file named by an unset variable": Case(given("data.train=[$NO_SUCH_VARIABLE/a.jsonl]"),
-        ("$NO_SUCH_VARIABLE/a.jsonl", "does not exist")),
+        ("data.train[0]", "$NO_SUCH_VARIABLE", "SCRATCH")),
     "file named by a slip": Case(given("data.train=[json]"), ("'json' does not exist",)),
     "file of an unknown kind": Case(file("rows.csv", "prompt,chosen\n"), ("rows.csv", "of no known kind", ".jsonl")),
     "file empty": Case(file("none.jsonl", ""), ("none.jsonl", "holds no rows")),

@@ -31,19 +31,25 @@ the exported template continues the ids of training. Rendered by transformers:
 CLOCK = "strftime_now"                              # what transformers calls it in a template
 STOPPED = re.compile(r"\{# the clock stands at (\d{4}-\d\d-\d\d) #\}.*\n")
 DIRECTIVES = [f"%{dash}{letter}" for dash in ("", "-") for letter in "aAbBcdDeFHIjmMpSTuUwWxXyYZ"] + ["%%"]
+MOST_ROOM, MOST_TIMES = 2**17, 8     # characters that a template may write of its own, and copies of what it is given
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, template: str, *, answer: bool,
            tools: Sequence[Mapping[str, object]] | None = None) -> str:
     """The text of a conversation; `answer`: ending where the assistant's next turn begins; `tools`: what it may call.
 
-    Raises: ValueError where the template refuses the conversation or is no valid jinja."""
+    Raises: ValueError where the template refuses the conversation or is no valid jinja, or writes over `MOST_ROOM` characters and
+    `MOST_TIMES` what it was given: one that multiplies text would fill the memory, row by row."""
     from jinja2.exceptions import TemplateError
     try:
-        return tokenizer.apply_chat_template(messages, tools=tools, chat_template=template, tokenize=False,
+        limit = MOST_ROOM + MOST_TIMES * len(f"{messages}{tools}")
+        text = tokenizer.apply_chat_template(messages, tools=tools, chat_template=template, tokenize=False,
                                              add_generation_prompt=answer)
-    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"the chat template refuses the conversation: {error or type(error).__name__}") from error
+    except (TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"the chat template refuses the conversation: {str(error) or type(error).__name__}") from error
+    if len(text) > limit:
+        raise ValueError(f"the chat template makes {len(text)} characters of the conversation, wanted at most {limit}: it multiplies text")
+    return text
 
 
 def stop_clock(template: str, day: date) -> str:

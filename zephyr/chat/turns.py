@@ -25,6 +25,10 @@ TRANSCRIPT = re.compile(r"\s*Human:.*\n\s*Assistant:", re.DOTALL)
 BINARIZE = "`zephyr binarize SOURCE --rule paper --out pairs.jsonl`"
 
 
+class SameWords(ValueError):
+    """Two answers that differ by white space alone: no fault of the row, and no preference of anybody's."""
+
+
 class PairTexts(NamedTuple):
     """A preference row as it was read: the turns up to the user's (or a tool's) last, and two answers to them.
 
@@ -66,7 +70,7 @@ def check_pair(pair: Mapping[str, object]) -> PairTexts:
     the whole conversation (then the prompt turns of both must be equal, and agree with `prompt`), or the answer alone.
     `prompt` is a string, or a list of messages that ends with the user's; it may be missing where the lists hold it.
     `system` is put in front, `history` ([[user, assistant], ...]) in front of the prompt; `tools`: what the assistant may call.
-    Raises: ValueError naming the field, what was found and what was wanted; also for two equal answers."""
+    Raises: ValueError naming the field, what was found and what was wanted; also for two equal answers; SameWords."""
     prompt = pair.get("prompt")
     before = history(pair.get("history"))
     if prompt is not None:
@@ -82,12 +86,19 @@ def check_pair(pair: Mapping[str, object]) -> PairTexts:
         raise ValueError("the turns before the last of `chosen` and `rejected` differ, wanted answers to one prompt")
     if chosen == rejected:
         raise ValueError(f"`chosen` and `rejected` are equal ({shown(chosen['content'])}), wanted two different answers")
+    if {**chosen, "content": without_space(chosen["content"])} == {**rejected, "content": without_space(rejected["content"])}:
+        raise SameWords("both sides equal but for white space")
     field = "prompt" if prompt is not None and len(prompt) == len(chosen_prompt) else "chosen"
     named = [f"{field}[{i}]" for i in range(len(chosen_prompt))]
     if before:
         named = [*(f"history[{i // 2}][{i % 2}]" for i in range(len(before))), *(f"prompt[{i}]" for i in range(len(named) - len(before)))]
     turns, named = with_system(pair.get("system"), chosen_prompt, named)
     return PairTexts(turns, chosen, rejected, (*named, name, other_name), check_tools(pair.get("tools")))
+
+
+def without_space(text: str) -> str:
+    """The text without any white space: what two texts are compared by."""
+    return "".join(text.split())
 
 
 def with_system(system: object, turns: Messages, names: list[str]) -> tuple[Messages, list[str]]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from textwrap import shorten
 
-from zephyr.config import BadInput
+from zephyr.config import NOT_YAML, BadInput, read_yaml
 from zephyr.data.jsonl import read_rows, report_path
 from zephyr.judge.rubric import ASPECTS
 from zephyr.teacher import Ledger
@@ -80,12 +80,11 @@ def visits(name: str, run: Path) -> Iterator[str]:
 
 def pair_files(run: Path | None) -> list[Path]:
     """The files that a run was trained on, by its config.yaml. Raises: BadInput where they can't be told."""
-    import yaml
     if run is None:
         raise BadInput("lineage: --pairs FILE or --run FOLDER is wanted")
     try:
-        return [Path(source) for source in yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["data"]["train"]]
-    except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
+        return [Path(source) for source in read_yaml(run / "config.yaml")["data"]["train"]]
+    except (OSError, *NOT_YAML) as error:
         raise BadInput(f"{run}: a run folder with config.yaml is wanted: {error!r}") from None
 
 

@@ -35,6 +35,16 @@ def _without_nulls(value: object) -> object:
     return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
+def has_lone_surrogate(value: object) -> bool:
+    """Whether a text anywhere in the JSON value holds half of a surrogate pair: no character, and nothing that UTF-8 has bytes for.
+
+    Raises: ValueError for what is nested too deeply to be looked through."""
+    try:
+        return re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False, default=str)) is not None
+    except RecursionError:
+        raise ValueError(f"the row is {TOO_MUCH}") from None
+
+
 def row_id(row: Mapping[str, object], default: str | None = None, field: str = "id") -> str:
     """The row's `id` (or that in `field`) as text, `default` where it has none. Raises: ValueError for neither text nor whole number."""
     value = row.get(field, default)

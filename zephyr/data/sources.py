@@ -6,7 +6,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -23,6 +23,10 @@ SUFFIXES = (".jsonl", ".json", ".parquet")
 WANTED = ".jsonl, .json or .parquet (also with .gz), a folder of those, or a hub dataset"
 HELD_OUT = re.compile(r"(train|test|val|dev|eval)", re.IGNORECASE)  # names that say which split a file is
 SPLIT = re.compile(r"(?:^|[^a-z])((train|test|val|dev|eval|held[_-]?out)(?:ing|set|id|idation|elopment|uation)?(?:_[a-z]+)?)(?![a-z])")
+
+
+LONGEST_LINE = 2**26  # bytes of a row's line, unpacked: of the longest conversations a hundredth
+LARGEST_WHOLE = 2**31  # bytes, unpacked, of a .json.gz or .parquet.gz, which can only be read as a whole
 
 
 class RawRow(NamedTuple):
@@ -156,18 +160,25 @@ def _whole(path: Path, rows: Callable[[BinaryIO], Iterator[RawRow]]) -> Iterator
         raise BadInput(f"{path} holds no rows, wanted at least one")
 
 
-def _lines(path: Path, name: str, lines: Iterable[bytes]) -> Iterator[RawRow]:
-    for number, line in enumerate(lines, start=1):  # bytes: parted at \n only, not at U+2028
+def _lines(path: Path, name: str, file: BinaryIO) -> Iterator[RawRow]:
+    """The lines, in memory one at a time. Raises: BadInput for one over `LONGEST_LINE`: a few kB of gzip can hold a line of gigabytes."""
+    number = 0
+    while line := file.readline(LONGEST_LINE + 1):  # bytes: parted at \n only, not at U+2028
+        number += 1
+        if len(line) > LONGEST_LINE:
+            raise BadInput(f"{path}:{number}: the line is over {LONGEST_LINE} bytes, wanted at most that many for one row; split or remove it")
         if line.strip():
             yield RawRow(f"{path}:{number}", f"{name}:{number}", line)
 
 
 def _json_rows(path: Path, name: str, file: BinaryIO) -> Iterator[RawRow]:
     """The elements of a JSON list; a .json that holds one object a line is read as .jsonl."""
-    data = file.read()
-    if not data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
-        yield from _lines(path, name, data.split(b"\n"))
+    begin = file.read(4096)
+    file.seek(0)
+    if not begin.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+        yield from _lines(path, name, file)
         return
+    data = _read_all(path, file)
     try:
         # To its encoder, maybe another process, a row goes as text: pickle gives up at nested values that JSON can hold.
         lines = [json.dumps(element).encode() for element in json.loads(data.decode("utf-8-sig"))]
@@ -181,8 +192,16 @@ def _json_rows(path: Path, name: str, file: BinaryIO) -> Iterator[RawRow]:
         yield RawRow(f"{path}, element {number}", f"{name}:{number}", line)
 
 
+def _read_all(path: Path, file: BinaryIO) -> bytes:
+    """What a file holds. Raises: BadInput where a packed one holds over `LARGEST_WHOLE`."""
+    data = file.read(LARGEST_WHOLE + 1 if path.suffix == ".gz" else -1)
+    if path.suffix == ".gz" and len(data) > LARGEST_WHOLE:
+        raise BadInput(f"{path} holds over {LARGEST_WHOLE} bytes, unpacked, wanted at most that many; as .jsonl.gz it is read line by line")
+    return data
+
+
 def _parquet_rows(path: Path, name: str, file: BinaryIO) -> Iterator[RawRow]:
-    table = parquet.ParquetFile(BufferReader(file.read()) if path.suffix == ".gz" else path)
+    table = parquet.ParquetFile(BufferReader(_read_all(path, file)) if path.suffix == ".gz" else path)
     values = (value for batch in table.iter_batches(batch_size=1000) for value in batch.to_pylist())
     for number, value in enumerate(values, start=1):
         yield RawRow(f"{path}, row {number}", f"{name}:{number}", value)

@@ -93,6 +93,9 @@ def _encode_chunk(tokenizer: PreTrainedTokenizerBase, options: Options, rows: li
         except Tie as tie:
             dropped[f"a tie: {tie}"] += 1
             continue
+        except chat.SameWords as same:
+            dropped[str(same)] += 1
+            continue
         except (ValueError, RecursionError) as error:
             skipped.append((row.place, "the row is nested too deeply" if isinstance(error, RecursionError) else str(error)))
             if options.on_bad_row == "error":

@@ -7,9 +7,8 @@ from importlib.metadata import distributions
 from itertools import groupby
 from pathlib import Path
 
-import yaml
 
-from zephyr.config import BadInput
+from zephyr.config import NOT_YAML, BadInput, read_yaml
 from zephyr.report.chart import chart, number
 from zephyr.training.checkpoint import numbered, write_whole
 
@@ -85,8 +84,8 @@ def read(path: Path) -> dict[str, object]:
     if path.suffix == ".json" and not path.exists():
         return {}
     try:
-        return flat(dict((json.loads if path.suffix == ".json" else yaml.safe_load)(path.read_text(encoding="utf-8"))))
-    except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        return flat(dict(json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else read_yaml(path)))
+    except NOT_YAML as error:
         raise BadInput(f"{path}: a mapping is wanted: {error}") from None
 
 

@@ -1,12 +1,15 @@
 """A sharded training state becomes a folder that is whole or not there, and back."""
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from zephyr.config import BadInput, DPOConfig, SFTConfig
 from zephyr.packing import Plan
@@ -168,13 +171,28 @@ def synced_digest(path: Path) -> str:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write under a temporary name, sync, rename: the file is there whole or as it was before."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with part.open("wb") as file:
+    """Write under a temporary name, sync, rename: the file is there whole or as it was before.
+
+    A link at `path` is replaced, what it points to stays."""
+    with new_file(path) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that becomes `path`, synced, at the end of the block, or goes where an error ends it.
+
+    Its temporary name can't be guessed, and nothing that exists is opened: no link that somebody planted is followed."""
+    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
+    opened = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        with os.fdopen(opened, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def numbered(folder: Path, suffix: str = "") -> list[Path]:

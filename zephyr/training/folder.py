@@ -13,6 +13,8 @@ from zephyr.config import BadInput, ConfigError
 from zephyr.training.checkpoint import write_whole
 
 STATUS = "status.json"
+FILES = ("lock", "config.yaml", STATUS, "metrics.jsonl", "data.json", "preflight.json", "chat_template.jinja",
+         "samples.jsonl", "samples.ledger.jsonl", "report.html")
 GONE = ("rank 0 ended without a word, as when it is killed; started again, the run goes on from its last checkpoint")
 
 
@@ -39,6 +41,7 @@ class RunFolder:
             raise BadInput(f"run.resume is never, and {self.path} holds a run already; name another run.dir")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self.require_files()
             lock = (self.path / "lock").open("a+", encoding="utf-8")
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -52,6 +55,13 @@ class RunFolder:
         except OSError as error:
             raise ConfigError(f"run.dir: {self.path} can't be written: {error.strerror}") from None
         self.lock, self.accepted = lock, not self.holds_a_run()
+
+    def require_files(self) -> None:
+        """Raises: BadInput where a file of the run is a link: it would be written through."""
+        for name in FILES:
+            if (self.path / name).is_symlink():
+                raise BadInput(f"run.dir: {self.path / name} is a link, which would be written through; "
+                               "wanted a file of the run: remove it")
 
     def holds_a_run(self) -> bool:
         """Whether steps of a run are recorded here: records, or a checkpoint."""
@@ -75,7 +85,6 @@ class RunFolder:
         try:
             write_whole(self.path / name, content)
         except OSError as error:
-            (self.path / f"{name}.{os.getpid()}.part").unlink(missing_ok=True)
             raise ConfigError(f"run.dir: {self.path / name} can't be written: {error.strerror}") from None
 
     def status(self, code: int | None, message: str) -> None:
