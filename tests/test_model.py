@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from zephyr.chat import EncodedPair, EncodedText
 from zephyr.config import BadInput
 from zephyr.model import logprobs
-from zephyr.model.load import digest, load_policy
+from zephyr.model.load import digest, load_policy, weight_files
 from zephyr.model.logprobs import LogProbHead, response_logprobs, sum_by_response
 from zephyr.packing import collate_pairs, collate_texts
 
@@ -215,6 +215,8 @@ def test_weights_have_one_digest_however_sharded(tiny: Path, tmp_path: Path) -> 
     names = sorted(tensors)
     save_file({n: tensors[n] for n in names[:3]}, split / "model-00001-of-00002.safetensors")
     save_file({n: tensors[n] for n in names[3:]}, split / "model-00002-of-00002.safetensors")
+    files = {n: f"model-0000{1 + (i >= 3)}-of-00002.safetensors" for i, n in enumerate(names)}
+    (split / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
     assert digest(split) == digest(tiny)
     tensors[names[0]].view(-1)[0] += 1e-3
     save_file(tensors, changed / "model.safetensors")
@@ -232,7 +234,7 @@ def test_broken_models_are_named(tiny: Path, tmp_path: Path) -> None:
 
     cases = {
         "config.json is missing": broken("a", lambda f: (f / "config.json").unlink()),
-        "no \\*.safetensors": broken("b", lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin")),
+        "neither model.safetensors nor": broken("b", lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin")),
         "missing \\['lm_head": broken("c", lambda f: save_file({k: v for k, v in tensors.items() if k != "lm_head.weight"},
                                                              f / "model.safetensors")),
         "model.norm.weight has shape": broken("d", lambda f: save_file({**tensors, "model.norm.weight": torch.ones(3)},
@@ -246,3 +248,37 @@ def test_broken_models_are_named(tiny: Path, tmp_path: Path) -> None:
             load_policy(folder)
     with pytest.raises(BadInput, match="no such folder"):
         load_policy(tmp_path / "nowhere")
+
+
+def test_weights_are_those_that_hugging_face_reads(tiny: Path, tmp_path: Path) -> None:
+    """An average of the weights, or a stale shard, beside them is named and not read, and an index is kept to. Fails where
+    the last file that holds a name wins, which is what glob patterns give."""
+    tensors = load_file(tiny / "model.safetensors")
+    names, other = sorted(tensors), {name: tensor + 1 for name, tensor in tensors.items()}
+    whole, split = (shutil.copytree(tiny, tmp_path / name) for name in ("whole", "split"))
+    save_file(other, whole / "model_ema.safetensors")
+    save_file(other, whole / "model-00001-of-00001.safetensors")
+    with pytest.warns(UserWarning, match="model-00001-of-00001.safetensors, model_ema.safetensors not read"):
+        files = weight_files(whole)
+    assert set(files.values()) == {whole / "model.safetensors"} and set(files) == set(names)
+
+    (split / "model.safetensors").unlink()
+    shards = {"model-00001-of-00002.safetensors": names[:3], "model-00002-of-00002.safetensors": names[3:]}
+    for file, held in shards.items():
+        save_file({n: tensors[n] for n in held}, split / file)
+    index = split / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {n: file for file, held in shards.items() for n in held}}))
+    save_file(other, split / "model-00003-of-00003.safetensors")
+    with pytest.warns(UserWarning, match="model-00003-of-00003.safetensors not read: .*index.json"):
+        policy = load_policy(split)
+    assert all(torch.equal(p, tensors[n]) for n, p in policy.lm.named_parameters())
+
+    save_file({n: tensors[n] for n in names[4:]}, split / "model-00002-of-00002.safetensors")
+    with pytest.raises(BadInput, match=f"model-00002-of-00002.safetensors .*missing \\['{names[3]}"):
+        weight_files(split)
+    (split / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(BadInput, match="model-00002-of-00002.safetensors is missing, which model.safetensors.index.json"):
+        weight_files(split)
+    index.write_text("[]")
+    with pytest.raises(BadInput, match="has no weight_map"):
+        weight_files(split)
