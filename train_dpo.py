@@ -56,7 +56,7 @@ def train(engine: Engine, config: DPOConfig, dry_run: bool) -> None:
     # The dSFT model: the policy's start, and the frozen reference, whose log-probs are taken before any checkpoint is restored.
     hardware = config.hardware
     engine.adopt(partial(load_policy, config.model, attention=hardware.attention, dtype=DTYPES[hardware.dtype],
-                         activation_checkpointing=hardware.activation_checkpointing), config.optim)
+                         activation_checkpointing=hardware.activation_checkpointing, max_tokens=config.data.max_tokens), config.optim)
     weights = engine.on_rank0(lambda: digest(config.model))
     training = split(engine, config, encoded["train"], plan, weights)
     evaluation = split(engine, config, encoded["eval"], None, weights) if "eval" in encoded else None

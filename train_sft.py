@@ -49,7 +49,7 @@ def train(engine: Engine, config: SFTConfig, dry_run: bool) -> None:
 
     hardware = config.hardware
     engine.adopt(partial(load_policy, config.model, attention=hardware.attention, dtype=DTYPES[hardware.dtype],
-                         activation_checkpointing=hardware.activation_checkpointing), config.optim)
+                         activation_checkpointing=hardware.activation_checkpointing, max_tokens=config.data.max_tokens), config.optim)
     weights = engine.on_rank0(lambda: digest(config.model))
     training = split(engine, config, encoded["train"], plan, weights)
     evaluation = split(engine, config, encoded["eval"], None, weights) if "eval" in encoded else None

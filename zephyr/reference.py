@@ -87,6 +87,8 @@ def log_probabilities(engine: Engine, examples: Sequence[EncodedPair], lengths: 
     Raises: BadInput where a part of the store is damaged, or its values are not those of these weights. A collective."""
     profile = {"weights": weights, "dtype": engine.hardware.dtype, "attention": engine.hardware.attention,
                "device": engine.device.type, "logp": "float32 sums over response tokens, EOS included"}
+    if engine.policy.longest is not None:           # rotary frequencies that are those of a length
+        profile["rotary_tokens"] = str(engine.policy.longest)
     address = hashlib.sha256(json.dumps(profile, sort_keys=True).encode()).hexdigest()[:32]
     folder = Path(directory) / address
     keys = [pair_digest(pair) for pair in examples]
