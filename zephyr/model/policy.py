@@ -85,9 +85,8 @@ def fix_rope(lm: PreTrainedModel, max_tokens: int | None) -> int | None:
         return min((start for *_, start in growing), default=None)
     for module, layers, name, _ in growing:
         prefix, which = ("", {}) if layers is None else (f"{layers}_", {"layer_type": layers})
-        inv_freq, scaling = ROPE_INIT_FUNCTIONS[name](module.config, getattr(module, f"{prefix}inv_freq").device,
-                                                      seq_len=max_tokens, **which)
+        inv_freq, _ = ROPE_INIT_FUNCTIONS[name](module.config, getattr(module, f"{prefix}inv_freq").device,
+                                                seq_len=max_tokens, **which)
         module.register_buffer(f"{prefix}inv_freq", inv_freq, persistent=False)
-        setattr(module, f"{prefix}attention_scaling", scaling)
         module.rope_type = "default" if layers is None else {**module.rope_type, layers: "default"}
     return max_tokens
