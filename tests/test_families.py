@@ -1,10 +1,15 @@
 """Each family that the README lists: packed log-probs and gradients equal those of transformers' eager forward."""
+import json
+import math
 import random
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from processes import Launch
+from runs import records, rows, write_config, write_lines
+from tiny import tiny_tokenizer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
@@ -98,10 +103,12 @@ def gradients(logp_T: Tensor, lm: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name,label,kind,options", CASES, ids=[case[1] for case in CASES])
 def test_packed_equals_eager(name: str, label: str, kind: str, options: dict[str, object], tied: bool, tmp_path: Path) -> None:
     """Log-probs of each token to 1e-4 nats, each gradient to 2e-5 relative in float32, with prompts shared and not. Fails where
-    a family's window, scale, bias, position or kind of layer is dropped, or a scaled logit's gradient is not scaled."""
+    a family's window, scale, bias, position or kind of layer is dropped, a scaled logit's gradient is not scaled, or
+    activations that are computed again are others."""
     folder = saved(tiny_config(kind, options, tied), tmp_path / "m")
     plain = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
-    policy, examples = load_policy(folder, max_tokens=MAX_TOKENS).train(), pairs()
+    policy = load_policy(folder, max_tokens=MAX_TOKENS, activation_checkpointing=True if tied else "mlp").train()
+    examples = pairs()
     assert (plain.get_input_embeddings().weight is plain.get_output_embeddings().weight) == tied
     expected = padded(plain, examples)
     wanted = gradients(expected, plain)
@@ -123,7 +130,7 @@ def test_bfloat16_errs_at_most_twice_as_eager(name: str, label: str, kind: str, 
     plain = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.bfloat16)
     policy, examples = load_policy(folder, max_tokens=MAX_TOKENS, dtype=torch.bfloat16).train(), pairs()
     assert policy.lm.get_input_embeddings().weight is policy.lm.get_output_embeddings().weight
-    assert {parameter.dtype for parameter in policy.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in policy.parameters()} == {torch.bfloat16} == {policy.lm.config.dtype}
     truth, torchs = padded(exact, examples), padded(plain, examples)
     ours = policy(collate_pairs(examples, range(4)))
     assert (ours - truth).norm() <= 2 * (torchs - truth).norm()
@@ -150,3 +157,22 @@ def test_an_untrained_second_epoch_stays_at_ln_2(name: str, label: str, kind: st
         if growing:
             with pytest.raises(ValueError, match="60 tokens .* max_tokens"):
                 library(collate_pairs(examples, [0, 1]))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("label", ["Phi-3 1", "Llama 2", "Gemma 3", "Granite"])
+def test_a_run_that_learns_nothing_stays_at_ln_2(label: str, launch: Launch, tmp_path: Path) -> None:
+    """Two ranks under ZeRO-3, two epochs at a rate of 1e-12, the second with other neighbours: every loss is ln 2, rewards 0. Fails
+    where a row's neighbours, or partitioned buffers, change log-probs; the store of reference log-probs knows the length."""
+    kind, options = next((kind, options) for _, name, kind, options in CASES if name == label)
+    folder = saved(tiny_config(kind, options, False), tmp_path / "m")
+    tiny_tokenizer().save_pretrained(folder)
+    data = write_lines(tmp_path / "pairs.jsonl", rows(12))
+    config = write_config(tmp_path, folder, data, data__max_tokens=200, data__max_prompt_tokens=100, optim__lr_peak=1e-12, hardware__activation_checkpointing=True)
+    launch("train_dpo.py", config, ranks=2)
+    found = records(tmp_path / "run")
+    assert len(found) == 4 and found[-1]["epoch"] > 1
+    for record in found:
+        assert abs(record["loss"] - math.log(2)) < 1e-5 and abs(record["rewards/margins"]) < 1e-4, record
+    profile = json.loads(next((tmp_path / "reference").glob("*/profile.json")).read_text())
+    assert profile.get("rotary_tokens") == ("200" if label in ("Phi-3 1", "Llama 2") else None)

@@ -23,8 +23,8 @@ from transformers.initialization import no_init_weights
 
 from zephyr.config import BadInput, ConfigError, DPOConfig, SFTConfig
 from zephyr.model import attention as kernels
-from zephyr.model.policy import Policy, build, fix_rope
-from zephyr.model.proof import REFUSALS, require_proven
+from zephyr.model.policy import REFUSALS, Policy, build, fix_rope
+from zephyr.model.proof import require_proven
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 # Config keys with the one value implemented: what changes logits behind the output layer, which the head would have to
@@ -101,7 +101,7 @@ def local_folder(path: str | Path) -> Path:
         raise BadInput(f"model {path}: no such folder, and not a hub id (owner/name)")
     from huggingface_hub import snapshot_download
     try:
-        return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors", "tokenizer*", "*.jinja"]))
+        return Path(snapshot_download(str(path), allow_patterns=["*.json", "model*.safetensors", "tokenizer*", "*.jinja"]))
     except (HFValidationError, OSError) as error:       # the hub's other errors are OSErrors
         raise BadInput(f"model {path}: no such folder, and the hub did not give it: {error}") from None
 

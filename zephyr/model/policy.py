@@ -3,12 +3,16 @@ frequencies.
 
 T scored tokens, N tokens of a packed row, D hidden size."""
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from zephyr.model.logprobs import LogProbHead, scored_hidden
 from zephyr.packing import PackedBatch
+
+# What transformers raises for a value of the wrong type or size in config.json
+REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, StrictDataclassError, TypeError, ValueError)
 
 
 class Policy(nn.Module):

@@ -12,7 +12,6 @@ from copy import deepcopy
 from functools import lru_cache
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
@@ -20,12 +19,11 @@ from transformers.masking_utils import sdpa_mask
 
 from zephyr.chat import EncodedPair
 from zephyr.model import attention as kernels
-from zephyr.model.policy import Policy, build, fix_rope
+from zephyr.model.policy import REFUSALS, Policy, build, fix_rope
 from zephyr.packing import PackedBatch, collate_pairs
 
-# What transformers raises for a config that makes no model, or from a forward that can't take a packed row
-REFUSALS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, RuntimeError,
-            StrictDataclassError, TypeError, ValueError)
+# What a forward raises that can't take a packed row, or asks for a package that is not installed
+FAILURES = (*REFUSALS, ImportError, NameError, RuntimeError)
 PROOF = "zephyr_proof"                              # the name of the twin's attention
 HEADS, HEAD_SIZE, VOCABULARY, WINDOW, SHORT = 4, 16, 96, 5, 8
 TOKEN_KEYS = ("token_id", "token_index")
@@ -59,7 +57,7 @@ def unproven(kind: type[PreTrainedConfig], values: str) -> str | None:
         config = kind.from_dict(shrunk(kind, json.loads(values)))
         with torch.device("meta"), no_init_weights():
             empty = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except REFUSALS as error:
+    except FAILURES as error:
         return f"no small twin of it can be made to try packing on: {type(error).__name__}: {first_line(error)}"
     reason = unlike(empty, config)
     if reason:
@@ -68,7 +66,7 @@ def unproven(kind: type[PreTrainedConfig], values: str) -> str | None:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.enable_grad():
             torch.manual_seed(0)
             return compared(config)
-    except REFUSALS as error:
+    except FAILURES as error:
         if error.args == (PROOF,):
             return "its attention is not computed by transformers' attention interface, through which packed rows are"
         return f"a packed row fails on a small twin of it: {type(error).__name__}: {first_line(error)}"
