@@ -261,6 +261,7 @@ def test_weights_are_those_that_hugging_face_reads(tiny: Path, tmp_path: Path) -
     whole, split = (shutil.copytree(tiny, tmp_path / name) for name in ("whole", "split"))
     save_file(other, whole / "model_ema.safetensors")
     save_file(other, whole / "model-00001-of-00001.safetensors")
+    (whole / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(names, "model_ema.safetensors")}))
     with pytest.warns(UserWarning, match="model-00001-of-00001.safetensors, model_ema.safetensors not read"):
         files = weight_files(whole)
     assert set(files.values()) == {whole / "model.safetensors"} and set(files) == set(names)
@@ -278,6 +279,9 @@ def test_weights_are_those_that_hugging_face_reads(tiny: Path, tmp_path: Path) -
 
     save_file({n: tensors[n] for n in names[4:]}, split / "model-00002-of-00002.safetensors")
     with pytest.raises(BadInput, match=f"model-00002-of-00002.safetensors .*missing \\['{names[3]}"):
+        weight_files(split)
+    save_file({n: tensors[n] for n in names[2:]}, split / "model-00002-of-00002.safetensors")
+    with pytest.raises(BadInput, match=f"left over \\['{names[2]}"):
         weight_files(split)
     (split / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(BadInput, match="model-00002-of-00002.safetensors is missing, which model.safetensors.index.json"):
