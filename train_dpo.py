@@ -65,7 +65,7 @@ def train(engine: Engine, config: DPOConfig, folder: RunFolder | None) -> None:
     # The dSFT model: the policy's start, and the frozen reference, whose log-probs are taken before any checkpoint is restored.
     hardware = config.hardware
     engine.adopt(partial(load_policy, config.model, attention=hardware.attention, dtype=DTYPES[hardware.dtype],
-                         activation_checkpointing=hardware.activation_checkpointing), config.optim)
+                         activation_checkpointing=hardware.activation_checkpointing, max_tokens=config.data.max_tokens), config.optim)
     training = split(engine, config, encoded["train"], plan)
     found = preflight.before_forward(engine, config, encoded["train"], training, reports["train"],
                                      special=(leading_bos(tokenizer), tokenizer.eos_token_id))

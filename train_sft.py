@@ -58,7 +58,7 @@ def train(engine: Engine, config: SFTConfig, folder: RunFolder | None) -> None:
 
     hardware = config.hardware
     engine.adopt(partial(load_policy, config.model, attention=hardware.attention, dtype=DTYPES[hardware.dtype],
-                         activation_checkpointing=hardware.activation_checkpointing), config.optim)
+                         activation_checkpointing=hardware.activation_checkpointing, max_tokens=config.data.max_tokens), config.optim)
     training = split(engine, config, encoded["train"], plan, identity)
     evaluation = split(engine, config, encoded["eval"], None, identity) if "eval" in encoded else None
     found = preflight.before_forward(engine, config, encoded["train"], training, reports["train"],

@@ -122,6 +122,8 @@ def log_probabilities(engine: Engine, examples: Sequence[EncodedPair], lengths: 
     so that policy and reference agree to the bit at step 0. weights: digest of the weights that the engine holds.
     Raises: BadInput where a part of the store is damaged, or its values are not those of these weights. A collective."""
     profile = numerics(engine, weights)
+    if engine.policy.longest is not None:           # rotary frequencies that are those of a length
+        profile["rotary_tokens"] = str(engine.policy.longest)
     address = hashlib.sha256(json.dumps(profile, sort_keys=True).encode()).hexdigest()[:32]
     folder = Path(directory) / address
     keys = [pair_digest(pair) for pair in examples]
