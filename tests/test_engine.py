@@ -1,26 +1,31 @@
-"""The engine of one rank, in this process: precision, clipping of nothing, and an update that is not made."""
+"""The engine of one rank, in this process: precision, its updates, its state on disk, and what the reference store keeps of it."""
+import hashlib
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from processes import ROOT
+from zephyr import reference
 from zephyr.chat import EncodedPair
-from zephyr.config import ConfigError, Hardware, Optim
+from zephyr.config import BadInput, ConfigError, Hardware, Optim
 from zephyr.model.load import load_policy
 from zephyr.model.logprobs import response_logprobs
-from zephyr.packing import PackedBatch, collate_pairs, plan_pass
+from zephyr.packing import PackedBatch, collate_pairs, plan_epochs, plan_pass
 from zephyr.training.engine import Engine, read_deepspeed
 from zephyr.training.loop import Split, Stats, reduced, run_step
 from zephyr.verify.preflight import TOLERANCE, packed_difference
 
 OURS = str(ROOT / "zephyr") + "/"
 PAIRS = [EncodedPair(str(i), [1, 5 + i, 9], [7, 2], [8 + i, 3, 2]) for i in range(4)]
+DECAY, BETAS, CLIP = 0.1, (0.8, 0.95), 0.5         # none is the default of torch, of DeepSpeed, or ours
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +34,7 @@ def engine(tiny: Path) -> Iterator[Engine]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         made = Engine(Hardware(attention="sdpa", deepspeed="configs/deepspeed/cpu.json"), 0)
-    made.adopt(partial(load_policy, tiny, dtype=torch.bfloat16), Optim(grad_clip=0.5))
+    made.adopt(partial(load_policy, tiny, dtype=torch.bfloat16), Optim(grad_clip=CLIP, weight_decay=DECAY, adam_betas=BETAS))
     yield made
     made.close()
 
@@ -47,7 +52,7 @@ def test_master_weights_and_gradients_are_float32(engine: Engine) -> None:
     assert all(p.dtype == torch.bfloat16 for p in engine.policy.parameters())
     assert all(p.dtype == torch.float32 for p in engine.engine.optimizer.fp32_partitioned_groups_flat)
     assert engine.engine.optimizer.gradient_accumulation_dtype == torch.float32
-    assert engine.engine.gradient_clipping() == 0.5
+    assert engine.engine.gradient_clipping() == CLIP
 
 
 def test_parameters_come_back_as_they_were_read(engine: Engine, tiny: Path) -> None:
@@ -100,6 +105,97 @@ def test_update_and_weight_are_those_of_the_weights(engine: Engine) -> None:
         after = torch.cat([flat.detach() for flat in engine.engine.optimizer.fp32_partitioned_groups_flat])
         update, weight = engine.update_and_weight(lr).sqrt().tolist()
         assert update == pytest.approx(float((after - before).norm()), rel=1e-3) and weight == pytest.approx(float(after.norm()), rel=1e-6)
+
+
+def masters(engine: Engine) -> dict[str, Tensor]:
+    """A copy of the float32 weights by parameter name, flat."""
+    return {shard.name.removeprefix("lm.").removesuffix(".master"): shard.values.clone()
+            for shard in engine.live_shards(0) if shard.name.endswith(".master")}
+
+
+def start_anew(engine: Engine) -> None:
+    """Adam as a new process has it: no moments, no steps."""
+    engine.engine.optimizer.optimizer.state.clear()
+
+
+def plain_steps(tiny: Path, start: dict[str, Tensor], micro_batches: Sequence[PackedBatch], rates: Sequence[float],
+                factor: float) -> tuple[dict[str, Tensor], list[float]]:
+    """Weights after the steps, and the norm of each gradient: torch's AdamW on float32 copies, gradients of a bfloat16 model."""
+    plain = load_policy(tiny, dtype=torch.bfloat16)
+    named = dict(plain.lm.named_parameters())
+    copies = {name: start[name].view(p.shape).clone().requires_grad_() for name, p in named.items()}
+    groups = [{"params": [copies[n] for n, p in named.items() if p.ndim > 1], "weight_decay": DECAY},
+              {"params": [copies[n] for n, p in named.items() if p.ndim == 1], "weight_decay": 0.0}]
+    adamw, norms = torch.optim.AdamW(groups, lr=0.0, betas=BETAS, eps=1e-8), []
+    for rate in rates:
+        for name, parameter in named.items():
+            parameter.data.copy_(copies[name].data)
+        of_micro = [torch.autograd.grad(plain(batch).sum() * factor, list(named.values())) for batch in micro_batches]
+        gradients = [sum(g.float() for g in of_one) for of_one in zip(*of_micro)]
+        norms.append(float(torch.cat([g.flatten() for g in gradients]).norm()))
+        for copy, gradient in zip(copies.values(), gradients):
+            copy.grad = gradient * min(1.0, CLIP / norms[-1])
+        for group in adamw.param_groups:
+            group["lr"] = rate
+        adamw.step()
+    return {name: copy.detach().flatten() for name, copy in copies.items()}, norms
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e-5], ids=["clipped", "not clipped"])
+def test_steps_are_those_of_torchs_adamw(factor: float, engine: Engine, tiny: Path) -> None:
+    """Three updates from two micro-batches each, rates that change, betas, decay and clipping that are nobody's default. Fails
+    where betas or decay are not heard, a norm's gain decays, the world's factor is wrong, a micro-batch is lost, clipping is
+    left to DeepSpeed, or a rate is not the one asked for."""
+    start_anew(engine)
+    before, rates = masters(engine), (1e-3, 3e-3, 2e-3)
+    micro_batches = [collate_pairs(PAIRS, [0, 1, 2]), collate_pairs(PAIRS, [3])]
+    norms = []
+    for rate in rates:
+        for batch in micro_batches:
+            engine.backward(engine(batch).sum() * factor, last=batch is micro_batches[-1])
+        norms.append(float(engine.step(rate)))
+    wanted, wanted_norms = plain_steps(tiny, before, micro_batches, rates, factor)
+    assert norms == pytest.approx(wanted_norms, rel=2e-3) and (min(norms) > CLIP if factor == 1 else max(norms) < CLIP)
+    for name, values in masters(engine).items():
+        moved, apart = (wanted[name] - before[name]).norm(), (values - wanted[name]).norm()
+        assert apart < 0.05 * moved, f"{name}: {apart} of {moved}"
+
+
+def test_decay_pulls_matrices_alone(engine: Engine) -> None:
+    """A gradient of zero leaves decay alone to act: matrices shrink by rate * decay, gains of norms stay to the bit. Fails where
+    vectors decay too, as with AdamW's one group, or nothing does."""
+    start_anew(engine)
+    before, shapes = masters(engine), {n: p.ds_shape for n, p in engine.policy.lm.named_parameters()}
+    engine.backward(engine(collate_pairs(PAIRS, [0])).sum() * 0.0, last=True)
+    assert engine.step(1e-2) == 0.0
+    for name, values in masters(engine).items():
+        kept = 1 - 1e-2 * DECAY if len(shapes[name]) > 1 else 1.0
+        torch.testing.assert_close(values, before[name] * kept, rtol=1e-6, atol=0)
+    assert {len(shape) for shape in shapes.values()} == {1, 2}
+
+
+def test_state_on_disk_goes_on_as_if_nothing_had_been(engine: Engine, tmp_path: Path) -> None:
+    """Saved after two updates, read by an optimiser without state, the third update is the same to the bit. Fails where a moment,
+    a weight or Adam's count of steps is lost: the third update would be corrected as if it were the first."""
+    batch = collate_pairs(PAIRS, range(4))
+
+    def update() -> dict[str, Tensor]:
+        engine.backward(engine(batch).mean(), last=True)
+        engine.step(1e-3)
+        return masters(engine)
+    start_anew(engine)
+    update()
+    update()
+    engine.save_state(tmp_path)
+    in_use = {name: p.clone() for name, p in engine.full_parameters()}
+    third = update()
+    start_anew(engine)
+    engine.load_state(tmp_path, 2)
+    assert all(torch.equal(p, in_use[name]) for name, p in engine.full_parameters())
+    assert all(torch.equal(values, third[name]) for name, values in update().items())
+    start_anew(engine)
+    engine.load_state(tmp_path, 0)
+    assert not all(torch.equal(values, third[name]) for name, values in update().items()), "the count of steps has no say"
 
 
 @pytest.mark.parametrize("content,message", [
@@ -161,3 +257,70 @@ def test_a_step_reads_its_values_once(engine: Engine, monkeypatch: pytest.Monkey
     assert of_step["grad_norm"] > 0 and of_step["update"] > 0 and len(plan.steps[0].ranks[0]) == 2
     assert sorted(Path(name).name for name in reads.of if name.startswith(OURS)) == ["loop.py"], reads.of
     assert len(reads.of) <= 3, reads.of
+
+
+def log_probabilities(engine: Engine, folder: Path, *, pairs: Sequence[EncodedPair] = PAIRS, weights: str = "w") -> Tensor:
+    """The reference store's answer for pairs, two to a micro-batch."""
+    lengths = [len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs]
+    plan = plan_epochs(lengths, per_step=2, epochs=1, ranks=1, budget_tokens=20)
+    return reference.log_probabilities(engine, pairs, lengths, first_epoch=plan, collate=partial(collate_pairs, pairs),
+                                       weights=weights, directory=str(folder)).logp
+
+
+def alone(engine: Engine, pairs: Sequence[EncodedPair]) -> Tensor:
+    """log p of both sides of each pair by itself, [pairs, 2]."""
+    with torch.no_grad():
+        return torch.stack([torch.cat(response_logprobs(engine, collate_pairs(pairs, [i]))) for i in range(len(pairs))])
+
+
+def test_reference_is_each_pairs_own(engine: Engine, tmp_path: Path) -> None:
+    """Computed, then read, then read in another order with one pair more. Fails where a value is filed under another pair, or a
+    side under the other, or what is stored is not what was computed."""
+    other = EncodedPair("new", [1, 30], [31, 2], [32, 33, 2])
+    expected = alone(engine, [*PAIRS, other])
+    computed, read = log_probabilities(engine, tmp_path), log_probabilities(engine, tmp_path)
+    torch.testing.assert_close(computed, expected[:4], rtol=1e-2, atol=1e-2)
+    assert torch.equal(computed, read) and len(set(computed.flatten().tolist())) == 8
+    mixed = log_probabilities(engine, tmp_path, pairs=[PAIRS[2], other, PAIRS[0]])
+    assert torch.equal(mixed[[0, 2]], computed[[2, 0]])
+    torch.testing.assert_close(mixed[1], expected[4], rtol=1e-2, atol=1e-2)
+    assert len(list(tmp_path.iterdir())) == 1 and len(list(tmp_path.glob("*/part-*"))) == 2
+
+
+OTHERWISE: dict[str, Callable[[Hardware], Hardware]] = {
+    "weights": lambda hardware: hardware, "dtype": lambda hardware: replace(hardware, dtype="float32"),
+    "attention": lambda hardware: replace(hardware, attention="torch_varlen")}
+
+
+@pytest.mark.parametrize("what", OTHERWISE)
+def test_what_decides_a_log_prob_is_in_the_stores_address(what: str, engine: Engine, tmp_path: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run with other weights, dtype or attention finds nothing in the store. Fails where one of them is left out of the address,
+    and the values of another run would be its reference."""
+    log_probabilities(engine, tmp_path)
+    monkeypatch.setattr(engine, "hardware", OTHERWISE[what](engine.hardware))
+    log_probabilities(engine, tmp_path, weights="others" if what == "weights" else "w")
+    assert len(list(tmp_path.iterdir())) == 2 and len(list(tmp_path.glob("*/part-*"))) == 2
+
+
+@pytest.mark.parametrize("ids", [EncodedPair("0", [1, 5, 9, 7], [2], [8, 3, 2]), EncodedPair("0", [1, 5, 9], [8, 3, 2], [7, 2]),
+                                 EncodedPair("0", [1, 5, 10], [7, 2], [8, 3, 2])], ids=["border", "sides", "prompt"])
+def test_other_ids_are_another_pair_whatever_their_id(ids: EncodedPair) -> None:
+    """The same tokens with the border elsewhere, the sides exchanged, one prompt token changed; and another id alone. Fails where
+    one pair's log-probs would be taken for another's, or a renamed row paid for again."""
+    assert reference.pair_digest(ids) != reference.pair_digest(PAIRS[0]) == reference.pair_digest(PAIRS[0]._replace(id="x"))
+
+
+def test_a_store_of_other_values_is_found_out(engine: Engine, tmp_path: Path) -> None:
+    """One side of every pair moved by a nat, the part named by its digest. Fails where the probe is off, looks at one side, or
+    compares the store with itself."""
+    for side in (0, 1):
+        folder = tmp_path / str(side)
+        log_probabilities(engine, folder)
+        (part,) = folder.glob("*/part-*")
+        tensors = load_file(part)
+        tensors["logp"][:, side] += 1
+        save_file(tensors, part)
+        part.rename(part.with_name(f"part-{hashlib.sha256(part.read_bytes()).hexdigest()}.safetensors"))
+        with pytest.raises(BadInput, match="not of this model"):
+            log_probabilities(engine, folder)
