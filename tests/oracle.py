@@ -126,32 +126,37 @@ def sft_trace(config: Config) -> Iterator[Record]:
 
 
 class Trainer:
-    """AdamW with the schedule of the config; counts the steps."""
+    """AdamW on float32 weights, of which the model holds copies in its own dtype, with the schedule of the config; counts the
+    steps. Decay pulls matrices alone."""
 
     def __init__(self, lm: nn.Module, optim: Config, total_steps: int) -> None:
-        self.lm, self.optim, self.total_steps, self.step = lm, optim, total_steps, 0
-        self.adamw = torch.optim.AdamW(
-            lm.parameters(), lr=0.0, betas=tuple(optim["adam_betas"]), eps=1e-8, weight_decay=optim["weight_decay"]
-        )
+        self.optim, self.total_steps, self.step = optim, total_steps, 0
+        self.parameters = list(lm.parameters())
+        self.weights = [parameter.detach().float().clone() for parameter in self.parameters]
+        groups = [
+            {"params": [weight for weight in self.weights if weight.ndim > 1], "weight_decay": optim["weight_decay"]},
+            {"params": [weight for weight in self.weights if weight.ndim == 1], "weight_decay": 0.0},
+        ]
+        self.adamw = torch.optim.AdamW(groups, lr=0.0, betas=tuple(optim["adam_betas"]), eps=1e-8)
 
     def update(self, loss: Tensor) -> Record:
         """Backward, clip, step. Returns the metrics that belong to the update."""
-        self.adamw.zero_grad()
-        loss.backward()
-        gradients = [parameter.grad.flatten() for parameter in self.lm.parameters()]
-        grad_norm = torch.cat(gradients).double().norm().item()
+        gradients = [gradient.float() for gradient in torch.autograd.grad(loss, self.parameters)]
+        grad_norm = torch.cat([gradient.flatten() for gradient in gradients]).double().norm().item()
         clip = self.optim["grad_clip"]
-        if clip > 0 and grad_norm > clip:
-            for gradient in gradients:
-                gradient.mul_(clip / grad_norm)
+        factor = clip / grad_norm if clip > 0 and grad_norm > clip else 1.0
+        for weight, gradient in zip(self.weights, gradients):
+            weight.grad = gradient * factor
         lr = learning_rate(self.optim, self.step, self.total_steps)
         for group in self.adamw.param_groups:
             group["lr"] = lr
-        before = [parameter.detach().double() for parameter in self.lm.parameters()]
+        before = [weight.double() for weight in self.weights]
         self.adamw.step()
         self.step += 1
-        moved = torch.cat([(now - old).flatten() for now, old in zip(self.lm.parameters(), before)]).norm()
-        update_ratio = (moved / torch.cat([old.flatten() for old in before]).norm()).item()
+        for parameter, weight in zip(self.parameters, self.weights):
+            parameter.data.copy_(weight)
+        moved = torch.cat([(now - old).flatten() for now, old in zip(self.weights, before)]).norm()
+        update_ratio = (moved / torch.cat([weight.flatten() for weight in self.weights]).double().norm()).item()
         return {"step": self.step - 1, "loss": loss.item(), "grad_norm": grad_norm, "learning_rate": lr,
                 "update_ratio": update_ratio}
 
@@ -184,8 +189,9 @@ def conversation(pair: EncodedPair, side: str) -> Conversation:
 
 
 def load(config: Config) -> nn.Module:
-    """The starting model in fp32 with Hugging Face's eager attention, which writes mask and softmax out."""
-    lm = AutoModelForCausalLM.from_pretrained(config["model"], dtype=torch.float32, attn_implementation="eager")
+    """The starting model in the config's dtype with Hugging Face's eager attention, which writes mask and softmax out."""
+    dtype = getattr(torch, config["hardware"]["dtype"])
+    lm = AutoModelForCausalLM.from_pretrained(config["model"], dtype=dtype, attn_implementation="eager")
     return lm.train()
 
 

@@ -1,5 +1,6 @@
 """The engine of one rank, in this process: precision, its updates, its state on disk, and what the reference store keeps of it."""
 import hashlib
+import shutil
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -12,15 +13,18 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import train_dpo
 from processes import ROOT
+from runs import ledger, records
 from zephyr import reference
 from zephyr.chat import EncodedPair
-from zephyr.config import BadInput, ConfigError, Hardware, Optim
+from zephyr.config import BadInput, ConfigError, Data, DPOConfig, Hardware, Optim, Run, Wandb
 from zephyr.model.load import load_policy
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import PackedBatch, collate_pairs, plan_epochs, plan_pass
+from zephyr.training import checkpoint
 from zephyr.training.engine import Engine, read_deepspeed
-from zephyr.training.loop import Split, Stats, reduced, run_step
+from zephyr.training.loop import NonFinite, Objective, Split, Stats, Stopped, fit, reduced, run_step
 from zephyr.verify.preflight import TOLERANCE, packed_difference
 
 OURS = str(ROOT / "zephyr") + "/"
@@ -324,3 +328,242 @@ def test_a_store_of_other_values_is_found_out(engine: Engine, tmp_path: Path) ->
         part.rename(part.with_name(f"part-{hashlib.sha256(part.read_bytes()).hexdigest()}.safetensors"))
         with pytest.raises(BadInput, match="not of this model"):
             log_probabilities(engine, folder)
+
+
+# -- the loop, on this engine ---------------------------------------------------------------------------------------------
+
+MORE = [EncodedPair(f"p{i}", [1, 5 + i, 9] * (1 + i % 3), [7, 10 + i, 2], [8 + i] * (1 + i % 4) + [2]) for i in range(7)]
+TOKENS = [len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in MORE]
+PLAN = plan_epochs(TOKENS, per_step=3, epochs=2, ranks=1, budget_tokens=30)        # steps of 3, 3 and 1 pairs, twice
+
+
+@pytest.fixture(scope="module")
+def start(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights that every run of the loop starts at, and their reference log-probs."""
+    start_anew(engine)
+    folder = tmp_path_factory.mktemp("start")
+    engine.save_state(folder)
+    return folder
+
+
+def begin(engine: Engine, start: Path) -> None:
+    """The starting weights, and an optimiser that has no state yet, as in a new process."""
+    start_anew(engine)
+    engine.load_state(start, 0)
+    start_anew(engine)
+
+
+def config_of(run_dir: Path, **run: object) -> DPOConfig:
+    options = {"save_every": 2, "eval_every": 2, "keep": 9, "wandb": Wandb(mode="disabled"), **run}
+    return DPOConfig("model", Data(("rows",)), beta=0.5, hardware=Hardware(attention="sdpa"), run=Run(dir=str(run_dir), **options),
+                     optim=Optim(lr_peak=1e-2, warmup_fraction=0.3, epochs=2, pairs_per_step=3, grad_clip=CLIP, weight_decay=DECAY))
+
+
+def fitted(engine: Engine, start: Path, config: DPOConfig, *, objective: Objective | None = None, sampled: list[int] | None = None) -> Split:
+    """Run the loop from the starting weights on, as a new process would; returns what it trained on."""
+    begin(engine, start)
+    engine.stop_asked = False
+    frozen = reference.Reference(alone(engine, MORE).float())
+    counts = {f"{side}_tokens": [len(getattr(p, f"{side}_ids")) for p in MORE] for side in ("prompt", "chosen", "rejected")}
+    split = Split(PLAN, partial(collate_pairs, MORE), objective or train_dpo.dpo_objective(config, frozen), [p.id for p in MORE], TOKENS,
+                  [1] * 7, "pairs", [1.0] * 7, {"model": "w"}, counts)
+    evaluation = split._replace(plan=plan_pass(TOKENS, ranks=1, budget_tokens=30), ledger=None)
+
+    def sample(step: int) -> dict[str, float]:
+        sampled.append(step)
+        return {"win_rate": 0.5}
+    Path(config.run.dir).mkdir(exist_ok=True)
+    fit(engine, config, split, evaluation, None if sampled is None else sample)
+    return split
+
+
+def exact(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Records without what a clock or the process tells."""
+    return [{k: v for k, v in row.items() if k not in ("tokens_per_second", "step_seconds", "peak_memory_bytes")} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(engine: Engine, start: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensor]]:
+    """Six steps with checkpoints after 2, 4 and 6 of them: the run's folder, and the weights it ended with."""
+    run = tmp_path_factory.mktemp("whole")
+    fitted(engine, start, config_of(run))
+    return run, masters(engine)
+
+
+def test_records_are_means_over_the_pairs_of_their_step(whole: tuple[Path, dict[str, Tensor]]) -> None:
+    """Against the ledger, which has each pair by itself. Fails for a mean of means over micro-batches, a micro-batch or pair counted
+    twice, a count or epoch that is not the plan's, or a rate of another step."""
+    run, _ = whole
+    train, visits = records(run), ledger(run)
+    assert max(len(step.ranks[0]) for step in PLAN.steps) > 1 and len(visits) == 14
+    assert [r["step"] for r in train] == list(range(6)) and [r["pairs"] for r in train] == [3, 3, 1] * 2
+    for record, step in zip(train, PLAN.steps):
+        of_step = [v for v in visits if v["step"] == record["step"]]
+        assert {v["id"] for v in of_step} == {MORE[i].id for i in step.examples()} and {v["epoch"] for v in of_step} == {step.epoch}
+        for name in ("loss", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected"):
+            assert record[name] == pytest.approx(sum(v[name] for v in of_step) / len(of_step), rel=1e-6, abs=1e-9)
+        assert record["tokens"] == sum(TOKENS[i] for i in step.examples()) and record["epoch"] == step.epoch
+        assert record["packing_efficiency"] == pytest.approx(record["tokens"] / (len(step.ranks[0]) * 16384))
+    assert [r["learning_rate"] for r in train] == pytest.approx([0, 5e-3, 1e-2, 7.5e-3, 5e-3, 2.5e-3])
+    assert train[1]["update_ratio"] > 1e-3 and train[0]["update_ratio"] == 0 and all("win_rate" not in r for r in train)
+    by_id = {p.id: p for p in MORE}
+    for v in visits:
+        pair = by_id[v["id"]]
+        assert (v["prompt_tokens"], v["chosen_tokens"], v["rejected_tokens"]) == (
+            len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids))
+
+
+def test_the_first_gradient_is_that_of_the_mean(whole: tuple[Path, dict[str, Tensor]], engine: Engine, start: Path) -> None:
+    """All pairs of step 0 in one micro-batch: the gradient's norm is the one that the loop recorded over several. Fails where each
+    micro-batch is divided by its own pairs."""
+    begin(engine, start)
+    examples = PLAN.steps[0].examples()
+    split_into = len(PLAN.steps[0].ranks[0])
+    frozen = reference.Reference(alone(engine, MORE).float())
+    loss_sum, _ = train_dpo.dpo_objective(config_of(start), frozen)(engine, collate_pairs(MORE, examples))
+    engine.backward(loss_sum / len(examples), last=True)
+    assert split_into > 1 and engine.discard_gradient() == pytest.approx(records(whole[0])[0]["grad_norm"], rel=0.02)
+
+
+def test_evaluation_is_of_all_pairs_after_its_updates(whole: tuple[Path, dict[str, Tensor]], engine: Engine, start: Path) -> None:
+    """The last record against the final weights, pair by pair. Fails where evaluation leaves pairs out, adds up over evaluations, or
+    is filed under another step or epoch."""
+    run, _ = whole
+    evaluated = records(run, "eval")
+    assert [(r["step"], r["pairs"]) for r in evaluated] == [(2, 7), (4, 7), (6, 7)]
+    assert [r["epoch"] for r in evaluated] == [PLAN.steps[2].epoch, PLAN.steps[4].epoch, 2.0]
+    engine.load_state(run / "checkpoints" / "step-6", 6)
+    after = alone(engine, MORE)
+    begin(engine, start)
+    margin_P = 0.5 * (after - alone(engine, MORE)) @ torch.tensor([1.0, -1.0])
+    assert evaluated[-1]["loss"] == pytest.approx(float(-torch.nn.functional.logsigmoid(margin_P).mean()), rel=0.03)
+    assert evaluated[-1]["logps/chosen"] == pytest.approx(float(after[:, 0].mean()), rel=1e-2)
+
+
+def test_a_run_goes_on_where_its_checkpoint_was(whole: tuple[Path, dict[str, Tensor]], engine: Engine, start: Path, tmp_path: Path) -> None:
+    """Cut back to four updates, with records and ledger parts beyond them: it ends as the whole run, to the bit, and the step
+    before is not run again. Fails where weights, moments, Adam's count, the rate or the order of pairs start anew."""
+    run = shutil.copytree(whole[0], tmp_path / "run")
+    shutil.rmtree(run / "checkpoints" / "step-6")
+    before = (run / "metrics.jsonl").read_text().splitlines()
+    fitted(engine, start, config_of(run))
+    assert (run / "metrics.jsonl").read_text().splitlines()[:6] == before[:6] and '"step": 4, "split": "eval"' in before[5]
+    for split in ("train", "eval"):
+        assert exact(records(run, split)) == exact(records(whole[0], split))
+    assert ledger(run) == ledger(whole[0])
+    assert all(torch.equal(values, whole[1][name]) for name, values in masters(engine).items())
+    fitted(engine, start, config_of(run))           # a finished run: nothing is left to do
+    assert exact(records(run)) == exact(records(whole[0])) and ledger(run) == ledger(whole[0])
+
+
+def test_a_record_of_several_steps_is_over_all_their_pairs(whole: tuple[Path, dict[str, Tensor]], engine: Engine, start: Path,
+                                                           tmp_path: Path) -> None:
+    """Every fifth step, or where a checkpoint is saved: means over all pairs since the record before, norm and rate of the step
+    itself. Fails where pairs of a step weigh by its size, sums are kept, or a record spans a checkpoint."""
+    fitted(engine, start, config_of(tmp_path, log_every=5, save_every=4))
+    several, visits, each = records(tmp_path), ledger(whole[0]), records(whole[0])
+    assert [(r["step"], r["pairs"]) for r in several] == [(0, 3), (3, 7), (5, 4)]
+    for record, steps in zip(several, ((0,), (1, 2, 3), (4, 5))):
+        losses = [v["loss"] for v in visits if v["step"] in steps]
+        assert record["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-6)
+        for name in ("grad_norm", "learning_rate", "epoch"):
+            assert record[name] == each[steps[-1]][name]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-4", "step-6"]
+    assert sorted(path.name for path in (tmp_path / "pairs").iterdir()) == ["step-4.parquet", "step-6.parquet"]
+
+
+def test_the_policy_is_sampled_at_the_start_and_at_each_evaluation(engine: Engine, start: Path, tmp_path: Path) -> None:
+    """Fails where the answers at step 0, which later ones are compared with, are not given, or are given again by a run that goes on."""
+    sampled: list[int] = []
+    fitted(engine, start, config_of(tmp_path, eval_every=4), sampled=sampled)
+    assert sampled == [0, 4, 6] and [r["win_rate"] for r in records(tmp_path, "eval")] == [0.5, 0.5]
+    shutil.rmtree(tmp_path / "checkpoints" / "step-6")
+    fitted(engine, start, config_of(tmp_path, eval_every=4), sampled=sampled)
+    assert sampled == [0, 4, 6, 6]
+
+
+def test_a_signal_ends_the_step_and_saves(whole: tuple[Path, dict[str, Tensor]], engine: Engine, start: Path, tmp_path: Path) -> None:
+    """Asked during step 2: that step is finished, recorded and saved, and no other is begun; started again, the run ends as the whole
+    one. Fails where the step is lost, or training goes on."""
+    seen: list[int] = []
+    config = config_of(tmp_path, log_every=50, save_every=50)
+
+    def objective(policy: Engine, batch: PackedBatch) -> tuple[Tensor, Stats]:
+        seen.append(len(batch.indices))
+        policy.stop_asked = sum(seen) >= 7
+        return train_dpo.dpo_objective(config, reference.Reference(reference_of_start))(policy, batch)
+    begin(engine, start)
+    reference_of_start = alone(engine, MORE).float()
+    with pytest.raises(Stopped, match="after step 2"):
+        fitted(engine, start, config, objective=objective)
+    assert [r["step"] for r in records(tmp_path)] == [0, 2] and len(ledger(tmp_path)) == 7
+    assert (tmp_path / "checkpoints" / "latest").read_text() == "step-3"
+    fitted(engine, start, config)
+    assert ledger(tmp_path) == ledger(whole[0]) and records(tmp_path)[-1]["step"] == 5
+    assert all(torch.equal(values, whole[1][name]) for name, values in masters(engine).items())
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_unchanged(engine: Engine, start: Path, tmp_path: Path) -> None:
+    """One pair's loss is infinite, which no gradient shows: no weight changes, the pair is named, nothing is saved. Fails where
+    training goes on from it, or all pairs of the step are blamed."""
+    first = MORE[PLAN.steps[0].examples()[1]].id
+
+    def objective(policy: Engine, batch: PackedBatch) -> tuple[Tensor, Stats]:
+        chosen_P, rejected_P = response_logprobs(policy, batch)
+        bad_P = torch.tensor([float("inf") if MORE[i].id == first else 0.0 for i in batch.indices])
+        stats = {name: chosen_P.detach() for name in ("rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected")}
+        return (rejected_P - chosen_P + bad_P).sum(), {**stats, "loss": (rejected_P - chosen_P).detach() + bad_P}
+    begin(engine, start)
+    before = masters(engine)
+    with pytest.raises(NonFinite, match=f"step 0: the loss is inf.*Its examples: {first}$"):
+        fitted(engine, start, config_of(tmp_path), objective=objective)
+    assert all(torch.equal(values, before[name]) for name, values in masters(engine).items())
+    assert not (tmp_path / "checkpoints").exists() and records(tmp_path) == [
+        {"step": 0, "split": "train", "loss": None, "alarms/non_finite": 1}]
+
+
+def test_another_run_is_not_gone_on_with(whole: tuple[Path, dict[str, Tensor]], engine: Engine, start: Path, tmp_path: Path) -> None:
+    """Another loss in the same folder is refused by name, and taken where that is asked for. Fails where it is trained over in
+    silence, or `force` is not heard."""
+    run = shutil.copytree(whole[0], tmp_path / "run")
+    with pytest.raises(BadInput, match=r"loss \(sigmoid then, hinge now\)") as error:
+        fitted(engine, start, replace(config_of(run), loss="hinge"))
+    assert "beta" not in str(error.value) and exact(records(run)) == exact(records(whole[0]))
+    fitted(engine, start, replace(config_of(run, resume="force"), loss="hinge"))
+
+
+def test_checkpoints_are_kept_and_the_newest_whole_one_is_taken(whole: tuple[Path, dict[str, Tensor]], engine: Engine, start: Path,
+                                                                tmp_path: Path) -> None:
+    """`run.keep` of them stay; a flipped bit, a missing file or no state: the one before. What a save that was cut off left is
+    removed. Fails where a damaged one is loaded, the oldest is, or a checkpoint of a future that was not taken stays."""
+    run = shutil.copytree(whole[0], tmp_path / "run")
+    folder = run / "checkpoints"
+
+    def names() -> list[str]:
+        return sorted(path.name for path in folder.iterdir())
+    (folder / "part-8").mkdir()
+    victim = next((folder / "step-6").glob("rank-0-*"))
+    content = bytearray(victim.read_bytes())
+    content[-1] ^= 1
+    victim.write_bytes(content)
+    assert checkpoint.damaged(folder / "step-6", 0, 1) == [victim.name] and checkpoint.damaged(folder / "step-4", 0, 1) == []
+    identity = checkpoint.identity(config_of(run), PLAN, {"model": "w"})
+    assert checkpoint.restore(engine, run, "auto", identity) == 4
+    checkpoint.save(engine, run, 5, identity, keep=2)
+    assert names() == ["latest", "step-4", "step-5"] and (folder / "latest").read_text() == "step-5"
+    next((folder / "step-5").glob("rank-0-*")).unlink()
+    assert checkpoint.restore(engine, run, "auto", identity) == 4
+    (folder / "step-4" / "state.json").unlink()
+    assert checkpoint.restore(engine, run, "auto", identity) == 0
+
+
+def test_what_the_disk_refuses_is_bad_input(engine: Engine, tmp_path: Path) -> None:
+    """A folder that can't be made names the checkpoint. Fails where an OSError ends as a traceback, or another rank would wait."""
+    (tmp_path / "checkpoints").write_text("a file")
+    with pytest.raises(BadInput, match="step-1 can't be written.*goes on from the one before"):
+        checkpoint.save(engine, tmp_path, 1, {}, keep=2)
+
+    def missing() -> None:
+        (tmp_path / "absent").read_bytes()
+    with pytest.raises(BadInput, match="absent: No such file"):
+        engine.agreed(missing)
