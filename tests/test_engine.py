@@ -1,5 +1,6 @@
 """The engine of one rank, in this process: precision, its updates, its state on disk, and what the reference store keeps of it."""
 import hashlib
+import os
 import shutil
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -215,6 +216,32 @@ def test_deepspeed_json_holds_only_its_own(content: str, message: str, tmp_path:
         read_deepspeed(str(tmp_path / "nowhere.json"))
 
 
+@pytest.mark.parametrize("key", ["train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "optimizer",
+                                 "scheduler", "gradient_clipping", "bf16", "fp16", "amp", "activation_checkpointing"])
+def test_each_key_that_the_yaml_decides_is_refused(key: str, tmp_path: Path) -> None:
+    """Fails where one of DeepSpeed's own keys would be taken from the JSON, or dropped, in silence."""
+    (tmp_path / "d.json").write_text(f'{{"zero_optimization": {{"stage": 3}}, "{key}": 1}}')
+    with pytest.raises(ConfigError, match=f"sets {key}; the YAML's"):
+        read_deepspeed(str(tmp_path / "d.json"))
+
+
+def test_what_deepspeeds_json_leaves_out_is_not_deepspeeds_default(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A JSON of ZeRO-3 alone. Fails where gradients are then added up in bfloat16, or clipped at 1.0, as DeepSpeed would."""
+    monkeypatch.setattr(engine, "settings", {"zero_optimization": {"stage": 3}})
+    settings = engine.deepspeed_config(Optim(grad_clip=0.0))
+    assert settings["data_types"] == {"grad_accum_dtype": "fp32"} and settings["gradient_clipping"] == 0.0
+    assert settings["bf16"] == {"enabled": True} and settings["gradient_accumulation_steps"] == 1
+    monkeypatch.setattr(engine, "hardware", replace(engine.hardware, dtype="float32"))
+    assert engine.deepspeed_config(Optim())["bf16"] == {"enabled": False}
+
+
+def test_parameters_are_counted_whole(engine: Engine, tiny: Path) -> None:
+    """Fails where a shard, or the embedding among the layers, is counted: FLOPs and memory are predicted from these."""
+    sizes = {name: p.numel() for name, p in load_policy(tiny).lm.named_parameters()}
+    assert engine.parameters == sum(sizes.values())
+    assert engine.layer_parameters == sum(size for name, size in sizes.items() if name not in ("model.embed_tokens.weight", "lm_head.weight"))
+
+
 def test_packed_difference_sees_a_leak(engine: Engine) -> None:
     """Nothing but rounding for a right row; nats where the row's positions are wrong. Fails where preflight compares a row
     with itself."""
@@ -313,6 +340,53 @@ def test_other_ids_are_another_pair_whatever_their_id(ids: EncodedPair) -> None:
     """The same tokens with the border elsewhere, the sides exchanged, one prompt token changed; and another id alone. Fails where
     one pair's log-probs would be taken for another's, or a renamed row paid for again."""
     assert reference.pair_digest(ids) != reference.pair_digest(PAIRS[0]) == reference.pair_digest(PAIRS[0]._replace(id="x"))
+
+
+def test_only_what_is_missing_is_computed(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward passes are counted: each pair once, however many epochs the plan has; then the probe alone; then the micro-batch of the
+    one new pair. Fails where a sweep pays for pairs that are there, or an epoch for those of another."""
+    counted: list[int] = []
+    forward = Engine.__call__
+    monkeypatch.setattr(Engine, "__call__", lambda self, batch: [counted.append(batch.units), forward(self, batch)][1])
+    plan = plan_epochs(TOKENS, per_step=1, epochs=3, ranks=1, budget_tokens=30)
+
+    def asked(count: int) -> int:
+        counted.clear()
+        reference.log_probabilities(engine, MORE[:count], TOKENS[:count], first_epoch=plan_epochs(
+            TOKENS[:count], per_step=1, epochs=3, ranks=1, budget_tokens=30), collate=partial(collate_pairs, MORE), weights="w",
+            directory=str(tmp_path))
+        return sum(counted)
+    assert len(plan.steps) == 21 and asked(6) == 6
+    assert asked(6) == reference.PROBE_PAIRS - 2 == 6 and asked(7) == 7
+    assert {len(load_file(part)["pair"]) for part in tmp_path.glob("*/part-*")} == {6, 1}
+
+
+def test_a_reference_gives_each_pair_its_own(tmp_path: Path) -> None:
+    """By the indices of a micro-batch, in its order; and a digest of every value. Fails where a pair is weighed against another's, the
+    sides are exchanged, or other references pass for the ones that a checkpoint was trained against."""
+    frozen = reference.Reference(torch.tensor([[-1.0, -2.0], [-3.0, -4.0], [-5.0, -6.0]]))
+    chosen_P, rejected_P = frozen(collate_pairs(PAIRS, [2, 0]))
+    assert (chosen_P.tolist(), rejected_P.tolist()) == ([-5.0, -1.0], [-6.0, -2.0])
+    other = frozen.logp.clone()
+    other[1, 1] += 1e-6
+    assert frozen.digest() == reference.Reference(frozen.logp.clone()).digest() != reference.Reference(other).digest()
+
+
+def test_parts_are_read_whole_and_the_first_value_stays(tmp_path: Path) -> None:
+    """Two runs wrote the same pair: the earlier value is the one that stands, whatever the files' names. A flipped bit is refused.
+    Fails where a reference changes once a second run has written, or damage is trained against."""
+    key, written = bytes(range(32)), []
+    for i, logp in enumerate((-1.0, -2.0, -3.0, -4.0)):
+        reference.append_to_store(tmp_path, {key: (logp, logp)}, {})
+        (new,) = set(tmp_path.glob("part-*")) - set(written)
+        os.utime(new, ns=(10**18 + i, 10**18 + i))
+        written.append(new)
+    assert reference.read_store(tmp_path) == {key: (-1.0, -1.0)}
+    content = bytearray(written[0].read_bytes())
+    content[-1] ^= 1
+    written[0].write_bytes(content)
+    with pytest.raises(BadInput, match="is damaged"):
+        reference.read_store(tmp_path)
 
 
 def test_a_store_of_other_values_is_found_out(engine: Engine, tmp_path: Path) -> None:
