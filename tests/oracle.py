@@ -48,15 +48,20 @@ def exo(margin_P: Tensor, smoothing: float) -> Tensor:
     return p_P * (p_P / (1 - smoothing)).log() + (1 - p_P) * ((1 - p_P) / smoothing).log()
 
 
-# config.loss -> loss of log-ratios c (chosen), r (rejected), which `dpo_trace` has averaged where the loss averages; b: beta, e: smoothing
+# config.loss -> loss of log-ratios c (chosen) and r (rejected), which `pair_losses` has averaged
+# where the loss averages; b: beta, e: smoothing
 LOSSES: dict[str, Callable[[Tensor, Tensor, float, float], Tensor]] = {
     "sigmoid": lambda c, r, b, e: cross_entropy(b * (c - r), e),
     "sigmoid_norm": lambda c, r, b, e: cross_entropy(b * (c - r), e),
-    "robust": lambda c, r, b, e: ((1 - e) * cross_entropy(b * (c - r), 0) - e * cross_entropy(b * (r - c), 0)) / (1 - 2 * e),
+    "robust": lambda c, r, b, e: (
+        ((1 - e) * cross_entropy(b * (c - r), 0) - e * cross_entropy(b * (r - c), 0)) / (1 - 2 * e)
+    ),
     "ipo": lambda c, r, b, e: (c - r - 1 / (2 * b)) ** 2,
     "hinge": lambda c, r, b, e: (1 - b * (c - r)).clamp(min=0),
     "exo_pair": lambda c, r, b, e: exo(b * (c - r), e),
-    "nca_pair": lambda c, r, b, e: -log_sigmoid(b * c) - (log_sigmoid(-b * c) + log_sigmoid(-b * r)) / 2,
+    "nca_pair": lambda c, r, b, e: (
+        -log_sigmoid(b * c) - (log_sigmoid(-b * c) + log_sigmoid(-b * r)) / 2
+    ),
     "sppo_hard": lambda c, r, b, e: (c - 1 / (2 * b)) ** 2 + (r + 1 / (2 * b)) ** 2,
     "apo_zero": lambda c, r, b, e: 1 - torch.sigmoid(b * c) + torch.sigmoid(b * r),
     "apo_down": lambda c, r, b, e: torch.sigmoid(b * c) + 1 - torch.sigmoid(b * (c - r)),
@@ -64,13 +69,19 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, float, float], Tensor]] = {
 AVERAGED = ("ipo", "sigmoid_norm")  # of log-ratios per token
 
 
-def pair_losses(config: Config, chosen_ratio_P: Tensor, rejected_ratio_P: Tensor, pairs: Sequence[EncodedPair]) -> Tensor:
+def pair_losses(
+    config: Config, chosen_ratio_P: Tensor, rejected_ratio_P: Tensor, pairs: Sequence[EncodedPair]
+) -> Tensor:
     """The loss of the config for each pair's log pi - log pi_ref of both responses."""
     if config.get("loss", "sigmoid") in AVERAGED:
         chosen_ratio_P = chosen_ratio_P / torch.tensor([len(pair.chosen_ids) for pair in pairs])
-        rejected_ratio_P = rejected_ratio_P / torch.tensor([len(pair.rejected_ids) for pair in pairs])
+        rejected_ratio_P = rejected_ratio_P / torch.tensor(
+            [len(pair.rejected_ids) for pair in pairs]
+        )
     loss = LOSSES[config.get("loss", "sigmoid")]
-    return loss(chosen_ratio_P, rejected_ratio_P, config["beta"], config.get("label_smoothing", 0.0))
+    return loss(
+        chosen_ratio_P, rejected_ratio_P, config["beta"], config.get("label_smoothing", 0.0)
+    )
 
 
 def dpo_trace(config: Config) -> Iterator[Record]:
@@ -88,7 +99,9 @@ def dpo_trace(config: Config) -> Iterator[Record]:
             with torch.no_grad():
                 ref_chosen_P, ref_rejected_P = response_logps(reference, both).chunk(2)
             reward_chosen_P, reward_rejected_P = beta * (chosen_P - ref_chosen_P), beta * (rejected_P - ref_rejected_P)
-            loss = pair_losses(config, chosen_P - ref_chosen_P, rejected_P - ref_rejected_P, step_pairs).mean()
+            loss = pair_losses(
+                config, chosen_P - ref_chosen_P, rejected_P - ref_rejected_P, step_pairs
+            ).mean()
             yield {
                 "epoch": epoch + start / len(pairs),
                 "rewards/chosen": reward_chosen_P.mean().item(),
@@ -126,16 +139,22 @@ def sft_trace(config: Config) -> Iterator[Record]:
 
 
 class Trainer:
-    """AdamW on float32 weights, of which the model holds copies in its own dtype, with the schedule of the config; counts the
-    steps. Decay pulls matrices alone."""
+    """AdamW on float32 weights, of which the model holds copies in its own dtype, with the schedule
+    of the config; counts the steps. Decay pulls matrices alone."""
 
     def __init__(self, lm: nn.Module, optim: Config, total_steps: int) -> None:
         self.optim, self.total_steps, self.step = optim, total_steps, 0
         self.parameters = list(lm.parameters())
         self.weights = [parameter.detach().float().clone() for parameter in self.parameters]
         groups = [
-            {"params": [weight for weight in self.weights if weight.ndim > 1], "weight_decay": optim["weight_decay"]},
-            {"params": [weight for weight in self.weights if weight.ndim == 1], "weight_decay": 0.0},
+            {
+                "params": [weight for weight in self.weights if weight.ndim > 1],
+                "weight_decay": optim["weight_decay"],
+            },
+            {
+                "params": [weight for weight in self.weights if weight.ndim == 1],
+                "weight_decay": 0.0,
+            },
         ]
         self.adamw = torch.optim.AdamW(groups, lr=0.0, betas=tuple(optim["adam_betas"]), eps=1e-8)
 
@@ -156,7 +175,9 @@ class Trainer:
         for parameter, weight in zip(self.parameters, self.weights):
             parameter.data.copy_(weight)
         moved = torch.cat([(now - old).flatten() for now, old in zip(self.weights, before)]).norm()
-        update_ratio = (moved / torch.cat([weight.flatten() for weight in self.weights]).double().norm()).item()
+        update_ratio = (
+            moved / torch.cat([weight.flatten() for weight in self.weights]).double().norm()
+        ).item()
         return {"step": self.step - 1, "loss": loss.item(), "grad_norm": grad_norm, "learning_rate": lr,
                 "update_ratio": update_ratio}
 
@@ -189,9 +210,12 @@ def conversation(pair: EncodedPair, side: str) -> Conversation:
 
 
 def load(config: Config) -> nn.Module:
-    """The starting model in the config's dtype with Hugging Face's eager attention, which writes mask and softmax out."""
+    """The starting model in the config's dtype with Hugging Face's eager attention, which writes
+    mask and softmax out."""
     dtype = getattr(torch, config["hardware"]["dtype"])
-    lm = AutoModelForCausalLM.from_pretrained(config["model"], dtype=dtype, attn_implementation="eager")
+    lm = AutoModelForCausalLM.from_pretrained(
+        config["model"], dtype=dtype, attn_implementation="eager"
+    )
     return lm.train()
 
 

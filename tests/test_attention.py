@@ -140,15 +140,27 @@ def test_torch_varlen_shim_speaks_every_release(signature: str, options: dict[st
 @pytest.mark.parametrize("scaling", [None, 0.5])
 @pytest.mark.parametrize("window", [None, 9, 12, 40])
 def test_a_models_call_means_what_it_says(window: int | None, scaling: float | None) -> None:
-    """What transformers hands over, against dense attention: scale and window as given, keys and values each their own. Fails where a
-    model's own scale is not heard, or a window is left out that binds keys but no query's segment: here 8 and 7 queries, 12 keys."""
+    """What transformers hands over, against dense attention: scale and window as given, keys and
+    values each their own. Fails where a model's own scale is not heard, or a window is left out
+    that binds keys but no query's segment: here 8 and 7 queries, 12 keys."""
     layout = layout_of([(5, 3, 7)])
     qkv = random_qkv(layout, 4, 2)
     query, key, value = (t.transpose(0, 1)[None] for t in qkv)
-    ours, weights = attention.attend(attention.sdpa, torch.nn.Module(), query, key, value, None, scaling=scaling, layout=layout,
-                                     sliding_window=window)
+    ours, weights = attention.attend(
+        attention.sdpa,
+        torch.nn.Module(),
+        query,
+        key,
+        value,
+        None,
+        scaling=scaling,
+        layout=layout,
+        sliding_window=window,
+    )
     shared = [attention.with_shared(t, layout) for t in qkv[1:]]
-    dense = dense_attention(qkv[0], *shared, layout, 8**-0.5 if scaling is None else scaling, window)
+    dense = dense_attention(
+        qkv[0], *shared, layout, 8**-0.5 if scaling is None else scaling, window
+    )
     torch.testing.assert_close(ours[0], dense, rtol=1e-12, atol=1e-12)
     assert weights is None
 

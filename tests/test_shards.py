@@ -1,4 +1,6 @@
-"""A training state written by some number of ranks and read by another: every element comes to its place, or it is refused."""
+"""A training state written by some number of ranks and read by another: every element comes to its
+place, or it is refused."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -12,28 +14,44 @@ from torch import Tensor
 from zephyr.config import BadInput
 from zephyr.training import shards
 
-SIZES = {"a.weight": 7, "b.weight": 4, "c.weight": 1}              # of no number of ranks here a multiple, all three
+SIZES = {
+    "a.weight": 7,
+    "b.weight": 4,
+    "c.weight": 1,
+}  # of no number of ranks here a multiple, all three
 
 
 def of_rank(rank: int, ranks: int, values: dict[str, Tensor]) -> SimpleNamespace:
-    """What DeepSpeed's ZeRO-3 optimiser holds on a rank, as far as `live_shards` reads it: one flat vector of the parameters' equal
-    parts, the last rank's padded with 99; two groups. Its own layout is read by tests/test_engine.py."""
+    """What DeepSpeed's ZeRO-3 optimiser holds on a rank, as far as `live_shards` reads it: one flat
+    vector of the parameters' equal parts, the last rank's padded with 99; two groups. Its own
+    layout is read by tests/test_engine.py."""
     groups, flats, state = [], [], {}
     for names in (["a.weight"], ["b.weight", "c.weight"]):
         parts = {vector: [] for vector in shards.VECTORS}
         group = []
         for name in names:
             size = -(-SIZES[name] // ranks)
-            group.append(SimpleNamespace(name=name, ds_numel=SIZES[name], partition_numel=lambda size=size: size))
+            group.append(
+                SimpleNamespace(
+                    name=name, ds_numel=SIZES[name], partition_numel=lambda size=size: size
+                )
+            )
             for vector in parts:
                 padded = torch.full((size * ranks,), 99.0)
-                padded[:SIZES[name]] = values[f"{name}.{vector}"]
-                parts[vector].append(padded[rank * size:(rank + 1) * size])
+                padded[: SIZES[name]] = values[f"{name}.{vector}"]
+                parts[vector].append(padded[rank * size : (rank + 1) * size])
         flat = torch.cat(parts["master"])
         groups.append(group)
         flats.append(flat)
-        state[flat] = {"exp_avg": torch.cat(parts["exp_avg"]), "exp_avg_sq": torch.cat(parts["exp_avg_sq"])}
-    return SimpleNamespace(fp16_groups=groups, fp32_partitioned_groups_flat=flats, optimizer=SimpleNamespace(state=state))
+        state[flat] = {
+            "exp_avg": torch.cat(parts["exp_avg"]),
+            "exp_avg_sq": torch.cat(parts["exp_avg_sq"]),
+        }
+    return SimpleNamespace(
+        fp16_groups=groups,
+        fp32_partitioned_groups_flat=flats,
+        optimizer=SimpleNamespace(state=state),
+    )
 
 
 def live(zero: SimpleNamespace, rank: int) -> Iterator[shards.Shard]:
@@ -51,15 +69,26 @@ class Names:
 @pytest.fixture
 def values() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return {f"{name}.{vector}": torch.randn(size, generator=generator) for name, size in SIZES.items() for vector in shards.VECTORS}
+    return {
+        f"{name}.{vector}": torch.randn(size, generator=generator)
+        for name, size in SIZES.items()
+        for vector in shards.VECTORS
+    }
 
 
 @pytest.mark.parametrize("file_bytes", [1, 10**6], ids=["a shard a file", "one file"])
 @pytest.mark.parametrize("wrote,reads", [(1, 1), (1, 3), (3, 1), (2, 3), (3, 2), (8, 3)])
-def test_every_element_comes_to_its_place(wrote: int, reads: int, file_bytes: int, values: dict[str, Tensor], tmp_path: Path,
-                                          monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails where a range is filed under another start, padding is written or read as a weight, a vector is left out, a rank's
-    second file replaces its first, or the padding of a reader is filled."""
+def test_every_element_comes_to_its_place(
+    wrote: int,
+    reads: int,
+    file_bytes: int,
+    values: dict[str, Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Fails where a range is filed under another start, padding is written or read as a weight, a
+    vector is left out, a rank's second file replaces its first, or the padding of a reader is
+    filled."""
     monkeypatch.setattr(shards, "FILE_BYTES", file_bytes)
     for rank in range(wrote):
         shards.write(live(of_rank(rank, wrote, values), rank), tmp_path, rank)
@@ -68,15 +97,19 @@ def test_every_element_comes_to_its_place(wrote: int, reads: int, file_bytes: in
     for rank in range(reads):
         found, wanted = of_rank(rank, reads, empty), of_rank(rank, reads, values)
         shards.read(live(found, rank), tmp_path)
-        for ours, theirs in zip(found.fp32_partitioned_groups_flat, wanted.fp32_partitioned_groups_flat):
+        for ours, theirs in zip(
+            found.fp32_partitioned_groups_flat, wanted.fp32_partitioned_groups_flat
+        ):
             assert torch.equal(ours, theirs)
             for moment in ("exp_avg", "exp_avg_sq"):
-                assert torch.equal(found.optimizer.state[ours][moment], wanted.optimizer.state[theirs][moment])
+                assert torch.equal(
+                    found.optimizer.state[ours][moment], wanted.optimizer.state[theirs][moment]
+                )
 
 
 def test_adams_state_is_made_as_of_the_step(values: dict[str, Tensor]) -> None:
-    """Where no update was made yet: moments of 0, and the checkpoint's count of steps. Fails where a resumed run corrects its moments
-    as if they were the first."""
+    """Where no update was made yet: moments of 0, and the checkpoint's count of steps. Fails where
+    a resumed run corrects its moments as if they were the first."""
     zero = of_rank(0, 1, values)
     for state in zero.optimizer.state.values():
         state.clear()
@@ -86,9 +119,11 @@ def test_adams_state_is_made_as_of_the_step(values: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("longer", [True, False])
-def test_another_models_state_is_refused(longer: bool, values: dict[str, Tensor], tmp_path: Path) -> None:
-    """A vector of another length, either way; a rank's file that is not there; a parameter that was never written. Fails where the
-    rest of a vector stays as it was."""
+def test_another_models_state_is_refused(
+    longer: bool, values: dict[str, Tensor], tmp_path: Path
+) -> None:
+    """A vector of another length, either way; a rank's file that is not there; a parameter that was
+    never written. Fails where the rest of a vector stays as it was."""
     for rank in range(2):
         shards.write(live(of_rank(rank, 2, values), rank), tmp_path, rank)
     zero = of_rank(0, 1, values)

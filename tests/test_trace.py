@@ -29,9 +29,11 @@ LR_PEAK, CLIPS, OFF = 5e-4, 1.0, 0.0  # 0: no clipping
 
 
 class Case(NamedTuple):
-    """A way to spread one and the same mathematics over the machine, and settings of it that are nobody's default.
+    """A way to spread one and the same mathematics over the machine, and settings of it that are
+    nobody's default.
 
-    0 ranks: a fork of one process that has all imports done, which costs a third of a process of its own."""
+    0 ranks: a fork of one process that has all imports done, which costs a third of a process of
+    its own."""
 
     ranks: int
     tokens_per_micro_batch: int
@@ -54,19 +56,43 @@ SMOOTHED = {name: 0.1 for name, entry in LOSSES.items() if entry.smoothing != "r
 DPO_CASES = [
     Case(0, 8192, False, sliding_window=24, label_smoothing=0.1),
     Case(0, SMALL, "mlp", sliding_window=24, grad_clip=OFF, loss="ipo", dtype="bfloat16"),
-    Case(2, SMALL, "mlp", family="llama", schedule="cosine", loss="sigmoid_norm", label_smoothing=0.2),
-    Case(2, 8192, False, family="qwen3", tied=True, dtype="bfloat16", weight_decay=0.0, adam_betas=(0.9, 0.999)),
+    Case(
+        2, SMALL, "mlp", family="llama", schedule="cosine", loss="sigmoid_norm", label_smoothing=0.2
+    ),
+    Case(
+        2,
+        8192,
+        False,
+        family="qwen3",
+        tied=True,
+        dtype="bfloat16",
+        weight_decay=0.0,
+        adam_betas=(0.9, 0.999),
+    ),
 ]
-# The other losses by forks of half as many steps, one dtype each; the long run has what is left, and all on two ranks.
+# The other losses by forks of half as many steps, one dtype each; the long run has what is left,
+# and all on two ranks.
 OF_A_LOSS = {
-    (loss, dtype): Case(0, SMALL, False, loss=loss, label_smoothing=SMOOTHED.get(loss, 0.0), beta=0.3, dtype=dtype, epochs=1)
+    (loss, dtype): Case(
+        0,
+        SMALL,
+        False,
+        loss=loss,
+        label_smoothing=SMOOTHED.get(loss, 0.0),
+        beta=0.3,
+        dtype=dtype,
+        epochs=1,
+    )
     for loss in LOSSES
     for dtype in ("float32", "bfloat16")
 }
 REST = [loss for loss in LOSSES if loss not in {case.loss for case in DPO_CASES}]
 DPO_CASES += [OF_A_LOSS[loss, ("float32", "bfloat16")[i % 2]] for i, loss in enumerate(REST)]
 LONG_CASES = [case for case in OF_A_LOSS.values() if case not in DPO_CASES]
-LONG_CASES += [OF_A_LOSS[loss, ("bfloat16", "float32")[i % 2]]._replace(ranks=2, epochs=2) for i, loss in enumerate(LOSSES)]
+LONG_CASES += [
+    OF_A_LOSS[loss, ("bfloat16", "float32")[i % 2]]._replace(ranks=2, epochs=2)
+    for i, loss in enumerate(LOSSES)
+]
 SFT_CASES = [
     Case(1, LONGEST, False, schedule="cosine"),
     Case(2, SMALL, True, tied=True, sliding_window=24, dtype="bfloat16"),
@@ -74,8 +100,17 @@ SFT_CASES = [
 # What rounding may do, beside 2e-4 of each number's size: measured, times three.
 TOLERANCE = {
     "float32": {},
-    "bfloat16": {"rewards/chosen": 0.15, "rewards/rejected": 0.15, "rewards/margins": 0.15, "rewards/accuracies": 0.26,
-                 "logps/chosen": 3e-3, "logps/rejected": 3e-3, "loss": 0.06, "grad_norm": 0.15, "update_ratio": 0.06},
+    "bfloat16": {
+        "rewards/chosen": 0.15,
+        "rewards/rejected": 0.15,
+        "rewards/margins": 0.15,
+        "rewards/accuracies": 0.26,
+        "logps/chosen": 3e-3,
+        "logps/rejected": 3e-3,
+        "loss": 0.06,
+        "grad_norm": 0.15,
+        "update_ratio": 0.06,
+    },
 }
 
 
@@ -169,7 +204,8 @@ def server() -> Iterator[ForkServer]:
 
 @pytest.fixture
 def train_records(launch: Launch, server: ForkServer, tmp_path: Path) -> Run:
-    """The train records of metrics.jsonl after the script has run as its users run it, or in a fork."""
+    """The train records of metrics.jsonl after the script has run as its users run it, or in a
+    fork."""
 
     def run(script: str, config: oracle.Config, ranks: int) -> list[oracle.Record]:
         path = Path(config["run"]["dir"]).with_suffix(".yaml")
@@ -186,27 +222,35 @@ def train_records(launch: Launch, server: ForkServer, tmp_path: Path) -> Run:
     return run
 
 
-def compare(records: list[oracle.Record], wanted: list[oracle.Record], dtype: str = "float32") -> None:
+def compare(
+    records: list[oracle.Record], wanted: list[oracle.Record], dtype: str = "float32"
+) -> None:
     """Every metric of every step, and no metric beside those that the oracle knows or that speak of speed."""
     assert [record["step"] for record in records] == [record["step"] for record in wanted]
     assert len(wanted) in (STEPS, STEPS // 2)
     apart = []
     for record, plain in zip(records, wanted):
-        told = {name for name in record if not name.startswith("alarms/")}  # of what the numbers say, tested by itself
+        told = {
+            name for name in record if not name.startswith("alarms/")
+        }  # of what the numbers say, tested by itself
         assert told - ABOUT_SPEED - {"split"} == set(plain)
         for name, value in plain.items():
             size = abs(value) if name in ("learning_rate", "update_ratio") else max(1.0, abs(value))
             allowed = TOLERANCE[dtype].get(name, 2e-4)
             if plain["step"] < 2 and name == "grad_norm":
-                allowed = min(allowed, 0.015)  # the first rate is 0: both steps are at the first weights, and no error has grown
+                allowed = min(
+                    allowed, 0.015
+                )  # the first rate is 0: both steps are at the first weights, and no error has grown
             if not abs(record[name] - value) <= allowed * size:
                 apart.append(f"step {plain['step']} {name}: {record[name]} instead of {value}")
     assert not apart, "\n".join(apart)
 
 
 def case_id(case: Case) -> str:
-    return (f"{case.loss}-{case.dtype}-{case.ranks or 'forked'}-ranks-{case.tokens_per_micro_batch}-tokens-"
-            f"checkpointing-{case.activation_checkpointing}-{case.family}")
+    return (
+        f"{case.loss}-{case.dtype}-{case.ranks or 'forked'}-ranks-{case.tokens_per_micro_batch}-tokens-"
+        f"checkpointing-{case.activation_checkpointing}-{case.family}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -214,8 +258,9 @@ def case_id(case: Case) -> str:
     ids=lambda case: case_id(case),
 )
 def test_dpo_equals_plain_pytorch(case: Case, tmp_path: Path, train_records: Run) -> None:
-    """Any fault in masks, positions, shared prompts, normalisation, gradient accumulation, clipping, schedule, decay, betas, the
-    loss, its settings or the reference shifts these numbers: they are compared one by one over 20 steps, two of them partial."""
+    """Any fault in masks, positions, shared prompts, normalisation, gradient accumulation,
+    clipping, schedule, decay, betas, the loss, its settings or the reference shifts these numbers:
+    they are compared one by one over 20 steps, two of them partial."""
     config = dpo_config(tmp_path, case)
     wanted = list(oracle.dpo_trace(config))
     records = train_records("train_dpo.py", config, case.ranks)
@@ -233,7 +278,8 @@ def test_sft_equals_plain_pytorch(case: Case, tmp_path: Path, train_records: Run
 
 
 def test_the_cases_cover_losses_and_settings() -> None:
-    """A loss that no trace trains with, or a setting that has its default everywhere, could be ignored unseen."""
+    """A loss that no trace trains with, or a setting that has its default everywhere, could be
+    ignored unseen."""
     assert {case.loss for case in DPO_CASES} == set(LOSSES) == {case.loss for case in LONG_CASES}
     for cases in (DPO_CASES, SFT_CASES):
         assert {case.dtype for case in cases} == {"float32", "bfloat16"}
@@ -248,7 +294,9 @@ def test_the_comparison_means_something(tmp_path: Path) -> None:
     trace = list(oracle.dpo_trace(config))
     assert [record["pairs"] for record in trace] == 2 * ([8] * 9 + [4])
     assert trace[0]["learning_rate"] == 0 and trace[3]["learning_rate"] == LR_PEAK and trace[-1]["learning_rate"] > 0
-    assert trace[0]["loss"] == pytest.approx(math.log(2)), "cDPO's first loss, whatever the smoothing"
+    assert trace[0]["loss"] == pytest.approx(math.log(2)), (
+        "cDPO's first loss, whatever the smoothing"
+    )
     assert trace[-1]["loss"] < trace[0]["loss"] - 0.1 and trace[-1]["rewards/margins"] > 0.1
     assert max(record["grad_norm"] for record in trace) > 2 * CLIPS
     assert min(record["tokens"] for record in trace if record["pairs"] == 8) > SMALL
