@@ -157,7 +157,8 @@ def test_a_models_call_means_what_it_says(window: int | None, scaling: float | N
         layout=layout,
         sliding_window=window,
     )
-    shared = [attention.with_shared(t, layout) for t in qkv[1:]]
+    keys_M = [*range(8), *range(5), *range(8, 15)]  # prompt and chosen; prompt again, and rejected
+    shared = [t[keys_M] for t in qkv[1:]]
     dense = dense_attention(
         qkv[0], *shared, layout, 8**-0.5 if scaling is None else scaling, window
     )

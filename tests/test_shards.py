@@ -14,11 +14,8 @@ from torch import Tensor
 from zephyr.config import BadInput
 from zephyr.training import shards
 
-SIZES = {
-    "a.weight": 7,
-    "b.weight": 4,
-    "c.weight": 1,
-}  # of no number of ranks here a multiple, all three
+# On some rank of three b is all padding while c, behind it in the same flat vector, is not.
+SIZES = {"a.weight": 7, "b.weight": 4, "c.weight": 9}
 
 
 def of_rank(rank: int, ranks: int, values: dict[str, Tensor]) -> SimpleNamespace:
@@ -136,3 +133,29 @@ def test_another_models_state_is_refused(
     (tmp_path / "rank-0-0.safetensors").unlink()
     with pytest.raises(BadInput, match="has 0 of 7"):
         shards.read(live(of_rank(0, 1, values), 0), tmp_path)
+
+
+def test_an_updates_size_counts_decay_with_its_sign() -> None:
+    """torch's AdamW on weights whose gradient pulls where decay pulls, then against it: the update
+    read from the moments is the one that was made, over two groups. Fails where decay is left out,
+    or counted the wrong way round, which no gradient at random would show."""
+    for sign in (1.0, -1.0):
+        flats = [torch.linspace(1, 2, 50).requires_grad_(), torch.linspace(2, 3, 30).requires_grad_()]
+        groups = [{"params": [flat], "weight_decay": decay} for flat, decay in zip(flats, (0.5, 0.0))]
+        adamw = torch.optim.AdamW(groups, betas=(0.8, 0.95), eps=1e-8)
+        zero = SimpleNamespace(
+            fp32_partitioned_groups_flat=flats,
+            sub_group_to_group_id={0: 0, 1: 1},
+            optimizer=adamw,
+        )
+        for lr in (1e-3, 3e-3):
+            before = torch.cat([flat.detach().clone() for flat in flats])
+            for group in adamw.param_groups:
+                group["lr"] = lr
+            for flat in flats:
+                flat.grad = sign * flat.detach()
+            adamw.step()
+            after = torch.cat([flat.detach() for flat in flats])
+            update, weight = shards.update_and_weight(zero, lr).sqrt().tolist()
+            assert update == pytest.approx(float((after - before).norm()), rel=5e-3)
+            assert weight == pytest.approx(float(after.norm()), rel=1e-6)

@@ -250,10 +250,6 @@ LOGPROBS = of(
         "total_VD.copy_(left_VC.to(total_VD.dtype) @ right_CD.to(total_VD.dtype))",
     ),
     (
-        "total_VD.addmm_(left_VC.to(total_VD.dtype), right_CD.to(total_VD.dtype))",
-        "total_VD.add_(left_VC @ right_CD)",
-    ),
-    (
         "hidden_ND.index_select(0, first_T), hidden_ND.index_select(0, rest_T)])",
         "hidden_ND.index_select(0, rest_T), hidden_ND.index_select(0, first_T)])",
     ),
@@ -412,7 +408,7 @@ LOOP = of(
     ("        if sample and first_step == 0:\n", "        if sample:\n"),
     (
         "            ledger.add(step, epoch, batch.indices, stats)\n",
-        "            ledger.add(step, epoch, sorted(batch.indices), stats)\n",
+        "            ledger.add(step, epoch, batch.indices[::-1], stats)\n",
     ),
     (
         'return {name: value / sums["units"] for name',
@@ -437,7 +433,7 @@ SCHEDULE = of(
     "tests/test_training.py::test_schedules_by_hand tests/test_training.py::test_warm_up_is_rounded_up",
     ("math.ceil(warmup_fraction * steps)", "math.floor(warmup_fraction * steps)"),
     ("math.ceil(warmup_fraction * steps)", "max(1, math.ceil(warmup_fraction * steps))"),
-    ("if step < warmup_steps", "if step <= warmup_steps and warmup_steps"),
+    ("if step < warmup_steps", "if step < warmup_steps - 1"),
     ("return lr_peak * step / warmup_steps", "return lr_peak * (step + 1) / warmup_steps"),
     ("return lr_peak * step / warmup_steps", "return lr_peak * step / steps"),
     ("left = (steps - step) /", "left = (steps - 1 - step) /"),
@@ -487,7 +483,7 @@ SHARDS = of(
     ),
     ("shard.values[a - shard.start:b - shard.start].copy_", "shard.values[:b - a].copy_"),
     ("[shard.start, shard.whole]\n", "[0, shard.whole]\n"),
-    ("    zero._partition_all_parameters()\n", ""),
+    ("for group in range(len(zero.fp16_groups)):", "for group in range(1):"),
 )
 
 CHECKPOINT = of(
@@ -571,7 +567,7 @@ REFERENCE = of(
         "torch.stack(response_logprobs(engine, batch), dim=-1)",
         "torch.stack(response_logprobs(engine, batch)[::-1], dim=-1)",
     ),
-    ("indices += batch.indices", "indices += sorted(batch.indices)"),
+    ("indices += batch.indices", "indices += batch.indices[::-1]"),
 )
 
 ENCODE = of(
