@@ -158,6 +158,66 @@ def test_head_in_bfloat16_errs_at_most_twice_as_torch(keeps: bool, monkeypatch: 
         assert (mine.double() - truth).abs().max() <= 2 * (theirs.double() - truth).abs().max()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("keeps", [True, False])
+def test_head_at_sure_predictions_errs_at_most_twice_as_torch(
+    keeps: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Targets of probability .5 up to .9999, where 1 - p is what is left of the gradient, and
+    logits of hundreds, where an exponential without its maximum overflows. Errors against float64
+    as above. Fails where the target's own term is subtracted after rounding."""
+    chunked(monkeypatch, 7 * 300, keeps=keeps)
+    head, hidden_TD, targets_T = head_inputs(64, 32, 300, torch.float64)
+    with torch.no_grad():  # a step towards each target: sure, from hardly to almost wholly
+        pull_T = torch.linspace(4, 16, 64, dtype=torch.float64)
+        hidden_TD += (pull_T / head.weight[targets_T].square().sum(-1))[:, None] * head.weight[
+            targets_T
+        ]
+        hidden_TD[::9] *= 40
+    hidden_TD, weight_VD = (
+        hidden_TD.detach().to(dtype).requires_grad_(),
+        head.weight.detach().to(dtype).requires_grad_(),
+    )
+    head.weight = torch.nn.Parameter(weight_VD.detach())
+
+    def torch_score(hidden: Tensor, weight: Tensor) -> Tensor:
+        logits_TV = (hidden @ weight.t()).to(torch.promote_types(hidden.dtype, torch.float32))
+        return logits_TV.log_softmax(-1).gather(-1, targets_T[:, None]).squeeze(-1)
+
+    def gradients(logp_T: Tensor, *of: Tensor) -> list[Tensor]:
+        return [logp_T.detach(), *torch.autograd.grad(logp_T.sum(), of)]
+
+    doubles = (
+        hidden_TD.detach().double().requires_grad_(),
+        weight_VD.detach().double().requires_grad_(),
+    )
+    exact = gradients(torch_score(*doubles), *doubles)
+    assert float(exact[0].exp().max()) > 0.999 and float(exact[0].exp().min()) < 0.9
+    plain = gradients(torch_score(hidden_TD, weight_VD), hidden_TD, weight_VD)
+    ours = gradients(head(hidden_TD, targets_T), hidden_TD, head.weight)
+    for mine, theirs, truth in zip(ours, plain, exact):
+        assert (
+            mine.isfinite().all()
+            and (mine.double() - truth).norm() <= 2 * (theirs.double() - truth).norm()
+        )
+
+
+def test_without_targets_the_head_gives_logits(tiny: Path) -> None:
+    """Sampling and other people's code want logits, whose differences alone greedy decoding sees.
+    Fails where they are normalised."""
+    head, hidden_TD, _ = head_inputs(5, 6, 50, torch.float32)
+    torch.testing.assert_close(head(hidden_TD), hidden_TD @ head.weight.t())
+    with pytest.raises(ValueError, match="bias"):
+        LogProbHead.replacing(torch.nn.Linear(3, 4))
+    ids = torch.tensor([[1, 5, 6]])
+    torch.testing.assert_close(
+        load_policy(tiny).lm(ids).logits,
+        AutoModelForCausalLM.from_pretrained(tiny)(ids).logits,
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
 def test_long_responses_are_summed_exactly() -> None:
     """4,000 log-probs about -10 nats, as a random model gives: the float32 nearest to their sum. Fails for a sum of float32 additions,
     which is off by hundreds of roundings, more than an update of the policy moves it."""

@@ -329,6 +329,28 @@ def test_schedules_by_hand() -> None:
     assert cosine[0] == 1.0 and cosine[5] == pytest.approx(0.5) and cosine == sorted(cosine, reverse=True)
 
 
+def test_warm_up_is_rounded_up() -> None:
+    """0.12 of 20 steps are 2.4: three steps of warm-up. Fails for two, for none where some is asked
+    for, or some where none is."""
+
+    def first(
+        steps: int, fraction: float, schedule: str = "linear", peak: float = 1.0
+    ) -> list[float]:
+        return [
+            learning_rate(s, steps, lr_peak=peak, schedule=schedule, warmup_fraction=fraction)
+            for s in range(5)
+        ]
+
+    assert first(20, 0.12) == pytest.approx([0, 1 / 3, 2 / 3, 1, 16 / 17])
+    assert (
+        first(20, 0.01, "constant", 3.0) == [0, 3, 3, 3, 3]
+        and first(20, 0.0, "constant") == [1] * 5
+    )
+    assert first(8, 0.25, "cosine", 2.0) == pytest.approx(
+        [0, 1, 2, 1 + math.cos(math.pi / 6), 1 + math.cos(math.pi / 3)]
+    )
+
+
 def test_records_of_steps_to_come_are_dropped(tmp_path: Path) -> None:
     """Fails where a resumed run would write a step twice, or drop the evaluation at its checkpoint."""
     path = write_lines(tmp_path / "metrics.jsonl", [
