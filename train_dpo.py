@@ -17,6 +17,7 @@ from pathlib import Path
 from torch import Tensor
 
 from zephyr import losses, reference
+from zephyr.chat import leading_bos
 from zephyr.cli.plan import estimate
 from zephyr.config import ConfigError, DPOConfig
 from zephyr.data import Pairs, content_digest, encoding_resources, load_pairs, load_splits, load_tokenizer, require_vocabulary
@@ -35,7 +36,7 @@ from zephyr.verify.preflight import preflight
 
 def train(engine: Engine, config: DPOConfig, dry_run: bool) -> None:
     # Preference pairs as token ids, and the plan: which pairs make which step, on which rank, in which micro-batch.
-    tokenizer = engine.rank0_first(lambda: load_tokenizer(config.tokenizer or config.model, config.chat_template))
+    tokenizer = engine.rank0_first(lambda: load_tokenizer(config.tokenizer or config.model, config.chat_template, config.eos_token))
     require_vocabulary(tokenizer, config.model)
     encode = partial(load_pairs, tokenizer=tokenizer, max_tokens=config.data.max_tokens,
                      max_prompt_tokens=config.data.max_prompt_tokens, truncation=config.data.truncation,
@@ -61,7 +62,7 @@ def train(engine: Engine, config: DPOConfig, dry_run: bool) -> None:
     training = split(engine, config, encoded["train"], plan, weights)
     evaluation = split(engine, config, encoded["eval"], None, weights) if "eval" in encoded else None
     if config.run.preflight:
-        preflight(engine, config, encoded["train"], training, special=(tokenizer.bos_token_id, tokenizer.eos_token_id),
+        preflight(engine, config, encoded["train"], training, special=(leading_bos(tokenizer), tokenizer.eos_token_id),
                   alone=lambda i: collate_pairs(encoded["train"], [i], prefix_sharing=False))
 
     fit(engine, config, training, evaluation, sample)

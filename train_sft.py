@@ -13,6 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from zephyr.chat import leading_bos
 from zephyr.cli.plan import estimate
 from zephyr.config import SFTConfig
 from zephyr.data import Texts, content_digest, encoding_resources, load_splits, load_texts, load_tokenizer, require_vocabulary
@@ -30,7 +31,7 @@ from zephyr.verify.preflight import preflight
 
 def train(engine: Engine, config: SFTConfig, dry_run: bool) -> None:
     # Dialogues as token ids with targets, and the plan: which make which step, on which rank, in which micro-batch.
-    tokenizer = engine.rank0_first(lambda: load_tokenizer(config.tokenizer or config.model, config.chat_template))
+    tokenizer = engine.rank0_first(lambda: load_tokenizer(config.tokenizer or config.model, config.chat_template, config.eos_token))
     require_vocabulary(tokenizer, config.model)
     encode = partial(load_texts, tokenizer=tokenizer, max_tokens=config.data.max_tokens, targets=config.data.targets,
                      limit=config.data.limit, on_bad_row=config.data.on_bad_row, **encoding_resources())
@@ -54,7 +55,7 @@ def train(engine: Engine, config: SFTConfig, dry_run: bool) -> None:
     training = split(engine, config, encoded["train"], plan, weights)
     evaluation = split(engine, config, encoded["eval"], None, weights) if "eval" in encoded else None
     if config.run.preflight:
-        preflight(engine, config, encoded["train"], training, special=(tokenizer.bos_token_id, tokenizer.eos_token_id),
+        preflight(engine, config, encoded["train"], training, special=(leading_bos(tokenizer), tokenizer.eos_token_id),
                   alone=lambda i: collate_texts(encoded["train"], [i]))
 
     fit(engine, config, training, evaluation, sample)

@@ -180,12 +180,13 @@ def test_sft_targets_are_the_answers_and_their_eos(tokenizers: dict[str, Tokeniz
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_conversation_is_the_tokenizers_own_ids(tokenizers: dict[str, Tokenizer], kind: str) -> None:
-    """Ids put together turn by turn must be those of the whole text, or `all` trains on another text."""
+    """Ids put together turn by turn must be those of the whole text, or `all` trains on another text; BOS is in front where the
+    tokenizer puts one there, not wherever it has one."""
     tokenizer = tokenizers[kind]
     messages = turns("u one", "Hello there", "日本", "🦊 yes", system="S")
     text = tokenizer.apply_chat_template(messages, tokenize=False)
     encoded = encode_messages(tokenizer, messages, targets="all")
-    assert encoded.ids == [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+    assert encoded.ids == tokenizer(text)["input_ids"]
     assert encoded.is_target == [False] + [True] * (len(encoded.ids) - 1)
 
 
@@ -245,7 +246,7 @@ def test_template_by_name_file_and_error(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     with pytest.raises(ValueError, match="no template of its own"):
         prepare_tokenizer(tokenizer, "model")
-    with pytest.raises(ValueError, match="wanted zephyr, model or a readable jinja file"):
+    with pytest.raises(ValueError, match="wanted auto, zephyr, model or a readable jinja file"):
         prepare_tokenizer(tokenizer, str(tmp_path / "none.jinja"))
     (tmp_path / "t.jinja").write_text(ZEPHYR_TEMPLATE)
     assert prepare_tokenizer(tokenizer, str(tmp_path / "t.jinja")).chat_template == ZEPHYR_TEMPLATE

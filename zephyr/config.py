@@ -112,7 +112,8 @@ class DPOConfig:
     model: str
     data: Data
     tokenizer: str | None = None
-    chat_template: str = "zephyr"
+    chat_template: str = "auto"                             # auto | zephyr | model | path to a jinja file
+    eos_token: str | None = None                            # what ends a turn; null: the tokenizer's EOS
     beta: float = 0.1
     loss: str = "sigmoid"
     label_smoothing: float = 0.0
@@ -138,7 +139,8 @@ class SFTConfig:
     model: str
     data: SFTData
     tokenizer: str | None = None
-    chat_template: str = "zephyr"
+    chat_template: str = "auto"                             # auto | zephyr | model | path to a jinja file
+    eos_token: str | None = None                            # what ends a turn; null: the tokenizer's EOS
     optim: SFTOptim = field(default_factory=SFTOptim)
     hardware: Hardware = field(default_factory=Hardware)
     samples: Samples = field(default_factory=Samples)

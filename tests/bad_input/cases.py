@@ -114,7 +114,7 @@ CONFIG = {
     "chat_template latin-1": Case(file("t.jinja", b"\xe9", "chat_template=AT/t.jinja"), ("chat_template", "t.jinja", "utf-8")),
     "chat_template with two BOS": Case(
         file("t.jinja", "{{ bos_token + bos_token }}" + UNDER_TEMPLATE, "chat_template=AT/t.jinja"),
-        ("(second)", "BOS more than once"), paid=True),
+        ("chat_template", "t.jinja", "BOS more than once")),
     "chat_template of a model without one": Case(given("chat_template=model"),
         ("chat_template: model", "no template of its own")),
     "run.dir a file": Case(file("run", "", "run.dir=AT/run"), ("run.dir", "/run", "File exists")),

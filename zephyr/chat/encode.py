@@ -38,11 +38,11 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: Mapping[str, object], 
                 max_prompt_tokens: int = 512, truncation: str = "keep_end", template: str = ZEPHYR_TEMPLATE) -> EncodedPair:
     """Ids of a preference row (shapes: `check_pair`), cut to `max_tokens` (how: `truncate_pair`).
 
-    `prompt_ids`: BOS where the tokenizer has one, then the template's text up to where the answer begins. `chosen_ids`
-    and `rejected_ids`: the answer as generation would continue the prompt, then EOS. `id`: the row's own, or "".
+    `prompt_ids`: BOS where the tokenizer adds one (`leading_bos`), then the template's text up to where the answer
+    begins; a template that writes BOS itself gets no second one. `chosen_ids` and `rejected_ids`: the answer as generation would continue the prompt, then EOS. `id`: the row's own, or "".
     Raises: ValueError naming what is wrong with the row, the template or the limits."""
     return truncate_pair(tokenize_pair(tokenizer, pair, template=template), max_tokens=max_tokens,
-                         max_prompt_tokens=max_prompt_tokens, truncation=truncation, bos_id=tokenizer.bos_token_id)
+                         max_prompt_tokens=max_prompt_tokens, truncation=truncation, bos_id=kept_bos(tokenizer, template))
 
 
 def tokenize_pair(tokenizer: PreTrainedTokenizerBase, pair: Mapping[str, object], *, template: str = ZEPHYR_TEMPLATE) -> EncodedPair:
@@ -61,7 +61,7 @@ def truncate_pair(pair: EncodedPair, *, max_tokens: int, max_prompt_tokens: int,
                   bos_id: int | None) -> EncodedPair:
     """The pair in at most `max_tokens` ids for prompt and longer answer; as it is where it fits.
 
-    Else the prompt keeps its BOS and its last ids, `max_prompt_tokens` together, and each answer what then fits from
+    Else the prompt keeps its BOS (`bos_id`: `kept_bos`) and its last ids, `max_prompt_tokens` together, and each answer what then fits from
     its beginning, at least one id; a cut answer has no EOS. The two sides may become equal: that teaches nothing.
     Raises: ValueError for a policy other than `keep_end`, or limits that leave no room for an answer."""
     if truncation != "keep_end":
@@ -83,7 +83,7 @@ def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mappi
                     targets: str = "assistant", template: str = ZEPHYR_TEMPLATE, id: str = "") -> EncodedText:
     """Ids of a conversation that ends with the assistant's turn, cut at the end to `max_tokens`.
 
-    The ids are BOS (where the tokenizer has one) and the template's text; each answer's ids are what generation would
+    The ids are BOS (where the tokenizer adds one) and the template's text; each answer's ids are what generation would
     have continued with. Targets: `assistant`: the words of every assistant turn and the EOS that ends it; `all`: every
     token but the first, as the alignment handbook trained. A cut conversation may have no target left.
     Raises: ValueError for other `targets`, a bad conversation, or a template that ends no answer with EOS."""
@@ -106,7 +106,7 @@ def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mappi
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, max_tokens: int = 2048, id: str = "") -> EncodedText:
-    """Ids of plain text: BOS (where the tokenizer has one), the text, EOS, cut at the end; all but the first targets.
+    """Ids of plain text: BOS (where the tokenizer adds one), the text, EOS, cut at the end; all but the first targets.
 
     Raises: ValueError where the text is empty."""
     if not text.strip():
@@ -123,6 +123,42 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping
     Raises: ValueError where the conversation is bad or does not end with the user's turn."""
     turns = _spell_out(tokenizer, check_messages(messages, last="user"))
     return _with_bos(tokenizer, _ids(tokenizer, render(tokenizer, turns, template, answer=True)))
+
+
+def leading_bos(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Id of the BOS that the tokenizer itself puts before a text; None where it puts none, even if it has one."""
+    bos_id = tokenizer.bos_token_id
+    return bos_id if bos_id is not None and tokenizer("a")["input_ids"][:1] == [bos_id] else None
+
+
+def kept_bos(tokenizer: PreTrainedTokenizerBase, template: str) -> int | None:
+    """Id of the BOS in front of a conversation, which a cut prompt keeps: the tokenizer's, or the template's own.
+
+    None where there is none, and where it is the mark of every turn (SmolLM2's `<|im_start|>`)."""
+    return _kept_bos(tokenizer, template, tokenizer.bos_token)
+
+
+def template_with_bos(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
+    """The template that writes BOS by itself where training put one in front of its text.
+
+    `apply_chat_template` then gives the ids of training: it, and the servers built on it, tokenize without adding BOS."""
+    turns = [{"role": "user", "content": "a"}]
+    text = render(tokenizer, turns, template, answer=True)
+    if leading_bos(tokenizer) is None or text.startswith(tokenizer.bos_token):
+        return template
+    # The comment's line break is the start of a line again, where jinja strips the spaces before a block.
+    written = "{{ bos_token }}{# as in training #}\n" + template
+    assert render(tokenizer, turns, written, answer=True) == tokenizer.bos_token + text
+    return written
+
+
+@lru_cache(maxsize=8)
+def _kept_bos(tokenizer: PreTrainedTokenizerBase, template: str, bos: str | None) -> int | None:
+    if bos is None or leading_bos(tokenizer) is not None:
+        return tokenizer.bos_token_id
+    text = render(tokenizer, [{"role": "user", "content": "a"}], template, answer=True)
+    alone = bos == tokenizer.eos_token or text.count(bos) == 1
+    return tokenizer.bos_token_id if text.startswith(bos) and alone else None
 
 
 @lru_cache(maxsize=8)
@@ -147,8 +183,11 @@ def _spell_out(tokenizer: PreTrainedTokenizerBase, turns: Messages) -> Messages:
 
 
 def _with_bos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
-    """One BOS in front: the template may have written it already, and the tokenizer may have none."""
+    """The ids behind the BOS that the tokenizer adds, if it adds one and the template has not written it already."""
     bos_id = tokenizer.bos_token_id
+    if bos_id is not None and ids[:2] == [bos_id, bos_id]:
+        raise ValueError(f"the chat template writes BOS more than once at the start ({tokenizer.bos_token!r} twice), wanted one")
+    bos_id = leading_bos(tokenizer)
     return ids if bos_id is None or ids[:1] == [bos_id] else [bos_id, *ids]
 
 
@@ -159,7 +198,11 @@ def _answer(tokenizer: PreTrainedTokenizerBase, whole: str, prompt: str) -> tupl
     dummy space comes in between (it would, right after a special token); else those of a continuation."""
     specials, eos = _specials(tokenizer, len(tokenizer)), tokenizer.eos_token
     end = whole.find(eos, len(prompt))
-    if not whole.startswith(prompt) or end < 0 or specials.search(whole, len(prompt), end):
+    first = specials.search(whole, len(prompt)) if whole.startswith(prompt) else None
+    if first and first[0] != eos:
+        raise ValueError(f"the chat template ends an answer with {first[0]!r}, and the tokenizer's EOS is {eos!r}: a "
+                         f"trained model would not know where to stop; eos_token: {first[0]!r} makes it the EOS")
+    if first is None or end < 0:
         raise ValueError("the chat template does not write an answer right behind its generation prompt and end it "
                          f"with the tokenizer's EOS {eos!r}, wanted that: a trained model would not know where to stop")
     response = whole[len(prompt):end]

@@ -43,7 +43,7 @@ def load_chat(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if there is one."""
     on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
     policy = load_policy(path, attention="sdpa", dtype=torch.bfloat16 if on_gpu else torch.float32)
-    return policy.lm.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if on_gpu else "cpu"), load_tokenizer(path, "zephyr")
+    return policy.lm.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if on_gpu else "cpu"), load_tokenizer(path)
 
 
 def of_world(spec: str, name: str, where: str) -> Teacher:

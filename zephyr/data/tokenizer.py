@@ -1,13 +1,14 @@
 """Here the tokenizer that the whole program uses is loaded, with the chat template that the config names set on it."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from zephyr.chat import ZEPHYR_TEMPLATE, encode_messages
+from zephyr.chat import HANDBOOK_TEMPLATE, ZEPHYR_TEMPLATE, encode_messages
 from zephyr.config import BadInput
 from zephyr.model.load import local_folder, read_config
 
@@ -20,25 +21,27 @@ TRIAL = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5  # the same file, SentencePiece.Type; a byte is 6
 
 
-def load_tokenizer(path: str | Path, chat_template: str = "zephyr") -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub id, with its `chat_template` set, and EOS for padding where it has no pad token.
+def load_tokenizer(path: str | Path, chat_template: str = "auto", eos_token: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub id, prepared (`prepare_tokenizer`, where the arguments are explained).
+
+    Raises: BadInput in one line where nothing loads, there is no EOS, or the template is missing."""
+    return prepare_tokenizer(read_tokenizer(path), chat_template, eos_token)
+
+
+def read_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub id as it is.
 
     A folder without `tokenizer.json` but with a SentencePiece `tokenizer.model` is read here (`from_sentencepiece`):
     transformers 5 builds another tokenizer of it: no dummy space, no BOS, merges in the order of ids. Needs
     sentencepiece and protobuf.
-    Args: chat_template: `zephyr`, `model` (the tokenizer's own), or the path of a jinja file.
-    Raises: BadInput in one line where nothing loads, there is no EOS, or the template is missing."""
+    Raises: BadInput in one line where nothing loads."""
     folder = Path(path)
     if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
-        tokenizer = from_sentencepiece(folder / "tokenizer.model")
-    else:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(str(path))
-        except Exception as error:  # what is wrong in tokenizer.json comes from Rust as a plain Exception
-            raise BadInput(f"no tokenizer loads from {str(path)!r}: {error or type(error).__name__}") from error
-    if tokenizer.eos_token_id is None:
-        raise BadInput(f"the tokenizer of {str(path)!r} has no EOS token, wanted one: an answer could never end")
-    return prepare_tokenizer(tokenizer, chat_template)
+        return from_sentencepiece(folder / "tokenizer.model")
+    try:
+        return AutoTokenizer.from_pretrained(str(path))
+    except Exception as error:  # what is wrong in tokenizer.json comes from Rust as a plain Exception
+        raise BadInput(f"no tokenizer loads from {str(path)!r}: {error or type(error).__name__}") from error
 
 
 def require_vocabulary(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
@@ -48,25 +51,57 @@ def require_vocabulary(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
         raise BadInput(f"tokenizer: at most {vocabulary} tokens are wanted, the vocabulary of {model}, got {len(tokenizer)}")
 
 
-def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str = "zephyr") -> PreTrainedTokenizerBase:
-    """Sets the chat template that the config names, and EOS as pad token where there is none; returns the same tokenizer.
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str = "auto",
+                      eos_token: str | None = None) -> PreTrainedTokenizerBase:
+    """Sets the chat template and EOS that the config names, and EOS as pad token where there is none; returns the same tokenizer.
 
-    Raises: BadInput where `model` is asked for and the tokenizer has no template, or the jinja file cannot be read."""
-    if chat_template == "zephyr":
+    Args: chat_template: `zephyr`, `model` (the tokenizer's own), `auto` (its own where it has one, else zephyr), or the
+    path of a jinja file. eos_token: a token of the vocabulary in the place of the tokenizer's EOS; None: that one.
+    Raises: BadInput where `model` is asked for and the tokenizer has no template, the jinja file cannot be read, or the
+    EOS is missing or unknown."""
+    if eos_token is not None:
+        if eos_token not in tokenizer.get_vocab():
+            raise BadInput(f"eos_token: a token of the vocabulary is wanted, got {eos_token!r}")
+        tokenizer.add_special_tokens({"eos_token": eos_token})
+    if tokenizer.eos_token_id is None:
+        raise BadInput("the tokenizer has no EOS token, wanted one: an answer could never end; eos_token: TOKEN names one "
+                       "of its vocabulary")
+    chosen = chosen_template(tokenizer, chat_template)
+    if chosen == "zephyr":
         tokenizer.chat_template = ZEPHYR_TEMPLATE
-    elif chat_template == "model":
-        if not isinstance(tokenizer.chat_template, str):
+    elif chosen == "model":
+        tokenizer.chat_template = own_template(tokenizer)
+        if tokenizer.chat_template is None:
             raise BadInput("chat_template: model, but the tokenizer has no template of its own, wanted zephyr or a jinja file")
     else:
         try:
-            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+            tokenizer.chat_template = Path(chosen).read_text(encoding="utf-8")
             encode_messages(tokenizer, TRIAL, template=tokenizer.chat_template)
         except (OSError, ValueError) as error:
-            raise BadInput(f"chat_template is {chat_template!r}, wanted zephyr, model or a readable jinja file: "
+            raise BadInput(f"chat_template is {chosen!r}, wanted auto, zephyr, model or a readable jinja file: "
                            f"{getattr(error, 'strerror', None) or error}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def chosen_template(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> str:
+    """What the config key `chat_template` comes to: `auto` is `model` where the tokenizer has a template, else `zephyr`."""
+    if chat_template != "auto":
+        return chat_template
+    return "zephyr" if own_template(tokenizer) is None else "model"
+
+
+def own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The template that the tokenizer came with; of several, the one named `default`."""
+    own = tokenizer.chat_template
+    return own.get("default") if isinstance(own, Mapping) else own
+
+
+def foreign_template(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer came with a template that is not Zephyr's."""
+    own = own_template(tokenizer)
+    return own is not None and not own.endswith((HANDBOOK_TEMPLATE, ZEPHYR_TEMPLATE))
 
 
 def from_sentencepiece(model: Path) -> PreTrainedTokenizerBase:

@@ -100,7 +100,7 @@ def _encode_row(tokenizer: PreTrainedTokenizerBase, options: Options, row: RawRo
     if options.max_prompt_tokens is not None:
         whole = chat.tokenize_pair(tokenizer, {**fields, "id": id}, template=options.template)
         pair = chat.truncate_pair(whole, max_tokens=options.max_tokens, max_prompt_tokens=options.max_prompt_tokens,
-                                  truncation=options.truncation, bos_id=tokenizer.bos_token_id)
+                                  truncation=options.truncation, bos_id=chat.kept_bos(tokenizer, options.template))
         lost = tuple(len(before) - len(after) for before, after in zip(whole[1:], pair[1:]))
         return Encoded(row.place, pair, lost, preference(fields))
     shape = sft_row(fields)

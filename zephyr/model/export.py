@@ -10,6 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
+from zephyr.chat import template_with_bos
+
 SHARD_BYTES = 4 * 2**30
 
 
@@ -52,7 +54,17 @@ def export(folder: Path, parameters: Iterator[tuple[str, Tensor]], sizes: Sequen
     plain.save_pretrained(part)
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=pad).save_pretrained(part)
-    tokenizer.save_pretrained(part)
+    save_tokenizer(tokenizer, part)
     (part / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)       # of an earlier end of this run: its checkpoints still stand for it
     os.replace(part, folder)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write the tokenizer's files; its chat template writes BOS where training put one in front (`chat.template_with_bos`)."""
+    own = tokenizer.chat_template
+    try:
+        tokenizer.chat_template = template_with_bos(tokenizer, own)
+        tokenizer.save_pretrained(folder)
+    finally:
+        tokenizer.chat_template = own

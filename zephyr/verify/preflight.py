@@ -30,7 +30,7 @@ def preflight(engine: Engine, config: DPOConfig | SFTConfig, examples: Sequence[
               *, special: tuple[int | None, int], alone: Callable[[int], PackedBatch]) -> None:
     """Check a run that is ready to start; what was found goes to the log and to `preflight.json`.
 
-    Args: special: ids of BOS (None: the tokenizer has none) and EOS. alone: one example without neighbours or a shared prompt.
+    Args: special: ids of the BOS that the tokenizer adds (None: it adds none) and of EOS. alone: one example without neighbours or a shared prompt.
     Raises: BadInput naming what is wrong and where, what was found and wanted. A collective; nothing is updated."""
     run_dir, tolerance = Path(config.run.dir), TOLERANCE[config.hardware.dtype]
     sample = random.Random(0).sample(range(len(examples)), min(ROWS_READ, len(examples)))
@@ -68,7 +68,7 @@ def require_polarity(report: Path) -> Finding:
 
 def require_ids(sample: Sequence[int], examples: Sequence[EncodedPair] | Sequence[EncodedText], special: tuple[int | None, int],
                 max_tokens: int) -> Finding:
-    """One BOS in front, a trained EOS behind each answer that was not cut, two different answers."""
+    """BOS in front where the tokenizer adds it, never twice; a trained EOS behind each answer that was not cut, two different answers."""
     bos, eos = special
     for index in sample:
         example = examples[index]
@@ -78,7 +78,7 @@ def require_ids(sample: Sequence[int], examples: Sequence[EncodedPair] | Sequenc
         complaints = {
             "is empty": not first or not all(answers),
             f"starts with id {first[:1]}, not BOS {bos}": bos is not None and first[:1] != [bos],
-            "has BOS more than once": bos is not None and bos != eos and sum(ids.count(bos) for ids in (first, *answers)) > 1,
+            "starts with BOS more than once": bos is not None and first[:2] == [bos, bos],
             "has an answer without EOS that was not cut": any(a[-1:] != [eos] and len(first) + len(a) < max_tokens for a in answers),
             "trains no EOS": not pair and len(first) < max_tokens and (eos, True) not in zip(example.ids, example.is_target),
             "has two equal answers": pair and example.chosen_ids == example.rejected_ids,

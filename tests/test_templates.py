@@ -1,0 +1,99 @@
+"""Chat templates, BOS and EOS of the kinds of tokenizers that real families have."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tokenizer_kinds import KINDS, make_tokenizer
+from transformers import AutoTokenizer
+
+from zephyr.chat import ZEPHYR_TEMPLATE, encode_messages, encode_pair, encode_prompt, encode_text, kept_bos, leading_bos
+from zephyr.config import BadInput
+from zephyr.data import load_tokenizer, prepare_tokenizer
+from zephyr.model.export import save_tokenizer
+
+DIALOGUES = ([{"role": "user", "content": "Hi"}],
+             [{"role": "system", "content": "You are kind."}, {"role": "user", "content": "What colour is the sky?"},
+              {"role": "assistant", "content": "The sky is blue."}, {"role": "user", "content": "At night?\n"}])
+PAIR = {"prompt": "Hi", "chosen": "The answer is four.", "rejected": " no"}
+
+
+@pytest.mark.parametrize("template", ["auto", "zephyr"])
+@pytest.mark.parametrize("name", KINDS)
+def test_the_export_renders_the_ids_of_training(name: str, template: str, tmp_path: Path) -> None:
+    """Tokenizer and template of an export, read by transformers alone, give the prompt that was trained, BOS included, for every way
+    of adding it. Fails where training puts a BOS in front that `apply_chat_template` never writes, or the other way round."""
+    kind = KINDS[name]
+    tokenizer = prepare_tokenizer(make_tokenizer(kind), template, kind.eos_token if template == "auto" else None)
+    save_tokenizer(tokenizer, tmp_path)
+    exported = AutoTokenizer.from_pretrained(tmp_path)
+    for turns in DIALOGUES:
+        ids = encode_prompt(tokenizer, turns, template=tokenizer.chat_template)
+        assert exported.apply_chat_template(turns, add_generation_prompt=True, return_dict=False) == ids
+        assert ids[:2] != [tokenizer.bos_token_id] * 2
+    whole = [*DIALOGUES[1], {"role": "assistant", "content": "It is red."}]
+    assert exported.apply_chat_template(whole, return_dict=False) == encode_messages(
+        tokenizer, whole, template=tokenizer.chat_template).ids
+    assert exported.eos_token == (kind.eos_token if template == "auto" and kind.eos_token else kind.eos)
+    again = load_tokenizer(tmp_path)                # and a run that starts from the export trains on the same
+    assert encode_prompt(again, turns, template=again.chat_template) == ids
+    assert encode_text(again, "four") == encode_text(tokenizer, "four")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_bos_is_in_front_where_the_tokenizer_adds_it(name: str) -> None:
+    """Text behind a template that writes no BOS begins as the tokenizer begins any text. Fails where a BOS that is only defined
+    (GPT-2, Pythia, SmolLM2) is added, or one that the tokenizer adds is not."""
+    kind, tokenizer = KINDS[name], prepare_tokenizer(make_tokenizer(KINDS[name]), "zephyr")
+    first = tokenizer.bos_token_id if kind.adds_bos else None
+    assert leading_bos(tokenizer) == first
+    text = tokenizer.apply_chat_template(DIALOGUES[0], tokenize=False, add_generation_prompt=True)
+    assert encode_prompt(tokenizer, DIALOGUES[0]) == tokenizer(text)["input_ids"]
+    assert (encode_prompt(tokenizer, DIALOGUES[0])[0] == first) == kind.adds_bos == (encode_text(tokenizer, "four").ids[0] == first)
+
+
+def test_a_cut_prompt_keeps_bos_but_no_turn_mark() -> None:
+    """SmolLM2's BOS begins every turn: in front of a prompt that lost its beginning it would open a turn in the middle of one."""
+    kept = {name: kept_bos(tokenizer, tokenizer.chat_template) == tokenizer.bos_token_id is not None
+            for name in KINDS if (tokenizer := prepare_tokenizer(make_tokenizer(KINDS[name]), "auto", KINDS[name].eos_token))}
+    assert [name for name, bos in kept.items() if bos] == ["mistral", "llama3", "llama3-base", "gemma"]
+    smollm2, gemma = (prepare_tokenizer(make_tokenizer(KINDS[name]), "auto", KINDS[name].eos_token) for name in ("smollm2", "gemma"))
+    for tokenizer, bos in ((smollm2, []), (gemma, [gemma.bos_token_id])):
+        whole = encode_pair(tokenizer, PAIR, template=tokenizer.chat_template).prompt_ids
+        cut = encode_pair(tokenizer, PAIR, template=tokenizer.chat_template, max_tokens=12, max_prompt_tokens=8).prompt_ids
+        assert cut == [*bos, *whole[len(bos) - 8:]] and len(whole) > 8
+
+
+def test_bos_twice_is_refused_and_bos_as_a_turn_mark_is_not() -> None:
+    """Fails where a template that writes BOS twice trains, or one that writes it before every turn is refused."""
+    tokenizer = prepare_tokenizer(make_tokenizer(KINDS["smollm2"]))
+    ids = encode_pair(tokenizer, PAIR, template=tokenizer.chat_template).prompt_ids
+    assert ids.count(tokenizer.bos_token_id) == 3 and ids[0] == tokenizer.bos_token_id
+    with pytest.raises(ValueError, match="BOS more than once"):
+        encode_pair(tokenizer, PAIR, template="{{ bos_token }}" + tokenizer.chat_template)
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if KINDS[name].eos_token])
+def test_a_turn_that_ends_with_another_token_names_it(name: str) -> None:
+    """Fails where the error does not say what to write, or what it says does not train."""
+    kind = KINDS[name]
+    tokenizer = prepare_tokenizer(make_tokenizer(kind))
+    with pytest.raises(ValueError, match="eos_token: ") as error:
+        encode_pair(tokenizer, PAIR, template=tokenizer.chat_template)
+    assert f"eos_token: {kind.eos_token!r}" in str(error.value) and repr(kind.eos) in str(error.value)
+    tokenizer = prepare_tokenizer(make_tokenizer(kind), "auto", kind.eos_token)
+    pair = encode_pair(tokenizer, PAIR, template=tokenizer.chat_template)
+    end = tokenizer.convert_tokens_to_ids(kind.eos_token)
+    assert pair.chosen_ids[-1] == end and tokenizer.decode(pair.chosen_ids[:-1]) == PAIR["chosen"]
+
+
+def test_auto_is_the_models_own_else_zephyrs() -> None:
+    """Fails where an instruct model is trained in a foreign format, or a base model in none."""
+    assert prepare_tokenizer(make_tokenizer(KINDS["qwen25"])).chat_template == KINDS["qwen25"].template
+    assert prepare_tokenizer(make_tokenizer(KINDS["mistral"])).chat_template == ZEPHYR_TEMPLATE
+    assert prepare_tokenizer(make_tokenizer(KINDS["qwen25"]), "zephyr").chat_template == ZEPHYR_TEMPLATE
+    several = make_tokenizer(KINDS["qwen25"])
+    several.chat_template = {"default": KINDS["qwen25"].template, "tool_use": "x"}
+    assert prepare_tokenizer(several).chat_template == KINDS["qwen25"].template
+    with pytest.raises(BadInput, match="eos_token: .*'<|im_emd|>'"):
+        prepare_tokenizer(make_tokenizer(KINDS["qwen25"]), eos_token="<|im_emd|>")

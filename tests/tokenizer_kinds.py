@@ -1,0 +1,62 @@
+"""Small tokenizers of the kinds that real families have: who adds BOS, what ends a turn, what the template writes."""
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tiny import SENTENCES
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+
+class Kind(NamedTuple):
+    """`eos_token`: what the config key must say where a turn does not end with the tokenizer's EOS."""
+    specials: tuple[str, ...]
+    bos: str | None
+    eos: str
+    adds_bos: bool
+    template: str | None
+    eos_token: str | None = None
+
+
+CHATML = ("{% for m in messages %}{% if loop.first and m['role'] != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}"
+          "{% endif %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+          "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+LLAMA3 = ("{{- bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + "
+          "m['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+          "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}")
+GEMMA = ("{{ bos_token }}{% for m in messages %}{% set r = 'model' if m['role'] == 'assistant' else m['role'] %}"
+         "{{ '<start_of_turn>' + r + '\n' + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+         "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}")
+PHI3 = ("{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}")
+IM = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+OF_LLAMA3 = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+KINDS = {
+    "smollm2": Kind(IM, "<|im_start|>", "<|im_end|>", False, CHATML),
+    "smollm2-base": Kind(IM, "<|endoftext|>", "<|endoftext|>", False, None),    # as Pythia and GPT-2
+    "yi-base": Kind(("<unk>", "<s>", "</s>"), "<s>", "</s>", False, None),
+    "mistral": Kind(("<unk>", "<s>", "</s>"), "<s>", "</s>", True, None),
+    "qwen25": Kind(IM, None, "<|im_end|>", False, CHATML),
+    "qwen25-base": Kind(IM, None, "<|endoftext|>", False, CHATML, "<|im_end|>"),
+    "llama3": Kind(OF_LLAMA3, "<|begin_of_text|>", "<|eot_id|>", True, LLAMA3),
+    "llama3-base": Kind(OF_LLAMA3, "<|begin_of_text|>", "<|end_of_text|>", True, LLAMA3, "<|eot_id|>"),
+    "gemma": Kind(("<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"), "<bos>", "<eos>", True, GEMMA, "<end_of_turn>"),
+    "phi3": Kind(("<|endoftext|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"), None, "<|endoftext|>", False, PHI3, "<|end|>"),
+}
+
+
+def make_tokenizer(kind: Kind) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of `tiny.SENTENCES`, with the special tokens, BOS and template of the kind."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.train_from_iterator(SENTENCES, trainers.BpeTrainer(
+        vocab_size=384, special_tokens=[AddedToken(name, normalized=False, special=True) for name in kind.specials],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    if kind.adds_bos:
+        core.post_processor = processors.TemplateProcessing(
+            single=f"{kind.bos} $A", special_tokens=[(kind.bos, core.token_to_id(kind.bos))])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token=kind.bos, eos_token=kind.eos,
+                                        clean_up_tokenization_spaces=False)
+    tokenizer.chat_template = kind.template
+    return tokenizer
