@@ -41,10 +41,10 @@ RECIPE = ROOT / "configs/smollm2-135m/dpo.yaml"
 HELD_OUT_PAIRS, CPU_PAIRS, CPU_RANKS = 200, 200, 2
 # What a CPU takes in minutes; a few hundred pairs need a higher rate and smaller steps than the 60,000 of the recipe.
 CPU = [
-    "data.max_tokens=512",
-    "data.max_prompt_tokens=256",
-    "optim.lr_peak=1.0e-5",
-    "optim.epochs=2",
+    "data.max_tokens=256",
+    "data.max_prompt_tokens=128",
+    "optim.lr_peak=4.0e-5",
+    "optim.epochs=1",
     "optim.pairs_per_step=8",
     "hardware.tokens_per_micro_batch=2048",
     "hardware.attention=sdpa",
@@ -119,7 +119,7 @@ def split(file: Path, config: DPOConfig, out: Path, *, pairs: int | None, held_o
     Raises: BadInput for a file that train_dpo.py does not take, or of one prompt."""
     everything, _ = load_pairs(
         [str(file)],
-        load_tokenizer(config.tokenizer or config.model, config.chat_template),
+        load_tokenizer(config.tokenizer or config.model, config.chat_template, config.eos_token),
         max_tokens=2**30,
         max_prompt_tokens=2**29,
         on_bad_row=config.data.on_bad_row,
@@ -167,7 +167,7 @@ def launch(options: argparse.Namespace, model: Path, on_gpu: bool) -> None:
 def score(config: DPOConfig, out: Path) -> Scores:
     """Log-probs of the held-out pairs: under the start from the run's reference store, under the export by a forward pass."""
     data = config.data
-    tokenizer = load_tokenizer(config.tokenizer or config.model, config.chat_template)
+    tokenizer = load_tokenizer(config.tokenizer or config.model, config.chat_template, config.eos_token)
     pairs, _ = load_pairs(
         list(data.eval),
         tokenizer,
