@@ -22,7 +22,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-sys.path[:0] = [str(Path(__file__).parent)]
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests/real")]
 import smollm2  # noqa: E402
 
 from zephyr.config import BadInput, DPOConfig, load  # noqa: E402
@@ -36,7 +37,6 @@ from zephyr.model.logprobs import response_logprobs  # noqa: E402
 from zephyr.packing import collate_pairs, plan_pass  # noqa: E402
 from zephyr.reference import pair_digest, read_store  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "configs/smollm2-135m/dpo.yaml"
 HELD_OUT_PAIRS, CPU_PAIRS, CPU_RANKS = 200, 200, 2
 # What a CPU takes in minutes; a few hundred pairs need a higher rate and smaller steps than the 60,000 of the recipe.
