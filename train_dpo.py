@@ -20,10 +20,11 @@ from zephyr import losses, reference
 from zephyr.chat import leading_bos
 from zephyr.cli.plan import estimate
 from zephyr.config import ConfigError, DPOConfig
-from zephyr.data import Pairs, content_digest, encoding_resources, load_pairs, load_splits, load_tokenizer, require_vocabulary
+from zephyr.data import (Pairs, content_digest, encoding_resources, first_prompt, keep_chat, load_pairs, load_splits,
+                         require_vocabulary, run_tokenizer)
 from zephyr.data.samples import sampler
 from zephyr.model.export import export
-from zephyr.model.load import DTYPES, digest, load_policy, require_runnable
+from zephyr.model.load import DTYPES, digest, load_policy, local_folder, require_runnable
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import PackedBatch, Plan, collate_pairs, plan_epochs, plan_pass
 from zephyr.report import card, leave_page
@@ -36,12 +37,13 @@ from zephyr.verify.preflight import preflight
 
 def train(engine: Engine, config: DPOConfig, dry_run: bool) -> None:
     # Preference pairs as token ids, and the plan: which pairs make which step, on which rank, in which micro-batch.
-    tokenizer = engine.rank0_first(lambda: load_tokenizer(config.tokenizer or config.model, config.chat_template, config.eos_token))
+    config, tokenizer = run_tokenizer(engine, config)
     require_vocabulary(tokenizer, config.model)
     encode = partial(load_pairs, tokenizer=tokenizer, max_tokens=config.data.max_tokens,
                      max_prompt_tokens=config.data.max_prompt_tokens, truncation=config.data.truncation,
                      limit=config.data.limit, on_bad_row=config.data.on_bad_row, **encoding_resources())
     encoded = load_splits(engine, config.data, encode, None if dry_run else config.run.dir)
+    engine.say(first_prompt(tokenizer, encoded["train"][0]))
     for pairs in encoded.values():
         require_budget(packed_tokens(pairs, config), pairs.ids, config.hardware.tokens_per_micro_batch)
     plan = plan_epochs(packed_tokens(encoded["train"], config), per_step=config.optim.pairs_per_step,
@@ -53,6 +55,7 @@ def train(engine: Engine, config: DPOConfig, dry_run: bool) -> None:
     if dry_run:
         engine.say(engine.on_rank0(lambda: estimate(engine, config, encoded["train"])))
         return
+    engine.on_rank0(lambda: keep_chat(config, tokenizer))
 
     # The dSFT model: the policy's start, and the frozen reference, whose log-probs are taken before any checkpoint is restored.
     hardware = config.hardware
@@ -66,8 +69,11 @@ def train(engine: Engine, config: DPOConfig, dry_run: bool) -> None:
                   alone=lambda i: collate_pairs(encoded["train"], [i], prefix_sharing=False))
 
     fit(engine, config, training, evaluation, sample)
-    export(Path(config.run.dir) / "model", engine.full_parameters(), engine.parameter_bytes(), engine.policy.lm.config,
-           tokenizer, engine.on_rank0(lambda: card(config, training.identity)), writes=engine.rank == 0)
+    notes = export(Path(config.run.dir) / "model", engine.full_parameters(), engine.parameter_bytes(), engine.policy.lm.config,
+                   tokenizer, engine.on_rank0(lambda: card(config, training.identity)), writes=engine.rank == 0,
+                   source=local_folder(config.model))
+    for note in notes:
+        engine.say(f"warning: {note}")
     engine.on_rank0(lambda: leave_page(Path(config.run.dir), engine.say))
     engine.barrier()
 

@@ -16,10 +16,11 @@ from torch import Tensor
 from zephyr.chat import leading_bos
 from zephyr.cli.plan import estimate
 from zephyr.config import SFTConfig
-from zephyr.data import Texts, content_digest, encoding_resources, load_splits, load_texts, load_tokenizer, require_vocabulary
+from zephyr.data import (Texts, content_digest, encoding_resources, first_prompt, keep_chat, load_splits, load_texts,
+                         require_vocabulary, run_tokenizer)
 from zephyr.data.samples import sampler
 from zephyr.model.export import export
-from zephyr.model.load import DTYPES, digest, load_policy, require_runnable
+from zephyr.model.load import DTYPES, digest, load_policy, local_folder, require_runnable
 from zephyr.packing import PackedBatch, Plan, collate_texts, plan_epochs, plan_pass
 from zephyr.report import card, leave_page
 from zephyr.training.engine import Engine
@@ -31,11 +32,12 @@ from zephyr.verify.preflight import preflight
 
 def train(engine: Engine, config: SFTConfig, dry_run: bool) -> None:
     # Dialogues as token ids with targets, and the plan: which make which step, on which rank, in which micro-batch.
-    tokenizer = engine.rank0_first(lambda: load_tokenizer(config.tokenizer or config.model, config.chat_template, config.eos_token))
+    config, tokenizer = run_tokenizer(engine, config)
     require_vocabulary(tokenizer, config.model)
     encode = partial(load_texts, tokenizer=tokenizer, max_tokens=config.data.max_tokens, targets=config.data.targets,
                      limit=config.data.limit, on_bad_row=config.data.on_bad_row, **encoding_resources())
     encoded = load_splits(engine, config.data, encode, None if dry_run else config.run.dir)
+    engine.say(first_prompt(tokenizer, encoded["train"][0]))
     for texts in encoded.values():
         require_budget(texts.tokens.tolist(), texts.ids, config.hardware.tokens_per_micro_batch)
     plan = plan_epochs(encoded["train"].tokens.tolist(), per_step=config.optim.windows_per_step,
@@ -47,6 +49,7 @@ def train(engine: Engine, config: SFTConfig, dry_run: bool) -> None:
     if dry_run:
         engine.say(engine.on_rank0(lambda: estimate(engine, config, encoded["train"])))
         return
+    engine.on_rank0(lambda: keep_chat(config, tokenizer))
 
     hardware = config.hardware
     engine.adopt(partial(load_policy, config.model, attention=hardware.attention, dtype=DTYPES[hardware.dtype],
@@ -59,8 +62,11 @@ def train(engine: Engine, config: SFTConfig, dry_run: bool) -> None:
                   alone=lambda i: collate_texts(encoded["train"], [i]))
 
     fit(engine, config, training, evaluation, sample)
-    export(Path(config.run.dir) / "model", engine.full_parameters(), engine.parameter_bytes(), engine.policy.lm.config,
-           tokenizer, engine.on_rank0(lambda: card(config, training.identity)), writes=engine.rank == 0)
+    notes = export(Path(config.run.dir) / "model", engine.full_parameters(), engine.parameter_bytes(), engine.policy.lm.config,
+                   tokenizer, engine.on_rank0(lambda: card(config, training.identity)), writes=engine.rank == 0,
+                   source=local_folder(config.model))
+    for note in notes:
+        engine.say(f"warning: {note}")
     engine.on_rank0(lambda: leave_page(Path(config.run.dir), engine.say))
     engine.barrier()
 

@@ -1,13 +1,16 @@
 """Chat templates, BOS and EOS of the kinds of tokenizers that real families have."""
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 
 import pytest
-from tokenizer_kinds import KINDS, make_tokenizer
+from tokenizer_kinds import KINDS, LLAMA3, make_tokenizer
 from transformers import AutoTokenizer
 
-from zephyr.chat import ZEPHYR_TEMPLATE, encode_messages, encode_pair, encode_prompt, encode_text, kept_bos, leading_bos
+from zephyr.chat import (ZEPHYR_TEMPLATE, clock_of, encode_messages, encode_pair, encode_prompt, encode_text, kept_bos, leading_bos,
+                         start_clock, stop_clock)
+from zephyr.chat.template import render
 from zephyr.config import BadInput
 from zephyr.data import load_tokenizer, prepare_tokenizer
 from zephyr.model.export import save_tokenizer
@@ -97,3 +100,24 @@ def test_auto_is_the_models_own_else_zephyrs() -> None:
     assert prepare_tokenizer(several).chat_template == KINDS["qwen25"].template
     with pytest.raises(BadInput, match="eos_token: .*'<|im_emd|>'"):
         prepare_tokenizer(make_tokenizer(KINDS["qwen25"]), eos_token="<|im_emd|>")
+
+
+CLOCK = ("{% if not date_string is defined %}{% if strftime_now is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
+         "{% else %}{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}{{ bos_token }}"
+         "{{ '<|start_header_id|>system<|end_header_id|>\n\nToday: ' + date_string + strftime_now(' %H:%M, %-d%%') + '<|eot_id|>' }}"
+         "{% for m in messages %}  {% if true %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] + "
+         "'<|eot_id|>' }}{% endif %}{% endfor %}"
+         "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}")
+
+
+def test_a_stopped_clock_writes_the_day_and_nothing_else() -> None:
+    """Fails where the template writes today's date all the same, its other text changes, or the clock can't be started again."""
+    tokenizer = make_tokenizer(KINDS["llama3"])
+    day = date(2024, 2, 3)
+    stopped = stop_clock(CLOCK, day)
+    text = render(tokenizer, DIALOGUES[0], stopped, answer=True)
+    assert text.startswith("<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nToday: 03 Feb 2024 00:00, 3%<|eot_id|>")
+    fixed = CLOCK.replace("strftime_now('%d %b %Y')", "'03 Feb 2024'").replace("strftime_now(' %H:%M, %-d%%')", "' 00:00, 3%'")
+    assert text == render(tokenizer, DIALOGUES[0], fixed, answer=True)
+    assert clock_of(stopped) == day and start_clock(stopped) == CLOCK and stop_clock(stopped, date(2025, 1, 1)) == stopped
+    assert stop_clock(LLAMA3, day) == LLAMA3 and clock_of(LLAMA3) is None and clock_of(CLOCK) is None

@@ -138,18 +138,23 @@ def kept_bos(tokenizer: PreTrainedTokenizerBase, template: str) -> int | None:
     return _kept_bos(tokenizer, template, tokenizer.bos_token)
 
 
+def turn_end(tokenizer: PreTrainedTokenizerBase, template: str) -> str | None:
+    """The special token that the template writes behind an answer; None where it writes none there."""
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    prompt, whole = render(tokenizer, turns[:1], template, answer=True), render(tokenizer, turns, template, answer=False)
+    found = _specials(tokenizer, len(tokenizer)).search(whole, len(prompt)) if whole.startswith(prompt) else None
+    return found and found[0]
+
+
 def template_with_bos(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
     """The template that writes BOS by itself where training put one in front of its text.
 
     `apply_chat_template` then gives the ids of training: it, and the servers built on it, tokenize without adding BOS."""
     turns = [{"role": "user", "content": "a"}]
-    text = render(tokenizer, turns, template, answer=True)
-    if leading_bos(tokenizer) is None or text.startswith(tokenizer.bos_token):
+    if leading_bos(tokenizer) is None or render(tokenizer, turns, template, answer=True).startswith(tokenizer.bos_token):
         return template
     # The comment's line break is the start of a line again, where jinja strips the spaces before a block.
-    written = "{{ bos_token }}{# as in training #}\n" + template
-    assert render(tokenizer, turns, written, answer=True) == tokenizer.bos_token + text
-    return written
+    return "{{ bos_token }}{# as in training #}\n" + template
 
 
 @lru_cache(maxsize=8)

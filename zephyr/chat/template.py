@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
+from datetime import date
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -23,6 +26,11 @@ ZEPHYR_TEMPLATE = "{% if messages[0]['role'] != 'system' %}\n{{ '<|system|>\n' +
 """The same with the empty system turn that the handbook's code puts in front of a conversation without one: whoever chats by
 the exported template continues the ids of training. Rendered by transformers:
 `<|system|>\\n</s>\\n<|user|>\\nU1</s>\\n<|assistant|>\\nA1</s>\\n`, or ending in `<|assistant|>\\n` for an answer."""
+
+
+CLOCK = "strftime_now"                              # what transformers calls it in a template
+STOPPED = re.compile(r"\{# the clock stands at (\d{4}-\d\d-\d\d) #\}.*\n")
+DIRECTIVES = [f"%{dash}{letter}" for dash in ("", "-") for letter in "aAbBcdDeFHIjmMpSTuUwWxXyYZ"] + ["%%"]
 
 
 class PairTexts(NamedTuple):
@@ -86,6 +94,28 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, template: str
         return tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=answer)
     except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"the chat template refuses the conversation: {error or type(error).__name__}") from error
+
+
+def stop_clock(template: str, day: date) -> str:
+    """The template with its clock, if it has one, at the beginning of a day: its first line says so and takes the clock's place.
+
+    A template that writes today's date would write other ids when a run goes on tomorrow."""
+    if CLOCK not in template or STOPPED.search(template):
+        return template
+    stands = "".join(f".replace({json.dumps(name)}, {json.dumps(day.strftime(name))})" for name in DIRECTIVES if name in template)
+    return (f"{{# the clock stands at {day.isoformat()} #}}{{% macro {CLOCK}(format) %}}{{{{ format{stands} }}}}{{% endmacro %}}\n"
+            + template)
+
+
+def clock_of(template: str) -> date | None:
+    """The day at which the template's clock stands; None where it has none, or it runs."""
+    found = STOPPED.search(template)
+    return found and date.fromisoformat(found[1])
+
+
+def start_clock(template: str) -> str:
+    """The template as it was before `stop_clock`."""
+    return STOPPED.sub("", template, count=1)
 
 
 def _check_turn(turn: object, field: str) -> dict[str, str]:
