@@ -224,12 +224,10 @@ def _spelled_tools(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Mapping[s
 
 def _spelled(tokenizer: PreTrainedTokenizerBase, value: object, whose: str) -> object:
     """The value with the sentinel in every text of it. Raises: ValueError naming a character that is none."""
-    if isinstance(value, Mapping):
-        return {_spelled(tokenizer, key, whose): _spelled(tokenizer, inner, whose) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_spelled(tokenizer, inner, whose) for inner in value]
     if not isinstance(value, str):
-        return value
+        if isinstance(value, Mapping):
+            return {_spelled(tokenizer, key, whose): _spelled(tokenizer, inner, whose) for key, inner in value.items()}
+        return [_spelled(tokenizer, inner, whose) for inner in value] if isinstance(value, (list, tuple)) else value
     specials = _specials(tokenizer, len(tokenizer))
     if odd := re.search("[\ufdd0\ud800-\udfff]", value):  # the sentinel, or half of a surrogate pair
         raise ValueError(f"{whose} holds U+{ord(odd[0]):04X}, which is no character, wanted text")

@@ -194,7 +194,7 @@ def _check_turn(turn: object, field: str) -> Message:
         hint = ": it is text, to be decoded first" if isinstance(turn, str) and turn.lstrip().startswith("{") else ""
         raise ValueError(f"`{field}` is {shown(turn)}, wanted a message with `role` and `content`{hint}")
     given = {key: value for key, value in turn.items() if value is not None
-             and not (key in (*FOR_TEMPLATE, *REFUSED) and value in ([], "", {}, False))}
+             and not ((key in FOR_TEMPLATE or key in REFUSED) and value in ([], "", {}, False))}
     for key in ("role", "content"):
         if not isinstance(given.get(key), str) and not (key not in given and key == "content" and "tool_calls" in given):
             found = f"is {shown(turn[key])}" if key in turn else "is missing"
@@ -202,10 +202,12 @@ def _check_turn(turn: object, field: str) -> Message:
     role = given["role"]
     if role not in ROLES:
         raise ValueError(f"`{field}.role` is {role!r:.60}, wanted one of system, user, assistant, tool")
+    checked = {"role": role, "content": given.get("content", "")}
+    if given.keys() == {"role", "content"}:
+        return checked
     for key, wanted in REFUSED.items():
         if key in given:
             raise ValueError(f"`{field}.{key}` is {shown(given[key])}, which can't be trained, wanted {wanted}")
-    checked = {"role": role, "content": given.get("content", "")}
     for key in ("tool_calls", *THINKING):
         if key in given and role != "assistant":
             raise ValueError(f"`{field}.{key}` stands in a turn of the role {role!r}, wanted it in the assistant's")
