@@ -37,8 +37,8 @@ class Policy(nn.Module):
     def forward(self, batch: PackedBatch) -> Tensor:
         if self.longest is not None and batch.layout.max_key > self.longest:
             raise ValueError(
-                f"a sequence of {batch.layout.max_key} tokens is packed, and the rotary frequencies "
-                f"of this {type(self.lm).__name__} are those of {self.longest} tokens: "
+                f"a sequence of {batch.layout.max_key} tokens is packed, and the rotary "
+                f"frequencies of this {type(self.lm).__name__} are those of {self.longest} tokens: "
                 "load_policy(..., max_tokens=LONGEST) sets them for sequences of up to so many, in "
                 "every row alike"
             )

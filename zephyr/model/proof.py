@@ -139,7 +139,8 @@ def small(key: str, value: object, sizes: dict[str, int], fraction: float) -> ob
     if isinstance(value, dict):
         return {k: small(k, v, sizes, fraction) for k, v in value.items()}
     if key in ("short_factor", "long_factor") and isinstance(value, list):
-        return value[:: int(1 / fraction)][: int(len(value) * fraction)]    # one a rotary frequency
+        # one number for each rotary frequency
+        return value[:: round(1 / fraction)][: round(len(value) * fraction)]
     if key.endswith(TOKEN_KEYS):
         return value if not isinstance(value, (int, list)) or value == -1 else 1
     return sizes[key] if key in sizes and is_count(value) else value
