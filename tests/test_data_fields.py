@@ -119,7 +119,10 @@ def test_a_template_that_leaves_anything_out_is_seen() -> None:
     system = [{"role": "system", "content": "S"}]
     tokenizer = with_template(quiet)
     for template, turns, tools, lost in (
-            (quiet, system + SAID, None, r"messages\[0\].content"), (names, [*ASKED, CALLED], None, r"function.arguments.city"),
+            (quiet, system + SAID, None, r"messages\[0\].content"),
+            (quiet, [{"role": "system", "content": "Answer in verse, and always be kind."},
+                     {"role": "user", "content": "Answer in verse, and always be kind."}, SAID[1]], None, r"messages\[0\].content"),
+            ("{% set own = 'S' %}{{ own }}" + quiet, system + SAID, None, r"messages\[0\].content"), (names, [*ASKED, CALLED], None, r"function.arguments.city"),
             (wordless, [*ASKED, CALLED], None, r"messages\[1\].content"), (listed, SAID, [TOOL], r"tools\[0\].function.description")):
         with pytest.raises(ValueError, match=f"{lost}` is not written by the chat template"):
             encode_messages(tokenizer, turns, template=template, tools=tools)

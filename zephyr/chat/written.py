@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Tools = Sequence[Mapping[str, object]] | None
+SHORT = 20  # characters that a template's own words may hold by chance
 THOUGHT = re.compile(r"(\s*<think>)(.*?\S.*?)(</think>.*)", re.DOTALL)
 
 
@@ -57,19 +58,13 @@ def _changes_text(tokenizer: PreTrainedTokenizerBase, change: Change, template: 
 
 def _changes(turns: Messages, tools: Tools, text: str, trained: set[int], first: int) -> Iterator[Change]:
     """The conversation with each part changed that is not plainly in the text; those of a call or a tool one by one."""
-    at = 0
-    for i, turn in enumerate(turns):
-        words = turn["content"].strip()
-        found = text.find(words, at)
-        at = max(at, found + len(words))
-        if i < first:
-            continue
-
+    plain = _in_order(turns, text)
+    for i, turn in enumerate(turns[first:], start=first):
         def changed(key: str, value: object, needed: bool, part: str = "") -> Change:
             return Change(i, key + part, needed, [*turns[:i], {**turn, key: value}, *turns[i + 1:]], tools)
         if thought := turn["role"] == "assistant" and THOUGHT.fullmatch(turn["content"]):
             yield changed("content", f"{thought[1]}{thought[2]}x{thought[3]}", i in trained)
-        elif found < 0 or turn["role"] == "tool":
+        elif not plain or turn["role"] == "tool" or (turn["role"] == "system" and len(turn["content"]) < SHORT):
             yield changed("content", turn["content"] + "x", True)
         yield from (changed(key, turn[key] + "x", i in trained) for key in THINKING if key in turn)
         yield from (changed(key, turn[key] + "x", False) for key in ("name", "tool_call_id") if key in turn)
@@ -80,6 +75,17 @@ def _changes(turns: Messages, tools: Tools, text: str, trained: set[int], first:
     for n, tool in enumerate(tools or () if first == 0 else ()):
         for part, needed, value in _of_function(tool, each=(), needed=("name", "description", "parameters")):
             yield Change(None, f"tools[{n}]{part}", needed, turns, [*tools[:n], value, *tools[n + 1:]])
+
+
+def _in_order(turns: Messages, text: str) -> bool:
+    """Whether the text holds the words of all turns, one behind the other."""
+    at = 0
+    for turn in turns:
+        words = turn["content"].strip()
+        if (found := text.find(words, at)) < 0:
+            return False
+        at = found + len(words)
+    return True
 
 
 def _of_function(holder: Mapping[str, object], each: Sequence[str], needed: Sequence[str]) -> Iterator[tuple[str, bool, object]]:
