@@ -66,7 +66,13 @@ real: $(VENV)/.installed-real
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-long: $(VENV)/.installed-test
+# What an export must load in: transformers 4, in a folder that one test puts before everything else. No other torch.
+.venv-transformers4/.installed: $(VENV)/.installed-test
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv-transformers4 \
+	  transformers==4.57.6 tokenizers==0.22.2 huggingface-hub==0.36.2
+	@touch $@
+
+test-long: $(VENV)/.installed-test .venv-transformers4/.installed
 	$(BIN)/python -m pytest -m long -n 2 --dist loadfile
 
 GPU_PYTHON ?= python3
@@ -106,4 +112,4 @@ bench-peer: .venv-bench/.installed
 	.venv-bench/bin/python tests/benchmarks/bench_peer.py --model $(or $(MODEL),A) --profile $(PROFILE) $(PEER_OPTIONS)
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-transformers4

@@ -10,65 +10,72 @@ Starting from the dSFT model, for pairs of a prompt x, a chosen response y_w and
 
 P pairs of a micro-batch.
 """
+import math
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from zephyr import losses, reference
 from zephyr.chat import leading_bos
 from zephyr.cli.plan import estimate
 from zephyr.config import ConfigError, DPOConfig
-from zephyr.data import (Pairs, content_digest, encoding_resources, first_prompt, keep_chat, load_pairs, load_splits,
-                         require_vocabulary, run_tokenizer)
+from zephyr.data import (Pairs, Report, content_digest, encoding_resources, first_prompt, keep_chat, load_pairs, load_splits,
+                         run_tokenizer)
 from zephyr.data.samples import sampler
 from zephyr.model.export import export
 from zephyr.model.load import DTYPES, digest, load_policy, local_folder, require_runnable
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import PackedBatch, Plan, collate_pairs, plan_epochs, plan_pass
 from zephyr.report import card, leave_page
+from zephyr.training import checkpoint
 from zephyr.training.engine import Engine
+from zephyr.training.folder import RunFolder, json_bytes
 from zephyr.training.launch import end, launch
 from zephyr.training.loop import Objective, Split, Stats, fit
 from zephyr.training.planner import describe, pair_flops, require_budget
-from zephyr.verify.preflight import preflight
+from zephyr.verify import preflight
 
 
-def train(engine: Engine, config: DPOConfig, dry_run: bool) -> None:
+def train(engine: Engine, config: DPOConfig, folder: RunFolder | None) -> None:
     # Preference pairs as token ids, and the plan: which pairs make which step, on which rank, in which micro-batch.
     config, tokenizer = run_tokenizer(engine, config)
-    require_vocabulary(tokenizer, config.model)
-    encode = partial(load_pairs, tokenizer=tokenizer, max_tokens=config.data.max_tokens,
-                     max_prompt_tokens=config.data.max_prompt_tokens, truncation=config.data.truncation,
-                     limit=config.data.limit, on_bad_row=config.data.on_bad_row, **encoding_resources())
-    encoded = load_splits(engine, config.data, encode, None if dry_run else config.run.dir)
-    engine.say(first_prompt(tokenizer, encoded["train"][0]))
-    for pairs in encoded.values():
-        require_budget(packed_tokens(pairs, config), pairs.ids, config.hardware.tokens_per_micro_batch)
+    encoded, reports = load(engine, config, tokenizer)
     plan = plan_epochs(packed_tokens(encoded["train"], config), per_step=config.optim.pairs_per_step,
                        epochs=config.optim.epochs, ranks=engine.world,
                        budget_tokens=config.hardware.tokens_per_micro_batch, seed=config.run.seed,
                        shuffle=config.data.shuffle)
     sample = sampler(engine, config, tokenizer)
     engine.say(describe(plan, engine.world))
-    if dry_run:
+    if folder is None:                              # a dry run
         engine.say(engine.on_rank0(lambda: estimate(engine, config, encoded["train"])))
         return
-    engine.on_rank0(lambda: keep_chat(config, tokenizer))
+
+    # A folder that holds another run is refused before anything is paid for; one that holds this run, finished, is left alone.
+    keep_chat(folder, config, tokenizer)
+    folder.keep("data.json", json_bytes(reports))
+    identity = {"model": engine.on_rank0(lambda: digest(config.model)), "data": content_digest(encoded["train"])}
+    if checkpoint.finished(engine, config, plan, identity, later=["reference"]):
+        engine.say(f"{config.run.dir} holds this run, finished: nothing is left to do")
+        return
 
     # The dSFT model: the policy's start, and the frozen reference, whose log-probs are taken before any checkpoint is restored.
     hardware = config.hardware
     engine.adopt(partial(load_policy, config.model, attention=hardware.attention, dtype=DTYPES[hardware.dtype],
-                         activation_checkpointing=hardware.activation_checkpointing), config.optim)
-    weights = engine.on_rank0(lambda: digest(config.model))
-    training = split(engine, config, encoded["train"], plan, weights)
-    evaluation = split(engine, config, encoded["eval"], None, weights) if "eval" in encoded else None
-    if config.run.preflight:
-        preflight(engine, config, encoded["train"], training, special=(leading_bos(tokenizer), tokenizer.eos_token_id),
-                  alone=lambda i: collate_pairs(encoded["train"], [i], prefix_sharing=False))
+                         activation_checkpointing=hardware.activation_checkpointing, max_tokens=config.data.max_tokens), config.optim)
+    training = split(engine, config, encoded["train"], plan)
+    found = preflight.before_forward(engine, config, encoded["train"], training, reports["train"],
+                                     special=(leading_bos(tokenizer), tokenizer.eos_token_id))
+    training = with_reference(engine, config, training, encoded["train"], identity)
+    evaluation = with_reference(engine, config, split(engine, config, encoded["eval"], None), encoded["eval"],
+                                identity) if "eval" in encoded else None
+    preflight.forward(engine, config, encoded["train"], training, found, keep=folder.keep,
+                      alone=lambda i: collate_pairs(encoded["train"], [i], prefix_sharing=False))
 
-    fit(engine, config, training, evaluation, sample)
+    fit(engine, config, training, evaluation, sample, folder.accept)
     notes = export(Path(config.run.dir) / "model", engine.full_parameters(), engine.parameter_bytes(), engine.policy.lm.config,
                    tokenizer, engine.on_rank0(lambda: card(config, training.identity)), writes=engine.rank == 0,
                    source=local_folder(config.model))
@@ -78,20 +85,39 @@ def train(engine: Engine, config: DPOConfig, dry_run: bool) -> None:
     engine.barrier()
 
 
-def split(engine: Engine, config: DPOConfig, pairs: Pairs, plan: Plan | None, weights: str) -> Split:
-    """Pairs with their plan (None: one pass over all), their reference log-probs (step 1) and objective (steps 2 and 3)."""
+def load(engine: Engine, config: DPOConfig,
+         tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, Pairs], dict[str, Report]]:
+    """`train` and `eval` as token ids, and the reports of what was cut or left out."""
+    encode = partial(load_pairs, tokenizer=tokenizer, max_tokens=config.data.max_tokens,
+                     max_prompt_tokens=config.data.max_prompt_tokens, truncation=config.data.truncation,
+                     limit=config.data.limit, on_bad_row=config.data.on_bad_row, columns=config.data.columns,
+                     **encoding_resources())
+    encoded, reports = load_splits(engine, config.data, encode)
+    engine.say(first_prompt(tokenizer, encoded["train"][0]))
+    for pairs in encoded.values():
+        require_budget(packed_tokens(pairs, config), pairs.ids, config.hardware.tokens_per_micro_batch)
+    return encoded, reports
+
+
+def split(engine: Engine, config: DPOConfig, pairs: Pairs, plan: Plan | None) -> Split:
+    """Pairs with their plan (None: one pass over all); the objective comes with the reference."""
     tokens = packed_tokens(pairs, config)
     plan = plan or plan_pass(tokens, ranks=engine.world, budget_tokens=config.hardware.tokens_per_micro_batch)
     collate = partial(collate_pairs, pairs, prefix_sharing=config.hardware.prefix_sharing)
-    frozen = reference.log_probabilities(engine, pairs, tokens, first_epoch=plan, collate=collate, weights=weights,
-                                         directory=config.reference.dir)
     counts = {"prompt_tokens": pairs.prompt_tokens, "chosen_tokens": pairs.chosen_tokens,
               "rejected_tokens": pairs.rejected_tokens}
     flops = [pair_flops(engine.policy.lm.config, engine.layer_parameters, *of_pair, config.hardware.prefix_sharing)
              for of_pair in zip(*counts.values())]
-    identity = {"model": weights, "data": content_digest(pairs), "reference": frozen.digest()}
-    return Split(plan, collate, dpo_objective(config, frozen), pairs.ids, tokens, [1] * len(pairs), "pairs", flops, identity,
-                 counts)
+    return Split(plan, collate, None, pairs.ids, tokens, [1] * len(pairs), "pairs", flops, {}, counts,
+                 start_loss=math.log(2) if config.loss == "sigmoid" else None)
+
+
+def with_reference(engine: Engine, config: DPOConfig, planned: Split, pairs: Pairs, identity: Mapping[str, str]) -> Split:
+    """The split with its reference log-probs (step 1) and objective (steps 2 and 3). Args:
+    identity: of model and data."""
+    frozen = reference.log_probabilities(engine, pairs, planned.tokens, first_epoch=planned.plan, collate=planned.collate,
+                                         weights=identity["model"], directory=config.reference.dir)
+    return planned._replace(objective=dpo_objective(config, frozen), identity={**identity, "reference": frozen.digest()})
 
 
 def dpo_objective(config: DPOConfig, frozen: reference.Reference) -> Objective:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,8 +33,59 @@ class Conversation(NamedTuple):
     is_target: list[bool]
 
 
+def log_sigmoid(x_P: Tensor) -> Tensor:
+    return -(1 + (-x_P).exp()).log()
+
+
+def cross_entropy(margin_P: Tensor, smoothing: float) -> Tensor:
+    """Of the label (1 - smoothing, smoothing) under Bradley-Terry."""
+    return -(1 - smoothing) * log_sigmoid(margin_P) - smoothing * log_sigmoid(-margin_P)
+
+
+def exo(margin_P: Tensor, smoothing: float) -> Tensor:
+    """KL of (p, 1 - p) with p = sigmoid(margin) from the label (1 - smoothing, smoothing)."""
+    p_P = torch.sigmoid(margin_P)
+    return p_P * (p_P / (1 - smoothing)).log() + (1 - p_P) * ((1 - p_P) / smoothing).log()
+
+
+# config.loss -> loss of log-ratios c (chosen) and r (rejected), which `pair_losses` has averaged
+# where the loss averages; b: beta, e: smoothing
+LOSSES: dict[str, Callable[[Tensor, Tensor, float, float], Tensor]] = {
+    "sigmoid": lambda c, r, b, e: cross_entropy(b * (c - r), e),
+    "sigmoid_norm": lambda c, r, b, e: cross_entropy(b * (c - r), e),
+    "robust": lambda c, r, b, e: (
+        ((1 - e) * cross_entropy(b * (c - r), 0) - e * cross_entropy(b * (r - c), 0)) / (1 - 2 * e)
+    ),
+    "ipo": lambda c, r, b, e: (c - r - 1 / (2 * b)) ** 2,
+    "hinge": lambda c, r, b, e: (1 - b * (c - r)).clamp(min=0),
+    "exo_pair": lambda c, r, b, e: exo(b * (c - r), e),
+    "nca_pair": lambda c, r, b, e: (
+        -log_sigmoid(b * c) - (log_sigmoid(-b * c) + log_sigmoid(-b * r)) / 2
+    ),
+    "sppo_hard": lambda c, r, b, e: (c - 1 / (2 * b)) ** 2 + (r + 1 / (2 * b)) ** 2,
+    "apo_zero": lambda c, r, b, e: 1 - torch.sigmoid(b * c) + torch.sigmoid(b * r),
+    "apo_down": lambda c, r, b, e: torch.sigmoid(b * c) + 1 - torch.sigmoid(b * (c - r)),
+}
+AVERAGED = ("ipo", "sigmoid_norm")  # of log-ratios per token
+
+
+def pair_losses(
+    config: Config, chosen_ratio_P: Tensor, rejected_ratio_P: Tensor, pairs: Sequence[EncodedPair]
+) -> Tensor:
+    """The loss of the config for each pair's log pi - log pi_ref of both responses."""
+    if config.get("loss", "sigmoid") in AVERAGED:
+        chosen_ratio_P = chosen_ratio_P / torch.tensor([len(pair.chosen_ids) for pair in pairs])
+        rejected_ratio_P = rejected_ratio_P / torch.tensor(
+            [len(pair.rejected_ids) for pair in pairs]
+        )
+    loss = LOSSES[config.get("loss", "sigmoid")]
+    return loss(
+        chosen_ratio_P, rejected_ratio_P, config["beta"], config.get("label_smoothing", 0.0)
+    )
+
+
 def dpo_trace(config: Config) -> Iterator[Record]:
-    """A record per optimiser step of DPO, sigmoid loss, fp32, in the order of the data; keys as in metrics.jsonl."""
+    """A record per optimiser step of DPO, in the order of the data; keys as in metrics.jsonl."""
     lm = load(config)
     reference = copy.deepcopy(lm).eval()
     pairs, optim, beta = read_pairs(config), config["optim"], config["beta"]
@@ -48,7 +99,9 @@ def dpo_trace(config: Config) -> Iterator[Record]:
             with torch.no_grad():
                 ref_chosen_P, ref_rejected_P = response_logps(reference, both).chunk(2)
             reward_chosen_P, reward_rejected_P = beta * (chosen_P - ref_chosen_P), beta * (rejected_P - ref_rejected_P)
-            loss = -torch.nn.functional.logsigmoid(reward_chosen_P - reward_rejected_P).mean()
+            loss = pair_losses(
+                config, chosen_P - ref_chosen_P, rejected_P - ref_rejected_P, step_pairs
+            ).mean()
             yield {
                 "epoch": epoch + start / len(pairs),
                 "rewards/chosen": reward_chosen_P.mean().item(),
@@ -86,32 +139,45 @@ def sft_trace(config: Config) -> Iterator[Record]:
 
 
 class Trainer:
-    """AdamW with the schedule of the config; counts the steps."""
+    """AdamW on float32 weights, of which the model holds copies in its own dtype, with the schedule
+    of the config; counts the steps. Decay pulls matrices alone."""
 
     def __init__(self, lm: nn.Module, optim: Config, total_steps: int) -> None:
-        self.lm, self.optim, self.total_steps, self.step = lm, optim, total_steps, 0
-        self.adamw = torch.optim.AdamW(
-            lm.parameters(), lr=0.0, betas=tuple(optim["adam_betas"]), eps=1e-8, weight_decay=optim["weight_decay"]
-        )
+        self.optim, self.total_steps, self.step = optim, total_steps, 0
+        self.parameters = list(lm.parameters())
+        self.weights = [parameter.detach().float().clone() for parameter in self.parameters]
+        groups = [
+            {
+                "params": [weight for weight in self.weights if weight.ndim > 1],
+                "weight_decay": optim["weight_decay"],
+            },
+            {
+                "params": [weight for weight in self.weights if weight.ndim == 1],
+                "weight_decay": 0.0,
+            },
+        ]
+        self.adamw = torch.optim.AdamW(groups, lr=0.0, betas=tuple(optim["adam_betas"]), eps=1e-8)
 
     def update(self, loss: Tensor) -> Record:
         """Backward, clip, step. Returns the metrics that belong to the update."""
-        self.adamw.zero_grad()
-        loss.backward()
-        gradients = [parameter.grad.flatten() for parameter in self.lm.parameters()]
-        grad_norm = torch.cat(gradients).double().norm().item()
+        gradients = [gradient.float() for gradient in torch.autograd.grad(loss, self.parameters)]
+        grad_norm = torch.cat([gradient.flatten() for gradient in gradients]).double().norm().item()
         clip = self.optim["grad_clip"]
-        if clip > 0 and grad_norm > clip:
-            for gradient in gradients:
-                gradient.mul_(clip / grad_norm)
+        factor = clip / grad_norm if clip > 0 and grad_norm > clip else 1.0
+        for weight, gradient in zip(self.weights, gradients):
+            weight.grad = gradient * factor
         lr = learning_rate(self.optim, self.step, self.total_steps)
         for group in self.adamw.param_groups:
             group["lr"] = lr
-        before = [parameter.detach().double() for parameter in self.lm.parameters()]
+        before = [weight.double() for weight in self.weights]
         self.adamw.step()
         self.step += 1
-        moved = torch.cat([(now - old).flatten() for now, old in zip(self.lm.parameters(), before)]).norm()
-        update_ratio = (moved / torch.cat([old.flatten() for old in before]).norm()).item()
+        for parameter, weight in zip(self.parameters, self.weights):
+            parameter.data.copy_(weight)
+        moved = torch.cat([(now - old).flatten() for now, old in zip(self.weights, before)]).norm()
+        update_ratio = (
+            moved / torch.cat([weight.flatten() for weight in self.weights]).double().norm()
+        ).item()
         return {"step": self.step - 1, "loss": loss.item(), "grad_norm": grad_norm, "learning_rate": lr,
                 "update_ratio": update_ratio}
 
@@ -144,8 +210,12 @@ def conversation(pair: EncodedPair, side: str) -> Conversation:
 
 
 def load(config: Config) -> nn.Module:
-    """The starting model in fp32 with Hugging Face's eager attention, which writes mask and softmax out."""
-    lm = AutoModelForCausalLM.from_pretrained(config["model"], dtype=torch.float32, attn_implementation="eager")
+    """The starting model in the config's dtype with Hugging Face's eager attention, which writes
+    mask and softmax out."""
+    dtype = getattr(torch, config["hardware"]["dtype"])
+    lm = AutoModelForCausalLM.from_pretrained(
+        config["model"], dtype=dtype, attn_implementation="eager"
+    )
     return lm.train()
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ import threading
 import time
 import urllib.request
 from collections import deque
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from email.utils import formatdate
 from pathlib import Path
 from typing import NamedTuple
@@ -74,7 +75,8 @@ class Proxy:
     `delay` seconds. `calls` are all that came, `passed` those that went on; `most_in_flight`: at once.
 
     Faults: 429 (Retry-After 1), 429-date, 429-day, 500, hang, drip (byte by byte), cut (in mid-body), drop (no answer), garbage
-    (no JSON), empty (no choices), null (content null), refusal, 400, 401, 402 (both with the key that came)."""
+    (no JSON), empty (no choices), null (content null), refusal, 400, 401, 402 (both with the key that came), "307 URL" (any redirect),
+    a key of `HOSTILE` (a body that no honest server sends)."""
 
     def __init__(self, server: Server) -> None:
         self.upstream = int(server.url.split(":")[2].split("/")[0])
@@ -157,12 +159,32 @@ class Proxy:
             await self._send(writer, response("200 OK", b"<html>bad gateway</html>"))
         elif fault == "empty":
             await self._send(writer, response("200 OK", b'{"choices": []}'))
+        elif fault[:1] == "3":
+            status, where = fault.split(" ")
+            await self._send(writer, response(f"{status} Elsewhere", says, f"Location: {where}\r\n"))
+        elif fault in HOSTILE:
+            await self._send(writer, response("200 OK", *HOSTILE[fault]()))
         elif fault in message:
             await self._send(writer, response("200 OK", json.dumps({"choices": [{"message": message[fault]}]}).encode()))
         elif fault in waits:
             await self._send(writer, response("429 Too Many", says, f"Retry-After: {waits[fault]}\r\n"))
         elif fault != "drop":
             await self._send(writer, response(f"{fault} No", says))
+
+
+def counted(prompt: str, completion: str) -> tuple[bytes]:
+    """A reply whose server says that it took so many tokens."""
+    return (f'{{"choices": [{{"message": {{"content": "x"}}}}], "usage": {{"prompt_tokens": {prompt}, "completion_tokens": {completion}}}}}'
+            .encode(),)
+
+
+# what a body of status 200 holds, and headers beside it
+HOSTILE: dict[str, Callable[[], tuple[bytes] | tuple[bytes, str]]] = {
+    "long": lambda: (b'{"choices": [{"message": {"content": "' + b"x" * 2**25 + b'"}}]}',),
+    "packed": lambda: (gzip.compress(b" " * 2**28), "Content-Encoding: gzip\r\n"),
+    "packed oddly": lambda: (b"x", "Content-Encoding: br\r\n"), "deep": lambda: (b'{"a":' + b"[" * 900 + b"]" * 900 + b"}",),
+    "digits": lambda: (b'{"a": ' + b"9" * 10**6 + b"}",), "refund": lambda: counted("-1000000", "6"),
+    "endless": lambda: counted("6", "1e999"), "huge": lambda: counted("6", "9" * 40)}
 
 
 def response(status: str, body: bytes, more: str = "") -> bytes:

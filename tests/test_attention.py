@@ -36,7 +36,7 @@ def dense_attention(query_NHE: Tensor, key_MKE: Tensor, value_MKE: Tensor, layou
     group = query_NHE.shape[1] // key_MKE.shape[1]
     key_MHE, value_MHE = key_MKE.repeat_interleave(group, 1), value_MKE.repeat_interleave(group, 1)
     score_HNM = torch.einsum("nhe,mhe->hnm", query_NHE, key_MHE) * scale
-    return torch.einsum("hnm,mhe->nhe", score_HNM.masked_fill(~mask_NM, -torch.inf).softmax(-1), value_MHE)
+    return torch.einsum("hnm,mhe->nhe", score_HNM.masked_fill(~mask_NM.to(score_HNM.device), -torch.inf).softmax(-1), value_MHE)
 
 
 def random_qkv(layout: Layout, heads: int, key_heads: int, size: int = 8) -> list[Tensor]:
@@ -137,6 +137,35 @@ def test_torch_varlen_shim_speaks_every_release(signature: str, options: dict[st
                 attention.torch_varlen(query, key, value, layout, scale, window)
 
 
+@pytest.mark.parametrize("scaling", [None, 0.5])
+@pytest.mark.parametrize("window", [None, 9, 12, 40])
+def test_a_models_call_means_what_it_says(window: int | None, scaling: float | None) -> None:
+    """What transformers hands over, against dense attention: scale and window as given, keys and
+    values each their own. Fails where a model's own scale is not heard, or a window is left out
+    that binds keys but no query's segment: here 8 and 7 queries, 12 keys."""
+    layout = layout_of([(5, 3, 7)])
+    qkv = random_qkv(layout, 4, 2)
+    query, key, value = (t.transpose(0, 1)[None] for t in qkv)
+    ours, weights = attention.attend(
+        attention.sdpa,
+        torch.nn.Module(),
+        query,
+        key,
+        value,
+        None,
+        scaling=scaling,
+        layout=layout,
+        sliding_window=window,
+    )
+    keys_M = [*range(8), *range(5), *range(8, 15)]  # prompt and chosen; prompt again, and rejected
+    shared = [t[keys_M] for t in qkv[1:]]
+    dense = dense_attention(
+        qkv[0], *shared, layout, 8**-0.5 if scaling is None else scaling, window
+    )
+    torch.testing.assert_close(ours[0], dense, rtol=1e-12, atol=1e-12)
+    assert weights is None
+
+
 def test_what_is_not_implemented_is_refused() -> None:
     """Fails where softcap, attention sinks or dropout would be dropped in silence and change the result."""
     layout = layout_of([(2, 1, 1)])
@@ -151,6 +180,9 @@ def test_a_kernel_that_cant_run_says_what_would() -> None:
     assert "sdpa" in str(attention.why_not("flash_attn", torch.bfloat16, "cpu"))
     assert "bfloat16" in str(attention.why_not("torch_varlen", torch.float32, "cuda"))
     assert attention.why_not("sdpa", torch.float32, "cpu") is None
+    for kernel in ("flash_attn", "torch_varlen"):
+        assert "sdpa runs here" in str(attention.why_not(kernel, torch.bfloat16, "cpu"))
+        assert "not torch.float32" in str(attention.why_not(kernel, torch.float32, "cuda"))
 
 
 @pytest.mark.parametrize("family", ["mistral", "llama", "qwen2", "qwen3"])

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from zephyr.chat.template import check_pair
+from zephyr.chat import check_pair
 from zephyr.cli import main
 from zephyr.config import BadInput
 from zephyr.data.binarize import binarize

@@ -25,7 +25,7 @@ from zephyr.cli import chat
 from zephyr.config import BadInput
 from zephyr.data import load_tokenizer
 from zephyr.data.jsonl import read_rows
-from zephyr.data.rows import sft_row
+from zephyr.data.shapes import sft_row
 from zephyr.model.generate import generate
 from zephyr.model.load import load_policy
 from zephyr.teacher import Budget, Reply, Request, endpoint
@@ -203,6 +203,10 @@ def test_a_server_streams(proxy: Proxy, server: Server, monkeypatch: pytest.Monk
     with pytest.raises(ValueError, match=r"401.*\[key\]") as error:
         next(stream(turns, 3))
     assert "planted" not in str(error.value)
+    for fault, words in (("cut", "at http"), (f"307 {server.url}/chat/completions", "redirects to .*, another origin")):
+        proxy.always = fault
+        with pytest.raises(ValueError, match=words):
+            list(stream(turns, 3))
     with pytest.raises(ValueError, match="Connection error"):
         next(chat.open_model(f"openai:m@http://127.0.0.1:{free_port()}/v1", settings)(turns, 3))
 

@@ -88,11 +88,11 @@ def test_truncation() -> None:
         return truncate_pair(pair, max_tokens=max_tokens, max_prompt_tokens=max_prompt_tokens, bos_id=bos_id)
 
     assert cut(30, 5) is pair, "a prompt over its limit is left alone while all fits"
-    assert cut(29, 6) == ("x", [1, 24, 25, 26, 27, 28], chosen, rejected)
-    assert cut(29, 6, bos_id=None) == ("x", [23, 24, 25, 26, 27, 28], chosen, rejected)
-    assert cut(12, 6) == ("x", [1, 24, 25, 26, 27, 28], chosen[:6], rejected)
-    assert cut(29, 25) == ("x", prompt, chosen[:9], rejected)
-    assert cut(3, 2) == ("x", [1, 28], [50], [70])
+    assert cut(29, 6)[:4] == ("x", [1, 24, 25, 26, 27, 28], chosen, rejected)
+    assert cut(29, 6, bos_id=None)[:4] == ("x", [23, 24, 25, 26, 27, 28], chosen, rejected)
+    assert cut(12, 6)[:4] == ("x", [1, 24, 25, 26, 27, 28], chosen[:6], rejected)
+    assert cut(29, 25)[:4] == ("x", prompt, chosen[:9], rejected)
+    assert cut(3, 2)[:4] == ("x", [1, 28], [50], [70])
     for limits in ((10, 10), (10, 11), (10, 1)):
         with pytest.raises(ValueError, match="max_prompt_tokens"):
             cut(*limits)

@@ -20,7 +20,7 @@ from processes import ROOT
 from zephyr.chat import check_pair
 from zephyr.cli import main
 from zephyr.data.jsonl import read_rows, write_rows
-from zephyr.data.rows import sft_row
+from zephyr.data.shapes import sft_row
 from zephyr.world.facts import build_world
 from zephyr.world.teacher import prompts_by_text, teacher_reply
 

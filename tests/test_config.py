@@ -32,18 +32,30 @@ def test_defaults_are_the_documented_ones(tmp_path: Path) -> None:
 
 def test_overrides_and_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where an override is ignored, loses its type, or a $VARIABLE of a path stays as it is."""
-    monkeypatch.setenv("DATA_HERE", "/d")
-    config = load(tmp_path, MINIMAL, "beta=0.5", "data.train=[$DATA_HERE/a.jsonl, b]", "run.wandb.mode=disabled",
+    monkeypatch.setenv("DATA", "/d")
+    config = load(tmp_path, MINIMAL, "beta=0.5", "data.train=[$DATA/a.jsonl, b]", "run.wandb.mode=disabled",
                   "optim.adam_betas=[0.8, 0.95]", "data.limit=null")
     assert config.beta == 0.5 and config.data.train == ("/d/a.jsonl", "b") and config.run.wandb.mode == "disabled"
     assert config.optim.adam_betas == (0.8, 0.95)
+
+
+def test_what_people_type_is_taken(tmp_path: Path) -> None:
+    """YAML 1.1 takes 5e-7 for a text, and one path need not be a list: each was the first error of a new user. `columns` is written
+    key by key over its default, null."""
+    config = load(tmp_path, {**MINIMAL, "optim": {"lr_peak": "5e-7", "warmup_fraction": "1E-1"}}, "data.train=d.jsonl", "beta=1e-2",
+                  "data.columns.prompt=question", "data.columns.context=null")
+    assert (config.optim.lr_peak, config.optim.warmup_fraction, config.beta) == (5e-7, 0.1, 0.01)
+    assert config.data.train == ("d.jsonl",) and config.data.columns == {"prompt": "question", "context": None}
+    assert load(tmp_path, configs.to_yaml(config)) == config
+    assert load(tmp_path, {"model": "m", "data": {"train": "d.jsonl", "columns": None}}, "data.columns.prompt=q").data.columns == {"prompt": "q"}
 
 
 @pytest.mark.parametrize("override,message", [
     ("optim.lr=1", r"optim\.lr: unknown key; the nearest valid key is optim\.lr_peak"),
     ("learning_rate=1", r"learning_rate: unknown key"),
     ("lr_peak=1", r"lr_peak: unknown key; the nearest valid key is optim\.lr_peak"),
-    ("optim.lr_peak=5e-7", r"optim\.lr_peak: a finite number is wanted, got '5e-7' \(a text in YAML; write 5\.0e-07\)"),
+    ("optim.lr_peak=5e-7x", r"optim\.lr_peak: a finite number is wanted, got '5e-7x'"),
+    ("optim.lr_peak=1e999", r"optim\.lr_peak: a finite number is wanted, got inf"),
     ("beta=-1", r"beta: a number > 0 is wanted, got -1"),
     ("beta=.nan", r"beta: a finite number is wanted, got nan"),
     (f"beta={10**400}", r"beta: a finite number is wanted"),
@@ -53,7 +65,10 @@ def test_overrides_and_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ("optim=3", r"optim: a group of keys is wanted, got 3"),
     ("optim.schedule=step", r"optim\.schedule: one of linear, cosine, constant is wanted, got 'step'"),
     ("optim.adam_betas=[0.9]", r"optim\.adam_betas: a list of 2 is wanted"),
-    ("data.train=d.jsonl", r"data\.train: a list is wanted, got 'd\.jsonl'"),
+    ("data.train={a: b}", r"data\.train: a list is wanted, got {'a': 'b'}"),
+    ("optim.adam_betas=0.9", r"optim\.adam_betas: a list of 2 is wanted, got 0\.9"),
+    ("data.columns=question", r"data\.columns: a group of names is wanted, got 'question'"),
+    ("data.columns.prompt=3", r"data\.columns\.prompt: a text is wanted, got 3"),
     ("data.train=[]", r"data\.train: at least one path"),
     ("data.train=[3]", r"data\.train\[0\]: a text is wanted, got 3"),
     ("data.max_prompt_tokens=1024", r"data\.max_prompt_tokens: less than data\.max_tokens"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -194,6 +196,50 @@ def test_cache_is_of_these_rows_and_options(
     other.add_tokens(["question"])
     assert contents(load_pairs([path], other, cache_dir=cache)[0]) != contents(load()[0])
     assert len(list(cache.iterdir())) == 4
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-len(content) // 3] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "a bit of an id": lambda entry: flip(entry / "examples.arrow"),
+    "rows cut off": lambda entry: os.truncate(entry / "examples.arrow", 200),
+    "rows empty": lambda entry: os.truncate(entry / "examples.arrow", 0),
+    "rows gone": lambda entry: (entry / "examples.arrow").unlink(),
+    "a bit of the report": lambda entry: flip(entry / "report.json"),
+    "report empty": lambda entry: os.truncate(entry / "report.json", 0),
+    "a bit of the digest": lambda entry: flip(entry / "sha256"),
+    "digest gone": lambda entry: (entry / "sha256").unlink(),
+    "a file in its place": lambda entry: (shutil.rmtree(entry), entry.write_text("x")),
+    "another entry in its place": lambda entry: (shutil.rmtree(entry), shutil.copytree(entry.parent / "other", entry)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_cache_is_encoded_again(
+    damage: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever happened to the files, the ids are those of the rows, a line says so, and the next
+    load finds a whole entry. Fails where other ids are trained on in silence, or a damaged file
+    ends the run with a traceback."""
+    path, cache = jsonl(tmp_path / "rows.jsonl", pair_rows(5)), tmp_path / "cache"
+    fresh, report = load_pairs([path], tokenizer)
+    load_pairs([path], tokenizer, cache_dir=cache)
+    (entry,) = cache.iterdir()
+    load_pairs([path], tokenizer, cache_dir=cache, limit=2)
+    (other,) = set(cache.iterdir()) - {entry}
+    other.rename(cache / "other")
+    DAMAGES[damage](entry)
+    assert capsys.readouterr().err == ""
+    again, report_again = load_pairs([path], tokenizer, cache_dir=cache)
+    said = capsys.readouterr().err
+    assert list(again) == list(fresh) and report_again == report
+    assert f"{entry} is damaged (" in said and "encoded again" in said and said.count("\n") == 1
+    assert list(load_pairs([path], tokenizer, cache_dir=cache)[0]) == list(fresh) and capsys.readouterr().err == ""
+    assert {path.name for path in cache.iterdir()} == {entry.name, "other"}, "what was damaged is gone"
 
 
 def test_options_are_checked_before_rows(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:

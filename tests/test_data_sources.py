@@ -60,6 +60,43 @@ def test_folder_and_its_splits(tokenizer: PreTrainedTokenizerBase, tmp_path: Pat
     assert len(load_pairs([f"{tmp_path}/parts"], tokenizer)[0]) == 4
 
 
+def test_subsets_are_named_or_listed(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """A snapshot of a set with the subsets all, joke and maths was read as one, each row twice."""
+    for i, name in enumerate(("all", "joke", "maths/data")):
+        (tmp_path / "smol" / name).mkdir(parents=True)
+        jsonl(tmp_path / "smol" / name / "train-00000-of-00001.jsonl", pair_rows(i + 1))
+    jsonl(tmp_path / "smol/joke/test-00000-of-00001.jsonl", pair_rows(5))
+    with pytest.raises(BadInput, match=r"has the subsets all, joke, maths, wanted one named, as in .*/smol:all:train"):
+        load_pairs([f"{tmp_path}/smol"], tokenizer)
+    for spec, count in (("all", 1), ("all:train", 1), ("maths:train", 3), ("joke:train", 2), ("joke:test", 5)):
+        assert len(load_pairs([f"{tmp_path}/smol:{spec}"], tokenizer)[0]) == count
+    for spec, message in (("joke", "has the splits test, train"), ("all:dev", "no split 'dev', it has train"),
+                          ("train", "the subsets all, joke, maths"), ("no:train", "the subsets all, joke, maths")):
+        with pytest.raises(BadInput, match=message):
+            load_pairs([f"{tmp_path}/smol:{spec}"], tokenizer)
+
+
+def test_subsets_on_the_hub(tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loader's own list of subsets, which its first line leaves out, and the three parts of a name; without a hub its loader is
+    replaced by one that speaks its words (datasets 4: builder.py)."""
+    import datasets
+    asked = []
+
+    def load(name: str, subset: str | None = None, split: str | None = None) -> datasets.Dataset:
+        asked.append((name, subset, split))
+        if subset is None:
+            raise ValueError("Config name is missing.\nPlease pick one among the available configs: ['all', 'joke']\nExample of usage:")
+        if subset not in ("all", "joke"):
+            raise ValueError(f"BuilderConfig '{subset}' not found. Available: ['all', 'joke']")
+        return datasets.Dataset.from_list(pair_rows(2))
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert len(load_pairs(["own/smol:joke:train"], tokenizer)[0]) == 2 and asked == [("own/smol", "joke", "train")]
+    with pytest.raises(BadInput, match="own/smol has the subsets all, joke, wanted one named, as in own/smol:all:test"):
+        load_pairs(["own/smol:test"], tokenizer)
+    with pytest.raises(BadInput, match="own/smol has no subset 'no', it has all, joke"):
+        load_pairs(["own/smol:no:train"], tokenizer)
+
+
 def test_saved_dataset_with_splits(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     """What `datasets` itself saves, or brings from the hub, has splits by name."""
     from datasets import Dataset, DatasetDict

@@ -7,6 +7,7 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, pipeline
+from transformers.utils.chat_template_utils import Chat
 
 from zephyr.chat import encode_prompt
 from zephyr.config import Data, DPOConfig, SFTConfig, SFTData, SFTRun, Wandb
@@ -64,7 +65,8 @@ def export_once(tiny: Path, tmp_path: Path, config: DPOConfig) -> Path:
 
 
 def test_the_article_s_snippet_works_on_an_exported_folder(finished: Path) -> None:
-    """Word for word, but for the folder. Fails where the folder lacks template, generation config or anything that `pipeline` takes."""
+    """Word for word, but for the folder; messages themselves give the ids of training. Fails where the folder lacks template, generation
+    config or anything that `pipeline` takes, or a chat is rendered without the BOS of training, as servers render it."""
     pipe = pipeline("text-generation", model=str(finished / "run" / "model"), torch_dtype=torch.bfloat16, device_map="auto")
     messages = [
         {
@@ -75,8 +77,11 @@ def test_the_article_s_snippet_works_on_an_exported_folder(finished: Path) -> No
     ]
     prompt = pipe.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     outputs = pipe(prompt, max_new_tokens=256, do_sample=True, temperature=0.7, top_k=50, top_p=0.95)
-    assert prompt == ("<|system|>\nYou are a friendly chatbot who always responds in the style of a pirate</s>\n"
+    assert prompt == ("<s><|system|>\nYou are a friendly chatbot who always responds in the style of a pirate</s>\n"
                       "<|user|>\nHow many helicopters can a human eat in one sitting?</s>\n<|assistant|>\n")
+    trained = encode_prompt(load_tokenizer(yaml.safe_load((finished / "config.yaml").read_text())["model"]), messages)
+    assert pipe.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) == trained
+    assert pipe.preprocess(Chat(messages))["input_ids"][0].tolist() == trained
     assert outputs[0]["generated_text"].startswith(prompt) and len(outputs[0]["generated_text"]) > len(prompt)
     assert pipe.model.dtype == torch.bfloat16 and pipe.model.generation_config.eos_token_id == pipe.tokenizer.eos_token_id
 

@@ -57,20 +57,32 @@ def test_a_second_sigint_stops_at_once() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_killed_rank_ends_the_run_which_goes_on(finished: Path, undisturbed: Path, launch: Launch, tmp_path: Path) -> None:
-    """SIGKILL of one rank somewhere after the first checkpoint: all end within a minute, nothing claims success; started
-    again, the run ends as the undisturbed one, to the bit. Fails for a hang, a half-written part that is read, a lost line."""
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_ends_the_run_which_goes_on(rank: int, finished: Path, undisturbed: Path, launch: Launch,
+                                                  tmp_path: Path) -> None:
+    """SIGKILL of one rank somewhere after the first checkpoint, in the middle of an epoch: all end
+    within a minute, and the status says so, whoever is left to write it; started again, the run
+    ends as the undisturbed one, to the bit: each pair once an epoch, as many updates as the
+    schedule has. Fails for a hang, a half-written part that is read, a lost line, or a run that is
+    said to go on for ever."""
     run = tmp_path / "run"
     arguments = (finished / "config.yaml", f"run.dir={run}", *LONG, "run.save_every=4")
     with background("train_dpo.py", *arguments) as process:
         wait_for(lambda: (run / "checkpoints" / "latest").exists(), process)
         time.sleep(random.random())
-        os.kill(ranks_of(process)[1], signal.SIGKILL)
+        os.kill(ranks_of(process)[rank], signal.SIGKILL)
         process.wait(timeout=60)
-    assert not (run / "model").exists() and json.loads((run / "status.json").read_text())["code"] != 0
+    status = json.loads((run / "status.json").read_text())
+    assert not (run / "model").exists() and status["code"] == 1
+    assert ("rank 0 ended without a word" if rank == 0 else "another rank ended") in status["message"]
+    if rank == 0:                                   # what follows is the same
+        return
     result = launch("train_dpo.py", *arguments, ranks=2)
     assert "resumed from" in result.stderr
     require_same_end(run, undisturbed)
+    visits = Counter((int(visit["epoch"]), visit["id"]) for visit in ledger(run))
+    assert set(visits) == {(epoch, f"p{i}") for epoch in range(10) for i in range(20)} and set(visits.values()) == {1}
+    assert [record["step"] for record in records(run)] == list(range(10 * 3))
 
 
 def test_ranks_end_with_their_launcher(finished: Path, tmp_path: Path) -> None:
@@ -86,7 +98,9 @@ def test_ranks_end_with_their_launcher(finished: Path, tmp_path: Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(finished: Path, launch: Launch, tmp_path: Path) -> None:
-    """Step 6 is damaged, step 4 whole: the run goes on from there to the same end. Fails where damage is loaded, or ends it."""
+    """Step 6 is damaged, step 4 whole: the run goes on from there to the same end, past files and
+    folders that are no checkpoint. Fails where damage is loaded, or ends it; where another name
+    ends it, or is removed."""
     run = shutil.copytree(finished / "run", tmp_path / "run")
     folder = run / "checkpoints" / "step-6"
     victim = sorted(folder.glob("rank-1-*"))[0]
@@ -99,7 +113,16 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(finished: Path, l
         path.write_bytes(whole)
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
+    shutil.rmtree(run / "model")                    # as of a run that is not finished
+    strangers = [run / "checkpoints" / name for name in ("step-8.bak", "step-08", "step-9", ".DS_Store", "part-of-mine")]
+    for path in strangers:
+        path.mkdir() if path.name.startswith(("step-8", "part")) else path.write_text("x")
+    copy = shutil.copy(run / "pairs" / "step-6.parquet", run / "pairs" / "step-6 copy.parquet")
     result = launch("train_dpo.py", finished / "config.yaml", f"run.dir={run}", ranks=2)
+    for path in strangers:
+        assert path.exists() and f"{path} is no checkpoint (step-N, a folder): it is ignored" in result.stderr
+    assert result.stderr.count("it is ignored") == len(strangers)
+    Path(copy).unlink()
     assert f"step-6 is damaged ({victim.name}); the one before it is used" in result.stderr
     assert [r["loss"] for r in records(run)] == [r["loss"] for r in records(finished / "run")]
     assert ledger(run) == ledger(finished / "run")
@@ -160,20 +183,22 @@ def test_other_rows_or_references_are_refused(finished: Path, launch: Launch, tm
     Fails where either would be trained on in silence."""
     import hashlib
     run, data = shutil.copytree(finished / "run", tmp_path / "run"), tmp_path / "pairs.jsonl"
-    before = (run / "metrics.jsonl").read_bytes()
     data.write_text((finished / "pairs.jsonl").read_text().replace('"chosen": "', '"chosen": "no ', 1))
     changed = launch("train_dpo.py", finished / "config.yaml", f"run.dir={run}", f"data.train=[{data}]", f"reference.dir={tmp_path / 'of-these'}",
                      check=False)
-    assert changed.returncode == 2 and "is of another run: data (" in changed.stderr and "; reference (" in changed.stderr
+    assert changed.returncode == 2 and "is of another run: data (" in changed.stderr and "forward pass" not in changed.stderr
+    for path in ("model", "status.json"):           # as of a run that was cut off; a finished one takes no reference
+        shutil.rmtree(run / path) if path == "model" else (run / path).write_text('{"code": 75, "message": "stopped"}')
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "lock"}
     store = shutil.copytree(finished / "reference", tmp_path / "store")
     (part,) = store.glob("*/part-*.safetensors")
     tensors = load_file(part)
-    tensors["logp"][3, 0] += 1e-3
+    tensors["logp"][3, 0] += 1e-4
     save_file(tensors, part)
     part.rename(part.with_name(f"part-{hashlib.sha256(part.read_bytes()).hexdigest()}.safetensors"))
     changed = launch("train_dpo.py", finished / "config.yaml", f"run.dir={run}", f"reference.dir={store}", check=False)
     assert changed.returncode == 2 and "is of another run: reference (" in changed.stderr and "data (" not in changed.stderr
-    assert (run / "metrics.jsonl").read_bytes() == before
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "lock"} == before
 
 
 @pytest.fixture
@@ -195,7 +220,7 @@ def test_a_full_disk(small_disk: Path, finished: Path, launch: Launch) -> None:
     run = small_disk / "run"
     arguments = (finished / "config.yaml", f"run.dir={run}", "run.keep=5")
     refused = launch("train_dpo.py", *arguments, check=False)
-    assert refused.returncode == 2 and "run.keep + 1 = 6 checkpoints" in refused.stderr
+    assert refused.returncode == 2 and "run.keep + 1 = 6 checkpoints" in refused.stderr and "forward pass" not in refused.stderr
     full = launch("train_dpo.py", *arguments, "run.preflight=off", ranks=2, check=False)
     (line,) = (line for line in full.stderr.splitlines() if line.startswith("error: "))
     assert "step-6 can't be written" in line and "No space left" in line and "Error in" not in full.stderr

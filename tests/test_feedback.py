@@ -183,7 +183,9 @@ def test_a_pool_is_drawn_from(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("row,prompt", [
-    ({"prompt": "why?"}, "why?"), ({"prompt": [{"role": "user", "content": "why?"}]}, "why?"), ({"instruction": "sum", "input": "1 2"}, "sum\n\n1 2"),
+    ({"prompt": "why?"}, "why?"),
+    ({"prompt": "why?", "system": "S"}, [{"role": "system", "content": "S"}, {"role": "user", "content": "why?"}]),
+    ({"prompt": [{"role": "user", "content": "why?"}]}, "why?"), ({"instruction": "sum", "input": "1 2"}, "sum\n\n1 2"),
     ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"},
                    {"role": "assistant", "content": "d"}]},
      [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}])])

@@ -338,3 +338,33 @@ def test_a_loss_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     margin_P = (tensors[0] - tensors[2]) / counts_P[0] - (tensors[1] - tensors[3]) / counts_P[1]
     terms = dpo(*tensors, beta=BETA, loss="square", chosen_tokens_P=counts_P[0], rejected_tokens_P=counts_P[1])
     torch.testing.assert_close(terms.loss_P, (BETA * margin_P - 1) ** 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_wins_are_margins_above_rounding(dtype: torch.dtype) -> None:
+    """Won, lost, equal, and apart by less than a rounding of hundreds of nats. Fails where an
+    untrained policy has the accuracy of a coin, or a side is compared with the other's
+    reference."""
+    chosen_P, rejected_P = (
+        torch.tensor([-300.0, -310.0, -300.0, -300.0], dtype=dtype),
+        torch.full((4,), -200.0, dtype=dtype),
+    )
+    ref_chosen_P, ref_rejected_P = (
+        torch.full((4,), -305.0, dtype=dtype),
+        torch.full((4,), -200.0, dtype=dtype),
+    )
+    ref_chosen_P[2] = -300.0
+    ref_chosen_P[3] = -300.0 - 400 * torch.finfo(dtype).eps
+    assert chosen_P[3] > ref_chosen_P[3]
+    assert losses.wins(chosen_P, rejected_P, ref_chosen_P, ref_rejected_P).tolist() == [
+        1.0,
+        0.0,
+        0.0,
+        0.0,
+    ]
+    assert losses.wins(rejected_P, chosen_P, ref_rejected_P, ref_chosen_P).tolist() == [
+        0.0,
+        1.0,
+        0.0,
+        0.0,
+    ]

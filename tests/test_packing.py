@@ -1,6 +1,7 @@
 """The plan keeps its promises for any lengths, and packing is exact: properties, not examples."""
 import random
 from collections import Counter
+from itertools import accumulate
 
 import pytest
 import torch
@@ -49,6 +50,8 @@ def test_best_fit_names_the_example_over_the_budget() -> None:
     """Fails where a too long example is cut or silently given a bin of its own."""
     with pytest.raises(ValueError, match="example 1 has 9 tokens"):
         best_fit([3, 9], 8)
+    with pytest.raises(ValueError, match="example 0 has 0 tokens"):
+        best_fit([0, 3], 8)
 
 
 def test_200k_lengths_fill_their_windows() -> None:
@@ -100,6 +103,64 @@ def test_unshuffled_steps_follow_the_data() -> None:
     assert [step.epoch for step in plan.steps] == [0, 3 / 7, 6 / 7]
     windows = plan_epochs([8, 3, 9, 1], per_step=1, epochs=1, ranks=1, budget_tokens=64, shuffle=False, window_tokens=10)
     assert [step.examples() for step in windows.steps] == [[0], [1], [2, 3]]
+
+
+def test_windows_are_shuffled_and_packed_anew() -> None:
+    """Epochs of windows: neither their order, nor which examples share one, is that of the data or
+    of the epoch before. Fails where windows come in the order of their first example, or the same
+    examples meet again in every epoch."""
+    lengths = [5 + i % 4 for i in range(60)]
+    steps = plan_epochs(
+        lengths, per_step=1, epochs=2, ranks=1, budget_tokens=64, window_tokens=20, seed=3
+    ).steps
+    epochs = [
+        [tuple(s.examples()) for s in steps if int(s.epoch + 1e-9) == epoch] for epoch in (0, 1)
+    ]
+    assert all(sorted(i for window in epoch for i in window) == list(range(60)) for epoch in epochs)
+    assert all(epoch != sorted(epoch) for epoch in epochs)
+    assert len(set(epochs[0]) & set(epochs[1])) < len(epochs[0]) / 4
+
+
+def test_the_epoch_of_a_step_counts_examples() -> None:
+    """Windows of one and of three examples. Fails where it counts windows, or only the step
+    before."""
+    steps = plan_epochs(
+        [9, 3, 3, 3, 9],
+        per_step=1,
+        epochs=2,
+        ranks=1,
+        budget_tokens=64,
+        shuffle=False,
+        window_tokens=9,
+    ).steps
+    assert [step.examples() for step in steps] == [[0], [1, 2, 3], [4]] * 2
+    assert [step.epoch for step in steps] == pytest.approx([0, 0.2, 0.8, 1, 1.2, 1.8])
+
+
+def test_a_plans_totals_by_hand() -> None:
+    """Tokens, filling (micro-batches that are empty do not count) and imbalance by the costs given.
+    Fails where a figure of the log is of something else."""
+    plan = plan_epochs(
+        [6, 4, 2], per_step=3, epochs=1, ranks=2, budget_tokens=8, shuffle=False, costs=[1, 1, 4]
+    )
+    (step,) = plan.steps
+    assert sorted(sorted(sum(rank, [])) for rank in step.ranks) == [[0, 1], [2]]
+    assert (
+        plan.tokens == 12
+        and plan.filled == pytest.approx(12 / (3 * 8))
+        and plan.imbalance == pytest.approx(4 / 3)
+    )
+    (some,) = plan_pass([6, 4, 2, 5], ranks=1, budget_tokens=8, indices=[3, 1]).steps
+    assert some.examples() == [1, 3]
+
+
+@pytest.mark.parametrize("name", ["per_step", "epochs", "ranks"])
+def test_counts_below_one_are_named(name: str) -> None:
+    """Fails where a run of no epochs would end as a success."""
+    with pytest.raises(ValueError, match=f"{name}: at least 1"):
+        plan_epochs([3], **{"per_step": 1, "epochs": 1, "ranks": 1, "budget_tokens": 8, name: 0})
+    with pytest.raises(ValueError, match="len"):
+        plan_epochs([], per_step=1, epochs=1, ranks=1, budget_tokens=8)
 
 
 def test_epochs_are_shuffled_apart_and_the_seed_decides() -> None:
@@ -160,6 +221,13 @@ def test_row_of_pairs_scores_each_response_token_after_its_context(prefix_sharin
     first, rest = batch.scored_T[:batch.unique_scored], batch.scored_T[batch.unique_scored:]
     assert len(set(first.tolist())) == len(first) and len(set(rest.tolist())) == len(rest)
     assert len(set(appended)) == len(appended)
+    assert (
+        batch.units == 3
+        and batch.indices == (2, 0, 3)
+        and batch.unique_scored == sum(map(len, responses[:3]))
+    )
+    assert layout.cu_query.tolist() == [0, *accumulate(layout.query_lengths)]
+    assert layout.cu_key.tolist() == [0, *accumulate(layout.key_lengths)]
 
 
 def test_texts_score_only_their_targets() -> None:
@@ -168,12 +236,22 @@ def test_texts_score_only_their_targets() -> None:
     batch = collate_texts(texts, [1, 0])
     assert batch.tokens_N.tolist() == [1, 7, 2, 1, 5, 6, 2] and batch.positions_N.tolist() == [0, 1, 2, 0, 1, 2, 3]
     assert batch.scored_T.tolist() == [0, 1, 4, 5] and batch.targets_T.tolist() == [7, 2, 6, 2] and batch.units == 4
+    assert (
+        batch.indices == (1, 0)
+        and batch.response_tokens_R.tolist() == [2, 2]
+        and batch.unique_scored == 4
+    )
 
 
 def test_bad_examples_are_named() -> None:
     """Fails where an empty side would be packed and score nothing."""
-    with pytest.raises(ValueError, match="example 1"):
-        collate_pairs([*pairs(0, 1), EncodedPair("x", [1], [], [2])], [0, 1])
+    for empty in (
+        EncodedPair("x", [1], [], [2]),
+        EncodedPair("x", [], [1], [2]),
+        EncodedPair("x", [1], [2], []),
+    ):
+        with pytest.raises(ValueError, match="example 1"):
+            collate_pairs([*pairs(0, 1), empty], [0, 1])
     with pytest.raises(ValueError, match="example 0"):
         collate_texts([EncodedText("x", [1, 2], [True, True])], [0])
 
@@ -188,4 +266,9 @@ def test_moving_a_batch_keeps_one_tensor_for_equal_offsets() -> None:
     """Kernels take a shortcut where query and key offsets are the same object; fails where a copy breaks that."""
     batch = collate_pairs(pairs(1), [0, 1], prefix_sharing=False).to("cpu")
     assert batch.layout.cu_query is batch.layout.cu_key
-    assert collate_pairs(pairs(1), [0]).to("cpu").layout.cu_key.dtype == torch.int32
+    layout = collate_pairs(pairs(1), [0]).to("cpu").layout
+    assert layout.cu_query.dtype == layout.cu_key.dtype == torch.int32
+    assert (layout.max_query, layout.max_key) == (
+        max(layout.query_lengths),
+        max(layout.key_lengths),
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from published import probability_of_m, ranked_verdict
-from zephyr.chat.template import check_pair
+from zephyr.chat import check_pair
 from zephyr.config import BadInput
 from zephyr.data.binarize import binarize
 from zephyr.data.pairwise import judged
@@ -99,6 +99,14 @@ def test_transcripts(tmp_path: Path) -> None:
     for bad in ("Human: a", "", "x" + dialogue("a", "b")):
         with pytest.raises(BadInput, match="rows.jsonl:1: `chosen`.*transcript"):
             made(tmp_path, [{"chosen": bad, "rejected": dialogue("a", "b")}])
+
+
+def test_a_transcript_as_the_prompt(tmp_path: Path) -> None:
+    """full-hh-rlhf: `prompt` ends where the answers begin; a row that holds it again in both sides is read once."""
+    prompt, answers = "\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant:", {"chosen": " Good.", "rejected": " Bad."}
+    whole = {side: prompt + said for side, said in answers.items()}
+    pairs, _ = made(tmp_path, [{"prompt": prompt, **answers}, {"prompt": prompt, **whole}, whole])
+    assert all((p["prompt"], p["chosen"], p["rejected"]) == (turns("q", "a", "r"), "Good.", "Bad.") for p in pairs) and len(pairs) == 3
 
 
 def test_system_turns_and_inputs_stay_with_the_prompt(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_filters_in_their_order(tmp_path: Path) -> None:
 
 def test_strange_texts_survive(tmp_path: Path) -> None:
     """Lines are parted at \\n alone; what isn't truecased keeps its bytes, what is keeps every other character and field."""
-    text = "A\u2028b \x00 \U0001f600 e\u0301 \ud800 \r\n c."
+    text = "A\u2028b \x00 \U0001f600 e\u0301 \ufffd \r\n c."
     rows = [{**dialogue("Q?", text), "meta": {"a": [1, None, {"b": 1.50}], "c": "\u2029"}, "n": None}, dialogue("Well. so?", text)]
     source = tmp_path / "rows.jsonl"
     lines = [json.dumps(rows[0]).replace("1.5", "1.50"), json.dumps(rows[1])]

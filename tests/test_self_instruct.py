@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from zephyr.config import BadInput
 from zephyr.data import harvest
 from zephyr.data.harvest import Similar
-from zephyr.data.rows import sft_row
+from zephyr.data.shapes import sft_row
 from zephyr.data.self_instruct import read_seeds, self_instruct
 from zephyr.data.tasks import parse_blocks, parse_numbered
 from zephyr.data.templates import fill, load_templates

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from processes import ROOT, free_port
-from proxy import Proxy, Server, serving
+from proxy import HOSTILE, Proxy, Server, serving
 
 from zephyr.config import BadInput
 from zephyr.teacher import Budget, BudgetSpent, Ledger, Reply, Request, Teacher, ask, embedded, endpoint, local
@@ -236,6 +236,48 @@ def test_bad_settings_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert KEY not in str(caught.value)
 
 
+@pytest.mark.parametrize("status", ["302", "307"])
+def test_a_redirect_is_not_followed(proxy: Proxy, server: Server, teacher: Callable[..., Teacher], tmp_path: Path, status: str) -> None:
+    """To another real server, by another port or scheme, and to the same one: one line with both origins, and nothing reaches the other.
+    Fails where prompts and key go to a host that nobody named, and its words enter the ledger as the teacher's."""
+    other, path = Proxy(server), tmp_path / "ledger.jsonl"
+    try:
+        for where, words in ((f"{other.url}/chat/completions?k={KEY}", f"redirects to http://127.0.0.1:{other.port}, another origin"),
+                             (f"https://127.0.0.1:{proxy.port}/v1", f"redirects to https://127.0.0.1:{proxy.port}, another origin"),
+                             ("/v2/chat/completions", "its own '/v2/chat/completions'"), ("http://[", "to what is no URL")):
+            proxy.faults.extend(["", f"{status} {where}"])
+            before = len(proxy.calls)
+            with pytest.raises(BadInput) as caught:
+                asked_of(teacher(concurrency=1), [question(words), question("Hello"), *questions(3)], path)
+            assert f"http://127.0.0.1:{proxy.port}" in str(caught.value) and words in str(caught.value) and KEY not in str(caught.value)
+            assert len(proxy.calls) - before == 2
+            proxy.faults.clear()
+        assert not other.calls and KEY not in path.read_text()
+    finally:
+        other.close()
+
+
+def test_a_hostile_body_is_a_failed_try(proxy: Proxy, teacher: Callable[..., Teacher], tmp_path: Path) -> None:
+    """32 MB of one answer, 256 MB of blanks in 256 kB of gzip, nesting, a number of a million digits, counts that would refund a budget
+    or can't be added: each is a try that failed, in bounded memory, and the next one gives the reply. Fails where one stops or fills the
+    process, is kept as a reply, or where what the ledger holds can't be read again."""
+    import resource
+
+    def peak() -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    requests = [question(fault) for fault in HOSTILE]
+    asked_of(teacher(), questions(1), tmp_path / "ledger.jsonl")                    # all is imported
+    before = peak()
+    proxy.faults.extend(sum(([fault, ""] for fault in HOSTILE), []))
+    replies = asked_of(teacher(concurrency=1, timeout_seconds=20.0), requests, tmp_path / "ledger.jsonl", tokens=10**6)
+    assert peak() - before < 2**28 + 2**27                                            # the proxy's own 256 MB are in this process, too
+    assert all(reply.text and reply.completion_tokens == 6 for reply in replies) and len(proxy.calls) == 1 + 2 * len(HOSTILE)
+    failures = [json.loads(line)["error"] for line in (tmp_path / "ledger.jsonl").read_text().splitlines() if '"digest": ""' in line]
+    wanted = ("over 16777216 bytes", "over 16777216 bytes", "packed as br", "nested more than 100", "no JSON", "counts [-1000000", "infinity",
+              "counts [6, 999")
+    assert len(failures) == len(wanted) and all(word in failure for word, failure in zip(wanted, failures)), failures
+
+
 def test_inside_a_running_loop(proxy: Proxy, teacher: Callable[..., Teacher], tmp_path: Path) -> None:
     """A notebook cell runs inside an event loop. Fails where another can't be started there."""
     import asyncio
@@ -265,6 +307,36 @@ def test_the_ledger_mends_only_a_torn_last_line(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no reply of this program"):
         Ledger(path)
     assert path.stat().st_size > 40
+
+
+@pytest.mark.parametrize("change", [
+    {"prompt_tokens": -10**6}, {"price": float("nan")}, {"price": -1.0}, {"completion_tokens": "6"}, {"completion_tokens": float("inf")},
+    {"text": ["x"]}, {"digest": 7}, {"digest": "xy"}, {"error": None, "raw": "deep"}, {}, "cut field", "a list", "long"], ids=str)
+def test_a_ledger_of_another_hand_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: object) -> None:
+    """A line that JSON reads and no run wrote: file and line are told, the file stays as it is. Fails where it would refund a budget or
+    turn its limits off (no sum with NaN passes one), or end a run days later, when that reply is asked for."""
+    path, teacher = tmp_path / "led[g]er.jsonl", embedded("echo", lambda request: "x", "1")
+    asked_of(teacher, questions(2), path)
+    lines = path.read_text().splitlines(keepends=True)
+    row = json.loads(lines[1])
+    if isinstance(change, dict) and change:
+        row |= change
+        lines[1] = json.dumps(row).replace('"deep"', "[" * 100_000 + "]" * 100_000) + "\n"
+    elif change == "cut field":
+        del row["finish_reason"]
+        lines[1] = json.dumps(row) + "\n"
+    elif change == "a list":
+        lines[1] = "[1]\n"
+    elif change == "long":
+        monkeypatch.setattr("zephyr.teacher.ledger.LONGEST_LINE", len(lines[1]) + 100)
+        lines[1] = json.dumps(row | {"raw": "y" * 10_000}) + "\n"
+    path.write_text("".join(lines))
+    before = path.read_bytes()
+    if change == {}:
+        return Ledger(path).close()
+    with pytest.raises(BadInput, match=r"ledger .*led\[g\]er.jsonl:2"):
+        Ledger(path)
+    assert path.read_bytes() == before
 
 
 def test_the_ledger_holds_places_not_texts(tmp_path: Path) -> None:

@@ -1,18 +1,27 @@
 """Chat templates, BOS and EOS of the kinds of tokenizers that real families have."""
 from __future__ import annotations
 
+import json
 from datetime import date
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
+import yaml
+from processes import Launch
+from runs import rows, write_config, write_lines
+from tiny import tiny_model
 from tokenizer_kinds import KINDS, LLAMA3, make_tokenizer
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from zephyr.chat import (ZEPHYR_TEMPLATE, clock_of, encode_messages, encode_pair, encode_prompt, encode_text, kept_bos, leading_bos,
                          start_clock, stop_clock)
 from zephyr.chat.template import render
 from zephyr.config import BadInput
-from zephyr.data import load_tokenizer, prepare_tokenizer
+from zephyr.data import load_pairs, load_tokenizer, prepare_tokenizer
+from zephyr.data.teachers import load_chat
+from zephyr.data.template import first_day
+from zephyr.data.tokenizer import foreign_template
 from zephyr.model.export import save_tokenizer
 
 DIALOGUES = ([{"role": "user", "content": "Hi"}],
@@ -105,7 +114,7 @@ def test_auto_is_the_models_own_else_zephyrs() -> None:
 CLOCK = ("{% if not date_string is defined %}{% if strftime_now is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
          "{% else %}{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}{{ bos_token }}"
          "{{ '<|start_header_id|>system<|end_header_id|>\n\nToday: ' + date_string + strftime_now(' %H:%M, %-d%%') + '<|eot_id|>' }}"
-         "{% for m in messages %}  {% if true %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] + "
+         "{% for m in messages %}{% if true %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] + "
          "'<|eot_id|>' }}{% endif %}{% endfor %}"
          "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}")
 
@@ -121,3 +130,81 @@ def test_a_stopped_clock_writes_the_day_and_nothing_else() -> None:
     assert text == render(tokenizer, DIALOGUES[0], fixed, answer=True)
     assert clock_of(stopped) == day and start_clock(stopped) == CLOCK and stop_clock(stopped, date(2025, 1, 1)) == stopped
     assert stop_clock(LLAMA3, day) == LLAMA3 and clock_of(LLAMA3) is None and clock_of(CLOCK) is None
+
+
+@pytest.fixture(scope="module")
+def clocked(tmp_path_factory: pytest.TempPathFactory, launch: Launch) -> tuple[Path, CompletedProcess[str]]:
+    """A run on Llama 3's kind of base model with a clock in its template, in a folder whose run began on 3 February 2024."""
+    folder = tmp_path_factory.mktemp("clocked")
+    model = tiny_model(folder / "model")
+    tokenizer = make_tokenizer(KINDS["llama3-base"])
+    tokenizer.chat_template = CLOCK
+    tokenizer.save_pretrained(model)
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 7], "do_sample": True, "temperature": 0.6}))
+    (folder / "run").mkdir()
+    (folder / "run" / "chat_template.jinja").write_text(stop_clock(CLOCK, date(2024, 2, 3)))
+    config = write_config(folder, model, write_lines(folder / "pairs.jsonl", rows(8)), optim__epochs=1, eos_token="<|eot_id|>")
+    return folder, launch("train_dpo.py", config)
+
+
+def test_a_run_tells_and_keeps_its_template(clocked: tuple[Path, CompletedProcess[str]]) -> None:
+    """Fails where `auto` stays in the run's config, the log does not show what was trained on, or a run that goes on takes today's
+    date."""
+    folder, done = clocked
+    assert yaml.safe_load((folder / "run" / "config.yaml").read_text())["chat_template"] == "model"
+    assert "chat_template: model, the model's own; an answer ends with '<|eot_id|>'; its clock stands at 2024-02-03" in done.stderr
+    (shown,) = [line for line in done.stderr.splitlines() if "the first prompt: " in line]
+    assert "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\\n\\nToday: 03 Feb 2024 00:00, 3%<|eot_id|>" in shown
+    assert shown.endswith("<|start_header_id|>assistant<|end_header_id|>\\n\\n'") and "warning: chat_template" not in done.stderr
+    assert clock_of((folder / "run" / "chat_template.jinja").read_text()) == date(2024, 2, 3)
+
+
+def test_the_export_of_a_run_ends_and_samples_as_its_model(clocked: tuple[Path, CompletedProcess[str]]) -> None:
+    """Fails where the export's clock stands still, or one of the tokens that end an answer, or the temperature, is lost."""
+    model = clocked[0] / "run" / "model"
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    assert tokenizer.chat_template == CLOCK and tokenizer.eos_token == "<|eot_id|>"
+    settings, end = GenerationConfig.from_pretrained(model), tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    assert settings.eos_token_id == [end, 1, 7] == AutoConfig.from_pretrained(model).eos_token_id
+    assert settings.temperature == 0.6 and settings.do_sample and settings.bos_token_id == tokenizer.bos_token_id
+
+
+def test_zephyr_over_another_template_is_a_warning(clocked: tuple[Path, CompletedProcess[str]], launch: Launch) -> None:
+    """Fails where an instruct model is trained in Zephyr's format without a word, or a model with Zephyr's own is warned of."""
+    folder, _ = clocked
+    done = launch("train_dpo.py", folder / "config.yaml", "chat_template=zephyr", "eos_token=null", "data.train=[none.jsonl]", "--dry-run",
+                  check=False)                      # ends where the rows would be read: what comes before is what is tested
+    assert "warning: chat_template: zephyr takes the place of the model's own" in done.stderr and "none.jsonl" in done.stderr
+    for kind, template, foreign in (("qwen25", "model", True), ("mistral", "zephyr", False), ("mistral", "auto", False)):
+        tokenizer = make_tokenizer(KINDS[kind])
+        assert foreign_template(tokenizer) == foreign
+        assert foreign_template(prepare_tokenizer(tokenizer, template)) == foreign
+
+
+def test_the_day_is_todays_unless_one_was_kept(tmp_path: Path) -> None:
+    """Fails where a first start takes another day than today, or a kept file that is broken is passed over."""
+    assert first_day(tmp_path / "chat_template.jinja") == date.today()
+    (tmp_path / "chat_template.jinja").write_text(LLAMA3)
+    assert first_day(tmp_path / "chat_template.jinja") == date.today()
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(BadInput, match="chat_template.jinja can't be read"):
+        first_day(tmp_path / "chat_template.jinja")
+
+
+def test_the_day_is_part_of_what_is_cached(tmp_path: Path) -> None:
+    """Fails where rows that were encoded on one day are taken for those of another."""
+    tokenizer = prepare_tokenizer(make_tokenizer(KINDS["llama3"]))
+    data, prompts = str(write_lines(tmp_path / "pairs.jsonl", rows(2))), []
+    for day in (date(2024, 2, 3), date(2024, 2, 4), date(2024, 2, 3)):
+        tokenizer.chat_template = stop_clock(CLOCK, day)
+        pairs, _ = load_pairs([data], tokenizer, cache_dir=tmp_path / "cache")
+        prompts.append(tokenizer.decode(pairs[0].prompt_ids))
+    assert prompts[0] == prompts[2] != prompts[1] and "04 Feb 2024" in prompts[1] and len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_a_local_model_s_answer_ends_with_its_turn(tmp_path: Path) -> None:
+    """Gemma's tokenizer ends texts with <eos>, its turns with <end_of_turn>: an answerer that waits for <eos> goes on to its limit."""
+    model = tiny_model(tmp_path / "model")
+    make_tokenizer(KINDS["gemma"]).save_pretrained(model)
+    tokenizer = load_chat(str(model))[1]
+    assert tokenizer.eos_token == "<end_of_turn>" and tokenizer.chat_template == KINDS["gemma"].template

@@ -128,19 +128,71 @@ def in_process(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     return code, capsys.readouterr().err
 
 
-def test_resume_refuses_what_it_cant_continue(finished: Path, launch: Launch, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-                                              monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails where another seed would be trained over in silence, or a used folder touched though that is forbidden."""
+REFUSED = {
+    ("run.resume=never", "beta=0.7"): "holds a run already",
+    ("run.seed=7", "beta=0.2"): "is of another run: beta (0.1 then, 0.2 now); plan (",
+    ("loss=hinge",): "loss (sigmoid then, hinge now)",
+    ("hardware.dtype=bfloat16",): "hardware.dtype (float32 then, bfloat16 now)",
+    ("data.limit=19",): "data (",
+    ("model={other}", "tokenizer={tiny}"): "model (",
+    ("loss=nonsense",): "loss must be one of",
+    ("data.train=[/no/such/gone.jsonl]",): "gone.jsonl",
+    ("hardware.tokens_per_micro_batch=20",): "the longest example",
+}
+
+
+@pytest.mark.parametrize("overrides", REFUSED, ids=str)
+def test_a_refused_start_leaves_the_run_as_it_was(overrides: tuple[str, ...], finished: Path, tiny: Path, tmp_path: Path,
+                                                  capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the folder of a finished run: one line, code 2, before a model is loaded or a reference
+    paid for, and not a file of it changed. Fails where another seed or beta would be trained over,
+    or written into a record that they are not of."""
+    run, other = shutil.copytree(finished / "run", tmp_path / "run"), shutil.copytree(tiny, tmp_path / "other")
+    save_file({name: value * 1.01 for name, value in load_file(tiny / "model.safetensors").items()}, other / "model.safetensors")
+    before = contents(run)
+    monkeypatch.setenv("ZEPHYR_CACHE", str(tmp_path / "cache"))
+    arguments = [override.format(other=other, tiny=tiny) for override in overrides]
+    code, said = in_process(capsys, monkeypatch, str(finished / "config.yaml"), f"run.dir={run}", *arguments)
+    (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert code == 2 and REFUSED[overrides] in error
+    assert contents(run) == before and len(before) > 15
+
+
+def contents(run: Path) -> dict[Path, tuple[int, bytes]]:
+    """Every file of a run folder but its lock, with its time."""
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.rglob("*") if path.is_file() and path.name != "lock"}
+
+
+def test_a_finished_run_started_again_changes_nothing(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its steps, export and end are there: no model is loaded, nothing written, code 0, though what
+    decides no trajectory has changed. Fails where it trains, exports or writes again, and where a
+    run without its export is taken for finished."""
     run = shutil.copytree(finished / "run", tmp_path / "run")
-    config = (str(finished / "config.yaml"), f"run.dir={run}")
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "lock"}
-    code, said = in_process(capsys, monkeypatch, *config, "run.resume=never", "beta=0.7")
-    assert code == 2 and "holds a run already" in said
-    assert {path: path.read_bytes() for path in before} == before
-    result = launch("train_dpo.py", *config, "run.seed=7", "beta=0.2", check=False)
-    assert result.returncode == 2 and "run.seed (42 then, 7 now)" in result.stderr
-    assert "beta (0.1 then, 0.2 now)" in result.stderr and "model (" not in result.stderr
-    assert (run / "metrics.jsonl").read_bytes() == before[run / "metrics.jsonl"]
+    monkeypatch.setenv("ZEPHYR_CACHE", str(tmp_path / "cache"))
+    before, config = contents(run), (str(finished / "config.yaml"), f"run.dir={run}")
+    code, said = in_process(capsys, monkeypatch, *config, f"reference.dir={tmp_path / 'reference'}", "run.keep=1")
+    assert code == 0 and "holds this run, finished: nothing is left to do" in said
+    assert contents(run) == before and not (tmp_path / "reference").exists()
+    shutil.rmtree(run / "model")
+    with pytest.raises(pytest.fail.Exception, match="a model was loaded"):
+        in_process(capsys, monkeypatch, *config)
+
+
+@pytest.mark.parametrize("state,complaint", [
+    ({"format": None}, "state.json is of format None, wanted 1"), ({"format": 99}, "state.json is of format 99, wanted 1"),
+    ([1], "state.json is of format None, wanted 1")])
+def test_a_checkpoint_of_another_format_is_one_line(state: object, complaint: str, finished: Path, tmp_path: Path,
+                                                    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where an older or foreign checkpoint ends in a traceback, or is taken for one that is
+    damaged and passed over."""
+    run = shutil.copytree(finished / "run", tmp_path / "run")
+    path = run / "checkpoints" / "step-6" / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **state} if isinstance(state, dict) else state))
+    before = contents(run)
+    monkeypatch.setenv("ZEPHYR_CACHE", str(tmp_path / "cache"))
+    code, said = in_process(capsys, monkeypatch, str(finished / "config.yaml"), f"run.dir={run}")
+    assert code == 2 and complaint in said and "name another run.dir" in said and contents(run) == before
 
 
 def test_one_process_a_run_folder(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
@@ -167,24 +219,17 @@ def test_reference_is_paid_for_once(finished: Path, launch: Launch, tmp_path: Pa
     assert abs(first["loss"] - math.log(2)) < 1e-6 and first["rewards/accuracies"] == 0
 
 
-def test_reference_store_of_other_values_or_bytes_is_refused(finished: Path, launch: Launch, tmp_path: Path) -> None:
-    """Fails where a store that is not of these weights, or is damaged, would be trained against."""
+def test_a_reference_store_of_other_values_is_refused(finished: Path, launch: Launch, tmp_path: Path) -> None:
+    """Fails where a store that is not of these weights would be trained against."""
     import hashlib
-    for name, message in (("other", "the store is not of this model"), ("flipped", "is damaged")):
-        store = shutil.copytree(finished / "reference", tmp_path / name)
-        (part,) = store.glob("*/part-*.safetensors")
-        if name == "other":
-            tensors = load_file(part)
-            save_file({**tensors, "logp": tensors["logp"] + 1}, part)
-            part.rename(part.with_name(f"part-{hashlib.sha256(part.read_bytes()).hexdigest()}.safetensors"))
-        else:
-            content = bytearray(part.read_bytes())
-            content[-1] ^= 1
-            part.write_bytes(content)
-        result = launch("train_dpo.py", finished / "config.yaml", f"reference.dir={store}", f"run.dir={tmp_path / 'run'}",
-                        check=False)
-        assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
-        assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    store = shutil.copytree(finished / "reference", tmp_path / "other")
+    (part,) = store.glob("*/part-*.safetensors")
+    tensors = load_file(part)
+    save_file({**tensors, "logp": tensors["logp"] + 1}, part)
+    part.rename(part.with_name(f"part-{hashlib.sha256(part.read_bytes()).hexdigest()}.safetensors"))
+    result = launch("train_dpo.py", finished / "config.yaml", f"reference.dir={store}", f"run.dir={tmp_path / 'run'}", check=False)
+    assert result.returncode == 2 and "the store is not of this model" in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_bfloat16_starts_at_ln_2(tiny: Path, launch: Launch, tmp_path: Path) -> None:
@@ -197,6 +242,21 @@ def test_bfloat16_starts_at_ln_2(tiny: Path, launch: Launch, tmp_path: Path) -> 
     train = records(tmp_path / "run")
     assert abs(train[0]["loss"] - math.log(2)) < 1e-3 and [r["pairs"] for r in train] == [8, 1, 8, 1]
     assert all(math.isfinite(r["loss"]) and r["grad_norm"] > 0 for r in train)
+
+
+def test_untrained_epochs_stay_at_ln_2(tiny: Path, launch: Launch, tmp_path: Path) -> None:
+    """A rate at which nothing moves, two epochs of 7 pairs in steps of 3 on two ranks, which divide
+    neither: every step of both epochs has loss ln 2 and rewards 0, in other company and another
+    order each. Fails where a log-prob depends on a pair's neighbours, a pair's reference is
+    another's or of another packing, or a rank with nothing to do brings something."""
+    data = write_lines(tmp_path / "pairs.jsonl", rows(7))
+    config = write_config(tmp_path, tiny, data, optim__lr_peak=1e-12, optim__pairs_per_step=3, hardware__tokens_per_micro_batch=200)
+    launch("train_dpo.py", config, ranks=2)
+    train, visits = records(tmp_path / "run"), ledger(tmp_path / "run")
+    assert [r["pairs"] for r in train] == [3, 3, 1] * 2 and len(visits) == 14
+    assert all(abs(v["loss"] - math.log(2)) < 1e-6 and abs(v["rewards/chosen"]) + abs(v["rewards/rejected"]) < 1e-5 for v in visits)
+    steps = [frozenset(v["id"] for v in visits if v["step"] == step) for step in range(6)]
+    assert steps[:3] != steps[3:] and all(frozenset().union(*half) == {f"p{i}" for i in range(7)} for half in (steps[:3], steps[3:]))
 
 
 def test_non_finite_stops_before_the_update(tiny: Path, launch: Launch, tmp_path: Path) -> None:
@@ -267,6 +327,28 @@ def test_schedules_by_hand() -> None:
     assert all_steps(schedule="constant", warmup_fraction=0.0) == [1.0] * 10
     cosine = all_steps(schedule="cosine", warmup_fraction=0.0)
     assert cosine[0] == 1.0 and cosine[5] == pytest.approx(0.5) and cosine == sorted(cosine, reverse=True)
+
+
+def test_warm_up_is_rounded_up() -> None:
+    """0.12 of 20 steps are 2.4: three steps of warm-up. Fails for two, for none where some is asked
+    for, or some where none is."""
+
+    def first(
+        steps: int, fraction: float, schedule: str = "linear", peak: float = 1.0
+    ) -> list[float]:
+        return [
+            learning_rate(s, steps, lr_peak=peak, schedule=schedule, warmup_fraction=fraction)
+            for s in range(5)
+        ]
+
+    assert first(20, 0.12) == pytest.approx([0, 1 / 3, 2 / 3, 1, 16 / 17])
+    assert (
+        first(20, 0.01, "constant", 3.0) == [0, 3, 3, 3, 3]
+        and first(20, 0.0, "constant") == [1] * 5
+    )
+    assert first(8, 0.25, "cosine", 2.0) == pytest.approx(
+        [0, 1, 2, 1 + math.cos(math.pi / 6), 1 + math.cos(math.pi / 3)]
+    )
 
 
 def test_records_of_steps_to_come_are_dropped(tmp_path: Path) -> None:

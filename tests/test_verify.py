@@ -22,8 +22,8 @@ from zephyr.cli.verify import certify, compared, read_config
 from zephyr.config import BadInput, ConfigError, DPOConfig, Hardware, Run
 from zephyr.packing import collate_pairs, collate_texts, plan_pass
 from zephyr.training.loop import Split
-from zephyr.verify import preflight
-from zephyr.verify.preflight import below, require_counts, require_disk, require_ids, require_memory, require_polarity
+from zephyr.training.tolerance import TOKEN
+from zephyr.verify.preflight import below, require_counts, require_disk, require_ids, require_memory, require_polarity, rows_to_pack
 
 BOS, EOS = 1, 2
 GOOD = EncodedPair("p", [BOS, 5, EOS, 6], [7, EOS], [8, EOS])
@@ -58,19 +58,17 @@ def test_labels_the_wrong_way_round(tiny: Path, tmp_path: Path) -> None:
     """Through the loader, as a run reads them: equal scores pass, an inverted pair is named by file and line, and rows without
     scores are not counted. Fails where the two are swapped, or a score is dropped on the way."""
     from zephyr.data import load_pairs, load_tokenizer
-    from zephyr.data.encode import save_report
     scored = rows(4)
     for row, scores in zip(scored, [(4, 2.5), (3, 3), (2.0, 4.5)]):
         row["score_chosen"], row["score_rejected"] = scores
     for name, wrong in (("three", True), ("two", False)):
         data = write_lines(tmp_path / f"{name}.jsonl", scored if wrong else scored[:2] + scored[3:])
         _, report = load_pairs([str(data)], load_tokenizer(tiny))
-        save_report(tmp_path, "train", report)
         if wrong:
             with pytest.raises(BadInput, match=r"in 1 of 3 pairs with scores, the first at .*three.jsonl:3; chosen >= rejected"):
-                require_polarity(tmp_path / "data.json")
+                require_polarity(report)
         else:
-            assert require_polarity(tmp_path / "data.json") == {"scored": 2}
+            assert require_polarity(report) == {"scored": 2}
 
 
 @pytest.mark.parametrize("kind", ["pairs", "texts"])
@@ -145,19 +143,35 @@ runpy.run_path("train_dpo.py", run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("fault,message", [("gradient", "gradients are not added up over ranks"),
-                                           ("start", "policy and reference differ at step 0")])
-def test_faults_of_a_run_stop_it(fault: str, message: str, finished: Path, tmp_path: Path) -> None:
-    """Two real ranks with a fault in their libraries, as such there were: code 2, one line, no step. Fails where preflight
-    compares numbers that the fault moves alike."""
+@pytest.mark.parametrize("fault,preflight,message", [
+    ("gradient", "on", "preflight: gradients are not added up over ranks"),
+    ("start", "on", "preflight: policy and reference differ at step 0"),
+    ("start", "off", "policy and reference differ before the first update: the rewards of 8 of 8 pairs are not 0: p")])
+def test_faults_of_a_run_stop_it(fault: str, preflight: str, message: str, finished: Path, tmp_path: Path) -> None:
+    """Two real ranks with a fault in their libraries, as such there were: code 2, one line, no
+    step. Fails where preflight compares numbers that the fault moves alike, or, without it, the
+    first update is made from another reference's rewards."""
     (tmp_path / "planted.py").write_text(PLANTED)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}",
                str(tmp_path / "planted.py"), fault, str(finished / "config.yaml"), f"run.dir={tmp_path / 'run'}",
-               f"reference.dir={tmp_path / 'reference'}"]
+               f"reference.dir={tmp_path / 'reference'}", f"run.preflight={preflight}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120)
     status = json.loads((tmp_path / "run" / "status.json").read_text())
-    assert status["code"] == 2 and status["message"].startswith("preflight: " + message), done.stderr[-3000:]
-    assert "run.preflight=false" in status["message"] and not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert status["code"] == 2 and status["message"].startswith(message), done.stderr[-3000:]
+    assert ("run.preflight=false" in status["message"]) == (preflight == "on")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists() and not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_rows_that_are_packed() -> None:
+    """The shortest, and the longest of all examples, of the sample or not, between short ones,
+    within the budget. Fails where the longest is never packed, or alone in its row, so that a
+    frequency or a mask that depends on it changes no neighbour."""
+    tokens = [9, 3, 50, 4, 5, 6, 7, 8]
+    short, long = rows_to_pack([0, 1, 3, 4, 5, 6, 7], tokens, 100)
+    assert short == [1, 3, 4, 5, 6, 7] and long == [1, 2, 3, 4, 5, 6]
+    assert rows_to_pack([0, 1, 2, 3], tokens, 60) == ([1, 3, 0], [1, 2, 3])
+    assert rows_to_pack([0, 1, 2, 3], tokens, 50) == ([1, 3, 0], [2])
+    assert rows_to_pack([0], [7], 7) == ([0], [0])
 
 
 def test_findings_are_kept(finished: Path) -> None:
@@ -165,7 +179,7 @@ def test_findings_are_kept(finished: Path) -> None:
     findings = json.loads((finished / "run" / "preflight.json").read_text())
     assert set(findings) == {"labels", "ids", "plan", "disk", "memory", "packed", "start", "gradient"}
     assert findings["ids"] == {"examples": 20} and abs(findings["start"]["loss"] - math.log(2)) < 1e-6
-    assert findings["packed"]["difference"] <= preflight.TOLERANCE["float32"] and findings["gradient"]["difference"] < 1e-6
+    assert findings["packed"]["difference"] <= TOKEN["float32"][0] and findings["gradient"]["difference"] < 1e-6
 
 
 def test_runs_that_are_not_the_same(finished: Path, launch: Launch, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from urllib.parse import unquote
 
 import yaml
 
@@ -17,11 +18,42 @@ T = TypeVar("T")
 
 
 class BadInput(ValueError):
-    """Input that a person can mend: the scripts print it as one short line and exit with code 2."""
+    """Input that a person can mend: the scripts print it as one short line, without the secrets that it holds, and exit with code 2."""
 
     def __str__(self) -> str:
-        line = " ".join(super().__str__().split())
+        line = masked(" ".join(super().__str__().split()))
         return line if len(line) <= 600 else f"{line[:400]} ... {line[-190:]}"
+
+
+# How keys of known services begin, with the long run of letters and digits that is in every one of them.
+KNOWN_KEY = re.compile(r"(?<![A-Za-z0-9])(?:sk-|rk-|hf_|gh[opsu]_|github_pat_|glpat-|gsk_|xai-|xox[abp]-|nvapi-|pplx-|r8_|AKIA|AIza|eyJ)"
+                       r"[\w-]*?(?=[A-Za-z]*[0-9])[A-Za-z0-9]{16,}[\w-]*")
+USER = re.compile(r"://[^\s'\"]*@(?!https?://)")              # `@` after a password may be followed by another teacher's SPEC
+URL = re.compile(r"\w+://[^\s'\"]*")
+RANDOM = re.compile(r"(?=[A-Za-z]*[0-9])(?=[0-9]*[A-Za-z])[A-Za-z0-9]{20,}")      # no word, no date, no version
+
+
+def masked(text: str) -> str:
+    """The text without the user and password of any URL, and without what begins as a known service's key."""
+    return KNOWN_KEY.sub("[key]", USER.sub("://[user]@", text))
+
+
+def secret_in(text: str) -> str:
+    """What is or may be a secret in a text that will be written to files, "" where there is none.
+
+    A key of a known service anywhere; of a URL: user and password, a query, a fragment, a path that holds a parameter or a random part."""
+    if KNOWN_KEY.search(text):
+        return "what looks like a key"
+    for url in URL.findall(text):
+        if USER.search(url):
+            return "a user or password"
+        path = unquote(url.partition("://")[2].partition("/")[2])
+        for mark, what in {"?": "a query", "#": "a fragment", "=": "a parameter", "@": "a user or password"}.items():
+            if mark in url.partition("://")[2] or mark in path:
+                return what
+        if RANDOM.search(path) or KNOWN_KEY.search(path):
+            return "what looks like a key in its path"
+    return ""
 
 
 class ConfigError(BadInput):
@@ -39,6 +71,7 @@ class Data:
     shuffle: bool = True
     on_bad_row: Literal["error", "skip"] = "error"
     targets: Literal["assistant", "all"] = "assistant"      # SFT only
+    columns: dict[str, str | None] | None = None            # field -> where the rows have it (answers.0), null: left out
 
 
 @dataclass(frozen=True)
@@ -162,8 +195,16 @@ LIMITS: dict[str, tuple[Callable[..., bool], str]] = {
     "1 <= integer < 2**31": (lambda v: 1 <= v < 2**31, "optim.epochs optim.pairs_per_step optim.windows_per_step run.log_every "
                                           "run.eval_every run.save_every run.keep samples.max_new_tokens"),
     "2 <= integer < 2**31": (lambda v: 1 < v < 2**31, "data.max_tokens data.max_prompt_tokens hardware.tokens_per_micro_batch")}
+PATHS = frozenset("model tokenizer chat_template data.train data.eval reference.dir hardware.deepspeed samples.prompts samples.judge "
+                  "run.dir".split())                        # the keys in which $VARIABLES are filled in
+VARIABLES = frozenset("HOME USER LOGNAME TMPDIR SCRATCH PSCRATCH WORK WORKDIR WRKDIR PROJECT STORE DATA DATA_DIR DATASETS MODELS MODEL_DIR "
+                      "OUTPUT_DIR RUN_DIR HF_HOME XDG_CACHE_HOME ZEPHYR_CACHE SLURM_TMPDIR SLURM_SUBMIT_DIR SLURM_JOB_ID "
+                      "SLURM_ARRAY_TASK_ID".split())        # which ones: the resolved config is kept beside the model, and told to wandb
+VARIABLE = re.compile(r"\$(?:\{([^}]*)\}?|([A-Za-z_]\w*))")
 WANTED = {int: "an integer", float: "a finite number", str: "a text", bool: "true or false"}
 NO_TEXT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]|^$")     # in no path or name: control characters, half characters, nothing
+EXPONENT = re.compile(r"[-+]?\d+\.?\d*[eE][-+]?\d{1,3}")     # a number that YAML 1.1 takes for a text, as 5e-7
+LARGEST_YAML = 2**20                                        # bytes of a file, and values once its aliases are written out
 NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)     # all that PyYAML raises
 
 
@@ -173,7 +214,7 @@ def load(kind: type[C], path: str, overrides: Sequence[str] = ()) -> C:
     Raises: ConfigError naming the key, its value and what was wanted: unknown or missing key, wrong type, value out of
     range, combination that can't work, file that can't be read."""
     try:
-        repr(tree := yaml.safe_load(Path(path).read_text(encoding="utf-8")))     # no error can show thousands of digits
+        repr(tree := read_yaml(Path(path)))                 # no error can show thousands of digits
     except (OSError, *NOT_YAML) as error:
         raise ConfigError(f"config {path}: {getattr(error, 'strerror', None) or f'not YAML: {error}'}") from None
     if not isinstance(tree, dict):
@@ -185,18 +226,42 @@ def load(kind: type[C], path: str, overrides: Sequence[str] = ()) -> C:
     return config
 
 
+def read_yaml(path: Path) -> Value:
+    """What a YAML file holds. Raises: OSError, and whatever is in `NOT_YAML`, for one that can't be read, is over `LARGEST_YAML`, or is none."""
+    with path.open("rb") as file:
+        content = file.read(LARGEST_YAML + 1)
+    if len(content) > LARGEST_YAML:
+        raise ValueError(f"over {LARGEST_YAML} bytes")
+    return parse_yaml(content.decode("utf-8"))
+
+
+def parse_yaml(text: str) -> Value:
+    """The value of a YAML text. Raises: `NOT_YAML`, also where its anchors stand for more than `LARGEST_YAML` values, or hold themselves."""
+    sizes: dict[int, int] = {}                              # of a node, with all that its aliases stand for
+
+    def size(node: yaml.Node) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = LARGEST_YAML + 1              # while it is looked at: one that is met again holds itself
+            inner = node.value if isinstance(node, yaml.CollectionNode) else []
+            sizes[id(node)] = 1 + sum(size(part) for item in inner for part in (item if isinstance(item, tuple) else (item,)))
+        return sizes[id(node)]
+    if (root := yaml.compose(text, yaml.SafeLoader)) is not None and size(root) > LARGEST_YAML:
+        raise ValueError(f"its anchors stand for more than {LARGEST_YAML} values")
+    return yaml.safe_load(text)
+
+
 def set_key(tree: dict[str, Value], override: str) -> None:
     """Write `key.sub=value` into the tree; the value is read as YAML."""
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
         raise ConfigError(f"override {override!r}: key.sub=value is wanted")
     try:
-        repr(value := yaml.safe_load(text))
+        repr(value := parse_yaml(text))
     except NOT_YAML:
         raise ConfigError(f"override {override!r}: the value is not YAML") from None
     *parents, leaf = key.split(".")
     for parent in parents:
-        node = tree.setdefault(parent, {})
+        node = tree[parent] = {} if tree.get(parent) is None else tree[parent]
         if not isinstance(node, dict):
             raise ConfigError(f"override {override!r}: {parent} is not a group of keys")
         tree = node
@@ -228,21 +293,41 @@ def read_value(hint: object, value: Value, key: str) -> object:
         if value not in args or type(value) not in map(type, args):
             raise ConfigError(f"{key}: one of {', '.join(str(arg).lower() for arg in args)} is wanted, got {value!r}")
         return value
+    if origin is dict:
+        if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+            raise ConfigError(f"{key}: a group of names is wanted, got {value!r}")
+        return {name: read_value(args[1], path, f"{key}.{name}") for name, path in value.items()}
     if origin is tuple:
+        if args[-1] is Ellipsis and isinstance(value, str):
+            value = [value]                                 # one path is a list of one
         length = "" if args[-1] is Ellipsis else f" of {len(args)}"
         if not isinstance(value, list) or (length and len(value) != len(args)):
             raise ConfigError(f"{key}: a list{length} is wanted, got {value!r}")
         return tuple(read_value(args[0], item, f"{key}[{i}]") for i, item in enumerate(value))
-    if hint is float and type(value) is int and abs(value) < 1e300:
+    if hint is float and (type(value) is int and abs(value) < 1e300 or isinstance(value, str) and EXPONENT.fullmatch(value)):
         value = float(value)
-    if isinstance(value, str) and re.search(r"\$\{?\w*(KEY|TOKEN|SECRET|PASSWORD)", value):
-        raise ConfigError(f"{key}: a secret stays in the environment, got {value!r}: the config is kept beside the model")
-    value = os.path.expandvars(value) if isinstance(value, str) else value
+    value = filled_in(value, key) if isinstance(value, str) else value
     if type(value) is not hint or (hint is float and not math.isfinite(value)) or (hint is str and NO_TEXT.search(value)):
-        exponent = hint is float and isinstance(value, str) and re.fullmatch(r"[-+]?\d+\.?\d*[eE][-+]?\d+", value)
-        note = f" (a text in YAML; write {yaml.safe_dump(float(value)).split()[0]})" if exponent else ""
-        raise ConfigError(f"{key}: {WANTED[hint]} is wanted, got {value!r}{note}")
+        raise ConfigError(f"{key}: {WANTED[hint]} is wanted, got {value!r}")
     return value
+
+
+def filled_in(text: str, key: str) -> str:
+    """The text with its $VARIABLES. Raises: ConfigError for one that is none of `VARIABLES`, is not set or in a key that is no path,
+    and for a text that holds a secret: it would be written to the run folder."""
+    for found in VARIABLE.finditer(text):
+        name = found[1] or found[2] or ""
+        if key.partition("[")[0] not in PATHS:
+            raise ConfigError(f"{key}: variables are filled in where a path is wanted, got {found[0]!r}; a secret stays in the environment")
+        if name not in VARIABLES:
+            raise ConfigError(f"{key}: the variable {found[0]!r} is not among those that name folders or jobs: {', '.join(sorted(VARIABLES))}"
+                              "; a secret stays in the environment, the config is kept beside the model")
+        if name not in os.environ:
+            raise ConfigError(f"{key}: the variable {name} is not set")
+    whole = VARIABLE.sub(lambda found: os.environ[found[1] or found[2]], text)
+    if found := secret_in(whole):
+        raise ConfigError(f"{key}: a text without a secret is wanted, it holds {found}; keys stay in the environment")
+    return whole
 
 
 def nearest_key(key: str, prefix: str, kind: type) -> str:

@@ -1,36 +1,53 @@
-"""Frozen reference log-probs: taken once from the policy's own starting weights, kept under what they depend on.
+"""Frozen reference log-probs: taken once from the policy's own starting weights, kept under what
+they depend on.
 
-An entry's address is (digest of the weights) x (numerics) x (token ids of the pair). It does not depend on the number of ranks,
-the packing, the data file or beta, so a sweep pays once; stored values are checked on a probe whenever they are read, and a missing
-one is computed from the starting weights only: `log_probabilities` must run before a checkpoint is restored.
+An entry's address is (digest of the weights) x (numerics) x (token ids of the pair). Numerics are
+what decides a value's last digits: dtype, attention, kind of device, the versions of torch,
+transformers and the attention kernel, and the code here that computes. The address does not depend
+on the number of ranks, the packing, the data file or beta, so a sweep pays once; a missing entry is
+computed from the starting weights only: `log_probabilities` must run before a checkpoint is
+restored.
+
+Who may write to the store decides what a run is trained against. Digests in its files' names tell
+of accidents: a flipped bit, a file cut off, a store of other weights. They are no signature:
+whoever can write there can rename a file to its new digest. Two more checks stand against that, and
+neither is a proof. On every read a few pairs, drawn anew and over all lengths, are computed again;
+and every pair of a run's first step must have rewards 0 (`training.loop.require_start`). A changed
+value of a single pair that is met in a later step can pass both. So give write access to those
+alone who may also write to the model's folder.
 
 P pairs; K entries of the store."""
 import hashlib
 import json
+import math
 import random
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from torch import Tensor
 from tqdm import tqdm
 
+from zephyr import model, packing
 from zephyr.chat import EncodedPair
 from zephyr.config import BadInput
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import PackedBatch, Plan, plan_pass
 from zephyr.training.checkpoint import write_whole
 from zephyr.training.engine import Engine
+from zephyr.training.tolerance import response_nats
 
 Entries = dict[bytes, tuple[float, float]]          # digest of a pair's token ids -> log p(chosen), log p(rejected)
 PROBE_PAIRS = 8
 PART_MICRO_BATCHES = 64             # of every rank, between two parts of the store: what a killed pass loses at most
-TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3}     # of 1 + |log-prob|, between one packing of a pair and another
+KERNELS = {"flash_attn": ["flash-attn"]}            # packages whose version decides, by attention; torch's own kernels are torch's
 
 
 class Reference(NamedTuple):
@@ -50,15 +67,34 @@ class Reference(NamedTuple):
 def read_store(folder: Path) -> Entries:
     """All entries of `part-<sha256>.safetensors` files, of one that two runs wrote the first.
 
-    Raises: BadInput naming a part whose bytes are not those of its name."""
+    Raises: BadInput naming a part whose bytes are not those of its name, or no entries."""
     entries: Entries = {}
     for path in sorted(folder.glob("part-*.safetensors"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != path.stem.removeprefix("part-"):
             raise BadInput(f"reference store: {path} is damaged (its bytes are not those of its name); delete it")
-        part = load(content)
-        entries.update(zip((row.tobytes() for row in part["pair"]), map(tuple, part["logp"].tolist())))
+        try:
+            part = load(content)
+            keys_K, logp_K2 = part["pair"], part["logp"]
+        except (SafetensorError, KeyError) as error:
+            raise BadInput(f"reference store: {path} is no part of a store ({error!r}); delete it") from None
+        if keys_K.shape[1:] != (32,) or logp_K2.shape != (len(keys_K), 2) or not np.isfinite(logp_K2).all():
+            raise BadInput(f"reference store: {path} holds {keys_K.shape} pairs and {logp_K2.shape} log-probs, or some that are "
+                           "not finite; two of each pair are wanted; delete it")
+        entries.update(zip((row.tobytes() for row in keys_K), map(tuple, logp_K2.tolist())))
     return entries
+
+
+def numerics(engine: Engine, weights: str) -> dict[str, str]:
+    """What an entry's value depends on beside its token ids. Args: weights: their digest."""
+    hardware, code = engine.hardware, hashlib.sha256()
+    computes = [*Path(model.__file__).parent.glob("*.py"), Path(packing.__file__).with_name("collate.py")]
+    for path in sorted(computes, key=lambda path: path.name):
+        code.update(hashlib.sha256(path.read_bytes()).digest())
+    packages = ["transformers", *KERNELS.get(hardware.attention, [])]
+    return {"weights": weights, "dtype": hardware.dtype, "attention": hardware.attention, "device": engine.device.type,
+            "torch": torch.__version__, **{name: version(name) for name in packages}, "code": code.hexdigest(),
+            "logp": "float32 sums over response tokens, EOS included"}
 
 
 def make_folder(folder: Path) -> None:
@@ -85,8 +121,9 @@ def log_probabilities(engine: Engine, examples: Sequence[EncodedPair], lengths: 
     Args: lengths: packed tokens of each. first_epoch: the training plan; a pass over all examples takes its micro-batches,
     so that policy and reference agree to the bit at step 0. weights: digest of the weights that the engine holds.
     Raises: BadInput where a part of the store is damaged, or its values are not those of these weights. A collective."""
-    profile = {"weights": weights, "dtype": engine.hardware.dtype, "attention": engine.hardware.attention,
-               "device": engine.device.type, "logp": "float32 sums over response tokens, EOS included"}
+    profile = numerics(engine, weights)
+    if engine.policy.longest is not None:           # rotary frequencies that are those of a length
+        profile["rotary_tokens"] = str(engine.policy.longest)
     address = hashlib.sha256(json.dumps(profile, sort_keys=True).encode()).hexdigest()[:32]
     folder = Path(directory) / address
     keys = [pair_digest(pair) for pair in examples]
@@ -98,7 +135,7 @@ def log_probabilities(engine: Engine, examples: Sequence[EncodedPair], lengths: 
     known = engine.on_rank0(stored)
     missing = {i for i, key in enumerate(keys) if key not in known}
     if len(missing) < len(keys):
-        probe(engine, keys, known, collate, lengths, folder)
+        probe(engine, examples, keys, known, collate, lengths, folder)
         engine.say(f"reference: {len(keys) - len(missing)} of {len(keys)} pairs are in {folder}, verified on a probe")
     if missing:
         engine.say(f"reference: one forward pass over {len(missing)} pairs")
@@ -135,15 +172,26 @@ def forward_pass(engine: Engine, micro_batches: Sequence[Sequence[int]],
     return dict(entry for rank in engine.gather(mine) for entry in rank)
 
 
-def probe(engine: Engine, keys: Sequence[bytes], known: Entries,
+def probe(engine: Engine, examples: Sequence[EncodedPair], keys: Sequence[bytes], known: Entries,
           collate: Callable[[Sequence[int]], PackedBatch], lengths: Sequence[int], folder: Path) -> None:
-    """Compute a few stored entries again. Raises: BadInput where the store does not hold what these weights give."""
+    """Compute a few stored entries again, others at every call, of all lengths.
+
+    Raises: BadInput where the store does not hold what these weights give."""
     stored = [i for i, key in enumerate(keys) if key in known]
-    chosen = random.Random(len(stored)).sample(stored, min(PROBE_PAIRS, len(stored)))
-    tolerance = TOLERANCE[engine.hardware.dtype]
+    chosen = over_lengths(stored, lengths, random.Random(engine.broadcast(random.SystemRandom().getrandbits(64))))
     plan = plan_pass(lengths, ranks=engine.world, budget_tokens=engine.hardware.tokens_per_micro_batch, indices=chosen)
     for i, fresh in sorted(forward_pass(engine, plan.steps[0].ranks[engine.rank], collate).items()):
-        for side, new, old in zip(("chosen", "rejected"), fresh, known[keys[i]]):
-            if not abs(new - old) <= tolerance * (1 + abs(new)):
-                raise BadInput(f"reference store {folder}: pair {i} has log p({side}) {old:.4f}, these weights give {new:.4f}; "
-                               "the store is not of this model: delete the folder, it will be computed again")
+        pair = examples[i]
+        for side, ids, new, old in zip(("chosen", "rejected"), pair[2:], fresh, known[keys[i]]):
+            if not abs(new - old) <= response_nats(engine.hardware.dtype, len(ids)):
+                raise BadInput(f"reference store {folder}: pair {i} ({pair.id}) has log p({side}) {old:.4f}, these weights give "
+                               f"{new:.4f}; the store is not of this model: delete the folder, it will be computed again")
+
+
+def over_lengths(indices: Sequence[int], lengths: Sequence[int], rng: random.Random) -> list[int]:
+    """PROBE_PAIRS of the indices, or all of fewer: one drawn of each equal share of them by
+    length."""
+    ordered = sorted(indices, key=lambda i: (lengths[i], i))
+    count = min(PROBE_PAIRS, len(ordered))
+    bounds = [math.floor(share * len(ordered) / count) for share in range(count + 1)]
+    return [rng.choice(ordered[low:high]) for low, high in zip(bounds, bounds[1:])]

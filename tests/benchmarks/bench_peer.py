@@ -2,7 +2,7 @@
 
     .venv-bench/bin/python tests/benchmarks/bench_peer.py --model A --profile ultrafeedback [--rounds 5] [--gpu]
     ... --profile real --rows dpo_en_demo.jsonl.gz --tokenizer FOLDER      its pairs in place of random tokens
-    ... --fix 'trl={"micro": 1, "rebalance": false}'       this cell of a contender, and no sweep of its others
+    ... --fix 'trl={"micro": 1, "rebalance": false}'       this cell of a contender, or these where repeated, in place of all
 
 Each contender is a process of its own. Its cells (settings) are swept first: a warm-up step, a round, and another where the first was
 within DROP of the best; the best cells then take turns, a round each. A contender whose losses or gradient norms are not the first
@@ -37,7 +37,8 @@ Answer = dict[str, "float | list[float]"]
 Cell = dict[str, "int | bool | str"]
 
 MODELS = {"tiny": (64, 2, 4, 2, 128, 512), "A": (256, 4, 4, 2, 688, 32000), "B": (512, 8, 8, 4, 1376, 4096),
-          "1B": (2048, 16, 16, 8, 7168, 32000), "3B": (3072, 24, 24, 8, 8192, 32000), "7B": (4096, 32, 32, 8, 14336, 32000)}
+          "1B": (2048, 16, 16, 8, 7168, 32000), "3B": (3072, 24, 24, 8, 8192, 32000), "7B": (4096, 32, 32, 8, 14336, 32000),
+          "7B-8L": (4096, 8, 32, 8, 14336, 32000)}
 ZEPHYR_CPU = {"dtype": "float32", "attention": "sdpa", "activation_checkpointing": False, "deepspeed": "configs/deepspeed/cpu.json"}
 FAST = "flash_attn" if find_spec("flash_attn") else "torch_varlen"
 # Of one pair, rebalancing changes nothing, nor where a micro-batch is the whole step.
@@ -61,7 +62,8 @@ class Worker:
     def __init__(self, contender: str, task: dict[str, object], cell: Cell) -> None:
         file = Path(tempfile.mkstemp(".json", f"{contender}-", task["folder"])[1])
         file.write_text(json.dumps({**task, "settings": cell}))
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(task["threads"]), "OMP_WAIT_POLICY": "passive",
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(task["threads"]), "OMP_WAIT_POLICY": "passive",
                                     "DS_ACCELERATOR": "cuda" if task["gpu"] else "cpu", "HF_DATASETS_CACHE": f"{task['folder']}/datasets"}
         self.log = file.with_suffix(".log")
         with self.log.open("w") as log:
@@ -202,9 +204,11 @@ def race(cells: dict[str, Cell], task: dict[str, object], steps: int, count: int
 
 def compare(args: argparse.Namespace, folder: Path) -> int:
     """Sweep, race, save the result; returns the exit code."""
-    kind, fixed = "gpu" if args.gpu else "cpu", {k: json.loads(v) for k, _, v in (fix.partition("=") for fix in args.fix)}
+    kind, fixed = "gpu" if args.gpu else "cpu", dict[str, list[Cell]]()
+    for name, _, settings in (fix.partition("=") for fix in args.fix):
+        fixed.setdefault(name, []).append({**CELLS[kind][name][0], **json.loads(settings)})
     task, drawn = prepare(args, folder)
-    cells = {name: [{**CELLS[kind][name][0], **fixed[name]}] if name in fixed else CELLS[kind][name] for name in args.contenders.split(",")}
+    cells = {name: fixed.get(name, CELLS[kind][name]) for name in args.contenders.split(",")}
     swept = {name: sweep(name, task, some, args.steps) if len(some) > 1 else [(0.0, some[0], "")] for name, some in cells.items()}
     best = {name: tried[0][1] for name, tried in swept.items()}
     rounds = race(best, task, args.steps, 1 + args.rounds)

@@ -3,17 +3,22 @@ its time and memory go.
 
     python tests/benchmarks/bench_step.py --model A [--cells ultrafeedback,ultrafeedback:unshared,sft,row:4096 --checkpointing true]
 
-A cell is one step of work: a length profile of pairs (`:unshared`: prompts twice; `:unpacked`: one pair a micro-batch), `sft`, or `row:N`,
-a row of N tokens in pairs of 512. Cells are measured in turn, round after round, on the same weights: the rate is 0, so nothing moves."""
+A cell is one step of work: a length profile of pairs (`:unshared`: prompts twice; `:unpacked`: one pair
+a micro-batch), `sft`, or `row:N`, a row of N tokens in pairs of 512. Any of them with `:budget=N` tokens a
+micro-batch, and with `:recompute=all`, `mlp` or `none` in place of --checkpointing. Cells are measured in turn,
+round after round, on the same weights: the rate is 0, so nothing moves. A cell that runs out of a GPU's memory
+ends the process; what was measured before it is kept."""
 import argparse
 import contextlib
 import itertools
 import json
+import re
 import struct
 import sys
 import tempfile
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -36,7 +41,7 @@ from zephyr import reference  # noqa: E402
 from zephyr.chat import EncodedText  # noqa: E402
 from zephyr.config import Data, DPOConfig, Hardware, Optim, Reference, SFTConfig, SFTData  # noqa: E402
 from zephyr.data.store import Pairs, Texts, example_batch  # noqa: E402
-from zephyr.model.load import DTYPES, load_policy  # noqa: E402
+from zephyr.model.load import DTYPES, load_policy, recompute  # noqa: E402
 from zephyr.packing import plan_epochs  # noqa: E402
 from zephyr.training.engine import Engine  # noqa: E402
 from zephyr.training.loop import Split, reduced, run_step  # noqa: E402
@@ -144,10 +149,49 @@ def fitted(config: MistralConfig, layers: int | None) -> MistralConfig:
     return MistralConfig(**config.to_dict() | {"num_hidden_layers": min(layers or config.num_hidden_layers, config.num_hidden_layers)})
 
 
+RECOMPUTE = {"all": True, "mlp": "mlp", "none": False}
+
+
+def option(cell: str, name: str, default: str) -> str:
+    """The value of `:name=value` in a cell."""
+    found = re.search(rf":{name}=(\w+)", cell)
+    return found[1] if found else default
+
+
+def cell_budget(args: argparse.Namespace, cell: str) -> int:
+    return int(option(cell, "budget", str(args.budget)))
+
+
+def recompute_as(engine: Engine, args: argparse.Namespace, cell: str) -> None:
+    """The engine's layers recompute what the cell says; what an earlier cell asked for is undone."""
+    lm = engine.policy.lm
+    lm.gradient_checkpointing_disable()
+    for module in lm.base_model.modules():
+        if isinstance(vars(module).get("forward"), partial):            # of "mlp": a checkpoint around it
+            del module.forward
+    what = option(cell, "recompute", "")
+    recompute(lm, RECOMPUTE[what] if what else yaml.safe_load(args.checkpointing))
+
+
+def deepspeed_json(args: argparse.Namespace) -> str:
+    """The shipped settings, or a copy of them in --out with --accumulate (the dtype in which gradients are
+    summed over micro-batches) and --leaf (layer: ZeRO-3's hooks stand at decoder layers, not inside them)."""
+    shipped = f"configs/deepspeed/{'zero3' if args.device == 'cuda' else 'cpu'}.json"
+    if (args.accumulate, args.leaf) == ("fp32", "none"):
+        return shipped
+    settings = json.loads((Path(__file__).parents[2] / shipped).read_text())
+    settings["data_types"] = {"grad_accum_dtype": args.accumulate}
+    if args.leaf == "layer":
+        settings["zero_optimization"]["leaf_module"] = {"classes": ["MistralDecoderLayer"]}
+    copy = args.out.resolve() / f"{args.name}.deepspeed.json"
+    copy.write_text(json.dumps(settings))
+    return str(copy)
+
+
 def hardware_of(args: argparse.Namespace, checkpointing: object, prefix_sharing: bool = True) -> Hardware:
     return Hardware(tokens_per_micro_batch=args.budget, dtype="bfloat16" if args.device == "cuda" else "float32",
                     attention=args.attention, prefix_sharing=prefix_sharing, activation_checkpointing=checkpointing,
-                    deepspeed=f"configs/deepspeed/{'zero3' if args.device == 'cuda' else 'cpu'}.json")
+                    deepspeed=deepspeed_json(args))
 
 
 @contextlib.contextmanager
@@ -169,7 +213,7 @@ def pair_table(lengths: Sequence[tuple[int, int, int]], vocabulary: int) -> Pair
 def dpo_split(engine: Engine, args: argparse.Namespace, cell: str, folder: str) -> Split:
     """A step of pairs, planned and scored by the reference as in train_dpo.py."""
     kind, *options = cell.split(":")
-    budget, lengths = args.budget, pair_lengths(kind, args.pairs, longest=args.longest) if kind in PROFILES else []
+    budget, lengths = cell_budget(args, cell), pair_lengths(kind, args.pairs, longest=args.longest) if kind in PROFILES else []
     if kind == "row":
         budget, lengths = int(options[0]), [PAIR] * (int(options[0]) // sum(PAIR))
     hardware = hardware_of(args, engine.hardware.activation_checkpointing, "unshared" not in options)
@@ -178,10 +222,10 @@ def dpo_split(engine: Engine, args: argparse.Namespace, cell: str, folder: str) 
     plan = plan_epochs(train_dpo.packed_tokens(pairs, config), per_step=len(pairs), epochs=1, ranks=1, budget_tokens=budget)
     if "unpacked" in options:
         plan = plan._replace(steps=[plan.steps[0]._replace(ranks=[[[i] for i in range(len(pairs))]])])
-    return train_dpo.split(engine, config, pairs, plan, "random")
+    return train_dpo.with_reference(engine, config, train_dpo.split(engine, config, pairs, plan), pairs, {"model": "random"})
 
 
-def sft_split(engine: Engine, args: argparse.Namespace) -> Split:
+def sft_split(engine: Engine, args: argparse.Namespace, cell: str) -> Split:
     """A step of dialogues, every token but the first a target, in windows of twice `longest` as in train_sft.py."""
     window, vocabulary = 2 * args.longest, engine.policy.lm.config.vocab_size
     drawn, rng = dialogue_lengths(args.documents), np.random.default_rng(0)
@@ -189,8 +233,9 @@ def sft_split(engine: Engine, args: argparse.Namespace) -> Split:
     texts = Texts(pa.Table.from_batches([example_batch([
         EncodedText(str(i), rng.integers(3, vocabulary, n).tolist(), [False] + [True] * (n - 1)) for i, n in enumerate(sizes)])]))
     config = SFTConfig("random", SFTData(("random",), max_tokens=window), hardware=engine.hardware)
-    plan = plan_epochs(sizes, per_step=len(sizes), epochs=1, ranks=1, budget_tokens=args.budget, window_tokens=window)
-    return train_sft.split(engine, config, texts, plan, "random")
+    plan = plan_epochs(sizes, per_step=len(sizes), epochs=1, ranks=1,
+                       budget_tokens=cell_budget(args, cell), window_tokens=window)
+    return train_sft.split(engine, config, texts, plan, {"model": "random"})
 
 
 def instrumented(engine: Engine, phases: Phases) -> None:
@@ -233,7 +278,9 @@ def traced(engine: Engine, split: Split, phases: Phases, path: Path) -> Json:
             torch.cuda.set_sync_debug_mode("warn")
             one_step(engine, split, phases)
             torch.cuda.set_sync_debug_mode("default")
-        found["host_waits"] = sum("synchroniz" in str(w.message) for w in caught)
+        waits = [w for w in caught if "synchroniz" in str(w.message)]
+        lines = Counter(f"{Path(w.filename).parent.name}/{Path(w.filename).name}:{w.lineno}" for w in waits)
+        found |= {"host_waits": len(waits), "host_waits_by_line": dict(lines.most_common(12))}
     phases.seconds()
     return found
 
@@ -254,26 +301,50 @@ def measured(engine: Engine, args: argparse.Namespace, splits: dict[str, Split],
     """Every cell, in turn: time and phases, memory, the first cell's profile, and what the reference pass takes."""
     phases = Phases(engine.device)
     instrumented(engine, phases)
-    one_step(engine, next(iter(splits.values())), phases, lr=1e-4)         # from here on the policy is not the reference
-    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in splits}
-    agreed, memory = {}, {}
-    for name, split in splits.items():
-        memory[name], agreed[name] = peak_bytes(lambda: one_step(engine, split, phases), args.device)
-        phases.seconds()
+    one_step(engine, next(iter(splits.values())), phases, lr=args.lr)      # from here on the policy is not the reference
     result: Json = {}
-    for _, (name, split) in itertools.product(range(args.rounds), splits.items()):
+    try:
+        time_cells(engine, args, splits, rate, phases, result)
+    except torch.OutOfMemoryError as error:         # DeepSpeed's hooks are left half way: no cell can follow
+        result["out_of_memory"] = str(error).splitlines()[0]
+        keep(args, result)
+        return result
+    name, split = next(iter(splits.items()))
+    recompute_as(engine, args, name)
+    if split.unit_name == "pairs":
+        forward = partial(reference.forward_pass, engine, split.plan.steps[0].ranks[0], split.collate)
+        once = measure.seconds(forward, repeats=3, warm_ups=1)
+        result[name]["reference_pass"] = {
+            "seconds": once, "times_training": result[name]["seconds"]["median"] / once["median"]}
+        keep(args, result)
+    if args.trace == "yes":
+        result[name] |= traced(engine, split, phases, args.out / f"profile_{args.name}.txt")
+    return result
+
+
+def keep(args: argparse.Namespace, result: Json) -> None:
+    """What is measured so far, left where this process is ended early."""
+    (args.out / f"{args.name}.partial.json").write_text(json.dumps(result, indent=1))
+
+
+def time_cells(engine: Engine, args: argparse.Namespace, splits: dict[str, Split], rate: float,
+               phases: Phases, result: Json) -> None:
+    """Peak memory of every cell, then rounds of all cells in turn; `result` grows with each."""
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in splits}
+    first: dict[str, Json] = {}
+    for round_, (name, split) in itertools.product(range(args.rounds + 1), splits.items()):
+        recompute_as(engine, args, name)
+        if round_ == 0:
+            peak, agreed = peak_bytes(partial(one_step, engine, split, phases), args.device)
+            first[name] = {"step_peak_bytes": peak, **agreed}
+            phases.seconds()
+            continue
         start = phases.mark("whole")
         one_step(engine, split, phases)
         phases.spans["total"] = [[start, phases.mark("whole")]]
         rounds[name].append(phases.seconds())
-        result[name] = {**summary(engine, split, rounds[name], rate), "step_peak_bytes": memory[name], **agreed[name]}
-        (args.out / f"{args.name}.partial.json").write_text(json.dumps(result, indent=1))       # left where this process is cut off
-    name, split = next(iter(splits.items()))
-    result[name] |= traced(engine, split, phases, args.out / f"profile_{args.name}.txt")
-    if split.unit_name == "pairs":
-        once = measure.seconds(lambda: reference.forward_pass(engine, split.plan.steps[0].ranks[0], split.collate), repeats=3, warm_ups=1)
-        result[name]["reference_pass"] = {"seconds": once, "times_training": result[name]["seconds"]["median"] / once["median"]}
-    return result
+        result[name] = {**summary(engine, split, rounds[name], rate), **first[name]}
+        keep(args, result)
 
 
 def growth(cells: Json) -> Json:
@@ -292,7 +363,9 @@ def main(argv: Sequence[str] | None = None) -> Json:
     cells = "ultrafeedback,ultrafeedback:unshared,ultrafeedback:unpacked,tldr,tldr:unshared,sft"
     for name, on_cpu, on_gpu in (("model", "A", "7B"), ("cells", cells, cells), ("checkpointing", "false", "true"), ("pairs", 8, 32),
                                  ("documents", 8, 43), ("longest", 512, 1024), ("budget", 2400, 8192),
-                                 ("attention", "sdpa", "torch_varlen"), ("rounds", 5, 5), ("device", "cpu", "cuda"),
+                                 ("attention", "sdpa", "torch_varlen"), ("accumulate", "fp32", "fp32"),
+                                 ("leaf", "none", "none"), ("trace", "yes", "yes"), ("lr", 1e-4, 1e-6),
+                                 ("rounds", 5, 5), ("device", "cpu", "cuda"),
                                  ("out", measure.RESULTS, measure.RESULTS)):
         parser.add_argument(f"--{name}", type=type(on_cpu), default=on_gpu if gpu else on_cpu)
     parser.add_argument("--layers", type=int, help="default: the shape's, on a GPU as many as fit")
@@ -306,14 +379,15 @@ def main(argv: Sequence[str] | None = None) -> Json:
     result: Json = {"shape": config.to_diff_dict(), "settings": settings, "gemm_flops_per_second": rate}
     started, hardware = time.perf_counter(), hardware_of(args, yaml.safe_load(args.checkpointing))
     with engine_of(args, config, hardware) as engine, tempfile.TemporaryDirectory() as folder:
-        splits = {cell: sft_split(engine, args) if cell == "sft" else dpo_split(engine, args, cell, folder)
+        splits = {cell: sft_split(engine, args, cell) if cell.startswith("sft") else dpo_split(engine, args, cell, folder)
                   for cell in args.cells.split(",")}
         result |= {"parameters": engine.parameters, "start_seconds": time.perf_counter() - started}
         cells = measured(engine, args, splits, rate)
+        result |= {"out_of_memory": cells.pop("out_of_memory")} if "out_of_memory" in cells else {}
         rows = {name: cell for name, cell in cells.items() if name.startswith("row:")}
         result |= {"peak_memory_bytes": engine.peak_memory_bytes(), **({"growth": growth(rows)} if len(rows) > 1 else {}), "cells": cells}
-    (args.out / f"{args.name}.partial.json").unlink()
     measure.save(args.name, "python tests/benchmarks/bench_step.py " + " ".join(argv or sys.argv[1:]), result)
+    (args.out / f"{args.name}.partial.json").unlink()
     return result
 
 

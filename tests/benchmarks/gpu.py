@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Sequence
@@ -29,16 +30,35 @@ class Row(NamedTuple):
 
 
 SMALL = "--model tiny --longest 64 --pairs 4 --documents 4 --budget 300 --rounds 1"
+STEP = "--model 7B --rounds 3 --cells"
+TRL = '--fix trl={"precision":"autocast","gradient_checkpointing":false,'
 ROWS = [
-    Row("head", "bench_head.py", "", "--shapes 32x96 --tokens 64 --repeats 1", 60),
-    Row("attention", "bench_attention.py", "", "--row 2048 --heads 2x1x16 --repeats 1 --profiles tldr", 60),
-    Row("step_dpo_8k", "bench_step.py", "--cells ultrafeedback,ultrafeedback:unshared,tldr,tldr:unshared --rounds 3",
-        f"{SMALL} --cells ultrafeedback,ultrafeedback:unshared", 180),
-    Row("step_16k", "bench_step.py", "--cells ultrafeedback,sft --budget 16384 --rounds 3", f"{SMALL} --cells ultrafeedback,sft", 130),
+    Row("step_7B_leaf", "bench_step.py",
+        f"{STEP} ultrafeedback:budget=16384:recompute=all,ultrafeedback:budget=8192:recompute=all --leaf layer",
+        f"{SMALL} --leaf layer --cells ultrafeedback:recompute=all,ultrafeedback:budget=200:recompute=mlp", 120),
+    Row("step_7B_leaf_bf16", "bench_step.py",
+        f"{STEP} ultrafeedback:budget=11264:recompute=mlp,sft:budget=11264:recompute=mlp --documents 22 "
+        "--leaf layer --accumulate bf16",
+        f"{SMALL} --leaf layer --cells ultrafeedback:recompute=mlp,sft", 120),
+    Row("step_7B", "bench_step.py",
+        f"{STEP} ultrafeedback:budget=16384:recompute=all --trace no",
+        f"{SMALL} --cells ultrafeedback:recompute=all --trace no", 75),
+    Row("peer", "bench_peer.py",
+        "--gpu --model 7B-8L --contenders zephyr,trl --pairs 32 --longest 1024 --steps 2 --rounds 3 --lr 1e-5 "
+        '--fix zephyr={"activation_checkpointing":false,"tokens_per_micro_batch":16384} '
+        f'{TRL}"micro":4,"rebalance":true}}',
+        "", 160),
+    Row("head", "bench_head.py", "--tokens 24000", "--shapes 32x96 --tokens 64 --repeats 1", 40),
+    Row("tests", "-m", "pytest tests/gpu -p no:cacheprovider -rs -q", "pytest tests/gpu -p no:cacheprovider -q", 100),
+    Row("attention", "bench_attention.py", "--profiles ultrafeedback,tldr",
+        "--row 2048 --heads 2x1x16 --repeats 1 --profiles tldr", 60),
+    Row("sharing", "bench_step.py",
+        "--model 7B --layers 8 --rounds 3 --budget 16384 --checkpointing false "
+        "--cells ultrafeedback,ultrafeedback:unshared,tldr,tldr:unshared",
+        f"{SMALL} --cells ultrafeedback,ultrafeedback:unshared", 90),
     Row("growth", "bench_step.py",
         "--layers 2 --checkpointing false --rounds 3 --cells row:1024,row:2048,row:4096,row:8192,row:16384,row:32768",
-        f"{SMALL} --budget 600 --cells row:512,row:1024", 90),
-    Row("peer", "bench_peer.py", "--gpu", "", 150)]
+        f"{SMALL} --budget 600 --cells row:512,row:1024", 90)]
 
 
 def installed(wheels: Path, target: Path) -> None:
@@ -53,28 +73,42 @@ def installed(wheels: Path, target: Path) -> None:
 def run(row: Row, options: Sequence[str], seconds: float, log: Path, environment: dict[str, str]) -> str:
     """One row; what became of it. It is ended with all that it started when its time is over."""
     named = ["--name", row.name] if row.script == "bench_step.py" else []
-    out = [] if row.script == "bench_peer.py" else ["--out", str(log.parent)]
-    command = [sys.executable, str(HERE / row.script), *options, *named, *out]
+    out = ["--out", str(log.parent)] if row.script not in ("bench_peer.py", "-m") else []
+    script = row.script if row.script == "-m" else str(HERE / row.script)
+    command = [sys.executable, script, *options, *named, *out]
     with log.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=environment)
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+                                   env=environment | {"ZEPHYR_RESULTS": str(log.parent)}, cwd=HERE.parents[1])
         try:
             code = process.wait(seconds)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             return f"cut after {seconds:.0f} s"
-    return "measured" if code == 0 else f"failed with code {code}: {log.read_text(errors='replace').strip().splitlines()[-1:]}"
+    last = log.read_text(errors="replace").strip().splitlines()[-1:]
+    return "measured" if code == 0 else f"failed with code {code}: {last}"
+
+
+def bundle(folder: Path, file: Path | None) -> None:
+    """All that the folder holds as one tar, whole or not at all."""
+    if file:
+        part = file.with_suffix(".part")
+        with tarfile.open(part, "w:gz") as tar:
+            tar.add(folder, "results")
+        part.replace(file)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, str]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wheels", type=Path, help="a folder of wheels that this Python lacks")
     parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--bundle", type=Path, help="a .tar.gz of all results, written anew after each row")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--rows", default=",".join(row.name for row in ROWS))
     parser.add_argument("--seconds", type=float, default=570, help="for everything")
     args = parser.parse_args(argv)
     end, said = time.monotonic() + args.seconds, dict[str, str]()
+    args.out = args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
     wanted = args.rows.split(",")
     with tempfile.TemporaryDirectory() as site:
@@ -94,6 +128,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, str]:
                 said[row.name] = run(row, options, min(row.limit, left), args.out / f"{row.name}.log", environment)
             print(f"{row.name}: {said[row.name]} ({end - time.monotonic():.0f} s left)", flush=True)
             (args.out / "gpu_rows.json").write_text(json.dumps(said, indent=1) + "\n")
+            bundle(args.out, args.bundle)
     return said
 
 

@@ -2,6 +2,7 @@
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("ZEPHYR_RESULTS") or Path(__file__).parent / "results")
 PACKAGES = ("torch", "transformers", "deepspeed", "flash-attn", "trl", "accelerate", "numpy")
 
 
@@ -26,9 +27,17 @@ def machine() -> dict[str, object]:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
     gpu = {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda} if torch.cuda.is_available() else {}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent).stdout.strip()
     return {"cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads(), **gpu, "python": platform.python_version(),
-            "packages": versions, "commit": commit, "date": time.strftime("%Y-%m-%d", time.gmtime())}
+            "packages": versions, "commit": commit(), "date": time.strftime("%Y-%m-%d", time.gmtime())}
+
+
+def commit() -> str:
+    """The commit of the code; ZEPHYR_COMMIT says it for a copy of the files that git knows nothing of."""
+    if "ZEPHYR_COMMIT" in os.environ or not shutil.which("git"):
+        return os.environ.get("ZEPHYR_COMMIT", "unknown")
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
+    return found.stdout.strip() or "unknown"
 
 
 def spread(values: Sequence[float]) -> dict[str, float | int]:
@@ -56,7 +65,7 @@ def seconds(call: Callable[[], object], repeats: int = 5, warm_ups: int = 1) -> 
 
 def save(name: str, command: str, result: object) -> None:
     """Write results/NAME.json (NAME.gpu.json on a GPU) and print it."""
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(exist_ok=True, parents=True)
     text = json.dumps({"command": command, "machine": machine(), "result": result}, indent=1)
     (RESULTS / f"{name}{'.gpu' if torch.cuda.is_available() else ''}.json").write_text(text + "\n", encoding="utf-8")
     print(text)

@@ -1,5 +1,6 @@
-"""Measurements of the GPU tests, written as JSON beside them when any was made."""
+"""Measurements of the GPU tests, written as JSON after each test that made one."""
 import json
+import os
 import platform
 from collections.abc import Iterator
 from importlib import metadata
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("ZEPHYR_RESULTS") or Path(__file__).parent / "results")
 
 
 def version(package: str) -> str:
@@ -19,14 +20,21 @@ def version(package: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def measured() -> Iterator[dict[str, object]]:
-    """A dictionary that tests add figures to; saved as `results/<GPU>-torch-<version>.json`."""
-    figures: dict[str, object] = {}
+def figures() -> dict[str, object]:
+    """What all tests of this process have measured so far."""
+    return {}
+
+
+@pytest.fixture
+def measured(figures: dict[str, object]) -> Iterator[dict[str, object]]:
+    """A dictionary that tests add figures to; `<GPU>-torch-<version>.json` is written whole after each
+    test, so that a process which is ended early leaves what it measured."""
     yield figures
     if figures and torch.cuda.is_available():
-        RESULTS.mkdir(exist_ok=True)
+        RESULTS.mkdir(exist_ok=True, parents=True)
         gpu = torch.cuda.get_device_name().replace(" ", "-")
-        packages = {name: version(name) for name in ("torch", "transformers", "deepspeed", "flash-attn", "einops")}
+        names = ("torch", "transformers", "deepspeed", "flash-attn", "einops")
+        packages = {name: version(name) for name in names}
         head = {"gpu": gpu, "python": platform.python_version(), "cuda": torch.version.cuda, **packages}
         path = RESULTS / f"{gpu}-torch-{packages['torch'].split('+')[0]}.json"
         path.write_text(json.dumps({**head, **figures}, indent=1) + "\n")

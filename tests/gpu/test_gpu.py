@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from test_attention import dense_attention, layout_of
+from test_attention import dense_attention
 from zephyr.chat import EncodedPair
 from zephyr.model import attention
 from zephyr.model.load import load_policy, recompute
@@ -56,22 +56,23 @@ def test_kernel_against_dense_float32(kernel: str, segments: str, prefix_sharing
     """Output and gradients under shared prompts (more keys than queries: causal at the bottom right), grouped heads and a
     window. A kernel that aligns at the top left, or drops the window, errs by far more than the rule allows."""
     usable(kernel)
-    layout = layout_of(SEGMENTS[segments], prefix_sharing)
-    on_gpu = collate_pairs([EncodedPair("", [1] * p, [1] * c, [1] * r) for p, c, r in SEGMENTS[segments]],
-                           range(len(SEGMENTS[segments])), prefix_sharing=prefix_sharing).to(GPU).layout
-    generator = torch.Generator().manual_seed(0)
+    rows = [EncodedPair("", [1] * p, [1] * c, [1] * r) for p, c, r in SEGMENTS[segments]]
+    layout = collate_pairs(rows, range(len(rows)), prefix_sharing=prefix_sharing).to(GPU).layout
+    generator = torch.Generator(GPU).manual_seed(0)
     tokens = sum(layout.query_lengths)
-    qkv = [torch.randn(tokens, h, 128, generator=generator).bfloat16() for h in (heads, key_heads, key_heads)]
-    grad = torch.randn(tokens, heads, 128, generator=generator).bfloat16()
+    *qkv, grad = (torch.randn(tokens, h, 128, generator=generator, device=GPU).bfloat16()
+                  for h in (heads, key_heads, key_heads, heads))
 
-    def run(function: object, where: object, dtype: torch.dtype, device: str) -> list[Tensor]:
-        query, key, value = (t.to(device, dtype).requires_grad_() for t in qkv)
-        output = function(query, attention.with_shared(key, where), attention.with_shared(value, where), where, 128**-0.5, window)
-        return [t.detach().cpu() for t in (output, *torch.autograd.grad(output, (query, key, value), grad.to(device, dtype)))]
+    def run(function: object, dtype: torch.dtype) -> list[Tensor]:
+        query, key, value = (t.to(dtype).requires_grad_() for t in qkv)
+        key_MKE, value_MKE = (attention.with_shared(t, layout) for t in (key, value))
+        output = function(query, key_MKE, value_MKE, layout, 128**-0.5, window)
+        grads = torch.autograd.grad(output, (query, key, value), grad.to(dtype))
+        return [output.detach(), *grads]
 
-    truth = run(dense_attention, layout, torch.float32, "cpu")
-    plain = run(dense_attention, layout, torch.bfloat16, "cpu")
-    ours = run(attention.KERNELS[kernel], on_gpu, torch.bfloat16, GPU)
+    assert not torch.backends.cuda.matmul.allow_tf32          # or the oracle would be no oracle
+    truth, plain = run(dense_attention, torch.float32), run(dense_attention, torch.bfloat16)
+    ours = run(attention.KERNELS[kernel], torch.bfloat16)
     errors = {}
     for name, a, b, exact, factor in zip(("output", "query", "key", "value"), ours, plain, truth, (2, 3, 3, 3)):
         errors[name] = error(a, exact) / error(b, exact)
@@ -120,7 +121,9 @@ def seven_b_wide(folder: Path, layers: int = 2) -> Path:
     torch.manual_seed(0)
     config = MistralConfig(hidden_size=4096, intermediate_size=14336, num_attention_heads=32, num_key_value_heads=8,
                            num_hidden_layers=layers, vocab_size=32000, sliding_window=4096, bos_token_id=1, eos_token_id=2)
-    MistralForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    with torch.device(GPU):                         # a CPU takes ten seconds to draw these weights
+        model = MistralForCausalLM(config).to(torch.bfloat16)
+    model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
 
@@ -170,7 +173,8 @@ def test_dpo_step_at_7b_width_under_zero3(wide: Path, tmp_path: Path, measured: 
     from zephyr.packing import plan_epochs
     from zephyr.training.engine import Engine
     from zephyr.verify.memory import step_memory
-    from zephyr.verify.preflight import TOLERANCE, gradient_difference
+    from zephyr.training.tolerance import GRADIENT
+    from zephyr.verify.preflight import gradient_difference
     kernel = "flash_attn" if attention.why_not("flash_attn", torch.bfloat16, GPU) is None else "torch_varlen"
     engine = Engine(Hardware(attention=kernel, tokens_per_micro_batch=8192), 0)
     try:
@@ -209,6 +213,6 @@ def test_dpo_step_at_7b_width_under_zero3(wide: Path, tmp_path: Path, measured: 
                                          zero=engine.settings["zero_optimization"], device=GPU)}
         assert abs(means[0] - math.log(2)) < 1e-3 and means[7] < 0.5 and all(map(math.isfinite, means))
         measured["losses of those steps"] = means
-        assert gradient_difference(engine, collate(plan.steps[0].ranks[0][0]).to(GPU)) < TOLERANCE["bfloat16"]
+        assert gradient_difference(engine, collate(plan.steps[0].ranks[0][0]).to(GPU)) < GRADIENT["bfloat16"]
     finally:
         engine.close()

@@ -10,7 +10,9 @@ from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
-from zephyr.chat.template import ZEPHYR_TEMPLATE, Messages, check_messages, check_pair, render
+from zephyr.chat.template import ZEPHYR_TEMPLATE, render
+from zephyr.chat.turns import Messages, check_messages, check_pair
+from zephyr.chat.written import require_written
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,11 +22,14 @@ ANCHORS = ("\n", "x", ".")  # text in front of which nothing merges, one of them
 
 
 class EncodedPair(NamedTuple):
-    """Token ids of a pair: `prompt_ids + chosen_ids` is one conversation, `prompt_ids + rejected_ids` the other."""
+    """Token ids of a pair: `prompt_ids + chosen_ids` is one conversation, `prompt_ids + rejected_ids` the other.
+
+    weight: the row's own, >= 0, which no loss reads yet (`data.load_splits` refuses others than 1)."""
     id: str
     prompt_ids: list[int]
     chosen_ids: list[int]
     rejected_ids: list[int]
+    weight: float = 1.0
 
 
 class EncodedText(NamedTuple):
@@ -45,16 +50,22 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: Mapping[str, object], 
                          max_prompt_tokens=max_prompt_tokens, truncation=truncation, bos_id=kept_bos(tokenizer, template))
 
 
-def tokenize_pair(tokenizer: PreTrainedTokenizerBase, pair: Mapping[str, object], *, template: str = ZEPHYR_TEMPLATE) -> EncodedPair:
-    """`encode_pair` before anything is cut."""
-    texts = check_pair(pair)
-    turns = _spell_out(tokenizer, texts.prompt)
-    prompt = render(tokenizer, turns, template, answer=True)
-    sides = []
-    for answer in (texts.chosen, texts.rejected):
-        whole = [*turns, *_spell_out(tokenizer, [{"role": "assistant", "content": answer}])]
-        sides.append(_answer(tokenizer, render(tokenizer, whole, template, answer=False), prompt)[0])
-    return EncodedPair(str(pair.get("id", "")), _with_bos(tokenizer, _ids(tokenizer, prompt)), *sides)
+def tokenize_pair(tokenizer: PreTrainedTokenizerBase, pair: Mapping[str, object], *, template: str = ZEPHYR_TEMPLATE,
+                  left_out: list[str] | None = None) -> EncodedPair:
+    """`encode_pair` before anything is cut; to `left_out` goes what the template does not write (`require_written`)."""
+    texts, weight = check_pair(pair), check_weight(pair.get("weight", 1.0))
+    turns, tools = _spell_out(tokenizer, texts.prompt), _spelled_tools(tokenizer, texts.tools)
+    prompt = render(tokenizer, turns, template, answer=True, tools=tools)
+    sides, lost = [], []
+    for answer, name in ((texts.chosen, texts.names[-2]), (texts.rejected, texts.names[-1])):
+        whole = [*turns, *_spell_out(tokenizer, [answer])]
+        text = render(tokenizer, whole, template, answer=False, tools=tools)
+        lost += require_written(tokenizer, whole, template, text=text, names=(*texts.names[:-2], name), trained=[len(turns)],
+                                tools=tools, first=len(turns) if sides else 0)
+        sides.append(_answer(tokenizer, text, prompt)[0])
+    if left_out is not None:
+        left_out += lost
+    return EncodedPair(str(pair.get("id", "")), _with_bos(tokenizer, _ids(tokenizer, prompt)), *sides, weight)
 
 
 def truncate_pair(pair: EncodedPair, *, max_tokens: int, max_prompt_tokens: int, truncation: str = "keep_end",
@@ -76,33 +87,60 @@ def truncate_pair(pair: EncodedPair, *, max_tokens: int, max_prompt_tokens: int,
         kept_bos = prompt[:1] if prompt[0] == bos_id else []
         prompt = kept_bos + prompt[len(prompt) - max_prompt_tokens + len(kept_bos):]
     room = max_tokens - len(prompt)
-    return EncodedPair(pair.id, prompt, pair.chosen_ids[:room], pair.rejected_ids[:room])
+    return pair._replace(prompt_ids=prompt, chosen_ids=pair.chosen_ids[:room], rejected_ids=pair.rejected_ids[:room])
 
 
 def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, object]], *, max_tokens: int = 2048,
-                    targets: str = "assistant", template: str = ZEPHYR_TEMPLATE, id: str = "") -> EncodedText:
+                    targets: str = "assistant", template: str = ZEPHYR_TEMPLATE, id: str = "",
+                    tools: Sequence[Mapping[str, object]] | None = None, names: Sequence[str] | None = None,
+                    left_out: list[str] | None = None) -> EncodedText:
     """Ids of a conversation that ends with the assistant's turn, cut at the end to `max_tokens`.
 
     The ids are BOS (where the tokenizer adds one) and the template's text; each answer's ids are what generation would
     have continued with. Targets: `assistant`: the words of every assistant turn and the EOS that ends it; `all`: every
-    token but the first, as the alignment handbook trained. A cut conversation may have no target left.
+    token but the first, as the alignment handbook trained; neither those of a turn with `train: false` (or another of
+    `turns.MASKS`). A cut conversation may have no target left.
+    Args: tools: what the assistant may call; names: of the turns, for errors; left_out: as of `tokenize_pair`.
     Raises: ValueError for other `targets`, a bad conversation, or a template that ends no answer with EOS."""
     if targets not in ("assistant", "all"):
         raise ValueError(f"targets is {targets!r}, wanted 'assistant' or 'all'")
-    turns = _spell_out(tokenizer, check_messages(messages, last="assistant"))
-    whole = render(tokenizer, turns, template, answer=False)
+    checked = check_messages(messages, last="assistant")
+    names = names or [f"messages[{i}]" for i in range(len(checked))]
+    trained = _trained_turns(checked, names, targets)
+    turns, tools = _spell_out(tokenizer, checked), _spelled_tools(tokenizer, tools)
+    whole = render(tokenizer, turns, template, answer=False, tools=tools)
+    lost = require_written(tokenizer, turns, template, text=whole, names=names, trained=trained, tools=tools)
+    if left_out is not None:
+        left_out += lost
     parts: list[tuple[list[int], bool]] = []  # ids, and whether they are targets
     done = ""  # the text whose ids are in `parts`; it ends with an EOS, or is empty
     for turn in (i for i, message in enumerate(turns) if message["role"] == "assistant"):
-        prompt = render(tokenizer, turns[:turn], template, answer=True)
+        prompt = render(tokenizer, turns[:turn], template, answer=True, tools=tools)
         answer_ids, end = _answer(tokenizer, whole, prompt)
         between_ids = _ids(tokenizer, prompt[len(done):], after_eos=bool(done))
-        parts += [(between_ids if done else _with_bos(tokenizer, between_ids), False), (answer_ids, True)]
+        parts += [(between_ids if done else _with_bos(tokenizer, between_ids), targets == "all"), (answer_ids, turn in trained)]
         done = whole[:end]
-    parts.append((_ids(tokenizer, whole[len(done):], after_eos=True), False))
+    parts.append((_ids(tokenizer, whole[len(done):], after_eos=True), targets == "all"))
     ids = [*chain.from_iterable(part for part, _ in parts)]
-    is_target = [flag for part, flag in parts for _ in part] if targets == "assistant" else [False] + [True] * (len(ids) - 1)
+    is_target = [flag for part, flag in parts for _ in part]
+    is_target[0] = False
     return EncodedText(id, ids[:max_tokens], is_target[:max_tokens])
+
+
+def _trained_turns(turns: Messages, names: Sequence[str], targets: str) -> list[int]:
+    """The assistant's turns whose words are targets. Raises: ValueError where another turn's `train` says what `targets` does not."""
+    for turn, name in zip(turns, names):
+        if turn["role"] != "assistant" and turn.get("train", targets == "all") != (targets == "all"):
+            raise ValueError(f"`{name}` is marked as {'' if turn['train'] else 'not '}trained, and is the {turn['role']}'s, wanted the mark "
+                             f"at the assistant's turns alone: data.targets is {targets}")
+    return [i for i, turn in enumerate(turns) if turn["role"] == "assistant" and turn.get("train", True)]
+
+
+def check_weight(value: object) -> float:
+    """The weight of a pair. Raises: ValueError for what is no finite number >= 0."""
+    if type(value) not in (int, float) or not 0 <= value < 1e300:
+        raise ValueError(f"`weight` is {type(value).__name__} {value!r:.60}, wanted a finite number >= 0")
+    return float(value)
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, max_tokens: int = 2048, id: str = "") -> EncodedText:
@@ -117,12 +155,12 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, max_tokens: in
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, object]], *,
-                  template: str = ZEPHYR_TEMPLATE) -> list[int]:
+                  template: str = ZEPHYR_TEMPLATE, tools: Sequence[Mapping[str, object]] | None = None) -> list[int]:
     """Ids that a model is given to answer `messages`: the same that training put in front of an answer.
 
-    Raises: ValueError where the conversation is bad or does not end with the user's turn."""
-    turns = _spell_out(tokenizer, check_messages(messages, last="user"))
-    return _with_bos(tokenizer, _ids(tokenizer, render(tokenizer, turns, template, answer=True)))
+    Raises: ValueError where the conversation is bad or does not end with the user's (or a tool's) turn."""
+    turns, tools = _spell_out(tokenizer, check_messages(messages, last="user")), _spelled_tools(tokenizer, tools)
+    return _with_bos(tokenizer, _ids(tokenizer, render(tokenizer, turns, template, answer=True, tools=tools)))
 
 
 def leading_bos(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -176,15 +214,26 @@ def _specials(tokenizer: PreTrainedTokenizerBase, size: int) -> re.Pattern[str]:
 
 def _spell_out(tokenizer: PreTrainedTokenizerBase, turns: Messages) -> Messages:
     """The turns with the sentinel inside every special token's name: the template's own are the only ones left."""
-    specials, spelled = _specials(tokenizer, len(tokenizer)), []
-    for turn in turns:
-        content = turn["content"]
-        if odd := re.search("[\ufdd0\ud800-\udfff]", content):  # the sentinel, or half of a surrogate pair
-            raise ValueError(f"the {turn['role']}'s turn holds U+{ord(odd[0]):04X}, which is no character, wanted text")
-        while specials.search(content):
-            content = specials.sub(lambda name: name[0][0] + SENTINEL + name[0][1:], content)
-        spelled.append({"role": turn["role"], "content": content})
-    return spelled
+    return [{key: _spelled(tokenizer, value, f"the {turn['role']}'s turn") for key, value in turn.items() if key != "train"}
+            for turn in turns]
+
+
+def _spelled_tools(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Mapping[str, object]] | None) -> list[Mapping[str, object]] | None:
+    return [_spelled(tokenizer, tool, "`tools`") for tool in tools] if tools else None
+
+
+def _spelled(tokenizer: PreTrainedTokenizerBase, value: object, whose: str) -> object:
+    """The value with the sentinel in every text of it. Raises: ValueError naming a character that is none."""
+    if not isinstance(value, str):
+        if isinstance(value, Mapping):
+            return {_spelled(tokenizer, key, whose): _spelled(tokenizer, inner, whose) for key, inner in value.items()}
+        return [_spelled(tokenizer, inner, whose) for inner in value] if isinstance(value, (list, tuple)) else value
+    specials = _specials(tokenizer, len(tokenizer))
+    if odd := re.search("[\ufdd0\ud800-\udfff]", value):  # the sentinel, or half of a surrogate pair
+        raise ValueError(f"{whose} holds U+{ord(odd[0]):04X}, which is no character, wanted text")
+    while specials.search(value):
+        value = specials.sub(lambda name: name[0][0] + SENTINEL + name[0][1:], value)
+    return value
 
 
 def _with_bos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:

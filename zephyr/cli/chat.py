@@ -3,11 +3,12 @@ import argparse
 import contextlib
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from zephyr.chat import Messages, check_messages
-from zephyr.config import BadInput
+from zephyr.config import BadInput, masked
 
 HELP = '''A line that ends with \\ goes on in the next; lines between two lines of """ are one turn, whatever they hold.
 /system TEXT  what the model is told first, from its next answer on    /regenerate  another answer to the last turn
@@ -72,12 +73,13 @@ def of_folder(path: str, options: argparse.Namespace) -> Stream:
 
 def of_endpoint(model: str, url: str, options: argparse.Namespace) -> Stream:
     """A model behind an OpenAI-compatible server, which renders the conversation by its own template."""
-    from zephyr.teacher.endpoint import endpoint, hidden
+    from zephyr.teacher.endpoint import LARGEST_REPLY, endpoint, hidden, refuse_redirect
     endpoint(model, url, key_variable=options.key_variable)     # refuses a bad URL or key, and a missing package
-    import httpx
     import openai
     key = os.environ.get(options.key_variable, "")
-    client = openai.OpenAI(api_key=key or "none", base_url=url)
+    guarded = openai.DefaultHttpxClient(follow_redirects=False, event_hooks={"response": [refuse_redirect]})
+    library = sys.modules[type(guarded).__mro__[1].__module__]  # httpx, or httpx2 for a newer openai
+    client = openai.OpenAI(api_key=key or "none", base_url=url, http_client=guarded)
 
     def stream(turns: Messages, seed: int) -> Iterator[tuple[str, str]]:
         asked, text = check_messages(turns, last="user"), ""
@@ -86,9 +88,12 @@ def of_endpoint(model: str, url: str, options: argparse.Namespace) -> Stream:
                                                 temperature=options.temperature, top_p=options.top_p) as chunks:
                 for choice in (choice for chunk in chunks for choice in chunk.choices[:1]):
                     text += choice.delta.content or ""
+                    if len(text) > LARGEST_REPLY:
+                        raise BadInput(f"its answer is over {LARGEST_REPLY} characters")
                     yield text, choice.finish_reason or ""
-        except (openai.OpenAIError, httpx.HTTPError) as error:
-            raise ValueError(hidden(f"{model} at {url}: {error}", key)) from None
+        except (openai.OpenAIError, library.HTTPError, BadInput) as error:
+            cause = error.__cause__ if isinstance(error.__cause__, BadInput) else error
+            raise ValueError(hidden(masked(f"{model} at {url}: {cause}"), key)) from None
     return stream
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from zephyr.config import ConfigError
+from zephyr.config import NOT_YAML, ConfigError, read_yaml
 
 Commands = "argparse._SubParsersAction[argparse.ArgumentParser]"
 DECLARED = yaml.safe_load(Path(__file__).with_name("options.yaml").read_text(encoding="utf-8"))
@@ -65,8 +65,8 @@ def take_config(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> No
     if path is None:
         return
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        tree = read_yaml(Path(path))
+    except (OSError, *NOT_YAML) as error:
         raise ConfigError(f"config {path}: {getattr(error, 'strerror', None) or f'not YAML: {error}'}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"config {path}: a mapping of options is wanted, got {type(tree).__name__}")

@@ -54,8 +54,9 @@ def read_lengths(named: str | None, config: Config) -> Lengths:
         return list(found.values())
     load = partial(load_texts, targets=data.targets) if texts else partial(
         load_pairs, max_prompt_tokens=data.max_prompt_tokens, truncation=data.truncation)
-    return counted(load(data.train, load_tokenizer(config.tokenizer or config.model, config.chat_template, config.eos_token),
-                        max_tokens=data.max_tokens, limit=data.limit, on_bad_row=data.on_bad_row, **encoding_resources())[0])
+    tokenizer = load_tokenizer(config.tokenizer or config.model, config.chat_template, config.eos_token)
+    return counted(load(data.train, tokenizer, max_tokens=data.max_tokens, limit=data.limit,
+                        on_bad_row=data.on_bad_row, columns=data.columns, **encoding_resources())[0])
 
 
 def counted(examples: Pairs | Texts) -> Lengths:

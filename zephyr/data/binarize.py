@@ -16,11 +16,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
-from zephyr.chat import check_messages
+from zephyr.chat import check_messages, without_space
 from zephyr.config import BadInput
 from zephyr.data.jsonl import require_output, write_report, write_rows
 from zephyr.data.pairwise import SHAPES, Row, judged
-from zephyr.data.rows import check_row, row_id, text
+from zephyr.data.rows import check_row, has_lone_surrogate, row_id, text
 from zephyr.data.rules import rule_named
 from zephyr.data.sources import Source, open_sources
 from zephyr.data.store import Report
@@ -86,8 +86,10 @@ def _pairs(sources: Sequence[Source], run: Run) -> Iterator[Row]:
     for place, name, value in chain(raws, _groups(run)):
         try:
             row = check_row(value)
-            made = _put_by(row, place, run) if SINGLE <= row.keys() else _pair(row, name, place, run)
-            json.dumps(made, ensure_ascii=False).encode()     # raises for half a surrogate pair, which UTF-8 has no bytes for
+            if has_lone_surrogate(row):
+                made = "a lone surrogate"
+            else:
+                made = _put_by(row, place, run) if SINGLE <= row.keys() else _pair(row, name, place, run)
         except (ValueError, RecursionError) as error:
             raise BadInput(f"{place}: {error}") from None
         run.counts["total"].update({"rows": made is not None, "pairs": isinstance(made, dict)})
@@ -144,8 +146,10 @@ def _pair(row: Row, name: str, place: str, run: Run) -> dict[str, object] | str:
     (chosen, model, score), (rejected, other_model, other_score) = sorted(sides, key=itemgetter(2), reverse=True)
     if score == other_score and rule == "verdict":
         return "tie"
-    if chosen == rejected or not all(words.strip() for words in (chosen, rejected, prompt) if isinstance(words, str)):
+    if not all(words.strip() for words in (chosen, rejected, prompt) if isinstance(words, str)):
         return "texts equal" if chosen == rejected else "a text is empty"
+    if without_space(chosen) == without_space(rejected):
+        return "texts equal" if chosen == rejected else "texts equal but for white space"
     total.update({"equal_scores": score == other_score, "longer": len(chosen) > len(rejected)})
     run.counts["chosen"][model or ""] += 1
     return {"id": id, "prompt_id": prompt_id, "prompt": prompt, "chosen": chosen, "rejected": rejected, "chosen_model": model,
@@ -186,7 +190,8 @@ def _rated(row: Row, place: str, run: Run) -> Found | str:
     if len(scored) < 2:
         return "fewer than 2 scored completions"
     rng = run.rng if run.rule == "handbook" else random.Random(f"{run.seed}/{id}")
-    picked = run.pick([score for _, score in scored], [answer.text for answer, _ in scored], rng)
+    texts = [answer.text if run.rule == "handbook" else without_space(answer.text) for answer, _ in scored]    # handbook: as its script
+    picked = run.pick([score for _, score in scored], texts, rng)
     if isinstance(picked, str):
         return picked
     (chosen, _), (rejected, _) = both = [scored[i] for i in picked]

@@ -15,7 +15,8 @@ import numpy as np
 import yaml
 
 from zephyr.config import BadInput
-from zephyr.data.rows import check_row, sft_row
+from zephyr.data.rows import check_row
+from zephyr.data.shapes import sft_row
 
 if TYPE_CHECKING:
     from datasketch import MinHash

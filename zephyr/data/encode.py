@@ -1,13 +1,16 @@
 """Here sources become encoded examples with ids of their own, and a report of what was cut or left out."""
+import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import pyarrow as pa
 from pyarrow.ipc import RecordBatchStreamWriter
 from transformers import PreTrainedTokenizerBase
@@ -15,54 +18,64 @@ from transformers import PreTrainedTokenizerBase
 from zephyr import chat
 from zephyr.chat import EncodedPair
 from zephyr.config import BadInput, Data
-from zephyr.data.jsonl import write_json
 from zephyr.data.sources import Source, open_sources
 from zephyr.data.store import PAIR_SCHEMA, TEXT_SCHEMA, Pairs, Report, Texts, cached_table, digest_of, example_batch
-from zephyr.data.workers import Chunk, Options, encoded_chunks
+from zephyr.data.shapes import nearest_column
+from zephyr.data.workers import Chunk, Encoded, Options, encoded_chunks, nothing_left
 from zephyr.training.engine import Engine
 
 T = TypeVar("T")
-OWN_CODE = ("encode", "rows", "sources", "store", "workers")  # modules here that decide what an example is
+FIRST = 5  # places that the report shows of a warning
+WEIGHTED = "a weight other than 1"
+OWN_CODE = ("encode", "pairwise", "rows", "shapes", "sources", "store", "workers")  # modules here that decide what an example is
 
 
 def load_pairs(sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int = 1024,
                max_prompt_tokens: int = 512, truncation: str = "keep_end", limit: int | None = None, on_bad_row: str = "error",
-               cache_dir: str | Path | None = None, workers: int = 1) -> tuple[Pairs, Report]:
+               columns: Mapping[str, str | None] | None = None, cache_dir: str | Path | None = None,
+               workers: int = 1) -> tuple[Pairs, Report]:
     """Encoded preference pairs of all sources, in their order, and the report of what was cut or left out.
 
     Args: sources: `path-or-hub-id[:split]`; tokenizer: with its `chat_template` set (`load_tokenizer`); limit: rows read at most, of
-    all sources together; on_bad_row: `error`, or `skip` (counted and listed); cache_dir: where encoded rows are kept under a digest of
-    data, tokenizer, options and code, None: in memory only; workers: processes that encode.
+    all sources together; on_bad_row: `error`, or `skip` (counted and listed); columns: field -> where the rows have it (`answers.0`),
+    None: the field is left out; cache_dir: where encoded rows are kept under a digest of data, tokenizer, options and code, None: in
+    memory only; workers: processes that encode.
     Returns: `Pairs`, a sequence of `EncodedPair`, and the report (`format_report` prints it), which JSON can hold.
     Raises: BadInput, naming file, line and field, for a bad row, source or option, two rows of one id, or no pair left."""
-    options = Options(max_tokens, max_prompt_tokens, truncation, "assistant", tokenizer.chat_template, on_bad_row)
+    options = Options(max_tokens, max_prompt_tokens, truncation, "assistant", tokenizer.chat_template, on_bad_row, _sorted(columns))
     table, report = _load(sources, tokenizer, options, limit, cache_dir, workers)
     return Pairs(table), report
 
 
 def load_texts(sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int = 2048,
-               targets: str = "assistant", limit: int | None = None, on_bad_row: str = "error", cache_dir: str | Path | None = None,
+               targets: str = "assistant", limit: int | None = None, on_bad_row: str = "error",
+               columns: Mapping[str, str | None] | None = None, cache_dir: str | Path | None = None,
                workers: int = 1) -> tuple[Texts, Report]:
     """Encoded SFT rows of all sources, in their order, and the report; arguments and errors as of `load_pairs`.
 
     targets: `assistant` or `all` (`chat.encode_messages`); in rows of plain text every token is a target."""
-    options = Options(max_tokens, None, "", targets, tokenizer.chat_template, on_bad_row)
+    options = Options(max_tokens, None, "", targets, tokenizer.chat_template, on_bad_row, _sorted(columns))
     table, report = _load(sources, tokenizer, options, limit, cache_dir, workers)
     return Texts(table), report
 
 
-def load_splits(engine: Engine, data: Data, encode: Callable[[Sequence[str]], tuple[T, Report]], run_dir: str | None) -> dict[str, T]:
-    """What `encode` makes of `data.train`, and of `data.eval` where there is any, the first rank of each node first.
+def load_splits(engine: Engine, data: Data,
+                encode: Callable[[Sequence[str]], tuple[T, Report]]) -> tuple[dict[str, T], dict[str, Report]]:
+    """What `encode` makes of `data.train`, and of `data.eval` where there is any, the first rank of
+    each node first, and the reports.
 
-    Each report is told, and kept in `data.json` of `run_dir` (None: a dry run). Raises: the BadInput of `encode`, on every rank."""
+    Each report is told. Raises: the BadInput of `encode`, on every rank."""
     encoded: dict[str, T] = {}
+    reports: dict[str, Report] = {}
     for split, sources in {"train": data.train, "eval": data.eval}.items():
         if sources:
             encoded[split], report = engine.rank0_first(lambda: encode(sources))
+            require_unweighted(report)
+            if split == "eval":
+                report = {**report, "also_in_train": shared_prompts(encoded["train"], encoded["eval"])}
             engine.say(format_report(report))
-            if run_dir is not None and engine.rank == 0:
-                save_report(run_dir, split, report)
-    return encoded
+            reports[split] = report
+    return encoded, reports
 
 
 def encoding_resources() -> dict[str, object]:
@@ -71,22 +84,45 @@ def encoding_resources() -> dict[str, object]:
     return {"cache_dir": cache, "workers": len(os.sched_getaffinity(0))}
 
 
-def save_report(run_dir: str | Path, split: str, report: Report) -> None:
-    """Adds the report of a split to `data.json` of the run folder, which appears whole or not at all."""
-    path = Path(run_dir) / "data.json"
-    reports = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    write_json(path, {**reports, split: report})
-
-
 def format_report(report: Report) -> str:
     """The report in a few lines for the log; of the rows left out, the first five."""
     lines = [f"{report['kind']}: {report['examples']:,} of {report['rows_read']:,} rows from {', '.join(report['sources'])}"]
     lines += [f"  {side}: {report['tokens'][side]:,} tokens; cut in {cut['rows']:,} rows, {cut['tokens']:,} tokens lost"
               for side, cut in report["cut"].items()]
     lines += [f"  dropped, {why}: {count:,}" for why, count in report["dropped"].items() if count]
+    if unread := report["keys_not_read"]:
+        lines.append("  keys not read: " + ", ".join(f"{key} ({rows:,} rows)" for key, rows in unread.items()))
+    lines += [f"  warning: {what}: {of['rows']:,} rows, the first at {of['first'][0]}" for what, of in report["warnings"].items()]
+    if shared := report.get("also_in_train", 0):
+        lines.append(f"  warning: {shared:,} of {report['examples']:,} have a prompt that is in data.train too: they measure no generalisation")
     if skipped := report["skipped"]:
         lines += [f"  bad rows left out: {len(skipped):,}", *(f"    {row['place']}: {row['reason']}" for row in skipped[:5])]
     return "\n".join(lines)
+
+
+def require_unweighted(report: Report) -> None:
+    """Raises: BadInput where a pair has another weight than 1: the table keeps it, and no loss reads it yet."""
+    if weighted := report.get("weighted"):
+        raise BadInput(f"{weighted['first'][0]}: `weight` is not 1, in {weighted['rows']} rows; training does not apply weights, wanted 1; "
+                       "data.columns.weight=null trains all pairs alike")
+
+
+def shared_prompts(train: Pairs | Texts, evaluation: Pairs | Texts) -> int:
+    """How many examples of `evaluation` have the prompt of one in `train`; where all is target (plain text), the whole text."""
+    known = set(_prompts(train))
+    return sum(prompt in known for prompt in _prompts(evaluation))
+
+
+def _prompts(examples: Pairs | Texts) -> Iterator[bytes]:
+    """A digest of each prompt's ids: those before the first target."""
+    pairs = isinstance(examples, Pairs)
+    for batch in examples.table.to_batches():
+        column = batch["prompt_ids" if pairs else "ids"]
+        ids, ends = column.values.to_numpy(), column.offsets.to_numpy()
+        flags = None if pairs else batch["is_target"].values.to_numpy(zero_copy_only=False)
+        for start, end in zip(ends[:-1], ends[1:]):
+            first = 0 if flags is None else int(np.argmax(flags[start:end]))
+            yield hashlib.blake2b(ids[start:start + first if first > 1 else end].tobytes(), digest_size=16).digest()
 
 
 def _load(specs: Sequence[str], tokenizer: PreTrainedTokenizerBase, options: Options, limit: int | None, cache_dir: str | Path | None,
@@ -99,6 +135,9 @@ def _load(specs: Sequence[str], tokenizer: PreTrainedTokenizerBase, options: Opt
         raise BadInput(f"limit is {limit}, wanted at least 1 row, or null")
     if isinstance(specs, str) or not specs:
         raise BadInput(f"the data sources are {specs!r}, wanted a list of at least one")
+    for name, path in options.columns:
+        if wanted := nearest_column(name):
+            raise BadInput(f"data.columns.{name}: no field of a row is called so, {wanted}")
     _try_options(tokenizer, options)
     sources = open_sources(specs)
     code = [*Path(chat.__file__).parent.glob("*.py"), *(Path(__file__).with_name(f"{name}.py") for name in OWN_CODE)]
@@ -127,46 +166,101 @@ def _try_options(tokenizer: PreTrainedTokenizerBase, options: Options) -> None:
         raise BadInput(str(error)) from error
 
 
+@dataclass
+class Tally:
+    """What has been counted while rows were encoded. first: up to FIRST places of each warning."""
+    totals: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    unread: Counter[str] = field(default_factory=Counter)
+    found: Counter[str] = field(default_factory=Counter)
+    warned: Counter[str] = field(default_factory=Counter)
+    first: dict[str, list[str]] = field(default_factory=dict)
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    inverted: list[str] = field(default_factory=list)
+    preferred: float = 0.0                                          # by how much the chosen answers are rated higher, all together
+    places: dict[str, str] = field(default_factory=dict)            # id -> where the row with that id stands
+    seen: set[bytes] = field(default_factory=set)                   # digests of ids
+
+    def warn(self, what: str, place: str) -> None:
+        self.warned[what] += 1
+        self.first.setdefault(what, []).extend([place] if self.warned[what] <= FIRST else [])
+
+
 def _encode_all(sources: list[Source], chunks: Iterator[Chunk], options: Options, writer: RecordBatchStreamWriter) -> Report:
     """Writes every example, a batch per chunk; the report says what else there was."""
     sides = ("text",) if options.max_prompt_tokens is None else ("prompt", "chosen", "rejected")
-    totals: Counter[str] = Counter()
-    skipped, inverted = [], []
-    places: dict[str, str] = {}  # id -> where the row with that id stands
+    tally = Tally(dropped=Counter({nothing_left(options): 0}))
     for chunk in chunks:
-        totals.update(rows=len(chunk.encoded) + len(chunk.skipped) + chunk.dropped, dropped=chunk.dropped)
+        tally.totals["rows"] += len(chunk.encoded) + len(chunk.skipped) + chunk.dropped.total()
+        tally.dropped.update(chunk.dropped)
         bad, kept = list(chunk.skipped), []
         for item in chunk.encoded:
             id = item.example.id
-            if id in places:
-                bad.append((item.place, f"`id` {id!r:.60} is also the id of {places[id]}, wanted one of its own"))
+            if id in tally.places:
+                bad.append((item.place, f"`id` {id!r:.60} is also the id of {tally.places[id]}, wanted one of its own"))
                 continue
-            places[id] = item.place
+            tally.places[id] = item.place
             kept.append(item.example)
-            totals["examples"] += 1
-            if item.preference is not None:
-                totals["scored"] += 1
-                inverted += [item.place] if item.preference < 0 else []
-            for side, ids, lost in zip(sides, item.example[1:], item.lost):
-                totals.update({f"{side} tokens": len(ids), f"{side} rows cut": lost > 0, f"{side} lost": lost})
+            _count(tally, item, sides)
         for place, reason in bad:
             if options.on_bad_row == "error":
                 raise BadInput(f"{place}: {reason}")
-            skipped.append({"place": place, "reason": reason})
+            tally.skipped.append({"place": place, "reason": reason})
         if kept:
             writer.write_batch(example_batch(kept))
-    return _report([source.name for source in sources], sides, totals, skipped, inverted)
+    return _report([source.name for source in sources], sides, tally, options)
 
 
-def _report(names: list[str], sides: tuple[str, ...], totals: Counter[str], skipped: list[dict[str, str]], inverted: list[str]) -> Report:
-    """What JSON keeps of a load. Raises: BadInput where no example is left, naming the sources."""
-    pairs = len(sides) == 3
-    why_dropped = "both sides equal once encoded and cut" if pairs else "no target left after the cut"
+def _count(tally: Tally, item: Encoded, sides: tuple[str, ...]) -> None:
+    """What the report says of an example that is kept."""
+    example = item.example
+    tally.totals["examples"] += 1
+    tally.unread.update(item.unread)
+    tally.found.update(item.found)
+    if item.margins:
+        tally.totals["scored"] += 1
+        tally.preferred += sum(item.margins) / len(item.margins)
+        tally.inverted += [item.place] if min(item.margins) < 0 else []
+    for side, ids, lost in zip(sides, example[1:], item.lost):
+        tally.totals.update({f"{side} tokens": len(ids), f"{side} rows cut": lost > 0, f"{side} lost": lost})
+    for what in item.suspicions:
+        tally.warn(what, item.place)
+    this = _digest(example.ids) if len(sides) == 1 else _digest(example.prompt_ids, example.chosen_ids, example.rejected_ids)
+    if this in tally.seen:
+        tally.warn("the same example again", item.place)
+    if len(sides) == 3 and _digest(example.prompt_ids, example.rejected_ids, example.chosen_ids) in tally.seen:
+        tally.warn("the opposite of an earlier pair, chosen and rejected exchanged", item.place)
+    if len(sides) == 3 and example.weight != 1:
+        tally.warn(WEIGHTED, item.place)
+    tally.seen.add(this)
+
+
+def _digest(*parts: Iterable[int]) -> bytes:
+    """128 bits of lists of ids."""
+    arrays = [np.asarray(part, np.int32) for part in parts]
+    return hashlib.blake2b(b"".join(len(ids).to_bytes(8, "little") + ids.tobytes() for ids in arrays), digest_size=16).digest()
+
+
+def _report(names: list[str], sides: tuple[str, ...], tally: Tally, options: Options) -> Report:
+    """What JSON keeps of a load. Raises: BadInput where no example is left, naming the sources, or where no row has a column."""
+    pairs, totals = len(sides) == 3, tally.totals
     if not totals["examples"]:
-        first = f"; the first bad row is {skipped[0]['place']}: {skipped[0]['reason']}" if skipped else ""
+        first = f"; the first bad row is {tally.skipped[0]['place']}: {tally.skipped[0]['reason']}" if tally.skipped else ""
+        why = "; ".join(tally.dropped)
         raise BadInput(f"no {'pair' if pairs else 'text'} is left of the {totals['rows']} rows of {', '.join(names)}: "
-                       f"{len(skipped)} bad, {totals['dropped']} dropped ({why_dropped}){first}")
+                       f"{len(tally.skipped)} bad, {tally.dropped.total()} dropped ({why}){first}")
+    for name, path in options.columns:
+        if path is not None and not tally.found[name]:
+            raise BadInput(f"data.columns.{name}: no row of {', '.join(names)} has {path!r}, wanted a field of them, or null")
+    warnings = {what: {"rows": tally.warned[what], "first": first} for what, first in tally.first.items()}
+    weighted = warnings.pop(WEIGHTED, None)
     return {"kind": "pairs" if pairs else "texts", "sources": names, "rows_read": totals["rows"],
-            "examples": totals["examples"], "rows_skipped": len(skipped), "skipped": skipped, "scored": totals["scored"],
-            "inverted": inverted, "dropped": {why_dropped: totals["dropped"]}, "tokens": {side: totals[f"{side} tokens"] for side in sides},
+            "examples": totals["examples"], "rows_skipped": len(tally.skipped), "skipped": tally.skipped, "scored": totals["scored"],
+            "inverted": tally.inverted, "mean_preference": tally.preferred / totals["scored"] if totals["scored"] else None,
+            "weighted": weighted, "columns": dict(tally.found), "keys_not_read": dict(sorted(tally.unread.items())), "warnings": warnings,
+            "dropped": dict(tally.dropped), "tokens": {side: totals[f"{side} tokens"] for side in sides},
             "cut": {side: {"rows": totals[f"{side} rows cut"], "tokens": totals[f"{side} lost"]} for side in sides}}
+
+
+def _sorted(columns: Mapping[str, str | None] | None) -> tuple[tuple[str, str | None], ...]:
+    return tuple(sorted((columns or {}).items()))

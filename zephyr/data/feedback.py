@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from zephyr.chat import check_messages
+from zephyr.chat.turns import with_system
 from zephyr.config import BadInput
 from zephyr.data.jsonl import read_rows, require_output, write_rows
 from zephyr.data.sources import open_sources
@@ -102,6 +103,7 @@ def prompt_of(row: Mapping[str, object]) -> str | list[dict[str, str]]:
         given = row.get("input") if field == "instruction" else None
         content = f"{row.get(field)}\n\n{given}" if isinstance(given, str) and given.strip() else row.get(field)
         turns = check_messages([{"role": "user", "content": content}], field, last="user")
+    turns, _ = with_system(row.get("system", row.get("system_prompt")), turns, ["messages[0]"])
     return turns[0]["content"] if len(turns) == 1 else [dict(turn) for turn in turns]
 
 

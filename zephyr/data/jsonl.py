@@ -8,7 +8,7 @@ from typing import TypeVar
 from zephyr.config import BadInput
 from zephyr.data.rows import check_row
 from zephyr.data.sources import open_sources
-from zephyr.training.checkpoint import synced_digest, write_whole
+from zephyr.training.checkpoint import new_file, synced_digest, write_whole
 from zephyr.teacher.ranks import rank
 
 T = TypeVar("T")
@@ -43,18 +43,13 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> int:
     if rank():                                      # under torchrun every rank makes the rows, the first one writes them
         return sum(1 for _ in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part, count = path.with_name(f"{path.name}.part"), 0
+    count = 0
     try:
-        with part.open("wb") as file:
+        with new_file(path) as file:
             for count, row in enumerate(rows, start=1):
                 file.write(json_line(row))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
     except OSError as error:
         raise BadInput(f"{path} can't be written: {error.strerror}") from None
-    finally:
-        part.unlink(missing_ok=True)
     return count
 
 

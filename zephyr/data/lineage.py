@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from textwrap import shorten
 
-from zephyr.config import BadInput
+from zephyr.config import NOT_YAML, BadInput, read_yaml
 from zephyr.data.jsonl import read_rows, report_path
 from zephyr.judge.rubric import ASPECTS
 from zephyr.teacher import Ledger
-from zephyr.training.checkpoint import synced_digest
+from zephyr.training.checkpoint import numbered, synced_digest
 
 Row = Mapping[str, object]
 
@@ -72,7 +72,7 @@ def calls(ledger: Ledger | None, what: str, digests: list[str | None]) -> Iterat
 def visits(name: str, run: Path) -> Iterator[str]:
     """Each step that trained on the pair, with its loss, by the run's ledger."""
     import pyarrow.parquet as pq
-    for path in sorted((run / "pairs").glob("step-*.parquet"), key=lambda p: int(p.stem.removeprefix("step-"))):
+    for path in numbered(run / "pairs", ".parquet"):
         for row in pq.read_table(path, filters=[("id", "==", name)]).to_pylist():
             yield (f"  step {row['step']:6} of {run} (epoch {row['epoch']:.2f}): loss {row['loss']:.4f}, rewards {row['rewards/chosen']:+.4f} "
                    f"/ {row['rewards/rejected']:+.4f}, log-probs {row['logps/chosen']:.2f} / {row['logps/rejected']:.2f}")
@@ -80,12 +80,11 @@ def visits(name: str, run: Path) -> Iterator[str]:
 
 def pair_files(run: Path | None) -> list[Path]:
     """The files that a run was trained on, by its config.yaml. Raises: BadInput where they can't be told."""
-    import yaml
     if run is None:
         raise BadInput("lineage: --pairs FILE or --run FOLDER is wanted")
     try:
-        return [Path(source) for source in yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["data"]["train"]]
-    except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
+        return [Path(source) for source in read_yaml(run / "config.yaml")["data"]["train"]]
+    except (OSError, *NOT_YAML) as error:
         raise BadInput(f"{run}: a run folder with config.yaml is wanted: {error!r}") from None
 
 

@@ -57,10 +57,13 @@ def _sharegpt(row: Row) -> Judged | str:
 
 
 def _hh(row: Row) -> Judged | str:
-    """hh-rlhf: two transcripts; a turn is what stands behind its mark, without the white space around it."""
+    """hh-rlhf: two transcripts, or one in `prompt` and two answers; a turn is what stands behind its mark, without the white space
+    around it."""
     sides = []
     for field in ("chosen", "rejected"):
-        head, *parts = re.split(r"\n\n(Human|Assistant):", text(row, field))
+        said = text(row, field)
+        before = row["prompt"] if isinstance(row.get("prompt"), str) and not said.startswith("\n\nHuman:") else ""
+        head, *parts = re.split(r"\n\n(Human|Assistant):", before + said)
         if head or not parts:
             raise ValueError(f"`{field}` is {row[field]!r:.60}, wanted a transcript that begins with a blank line and `Human:`")
         sides.append([{"role": ROLES[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2])])

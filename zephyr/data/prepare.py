@@ -26,11 +26,11 @@ from zephyr.config import BadInput
 from zephyr.data import clean
 from zephyr.data.clean import Row, Turns
 from zephyr.data.jsonl import json_line, read_rows, report_path, require_output, write_json
-from zephyr.data.rows import parse_line
+from zephyr.data.rows import has_lone_surrogate, parse_line
 from zephyr.data.sources import Source, held_out_split, open_sources
 
 Report = dict[str, object]
-FILTERS = ("bad_row", "refusal", "language", "length", "turns", "held_out", "contaminated", "duplicate", "near_duplicate")
+FILTERS = ("bad_row", "lone_surrogate", "refusal", "language", "length", "turns", "held_out", "contaminated", "duplicate", "near_duplicate")
 PIECE_ROWS, PIECE_BYTES = 4096, 2**26  # in memory at a time
 COLUMNS = {"source": "int32", "place": "string", "line": "large_binary", "truecased": "bool", "taken": "string", "why": "large_string",
            "excerpt": "string", "contaminated": "large_string", "dialogue": "binary", "opening": "binary", "signature": "binary"}
@@ -198,6 +198,9 @@ def _judge(settings: PrepareSettings, source: int, place: str, line: bytes) -> R
     try:
         row = parse_line(line)
         turns = clean.turns_of(row)
+        if b"\\u" in line and has_lone_surrogate(row):     # UTF-8 has no bytes for one: it can only be escaped
+            seen = clean.excerpt(next((text for role, text in turns if role != "system"), ""))
+            return {**judged, "taken": "lone_surrogate", "why": "half of a surrogate pair, which no file can hold", "excerpt": seen}
     except ValueError as error:
         return {**judged, "taken": "bad_row", "why": clean.excerpt(str(error))}
     if settings.truecase and (cased := clean.truecased(row, turns)) != row:

@@ -1,12 +1,10 @@
-"""Here a raw row becomes what `chat` encodes: a checked conversation, plain text, or a pair with its id."""
+"""Here a line becomes a row, and its id, texts and ratings are read."""
 
 import json
 import re
 from collections.abc import Mapping
 
-from zephyr.chat import Messages, check_messages
-
-SFT_SHAPES = "`messages`, `prompt` and `completion`, `instruction` (`input`) and `output`, or `text`"
+RATING = re.compile(r"score|rating|reward|grade|quality|rank", re.IGNORECASE)
 TOO_MUCH = "nested too deeply, or holds a number of thousands of digits"  # what python's reader refuses in valid JSON
 
 
@@ -24,11 +22,27 @@ def parse_line(line: bytes) -> object:
 
 def check_row(row: object) -> Mapping[str, object]:
     """The row, or that of an undecoded line, if it is an object; keys whose value is null are left out, as Arrow writes null for a
-    missing key. Raises: ValueError naming what was found."""
-    row = parse_line(row) if isinstance(row, bytes) else row
+    missing key: in an undecoded line the row's own, else all. Raises: ValueError naming what was found."""
+    row = parse_line(row) if isinstance(row, bytes) else _without_nulls(row)
     if not isinstance(row, Mapping):
         raise ValueError(f"the row is of type {type(row).__name__}, wanted an object with named fields")
     return {key: value for key, value in row.items() if value is not None}
+
+
+def _without_nulls(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
+
+
+def has_lone_surrogate(value: object) -> bool:
+    """Whether a text anywhere in the JSON value holds half of a surrogate pair: no character, and nothing that UTF-8 has bytes for.
+
+    Raises: ValueError for what is nested too deeply to be looked through."""
+    try:
+        return re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False, default=str)) is not None
+    except RecursionError:
+        raise ValueError(f"the row is {TOO_MUCH}") from None
 
 
 def row_id(row: Mapping[str, object], default: str | None = None, field: str = "id") -> str:
@@ -41,50 +55,28 @@ def row_id(row: Mapping[str, object], default: str | None = None, field: str = "
     return str(value)
 
 
-def preference(row: Mapping[str, object]) -> float | None:
-    """`score_chosen` - `score_rejected` of a pair; None where it has not both. Raises: ValueError for one that is no finite number."""
-    scores = {name: row[name] for name in ("score_chosen", "score_rejected") if name in row}
-    for name, score in scores.items():
-        if isinstance(score, bool) or not isinstance(score, (int, float)) or not abs(score) < 1e300:
-            raise ValueError(f"`{name}` is {type(score).__name__} {score!r:.60}, wanted a finite number")
-    return scores["score_chosen"] - scores["score_rejected"] if len(scores) == 2 else None
+def rating_keys(row: Mapping[str, object]) -> set[str]:
+    """The keys by which a pair rates its two answers, under any name (`score_chosen`, `chosen-rating`, `rejected_avg_rating`), and
+    `margin`: by how much the chosen one is better."""
+    keys = {key for key in row if isinstance(key, str)}
+    named = {key: key.replace("chosen", "rejected") for key in keys if "chosen" in key and RATING.search(key)}
+    return {key for pair in named.items() if keys.issuperset(pair) for key in pair} | (keys & {"margin"})
 
 
-def sft_row(row: Mapping[str, object]) -> Messages | str:
-    """The conversation of an SFT row, or its plain text.
+def margins(row: Mapping[str, object]) -> tuple[float, ...]:
+    """By how much the chosen answer is rated above the rejected one, by each name that rates both; a rank is better where it is lower.
 
-    Shapes, first match: `messages` (UltraChat); `prompt` and `completion` (strings, or lists of messages);
-    `instruction`, `input`, `output` (Alpaca: a non-empty input follows the instruction after an empty line); `text`.
-    Raises: ValueError naming field, what was found and what was wanted."""
-    if "messages" in row:
-        turns = check_messages(row["messages"])
-    elif "prompt" in row and "completion" in row:
-        turns = check_messages([*_turns(row, "prompt", "user"), *_turns(row, "completion", "assistant")], "prompt + completion")
-    elif "instruction" in row:
-        words, given = text(row, "instruction"), text({"input": "", **row}, "input")
-        question = f"{words}\n\n{given}" if given.strip() else words
-        answer = {"role": "assistant", "content": _answer(row, "output")}
-        turns = check_messages([{"role": "user", "content": question}, answer], "instruction + output")
-    elif "text" in row:
-        return text(row, "text")
-    else:
-        raise ValueError(f"the row has the fields {sorted(row)!s:.200}, wanted {SFT_SHAPES}")
-    if turns[-1]["role"] != "assistant":
-        raise ValueError("the conversation ends with a user turn, wanted the assistant's last")
-    return turns
-
-
-def _turns(row: Mapping[str, object], field: str, role: str) -> list[object]:
-    value = row[field]
-    if isinstance(value, list):
-        return list(value)
-    return [{"role": role, "content": _answer(row, field) if role == "assistant" else text(row, field)}]
-
-
-def _answer(row: Mapping[str, object], field: str) -> str:
-    if not text(row, field).strip():
-        raise ValueError(f"`{field}` is empty ({row[field]!r:.60}), wanted an answer")
-    return text(row, field)
+    Raises: ValueError for a rating that is no finite number."""
+    rated = sorted(rating_keys(row))
+    for name in rated:
+        if isinstance(row[name], bool) or not isinstance(row[name], (int, float)) or not abs(row[name]) < 1e300:
+            raise ValueError(f"`{name}` is {type(row[name]).__name__} {row[name]!r:.60}, wanted a finite number")
+    found = [float(row["margin"])] if "margin" in rated else []
+    for name in rated:
+        if "chosen" in name:
+            above = float(row[name] - row[name.replace("chosen", "rejected")])
+            found.append(-above if "rank" in name.lower() else above)
+    return tuple(found)
 
 
 def text(row: Mapping[str, object], field: str) -> str:

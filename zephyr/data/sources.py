@@ -6,7 +6,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -23,6 +23,10 @@ SUFFIXES = (".jsonl", ".json", ".parquet")
 WANTED = ".jsonl, .json or .parquet (also with .gz), a folder of those, or a hub dataset"
 HELD_OUT = re.compile(r"(train|test|val|dev|eval)", re.IGNORECASE)  # names that say which split a file is
 SPLIT = re.compile(r"(?:^|[^a-z])((train|test|val|dev|eval|held[_-]?out)(?:ing|set|id|idation|elopment|uation)?(?:_[a-z]+)?)(?![a-z])")
+
+
+LONGEST_LINE = 2**26  # bytes of a row's line, unpacked: of the longest conversations a hundredth
+LARGEST_WHOLE = 2**31  # bytes, unpacked, of a .json.gz or .parquet.gz, which can only be read as a whole
 
 
 class RawRow(NamedTuple):
@@ -42,9 +46,9 @@ class Source(NamedTuple):
 
 
 def open_sources(specs: tuple[str, ...] | list[str]) -> list[Source]:
-    """Every file or dataset that the specs `path-or-hub-id[:split]` name, in order; a folder gives its files by name.
+    """Every file or dataset that the specs `path-or-hub-id[[:subset]:split]` name, in order; a folder gives its files by name.
 
-    Raises: BadInput for what does not exist, holds no data, has no such split, or needs one named."""
+    Raises: BadInput for what does not exist, holds no data, has no such split or subset, or needs one named."""
     sources = [source for spec in specs for source in _open(spec)]
     if len({source.name for source in sources}) < len(sources):  # two files of one name: their rows' ids need the whole path
         sources = [source for spec in specs for source in _open(spec, whole_path=True)]
@@ -71,7 +75,8 @@ def _open(spec: str, whole_path: bool = False) -> list[Source]:
     name = str(path)
     if name.startswith((".", "/", "~", "$")) or _kind(path) or name.count("/") != 1:
         raise BadInput(f"{spec!r} does not exist, wanted {WANTED}")
-    return [_hub_source(name, split)]
+    subset, _, named = (split or "").rpartition(":")
+    return [_hub_source(name, subset or None, named or None)]
 
 
 def _open_folder(folder: Path, split: str | None, whole_path: bool) -> list[Source]:
@@ -79,10 +84,11 @@ def _open_folder(folder: Path, split: str | None, whole_path: bool) -> list[Sour
         return [_dataset_source(folder.name, *_saved_dataset(folder, split))]
     files = sorted(path for path in folder.rglob("*") if path.is_file() and _kind(path)
                    and not any(part.startswith(".") for part in path.relative_to(folder).parts))
-    splits = {path: _split_of(path, folder) for path in files}
-    found = ", ".join(sorted(set(splits.values())))
     if not files:
         raise BadInput(f"the folder {folder} holds no data, wanted files of {', '.join(SUFFIXES)} (also with .gz)")
+    files, split = _of_subset(folder, files, split)
+    splits = {path: _split_of(path, folder) for path in files}
+    found = ", ".join(sorted(set(splits.values())))
     if split is not None:
         files = [path for path in files if splits[path] == split]
         if not files:
@@ -91,6 +97,22 @@ def _open_folder(folder: Path, split: str | None, whole_path: bool) -> list[Sour
         raise BadInput(f"the folder {folder} has the splits {found}, wanted one named, as in {folder}:{found.split(',')[0]}")
     return [_file_source(path, str(path) if whole_path else f"{folder.name}/{path.relative_to(folder)}", _split_words(path, splits[path]))
             for path in files]
+
+
+def _of_subset(folder: Path, files: list[Path], named: str | None) -> tuple[list[Path], str | None]:
+    """The files of the subset in `subset[:split]`, and the split. A subset is what the folders say in which files lie, `data` and those
+    named as splits apart. Raises: BadInput where there are several and none is named."""
+    def subset_of(path: Path) -> str:
+        return "/".join(part for part in path.relative_to(folder).parent.parts if part != "data" and not HELD_OUT.match(part)) or "."
+    subsets = {path: subset_of(path) for path in files}
+    found = sorted(set(subsets.values()))
+    subset, _, split = (named or "").partition(":")
+    if len(found) == 1 and subset != found[0]:
+        return files, named
+    if subset not in found:
+        wanted = f"has the subsets {', '.join(found)}, wanted one named, as in {folder}:{found[0]}:{split or subset or 'train'}"
+        raise BadInput(f"the folder {folder} {wanted}")
+    return [path for path in files if subsets[path] == subset], split or None
 
 
 def _split_of(path: Path, folder: Path) -> str:
@@ -138,18 +160,25 @@ def _whole(path: Path, rows: Callable[[BinaryIO], Iterator[RawRow]]) -> Iterator
         raise BadInput(f"{path} holds no rows, wanted at least one")
 
 
-def _lines(path: Path, name: str, lines: Iterable[bytes]) -> Iterator[RawRow]:
-    for number, line in enumerate(lines, start=1):  # bytes: parted at \n only, not at U+2028
+def _lines(path: Path, name: str, file: BinaryIO) -> Iterator[RawRow]:
+    """The lines, in memory one at a time. Raises: BadInput for one over `LONGEST_LINE`: a few kB of gzip can hold a line of gigabytes."""
+    number = 0
+    while line := file.readline(LONGEST_LINE + 1):  # bytes: parted at \n only, not at U+2028
+        number += 1
+        if len(line) > LONGEST_LINE:
+            raise BadInput(f"{path}:{number}: the line is over {LONGEST_LINE} bytes, wanted at most that many for one row; split or remove it")
         if line.strip():
             yield RawRow(f"{path}:{number}", f"{name}:{number}", line)
 
 
 def _json_rows(path: Path, name: str, file: BinaryIO) -> Iterator[RawRow]:
     """The elements of a JSON list; a .json that holds one object a line is read as .jsonl."""
-    data = file.read()
-    if not data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
-        yield from _lines(path, name, data.split(b"\n"))
+    begin = file.read(4096)
+    file.seek(0)
+    if not begin.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+        yield from _lines(path, name, file)
         return
+    data = _read_all(path, file)
     try:
         # To its encoder, maybe another process, a row goes as text: pickle gives up at nested values that JSON can hold.
         lines = [json.dumps(element).encode() for element in json.loads(data.decode("utf-8-sig"))]
@@ -163,23 +192,36 @@ def _json_rows(path: Path, name: str, file: BinaryIO) -> Iterator[RawRow]:
         yield RawRow(f"{path}, element {number}", f"{name}:{number}", line)
 
 
+def _read_all(path: Path, file: BinaryIO) -> bytes:
+    """What a file holds. Raises: BadInput where a packed one holds over `LARGEST_WHOLE`."""
+    data = file.read(LARGEST_WHOLE + 1 if path.suffix == ".gz" else -1)
+    if path.suffix == ".gz" and len(data) > LARGEST_WHOLE:
+        raise BadInput(f"{path} holds over {LARGEST_WHOLE} bytes, unpacked, wanted at most that many; as .jsonl.gz it is read line by line")
+    return data
+
+
 def _parquet_rows(path: Path, name: str, file: BinaryIO) -> Iterator[RawRow]:
-    table = parquet.ParquetFile(BufferReader(file.read()) if path.suffix == ".gz" else path)
+    table = parquet.ParquetFile(BufferReader(_read_all(path, file)) if path.suffix == ".gz" else path)
     values = (value for batch in table.iter_batches(batch_size=1000) for value in batch.to_pylist())
     for number, value in enumerate(values, start=1):
         yield RawRow(f"{path}, row {number}", f"{name}:{number}", value)
 
 
-def _hub_source(name: str, split: str | None) -> Source:
+def _hub_source(name: str, subset: str | None, split: str | None) -> Source:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
     try:
-        loaded = load_dataset(name, split=split)
+        loaded = load_dataset(*filter(None, (name, subset)), split=split)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:  # OSError: also what the hub and no network raise
+        if subsets := re.search(r"among the available configs: \[(.*?)\]|Available: \[(.*?)\]", str(error)):
+            names = re.findall(r"'([^']+)'", subsets[1] or subsets[2])
+            asked = f"has no subset {subset!r}, it has" if subset else "has the subsets"
+            raise BadInput(f"{name} {asked} {', '.join(names)}, wanted one named, as in {name}:{names[0]}:{split or 'train'}") from error
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(f"{name!r} is no file here, and no hub dataset loads: {first_line}; wanted {WANTED}") from error
-    return _dataset_source(name, *(loaded, split) if split is not None else _one_split(loaded, name, None))
+    whole = name if subset is None else f"{name}:{subset}"
+    return _dataset_source(whole, *(loaded, split) if split is not None else _one_split(loaded, whole, None))
 
 
 def _saved_dataset(folder: Path, split: str | None) -> "tuple[Dataset, str]":

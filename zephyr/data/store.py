@@ -1,9 +1,15 @@
-"""Here encoded examples lie in an Arrow table, on disk under a digest of all that made them, read as they are asked for."""
+"""Here encoded examples lie in an Arrow table, on disk under a digest of all that made them, read
+as they are asked for.
 
+Each entry of the cache holds a digest of its own bytes: what a disk or a person changed there is
+never trained on."""
+
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
@@ -16,16 +22,18 @@ from pyarrow.ipc import RecordBatchStreamWriter
 from transformers import PreTrainedTokenizerBase
 
 from zephyr.chat import EncodedPair, EncodedText
+from zephyr.training.checkpoint import synced_digest
 
 Report = dict[str, object]
 IDS = pa.list_(pa.int32())
-PAIR_SCHEMA = pa.schema([("id", pa.string()), ("prompt_ids", IDS), ("chosen_ids", IDS), ("rejected_ids", IDS)])
+PAIR_SCHEMA = pa.schema([("id", pa.string()), ("prompt_ids", IDS), ("chosen_ids", IDS), ("rejected_ids", IDS),
+                         ("weight", pa.float64())])
 TEXT_SCHEMA = pa.schema([("id", pa.string()), ("ids", IDS), ("is_target", pa.list_(pa.bool_())), ("target_tokens", pa.int64())])
-ROWS_FILE, REPORT_FILE = "examples.arrow", "report.json"
+ROWS_FILE, REPORT_FILE, DIGEST_FILE = "examples.arrow", "report.json", "sha256"
 
 
 class Pairs(Sequence[EncodedPair]):
-    """Encoded pairs; `ids`: of the rows, `*_tokens`: tokens of each pair's side, int64 [len(self)]."""
+    """Encoded pairs; `ids`: of the rows, `*_tokens`: tokens of each pair's side, int64 [len(self)]; `weights`: float64 [len(self)]."""
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
@@ -33,6 +41,7 @@ class Pairs(Sequence[EncodedPair]):
         self.prompt_tokens: np.ndarray = _lengths(table, "prompt_ids")
         self.chosen_tokens: np.ndarray = _lengths(table, "chosen_ids")
         self.rejected_tokens: np.ndarray = _lengths(table, "rejected_ids")
+        self.weights: np.ndarray = table["weight"].to_numpy()
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -68,29 +77,76 @@ def example_batch(examples: Sequence[EncodedPair | EncodedText]) -> pa.RecordBat
 
 
 def cached_table(entry: Path | None, schema: pa.Schema, fill: Callable[[RecordBatchStreamWriter], Report]) -> tuple[pa.Table, Report]:
-    """The table and report that `fill` makes; from the folder `entry` where they lie there, else kept there, None: in memory.
+    """The table and report that `fill` makes; from the folder `entry` where they lie there, else
+    kept there, None: in memory.
 
-    An entry appears whole or not at all: it is written aside and renamed. Of two processes that make it, one wins."""
+    An entry appears whole or not at all: it is written aside, synced and renamed. Of two processes
+    that make it, one wins. One whose files are not those of its digest is said to be damaged, and
+    made again."""
     if entry is None:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, schema) as writer:
             report = fill(writer)
         return pa.ipc.open_stream(sink.getvalue()).read_all(), report
-    if not (entry / REPORT_FILE).is_file():
+    if damage := damage_of(entry):
+        if os.path.lexists(entry):
+            print(f"cache of encoded rows: {entry} is damaged ({damage}); the rows are encoded again", file=sys.stderr)
         entry.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=entry.parent))
         try:
             with pa.OSFile(str(aside / ROWS_FILE), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
                 report = fill(writer)
             (aside / REPORT_FILE).write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
-            os.rename(aside, entry)
-        except OSError:
-            if not (entry / REPORT_FILE).is_file():  # else another process was first, with the same bytes
-                raise
+            (aside / DIGEST_FILE).write_text(digest_of_entry(aside, entry.name), encoding="ascii")
+            publish(aside, entry)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     report = json.loads((entry / REPORT_FILE).read_text(encoding="utf-8"))
     return pa.ipc.open_stream(pa.memory_map(str(entry / ROWS_FILE))).read_all(), report
+
+
+def damage_of(entry: Path) -> str | None:
+    """What is wrong with an entry of the cache; None where it is as it was written."""
+    try:
+        same = (entry / DIGEST_FILE).read_bytes().decode("ascii") == digest_of_entry(entry, entry.name)
+    except (OSError, UnicodeDecodeError) as error:
+        return str(error)
+    return None if same else "its bytes are not those of its digest"
+
+
+def digest_of_entry(folder: Path, key: str) -> str:
+    """SHA-256 over the entry's key, rows and report; both files are then on the disk, not only in
+    the system's memory."""
+    parts = [key, *(synced_digest(folder / name) for name in (ROWS_FILE, REPORT_FILE))]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def publish(aside: Path, entry: Path) -> None:
+    """Rename the new folder to its place, in place of a damaged one; another process may have been
+    first, with the same bytes."""
+    sync(aside / DIGEST_FILE)
+    sync(aside)
+    try:
+        os.rename(aside, entry)
+    except OSError:
+        if not damage_of(entry):
+            return
+        damaged = aside.with_name(f"{aside.name}-damaged")
+        with contextlib.suppress(FileNotFoundError):        # another process moved it away
+            os.rename(entry, damaged)
+        if damaged.is_file():
+            damaged.unlink()
+        shutil.rmtree(damaged, ignore_errors=True)
+        os.rename(aside, entry)
+    sync(entry.parent)
+
+
+def sync(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def digest_of(tokenizer: PreTrainedTokenizerBase, code: Iterable[Path], parts: Iterable[str]) -> str:

@@ -43,11 +43,11 @@ def load_chat(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model that answers, and its tokenizer with its own chat template, or Zephyr's where it has none; in bfloat16 on this rank's GPU
     if there is one. Where that template ends a turn with another token than the tokenizer's EOS, an answer ends there."""
     on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
+    policy = load_policy(path, attention="sdpa", dtype=torch.bfloat16 if on_gpu else torch.float32)
     tokenizer = load_tokenizer(path)
     end = turn_end(tokenizer, tokenizer.chat_template)
     if end not in (None, tokenizer.eos_token):
         tokenizer.add_special_tokens({"eos_token": end})
-    policy = load_policy(path, attention="sdpa", dtype=torch.bfloat16 if on_gpu else torch.float32)
     return policy.lm.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if on_gpu else "cpu"), tokenizer
 
 

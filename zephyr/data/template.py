@@ -7,9 +7,9 @@ from transformers import PreTrainedTokenizerBase
 
 from zephyr.chat import EncodedPair, EncodedText, clock_of, stop_clock
 from zephyr.config import BadInput, C, DPOConfig, SFTConfig, to_yaml
-from zephyr.data.tokenizer import chosen_template, foreign_template, prepare_tokenizer, read_tokenizer
-from zephyr.training.checkpoint import write_whole
+from zephyr.data.tokenizer import chosen_template, foreign_template, prepare_tokenizer, read_tokenizer, require_vocabulary
 from zephyr.training.engine import Engine
+from zephyr.training.folder import RunFolder
 
 TEMPLATE_FILE = "chat_template.jinja"               # in the run folder: the template that was trained with
 SHOWN = 1000                                        # characters of the first prompt in the log
@@ -19,11 +19,14 @@ def run_tokenizer(engine: Engine, config: C) -> tuple[C, PreTrainedTokenizerBase
     """The tokenizer of a run, and the config with `chat_template` as it came out: `auto` is `model` or `zephyr`.
 
     A clock in the template stands at the day on which the run began, which a resume reads in the run folder. The choice is
-    told, with a warning where Zephyr's template takes the place of another. Raises: BadInput, on every rank."""
+    told, with a warning where Zephyr's template takes the place of another. Raises: BadInput, on every rank, also
+    where the model has no embedding for one of its ids."""
     def load() -> tuple[PreTrainedTokenizerBase, str, bool]:
         tokenizer = read_tokenizer(config.tokenizer or config.model)
         chosen, foreign = chosen_template(tokenizer, config.chat_template), foreign_template(tokenizer)
-        return prepare_tokenizer(tokenizer, chosen, config.eos_token), chosen, foreign
+        prepare_tokenizer(tokenizer, chosen, config.eos_token)
+        require_vocabulary(tokenizer, config.model)
+        return tokenizer, chosen, foreign
 
     tokenizer, chosen, foreign = engine.rank0_first(load)
     day = engine.on_rank0(lambda: first_day(Path(config.run.dir) / TEMPLATE_FILE))
@@ -37,10 +40,10 @@ def run_tokenizer(engine: Engine, config: C) -> tuple[C, PreTrainedTokenizerBase
     return replace(config, chat_template=chosen), tokenizer
 
 
-def keep_chat(config: DPOConfig | SFTConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write the resolved config and the template to the run folder. Raises: BadInput where the disk refuses."""
-    for name, content in {"config.yaml": to_yaml(config), TEMPLATE_FILE: tokenizer.chat_template}.items():
-        write_whole(Path(config.run.dir) / name, content.encode("utf-8"))
+def keep_chat(folder: RunFolder, config: DPOConfig | SFTConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Keep the resolved config and the template in the run folder. Raises: BadInput where the disk refuses."""
+    folder.keep("config.yaml", to_yaml(config).encode("utf-8"))
+    folder.keep(TEMPLATE_FILE, tokenizer.chat_template.encode("utf-8"))
 
 
 def first_day(kept: Path) -> date:

@@ -3,8 +3,8 @@
 import multiprocessing
 import os
 import sys
-from collections import deque
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import chain, islice
 from typing import NamedTuple
@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from zephyr import chat
 from zephyr.chat import EncodedPair, EncodedText
-from zephyr.data.rows import check_row, preference, row_id, sft_row
+from zephyr.data.rows import check_row, margins, row_id
+from zephyr.data.shapes import Tie, pair_row, select, sft_conversation, suspicions
 from zephyr.data.sources import RawRow
 
 CHUNK = 256  # rows that a process encodes at a time
@@ -27,22 +28,31 @@ class Options(NamedTuple):
     targets: str
     template: str
     on_bad_row: str
+    columns: tuple[tuple[str, str | None], ...] = ()
 
 
 class Encoded(NamedTuple):
-    """An example, where its row stands, how many tokens of each side were cut off, and by how much the chosen answer scored higher
-    (None: no scores)."""
+    """An example, where its row stands, how many tokens of each side were cut off, and by how much the chosen answer is rated higher,
+    by each rating. unread: keys that nothing reads; found: names of `columns` that the row has; suspicions: what may be no turn."""
     place: str
     example: EncodedPair | EncodedText
     lost: tuple[int, ...]
-    preference: float | None
+    margins: tuple[float, ...] = ()
+    unread: tuple[str, ...] = ()
+    found: tuple[str, ...] = ()
+    suspicions: tuple[str, ...] = ()
 
 
 class Chunk(NamedTuple):
-    """What became of some rows. `skipped`: bad rows, (place, why); `dropped`: good rows of which truncation left nothing to learn."""
+    """What became of some rows. `skipped`: bad rows, (place, why); `dropped`: good rows that teach nothing, counted by why."""
     encoded: list[Encoded]
     skipped: list[tuple[str, str]]
-    dropped: int
+    dropped: Counter[str]
+
+
+def nothing_left(options: Options) -> str:
+    """Why truncation alone drops a row."""
+    return "no target left after the cut" if options.max_prompt_tokens is None else "both sides equal once encoded and cut"
 
 
 def encoded_chunks(rows: Iterator[RawRow], tokenizer: PreTrainedTokenizerBase, options: Options, workers: int) -> Iterator[Chunk]:
@@ -76,12 +86,18 @@ def _work(rows: list[RawRow]) -> Chunk:
 
 
 def _encode_chunk(tokenizer: PreTrainedTokenizerBase, options: Options, rows: list[RawRow]) -> Chunk:
-    encoded, skipped, dropped = [], [], 0
+    encoded, skipped, dropped = [], [], Counter()
     for row in rows:
         try:
             item = _encode_row(tokenizer, options, row)
-        except ValueError as error:
-            skipped.append((row.place, str(error)))
+        except Tie as tie:
+            dropped[f"a tie: {tie}"] += 1
+            continue
+        except chat.SameWords as same:
+            dropped[str(same)] += 1
+            continue
+        except (ValueError, RecursionError) as error:
+            skipped.append((row.place, "the row is nested too deeply" if isinstance(error, RecursionError) else str(error)))
             if options.on_bad_row == "error":
                 break
             continue
@@ -89,25 +105,43 @@ def _encode_chunk(tokenizer: PreTrainedTokenizerBase, options: Options, rows: li
         if any(example.is_target) if isinstance(example, EncodedText) else example.chosen_ids != example.rejected_ids:
             encoded.append(item)
         else:
-            dropped += 1
+            dropped[nothing_left(options)] += 1
     return Chunk(encoded, skipped, dropped)
 
 
 def _encode_row(tokenizer: PreTrainedTokenizerBase, options: Options, row: RawRow) -> Encoded:
     """Raises: ValueError saying what is wrong with the row."""
-    fields = check_row(row.value)
+    fields, found, unread = select(check_row(row.value), dict(options.columns))
     id = row_id(fields, row.default_id)
     if options.max_prompt_tokens is not None:
-        whole = chat.tokenize_pair(tokenizer, {**fields, "id": id}, template=options.template)
+        row_of_pair, keys = pair_row(fields)
+        unread += keys
+        whole = chat.tokenize_pair(tokenizer, {**row_of_pair, "id": id}, template=options.template, left_out=unread)
         pair = chat.truncate_pair(whole, max_tokens=options.max_tokens, max_prompt_tokens=options.max_prompt_tokens,
                                   truncation=options.truncation, bos_id=chat.kept_bos(tokenizer, options.template))
-        lost = tuple(len(before) - len(after) for before, after in zip(whole[1:], pair[1:]))
-        return Encoded(row.place, pair, lost, preference(fields))
-    shape = sft_row(fields)
+        lost = tuple(len(before) - len(after) for before, after in zip(whole[1:4], pair[1:4]))
+        ratings = (*margins(fields), *row_of_pair.get("margins", ()))
+        return Encoded(row.place, pair, lost, ratings, _names(unread), tuple(found), _suspicions(row_of_pair))
+    shape, keys = sft_conversation(fields)
+    unread += keys
     if isinstance(shape, str):
-        text = chat.encode_text(tokenizer, shape, max_tokens=sys.maxsize, id=id)
+        text, said = chat.encode_text(tokenizer, shape, max_tokens=sys.maxsize, id=id), []
     else:
-        text = chat.encode_messages(tokenizer, shape, max_tokens=sys.maxsize, targets=options.targets, template=options.template, id=id)
+        text = chat.encode_messages(tokenizer, shape.turns, max_tokens=sys.maxsize, targets=options.targets, template=options.template,
+                                    id=id, tools=shape.tools, names=shape.names, left_out=unread)
+        said = shape.turns
     room = options.max_tokens
     cut = EncodedText(id, text.ids[:room], text.is_target[:room])
-    return Encoded(row.place, cut, (max(len(text.ids) - room, 0),), None)
+    return Encoded(row.place, cut, (max(len(text.ids) - room, 0),), (), _names(unread), tuple(found), _suspicions({"turns": said}))
+
+
+def _names(keys: list[str]) -> tuple[str, ...]:
+    """Each key once, short enough for a report."""
+    return tuple(dict.fromkeys(str(key)[:80].encode("utf-8", "backslashreplace").decode() for key in keys))
+
+
+def _suspicions(fields: Mapping[str, object]) -> tuple[str, ...]:
+    """Of all texts and turns of a pair's three fields, or of `turns`."""
+    said = [fields.get(field) for field in ("prompt", "chosen", "rejected", "turns")]
+    turns = chain.from_iterable(value if isinstance(value, list) else [{"content": value}] for value in said)
+    return tuple(sorted(suspicions(turn["content"] for turn in turns if turn.get("role") != "tool" and "content" in turn)))

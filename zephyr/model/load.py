@@ -4,6 +4,7 @@ T scored tokens. Weights come from safetensors alone, one tensor at a time: unde
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -12,66 +13,58 @@ from pathlib import Path
 from typing import ContextManager
 
 import torch
-from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.initialization import no_init_weights
 
 from zephyr.config import BadInput, ConfigError, DPOConfig, SFTConfig
 from zephyr.model import attention as kernels
-from zephyr.model.logprobs import LogProbHead, scored_hidden
-from zephyr.packing import PackedBatch
+from zephyr.model.policy import REFUSALS, Policy, build, fix_rope
+from zephyr.model.proof import require_proven
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 # Config keys with the one value implemented: what changes logits behind the output layer, which the head would have to
 # repeat, and dropout, which a shared prompt can't have twice alike.
-IDLE = {"final_logit_softcapping": None, "logit_scale": None, "logits_scaling": 1.0, "attention_dropout": 0.0,
-        "attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "hidden_dropout": 0.0, "dropout": 0.0}
-# What transformers raises for a value of the wrong type or size in config.json
-REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, StrictDataclassError, TypeError, ValueError)
+IDLE = {"final_logit_softcapping": None, "attention_dropout": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0,
+        "hidden_dropout": 0.0, "residual_dropout": 0.0, "embedding_dropout": 0.0, "activation_dropout": 0.0, "dropout": 0.0}
 WriteTensor = Callable[[nn.Parameter, Callable[[], Tensor]], None]
 
 
-class Policy(nn.Module):
-    """A causal language model that scores: `policy(batch)` -> log p of each target token, float32 [T]."""
-
-    def __init__(self, lm: PreTrainedModel) -> None:
-        super().__init__()
-        self.lm = lm
-
-    def forward(self, batch: PackedBatch) -> Tensor:
-        # A mask of four dimensions is passed on untouched by transformers; none is computed, `layout` replaces it.
-        no_mask = torch.empty(1, 1, 0, 0, device=batch.tokens_N.device)
-        hidden_ND = self.lm.base_model(input_ids=batch.tokens_N[None], position_ids=batch.positions_N[None], attention_mask=no_mask,
-                                       use_cache=False, layout=batch.layout).last_hidden_state[0]
-        return self.lm.get_output_embeddings()(scored_hidden(hidden_ND, batch), batch.targets_T)
-
-
 def load_policy(path: str | Path, *, attention: str = "sdpa", dtype: torch.dtype = torch.float32,
-                activation_checkpointing: bool | str = False, init: ContextManager[object] | None = None,
-                write: WriteTensor | None = None) -> Policy:
+                activation_checkpointing: bool | str = False, max_tokens: int | None = None,
+                init: ContextManager[object] | None = None, write: WriteTensor | None = None) -> Policy:
     """The model in a Hugging Face folder (or the snapshot of a hub id) as a Policy.
 
-    Args: attention: flash_attn, torch_varlen or sdpa. init, write: how parameters are made and filled, given by the training engine
-    under ZeRO-3; default: whole, on CPU. Raises: BadInput naming the folder and what is missing: config, safetensors, tensor or shape."""
+    Args: attention: flash_attn, torch_varlen or sdpa. max_tokens: of the longest sequence to come. It matters to models whose rotary
+    frequencies grow with the sequence (longrope, dynamic NTK): all rows get those of `max_tokens`. None leaves them as
+    transformers has them, and longer sequences than these models were pretrained on can't be packed.
+    init, write: how parameters are made and filled, given by the training engine under ZeRO-3; default: whole, on CPU.
+    Raises: BadInput naming the folder and what is missing (config, safetensors, tensor or shape), or why its packed
+    log-probs would not be right."""
     folder = local_folder(path)
     config = read_config(folder)
+    require_supported(folder, config)
     with init or nullcontext(), no_init_weights():
         try:
-            lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=kernels.register(attention),
-                                                  trust_remote_code=False)
+            lm = build(config, kernels.register(attention), dtype)
         except REFUSALS as error:
             raise BadInput(f"model {path}: its config.json makes no model here: {type(error).__name__}: {error}") from error
-    lm.tie_weights()
-    head = lm.get_output_embeddings()
-    if not isinstance(head, nn.Linear) or head.bias is not None:
-        raise BadInput(f"model {path}: {type(lm).__name__} has no linear output layer without bias, which is wanted")
-    lm.set_output_embeddings(LogProbHead.replacing(head))
+    longest = fix_rope(lm, max_tokens)
     fill(lm, folder, write or (lambda parameter, read: parameter.data.copy_(read())))
     recompute(lm, activation_checkpointing)
-    return Policy(lm)
+    return Policy(lm, longest)
+
+
+def require_supported(folder: Path, config: PreTrainedConfig) -> None:
+    """Raises: BadInput where packed log-probs of this decoder can't be shown to be right, with the reason."""
+    try:
+        require_proven(config)
+    except ValueError as error:
+        raise BadInput(f"model {folder}: {config.model_type} is not supported: {error}") from None
 
 
 def recompute(lm: PreTrainedModel, what: bool | str) -> None:
@@ -96,7 +89,7 @@ def require_runnable(config: DPOConfig | SFTConfig) -> None:
         raise ConfigError(f"hardware.attention: {reason}")
     if os.environ.get("LOCAL_RANK", "0") == "0":    # a hub id is fetched once a machine; the other ranks find it cached
         folder = local_folder(config.model)
-        read_config(folder)
+        require_supported(folder, read_config(folder))
         weight_files(folder)
 
 
@@ -108,7 +101,7 @@ def local_folder(path: str | Path) -> Path:
         raise BadInput(f"model {path}: no such folder, and not a hub id (owner/name)")
     from huggingface_hub import snapshot_download
     try:
-        return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors", "tokenizer*", "*.jinja"]))
+        return Path(snapshot_download(str(path), allow_patterns=["*.json", "model*.safetensors", "tokenizer*", "*.jinja"]))
     except (HFValidationError, OSError) as error:       # the hub's other errors are OSErrors
         raise BadInput(f"model {path}: no such folder, and the hub did not give it: {error}") from None
 
@@ -130,17 +123,50 @@ def read_config(folder: Path) -> PreTrainedConfig:
 
 
 def weight_files(folder: Path) -> dict[str, Path]:
-    """Tensor name -> the safetensors file that holds it. Raises: BadInput where there is none."""
-    files: dict[str, Path] = {}
-    for path in sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as tensors:
-                files.update(dict.fromkeys(tensors.keys(), path))
-        except (SafetensorError, OSError) as error:
-            raise BadInput(f"model {folder}: {path.name} is broken: {error}") from None
-    if not files:
-        raise BadInput(f"model {folder}: no *.safetensors; weights in other formats (pickles) are not read")
+    """Tensor name -> the safetensors file that holds it: `model.safetensors`, or else exactly what its index names.
+
+    Other safetensors files of the folder are named in a warning. Raises: BadInput where there are no weights, or a
+    file is broken, missing, or without a tensor that the index says it holds."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    source = whole if whole.is_file() else index
+    if not source.is_file():
+        others = [path.name for path in sorted(folder.glob("*.safetensors"))]
+        raise BadInput(f"model {folder}: neither {whole.name} nor {index.name}; weights in other formats (pickles) or under other "
+                       f"names are not read" + f" ({', '.join(others[:3])})" * bool(others))
+    files = indexed(index) if source == index else dict.fromkeys(tensor_names(whole), whole)
+    unread = sorted({path.name for path in folder.glob("*.safetensors")} - {path.name for path in files.values()})
+    if unread:
+        warnings.warn(f"model {folder}: {', '.join(unread)} not read: the weights are those of {source.name}", stacklevel=2)
     return files
+
+
+def indexed(index: Path) -> dict[str, Path]:
+    """What `model.safetensors.index.json` says: tensor name -> file. Raises: BadInput where a file does not hold it."""
+    folder = index.parent
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = {name: folder / file for name, file in names.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BadInput(f"model {folder}: {index.name} has no weight_map of tensor names to files: {error!r}") from None
+    if any(path.parent != folder for path in files.values()):
+        raise BadInput(f"model {folder}: {index.name} names files of another folder; those beside it are wanted")
+    for path in sorted(set(files.values())):
+        if not path.is_file():
+            raise BadInput(f"model {folder}: {path.name} is missing, which {index.name} names")
+        wanted = {name for name, file in files.items() if file == path}
+        found = set(tensor_names(path))
+        if wanted != found:
+            raise BadInput(f"model {folder}: {path.name} is not the file of {index.name}: missing {sorted(wanted - found)[:3]}, "
+                           f"left over {sorted(found - wanted)[:3]}")
+    return files
+
+
+def tensor_names(path: Path) -> list[str]:
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            return list(tensors.keys())
+    except (SafetensorError, OSError) as error:
+        raise BadInput(f"model {path.parent}: {path.name} is broken: {error}") from None
 
 
 def fill(lm: PreTrainedModel, folder: Path, write: WriteTensor) -> None:
@@ -151,6 +177,9 @@ def fill(lm: PreTrainedModel, folder: Path, write: WriteTensor) -> None:
     buffers = {name for name in files if name.endswith("rotary_emb.inv_freq")}     # old checkpoints hold what is computed
     missing, left_over = sorted(set(wanted) - set(files)), sorted(set(files) - set(wanted) - tied - buffers)
     if missing or left_over:
+        if converted(lm, left_over):
+            raise BadInput(f"model {folder}: {lm.config.model_type} is not supported: transformers renames or merges its weights as it "
+                           f"loads them ({left_over[0]}), which is not done here")
         raise BadInput(f"model {folder}: the weights are not those of {type(lm).__name__}: "
                        f"missing {missing[:3]}, left over {left_over[:3]}")
     for name, parameter in wanted.items():          # all before the first write: an error leaves no rank waiting
@@ -160,6 +189,12 @@ def fill(lm: PreTrainedModel, folder: Path, write: WriteTensor) -> None:
                 raise BadInput(f"model {folder}: tensor {name} has shape {found}, the config wants {shape}")
     for name, parameter in wanted.items():
         write(parameter, partial(read_tensor, files[name], name))
+
+
+def converted(lm: PreTrainedModel, names: list[str]) -> bool:
+    """Whether transformers' own loader would change one of these tensor names on the way into the model."""
+    mapping = get_model_conversion_mapping(lm)
+    return any(transform.rename_source_key(name) != (name, None) for name in names for transform in mapping)
 
 
 def read_tensor(path: Path, name: str) -> Tensor:

@@ -17,54 +17,61 @@ class LogProbHead(nn.Linear):
     Without targets it returns logits, for generation. It stands in the `lm_head` slot and owns its weight, so ZeRO-3
     gathers and releases that around the one call, forward and backward."""
 
+    factor = 1.0                                    # of the logits that are scored; a decoder applies its own to those returned
+
     def forward(self, hidden_TD: Tensor, targets_T: Tensor | None = None) -> Tensor:
         if targets_T is None:
             return super().forward(hidden_TD)
-        return ChunkedLogProb.apply(hidden_TD, self.weight, targets_T)
+        return ChunkedLogProb.apply(hidden_TD, self.weight, targets_T, self.factor)
 
     @classmethod
-    def replacing(cls, linear: nn.Linear) -> "LogProbHead":
-        """A head with the very parameter of `linear`. Raises: ValueError where that has a bias."""
+    def replacing(cls, linear: nn.Linear, factor: float = 1.0) -> "LogProbHead":
+        """A head with the very parameter of `linear`, for logits that are multiplied with `factor` behind it.
+
+        Raises: ValueError where `linear` has a bias."""
         if linear.bias is not None:
             raise ValueError("the output layer has a bias, which the log-prob head does not implement")
         head = cls(linear.in_features, linear.out_features, bias=False, device="meta")
-        head.weight = linear.weight
+        head.weight, head.factor = linear.weight, factor
         return head
 
 
 class ChunkedLogProb(torch.autograd.Function):
-    """log softmax(hidden W^T)[target] in float32, rows in chunks; the backward computes exponentials again where too many to keep.
+    """log softmax(factor hidden W^T)[target] in float32, rows in chunks; the backward computes exponentials again where too many to keep.
 
-    d logp / d logits = onehot(target) - softmax. The weight's gradient is summed over chunks in float32."""
+    d logp / d logits = onehot(target) - softmax, of the logits with their factor. The weight's gradient is summed over chunks in float32."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor) -> Tensor:
+    def forward(ctx: torch.autograd.function.FunctionCtx, hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor,
+                factor: float = 1.0) -> Tensor:
         logp_T = hidden_TD.new_empty(len(targets_T), dtype=torch.promote_types(hidden_TD.dtype, torch.float32))
         top_T, sum_T, kept = torch.empty_like(logp_T), torch.empty_like(logp_T), []
         for rows in chunks(len(targets_T), weight_VD):
-            exp_CV = product(hidden_TD[rows], weight_VD.t(), logp_T.dtype)              # the logits, until they are overwritten
+            exp_CV = product(hidden_TD[rows], weight_VD.t(), logp_T.dtype, factor)      # the logits, until they are overwritten
             top_T[rows] = exp_CV.amax(-1)
             logit_C = exp_CV.gather(-1, targets_T[rows, None]).squeeze(-1)
             sum_T[rows] = exp_CV.sub_(top_T[rows, None]).exp_().sum(-1)
             logp_T[rows] = logit_C - top_T[rows] - sum_T[rows].log()
             if len(targets_T) * len(weight_VD) <= KEPT_ELEMENTS:
                 kept.append(exp_CV)
+        ctx.factor = factor
         ctx.save_for_backward(hidden_TD, weight_VD, targets_T, top_T, sum_T, *kept)
         return logp_T
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad_T: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad_T: Tensor) -> tuple[Tensor, Tensor, None, None]:
         hidden_TD, weight_VD, targets_T, top_T, sum_T, *kept = ctx.saved_tensors
+        grad_T = grad_T * ctx.factor                # d (factor x logit) / d logit, in one place
         grad_hidden_TD = torch.empty_like(hidden_TD)
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=sum_T.dtype)
         scratch_CV = torch.empty_like(kept[0]) if kept else None        # one for all chunks: fresh memory costs a CPU more than the product
         for i, rows in enumerate(chunks(len(targets_T), weight_VD)):
-            exp_CV = kept[i] if kept else product(hidden_TD[rows], weight_VD.t(), sum_T.dtype).sub_(top_T[rows, None]).exp_()
+            exp_CV = kept[i] if kept else product(hidden_TD[rows], weight_VD.t(), sum_T.dtype, ctx.factor).sub_(top_T[rows, None]).exp_()
             grad_CV = torch.mul(exp_CV, (-grad_T[rows] / sum_T[rows])[:, None], out=scratch_CV[:len(exp_CV)] if kept else exp_CV)
             grad_CV = grad_CV.scatter_add_(-1, targets_T[rows, None], grad_T[rows, None]).to(hidden_TD.dtype)
             torch.mm(grad_CV, weight_VD, out=grad_hidden_TD[rows])
             add_product(grad_weight_VD, grad_CV.t(), hidden_TD[rows])
-        return grad_hidden_TD, grad_weight_VD.to(weight_VD.dtype), None
+        return grad_hidden_TD, grad_weight_VD.to(weight_VD.dtype), None, None
 
 
 def chunks(tokens: int, weight_VD: Tensor) -> list[slice]:
@@ -73,11 +80,11 @@ def chunks(tokens: int, weight_VD: Tensor) -> list[slice]:
     return [slice(start, min(start + rows, tokens)) for start in range(0, tokens, rows)]
 
 
-def product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    """left @ right in a wider dtype than the factors': on a GPU not rounded in between."""
-    if left.is_cuda and left.dtype != dtype:
-        return torch.mm(left, right, out_dtype=dtype)
-    return (left @ right).to(dtype)
+def product(left: Tensor, right: Tensor, dtype: torch.dtype, factor: float = 1.0) -> Tensor:
+    """factor (left @ right) in a wider dtype than theirs: on a GPU not rounded in between. A fresh tensor."""
+    wide = left.is_cuda and left.dtype != dtype
+    result = torch.mm(left, right, out_dtype=dtype) if wide else (left @ right).to(dtype)
+    return result if factor == 1.0 else result.mul_(factor)
 
 
 def add_product(total_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:

@@ -7,11 +7,10 @@ from importlib.metadata import distributions
 from itertools import groupby
 from pathlib import Path
 
-import yaml
 
-from zephyr.config import BadInput
+from zephyr.config import NOT_YAML, BadInput, read_yaml
 from zephyr.report.chart import chart, number
-from zephyr.training.checkpoint import step_of, write_whole
+from zephyr.training.checkpoint import numbered, write_whole
 
 Row = Mapping[str, object]
 Records = Mapping[str, Sequence[Mapping[str, float | None]]]        # of each split, in their order
@@ -85,8 +84,8 @@ def read(path: Path) -> dict[str, object]:
     if path.suffix == ".json" and not path.exists():
         return {}
     try:
-        return flat(dict((json.loads if path.suffix == ".json" else yaml.safe_load)(path.read_text(encoding="utf-8"))))
-    except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        return flat(dict(json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else read_yaml(path)))
+    except NOT_YAML as error:
         raise BadInput(f"{path}: a mapping is wanted: {error}") from None
 
 
@@ -106,7 +105,7 @@ def read_records(path: Path) -> Records:
 
 def facts(run: Path, config: Row, records: Records, status: Row, differing: Iterable[str]) -> Row:
     """What was trained from what, and how far it came. Args: differing: keys of the config to show."""
-    states = sorted(run.glob("checkpoints/step-*/state.json"), key=lambda path: step_of(path.parent))
+    states = [folder / "state.json" for folder in numbered(run / "checkpoints") if (folder / "state.json").exists()]
     log, state = run / "metrics.jsonl", read(states[-1]) if states else {}
     found = {"folder": str(run), "method": "dDPO" if "beta" in config else "dSFT",
              "status": f"{status.get('message')} (code {status.get('code')})",
@@ -152,7 +151,7 @@ def pairs(name: str, run: Path) -> str:
     columns = ["id", "step", "loss", "rewards/chosen", "rewards/rejected", "prompt_tokens", "chosen_tokens", "rejected_tokens"]
     visits: dict[str, tuple[list[int], list[float], list[float], list[int]]] = {}       # steps, losses, margins, tokens
     try:
-        for path in sorted(run.glob("pairs/step-*.parquet"), key=lambda path: step_of(path.with_suffix(""))):
+        for path in numbered(run / "pairs", ".parquet"):
             values = [of.to_pylist() for of in pq.read_table(path).select(columns).columns]
             for pair, step, loss, chosen, rejected, *tokens in zip(*values):
                 for of, value in zip(visits.setdefault(pair, ([], [], [], tokens)), (step, loss, chosen - rejected)):

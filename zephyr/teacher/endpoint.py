@@ -10,12 +10,13 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
-from zephyr.config import BadInput
+from zephyr.config import BadInput, masked, secret_in
 from zephyr.teacher.request import Budget, BudgetSpent, Hold, Reply, Request, Teacher, now
 
 if TYPE_CHECKING:
+    from httpx import Response
     from openai import AsyncOpenAI
 
 REFUSALS = (400, 413, 414, 422)                     # the server's word on this one request: kept as its reply
@@ -23,6 +24,10 @@ PASSING = (408, 409, 425, 429)                      # worth another try, as 5xx 
 UNREACHED = ("ConnectError", "ConnectTimeout", "PoolTimeout")       # httpx's names: the server did no work
 LONGEST_PAUSE, LONGEST_ASKED = 60.0, 900.0          # seconds
 SECRET_LENGTH = 12                                  # a shorter key ("none", "EMPTY") may be a word of an answer
+LARGEST_REPLY = 2**24                               # bytes of a body, unpacked: of the longest answers a hundredth
+DEEPEST = 100                                       # levels of its JSON: what is kept must be read again wherever
+LONGEST_WHY = 2000                                  # characters of an error that are kept
+MOST_TOKENS = 2**40                                 # that a server may say it counted in one request
 
 
 class Failure(NamedTuple):
@@ -57,15 +62,16 @@ def endpoint(model: str, base_url: str, *, concurrency: int = 16, timeout_second
         import openai
     except ImportError:
         raise BadInput(f"teacher {model}: the openai package is wanted: pip install 'zephyr[teacher]'") from None
-    identity = f"{model} at {base_url}"
-    url, key = urlsplit(base_url), os.environ.get(key_variable, "")
-    if url.scheme not in ("http", "https") or not url.hostname or url.username or url.query:
-        raise BadInput(f"teacher {model}: a URL like https://host/v1 is wanted, without key or query; it begins {base_url[:8]!r}")
+    identity, key = f"{model} at {base_url}", os.environ.get(key_variable, "")
+    require_url(model, base_url, key)
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise BadInput(f"{key_variable}: a key of printable ASCII without blanks is wanted, what it holds is none")
 
     async def answer_all(requests: Sequence[Request], keep: Callable[[Reply], None], budget: Budget) -> None:
-        async with openai.AsyncOpenAI(api_key=key or "none", base_url=base_url, max_retries=0, timeout=timeout_seconds) as client:
+        guarded = openai.DefaultAsyncHttpxClient(follow_redirects=False, event_hooks={"response": [take_in]}, timeout=timeout_seconds,
+                                                 headers={"Accept-Encoding": "gzip, deflate"})
+        async with openai.AsyncOpenAI(api_key=key or "none", base_url=base_url, max_retries=0, timeout=timeout_seconds,
+                                      http_client=guarded) as client:
             calls = Calls(identity, client, model, key, timeout_seconds, retries, keep, budget, asyncio.Event())
             queue = takewhile(lambda _: not calls.stopped.is_set(), requests)
             workers = [work(calls, queue) for _ in range(min(concurrency, len(requests)))]
@@ -81,6 +87,47 @@ def endpoint(model: str, base_url: str, *, concurrency: int = 16, timeout_second
         with ThreadPoolExecutor(1) as thread:       # in a notebook
             thread.submit(asyncio.run, answer_all(requests, keep, budget)).result()
     return Teacher(model, answer, identity=identity)
+
+
+def require_url(model: str, base_url: str, key: str) -> None:
+    """Raises: BadInput for what is no URL of a server, or holds a secret: it is written to ledgers, reports and logs."""
+    try:
+        url = urlsplit(base_url)
+        whole = url.scheme in ("http", "https") and url.hostname and (url.port is None or url.port > 0)
+    except ValueError:
+        whole = False
+    if not whole or base_url.isspace() or not base_url.isprintable():
+        raise BadInput(f"teacher {masked(model)}: a URL like https://host/v1 is wanted, got {len(base_url)} characters of no such form")
+    if found := secret_in(f"{model} {base_url}") or (len(key) >= SECRET_LENGTH and key in base_url and "the key itself"):
+        raise BadInput(f"teacher {masked(model)}: a URL without a secret is wanted, it holds {found}; the key stays in the environment")
+
+
+def refuse_redirect(response: "Response") -> None:
+    """Raises: BadInput for any redirect, naming both origins: prompts and key go to the server that was named, and only its words count."""
+    if not 300 <= response.status_code < 400:
+        return
+    asked = urlsplit(str(response.url))
+    try:
+        where = urlsplit(masked(urljoin(str(response.url), response.headers.get("location", ""))))
+        another = where[:2] != asked[:2]
+        what = f"to {where.scheme}://{where.netloc}, another origin" if another else f"to its own {where.path!r}"
+    except ValueError:
+        what = "to what is no URL"
+    raise BadInput(f"{asked.scheme}://{asked.netloc}: status {response.status_code}: it redirects {what}; redirects are not followed: name the "
+                   "URL that answers, if you trust it")
+
+
+async def take_in(response: "Response") -> None:
+    """Read the body, which is of `LARGEST_REPLY` bytes at most. Raises: BadInput for a redirect, ValueError for a longer body."""
+    refuse_redirect(response)
+    if (packed := response.headers.get("content-encoding", "identity")) not in ("identity", "gzip", "deflate"):
+        raise ValueError(f"its reply is packed as {packed:.20}, wanted gzip or none")
+    body = bytearray()
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if len(body) > LARGEST_REPLY:
+            raise ValueError(f"its reply is over {LARGEST_REPLY} bytes")
+    response._content = bytes(body)                 # as `aread` leaves it, which has no limit
 
 
 async def work(calls: Calls, queue: Iterator[Request]) -> None:
@@ -127,9 +174,10 @@ async def attempt(calls: Calls, request: Request, hold: Hold) -> Reply | Failure
     import openai
     try:
         sent = calls.client.chat.completions.with_raw_response.create(model=calls.model, **request.asked())
-        return read(json.loads((await asyncio.wait_for(sent, calls.timeout_seconds)).content), calls, request, hold)
+        return read(parsed((await asyncio.wait_for(sent, calls.timeout_seconds)).content), calls, request, hold)
     except openai.APIStatusError as error:
-        why, raw = hidden(f"status {error.status_code}: {error.response.text}", calls.key), error.body
+        why = hidden(masked(f"status {error.status_code}: {error.response.text}"), calls.key)[:LONGEST_WHY]
+        raw = error.body
         if error.status_code in PASSING or error.status_code >= 500:
             pause = seconds(error.response.headers.get("retry-after", ""))
             return Failure(f"{why} (Retry-After: {pause:.0f} s)", retry_after=pause)
@@ -137,14 +185,33 @@ async def attempt(calls: Calls, request: Request, hold: Hold) -> Reply | Failure
             raise BadInput(f"teacher {calls.identity}: {why}; what was answered is in the ledger")
     except openai.APIConnectionError as error:
         cause, name = error.__cause__ or error, type(error.__cause__ or error).__name__
-        return Failure(hidden(f"{name}: {cause}", calls.key), *((0, 0) if name in UNREACHED else hold[:2]))
+        if isinstance(cause, BadInput):
+            raise BadInput(f"teacher {calls.identity}: {cause}") from None
+        return Failure(hidden(masked(f"{name}: {cause}"), calls.key), *((0, 0) if name in UNREACHED else hold[:2]))
+    except BadInput as error:                       # of `take_in`, as newer clients raise it
+        raise BadInput(f"teacher {calls.identity}: {error}") from None
     except asyncio.TimeoutError:
         return Failure(f"no whole reply within {calls.timeout_seconds:g} s", *hold[:2])
     except UnicodeEncodeError as error:
         why, raw = f"the request is no valid Unicode: {error.reason}", None
     except (ValueError, RecursionError) as error:
-        return Failure(f"its reply is no JSON: {error}", *hold[:2])
+        return Failure(hidden(masked(str(error)), calls.key), *hold[:2])
     return Reply(request.digest(calls.identity), None, calls.model, "", 0, 0, 0.0, now(), "", why, hidden(raw, calls.key))
+
+
+def parsed(content: bytes) -> object:
+    """A body's JSON. Raises: ValueError for one that is none, or is nested too deeply to be kept."""
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its reply is no JSON: {error}") from None
+    level = [value]
+    for _ in range(DEEPEST):
+        inner = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, (dict, list)))
+        level = [item for items in inner for item in items]
+        if not level:
+            return value
+    raise ValueError(f"its reply is nested more than {DEEPEST} deep")
 
 
 def read(body: object, calls: Calls, request: Request, hold: Hold) -> Reply | Failure:
@@ -157,7 +224,9 @@ def read(body: object, calls: Calls, request: Request, hold: Hold) -> Reply | Fa
         counts = [int(usage.get("prompt_tokens", hold.prompt_tokens)), int(usage.get("completion_tokens", hold.completion_tokens))]
         if not isinstance(text, str) and not (text is None and (refusal or finish in ("length", "content_filter"))):
             raise TypeError("content is no text")
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        if not all(0 <= count < MOST_TOKENS for count in counts):
+            raise ValueError(f"it counts {counts} tokens")
+    except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
         return Failure(f"its reply is none ({error}): {str(body)[:200]}", *hold[:2])
     why = "" if text is not None else str(refusal or f"no content, finish_reason {finish}")
     return Reply(request.digest(calls.identity), text, str(body.get("model") or calls.model), str(body.get("system_fingerprint") or ""),

@@ -3,14 +3,16 @@ import fcntl
 import json
 import os
 import time
-from itertools import takewhile
+from glob import escape
 from pathlib import Path
+from types import NoneType
 
 from zephyr.config import BadInput
 from zephyr.teacher.request import Reply, Request, Spending
 from zephyr.teacher import ranks
 
 START = b'{"digest": "'            # of every line
+LONGEST_LINE = 2**28            # bytes: a request of `sources.LONGEST_LINE`, and `endpoint.LARGEST_REPLY` as text and as it came
 SYNC_SECONDS = 1.0              # a killed process loses nothing; a machine that loses power, what came in this time
 
 
@@ -50,23 +52,35 @@ class Ledger:
 
     def refresh(self) -> None:
         """Take in whole lines that were added to any of the files. Raises: BadInput naming file and line of a broken one."""
-        for path in [self.path, *sorted(self.path.parent.glob(f"{self.path.stem}.rank*{self.path.suffix}"))]:
+        for path in [self.path, *sorted(self.path.parent.glob(escape(self.path.stem) + f".rank*{self.path.suffix}"))]:
             if path.is_file() and path.stat().st_size > self._read_to.get(path, 0):
                 with path.open("rb") as lines:
                     lines.seek(self._read_to.get(path, 0))
-                    for line in takewhile(lambda line: line.endswith(b"\n"), lines):   # else it is being written, or torn
+                    while (line := lines.readline(LONGEST_LINE)).endswith(b"\n"):     # else it is being written, or torn
                         self._take_in(path, line)
+                    if len(line) == LONGEST_LINE:
+                        raise BadInput(f"ledger {path}:{self._number(path)}: a line of less than {LONGEST_LINE} bytes is wanted")
 
     def _take_in(self, path: Path, line: bytes) -> None:
         offset = self._read_to.get(path, 0)
         try:
             row = json.loads(line)
-            self._places.setdefault(bytes.fromhex(row["digest"]), (path, offset))
-            self.held = self.held.plus(Spending(1, row["prompt_tokens"] + row["completion_tokens"], row["price"]))
-        except (ValueError, TypeError, LookupError) as error:
-            number = path.read_bytes()[:offset].count(b"\n") + 1
-            raise BadInput(f"ledger {path}:{number}: a reply of this program is wanted: {error!r}") from None
+            reply = Reply(**{field: row[field] for field in Reply._fields})
+            counts = (reply.prompt_tokens, reply.completion_tokens, reply.price)
+            if not isinstance(reply.text, (str, NoneType)) or not all(type(n) in (int, float) and 0 <= n < 1e300 for n in counts):
+                raise ValueError(f"text {type(reply.text).__name__}, tokens and price {counts!s:.100}")
+            digest = bytes.fromhex(reply.digest)
+        except (ValueError, TypeError, LookupError, RecursionError) as error:
+            raise BadInput(f"ledger {path}:{self._number(path)}: a reply of this program is wanted: {error!r}") from None
+        self._places.setdefault(digest, (path, offset))
+        self.held = self.held.plus(Spending(1, reply.prompt_tokens + reply.completion_tokens, reply.price))
         self._read_to[path] = offset + len(line)
+
+    def _number(self, path: Path) -> int:
+        """Of the first line of a file that isn't taken in, from 1."""
+        with path.open("rb") as lines:
+            return 1 + sum(1 for line in iter(lambda: lines.readline(LONGEST_LINE), b"")
+                           if line.endswith(b"\n") and lines.tell() <= self._read_to.get(path, 0))
 
     def get(self, digest: str) -> Reply | None:
         """The reply to a request, if it is there."""

@@ -1,17 +1,25 @@
 """A sharded training state becomes a folder that is whole or not there, and back."""
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from zephyr.config import BadInput, DPOConfig, SFTConfig
 from zephyr.packing import Plan
 from zephyr.training.engine import Engine
 
 Identity = Mapping[str, object]                     # by name: what, when changed, would make the rest of a run another run
+FORMAT = 1                                          # of state.json and the files that it names; another one is not read
+NUMBERED = re.compile(r"step-(0|[1-9]\d*)")
+DAMAGE = (OSError, json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError)  # of what reads state.json
+PASSING = re.compile(r"latest(\.\d+\.part)?|part-\d+")            # what a save makes beside checkpoints
 
 
 def identity(config: DPOConfig | SFTConfig, plan: Plan, more: Mapping[str, str]) -> Identity:
@@ -32,11 +40,12 @@ def save(engine: Engine, run_dir: Path, step: int, identity: Identity, keep: int
     part, whole = folder / f"part-{step}", folder / f"step-{step}"
 
     def publish() -> None:
-        write_whole(part / "state.json", json.dumps({"step": step, "identity": identity, "files": files}).encode())
+        state = {"format": FORMAT, "step": step, "identity": identity, "files": files}
+        write_whole(part / "state.json", json.dumps(state).encode())
         shutil.rmtree(whole, ignore_errors=True)
         os.replace(part, whole)
         write_whole(folder / "latest", whole.name.encode())
-        others = sorted((f for f in folder.glob("step-*") if f != whole), key=step_of)
+        others = [f for f in numbered(folder) if f != whole]
         before = [f for f in others if step_of(f) < step]
         for old in others:                          # those after this step are of a future that was not resumed from
             if old not in before[len(before) - keep + 1:]:
@@ -56,42 +65,99 @@ def save(engine: Engine, run_dir: Path, step: int, identity: Identity, keep: int
 def new_folder(part: Path) -> None:
     """Make the folder, in place of what a save that was cut off left."""
     for left_over in part.parent.glob("part-*"):
-        shutil.rmtree(left_over)
+        if PASSING.fullmatch(left_over.name):
+            shutil.rmtree(left_over)
     part.mkdir(parents=True)
 
 
-def restore(engine: Engine, run_dir: Path, resume: str, identity: Identity) -> int:
-    """Load the newest checkpoint that is whole, if there is one; returns the step to run next. A collective.
+def finished(engine: Engine, config: DPOConfig | SFTConfig, plan: Plan, known: Mapping[str, str],
+             later: Collection[str] = ()) -> bool:
+    """Whether the run folder holds this very run, with all its steps and its export. A collective.
 
-    A damaged one is named, and the one before it taken. Args: resume: auto, never or force (config key run.resume).
-    Raises: BadInput where the checkpoint belongs to another plan, unless forced."""
-    for folder in engine.on_rank0(lambda: sorted((run_dir / "checkpoints").glob("step-*"), key=step_of, reverse=True)):
-        damage = [what for rank in engine.gather(damaged(folder, engine.rank, engine.world)) for what in rank]
+    Args: known: as `more` of `identity`. later: names of what it lacks yet, which `restore`
+    compares.
+    Raises: BadInput where the newest checkpoint is of another run, unless forced, or of another
+    format."""
+    run_dir, now = Path(config.run.dir), identity(config, plan, known)
+
+    def look() -> bool:
+        for folder in reversed(numbered(run_dir / "checkpoints")):
+            try:
+                state = read_state(folder)
+            except DAMAGE:
+                continue
+            same = require_same(folder, state, config.run.resume, now, later)
+            return same and state["step"] == len(plan.steps) and ended_well(run_dir)
+        return False
+    return engine.on_rank0(look)
+
+
+def ended_well(run_dir: Path) -> bool:
+    """Whether the run in the folder wrote its export and said so, the last that it does."""
+    status = run_dir / "status.json"
+    try:
+        return (run_dir / "model").is_dir() and json.loads(status.read_text(encoding="utf-8"))["code"] == 0
+    except DAMAGE:
+        return False
+
+
+def restore(engine: Engine, run_dir: Path, resume: str, identity: Identity) -> int:
+    """Load the newest checkpoint that is whole, if there is one; returns the step to run next. A
+    collective.
+
+    A damaged one is named, and the one before it taken. Args: resume: auto, never or force (config
+    key run.resume).
+    Raises: BadInput where the checkpoint belongs to another plan, unless forced, or is of another
+    format."""
+    for name in engine.on_rank0(lambda: strangers(run_dir / "checkpoints")):
+        engine.say(f"{run_dir / 'checkpoints' / name} is no checkpoint (step-N, a folder): it is ignored")
+    for folder in engine.on_rank0(lambda: numbered(run_dir / "checkpoints")[::-1]):
+        mine = engine.agreed(lambda: damaged(folder, engine.rank, engine.world))
+        damage = [what for rank in engine.gather(mine) for what in rank]
         if damage:
             engine.say(f"checkpoint {folder} is damaged ({', '.join(damage)}); the one before it is used")
             continue
-        was = read_state(folder)["identity"]
-        changes = [f"{name} ({was.get(name)!s:.16} then, {identity.get(name)!s:.16} now)"
-                   for name in sorted({*was, *identity}) if was.get(name) != identity.get(name)]
-        if changes and resume != "force":
-            raise BadInput(f"checkpoint {folder} is of another run: {'; '.join(changes)}. run.resume=force takes it anyway")
+        require_same(folder, read_state(folder), resume, identity)
         engine.load_state(folder, step_of(folder))
         engine.say(f"resumed from {folder}")
         return step_of(folder)
     return 0
 
 
+def require_same(folder: Path, state: Mapping[str, object], resume: str, identity: Identity, later: Collection[str] = ()) -> bool:
+    """Whether a checkpoint is of the run of this identity. Raises: BadInput with each difference
+    where not, unless forced."""
+    was = {name: value for name, value in state["identity"].items() if name not in later}
+    changes = [f"{name} ({was.get(name)!s:.16} then, {identity.get(name)!s:.16} now)"
+               for name in sorted({*was, *identity}) if was.get(name) != identity.get(name)]
+    if changes and resume != "force":
+        raise BadInput(f"checkpoint {folder} is of another run: {'; '.join(changes)}. run.resume=force takes it anyway")
+    return not changes
+
+
 def damaged(folder: Path, rank: int, world: int) -> list[str]:
-    """What is missing or not as it was written, among this rank's share of a checkpoint's files."""
+    """What is missing or not as it was written, among this rank's share of a checkpoint's files.
+
+    Raises: BadInput where state.json is whole and of another format."""
     try:
         files = sorted(read_state(folder)["files"].items())
-    except (OSError, ValueError, KeyError):
+    except DAMAGE:
         return ["state.json"] if rank == 0 else []
     return [name for name, digest in files[rank::world] if not (folder / name).is_file() or synced_digest(folder / name) != digest]
 
 
 def read_state(folder: Path) -> dict[str, object]:
-    return json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    """`state.json` of a checkpoint. Raises: one of DAMAGE where it is not what was written there;
+    BadInput where it is of another format: a checkpoint of an older version, or of another
+    program."""
+    state = json.loads((folder / "state.json").read_bytes().decode())
+    found = state.get("format") if isinstance(state, dict) else None
+    if found != FORMAT:
+        raise BadInput(f"checkpoint {folder}: state.json is of format {found!r}, wanted {FORMAT}: another version wrote it, "
+                       "which can go on from it; else name another run.dir")
+    if state["step"] != step_of(folder) or not all(isinstance(state[name], dict) for name in ("identity", "files")):
+        raise KeyError("step, identity, files")
+    return state
 
 
 def synced_digest(path: Path) -> str:
@@ -105,14 +171,43 @@ def synced_digest(path: Path) -> str:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write under a temporary name, sync, rename: the file is there whole or as it was before."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with part.open("wb") as file:
+    """Write under a temporary name, sync, rename: the file is there whole or as it was before.
+
+    A link at `path` is replaced, what it points to stays."""
+    with new_file(path) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
 
 
-def step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that becomes `path`, synced, at the end of the block, or goes where an error ends it.
+
+    Its temporary name can't be guessed, and nothing that exists is opened: no link that somebody planted is followed."""
+    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
+    opened = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        with os.fdopen(opened, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def numbered(folder: Path, suffix: str = "") -> list[Path]:
+    """What is named `step-N` in a folder, ascending: files with the suffix, or folders without one.
+    Other names are not ours."""
+    paths = [path for path in folder.glob(f"step-*{suffix}") if NUMBERED.fullmatch(path.name.removesuffix(suffix))]
+    return sorted((path for path in paths if suffix or path.is_dir()), key=step_of)
+
+
+def strangers(folder: Path) -> list[str]:
+    """Names in the folder of checkpoints of what no save makes."""
+    ours = {path.name for path in numbered(folder)}
+    return sorted(path.name for path in folder.glob("*") if path.name not in ours and not PASSING.fullmatch(path.name))
+
+
+def step_of(path: Path) -> int:
+    """N of a path that `numbered` gives."""
+    return int(path.name.split(".")[0].removeprefix("step-"))

@@ -9,13 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zephyr.config import DPOConfig, Run, SFTConfig, to_yaml
+from zephyr.config import BadInput, DPOConfig, Run, SFTConfig, to_yaml
 from zephyr.packing import PackedBatch, Plan
 from zephyr.training import alarms, checkpoint
 from zephyr.training.engine import Engine
 from zephyr.training.metrics import Ledger, Recorder, Row, Totals
 from zephyr.training.planner import mfu
 from zephyr.training.schedule import learning_rate
+from zephyr.training.tolerance import response_nats
 
 Stats = Mapping[str, Tensor]                        # metric name -> one value a pair [P], detached
 Sample = Callable[[int], Row]                       # the policy answers prompts after so many updates -> what the record says of it
@@ -26,7 +27,7 @@ class Split(NamedTuple):
     """Examples of one kind, planned, with how a micro-batch of them becomes a loss sum."""
     plan: Plan
     collate: Callable[[Sequence[int]], PackedBatch]
-    objective: Objective                            # -> loss summed over the micro-batch, statistics of each pair
+    objective: Objective | None                     # -> loss summed over the micro-batch, statistics of each pair; None: not known yet
     ids: Sequence[str]                              # of each example
     tokens: Sequence[int]                           # packed tokens of each example
     units: Sequence[int]                            # what losses are averaged over: 1 a pair, target tokens of a text
@@ -34,6 +35,7 @@ class Split(NamedTuple):
     forward_flops: Sequence[float]                  # of each example
     identity: Mapping[str, str]                     # what the trajectory depends on beside plan and config, by name
     ledger: Mapping[str, Sequence[int]] | None = None       # token counts kept with each pair's visits; None: no ledger
+    start_loss: float | None = None                 # of each pair while the policy is its reference; None: not checked
 
 
 class NonFinite(RuntimeError):
@@ -44,14 +46,17 @@ class Stopped(RuntimeError):
     """A signal asked for an end: the step was finished and a checkpoint saved."""
 
 
-def fit(engine: Engine, config: DPOConfig | SFTConfig, train: Split, evaluation: Split | None, sample: Sample | None = None) -> None:
-    """Run the steps of `train.plan` that no checkpoint has yet, with metrics, ledger, evaluation, `sample` (at step 0 too), checkpoints.
+def fit(engine: Engine, config: DPOConfig | SFTConfig, train: Split, evaluation: Split | None, sample: Sample | None = None,
+        accept: Callable[[], None] = lambda: None) -> None:
+    """Run the steps of `train.plan` that no checkpoint has yet. `sample` runs at step 0 too.
 
-    Each step's loss is its sum over all examples of all ranks divided once by their units: never a mean of means.
-    Raises: NonFinite before the update; Stopped on all ranks after the step in which a signal reached any."""
+    A step's loss is its sum over all ranks divided once by their units: never a mean of means.
+    Args: accept: called once no checkpoint is of another run, before anything is written.
+    Raises: BadInput (`restore`, `require_start`); NonFinite before the update; Stopped, saved."""
     run, optim, steps = config.run, config.optim, train.plan.steps
     identity = checkpoint.identity(config, train.plan, train.identity)
     first_step = checkpoint.restore(engine, Path(run.dir), run.resume, identity)
+    accept()
     rates = [learning_rate(step, len(steps), lr_peak=optim.lr_peak, schedule=optim.schedule,
                            warmup_fraction=optim.warmup_fraction) for step in range(len(steps))]
     ulp = torch.finfo(getattr(torch, config.hardware.dtype)).eps
@@ -62,10 +67,7 @@ def fit(engine: Engine, config: DPOConfig | SFTConfig, train: Split, evaluation:
             sample(0)
         sums, logged, since = {}, first_step - 1, time.perf_counter()
         for step in range(first_step, len(steps)):
-            totals = run_step(engine, train, step, ledger)
-            grad_norm = engine.step(rates[step])
-            totals.of |= dict(zip(("update", "weight"), engine.update_and_weight(rates[step])))
-            of_step = reduced(engine, train, step, totals, grad_norm)
+            of_step = update(engine, train, step, rates[step], ledger, config)
             require_finite(of_step, engine, train, step, ledger, recorder)
             sums, done, last = added(sums, of_step), step + 1, step == len(steps) - 1
             saves = done % run.save_every == 0 or last or of_step["stop"]
@@ -91,6 +93,17 @@ def save(engine: Engine, run: Run, done: int, identity: checkpoint.Identity, led
     rows = [row for rank in engine.gather(ledger.rows()) for row in rank] if ledger else []
     engine.on_rank0(lambda: [recorder.sync(), ledger and ledger.commit(done, rows)] and None)
     checkpoint.save(engine, Path(run.dir), done, identity, run.keep)
+
+
+def update(engine: Engine, split: Split, step: int, rate: float, ledger: Ledger | None, config: DPOConfig | SFTConfig) -> Row:
+    """Gradient and update of a step; its sums over all ranks. Raises: BadInput before the first
+    update (`require_start`)."""
+    totals = run_step(engine, split, step, ledger)
+    if step == 0 and ledger:
+        require_start(engine, split, ledger, config)
+    grad_norm = engine.step(rate)
+    totals.of |= dict(zip(("update", "weight"), engine.update_and_weight(rate)))
+    return reduced(engine, split, step, totals, grad_norm)
 
 
 def run_step(engine: Engine, split: Split, step: int, ledger: Ledger | None) -> Totals:
@@ -166,3 +179,25 @@ def require_finite(of_step: Row, engine: Engine, split: Split, step: int, ledger
             ids = guilty or [split.ids[i] for i in split.plan.steps[step].examples()]
             recorder.write({"step": step, "split": "train", "loss": None}, {"non_finite": f"the {what} is {value}"})
             raise NonFinite(f"step {step}: the {what} is {value}; no parameter was changed. Its examples: {', '.join(ids)}")
+
+
+def require_start(engine: Engine, split: Split, ledger: Ledger, config: DPOConfig) -> None:
+    """Every pair of the first step has rewards 0, and the loss that follows from them: the policy
+    is its reference.
+
+    Within what another packing may change (`tolerance.response_nats`). A collective, before the
+    first update.
+    Raises: BadInput naming the pairs that have not, on every rank."""
+    apart = []
+    for _, _, indices, stats in ledger.visits:
+        columns = (stats[name].tolist() for name in ("rewards/chosen", "rewards/rejected", "loss"))
+        for i, chosen, rejected, loss in zip(indices, *columns):
+            nats = [response_nats(config.hardware.dtype, split.ledger[name][i]) for name in ("chosen_tokens", "rejected_tokens")]
+            rewards = abs(chosen) <= config.beta * nats[0] and abs(rejected) <= config.beta * nats[1]
+            if not rewards or (split.start_loss is not None and
+                               not abs(loss - split.start_loss) <= abs(chosen) + abs(rejected) + 1e-5):
+                apart.append(f"{split.ids[i]} (rewards {chosen:+.4f} and {rejected:+.4f}, loss {loss:.4f})")
+    if found := [pair for rank in engine.gather(apart) for pair in rank]:
+        raise BadInput(f"policy and reference differ before the first update: the rewards of {len(found)} of "
+                       f"{len(split.plan.steps[0].examples())} pairs are not 0: {', '.join(found[:5])}; the reference store holds "
+                       f"other values than the model's: delete {config.reference.dir}, it will be computed again")

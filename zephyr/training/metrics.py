@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zephyr.config import BadInput, Wandb
-from zephyr.training.checkpoint import write_whole
+from zephyr.training.checkpoint import numbered, step_of, write_whole
 
 Row = dict[str, float | int | str]
 # the ledger's columns beside id, step and epoch
@@ -114,8 +114,8 @@ class Ledger:
         self.folder, self.writes = run_dir / "pairs", writes
         self.ids, self.token_counts = ids, token_counts
         self.visits: list[tuple[int, float, tuple[int, ...], dict[str, Tensor]]] = []
-        for path in self.folder.glob("step-*.parquet") if writes else ():
-            if int(path.stem.removeprefix("step-")) > first_step:
+        for path in numbered(self.folder, ".parquet") if writes else ():
+            if step_of(path) > first_step:
                 path.unlink()
 
     def add(self, step: int, epoch: float, indices: tuple[int, ...], stats: Mapping[str, Tensor]) -> None:

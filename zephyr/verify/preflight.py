@@ -1,69 +1,111 @@
-"""Before step 0, a sample of the user's own rows, model and machine shows that what is about to be trained is what was meant.
+"""Before step 0, a sample of the user's own rows, model and machine shows that what is about to be
+trained is what was meant.
 
-P examples."""
-import json
+`before_forward` checks what needs no forward pass, before the reference's is paid for; `forward`
+what needs one.
+
+P examples, T scored tokens, R responses."""
 import math
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from zephyr.chat import EncodedPair, EncodedText
 from zephyr.config import BadInput, DPOConfig, Run, SFTConfig
-from zephyr.model.logprobs import sum_by_response
 from zephyr.packing import PackedBatch
-from zephyr.training.checkpoint import write_whole
 from zephyr.training.engine import Engine
+from zephyr.training.folder import json_bytes
 from zephyr.training.loop import Split, total
+from zephyr.training.tolerance import GRADIENT, RESPONSE, TOKEN, allowed, response_nats
 from zephyr.verify.memory import step_memory
 
-# Between a packed row and an example by itself, of 1 + |log-prob|; between reference and policy; of a gradient's norm.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3}
 ROWS_READ, ROWS_PACKED = 1000, 6
 Finding = dict[str, float | int]
+Checks = dict[str, Callable[[], Finding]]
+Examples = Sequence[EncodedPair] | Sequence[EncodedText]
 
 
-def preflight(engine: Engine, config: DPOConfig | SFTConfig, examples: Sequence[EncodedPair] | Sequence[EncodedText], split: Split,
-              *, special: tuple[int | None, int], alone: Callable[[int], PackedBatch]) -> None:
-    """Check a run that is ready to start; what was found goes to the log and to `preflight.json`.
+def before_forward(engine: Engine, config: DPOConfig | SFTConfig, examples: Examples, split: Split, report: Mapping[str, object],
+                   special: tuple[int | None, int]) -> dict[str, Finding]:
+    """What is found of rows, plan and machine; nothing where run.preflight is off.
 
-    Args: special: ids of the BOS that the tokenizer adds (None: it adds none) and of EOS. alone: one example without neighbours or a shared prompt.
-    Raises: BadInput naming what is wrong and where, what was found and wanted. A collective; nothing is updated."""
-    run_dir, tolerance = Path(config.run.dir), TOLERANCE[config.hardware.dtype]
-    sample = random.Random(0).sample(range(len(examples)), min(ROWS_READ, len(examples)))
-    few = sorted(sample, key=lambda i: split.tokens[i])[:ROWS_PACKED]      # the shortest: they fit one micro-batch if any do
-    while sum(split.tokens[i] for i in few) > config.hardware.tokens_per_micro_batch:
-        few.pop()
-    row = split.collate(few).to(engine.device)
-    checks: dict[str, Callable[[], Finding]] = {
-        "labels": lambda: engine.on_rank0(lambda: require_polarity(run_dir / "data.json")),
-        "ids": lambda: engine.on_rank0(lambda: require_ids(sample, examples, special, config.data.max_tokens)),
+    Args: split: its objective need not be known. report: of the load of these examples. special:
+    ids of BOS (None: the tokenizer has none) and EOS. Raises: BadInput naming what is wrong and
+    where, what was found and wanted. A collective."""
+    return found_by(config, {
+        "labels": lambda: engine.agreed(lambda: require_polarity(report)),
+        "ids": lambda: engine.on_rank0(lambda: require_ids(sample_of(examples), examples, special, config.data.max_tokens)),
         "plan": lambda: engine.agreed(lambda: require_counts(split, engine.rank)),
         "disk": lambda: engine.on_rank0(lambda: require_disk(engine, config.run)),
         "memory": lambda: engine.agreed(lambda: require_memory(engine, config, split)),
-        "packed": lambda: below(tolerance, "packing changes log-probs", packed_difference(engine, row, list(map(alone, few)))),
-        "start": lambda: below(tolerance, "policy and reference differ at step 0", **start_difference(engine, config, split, row)),
-        "gradient": lambda: below(tolerance, "gradients are not added up over ranks: their norm changes", gradient_difference(engine, row)),
-    }
+    })
+
+
+def forward(engine: Engine, config: DPOConfig | SFTConfig, examples: Examples, split: Split, found: Mapping[str, Finding],
+            alone: Callable[[int], PackedBatch], keep: Callable[[str, bytes], None]) -> None:
+    """Check the model's forward and backward at the starting weights, unless run.preflight is off;
+    all that was found goes to the log and, by `keep`, to `preflight.json`.
+
+    Args: found: by `before_forward`. alone: one example without neighbours or a shared prompt.
+    Raises: as `before_forward`. A collective; nothing is updated."""
+    if not config.run.preflight:
+        return
+    short, long = rows_to_pack(sample_of(examples), split.tokens, config.hardware.tokens_per_micro_batch)
+    rows = [split.collate(indices).to(engine.device) for indices in (short, long)]
+    dtype = config.hardware.dtype
+    found = {**found, **found_by(config, {
+        "packed": lambda: require_packed(dtype, [packed_difference(engine, row, list(map(alone, row.indices))) for row in rows]),
+        "start": lambda: start_difference(engine, config, split, rows),
+        "gradient": lambda: below(GRADIENT[dtype], "gradients are not added up over ranks: their norm changes",
+                                  gradient_difference(engine, rows[0])),
+    })}
+    engine.say("preflight: " + "; ".join(f"{name} " + ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}"
+                                                                for k, v in of.items()) for name, of in found.items() if of))
+    keep("preflight.json", json_bytes(found))
+
+
+def found_by(config: DPOConfig | SFTConfig, checks: Checks) -> dict[str, Finding]:
+    if not config.run.preflight:
+        return {}
     try:
-        findings = {name: check() for name, check in checks.items()}
+        return {name: check() for name, check in checks.items()}
     except BadInput as error:
         raise BadInput(f"preflight: {error}; run.preflight=false trains all the same") from None
-    engine.say("preflight: " + "; ".join(f"{name} " + ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in of.items())
-                                         for name, of in findings.items() if of))
-    engine.on_rank0(lambda: write_whole(run_dir / "preflight.json", json.dumps(findings, indent=1).encode()))
 
 
-def require_polarity(report: Path) -> Finding:
-    """Where rows carry scores, the chosen answer has not the lower one. Args: report: what `load_splits` left in data.json."""
-    train = json.loads(report.read_text(encoding="utf-8"))["train"]
-    if train["inverted"]:
-        raise BadInput(f"score_chosen is below score_rejected in {len(train['inverted'])} of {train['scored']} pairs with scores, the "
-                       f"first at {train['inverted'][0]}; chosen >= rejected is wanted")
-    return {"scored": train["scored"]}
+def sample_of(examples: Examples) -> list[int]:
+    return random.Random(0).sample(range(len(examples)), min(ROWS_READ, len(examples)))
+
+
+def rows_to_pack(sample: Sequence[int], tokens: Sequence[int], budget_tokens: int) -> tuple[list[int], list[int]]:
+    """Two micro-batches: the shortest of the sample, and the longest of all examples, the second,
+    between shortest ones."""
+    ascending = sorted(sample, key=lambda i: tokens[i])
+    longest = max(range(len(tokens)), key=lambda i: tokens[i])
+
+    def fitting(first: list[int]) -> list[int]:
+        room = budget_tokens - sum(tokens[i] for i in first)
+        few = [i for i in ascending if i not in first][:ROWS_PACKED - len(first)]
+        while sum(tokens[i] for i in few) > room:
+            few.pop()
+        return few
+    beside = fitting([longest])
+    return fitting([]), [*beside[:1], longest, *beside[1:]]
+
+
+def require_polarity(report: Mapping[str, object]) -> Finding:
+    """Where rows carry scores, the chosen answer has not the lower one. Args: report: of the
+    load."""
+    if report["inverted"]:
+        raise BadInput(f"score_chosen is below score_rejected in {len(report['inverted'])} of {report['scored']} pairs with scores, "
+                       f"the first at {report['inverted'][0]}; chosen >= rejected is wanted")
+    return {"scored": report["scored"]}
 
 
 def require_ids(sample: Sequence[int], examples: Sequence[EncodedPair] | Sequence[EncodedText], special: tuple[int | None, int],
@@ -132,31 +174,73 @@ def require_memory(engine: Engine, config: DPOConfig | SFTConfig, split: Split) 
 def below(tolerance: float, complaint: str, difference: float, **more: float) -> Finding:
     """Raises: BadInput with the complaint where the difference is larger than the tolerance, or not finite."""
     if not difference <= tolerance:
-        raise BadInput(f"{complaint} by {difference:.1e} of their size; at most {tolerance} is wanted")
+        raise BadInput(f"{complaint} by {difference:.1e} of their size; at most {tolerance:.3g} is wanted")
     return {"difference": difference, **more}
 
 
+class Apart(NamedTuple):
+    """How far a packed row's log-probs are from those of its examples alone, relative to 1 + their
+    size."""
+    token: float                                    # the largest difference of a token
+    response: float                                 # the largest root mean square over a response's tokens
+    example: int                                    # with that token
+    noise: float                                    # the root mean square, over all, of what rounding alone makes
+
+
 @torch.no_grad()
-def packed_difference(engine: Engine, row: PackedBatch, alone: Sequence[PackedBatch]) -> float:
-    """The largest difference of a response's log-prob in the row and by itself, relative to 1 + its size. A collective."""
+def packed_difference(engine: Engine, row: PackedBatch, alone: Sequence[PackedBatch]) -> Apart:
+    """Of every scored token, in the row and with its example by itself. A collective.
+
+    The noise is that of the examples alone with all positions one higher, which changes nothing but
+    how they are rounded."""
     engine.train(False)
 
-    def logp_R(batch: PackedBatch) -> Tensor:
-        batch = batch.to(engine.device)
-        return sum_by_response(engine(batch), batch)
-    packed_PR = logp_R(row).view(-1, len(alone)).t()
-    alone_PR = torch.stack([logp_R(batch) for batch in alone])
+    def logp_RT(batch: PackedBatch) -> list[Tensor]:
+        return list(engine(batch.to(engine.device)).double().split(batch.response_tokens_R.tolist()))
+
+    def apart_T(other_T: Tensor, alone_T: Tensor) -> Tensor:
+        return (other_T - alone_T).abs() / (1 + alone_T.abs())
+    of_row, found, noise = logp_RT(row), [], []
+    for place, (example, batch) in enumerate(zip(row.indices, alone)):
+        logp, shifted = logp_RT(batch), logp_RT(replace(batch, positions_N=batch.positions_N + 1))
+        noise += map(apart_T, shifted, logp)
+        found += [(example, of) for of in map(apart_T, of_row[place::len(alone)], logp)]
     engine.train()
-    return float(((packed_PR - alone_PR).abs() / (1 + alone_PR.abs())).max())
+    token, example = max((float(of.max()) if of.isfinite().all() else math.inf, example) for example, of in found)
+    return Apart(token, max(rms(of) for _, of in found), example, rms(torch.cat(noise)))
+
+
+def rms(values: Tensor) -> float:
+    return float(values.square().mean().sqrt())
+
+
+def require_packed(dtype: str, rows: Sequence[Apart]) -> Finding:
+    """Raises: BadInput where a token, or a response's tokens together, are further apart than
+    rounding takes them: 8 or 3 times its root mean square, within the limits of the dtype."""
+    for row in rows:
+        below(allowed(TOKEN[dtype], 8 * row.noise), f"packing changes the log-prob of a token of example {row.example}", row.token)
+        below(allowed(RESPONSE[dtype], 3 * row.noise), "packing changes the log-probs of a response's tokens", row.response)
+    return {"difference": max(row.token for row in rows), "response": max(row.response for row in rows),
+            "noise": max(row.noise for row in rows)}
 
 
 @torch.no_grad()
-def start_difference(engine: Engine, config: DPOConfig | SFTConfig, split: Split, row: PackedBatch) -> Finding:
-    """How far the policy's log-probs are from the reference's, relative to 1 + their size (SFT: 0), and the mean loss."""
-    loss, stats = split.objective(engine, row)
-    apart = [float((stats[f"rewards/{side}"].abs() / config.beta / (1 + stats[f"logps/{side}"].abs())).max())
-             for side in ("chosen", "rejected") if stats]
-    return {"difference": max(apart, default=0.0), "loss": float(loss) / row.units}
+def start_difference(engine: Engine, config: DPOConfig | SFTConfig, split: Split, rows: Sequence[PackedBatch]) -> Finding:
+    """How far the policy's log-probs are from the reference's, of what `response_nats` allows (SFT:
+    0), and the mean loss of the first row. Raises: BadInput where that is over 1."""
+    apart, losses = [0.0], []
+    for row in rows:
+        loss, stats = split.objective(engine, row)
+        losses.append(float(loss) / row.units)
+        for side in ("chosen", "rejected") if stats else ():
+            nats_P = (stats[f"rewards/{side}"].abs() / config.beta).tolist()
+            tokens = [split.ledger[f"{side}_tokens"][i] for i in row.indices]
+            apart += [nats / response_nats(config.hardware.dtype, count) for nats, count in zip(nats_P, tokens)]
+    worst = max(apart, key=lambda of: of if math.isfinite(of) else math.inf)
+    if not worst <= 1:
+        raise BadInput(f"policy and reference differ at step 0 by {worst:.3g} times what rounding may make of it: the reference "
+                       f"store holds other values than the model's; delete it from {config.reference.dir}")
+    return {"difference": worst, "loss": losses[0]}
 
 
 def gradient_difference(engine: Engine, row: PackedBatch) -> float:

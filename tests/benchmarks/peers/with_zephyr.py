@@ -87,7 +87,7 @@ def main() -> None:
     engine = kind(hardware, 0)
     engine.adopt(partial(load_policy, task.model, attention=hardware.attention, dtype=DTYPES[hardware.dtype],
                          activation_checkpointing=hardware.activation_checkpointing), config.optim)
-    training = train_dpo.split(engine, config, pairs, plan, digest(task.model))
+    training = train_dpo.with_reference(engine, config, train_dpo.split(engine, config, pairs, plan), pairs, {"model": digest(task.model)})
     tell(rounds, profile)
     rounds.begin()
     loop.fit(engine, config, training, None)

@@ -1,0 +1,309 @@
+"""A key of a row or turn that carries meaning is honoured, or refused by name; what nothing reads is in the report."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from pair_files import jsonl, pair_rows
+from row_samples import SAID, THINKING_TEMPLATE, TOOL, TOOLS_TEMPLATE, rendered
+from tiny import tiny_tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from zephyr.chat import encode_messages, encode_pair, encode_prompt
+from zephyr.config import BadInput, Data
+from zephyr.data import format_report, load_pairs, load_splits, load_texts, prepare_tokenizer
+from zephyr.data.rows import margins
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Bern"}}}
+ASKED = [{"role": "user", "content": "Rain in Bern?"}]
+CALLED = {"role": "assistant", "content": "I look.", "tool_calls": [CALL]}
+RESULT = {"role": "tool", "name": "weather", "tool_call_id": "c1", "content": "rain"}
+PAIR = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return prepare_tokenizer(tiny_tokenizer())
+
+
+def with_template(template: str) -> PreTrainedTokenizerBase:
+    tokenizer = prepare_tokenizer(tiny_tokenizer())
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def targets(tokenizer: PreTrainedTokenizerBase, text: object) -> str:
+    return tokenizer.decode([id for id, flag in zip(text.ids, text.is_target) if flag])
+
+
+def changed_call(city: str) -> dict[str, object]:
+    return {**CALLED, "tool_calls": [{**CALL, "function": {"name": "weather", "arguments": {"city": city}}}]}
+
+
+def test_tools_reach_the_ids_where_the_template_writes_them() -> None:
+    """Answers that differ in a call alone were equal, and the tools gone. The prompt must be the one generation is given."""
+    tokenizer = with_template(TOOLS_TEMPLATE)
+    row = {"prompt": ASKED, "tools": [TOOL], "chosen": [CALLED], "rejected": [changed_call("Rome")]}
+    pair = encode_pair(tokenizer, row, template=TOOLS_TEMPLATE)
+    assert tokenizer.decode(pair.chosen_ids) == 'I look.<call>weather {"city": "Bern"}</call></s>'
+    assert tokenizer.decode(pair.rejected_ids) == 'I look.<call>weather {"city": "Rome"}</call></s>'
+    assert json.dumps(TOOL) in tokenizer.decode(pair.prompt_ids)
+    assert pair.prompt_ids == encode_prompt(tokenizer, ASKED, template=TOOLS_TEMPLATE, tools=[TOOL])
+    text = tokenizer.apply_chat_template(ASKED, tools=[TOOL], add_generation_prompt=True, tokenize=False)
+    assert pair.prompt_ids == tokenizer(text).input_ids, "what a pipeline feeds"
+    spoken = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Bern"}'}}
+    as_text = {**row, "tools": json.dumps([TOOL]), "chosen": [{"role": "assistant", "content": "I look.", "tool_calls": [spoken]}]}
+    assert encode_pair(tokenizer, as_text, template=TOOLS_TEMPLATE) == pair, "OpenAI's JSON text of tools and arguments"
+    silent = {**row, "chosen": [{**CALLED, "content": None}], "rejected": [{**changed_call("Rome"), "content": None}]}
+    assert tokenizer.decode(encode_pair(tokenizer, silent, template=TOOLS_TEMPLATE).chosen_ids).startswith("<call>")
+
+
+def test_a_tools_result_is_in_the_prompt_and_no_target(tmp_path: Path) -> None:
+    """A call, its result and the answer: as a pair, and as dialogue whose targets are the call and the answer."""
+    tokenizer = with_template(TOOLS_TEMPLATE)
+    prompt = [*ASKED, CALLED, RESULT]
+    pair = encode_pair(tokenizer, {"prompt": prompt, "chosen": "It rains.", "rejected": "Dry."}, template=TOOLS_TEMPLATE)
+    assert "<result>rain</result>" in tokenizer.decode(pair.prompt_ids)
+    assert pair.prompt_ids == encode_prompt(tokenizer, prompt, template=TOOLS_TEMPLATE)
+    dialogue = [*prompt, {"role": "assistant", "content": "It rains."}]
+    text = encode_messages(tokenizer, dialogue, template=TOOLS_TEMPLATE, tools=[TOOL])
+    assert targets(tokenizer, text) == 'I look.<call>weather {"city": "Bern"}</call></s>It rains.</s>'
+    assert json.dumps(TOOL) in tokenizer.decode(text.ids)
+    untold = encode_messages(tokenizer, dialogue, template=TOOLS_TEMPLATE)
+    assert untold.ids[:len(pair.prompt_ids)] == pair.prompt_ids, "the prefix of the last answer is that of the pair"
+    _, report = load_texts([jsonl(tmp_path / "rows.jsonl", [{"messages": dialogue, "tools": [TOOL]}])], tokenizer)
+    unread = {f"messages[].{key}": 1 for key in ("name", "tool_call_id", "tool_calls[].id", "tool_calls[].type")}
+    assert report["keys_not_read"] == unread, "what this template does not write, and only links call and result"
+
+
+@pytest.mark.parametrize(("row", "message"), [
+    ({"prompt": ASKED, "chosen": [CALLED], "rejected": [changed_call("Rome")]}, r"`chosen\[0\].tool_calls\[0\].function.name` is not written"),
+    ({"prompt": ASKED, "tools": [TOOL], "chosen": "a", "rejected": "b"}, r"`tools\[0\].function.name` is not written by the chat template"),
+    ({"prompt": [*ASKED, CALLED, RESULT], "chosen": "a", "rejected": "b"}, r"`prompt\[1\].tool_calls"),
+    ({"prompt": ASKED, "chosen": [{**SAID[1], "reasoning_content": "t"}], "rejected": "b"}, r"`chosen\[0\].reasoning_content` is not written"),
+    ({"chosen": [*ASKED, SAID[1]], "rejected": [*ASKED, {**SAID[1], "thinking": "t"}]}, r"`rejected\[1\].thinking` is not written"),
+    ({"prompt": "q", "chosen": "<think>\nhm\n</think>\n\na", "rejected": "b"}, "`chosen.content` holds a <think> block"),
+    ({**PAIR, "images": ["a.png"]}, r"`images` is list \['a.png'\].*data.columns.images=null"),
+    ({**PAIR, "functions": [{"name": "f"}]}, "`functions` is list.*wanted `tools`"),
+    ({**PAIR, "context": "c"}, "`context` is str 'c'"),
+    ({**PAIR, "weight": -1}, "`weight` is int -1"), ({**PAIR, "weight": "1"}, "`weight` is str '1'"),
+    ({**PAIR, "weight": 1e400}, "`weight` is float inf"), ({**PAIR, "tools": "weather"}, "`tools` is str 'weather'"),
+    ({**PAIR, "system": 3}, "`system` is int 3"), ({**PAIR, "history": "q"}, "`history` is str 'q'"),
+    ({**PAIR, "system": "a", "system_prompt": "b"}, "`system` and `system_prompt` differ"),
+    ({"system": "a", "prompt": [{"role": "system", "content": "b"}, *ASKED], "chosen": "a", "rejected": "b"}, "two system turns"),
+    ({"prompt": ASKED, "chosen": [{**SAID[1], "weight": 0}], "rejected": "b"}, "last turn of `chosen` is not to be trained"),
+    ({"prompt": [{**ASKED[0], "function_call": {"name": "f"}}], "chosen": "a", "rejected": "b"}, r"`prompt\[0\].function_call`"),
+    ({"prompt": ASKED, "chosen": [{**CALLED, "tool_calls": [{**CALL, "function": {"name": "f", "arguments": "{"}}]}], "rejected": "b"},
+     r"`chosen\[0\].tool_calls\[0\]` has the arguments str '{'"),
+    ({**PAIR, "chosen": json.dumps(SAID)}, "`chosen` is the text of a list of messages"),
+    ({**PAIR, "prompt": str(SAID)}, "`prompt` is the text of a list of messages"),
+])
+def test_what_zephyrs_template_has_no_place_for_is_named(row: dict[str, object], message: str, tokenizer: PreTrainedTokenizerBase,
+                                                          tmp_path: Path) -> None:
+    """Each of these was dropped in silence, or trained as words."""
+    path = jsonl(tmp_path / "rows.jsonl", [row])
+    with pytest.raises(BadInput, match=message) as error:
+        load_pairs([path], tokenizer)
+    assert str(error.value).startswith(f"{path}:1: ")
+
+
+def test_a_template_that_leaves_anything_out_is_seen() -> None:
+    """By trying, not by reading the template: a system turn, a call's arguments, the words beside a call, a tool's parameters."""
+    end = "{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}A{% endif %}"
+    quiet = "{% for m in messages %}{% if m.role != 'system' %}{{ m.role[0] | upper + m.content }}" + end
+    names = "{% for m in messages %}{% if true %}{{ m.role[0] | upper + m.content }}{% for c in m.tool_calls %}{{ c.function.name }}{% endfor %}" + end
+    wordless = ("{% for m in messages %}{% if true %}{{ m.role[0] | upper }}{% if m.tool_calls %}{{ m.tool_calls | tojson }}"
+                "{% else %}{{ m.content }}{% endif %}" + end)
+    listed = "{% for t in tools %}{{ t.function.name }}{% endfor %}" + wordless
+    system = [{"role": "system", "content": "S"}]
+    tokenizer = with_template(quiet)
+    for template, turns, tools, lost in (
+            (quiet, system + SAID, None, r"messages\[0\].content"), (names, [*ASKED, CALLED], None, r"function.arguments.city"),
+            (wordless, [*ASKED, CALLED], None, r"messages\[1\].content"), (listed, SAID, [TOOL], r"tools\[0\].function.description")):
+        with pytest.raises(ValueError, match=f"{lost}` is not written by the chat template"):
+            encode_messages(tokenizer, turns, template=template, tools=tools)
+    assert targets(tokenizer, encode_messages(tokenizer, SAID, template=quiet)) == "Ahoy</s>"
+
+
+def test_thoughts_are_trained_where_the_template_writes_them() -> None:
+    """The answer's prefix is generation's, with the thoughts behind it; a thought that the template leaves out of an earlier answer
+    is refused in a target, and told where it is only context."""
+    tokenizer = with_template(THINKING_TEMPLATE)
+    for answer in ({"role": "assistant", "content": "<think>\nhm\n</think>\n\nAhoy"},
+                   {"role": "assistant", "content": "Ahoy", "reasoning_content": "hm"}):
+        pair = encode_pair(tokenizer, {"prompt": "Hi", "chosen": [answer], "rejected": "No"}, template=THINKING_TEMPLATE)
+        assert tokenizer.decode(pair.chosen_ids) == "<think>\nhm\n</think>\n\nAhoy</s>"
+        assert tokenizer.decode(pair.rejected_ids) == "No</s>"
+        assert pair.prompt_ids == encode_prompt(tokenizer, SAID[:1], template=THINKING_TEMPLATE)
+        text = tokenizer.apply_chat_template(SAID[:1], add_generation_prompt=True, tokenize=False)
+        assert pair.prompt_ids == tokenizer(text).input_ids, "what a pipeline feeds"
+        encoded = encode_messages(tokenizer, [SAID[0], answer], template=THINKING_TEMPLATE)
+        assert targets(tokenizer, encoded) == "<think>\nhm\n</think>\n\nAhoy</s>"
+        longer = [SAID[0], answer, *SAID]
+        with pytest.raises(ValueError, match=r"`messages\[1\].(content` holds a <think> block, which|reasoning_content`) is not written"):
+            encode_messages(tokenizer, longer, template=THINKING_TEMPLATE)
+        told: list[str] = []
+        masked = encode_messages(tokenizer, [SAID[0], {**answer, "train": False}, *SAID], template=THINKING_TEMPLATE, left_out=told)
+        assert targets(tokenizer, masked) == "Ahoy</s>" and len(told) == 1 and told[0].startswith("messages[].")
+        encode_pair(tokenizer, {"prompt": longer[:-1], "chosen": "a", "rejected": "b"}, template=THINKING_TEMPLATE)
+
+
+@pytest.mark.parametrize("key", ["train", "trainable", "training", "weight", "loss", "loss_weight", "loss_mask", "step_loss_mask"])
+def test_masked_turns_are_no_targets(key: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """By every name it goes by, in both ways of choosing targets; a weight between 0 and 1 is not rounded."""
+    turns = [SAID[0], {**SAID[1], key: 0}, SAID[0], {"role": "assistant", "content": "Bye", key: True}]
+    path = jsonl(tmp_path / "rows.jsonl", [{"messages": turns}, {"conversations": [
+        {"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ahoy", key: False}, {"from": "human", "value": "Hi"},
+        {"from": "gpt", "value": "Bye"}]}])
+    for text in load_texts([path], tokenizer)[0]:
+        assert targets(tokenizer, text) == "Bye</s>" and tokenizer.decode(text.ids) == "<s>" + rendered(("", "Hi", "Ahoy", "Hi", "Bye"))
+    (whole, _), _ = load_texts([path], tokenizer, targets="all")
+    assert targets(tokenizer, whole) == rendered(("", "Hi", "Ahoy", "Hi", "Bye")).replace("Ahoy</s>", "")
+    bad = [({**SAID[1], key: 0.5}, r"0\.5, wanted 1 or true"), ({**SAID[1], key: "no"}, "str 'no'")]
+    bad += [({**SAID[1], key: 0, "train" if key != "train" else "loss": 1}, "both that it is trained")]
+    for turn, message in bad:
+        with pytest.raises(BadInput, match=rf"{message}"):
+            load_texts([jsonl(tmp_path / "bad.jsonl", [{"messages": [SAID[0], turn]}])], tokenizer)
+    user = jsonl(tmp_path / "user.jsonl", [{"messages": [{**SAID[0], key: 1}, SAID[1]]}])
+    with pytest.raises(BadInput, match=r"`messages\[0\]` is marked as trained, and is the user's"):
+        load_texts([user], tokenizer)
+    nothing = jsonl(tmp_path / "none.jsonl", [{"messages": [SAID[0], {**SAID[1], key: 0}]}, {"messages": SAID}])
+    assert list(load_texts([nothing], tokenizer)[1]["dropped"].values()) == [1], "a row without a target is dropped, and counted"
+
+
+def test_weights_are_kept_and_not_ignored(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """The loss that reads them is not there: the table holds them, and a run that would ignore them does not start."""
+    path = jsonl(tmp_path / "rows.jsonl", [PAIR, {**PAIR, "prompt": "r", "weight": 0.5}, {**PAIR, "prompt": "s", "weight": 1}])
+    for cache in (None, tmp_path / "cache", tmp_path / "cache"):
+        pairs, report = load_pairs([path], tokenizer, cache_dir=cache)
+        assert pairs.weights.tolist() == [1, 0.5, 1] and pairs[1].weight == 0.5
+    with pytest.raises(BadInput, match=r"rows.jsonl:2: `weight` is not 1, in 1 rows"):
+        splits(tokenizer, [path])
+    splits(tokenizer, [path], columns={"weight": None})
+    with pytest.raises(BadInput, match="`weight` is float 0.5: rows of train_sft.py are not weighted"):
+        load_texts([jsonl(tmp_path / "sft.jsonl", [{"messages": SAID, "weight": 0.5}])], tokenizer)
+
+
+class OneRank:
+    """What `load_splits` asks of an engine."""
+    rank = 0
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.say = self.said.append
+
+    def rank0_first(self, function):  # noqa: ANN001, ANN201
+        return function()
+
+
+def splits(tokenizer: PreTrainedTokenizerBase, train: list[str], evaluation: list[str] = [], **options: object) -> str:
+    """What the log says of a run's data."""
+    engine, load = OneRank(), options.pop("load", load_pairs)
+    data = Data(tuple(train), tuple(evaluation))
+    load_splits(engine, data, lambda sources: load(sources, tokenizer, **options), None)
+    return "\n".join(engine.said)
+
+
+def test_prompts_of_eval_that_are_in_train(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """Counted by the prompt's ids, whatever the answers are; in plain text, and with every token a target, by the whole."""
+    train = jsonl(tmp_path / "train.jsonl", pair_rows(12))
+    other = [{**row, "chosen": "other"} for row in pair_rows(3)] + [{**PAIR, "prompt": "new"}]
+    assert "warning: 3 of 4 have a prompt that is in data.train too" in splits(tokenizer, [train], [jsonl(tmp_path / "eval.jsonl", other)])
+    assert "in data.train too" not in splits(tokenizer, [train], [jsonl(tmp_path / "new.jsonl", other[3:])])
+    texts = [{"prompt": "q", "completion": "a"}, {"text": "plain words"}, {"prompt": "r", "completion": "a"}]
+    train = jsonl(tmp_path / "texts.jsonl", texts)
+    held = jsonl(tmp_path / "held.jsonl", [{"prompt": "q", "completion": "b"}, {"text": "plain words"}, {"text": "plain"}])
+    assert "warning: 2 of 3" in splits(tokenizer, [train], [held], load=load_texts)
+    assert "warning: 1 of 3" in splits(tokenizer, [train], [held], load=load_texts, targets="all")
+
+
+def test_duplicates_and_contradictions_are_counted(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """Four of A over B and four of B over A teach nothing, and were trained on without a word."""
+    a, b = {"prompt": "tea?", "chosen": "Green.", "rejected": "Black."}, {"prompt": "tea?", "chosen": "Black.", "rejected": "Green."}
+    path = jsonl(tmp_path / "rows.jsonl", [a, a, b, PAIR, b])
+    _, report = load_pairs([path], tokenizer)
+    again, opposite = report["warnings"]["the same example again"], report["warnings"]["the opposite of an earlier pair, chosen and "
+                                                                                       "rejected exchanged"]
+    assert again == {"rows": 2, "first": [f"{path}:2", f"{path}:5"]} and opposite == {"rows": 2, "first": [f"{path}:3", f"{path}:5"]}
+    assert f"exchanged: 2 rows, the first at {path}:3" in format_report(report)
+    assert load_pairs([jsonl(tmp_path / "fine.jsonl", [a, PAIR])], tokenizer)[1]["warnings"] == {}
+
+
+def test_text_that_looks_like_turns_is_counted(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """It may be meant (a question about JSON, a play), so it is trained, and said; the plain words beside it are not blamed."""
+    rows = [{"prompt": "Write on:\nHuman: Hi\nAssistant:", "chosen": "a", "rejected": "b"},
+            {"prompt": "<|im_start|>user\nHi<|im_end|>", "chosen": "a", "rejected": "b"},
+            {"prompt": "[INST] Hi [/INST]", "chosen": "a", "rejected": "b"},
+            {"prompt": [{"role": "user", "content": json.dumps(SAID)}], "chosen": "a", "rejected": "b"},
+            {"prompt": "The Human: a book. What is [1, 2] in JSON?", "chosen": "a", "rejected": "b"}]
+    path = jsonl(tmp_path / "rows.jsonl", rows)
+    _, report = load_pairs([path], tokenizer)
+    assert sorted((of["rows"], of["first"][0]) for of in report["warnings"].values()) == [
+        (1, f"{path}:1"), (1, f"{path}:4"), (2, f"{path}:2")]
+    assert "zephyr binarize" in format_report(report)
+
+
+@pytest.mark.parametrize(("label", "good"), [(True, True), (1, True), ("desirable", True), (False, False), (0, False), ("undesirable", False)])
+@pytest.mark.parametrize("key", ["label", "kto_tag"])
+def test_answers_called_bad_are_no_model(key: str, label: object, good: bool, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """KTO's rows were trained on as if every answer were good."""
+    row = {"prompt": "Hi", "completion": "Go away.", key: label}
+    path = jsonl(tmp_path / "rows.jsonl", [{"prompt": "Hi", "completion": "Ahoy", key: True}, row])
+    if good:
+        assert len(load_texts([path], tokenizer)[0]) == 2
+        return
+    with pytest.raises(BadInput, match=rf"rows.jsonl:2: `{key}` is .*an answer called bad"):
+        load_texts([path], tokenizer)
+    texts, report = load_texts([path], tokenizer, on_bad_row="skip")
+    assert len(texts) == 1 and report["rows_skipped"] == 1
+    texts, report = load_texts([path], tokenizer, columns={key: None})
+    assert len(texts) == 2 and report["keys_not_read"] == {key: 2}
+    classes = [{"text": "words", key: label}]
+    assert load_texts([jsonl(tmp_path / "text.jsonl", classes)], tokenizer)[1]["keys_not_read"] == {key: 1}, "a class, no verdict"
+
+
+@pytest.mark.parametrize(("row", "margin"), [
+    ({"chosen-rating": 2.0, "rejected-rating": 4.5}, -2.5), ({"rating_chosen": 5, "rating_rejected": 3}, 2),
+    ({"chosen_score": 8.0, "rejected_score": 6.0}, 2), ({"score_chosen": 1, "score_rejected": 1}, 0),
+    ({"chosen_avg_rating": 3.5, "rejected_avg_rating": 4}, -0.5), ({"reward_chosen": 0.25, "reward_rejected": 0.5}, -0.25),
+    ({"chosen_rank": 1, "rejected_rank": 3}, 2), ({"chosen_rank": 3, "rejected_rank": 1}, -2), ({"margin": -0.5}, -0.5),
+    ({"score_chosen": 3, "score_rejected": 1, "chosen-rating": 1, "rejected-rating": 3}, -2), ({"score_chosen": 2}, None),
+    ({"chosen_model": "a", "rejected_model": "b"}, None)])
+def test_polarity_under_every_name(row: dict[str, object], margin: float | None, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """Fails where a rating goes unseen under another name, or a rank, lower is better, is taken for a score."""
+    assert min(margins({**PAIR, **row}), default=None) == margin
+    _, report = load_pairs([jsonl(tmp_path / "rows.jsonl", [{**PAIR, **row}])], tokenizer)
+    assert bool(report["inverted"]) == (margin is not None and margin < 0) and (margin is None) == (report["mean_preference"] is None)
+    assert report["keys_not_read"] == (dict.fromkeys(sorted(row), 1) if margin is None else {})
+
+
+def test_nulls_of_arrow_are_no_keys(tmp_path: Path) -> None:
+    """A column that another row fills puts null into every turn, call and schema: rendered, they would be words."""
+    from datasets import Dataset
+    tokenizer = with_template(TOOLS_TEMPLATE)
+    other = {"type": "function", "function": {"name": "add", "description": "of numbers", "parameters": {
+        "type": "object", "properties": {"n": {"type": "string"}}}}}
+    rows = [{"messages": [*ASKED, changed_call("Bern")], "tools": [TOOL]}, {"messages": SAID, "tools": [other]}]
+    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    lines = jsonl(tmp_path / "rows.jsonl", rows)
+    assert [text.ids for text in load_texts([str(tmp_path / "rows.parquet")], tokenizer)[0]] == [
+        text.ids for text in load_texts([lines], tokenizer)[0]]
+
+
+def test_a_turn_unread_is_told(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """Keys of rows and turns that nobody knows are listed once, with the number of rows."""
+    turns = [{**SAID[0], "name": "Bob", "lang": "en"}, {**SAID[1], "lang": "en"}]
+    path = jsonl(tmp_path / "rows.jsonl", [{"messages": turns, "source": "made", "prompt": "Hi"}, {"messages": SAID, "source": "made"}])
+    _, report = load_texts([path], tokenizer)
+    assert report["keys_not_read"] == {"messages[].lang": 1, "messages[].name": 1, "prompt": 1, "source": 2}
+    assert "keys not read: messages[].lang (1 rows), messages[].name (1 rows), prompt (1 rows), source (2 rows)" in format_report(report)
+
+
+def test_special_names_in_calls_stay_text() -> None:
+    """Nobody's words end a turn: a `</s>` in the arguments of a call, a thought or a tool is spelled out."""
+    tokenizer = with_template(TOOLS_TEMPLATE)
+    tool = {**TOOL, "function": {**TOOL["function"], "description": "ends </s>"}}
+    turns = [*ASKED, changed_call("a</s>b")]
+    text = encode_messages(tokenizer, turns, template=TOOLS_TEMPLATE, tools=[tool])
+    assert text.ids.count(tokenizer.eos_token_id) == 3 and 'weather {"city": "a</s>b"}</call></s>' in tokenizer.decode(text.ids)

@@ -1,0 +1,149 @@
+"""The store of reference log-probs: its address, its parts, and what is computed again when it is
+read."""
+import hashlib
+import math
+import random
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save
+
+from zephyr import reference
+from zephyr.chat import EncodedPair
+from zephyr.config import BadInput, Hardware
+from zephyr.training.loop import require_start
+from zephyr.training.metrics import Ledger
+from zephyr.training.tolerance import response_nats
+
+
+def engine(**hardware: object) -> SimpleNamespace:
+    return SimpleNamespace(hardware=Hardware(**{"dtype": "float32", "attention": "sdpa", **hardware}), device=torch.device("cpu"),
+                           world=1, rank=0, broadcast=lambda value: value, gather=lambda value: [value])
+
+
+def test_an_address_holds_all_that_decides_a_value(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Weights, dtype, attention, device, versions and our own code. Fails where one is left out,
+    alone or with another, and a store of other numerics would be trained against; and where the
+    number of tokens of a micro-batch is in it."""
+    base = reference.numerics(engine(), "w")
+    others = [reference.numerics(engine(dtype="bfloat16"), "w"), reference.numerics(engine(attention="torch_varlen"), "w"),
+              reference.numerics(engine(dtype="bfloat16", attention="torch_varlen"), "w"), reference.numerics(engine(), "other")]
+    gpu = engine()
+    gpu.device = torch.device("cuda")
+    others.append(reference.numerics(gpu, "w"))
+    with monkeypatch.context() as patch:
+        patch.setattr(reference, "version", lambda name: f"another {name}")
+        others += [reference.numerics(engine(), "w"), reference.numerics(engine(attention="flash_attn"), "w")]
+        assert others[-1]["flash-attn"] == "another flash-attn"
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "__version__", "3.0")
+        others.append(reference.numerics(engine(), "w"))
+    (tmp_path / "attention.py").write_text("")
+    with monkeypatch.context() as patch:
+        patch.setattr(reference.model, "__file__", str(tmp_path / "__init__.py"))
+        others.append(reference.numerics(engine(), "w"))
+    assert len({tuple(sorted(of.items())) for of in [base, *others]}) == 1 + len(others) == 10
+    assert reference.numerics(engine(tokens_per_micro_batch=7, prefix_sharing=False), "w") == base
+
+
+def part(folder: Path, content: bytes) -> None:
+    (folder / f"part-{hashlib.sha256(content).hexdigest()}.safetensors").write_bytes(content)
+
+
+@pytest.mark.parametrize("content,complaint", [
+    (b"no tensors", "is no part of a store"), (save({"pair": np.zeros((1, 32), np.uint8)}), "is no part of a store"),
+    (save({"pair": np.zeros((2, 32), np.uint8), "logp": np.zeros((1, 2), np.float32)}), "two of each pair are wanted"),
+    (save({"pair": np.zeros((1, 31), np.uint8), "logp": np.zeros((1, 2), np.float32)}), "two of each pair are wanted"),
+    (save({"pair": np.zeros((1, 32), np.uint8), "logp": np.full((1, 2), np.nan, np.float32)}), "are not finite")])
+def test_a_part_of_the_right_name_and_other_contents(content: bytes, complaint: str, tmp_path: Path) -> None:
+    """Fails for a traceback, for entries that are left out in silence, or a NaN that is trained
+    against."""
+    part(tmp_path, save({"pair": np.ones((1, 32), np.uint8), "logp": np.ones((1, 2), np.float32)}))
+    assert reference.read_store(tmp_path) == {b"\1" * 32: (1.0, 1.0)}
+    part(tmp_path, content)
+    with pytest.raises(BadInput, match=complaint):
+        reference.read_store(tmp_path)
+
+
+def test_a_part_with_a_flipped_bit(finished: Path, tmp_path: Path) -> None:
+    """Of a real run's store. Fails where damage is read."""
+    (whole,) = (finished / "reference").glob("*/part-*.safetensors")
+    assert len(reference.read_store(whole.parent)) == 20
+    content = bytearray(whole.read_bytes())
+    content[-1] ^= 1
+    (tmp_path / whole.name).write_bytes(content)
+    with pytest.raises(BadInput, match="is damaged"):
+        reference.read_store(tmp_path)
+
+
+def test_a_probe_is_of_all_lengths() -> None:
+    """One of each eighth by length, every one as likely as another. Fails where only short ones are
+    drawn, or the last never."""
+    lengths = random.Random(0).sample(range(1000), 83)
+    eighths, drawn = [math.floor(k * 83 / 8) for k in range(9)], Counter()
+    for seed in range(400):
+        chosen = reference.over_lengths(range(83), lengths, random.Random(seed))
+        ranks = [sorted(lengths).index(lengths[i]) for i in chosen]
+        assert all(low <= rank < high for low, rank, high in zip(eighths, ranks, eighths[1:]))
+        drawn.update(chosen)
+    assert set(drawn) == set(range(83))
+    assert sorted(reference.over_lengths([4, 9, 2], lengths, random.Random(0))) == [2, 4, 9]
+
+
+PAIRS = [EncodedPair(f"p{i}", [1], [5] * (1 + i % 7), [6] * 3) for i in range(60)]
+
+
+def test_a_probe_is_another_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three changed pairs of 60 are missed by some draws and found by others; unchanged ones always
+    pass. Fails where the same pairs are drawn for a store of one size, so that whoever changed the
+    others is never found."""
+    true = {i: (-10.0 - i, -20.0 - i) for i in range(60)}
+    monkeypatch.setattr(reference, "forward_pass", lambda _, micro, __: {i: true[i] for indices in micro for i in indices})
+    keys, lengths = [bytes([i]) for i in range(60)], [sum(map(len, pair[1:])) for pair in PAIRS]
+
+    def found(known: dict[bytes, tuple[float, float]]) -> bool:
+        try:
+            reference.probe(engine(), PAIRS, keys, known, None, lengths, Path("store"))
+        except BadInput as error:
+            assert "the store is not of this model" in str(error) and any(f"({id})" in str(error) for id in ("p3", "p7", "p31"))
+            return True
+        return False
+    whole = {key: true[i] for i, key in enumerate(keys)}
+    within = response_nats("float32", 3) * 0.9
+    assert not any(found({**whole, keys[3]: (true[3][0], true[3][1] + within)}) for _ in range(30))
+    changed = {**whole, **{keys[i]: (true[i][0], true[i][1] + 1.0) for i in (3, 7, 31)}}
+    assert not any(found(whole) for _ in range(5)) and {found(changed) for _ in range(60)} == {True, False}
+
+
+def started(*of_pairs: tuple[float, float, float], start_loss: float | None = math.log(2)) -> None:
+    """`require_start` of a step whose pairs have these rewards and losses; 100 tokens in each
+    response."""
+    counts = {name: [100] * len(of_pairs) for name in ("chosen_tokens", "rejected_tokens")}
+    ledger = Ledger(Path("nowhere"), list("abc"), counts, 0, writes=False)
+    chosen_P, rejected_P, loss_P = torch.tensor(of_pairs).unbind(-1)
+    indices = tuple(range(len(of_pairs)))
+    ledger.add(0, 0.0, indices, {"rewards/chosen": chosen_P, "rewards/rejected": rejected_P, "loss": loss_P})
+    plan = SimpleNamespace(steps=[SimpleNamespace(examples=lambda: list(indices))])
+    split = SimpleNamespace(ids=list("abc"), ledger=counts, start_loss=start_loss, plan=plan)
+    config = SimpleNamespace(beta=0.1, hardware=Hardware(dtype="float32"), reference=SimpleNamespace(dir="store"))
+    require_start(engine(), split, ledger, config)
+
+
+LN2 = math.log(2)
+
+
+@pytest.mark.parametrize("wrong", [(0.0012, 0.0, LN2), (0.0, -0.0012, LN2), (math.nan, 0.0, math.nan), (0.0, 0.0, 0.6), (1.0, 1.0, LN2)])
+def test_every_pair_of_the_first_step_is_at_its_reference(wrong: tuple[float, float, float]) -> None:
+    """Two pairs within rounding, one not, and it alone is named. Fails where a mean hides it, where
+    a side is not looked at, where a NaN passes, where equal rewards of both sides pass, or where a
+    loss that is not ln 2 does."""
+    right = [(0.0009, -0.0009, LN2 - 0.0009), (0.0, 0.0, LN2)]
+    started(*right)
+    started((0.0, 0.0, 1.0), start_loss=None)       # another loss than sigmoid
+    with pytest.raises(BadInput, match=r"the rewards of 1 of 3 pairs are not 0: c \(rewards .*; the reference store") as error:
+        started(*right, wrong)
+    assert "a (" not in str(error.value) and "b (" not in str(error.value)

@@ -1,0 +1,286 @@
+"""Here a row's turns become a checked conversation: a key of a turn that carries meaning is kept, or refused by name."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+Message = dict[str, object]
+Messages = list[Message]
+
+THINKING = ("reasoning_content", "reasoning", "thinking")     # what a model thought before the words of its turn
+FOR_TEMPLATE = ("tool_calls", "tool_call_id", "name", *THINKING)     # given to the chat template beside role and content
+MASKS = ("train", "trainable", "training", "weight", "loss", "loss_weight", "loss_mask", "step_loss_mask")
+READ = ("role", "content", *FOR_TEMPLATE, *MASKS)
+REFUSED = {                                                   # key of a turn -> what is wanted in its place
+    "function_call": "`tool_calls`", "functions": "the row's `tools`", "prefix": "a whole turn",
+    "mask": "`train`: true or false", "train_detail": "`train` of the whole turn",
+    **dict.fromkeys(("image", "images", "audio", "audios", "video", "videos"), "text alone")}
+ROLES = ("system", "user", "assistant", "tool")
+TURN_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*["'](role|from|content|value)["']\s*:.*["'](role|from|content|value)["']\s*:.*\}\s*\]\s*""",
+                          re.DOTALL)                          # a list of turns, in JSON or as python shows it
+TRANSCRIPT = re.compile(r"\s*Human:.*\n\s*Assistant:", re.DOTALL)
+BINARIZE = "`zephyr binarize SOURCE --rule paper --out pairs.jsonl`"
+
+
+class SameWords(ValueError):
+    """Two answers that differ by white space alone: no fault of the row, and no preference of anybody's."""
+
+
+class PairTexts(NamedTuple):
+    """A preference row as it was read: the turns up to the user's (or a tool's) last, and two answers to them.
+
+    names: what the row calls each turn, of the prompt, then `chosen` and `rejected`; tools: what the assistant may call."""
+    prompt: Messages
+    chosen: Message
+    rejected: Message
+    names: tuple[str, ...]
+    tools: list[Mapping[str, object]] | None = None
+
+
+def check_messages(messages: object, field: str = "messages", *, last: str | None = None) -> Messages:
+    """The turns as dicts of role, content, those of `FOR_TEMPLATE` that it has, and `train` where it has one of `MASKS`; other
+    keys are left out (`unread_keys` tells them).
+
+    Wanted: at most one system turn, first; then user and assistant in turn, the user first; results of the role `tool` after an
+    assistant's turn with `tool_calls`, then the assistant again; no empty user or assistant turn; the last of the role `last`, if
+    given (`user`: the user's or a tool's). Raises: ValueError naming field, turn, what was found and what was wanted."""
+    if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
+        hint = ": it is the JSON text of one, to be decoded first" if is_turns_as_text(messages) else ""
+        raise ValueError(f"`{field}` is {shown(messages)}, wanted a list of messages{hint}")
+    if not messages:
+        raise ValueError(f"`{field}` is an empty list, wanted at least one message")
+    turns = [_check_turn(turn, f"{field}[{i}]") for i, turn in enumerate(messages)]
+    first = 1 if turns[0]["role"] == "system" else 0
+    if first == len(turns):
+        raise ValueError(f"`{field}` holds a system turn only, wanted a user turn after it")
+    _check_order(turns, first, field)
+    if last not in (None, "user" if turns[-1]["role"] == "tool" else turns[-1]["role"]):
+        found = "a user" if last == "assistant" else "an assistant"
+        raise ValueError(f"`{field}` ends with {found} turn, wanted the {last}'s last")
+    return turns
+
+
+def check_pair(pair: Mapping[str, object]) -> PairTexts:
+    """The prompt turns and both answers of a preference row, whatever its shape.
+
+    Shapes: `chosen` and `rejected` are strings, or lists of messages that end with the assistant's; such a list holds
+    the whole conversation (then the prompt turns of both must be equal, and agree with `prompt`), or the answer alone.
+    `prompt` is a string, or a list of messages that ends with the user's; it may be missing where the lists hold it.
+    `system` is put in front, `history` ([[user, assistant], ...]) in front of the prompt; `tools`: what the assistant may call.
+    Raises: ValueError naming the field, what was found and what was wanted; also for two equal answers; SameWords."""
+    prompt = pair.get("prompt")
+    before = history(pair.get("history"))
+    if prompt is not None:
+        refuse_raw_text(prompt, "prompt")
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        turns = before + turns if before and isinstance(turns, list) else turns
+        prompt = _without_masks(check_messages(turns, "prompt", last="user"))
+    elif before:
+        raise ValueError("`history` stands in a row without `prompt`, wanted one that it comes before")
+    chosen_prompt, chosen, name = _side(pair, "chosen", prompt)
+    rejected_prompt, rejected, other_name = _side(pair, "rejected", prompt)
+    if chosen_prompt != rejected_prompt:
+        raise ValueError("the turns before the last of `chosen` and `rejected` differ, wanted answers to one prompt")
+    if chosen == rejected:
+        raise ValueError(f"`chosen` and `rejected` are equal ({shown(chosen['content'])}), wanted two different answers")
+    if {**chosen, "content": without_space(chosen["content"])} == {**rejected, "content": without_space(rejected["content"])}:
+        raise SameWords("both sides equal but for white space")
+    field = "prompt" if prompt is not None and len(prompt) == len(chosen_prompt) else "chosen"
+    named = [f"{field}[{i}]" for i in range(len(chosen_prompt))]
+    if before:
+        named = [*(f"history[{i // 2}][{i % 2}]" for i in range(len(before))), *(f"prompt[{i}]" for i in range(len(named) - len(before)))]
+    turns, named = with_system(pair.get("system"), chosen_prompt, named)
+    return PairTexts(turns, chosen, rejected, (*named, name, other_name), check_tools(pair.get("tools")))
+
+
+def without_space(text: str) -> str:
+    """The text without any white space: what two texts are compared by."""
+    return "".join(text.split())
+
+
+def with_system(system: object, turns: Messages, names: list[str]) -> tuple[Messages, list[str]]:
+    """The conversation with the row's `system` in front, and what its turns are called; an empty one is none.
+
+    Raises: ValueError where it is no text, or the conversation has another system turn."""
+    if system is None or system == "":
+        return turns, names
+    if not isinstance(system, str):
+        raise ValueError(f"`system` is {shown(system)}, wanted a string")
+    if turns[0]["role"] != "system":
+        return [{"role": "system", "content": system}, *turns], ["system", *names]
+    if turns[0]["content"] != system:
+        raise ValueError(f"`system` ({shown(system)}) and `{names[0]}` ({shown(turns[0]['content'])}) are two system turns, wanted one")
+    return turns, names
+
+
+def history(value: object) -> Messages:
+    """The turns of Alpaca's `history`, pairs of a user's and an assistant's text. Raises: ValueError for anything else."""
+    if value is None or value == []:
+        return []
+    if not isinstance(value, list) or not all(isinstance(turn, list) and len(turn) == 2 and all(isinstance(said, str) for said in turn)
+                                              for turn in value):
+        raise ValueError(f"`history` is {shown(value)}, wanted a list of [user's text, assistant's text]")
+    return [{"role": role, "content": said} for turn in value for role, said in zip(("user", "assistant"), turn)]
+
+
+def check_tools(tools: object) -> list[Mapping[str, object]] | None:
+    """The row's `tools` (a list of objects, or its JSON text), None where there are none. Raises: ValueError for anything else."""
+    if isinstance(tools, str) and tools.strip():
+        try:
+            tools = json.loads(tools)
+        except (ValueError, RecursionError):
+            raise ValueError(f"`tools` is {shown(tools)}, wanted a list of tools, or the JSON text of one") from None
+    if tools in (None, "", []):
+        return None
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise ValueError(f"`tools` is {shown(tools)}, wanted a list of objects")
+    for i, tool in enumerate(tools):
+        function = tool.get("function", tool)
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise ValueError(f"`tools[{i}]` is {shown(tool)}, wanted an object with the `name` of a function")
+    return tools
+
+
+def is_turns_as_text(value: object) -> bool:
+    """Whether a string is a list of turns written as text, in JSON or as python shows one."""
+    return isinstance(value, str) and TURN_AS_TEXT.fullmatch(value) is not None
+
+
+def refuse_raw_text(value: object, field: str) -> None:
+    """Raises: ValueError for a string that is a conversation written as text: its marks would be trained as somebody's words."""
+    if is_turns_as_text(value):
+        raise ValueError(f"`{field}` is the text of a list of messages ({shown(value)}), wanted the list itself: decode it (json.loads)")
+    if isinstance(value, str) and TRANSCRIPT.match(value):
+        raise ValueError(f"`{field}` is a transcript ({shown(value)}), whose marks would be words of one turn, wanted turns: "
+                         f"{BINARIZE} makes pairs of transcripts")
+
+
+def unread_keys(messages: object, field: str, masks: bool = False) -> Iterator[str]:
+    """The keys of turns that nothing reads, as `field[].key`. masks: nor are those of `MASKS`, before the last turn."""
+    turns = [turn for turn in messages if isinstance(turn, Mapping)] if isinstance(messages, list) else []
+    for i, turn in enumerate(turns):
+        last = i == len(turns) - 1 and field != "prompt"
+        for key, value in turn.items():
+            unnamed = key in ("name", "tool_call_id") and turn.get("role") not in ("assistant", "tool")
+            if value is not None and (key not in READ or unnamed or (masks and key in MASKS and not last)):
+                yield f"{field}[].{key}"
+
+
+def shown(value: object) -> str:
+    """A value short enough for one line of an error."""
+    text = repr(value).replace("\n", " ")
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def _check_order(turns: Messages, first: int, field: str) -> None:
+    wanted = {"user"}
+    for i, turn in enumerate(turns[first:], start=first):
+        role = turn["role"]
+        if role not in wanted:
+            names = " or ".join(map(repr, sorted(wanted, reverse=True)))
+            raise ValueError(f"`{field}[{i}].role` is {role!r}, wanted {names}: at most one system turn, then user and assistant in turn, "
+                             "the user first; a tool's results behind the assistant's `tool_calls`")
+        if role != "tool" and not turn["content"].strip() and "tool_calls" not in turn:
+            raise ValueError(f"`{field}[{i}].content` is empty ({turn['content']!r:.60}), wanted the {role}'s words")
+        wanted = {"user": {"assistant"}, "tool": {"tool", "assistant"},
+                  "assistant": {"tool"} if "tool_calls" in turn else {"user"}}[role]
+
+
+def _check_turn(turn: object, field: str) -> Message:
+    if not isinstance(turn, Mapping):
+        hint = ": it is text, to be decoded first" if isinstance(turn, str) and turn.lstrip().startswith("{") else ""
+        raise ValueError(f"`{field}` is {shown(turn)}, wanted a message with `role` and `content`{hint}")
+    given = {key: value for key, value in turn.items() if value is not None
+             and not ((key in FOR_TEMPLATE or key in REFUSED) and value in ([], "", {}, False))}
+    for key in ("role", "content"):
+        if not isinstance(given.get(key), str) and not (key not in given and key == "content" and "tool_calls" in given):
+            found = f"is {shown(turn[key])}" if key in turn else "is missing"
+            raise ValueError(f"`{field}.{key}` {found}, wanted a string")
+    role = given["role"]
+    if role not in ROLES:
+        raise ValueError(f"`{field}.role` is {role!r:.60}, wanted one of system, user, assistant, tool")
+    checked = {"role": role, "content": given.get("content", "")}
+    if given.keys() == {"role", "content"}:
+        return checked
+    for key, wanted in REFUSED.items():
+        if key in given:
+            raise ValueError(f"`{field}.{key}` is {shown(given[key])}, which can't be trained, wanted {wanted}")
+    for key in ("tool_calls", *THINKING):
+        if key in given and role != "assistant":
+            raise ValueError(f"`{field}.{key}` stands in a turn of the role {role!r}, wanted it in the assistant's")
+    if "tool_calls" in given:
+        checked["tool_calls"] = _tool_calls(given["tool_calls"], f"{field}.tool_calls")
+    for key in FOR_TEMPLATE[1:]:
+        if key in given and (role in ("assistant", "tool") or key in THINKING):
+            if not isinstance(given[key], str):
+                raise ValueError(f"`{field}.{key}` is {shown(given[key])}, wanted a string")
+            checked[key] = given[key]
+    trained = _trained(given, field)
+    return checked if trained is None else {**checked, "train": trained}
+
+
+def _tool_calls(calls: object, field: str) -> list[Message]:
+    """Calls with arguments as an object: OpenAI's JSON text of one is decoded, as servers do before they fill in a template."""
+    if not isinstance(calls, list):
+        raise ValueError(f"`{field}` is {shown(calls)}, wanted a list of calls")
+    checked = []
+    for i, call in enumerate(calls):
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise ValueError(f"`{field}[{i}]` is {shown(call)}, wanted a call with the `name` of its function")
+        arguments = function.get("arguments", {})
+        if isinstance(arguments, str):
+            try:
+                arguments = json.loads(arguments)
+            except (ValueError, RecursionError):
+                arguments = None
+        if not isinstance(arguments, Mapping):
+            raise ValueError(f"`{field}[{i}]` has the arguments {shown(function['arguments'])}, wanted an object, or the JSON text of one")
+        function = {**function, "arguments": arguments}
+        checked.append({**call, "function": function} if "function" in call else function)
+    return checked
+
+
+def _trained(turn: Mapping[str, object], field: str) -> bool | None:
+    """Whether the row asks for a loss on the turn; None where it says nothing."""
+    given = {key: turn[key] for key in MASKS if key in turn}
+    for key, value in given.items():
+        if type(value) not in (bool, int, float) or value not in (0, 1):
+            raise ValueError(f"`{field}.{key}` is {shown(value)}, wanted 1 or true (trained), 0 or false (not)")
+    if len({bool(value) for value in given.values()}) > 1:
+        raise ValueError(f"`{field}` has {given}, which say both that it is trained and that it is not")
+    return bool(next(iter(given.values()))) if given else None
+
+
+def _side(pair: Mapping[str, object], field: str, prompt: Messages | None) -> tuple[Messages, Message, str]:
+    """Prompt turns, answer and the answer's name of one side; `prompt`: what the row's own `prompt` (and `history`) hold."""
+    side = pair.get(field)
+    if side is None:
+        raise ValueError(f"`{field}` is {'null' if field in pair else 'missing'}, wanted a string or a list of messages")
+    if isinstance(side, str):
+        refuse_raw_text(side, field)
+        if prompt is None:
+            raise ValueError(f"`prompt` is missing, wanted one beside `{field}`, which is a string")
+        if not side.strip():
+            raise ValueError(f"`{field}` is empty ({side!r:.60}), wanted an answer")
+        return prompt, {"role": "assistant", "content": side}, field
+    alone = False
+    match side:
+        case [{"role": "assistant"}] if prompt:             # the answer alone
+            side, alone = [*prompt, _check_turn(side[0], f"{field}[0]")], True
+    turns = check_messages(side, field, last="assistant")
+    if turns[-1].get("train", True) is False:
+        raise ValueError(f"the last turn of `{field}` is not to be trained, wanted a pair of answers that are")
+    turns = _without_masks(turns)
+    # A string agrees with any user turn (UltraFeedback's `prompt` is the first), a list only with all turns.
+    loose = prompt and isinstance(pair["prompt"], str) and len(prompt) == 1
+    if prompt and not (prompt[0] in turns if loose else prompt == turns[:-1]):
+        raise ValueError(f"`prompt` ({shown(prompt[-1]['content'])}) is no user turn of `{field}`, wanted the same prompt in both")
+    return turns[:-1], turns[-1], f"{field}[{0 if alone else len(turns) - 1}]"
+
+
+def _without_masks(turns: Messages) -> Messages:
+    return [{key: value for key, value in turn.items() if key != "train"} for turn in turns]

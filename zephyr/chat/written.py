@@ -1,0 +1,105 @@
+"""Here a conversation is rendered with one part changed: where the text stays the same, the chat template leaves that part out.
+
+What a row says and the template does not write would be lost without a word. Trying it can't be fooled by how a template is written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from zephyr.chat.template import HANDBOOK_TEMPLATE, ZEPHYR_TEMPLATE, render
+from zephyr.chat.turns import THINKING, Messages
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Tools = Sequence[Mapping[str, object]] | None
+THOUGHT = re.compile(r"(\s*<think>)(.*?\S.*?)(</think>.*)", re.DOTALL)
+
+
+class Change(NamedTuple):
+    """A conversation with one part changed. where: of a turn, or None for the tools; key: the part; needed: it must be written."""
+    where: int | None
+    key: str
+    needed: bool
+    turns: Messages
+    tools: Tools
+
+
+def require_written(tokenizer: PreTrainedTokenizerBase, turns: Messages, template: str, *, text: str, names: Sequence[str],
+                    trained: Sequence[int], tools: Tools = None, first: int = 0) -> list[str]:
+    """What the template leaves out of the turns from `first` on (and of the tools, if that is 0) that only links or describes, as `prompt[].name`.
+
+    Args: text: the rendered conversation; names: of the turns, for errors; trained: turns whose thoughts must be written (those of others
+        are left out by templates as generation leaves them out).
+    Raises: ValueError naming a part with meaning that is not in the text: a turn's words, a tool or its result, a call, a trained thought."""
+    left_out = []
+    plain = template in (ZEPHYR_TEMPLATE, HANDBOOK_TEMPLATE)
+    for change in _changes(turns, tools, text, set(trained), first):
+        name = change.key if change.where is None else f"{names[change.where]}.{change.key}"
+        thought = change.key == "content" and change.where is not None and THOUGHT.fullmatch(turns[change.where]["content"])
+        if not (plain and thought) and _changes_text(tokenizer, change, template, text):
+            continue
+        if change.needed:
+            raise ValueError(f"`{name}`{' holds a <think> block, which' if thought else ''} is not written by the chat template, wanted one "
+                             "that writes it (chat_template: model, where the model's own does), or a row without it")
+        left_out.append(re.sub(r"\[\d+\]", "[]", name))
+    return left_out
+
+
+def _changes_text(tokenizer: PreTrainedTokenizerBase, change: Change, template: str, text: str) -> bool:
+    try:
+        return render(tokenizer, change.turns, template, answer=False, tools=change.tools) != text
+    except ValueError:  # the template refuses the changed value: it reads it
+        return True
+
+
+def _changes(turns: Messages, tools: Tools, text: str, trained: set[int], first: int) -> Iterator[Change]:
+    """The conversation with each part changed that is not plainly in the text; those of a call or a tool one by one."""
+    at = 0
+    for i, turn in enumerate(turns):
+        words = turn["content"].strip()
+        found = text.find(words, at)
+        at = max(at, found + len(words))
+        if i < first:
+            continue
+
+        def changed(key: str, value: object, needed: bool, part: str = "") -> Change:
+            return Change(i, key + part, needed, [*turns[:i], {**turn, key: value}, *turns[i + 1:]], tools)
+        if thought := turn["role"] == "assistant" and THOUGHT.fullmatch(turn["content"]):
+            yield changed("content", f"{thought[1]}{thought[2]}x{thought[3]}", i in trained)
+        elif found < 0 or turn["role"] == "tool":
+            yield changed("content", turn["content"] + "x", True)
+        yield from (changed(key, turn[key] + "x", i in trained) for key in THINKING if key in turn)
+        yield from (changed(key, turn[key] + "x", False) for key in ("name", "tool_call_id") if key in turn)
+        calls = turn.get("tool_calls", ())
+        for n, call in enumerate(calls):
+            for part, needed, value in _of_function(call, each=("arguments",), needed=("name", "arguments")):
+                yield changed("tool_calls", [*calls[:n], value, *calls[n + 1:]], needed, f"[{n}]{part}")
+    for n, tool in enumerate(tools or () if first == 0 else ()):
+        for part, needed, value in _of_function(tool, each=(), needed=("name", "description", "parameters")):
+            yield Change(None, f"tools[{n}]{part}", needed, turns, [*tools[:n], value, *tools[n + 1:]])
+
+
+def _of_function(holder: Mapping[str, object], each: Sequence[str], needed: Sequence[str]) -> Iterator[tuple[str, bool, object]]:
+    """A tool or a call with each key of its function changed, and its own; of those in `each` every entry by itself."""
+    function = holder.get("function", holder)
+    inside = ".function" if "function" in holder else ""
+    for key, value in function.items():
+        entries = [(f".{key}.{name}", {**value, name: _other(entry)}) for name, entry in value.items()] if key in each else []
+        for part, other in entries or [(f".{key}", _other(value))]:
+            new = {**function, key: other}
+            yield inside + part, key in needed, {**holder, "function": new} if inside else new
+    for key, value in holder.items() if inside else ():
+        if key != "function":
+            yield f".{key}", False, {**holder, key: _other(value)}
+
+
+def _other(value: object) -> object:
+    """Another value of the same type."""
+    if isinstance(value, Mapping):
+        return {**value, "x": "x"}
+    if isinstance(value, bool) or value is None:
+        return not value
+    return value + ([1] if isinstance(value, list) else "x" if isinstance(value, str) else 1)

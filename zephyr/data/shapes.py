@@ -1,0 +1,387 @@
+"""Here a raw row of any known shape becomes a conversation, plain text, or a pair: one table of shapes, and one rule for keys.
+
+A key that a shape reads is honoured. One that is known to carry meaning where it stands (`REFUSED`, a label, a weight) and that
+nothing honours is refused by name. All others are told to the report: `keys_not_read`."""
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from zephyr.chat.turns import (BINARIZE, Messages, check_messages, check_tools, history, is_turns_as_text, refuse_raw_text,
+                               shown, unread_keys, with_system)
+from zephyr.data.pairwise import ROLES
+from zephyr.data.pairwise import SHAPES as JUDGED
+from zephyr.data.rows import margins, rating_keys, text
+
+Row = Mapping[str, object]
+QUESTIONS, ANSWERS = ("prompt", "question", "query"), ("completion", "response", "answer")
+SFT_SHAPES = "`messages`, `prompt` and `completion`, `instruction` (`input`) and `output`, or `text`"
+SYSTEMS = ("system", "system_prompt")
+COMMON = {"id", "tools", *SYSTEMS}                  # of every shape
+LABELS = ("label", "kto_tag", "desirable")          # of an answer by itself: was it good (KTO)?
+GOOD, BAD = {True, 1, "true", "1", "good", "chosen", "desirable"}, {False, 0, "false", "0", "bad", "rejected", "undesirable"}
+REFUSED = {                                         # key of a row -> what is wanted in its place
+    **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), "text alone"),
+    "functions": "`tools`", "function_call": "`tool_calls` in a turn", "documents": "them in a turn", "context": "it in a turn",
+    "chat_template_kwargs": "a template that needs none"}
+HELPSTEER = {"helpfulness", "correctness", "coherence"}
+MARKS = re.compile(r"<\|im_start\|>|<\|start_header_id\|>|<\|(?:user|assistant|prompter|system)\|>|\[/?INST\]|<extra_id_1>|"
+                   r"<start_of_turn>|^### (?:Instruction|Human|Assistant|Response):", re.MULTILINE)
+SPOKEN = re.compile(r"^\s*Human:.*^\s*Assistant:", re.MULTILINE | re.DOTALL)
+
+
+class Tie(ValueError):
+    """A row that holds no preference: it is counted, and no fault of the row."""
+
+
+class Conversation(NamedTuple):
+    """Turns, what the row calls each (for errors), and the tools that the assistant may call."""
+    turns: Messages
+    names: list[str]
+    tools: list[Mapping[str, object]] | None = None
+
+
+class Shape(NamedTuple):
+    """needs: the keys that tell it; may: others that `read` reads; read: the keys of `check_pair`, or the turns, that it makes."""
+    needs: frozenset[str]
+    may: frozenset[str]
+    read: Callable[[Row], object]
+
+
+def _shape(needs: str, may: str, read: Callable[[Row], object]) -> Shape:
+    return Shape(frozenset(needs.split()), frozenset(may.split()), read)
+
+
+def select(row: Row, columns: Mapping[str, str | None]) -> tuple[Row, list[str], list[str]]:
+    """The row with its keys named as `data.columns` says, the names that it found, and the keys that it set aside.
+
+    columns: name -> path: `answers.0` is the first of `answers`; a path of None leaves the key out."""
+    if not columns:
+        return row, [], []
+    tops = {path: path if path in row else path.split(".")[0] for path in columns.values() if path is not None}
+    values = {name: _at(row, path) for name, path in columns.items() if path is not None}
+    found = {name: value for name, value in values.items() if value is not None}
+    kept = {key: value for key, value in row.items() if key not in columns and key not in tops.values()}
+    aside = [key for key in row if key in columns and key not in tops.values()]
+    aside += [f"{top}, but for {path}" for path, top in tops.items() if top != path and top in row]
+    return {**kept, **found}, [*found], aside
+
+
+def _at(value: object, path: str) -> object:
+    if isinstance(value, Mapping) and path in value:
+        return value[path]
+    for part in path.split("."):
+        if isinstance(value, Mapping):
+            value = value.get(part)
+        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return None
+    return value
+
+
+def nearest_column(name: str) -> str | None:
+    """None where `data.columns` may name it: a key of some shape, or a pair's rating; else what was wanted."""
+    known = sorted(COMMON | {"weight", *LABELS, *REFUSED}.union(*(of.needs | of.may for of in (*PAIRS.values(), *TEXTS.values()))))
+    if name in known or rating_keys({name: 1.0, _twin(name): 1.0}):
+        return None
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"the nearest is {close[0]}" if close else f"wanted one of {', '.join(known)}"
+
+
+def _twin(name: str) -> str:
+    return name.replace("chosen", "rejected") if "chosen" in name else name.replace("rejected", "chosen")
+
+
+def pair_row(row: Row) -> tuple[Row, list[str]]:
+    """The row as `chat.tokenize_pair` reads it, and the keys that nothing reads.
+
+    Raises: ValueError naming the key, what was found and what was wanted; Tie for a row that prefers neither answer."""
+    shape = _find(row, PAIRS)
+    if shape is None or (shape is PAIRS["prompt, chosen, rejected"] and "prompt" not in row and isinstance(row["chosen"], str)):
+        missing = next((key for key in ("chosen", "rejected") if key not in row), "prompt")
+        if missing == "prompt":
+            refuse_raw_text(row["chosen"], "chosen")
+        raise ValueError(f"`{missing}` is missing; the row has the fields {sorted(row)!s:.200}, {_hint(row, pairs=True)}")
+    reads = COMMON | {"weight", *rating_keys(row)} | shape.needs | shape.may
+    _refuse(row, reads)
+    made = {**{key: row[key] for key in ("id", "tools", "weight") if key in row}, "system": _system(row), **shape.read(row)}
+    unread = [key for key in row if key not in reads] + made.pop("unread", [])
+    for field in ("prompt", "chosen", "rejected"):
+        unread += unread_keys(made.get(field), field, masks=True)
+    return {key: value for key, value in made.items() if value is not None}, unread
+
+
+def sft_conversation(row: Row) -> tuple[Conversation | str, list[str]]:
+    """The conversation of an SFT row, or its plain text, and the keys that nothing reads.
+
+    Raises: ValueError naming the key, what was found and what was wanted."""
+    shape = _find(row, TEXTS)
+    if shape is None:
+        raise ValueError(f"the row has the fields {sorted(row)!s:.200}, {_hint(row, pairs=False)}")
+    reads = COMMON | {"history", "weight", *LABELS} | shape.needs | shape.may
+    _refuse(row, reads)
+    _refuse_bad_answer(row, labelled=shape is not TEXTS["text"])
+    unread = [key for key in row if key not in reads or (key in LABELS and (shape is TEXTS["text"] or _label(row[key]) is None))]
+    made = shape.read(row)
+    if isinstance(made, str):
+        for key in ("history", "tools", *SYSTEMS):
+            if row.get(key):
+                raise ValueError(f"`{key}` is {shown(row[key])}, which plain text has no place for; data.columns.{key}=null leaves it out")
+        return made, unread
+    field, said = made
+    turns, before = check_messages(said, field), history(row.get("history"))
+    system = turns[:1] if turns[0]["role"] == "system" else []
+    rest = [f"{field}[{i}]" for i in range(len(turns))]
+    names = rest[:len(system)] + [f"history[{i // 2}][{i % 2}]" for i in range(len(before))] + rest[len(system):]
+    turns = check_messages([*system, *before, *turns[len(system):]], field) if before else turns
+    if turns[-1]["role"] != "assistant":
+        raise ValueError("the conversation ends with a user turn, wanted the assistant's last")
+    turns, names = with_system(_system(row), turns, names)
+    return Conversation(turns, names, check_tools(row.get("tools"))), [*unread, *unread_keys(said, field)]
+
+
+def sft_row(row: Row) -> Messages | str:
+    """The turns of an SFT row, or its plain text. Raises: ValueError as `sft_conversation`."""
+    made, _ = sft_conversation(row)
+    return made if isinstance(made, str) else made.turns
+
+
+def suspicions(texts: Iterable[object]) -> set[str]:
+    """What looks as if turns stood as text inside of one, though it may be meant."""
+    found = set()
+    for said in texts:
+        if isinstance(said, str):
+            if "Human:" in said and SPOKEN.search(said):
+                found.add("`Human:` and `Assistant:` inside a turn: if it is a transcript, `zephyr binarize` parts it")
+            if MARKS.search(said):
+                found.add("marks of a chat template inside a turn, which are trained as text")
+            if said.lstrip()[:1] == "[" and is_turns_as_text(said):
+                found.add("a turn that is the JSON text of messages, which is trained as text")
+    return found
+
+
+def _find(row: Row, table: Mapping[str, Shape]) -> Shape | None:
+    return next((shape for shape in table.values() if shape.needs <= row.keys()), None)
+
+
+def _hint(row: Row, pairs: bool) -> str:
+    """What may be done with a row of no known shape."""
+    judged = any(fields <= row.keys() for name, (fields, _) in JUDGED.items() if name != "hh-rlhf")
+    if judged or "completions" in row or {"response_source", "gpt4_score"} <= row.keys():
+        return f"which {BINARIZE} makes pairs of"
+    if HELPSTEER <= row.keys():
+        return "an answer by itself and its scores; a pair needs two"
+    if pairs and _find(row, TEXTS) is not None:
+        return "which are those of a row for train_sft.py"
+    if not pairs and {"chosen", "rejected"} <= row.keys():
+        return "which are those of a pair for train_dpo.py; data.columns.messages=chosen trains the chosen side alone"
+    wanted, example = ("`prompt`, `chosen` and `rejected`", "chosen=answers.0") if pairs else (SFT_SHAPES, "prompt=FIELD")
+    return f"wanted {wanted}, or a shape of the README; data.columns names other fields, as data.columns.{example}"
+
+
+def _system(row: Row) -> object:
+    given = [(key, row[key]) for key in SYSTEMS if row.get(key, "") != ""]
+    if len(given) == 2 and given[0][1] != given[1][1]:
+        raise ValueError("`system` and `system_prompt` differ, wanted one of them")
+    return given[0][1] if given else None
+
+
+def _refuse(row: Row, reads: set[str]) -> None:
+    for key, wanted in REFUSED.items():
+        if key in row and key not in reads and row[key] not in ("", [], {}, False):
+            raise ValueError(f"`{key}` is {shown(row[key])}, which this shape of row has no place for, wanted {wanted}; "
+                             f"data.columns.{key}=null leaves it out")
+    if row.get("history") and "history" not in reads:
+        raise ValueError(f"`history` is {shown(row['history'])}, which this shape of row has no place for; data.columns.history=null "
+                         "leaves it out")
+
+
+def _label(value: object) -> bool | None:
+    """Whether an answer is called good; None where the value does not say it."""
+    value = value.lower() if isinstance(value, str) else value
+    if not isinstance(value, (bool, int, float, str)):
+        return None
+    return True if value in GOOD else False if value in BAD else None
+
+
+def _refuse_bad_answer(row: Row, labelled: bool) -> None:
+    for key in LABELS if labelled else ():
+        if key in row and _label(row[key]) is False:
+            raise ValueError(f"`{key}` is {shown(row[key])}: an answer called bad (KTO), wanted good ones alone; data.on_bad_row=skip leaves "
+                             f"such rows out, data.columns.{key}=null trains them all the same")
+    if HELPSTEER <= row.keys():
+        raise ValueError("the row holds an answer and its scores (`helpfulness`, ...), wanted answers to imitate; choose those that are, or "
+                         "data.columns.helpfulness=null trains them all")
+    if row.get("weight", 1) != 1:
+        raise ValueError(f"`weight` is {shown(row['weight'])}: rows of train_sft.py are not weighted, wanted 1; data.columns.weight=null "
+                         "leaves it out")
+
+
+# Readers of pairs: each gives the keys of `chat.check_pair`.
+
+
+def _pair(row: Row) -> Row:
+    return {key: row[key] for key in ("prompt", "chosen", "rejected", "history") if key in row}
+
+
+def _asked(*fields: str) -> Callable[[Row], Row]:
+    """The prompt is the text of the first field; of a second one what comes after an empty line."""
+    return lambda row: {**_pair(row), "prompt": _joined(row, *fields)}
+
+
+def _joined(row: Row, *fields: str) -> str:
+    said = [text({"": "", **row}, field) for field in fields if field == fields[0] or field in row]
+    return "\n\n".join(part for i, part in enumerate(said) if i == 0 or part.strip())
+
+
+def _openai(row: Row) -> Row:
+    given = row["input"]
+    if not isinstance(given, Mapping):
+        raise ValueError(f"`input` is {shown(given)}, wanted an object with `messages`")
+    tools = {"tools": given["tools"]} if given.get("tools") else {}
+    tools["unread"] = [f"input.{key}" for key in given if key not in ("messages", "tools")]
+    return {"prompt": given.get("messages"), "chosen": row["preferred_output"], "rejected": row["non_preferred_output"], **tools}
+
+
+def _sharegpt_pair(field: str) -> Callable[[Row], Row]:
+    def read(row: Row) -> Row:
+        answers = {side: sharegpt([row[side]], side) if isinstance(row[side], Mapping) else row[side] for side in ("chosen", "rejected")}
+        return {"prompt": sharegpt(row[field], field), **answers}
+    return read
+
+
+def sharegpt(value: object, field: str) -> Messages:
+    """Turns of `from` and `value`, or of `role` and `content`, as the latter. Raises: ValueError naming the turn."""
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"`{field}` is {shown(value)}, wanted a list of turns")
+    turns = []
+    for i, turn in enumerate(value):
+        if isinstance(turn, Mapping) and "role" in turn:
+            turns.append(dict(turn))
+            continue
+        who = turn.get("from") if isinstance(turn, Mapping) else None
+        if not isinstance(who, str) or who not in ROLES or not isinstance(turn.get("value"), str):
+            raise ValueError(f"`{field}[{i}]` is {shown(turn)}, wanted a turn of `from` ({', '.join(ROLES)}) and `value`")
+        turns.append({"role": ROLES[who], "content": turn["value"], **{k: v for k, v in turn.items() if k not in ("from", "value")}})
+    return turns
+
+
+def _chosen_of(row: Row, first: str, second: str, first_wins: bool) -> Row:
+    return {"chosen": row[first], "rejected": row[second]} if first_wins else {"chosen": row[second], "rejected": row[first]}
+
+
+def _pku(row: Row) -> Row:
+    better, safer = row["better_response_id"], row.get("safer_response_id", row["better_response_id"])
+    for name, value in (("better_response_id", better), ("safer_response_id", safer)):
+        if type(value) is not int or value not in (0, 1):
+            raise ValueError(f"`{name}` is {shown(value)}, wanted 0 or 1")
+    if better != safer:
+        raise ValueError("`better_response_id` and `safer_response_id` differ, wanted one to follow: data.columns.safer_response_id=null "
+                         "follows the better, data.columns.better_response_id=safer_response_id the safer")
+    return {"prompt": row["prompt"], **_chosen_of(row, "response_0", "response_1", better == 0)}
+
+
+def _helpsteer(row: Row) -> Row:
+    strength = row["preference_strength"]
+    if type(strength) not in (int, float):
+        raise ValueError(f"`preference_strength` is {shown(strength)}, wanted a number, negative where `response_1` is better")
+    if strength == 0:
+        raise Tie("preference_strength is 0")
+    return {"prompt": row["prompt"], **_chosen_of(row, "response_1", "response_2", strength < 0), "margins": [float(abs(strength))]}
+
+
+def _shp(row: Row) -> Row:
+    if type(row["labels"]) is not int or row["labels"] not in (0, 1):
+        raise ValueError(f"`labels` is {shown(row['labels'])}, wanted 1 (`human_ref_A` is better) or 0")
+    sides = {"A": "chosen", "B": "rejected"} if row["labels"] == 1 else {"A": "rejected", "B": "chosen"}
+    scores = {f"score_{side}": row.get(f"score_{name}", 0) for name, side in sides.items()}
+    return {"prompt": row["history"], **{side: row[f"human_ref_{name}"] for name, side in sides.items()}, "margins": margins(scores)}
+
+
+def _nectar(row: Row) -> Row:
+    """The first in rank against the last."""
+    answers = row["answers"]
+    if not isinstance(answers, list) or len(answers) < 2 or not all(
+            isinstance(of, Mapping) and type(of.get("rank")) in (int, float) for of in answers):
+        raise ValueError(f"`answers` is {shown(answers)}, wanted two or more of `answer` and `rank`")
+    ranked = sorted(answers, key=lambda of: of["rank"])
+    if ranked[0]["rank"] == ranked[-1]["rank"]:
+        raise Tie("all answers have one rank")
+    unread = [f"answers[].{key}" for of in answers for key in of if key not in ("answer", "rank")]
+    unread += ["answers[] between the first and the last in rank"] if len(answers) > 2 else []
+    return {"prompt": transcript(text(row, "prompt"), "prompt"), "chosen": text(ranked[0], "answer"), "rejected": text(ranked[-1], "answer"),
+            "margins": [float(ranked[-1]["rank"] - ranked[0]["rank"])], "unread": unread}
+
+
+def transcript(said: str, field: str) -> Messages:
+    """The turns of `\\n\\nHuman: ...\\n\\nAssistant: ...`, which ends where the assistant's next turn begins."""
+    head, *parts = re.split(r"(?:\A|\n\n)\s*(Human|Assistant):", said)
+    turns = [{"role": ROLES[who], "content": words.strip()} for who, words in zip(parts[::2], parts[1::2])]
+    if head.strip() or len(turns) < 2 or turns[-1] != {"role": "assistant", "content": ""}:
+        raise ValueError(f"`{field}` is {shown(said)}, wanted a transcript of `Human:` and `Assistant:` that ends with the latter")
+    return turns[:-1]
+
+
+# Readers of rows for SFT: each gives the field that holds the turns, and these; or a plain text.
+
+
+def _said(question: str, answer: str) -> Callable[[Row], tuple[str, Messages]]:
+    return lambda row: (f"{question} + {answer}", [*_turns(row, question, "user"), *_turns(row, answer, "assistant")])
+
+
+def _turns(row: Row, field: str, role: str) -> list[object]:
+    if isinstance(row[field], list):
+        return list(row[field])
+    refuse_raw_text(row[field], field)
+    return [{"role": role, "content": _answer(row, field) if role == "assistant" else text(row, field)}]
+
+
+def _answer(row: Row, field: str) -> str:
+    if not text(row, field).strip():
+        raise ValueError(f"`{field}` is empty ({row[field]!r:.60}), wanted an answer")
+    return text(row, field)
+
+
+def _instructed(row: Row) -> tuple[str, Messages]:
+    """Alpaca, Dolly: the input (context) follows the instruction after an empty line."""
+    given = next((key for key in ("input", "context") if row.get(key)), "input")
+    if row.get("input") and row.get("context"):
+        raise ValueError("`input` and `context` are both given, wanted one of them")
+    answer = next((key for key in ("output", "response") if key in row), "output")
+    question = {"role": "user", "content": _joined(row, "instruction", given)}
+    return f"instruction + {answer}", [question, {"role": "assistant", "content": _answer(row, answer)}]
+
+
+def _ultrachat(row: Row) -> tuple[str, Messages]:
+    said = row["data"]
+    if not isinstance(said, list) or not said or not all(isinstance(turn, str) for turn in said):
+        raise ValueError(f"`data` is {shown(said)}, wanted a list of texts, the user's and the assistant's in turn")
+    return "data", [{"role": ("user", "assistant")[i % 2], "content": words} for i, words in enumerate(said)]
+
+
+# name -> shape; the first whose `needs` the row has. The README's list is made of these names.
+PAIRS: dict[str, Shape] = {
+    "input, preferred_output, non_preferred_output (OpenAI)": _shape("input preferred_output non_preferred_output", "", _openai),
+    "conversations, chosen, rejected (ShareGPT)": _shape("conversations chosen rejected", "", _sharegpt_pair("conversations")),
+    "trajectory, chosen, rejected (UltraInteract)": _shape("trajectory chosen rejected", "", _sharegpt_pair("trajectory")),
+    "prompt, response_0, response_1, better_response_id (PKU-SafeRLHF)":
+        _shape("prompt response_0 response_1 better_response_id", "safer_response_id", _pku),
+    "prompt, response_1, response_2, preference_strength (HelpSteer2)":
+        _shape("prompt response_1 response_2 preference_strength", "", _helpsteer),
+    "history, human_ref_A, human_ref_B, labels (SHP)": _shape("history human_ref_A human_ref_B labels", "score_A score_B", _shp),
+    "prompt, answers of answer and rank (Nectar)": _shape("prompt answers", "", _nectar),
+    "instruction, input, chosen, rejected (Alpaca)": _shape("instruction chosen rejected", "input history", _asked("instruction", "input")),
+    "question, chosen, rejected (Orca)": _shape("question chosen rejected", "history", _asked("question")),
+    "input, chosen, rejected (Orca)": _shape("input chosen rejected", "history", _asked("input")),
+    "prompt, chosen, rejected": _shape("chosen rejected", "prompt history", _pair),
+}
+TEXTS: dict[str, Shape] = {
+    "messages": _shape("messages", "", lambda row: ("messages", row["messages"])),
+    "conversations (ShareGPT)": _shape("conversations", "", lambda row: ("conversations", sharegpt(row["conversations"], "conversations"))),
+    "data (UltraChat)": _shape("data", "", _ultrachat),
+    **{f"{question}, {answer}": _shape(f"{question} {answer}", "", _said(question, answer)) for question in QUESTIONS for answer in ANSWERS},
+    "instruction, input, output (Alpaca)": _shape("instruction", "input output context response", _instructed),
+    "text": _shape("text", "", lambda row: text(row, "text")),
+}

@@ -1,0 +1,128 @@
+"""A run folder under its lock: what is kept about a run waits there until the run that lies in it
+is known to be the same."""
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import TextIO
+
+from zephyr.config import BadInput, ConfigError
+from zephyr.training.checkpoint import write_whole
+
+STATUS = "status.json"
+FILES = ("lock", "config.yaml", STATUS, "metrics.jsonl", "data.json", "preflight.json", "chat_template.jinja",
+         "samples.jsonl", "samples.ledger.jsonl", "report.html")
+GONE = ("rank 0 ended without a word, as when it is killed; started again, the run goes on from its last checkpoint")
+
+
+class RunFolder:
+    """Owns a run folder: its lock, which rank 0 holds until its process ends, and the files about
+    the run.
+
+    In a folder that holds no run yet, files are written as they come. Where one lies, they wait for
+    `accept`, which is called when its checkpoint is found to be of the same run: a start that is
+    refused leaves that run's record as it was."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.writes = path, os.environ.get("RANK", "0") == "0"
+        self.lock: TextIO | None = None
+        self.accepted = False
+        self.waiting: dict[str, bytes] = {}
+
+    def open(self, resume: str = "auto") -> None:
+        """Make the folder and take its lock. Args: resume: the config key run.resume.
+
+        Raises: BadInput where another process holds it, where resume is never and a run lies there,
+        or it can't be written."""
+        if resume == "never" and self.holds_a_run():
+            raise BadInput(f"run.resume is never, and {self.path} holds a run already; name another run.dir")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.require_files()
+            lock = (self.path / "lock").open("a+", encoding="utf-8")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                with lock:
+                    raise BadInput(f"run.dir: {self.path} is in use by {lock.read().strip()}") from None
+            lock.truncate(0)
+            lock.write(f"pid {os.getpid()} on host {socket.gethostname()}\n")
+            lock.flush()
+        except OSError as error:
+            raise ConfigError(f"run.dir: {self.path} can't be written: {error.strerror}") from None
+        self.lock, self.accepted = lock, not self.holds_a_run()
+
+    def require_files(self) -> None:
+        """Raises: BadInput where a file of the run is a link: it would be written through."""
+        for name in FILES:
+            if (self.path / name).is_symlink():
+                raise BadInput(f"run.dir: {self.path / name} is a link, which would be written through; "
+                               "wanted a file of the run: remove it")
+
+    def holds_a_run(self) -> bool:
+        """Whether steps of a run are recorded here: records, or a checkpoint."""
+        return any(os.path.exists(self.path / name) for name in ("metrics.jsonl", "checkpoints"))
+
+    def accept(self) -> None:
+        """The run here is this one: what waited is written, and what comes is written at once. On
+        every rank."""
+        self.accepted = True
+        for name, content in self.waiting.items():
+            self.keep(name, content)
+        self.waiting = {}
+
+    def keep(self, name: str, content: bytes) -> None:
+        """Write a file whole, on rank 0, now or when the folder is accepted."""
+        if not self.writes:
+            return
+        if not self.accepted:
+            self.waiting[name] = content
+            return
+        try:
+            write_whole(self.path / name, content)
+        except OSError as error:
+            raise ConfigError(f"run.dir: {self.path / name} can't be written: {error.strerror}") from None
+
+    def status(self, code: int | None, message: str) -> None:
+        """Keep `status.json`: the exit code (null: running), which torchrun hides, and message. A
+        disk that refuses is no error here: the folder itself may be what is wrong."""
+        content = json_bytes({"code": code, "message": message})
+        if self.writes and self.lock is None and not self.holds_a_run():        # the start failed before the lock was taken
+            with contextlib.suppress(BadInput):
+                self.open()
+        if self.lock is not None:
+            try:
+                self.keep(STATUS, content)
+            except ConfigError:                     # a full disk: in the room that the old one has
+                with contextlib.suppress(OSError):
+                    (self.path / STATUS).write_bytes(content)
+
+    def end_for_rank0(self, seconds: float) -> bool:
+        """On another rank: write the end that rank 0 did not live to write, once its lock is free
+        and the status says that it runs; waits so long for that. Returns whether rank 0 is gone."""
+        until = time.monotonic() + seconds
+        with contextlib.suppress(OSError, ValueError), (self.path / "lock").open("a+", encoding="utf-8") as lock:
+            while True:
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    status = self.path / STATUS
+                    if self.accepted and json.loads(status.read_text(encoding="utf-8"))["code"] is None:
+                        write_whole(status, json_bytes({"code": 1, "message": GONE}))
+                    return True
+                if time.monotonic() >= until:
+                    return False
+                time.sleep(0.1)
+        return False
+
+    def close(self) -> None:
+        if self.lock is not None:
+            self.lock.close()
+
+
+def json_bytes(value: object) -> bytes:
+    """The value in indented lines; half of a surrogate pair, which UTF-8 can't hold, is escaped."""
+    return json.dumps(value, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
