@@ -36,7 +36,7 @@ Records = list[dict[str, float]]
 
 @pytest.fixture(scope="module")
 def run_folder(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the YAML files call $ZEPHYR_REAL_RUN: the converted model and the converted preferences."""
+    """What the YAML files call $WORK: the converted model and the converted preferences."""
     folder = tmp_path_factory.mktemp("real")
     weights = real_data / "weights"
     stories.convert(weights / "stories260K.bin", weights / "stories260K_tok512.bin", folder / "stories260K")
@@ -55,7 +55,7 @@ def train(run_folder: Path, real_data: Path, launch: Callable[..., object]) -> C
     """Runs a script on two ranks as users do, and returns its train records."""
 
     def run(script: str, config: str, *overrides: str, run_dir: str) -> Records:
-        environment = {"ZEPHYR_TEST_DATA": str(real_data), "ZEPHYR_REAL_RUN": str(run_folder)}
+        environment = {"DATA": str(real_data), "WORK": str(run_folder)}
         launch(script, HERE / config, *overrides, f"run.dir={run_folder / run_dir}", ranks=2, **environment)
         lines = (run_folder / run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         return [record for record in map(json.loads, lines) if record["split"] == "train"]
