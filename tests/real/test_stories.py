@@ -144,7 +144,7 @@ def test_ddpo_tells_real_pairs_apart(source: str, dpo_records: Records, run_fold
 def test_export_chats_in_a_pipeline(dpo_records: Records, run_folder: Path) -> None:
     """People run transformers on the folder alone: its prompt must be the ids that training saw."""
     pipe = pipeline("text-generation", model=str(run_folder / "dpo/model"))
-    assert pipe.tokenizer.chat_template == ZEPHYR_TEMPLATE
+    assert pipe.tokenizer.chat_template.endswith(ZEPHYR_TEMPLATE)
     messages = [{"role": "system", "content": ""}, {"role": "user", "content": "What is the colour of the sky?"}]
     prompt = pipe.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert pipe.tokenizer(prompt)["input_ids"] == encode_prompt(pipe.tokenizer, messages[1:])
