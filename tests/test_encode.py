@@ -148,7 +148,7 @@ def test_what_is_no_conversation_to_train_on_is_refused(tokenizer: Tokenizer) ->
     assert ZEPHYR_TEMPLATE not in (endless, broken)
     for template in (endless, broken):
         with pytest.raises(
-            ValueError, match="wanted that: a trained model would not know where to stop"
+            ValueError, match="would not know where to stop"
         ):
             encode_pair(
                 tokenizer, {"prompt": "q", "chosen": "a", "rejected": "b"}, template=template
@@ -162,7 +162,7 @@ def test_the_longer_side_decides_what_is_cut() -> None:
     for sides in (pair, pair._replace(chosen_ids=pair.rejected_ids, rejected_ids=pair.chosen_ids)):
         assert truncate_pair(sides, max_tokens=21, max_prompt_tokens=5, bos_id=BOS) is sides
         cut = truncate_pair(sides, max_tokens=14, max_prompt_tokens=5, bos_id=BOS)
-        assert cut == ("x", [BOS, 16, 17, 18, 19], sides.chosen_ids[:9], sides.rejected_ids[:9])
+        assert cut[:4] == ("x", [BOS, 16, 17, 18, 19], sides.chosen_ids[:9], sides.rejected_ids[:9])
     headless = pair._replace(prompt_ids=[*range(9, 20)])
     cut = truncate_pair(headless, max_tokens=14, max_prompt_tokens=5, bos_id=BOS)
     assert cut.prompt_ids == [15, 16, 17, 18, 19]

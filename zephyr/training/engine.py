@@ -257,12 +257,27 @@ class Engine:
 
 @contextlib.contextmanager
 def partitioned(settings: Json) -> Iterator[None]:
-    """DeepSpeed's `zero.Init`, with torch.arange left alone: it would round the rotary frequencies to bfloat16."""
+    """DeepSpeed's `zero.Init`, with torch.arange left alone: it would round the rotary frequencies to bfloat16.
+
+    It leaves a wrapped `_apply` behind in torch's modules, which would partition what later moves to
+    another device or dtype; that is taken back."""
     import deepspeed
-    arange = torch.arange
-    with deepspeed.zero.Init(config_dict_or_path=settings):
-        torch.arange = arange
-        yield
+    arange, applies = torch.arange, own_applies(nn.Module)
+    try:
+        with deepspeed.zero.Init(config_dict_or_path=settings):
+            torch.arange = arange
+            yield
+    finally:
+        for kind, apply in applies.items():
+            kind._apply = apply
+
+
+def own_applies(kind: type[nn.Module]) -> dict[type[nn.Module], Callable[..., nn.Module]]:
+    """The `_apply` of a kind of module and of all kinds below it that define one of their own."""
+    found = {kind: vars(kind)["_apply"]} if "_apply" in vars(kind) else {}
+    for below in kind.__subclasses__():
+        found |= own_applies(below)
+    return found
 
 
 def write_shard(parameter: nn.Parameter, read: Callable[[], Tensor]) -> None:
