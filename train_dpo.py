@@ -14,7 +14,6 @@ import math
 import sys
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -26,11 +25,10 @@ from zephyr.config import ConfigError, DPOConfig
 from zephyr.data import (Pairs, Report, content_digest, encoding_resources, first_prompt, keep_chat, load_pairs, load_splits,
                          run_tokenizer)
 from zephyr.data.samples import sampler
-from zephyr.model.export import export
-from zephyr.model.load import DTYPES, digest, load_policy, local_folder, require_runnable
+from zephyr.model.load import DTYPES, digest, load_policy, require_runnable
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import PackedBatch, Plan, collate_pairs, plan_epochs, plan_pass
-from zephyr.report import card, leave_page
+from zephyr.report import leave
 from zephyr.training import checkpoint
 from zephyr.training.engine import Engine
 from zephyr.training.folder import RunFolder, json_bytes
@@ -76,13 +74,7 @@ def train(engine: Engine, config: DPOConfig, folder: RunFolder | None) -> None:
                       alone=lambda i: collate_pairs(encoded["train"], [i], prefix_sharing=False))
 
     fit(engine, config, training, evaluation, sample, folder.accept)
-    notes = export(Path(config.run.dir) / "model", engine.full_parameters(), engine.parameter_bytes(), engine.policy.lm.config,
-                   tokenizer, engine.on_rank0(lambda: card(config, training.identity)), writes=engine.rank == 0,
-                   source=local_folder(config.model))
-    for note in notes:
-        engine.say(f"warning: {note}")
-    engine.on_rank0(lambda: leave_page(Path(config.run.dir), engine.say))
-    engine.barrier()
+    leave(engine, config, tokenizer, training.identity)
 
 
 def load(engine: Engine, config: DPOConfig,

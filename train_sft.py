@@ -10,7 +10,6 @@ rows are all target: the same script trains a base model.
 import sys
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -21,10 +20,9 @@ from zephyr.config import SFTConfig
 from zephyr.data import (Report, Texts, content_digest, encoding_resources, first_prompt, keep_chat, load_splits, load_texts,
                          run_tokenizer)
 from zephyr.data.samples import sampler
-from zephyr.model.export import export
-from zephyr.model.load import DTYPES, digest, load_policy, local_folder, require_runnable
+from zephyr.model.load import DTYPES, digest, load_policy, require_runnable
 from zephyr.packing import PackedBatch, Plan, collate_texts, plan_epochs, plan_pass
-from zephyr.report import card, leave_page
+from zephyr.report import leave
 from zephyr.training import checkpoint
 from zephyr.training.engine import Engine
 from zephyr.training.folder import RunFolder, json_bytes
@@ -67,13 +65,7 @@ def train(engine: Engine, config: SFTConfig, folder: RunFolder | None) -> None:
                       alone=lambda i: collate_texts(encoded["train"], [i]))
 
     fit(engine, config, training, evaluation, sample, folder.accept)
-    notes = export(Path(config.run.dir) / "model", engine.full_parameters(), engine.parameter_bytes(), engine.policy.lm.config,
-                   tokenizer, engine.on_rank0(lambda: card(config, training.identity)), writes=engine.rank == 0,
-                   source=local_folder(config.model))
-    for note in notes:
-        engine.say(f"warning: {note}")
-    engine.on_rank0(lambda: leave_page(Path(config.run.dir), engine.say))
-    engine.barrier()
+    leave(engine, config, tokenizer, training.identity)
 
 
 def load(engine: Engine, config: SFTConfig,
