@@ -96,7 +96,8 @@ def exported(folder: Path, family: str) -> tuple[PreTrainedModel, PreTrainedToke
         torch.nn.init.normal_(parameter, mean=1.0 if parameter.ndim == 1 and bool((parameter == 1).all()) else 0.0, std=0.1)
     source = folder.parent / f"{folder.name}-source"
     source.mkdir()
-    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 1], "do_sample": True, "top_p": 0.9}))
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 1], "do_sample": True, "top_p": 0.9,
+                                                               "_from_model_config": True}))
     named = [(name, parameter.detach()) for name, parameter in lm.named_parameters()]
     assert export(folder, iter(named), [(n, p.nbytes) for n, p in named], lm.config, tokenizer, "", writes=True, source=source) == []
     (folder / "turns.json").write_text(json.dumps(TURNS))
