@@ -10,7 +10,7 @@ help:
 	@echo "make quickstart   the whole recipe on the embedded world (SEED=0): base, dSFT, feedback, dDPO, evaluation"
 	@echo "make real         dDPO of SmolLM2-135M on your own pairs, measured on held-out ones: make real DATA=pairs.jsonl [MODEL=folder]"
 	@echo "make test         the test suite"
-	@echo "make test-long    what takes minutes: runs killed at random moments, every bad input as a process of its own"
+	@echo "make test-long    what takes minutes: runs killed at random moments, every bad input as a process, mutants of the core"
 	@echo "make bench        each part of a training step against its bound, on the CPU"
 	@echo "make bench-peer   side by side with TRL, which is installed into .venv-bench: make bench-peer MODEL=A PROFILE=ultrafeedback"
 	@echo "make gpu-check    the GPU tests, with the Python that has torch: make gpu-check GPU_PYTHON=python3"

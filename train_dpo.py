@@ -28,7 +28,7 @@ from zephyr.data.samples import sampler
 from zephyr.model.load import DTYPES, digest, load_policy, require_runnable
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import PackedBatch, Plan, collate_pairs, plan_epochs, plan_pass
-from zephyr.report import leave
+from zephyr.report.finish import finish
 from zephyr.training import checkpoint
 from zephyr.training.engine import Engine
 from zephyr.training.folder import RunFolder, json_bytes
@@ -74,7 +74,7 @@ def train(engine: Engine, config: DPOConfig, folder: RunFolder | None) -> None:
                       alone=lambda i: collate_pairs(encoded["train"], [i], prefix_sharing=False))
 
     fit(engine, config, training, evaluation, sample, folder.accept)
-    leave(engine, config, tokenizer, training.identity)
+    finish(engine, config, tokenizer, training.identity)
 
 
 def load(engine: Engine, config: DPOConfig,

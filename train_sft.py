@@ -22,7 +22,7 @@ from zephyr.data import (Report, Texts, content_digest, encoding_resources, firs
 from zephyr.data.samples import sampler
 from zephyr.model.load import DTYPES, digest, load_policy, require_runnable
 from zephyr.packing import PackedBatch, Plan, collate_texts, plan_epochs, plan_pass
-from zephyr.report import leave
+from zephyr.report.finish import finish
 from zephyr.training import checkpoint
 from zephyr.training.engine import Engine
 from zephyr.training.folder import RunFolder, json_bytes
@@ -65,7 +65,7 @@ def train(engine: Engine, config: SFTConfig, folder: RunFolder | None) -> None:
                       alone=lambda i: collate_texts(encoded["train"], [i]))
 
     fit(engine, config, training, evaluation, sample, folder.accept)
-    leave(engine, config, tokenizer, training.identity)
+    finish(engine, config, tokenizer, training.identity)
 
 
 def load(engine: Engine, config: SFTConfig,

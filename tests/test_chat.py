@@ -150,7 +150,7 @@ def test_answer_that_would_merge_with_the_prompt(tokenizers: dict[str, Tokenizer
     prompt = gpt2(gpt2.eos_token + "\n<|assistant|>\n")["input_ids"]
     merged = gpt2(gpt2.eos_token + "\n<|assistant|>\n" + "\n\nHi")["input_ids"]
     assert merged[: len(prompt)] != prompt, "no merge to test"
-    pair = encode_pair(gpt2, {"prompt": "U", "chosen": "\n\nHi", "rejected": "Hi"})
+    pair = encode_pair(gpt2, {"prompt": "U", "chosen": "\n\nHi", "rejected": "Ho"})
     assert pair.prompt_ids == encode_prompt(gpt2, turns("U"))
     assert gpt2.decode(pair.chosen_ids[:-1]) == "\n\nHi"
 

@@ -236,7 +236,7 @@ def test_a_row_is_appended_whole(tmp_path: Path) -> None:
     (["m"], {"max_new_tokens": 0}, "--max-new-tokens 0"),
     (["a", "b"], {}, "2 models"), (["a", "b", "c"], {"web": True}, "3 models"), (["world:judge"], {}, "a model folder"),
     (["./no/such/folder"], {}, "no such folder"),
-    (["openai:m"], {}, "BASE_URL"), (["openai:m@https://x/v1?key=1"], {}, "without key or query")])
+    (["openai:m"], {}, "BASE_URL"), (["openai:m@https://x/v1?key=1"], {}, "it holds a query")])
 def test_bad_input_is_told(models: list[str], changed: dict[str, object], found: str) -> None:
     """Each is one line that names what was found. Fails where it would be a traceback, or be found out at the first answer."""
     with pytest.raises(BadInput, match=re.escape(found)):

@@ -204,7 +204,7 @@ def splits(tokenizer: PreTrainedTokenizerBase, train: list[str], evaluation: lis
     """What the log says of a run's data."""
     engine, load = OneRank(), options.pop("load", load_pairs)
     data = Data(tuple(train), tuple(evaluation))
-    load_splits(engine, data, lambda sources: load(sources, tokenizer, **options), None)
+    load_splits(engine, data, lambda sources: load(sources, tokenizer, **options))
     return "\n".join(engine.said)
 
 

@@ -866,10 +866,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_unchanged(
     def objective(policy: Engine, batch: PackedBatch) -> tuple[Tensor, Stats]:
         chosen_P, rejected_P = response_logprobs(policy, batch)
         bad_P = torch.tensor([float("inf") if MORE[i].id == first else 0.0 for i in batch.indices])
-        stats = {
-            name: chosen_P.detach()
-            for name in ("rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected")
-        }
+        zero_P, logp_P = torch.zeros_like(chosen_P), chosen_P.detach()     # rewards as at a start
+        stats = {"rewards/chosen": zero_P, "rewards/rejected": zero_P,
+                 "logps/chosen": logp_P, "logps/rejected": logp_P}
         return (rejected_P - chosen_P + bad_P).sum(), {
             **stats,
             "loss": (rejected_P - chosen_P).detach() + bad_P,

@@ -301,3 +301,10 @@ def test_a_run_that_learns_nothing_stays_at_ln_2(
         )
     profile = json.loads(next((tmp_path / "reference").glob("*/profile.json")).read_text())
     assert profile.get("rotary_tokens") == ("200" if label in ("Phi-3 1", "Llama 2") else None)
+
+
+def test_the_readme_lists_what_is_tested() -> None:
+    """Fails where the README promises a family that no test runs, or leaves one out."""
+    text = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+    line = next(line for line in text.splitlines() if line.startswith("Tested families: "))
+    assert line.removeprefix("Tested families: ").rstrip(".").split(", ") == list(FAMILIES)

@@ -20,7 +20,7 @@ from zephyr.data.teachers import open_teacher
 from zephyr.report import page
 from zephyr.teacher import endpoint
 from zephyr.training.checkpoint import write_whole
-from zephyr.training.launch import RUN_FILES, InUse, open_run
+from zephyr.training.folder import FILES, RunFolder
 
 SECRETS = {name: f"planted-{number}-in-the-environment" for number, name in enumerate(
     ("OPENAI_API_KEY", "WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "ANTHROPIC_API_KEY", "AWS_SECRET_ACCESS_KEY"))}
@@ -154,23 +154,24 @@ def test_a_yaml_bomb_is_told(text: str, why: str, tmp_path: Path) -> None:
             load(tmp_path, "samples.prompts=&a [*a]")
 
 
-@pytest.mark.parametrize("name", RUN_FILES)
+@pytest.mark.parametrize("name", FILES)
 def test_a_run_writes_through_no_link(name: str, tmp_path: Path) -> None:
     """A link among a run folder's files, there or to nothing: the run is refused before anything is touched. Fails where the lock
     truncates, or a log or a record goes to, a file that the link's maker could not write, and the user can."""
     victim, run = tmp_path / "victim", tmp_path / "run"
     victim.write_text("precious")
     run.mkdir()
-    config = load(tmp_path, f"run.dir={run}")
     for target in (victim, tmp_path / "nothing"):
         (run / name).symlink_to(target)
-        with pytest.raises(InUse, match=f"run.dir: {run / name} is a link"):
-            open_run(run, config)
+        with pytest.raises(BadInput, match=f"run.dir: {run / name} is a link"):
+            RunFolder(run).open()
         assert [path.name for path in run.iterdir()] == [name] and victim.read_text() == "precious" and not (tmp_path / "nothing").exists()
         (run / name).unlink()
     (tmp_path / "scratch").mkdir()
     (run / "checkpoints").symlink_to(tmp_path / "scratch")          # a folder elsewhere is the user's own plan
-    open_run(run, config).close()
+    folder = RunFolder(run)
+    folder.open()
+    folder.close()
 
 
 def test_what_is_written_whole_follows_no_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,10 +138,15 @@ def test_another_models_state_is_refused(
 def test_an_updates_size_counts_decay_with_its_sign() -> None:
     """torch's AdamW on weights whose gradient pulls where decay pulls, then against it: the update
     read from the moments is the one that was made, over two groups. Fails where decay is left out,
-    or counted the wrong way round, which no gradient at random would show."""
-    for sign in (1.0, -1.0):
-        flats = [torch.linspace(1, 2, 50).requires_grad_(), torch.linspace(2, 3, 30).requires_grad_()]
-        groups = [{"params": [flat], "weight_decay": decay} for flat, decay in zip(flats, (0.5, 0.0))]
+    or counted the wrong way round, which no random gradient would show; or for another epsilon."""
+    for pull in (1.0, -1.0, 1e-8):  # the last as small as Adam's epsilon
+        flats = [
+            torch.linspace(1, 2, 50).requires_grad_(),
+            torch.linspace(2, 3, 30).requires_grad_(),
+        ]
+        groups = [
+            {"params": [flat], "weight_decay": decay} for flat, decay in zip(flats, (0.5, 0.0))
+        ]
         adamw = torch.optim.AdamW(groups, betas=(0.8, 0.95), eps=1e-8)
         zero = SimpleNamespace(
             fp32_partitioned_groups_flat=flats,
@@ -153,7 +158,7 @@ def test_an_updates_size_counts_decay_with_its_sign() -> None:
             for group in adamw.param_groups:
                 group["lr"] = lr
             for flat in flats:
-                flat.grad = sign * flat.detach()
+                flat.grad = pull * flat.detach()
             adamw.step()
             after = torch.cat([flat.detach() for flat in flats])
             update, weight = shards.update_and_weight(zero, lr).sqrt().tolist()

@@ -73,7 +73,7 @@ def test_run_folder_is_as_documented(finished: Path) -> None:
     run = finished / "run"
     assert {p.name for p in run.iterdir()} == {
         "config.yaml", "status.json", "metrics.jsonl", "pairs", "checkpoints", "model", "data.json", "lock", "preflight.json",
-        "report.html"}
+        "report.html", "chat_template.jinja"}
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"latest", "step-4", "step-6"}
     assert json.loads((run / "status.json").read_text()) == {"code": 0, "message": "finished"}
     assert json.loads((run / "data.json").read_text())["train"]["rows_read"] == 20
@@ -90,10 +90,11 @@ def test_export_loads_and_generates_like_the_policy(finished: Path, tiny: Path) 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     turns = [{"role": "user", "content": "Hi"}]
     prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    assert prompt == "<|system|>\n</s>\n<|user|>\nHi</s>\n<|assistant|>\n"
-    assert tokenizer(prompt).input_ids == encode_prompt(tokenizer, turns)          # what a pipeline feeds is what was trained on
-    text = pipeline("text-generation", model=trained, tokenizer=tokenizer)(prompt, max_new_tokens=5, do_sample=False)
-    assert text[0]["generated_text"].startswith(prompt)
+    assert prompt == "<s><|system|>\n</s>\n<|user|>\nHi</s>\n<|assistant|>\n"
+    ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    assert ids == encode_prompt(tokenizer, turns)          # what a pipeline feeds is what was trained on
+    text = pipeline("text-generation", model=trained, tokenizer=tokenizer)(turns, max_new_tokens=5, do_sample=False)
+    assert text[0]["generated_text"][-1]["role"] == "assistant"
     assert "arXiv:2310.16944" in (folder / "README.md").read_text()
 
 
@@ -276,7 +277,7 @@ def test_non_finite_stops_before_the_update(tiny: Path, launch: Launch, tmp_path
 
 
 BAD_INPUT = {
-    "optim.lr_peak=5e-7": "a text in YAML", "beta=-1": "beta: a number > 0", "optim.lr=1": "nearest valid key is optim.lr_peak",
+    "optim.lr_peak=fast": "a finite number", "beta=-1": "beta: a number > 0", "optim.lr=1": "nearest valid key is optim.lr_peak",
     "model=/no/such/folder": "no such folder", "hardware.tokens_per_micro_batch=20": "the longest example",
     "hardware.attention=flash_attn": "sdpa", "loss=nonsense": "loss must be one of", "loss=exo_pair": "label_smoothing",
     "data.train=[/no/such/gone.jsonl]": "gone.jsonl", "data.train=[{same}]": "same.jsonl",

@@ -22,7 +22,7 @@ from zephyr.data import load_pairs, prepare_tokenizer
 
 LONGEST = 600  # characters of a message
 EVERY_CASE = pytest.mark.parametrize("name", CASES)
-KEPT = {"status.json", "config.yaml", "data.json", "lock"}  # what a refused run may leave in its folder
+KEPT = {"status.json", "config.yaml", "data.json", "lock", "chat_template.jinja"}  # what a refused run may leave in its folder
 
 
 @pytest.fixture(scope="module")

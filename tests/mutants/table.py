@@ -201,7 +201,7 @@ PLAN = of(
         "for start in range(0, len(units), per_step)",
         "for start in range(0, len(units) - len(units) % per_step, per_step)",
     ),
-    ("        if after >= most:\n", "        if after < most:\n"),
+    ("[gained] * (gained >= 0)", "[gained] * (gained > 0)"),
     ("    exchange(of_rank, costs)\n", ""),
     (
         "return [micro_batches + [[]] * (most - len(micro_batches)) for micro_batches in packed]",

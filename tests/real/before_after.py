@@ -123,6 +123,7 @@ def split(file: Path, config: DPOConfig, out: Path, *, pairs: int | None, held_o
         max_tokens=2**30,
         max_prompt_tokens=2**29,
         on_bad_row=config.data.on_bad_row,
+        columns=config.data.columns,
         **encoding_resources(),
     )
     of_prompt: dict[bytes, list[str]] = {}
@@ -175,6 +176,7 @@ def score(config: DPOConfig, out: Path) -> Scores:
         max_prompt_tokens=data.max_prompt_tokens,
         truncation=data.truncation,
         on_bad_row=data.on_bad_row,
+        columns=data.columns,
         **encoding_resources(),
     )
     (folder,) = (path.parent for path in (out / "reference").glob("*/profile.json"))

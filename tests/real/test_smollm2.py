@@ -20,6 +20,7 @@ import oracle  # noqa: E402
 import preferences  # noqa: E402
 import smollm2  # noqa: E402
 from processes import ROOT  # noqa: E402
+from test_transformers4 import version_4  # noqa: E402, F401
 
 from zephyr.chat import EncodedPair, encode_pair, encode_prompt  # noqa: E402
 from zephyr.data import load_pairs, load_tokenizer  # noqa: E402
@@ -125,6 +126,24 @@ def test_the_export_gives_the_same_answer_in_a_pipeline(run: tuple[Path, str], m
     ids = pipe.tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True)["input_ids"]
     assert ids == encode_prompt(tokenizer, QUESTION, template=tokenizer.chat_template)
     assert pipe(QUESTION, max_new_tokens=20, do_sample=False)[0]["generated_text"][-1] == {"role": "assistant", "content": ANSWER}
+
+
+ASK = """
+import sys, torch, transformers
+pipe = transformers.pipeline("text-generation", model=sys.argv[1], torch_dtype=torch.float32)
+turns = [{"role": "user", "content": sys.argv[2]}]
+print(transformers.__version__, pipe(turns, max_new_tokens=20, do_sample=False)[0]["generated_text"][-1]["content"], sep="\\n")
+"""
+
+
+@pytest.mark.long
+def test_transformers_4_reads_the_export(run: tuple[Path, str], version_4: Path) -> None:  # noqa: F811
+    """Most servers still run it; it reads other keys of the config and knows other tokenizer classes."""
+    command = [sys.executable, "-c", ASK, str(run[0] / "dpo/model"), QUESTION[0]["content"]]
+    done = subprocess.run(command, cwd=run[0], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(version_4)})
+    assert done.returncode == 0, done.stderr[-4000:]
+    version, answer = done.stdout.splitlines()
+    assert version.startswith("4.") and answer == ANSWER
 
 
 def test_the_table_compares_held_out_prompts(run: tuple[Path, str], rows: list[dict[str, object]]) -> None:

@@ -36,7 +36,7 @@ Records = list[dict[str, float]]
 
 @pytest.fixture(scope="module")
 def run_folder(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the YAML files call $ZEPHYR_REAL_RUN: the converted model and the converted preferences."""
+    """What the YAML files call $WORK: the converted model and the converted preferences."""
     folder = tmp_path_factory.mktemp("real")
     weights = real_data / "weights"
     stories.convert(weights / "stories260K.bin", weights / "stories260K_tok512.bin", folder / "stories260K")
@@ -55,7 +55,7 @@ def train(run_folder: Path, real_data: Path, launch: Callable[..., object]) -> C
     """Runs a script on two ranks as users do, and returns its train records."""
 
     def run(script: str, config: str, *overrides: str, run_dir: str) -> Records:
-        environment = {"ZEPHYR_TEST_DATA": str(real_data), "ZEPHYR_REAL_RUN": str(run_folder)}
+        environment = {"DATA": str(real_data), "WORK": str(run_folder)}
         launch(script, HERE / config, *overrides, f"run.dir={run_folder / run_dir}", ranks=2, **environment)
         lines = (run_folder / run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         return [record for record in map(json.loads, lines) if record["split"] == "train"]
@@ -144,10 +144,10 @@ def test_ddpo_tells_real_pairs_apart(source: str, dpo_records: Records, run_fold
 def test_export_chats_in_a_pipeline(dpo_records: Records, run_folder: Path) -> None:
     """People run transformers on the folder alone: its prompt must be the ids that training saw."""
     pipe = pipeline("text-generation", model=str(run_folder / "dpo/model"))
-    assert pipe.tokenizer.chat_template == ZEPHYR_TEMPLATE
+    assert pipe.tokenizer.chat_template.endswith(ZEPHYR_TEMPLATE)
     messages = [{"role": "system", "content": ""}, {"role": "user", "content": "What is the colour of the sky?"}]
     prompt = pipe.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert pipe.tokenizer(prompt)["input_ids"] == encode_prompt(pipe.tokenizer, messages[1:])
+    assert pipe.tokenizer(prompt, add_special_tokens=False)["input_ids"] == encode_prompt(pipe.tokenizer, messages[1:])
     answer = pipe(prompt, max_new_tokens=24, do_sample=False)[0]["generated_text"]
     assert answer.startswith(prompt) and answer[len(prompt) :].strip()
     turn = pipe(messages, max_new_tokens=8, do_sample=False)[0]["generated_text"][-1]

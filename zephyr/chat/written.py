@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from zephyr.chat.template import HANDBOOK_TEMPLATE, ZEPHYR_TEMPLATE, render
+from zephyr.chat.template import HANDBOOK_TEMPLATE, render
 from zephyr.chat.turns import THINKING, Messages
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def require_written(tokenizer: PreTrainedTokenizerBase, turns: Messages, templat
         are left out by templates as generation leaves them out).
     Raises: ValueError naming a part with meaning that is not in the text: a turn's words, a tool or its result, a call, a trained thought."""
     left_out = []
-    plain = template in (ZEPHYR_TEMPLATE, HANDBOOK_TEMPLATE)
+    plain = template.endswith(HANDBOOK_TEMPLATE)                   # and so does ZEPHYR_TEMPLATE
     for change in _changes(turns, tools, text, set(trained), first):
         name = change.key if change.where is None else f"{names[change.where]}.{change.key}"
         thought = change.key == "content" and change.where is not None and THOUGHT.fullmatch(turns[change.where]["content"])

@@ -1,4 +1,3 @@
 """What a person looks at: the model card of an export, and the page of a run folder."""
 from zephyr.report.card import card as card
-from zephyr.report.leave import leave as leave
 from zephyr.report.page import leave_page as leave_page, write_page as write_page

@@ -103,7 +103,7 @@ def require_polarity(report: Mapping[str, object]) -> Finding:
     """Where rows carry scores, the chosen answer has not the lower one. Args: report: of the
     load."""
     if report["inverted"]:
-        raise BadInput(f"score_chosen is below score_rejected in {len(report['inverted'])} of {report['scored']} pairs with scores, "
+        raise BadInput(f"the chosen answer is rated below the rejected one in {len(report['inverted'])} of {report['scored']} pairs with scores, "
                        f"the first at {report['inverted'][0]}; chosen >= rejected is wanted")
     return {"scored": report["scored"]}
 

@@ -1,0 +1,27 @@
+"""A trained policy becomes what its run leaves behind: the export with its card, and the run's page."""
+from collections.abc import Mapping
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from zephyr.config import DPOConfig, SFTConfig
+from zephyr.model.export import export
+from zephyr.model.load import local_folder
+from zephyr.report.card import card
+from zephyr.report.page import leave_page
+from zephyr.training.engine import Engine
+
+
+def finish(engine: Engine, config: DPOConfig | SFTConfig, tokenizer: PreTrainedTokenizerBase,
+           identity: Mapping[str, str]) -> None:
+    """Write `model/` and `report.html` of the run folder; what the export could not keep is logged. A collective.
+
+    Args: identity: what the trajectory depended on, by name, for the card."""
+    run_dir = Path(config.run.dir)
+    notes = export(run_dir / "model", engine.full_parameters(), engine.parameter_bytes(), engine.policy.lm.config,
+                   tokenizer, engine.on_rank0(lambda: card(config, identity)), writes=engine.rank == 0,
+                   source=local_folder(config.model))
+    for note in notes:
+        engine.say(f"warning: {note}")
+    engine.on_rank0(lambda: leave_page(run_dir, engine.say))
+    engine.barrier()
