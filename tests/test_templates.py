@@ -140,7 +140,8 @@ def clocked(tmp_path_factory: pytest.TempPathFactory, launch: Launch) -> tuple[P
     tokenizer = make_tokenizer(KINDS["llama3-base"])
     tokenizer.chat_template = CLOCK
     tokenizer.save_pretrained(model)
-    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 7], "do_sample": True, "temperature": 0.6}))
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 7], "do_sample": True, "temperature": 0.6,
+                                                              "_from_model_config": True}))
     (folder / "run").mkdir()
     (folder / "run" / "chat_template.jinja").write_text(stop_clock(CLOCK, date(2024, 2, 3)))
     config = write_config(folder, model, write_lines(folder / "pairs.jsonl", rows(8)), optim__epochs=1, eos_token="<|eot_id|>")
@@ -167,6 +168,7 @@ def test_the_export_of_a_run_ends_and_samples_as_its_model(clocked: tuple[Path, 
     settings, end = GenerationConfig.from_pretrained(model), tokenizer.convert_tokens_to_ids("<|eot_id|>")
     assert settings.eos_token_id == [end, 1, 7] == AutoConfig.from_pretrained(model).eos_token_id
     assert settings.temperature == 0.6 and settings.do_sample and settings.bos_token_id == tokenizer.bos_token_id
+    assert "_from_model_config" not in json.loads((model / "generation_config.json").read_text())
 
 
 def test_zephyr_over_another_template_is_a_warning(clocked: tuple[Path, CompletedProcess[str]], launch: Launch) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,13 @@ from tokenizer_kinds import KINDS, make_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from zephyr.chat import encode_prompt
-from zephyr.data import prepare_tokenizer
+from zephyr.data import load_tokenizer, prepare_tokenizer
 from zephyr.model.export import export
+from zephyr.model.load import load_policy
+
+sys.path[:0] = [str(Path(__file__).parent / "real")]
+
+import smollm2  # noqa: E402
 
 pytestmark = pytest.mark.long
 SHAPE = {"vocab_size": 448, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -59,10 +65,12 @@ for folder in sys.argv[1:]:
     ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
     inputs = tokenizer("The sky isn't 12345 blue", return_tensors="pt")
     lm.generate(**inputs, max_new_tokens=2)
+    prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    said = lm.generate(**prompt, max_new_tokens=12, do_sample=False)[0, len(ids):]
     with torch.no_grad():
         logits = lm(torch.tensor([ids])).logits[0, -1].tolist()
     found[folder] = {"ids": ids, "logits": logits, "plain": inputs["input_ids"][0].tolist(), "eos": tokenizer.eos_token,
-                     "ends": lm.generation_config.eos_token_id, "top_p": lm.generation_config.top_p}
+                     "ends": lm.generation_config.eos_token_id, "top_p": lm.generation_config.top_p, "said": tokenizer.decode(said)}
 print(json.dumps(found))
 """
 
@@ -88,22 +96,29 @@ def exported(folder: Path, family: str) -> tuple[PreTrainedModel, PreTrainedToke
         torch.nn.init.normal_(parameter, mean=1.0 if parameter.ndim == 1 and bool((parameter == 1).all()) else 0.0, std=0.1)
     source = folder.parent / f"{folder.name}-source"
     source.mkdir()
-    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 1], "do_sample": True, "top_p": 0.9}))
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 1], "do_sample": True, "top_p": 0.9,
+                                                               "_from_model_config": True}))
     named = [(name, parameter.detach()) for name, parameter in lm.named_parameters()]
     assert export(folder, iter(named), [(n, p.nbytes) for n, p in named], lm.config, tokenizer, "", writes=True, source=source) == []
     (folder / "turns.json").write_text(json.dumps(TURNS))
     return lm, tokenizer
 
 
+def read_by(version_4: Path, folders: Iterable[str], cwd: Path) -> dict[str, dict[str, object]]:
+    """What version 4 makes of folders that hold `turns.json`."""
+    done = subprocess.run([sys.executable, "-c", READ, *folders], cwd=cwd, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(version_4)})
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found.pop("version").startswith("4.57")
+    return found
+
+
 def test_version_4_reads_what_was_trained(version_4: Path, tmp_path: Path) -> None:
     """Every family's export gives, in version 4, this version's logits, prompt and ends of an answer. Fails where a rotary base or
     scaling is read as its default (10000), the tokenizer's class or tokens are unknown, or BOS is another."""
     made = {str(tmp_path / family.replace(" ", "-")): exported(tmp_path / family.replace(" ", "-"), family) for family in FAMILIES}
-    done = subprocess.run([sys.executable, "-c", READ, *made], cwd=tmp_path, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(version_4)})
-    assert done.returncode == 0, done.stderr[-4000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["version"].startswith("4.57")
+    found = read_by(version_4, made, tmp_path)
     for folder, (lm, tokenizer) in made.items():
         ids = encode_prompt(tokenizer, TURNS, template=tokenizer.chat_template)
         assert found[folder]["ids"] == ids and found[folder]["plain"] == tokenizer("The sky isn't 12345 blue")["input_ids"], folder
@@ -115,3 +130,21 @@ def test_version_4_reads_what_was_trained(version_4: Path, tmp_path: Path) -> No
         again = AutoModelForCausalLM.from_pretrained(folder)
         assert torch.equal(again(torch.tensor([ids])).logits[0, -1], logits)
         assert AutoTokenizer.from_pretrained(folder)(TURNS[0]["content"])["input_ids"] == tokenizer(TURNS[0]["content"])["input_ids"]
+
+
+def test_version_4_answers_with_a_real_model_s_export(version_4: Path, tmp_path: Path) -> None:
+    """SmolLM2's export says in version 4 what it says here, behind the ids of training. Fails where its tokenizer, its base of 100000 or
+    its tied head come back otherwise: random weights would not show what an answer does."""
+    if why := smollm2.missing():
+        pytest.skip(f"{why} (make .venv/.installed-real)")
+    source, folder = smollm2.model_folder(), tmp_path / "model"
+    policy, tokenizer = load_policy(source), load_tokenizer(source)
+    named = [(name, parameter.detach()) for name, parameter in policy.lm.named_parameters()]
+    assert export(folder, iter(named), [(n, p.nbytes) for n, p in named], policy.lm.config, tokenizer, "", writes=True, source=source) == []
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    (folder / "turns.json").write_text(json.dumps(question))
+    found = read_by(version_4, [str(folder)], tmp_path)[str(folder)]
+    assert found["ids"] == encode_prompt(tokenizer, question, template=tokenizer.chat_template)
+    assert found["said"] == "The capital of France is Paris.<|im_end|>" and found["plain"] == tokenizer("The sky isn't 12345 blue")["input_ids"]
+    theirs = json.loads((source / "generation_config.json").read_text())["eos_token_id"]
+    assert found["ends"] == theirs == tokenizer.eos_token_id

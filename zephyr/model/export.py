@@ -79,6 +79,7 @@ def save_generation(folder: Path, tokenizer: PreTrainedTokenizerBase, source: Pa
     theirs = theirs if isinstance(theirs, list) else [] if theirs is None else [theirs]
     ends = list(dict.fromkeys([tokenizer.eos_token_id, *theirs]))
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    settings.pop("_from_model_config", None)        # would let version 4 make it anew of config.json
     settings |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": one_or_all(ends), "pad_token_id": pad,
                  "transformers_version": transformers.__version__}
     write_json(folder / "generation_config.json", {key: value for key, value in settings.items() if value is not None})
