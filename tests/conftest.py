@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,17 @@ from proxy import Proxy, Server  # noqa: E402
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_rendezvous_left() -> Iterator[None]:
+    """An engine of this process sets torchrun's variables; what is left of them would send every later
+    process to its port."""
+    yield
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    left = {name: os.environ.pop(name) for name in names if name in os.environ}
+    if left:
+        warnings.warn(f"these tests left {left} in the environment", stacklevel=1)
 
 
 @pytest.fixture(scope="session")
