@@ -3,6 +3,7 @@ read."""
 import hashlib
 import math
 import random
+import shutil
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,11 +43,15 @@ def test_an_address_holds_all_that_decides_a_value(monkeypatch: pytest.MonkeyPat
     with monkeypatch.context() as patch:
         patch.setattr(torch, "__version__", "3.0")
         others.append(reference.numerics(engine(), "w"))
-    (tmp_path / "attention.py").write_text("")
-    with monkeypatch.context() as patch:
-        patch.setattr(reference.model, "__file__", str(tmp_path / "__init__.py"))
-        others.append(reference.numerics(engine(), "w"))
-    assert len({tuple(sorted(of.items())) for of in [base, *others]}) == 1 + len(others) == 10
+    modules = Path(reference.model.__file__).parent
+    for changed in ("attention", "logprobs", "policy", "export"):
+        copy = Path(shutil.copytree(modules, tmp_path / changed))
+        (copy / f"{changed}.py").write_text("# other code")
+        with monkeypatch.context() as patch:
+            patch.setattr(reference.model, "__file__", str(copy / "__init__.py"))
+            others.append(reference.numerics(engine(), "w"))
+    assert others.pop() == base                     # what writes the export computes no log-prob
+    assert len({tuple(sorted(of.items())) for of in [base, *others]}) == 1 + len(others) == 12
     assert reference.numerics(engine(tokens_per_micro_batch=7, prefix_sharing=False), "w") == base
 
 
@@ -147,3 +152,15 @@ def test_every_pair_of_the_first_step_is_at_its_reference(wrong: tuple[float, fl
     with pytest.raises(BadInput, match=r"the rewards of 1 of 3 pairs are not 0: c \(rewards .*; the reference store") as error:
         started(*right, wrong)
     assert "a (" not in str(error.value) and "b (" not in str(error.value)
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_shift_of_all_pairs_is_no_rounding(side: int) -> None:
+    """Three rewards each within rounding, all the same way, are refused; with one the other way they
+    pass. Fails where each pair is looked at by itself alone: a store shifted by less than a
+    response's rounding would be trained against."""
+    def rewards(value: float) -> tuple[float, float, float]:
+        return (value, 0.0, LN2) if side == 0 else (0.0, value, LN2)
+    started(rewards(0.0009), rewards(0.0009), rewards(-0.0009))
+    with pytest.raises(BadInput, match=rf"the rewards of 3 of 3 pairs are not 0: rewards/{('chosen', 'rejected')[side]} a"):
+        started(*[rewards(0.0009)] * 3)

@@ -47,6 +47,7 @@ from zephyr.training.tolerance import response_nats
 Entries = dict[bytes, tuple[float, float]]          # digest of a pair's token ids -> log p(chosen), log p(rejected)
 PROBE_PAIRS = 8
 PART_MICRO_BATCHES = 64             # of every rank, between two parts of the store: what a killed pass loses at most
+COMPUTES = ("attention", "logprobs", "policy")       # modules of zephyr.model that a log-prob goes through
 KERNELS = {"flash_attn": ["flash-attn"]}            # packages whose version decides, by attention; torch's own kernels are torch's
 
 
@@ -88,8 +89,8 @@ def read_store(folder: Path) -> Entries:
 def numerics(engine: Engine, weights: str) -> dict[str, str]:
     """What an entry's value depends on beside its token ids. Args: weights: their digest."""
     hardware, code = engine.hardware, hashlib.sha256()
-    computes = [*Path(model.__file__).parent.glob("*.py"), Path(packing.__file__).with_name("collate.py")]
-    for path in sorted(computes, key=lambda path: path.name):
+    computes = [Path(model.__file__).with_name(f"{name}.py") for name in COMPUTES]
+    for path in [*computes, Path(packing.__file__).with_name("collate.py")]:
         code.update(hashlib.sha256(path.read_bytes()).digest())
     packages = ["transformers", *KERNELS.get(hardware.attention, [])]
     return {"weights": weights, "dtype": hardware.dtype, "attention": hardware.attention, "device": engine.device.type,

@@ -185,19 +185,27 @@ def require_start(engine: Engine, split: Split, ledger: Ledger, config: DPOConfi
     """Every pair of the first step has rewards 0, and the loss that follows from them: the policy
     is its reference.
 
-    Within what another packing may change (`tolerance.response_nats`). A collective, before the
-    first update.
+    Within what another packing may change (`tolerance.response_nats`): each response, and all of the
+    step together, since rounding has no direction. A collective, before the first update.
     Raises: BadInput naming the pairs that have not, on every rank."""
-    apart = []
+    apart, sums = [], {"chosen": 0.0, "rejected": 0.0}
     for _, _, indices, stats in ledger.visits:
         columns = (stats[name].tolist() for name in ("rewards/chosen", "rewards/rejected", "loss"))
         for i, chosen, rejected, loss in zip(indices, *columns):
+            sums = {"chosen": sums["chosen"] + chosen, "rejected": sums["rejected"] + rejected}
             nats = [response_nats(config.hardware.dtype, split.ledger[name][i]) for name in ("chosen_tokens", "rejected_tokens")]
             rewards = abs(chosen) <= config.beta * nats[0] and abs(rejected) <= config.beta * nats[1]
             if not rewards or (split.start_loss is not None and
                                not abs(loss - split.start_loss) <= abs(chosen) + abs(rejected) + 1e-5):
                 apart.append(f"{split.ids[i]} (rewards {chosen:+.4f} and {rejected:+.4f}, loss {loss:.4f})")
-    if found := [pair for rank in engine.gather(apart) for pair in rank]:
+    ranks, examples = engine.gather((apart, sums)), split.plan.steps[0].examples()
+    found = [pair for pairs, _ in ranks for pair in pairs]
+    for side in sums:
+        together = sum(of_rank[side] for _, of_rank in ranks)
+        rounding = config.beta * response_nats(config.hardware.dtype, total(split.ledger[f"{side}_tokens"], examples))
+        if not found and not abs(together) <= rounding:
+            found = [f"rewards/{side} {split.ids[i]}" for i in examples]
+    if found:
         raise BadInput(f"policy and reference differ before the first update: the rewards of {len(found)} of "
-                       f"{len(split.plan.steps[0].examples())} pairs are not 0: {', '.join(found[:5])}; the reference store holds "
+                       f"{len(examples)} pairs are not 0: {', '.join(found[:5])}; the reference store holds "
                        f"other values than the model's: delete {config.reference.dir}, it will be computed again")
