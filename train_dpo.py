@@ -65,7 +65,7 @@ def train(engine: Engine, config: DPOConfig, folder: RunFolder | None) -> None:
     engine.adopt(partial(load_policy, config.model, attention=hardware.attention, dtype=DTYPES[hardware.dtype],
                          activation_checkpointing=hardware.activation_checkpointing, max_tokens=config.data.max_tokens), config.optim)
     training = split(engine, config, encoded["train"], plan)
-    found = preflight.before_forward(engine, config, encoded["train"], training, reports["train"],
+    found = preflight.before_forward(engine, config, encoded["train"], training, reports,
                                      special=(leading_bos(tokenizer), tokenizer.eos_token_id))
     training = with_reference(engine, config, training, encoded["train"], identity)
     evaluation = with_reference(engine, config, split(engine, config, encoded["eval"], None), encoded["eval"],

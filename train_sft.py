@@ -59,7 +59,7 @@ def train(engine: Engine, config: SFTConfig, folder: RunFolder | None) -> None:
                          activation_checkpointing=hardware.activation_checkpointing, max_tokens=config.data.max_tokens), config.optim)
     training = split(engine, config, encoded["train"], plan, identity)
     evaluation = split(engine, config, encoded["eval"], None, identity) if "eval" in encoded else None
-    found = preflight.before_forward(engine, config, encoded["train"], training, reports["train"],
+    found = preflight.before_forward(engine, config, encoded["train"], training, reports,
                                      special=(leading_bos(tokenizer), tokenizer.eos_token_id))
     preflight.forward(engine, config, encoded["train"], training, found, keep=folder.keep,
                       alone=lambda i: collate_texts(encoded["train"], [i]))

@@ -1,12 +1,13 @@
 """Export in shards, generation through the template, and records for wandb without a login."""
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
-from transformers import AutoModelForCausalLM, pipeline
+from transformers import AutoModelForCausalLM, MistralConfig, pipeline
 from transformers.utils.chat_template_utils import Chat
 
 from zephyr.chat import encode_prompt
@@ -17,6 +18,7 @@ from zephyr.model.export import export, shard_names
 from zephyr.model.generate import generate
 from zephyr.model.load import digest, load_policy
 from zephyr.report import card
+from zephyr.report.finish import rotary_notes
 from zephyr.training.metrics import Recorder
 
 
@@ -135,3 +137,16 @@ def test_wandb_offline_needs_no_login(tmp_path: Path, monkeypatch: pytest.Monkey
     recorder.close()
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 0, "split": "train", "loss": 0.5}
+
+
+def test_an_export_says_whose_rotary_frequencies_it_was_trained_with() -> None:
+    """Frequencies fixed beyond those of pretraining are not what transformers takes for a short sequence. Fails where the card
+    of such a model is silent, or one of another model is not."""
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+
+    def engine(longest: int | None, settings: dict[str, object]) -> SimpleNamespace:
+        config = MistralConfig(max_position_embeddings=32, rope_parameters=settings)
+        return SimpleNamespace(policy=SimpleNamespace(longest=longest, lm=SimpleNamespace(config=config)))
+    (note,) = rotary_notes(engine(64, rope))
+    assert "of one of 64 tokens" in note and "up to 32 tokens" in note
+    assert not rotary_notes(engine(32, rope)) and not rotary_notes(engine(None, {"rope_type": "default", "rope_theta": 10000.0}))

@@ -352,3 +352,18 @@ def test_weights_are_those_that_hugging_face_reads(tiny: Path, tmp_path: Path) -
     index.write_text("[]")
     with pytest.raises(BadInput, match="has no weight_map"):
         weight_files(split)
+
+
+def test_learned_positions_are_an_end(tmp_path: Path) -> None:
+    """GPT-2 has an embedding of 16 positions: longer sequences to come are refused at load, and one that comes all the same
+    at the forward. Fails where an index runs out of the embedding, in the middle of a run."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+    GPT2LMHeadModel(GPT2Config(n_positions=16, n_embd=16, n_layer=1, n_head=2, vocab_size=50, attn_pdrop=0, resid_pdrop=0,
+                               embd_pdrop=0)).save_pretrained(tmp_path)
+    with pytest.raises(BadInput, match="gpt2 has learned 16 positions, sequences of up to 17 tokens"):
+        load_policy(tmp_path, max_tokens=17)
+    pairs = [EncodedPair("a", [1] * 10, [2] * 6, [3] * 2), EncodedPair("b", [1] * 10, [2] * 7, [3])]
+    for policy in (load_policy(tmp_path), load_policy(tmp_path, max_tokens=16)):
+        assert policy(collate_pairs(pairs, [0])).isfinite().all()
+        with pytest.raises(ValueError, match="a sequence of 17 tokens is packed"):
+            policy(collate_pairs(pairs, [1]))

@@ -128,12 +128,12 @@ def started(*of_pairs: tuple[float, float, float], start_loss: float | None = ma
     """`require_start` of a step whose pairs have these rewards and losses; 100 tokens in each
     response."""
     counts = {name: [100] * len(of_pairs) for name in ("chosen_tokens", "rejected_tokens")}
-    ledger = Ledger(Path("nowhere"), list("abc"), counts, 0, writes=False)
+    ledger = Ledger(Path("nowhere"), list("abcdefgh"), counts, 0, writes=False)
     chosen_P, rejected_P, loss_P = torch.tensor(of_pairs).unbind(-1)
     indices = tuple(range(len(of_pairs)))
     ledger.add(0, 0.0, indices, {"rewards/chosen": chosen_P, "rewards/rejected": rejected_P, "loss": loss_P})
     plan = SimpleNamespace(steps=[SimpleNamespace(examples=lambda: list(indices))])
-    split = SimpleNamespace(ids=list("abc"), ledger=counts, start_loss=start_loss, plan=plan)
+    split = SimpleNamespace(ids=list("abcdefgh"), ledger=counts, start_loss=start_loss, plan=plan)
     config = SimpleNamespace(beta=0.1, hardware=Hardware(dtype="float32"), reference=SimpleNamespace(dir="store"))
     require_start(engine(), split, ledger, config)
 
@@ -157,10 +157,12 @@ def test_every_pair_of_the_first_step_is_at_its_reference(wrong: tuple[float, fl
 @pytest.mark.parametrize("side", [0, 1])
 def test_a_shift_of_all_pairs_is_no_rounding(side: int) -> None:
     """Three rewards each within rounding, all the same way, are refused; with one the other way they
-    pass. Fails where each pair is looked at by itself alone: a store shifted by less than a
+    pass; many that are all as far as one may be are refused whatever their signs. Fails where each pair is looked at by itself alone: a store shifted by less than a
     response's rounding would be trained against."""
     def rewards(value: float) -> tuple[float, float, float]:
         return (value, 0.0, LN2) if side == 0 else (0.0, value, LN2)
-    started(rewards(0.0009), rewards(0.0009), rewards(-0.0009))
+    started(rewards(0.0006), rewards(0.0006), rewards(-0.0006))
     with pytest.raises(BadInput, match=rf"the rewards of 3 of 3 pairs are not 0: rewards/{('chosen', 'rejected')[side]} a"):
-        started(*[rewards(0.0009)] * 3)
+        started(*[rewards(0.0006)] * 3)
+    with pytest.raises(BadInput, match="the rewards of 8 of 8 pairs are not 0"):
+        started(*[rewards(0.0009), rewards(-0.0009)] * 4)

@@ -78,8 +78,9 @@ PASSWORD, HUB_KEY, PATH_KEY = "pw7planted", "hf_PLANTEDplantedPLANTED1234567890a
 SECRET_URLS = [f"http://me:{PASSWORD}@host/v1", f"https://:{PASSWORD}@host/v1", f"http://me:{PASSWORD}/x@host/v1",
                f"https://host/v1?k={PASSWORD}", f"https://host/{PATH_KEY}/v1", f"https://host/v1#{PASSWORD}", f"https://host/v1/k={PASSWORD}",
                f"https://host/{HUB_KEY}", f"https://{PASSWORD}%40x@host/v1", f"https://host/v1%3Fk={PASSWORD}",
-               "https://host/sk%2Dplanted-7f3a91c2e4d05b68"]
-PLANTED = (PASSWORD, HUB_KEY, PATH_KEY, "7f3a91c2e4d05b68")
+               "https://host/sk%2Dplanted-7f3a91c2e4d05b68", "https://host/7f3a91c2e4d05b68/v1",
+               "https://host/7f3a91c2-e4d0-5b68-7f3a-91c2e4d05b68/v1", f"https://host/token/{PASSWORD}"]
+PLANTED = (PASSWORD, "7f3a91c2-e4d0-5b68-7f3a-91c2e4d05b68", HUB_KEY, PATH_KEY, "7f3a91c2e4d05b68")
 
 
 @pytest.mark.parametrize("url", SECRET_URLS)

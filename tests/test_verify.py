@@ -61,14 +61,16 @@ def test_labels_the_wrong_way_round(tiny: Path, tmp_path: Path) -> None:
     scored = rows(4)
     for row, scores in zip(scored, [(4, 2.5), (3, 3), (2.0, 4.5)]):
         row["score_chosen"], row["score_rejected"] = scores
-    for name, wrong in (("three", True), ("two", False)):
+    for name, wrong in (("two", False), ("three", True)):
         data = write_lines(tmp_path / f"{name}.jsonl", scored if wrong else scored[:2] + scored[3:])
         _, report = load_pairs([str(data)], load_tokenizer(tiny))
         if wrong:
-            with pytest.raises(BadInput, match=r"in 1 of 3 pairs with scores, the first at .*three.jsonl:3; chosen >= rejected"):
-                require_polarity(report)
+            for reports, split in (({"train": report}, "train"), ({"train": right, "eval": report}, "eval")):
+                with pytest.raises(BadInput, match=rf"data.{split}: .*in 1 of 3 pairs with scores, the first at .*three.jsonl:3; chosen >="):
+                    require_polarity(reports)
         else:
-            assert require_polarity(report) == {"scored": 2}
+            right = report
+            assert require_polarity({"train": report, "eval": report}) == {"scored": 4}
 
 
 @pytest.mark.parametrize("kind", ["pairs", "texts"])

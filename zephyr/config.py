@@ -30,7 +30,9 @@ KNOWN_KEY = re.compile(r"(?<![A-Za-z0-9])(?:sk-|rk-|hf_|gh[opsu]_|github_pat_|gl
                        r"[\w-]*?(?=[A-Za-z]*[0-9])[A-Za-z0-9]{16,}[\w-]*")
 USER = re.compile(r"://[^\s'\"]*@(?!https?://)")              # `@` after a password may be followed by another teacher's SPEC
 URL = re.compile(r"\w+://[^\s'\"]*")
-RANDOM = re.compile(r"(?=[A-Za-z]*[0-9])(?=[0-9]*[A-Za-z])[A-Za-z0-9]{20,}")      # no word, no date, no version
+RANDOM = re.compile(r"(?=[A-Za-z]*[0-9])(?=[0-9]*[A-Za-z])[A-Za-z0-9]{20,}|(?=[a-fA-F]*[0-9])[0-9a-fA-F]{16,}|[A-Za-z]{32,}|"
+                    r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")            # no word, no date, no version
+NAMED = re.compile(r"(?:^|/)(?:api[-_]?keys?|keys?|tokens?|secrets?|passwords?)/[^/]+", re.IGNORECASE)      # /token/VALUE
 
 
 def masked(text: str) -> str:
@@ -51,7 +53,7 @@ def secret_in(text: str) -> str:
         for mark, what in {"?": "a query", "#": "a fragment", "=": "a parameter", "@": "a user or password"}.items():
             if mark in url.partition("://")[2] or mark in path:
                 return what
-        if RANDOM.search(path) or KNOWN_KEY.search(path):
+        if RANDOM.search(path) or NAMED.search(path) or KNOWN_KEY.search(path):
             return "what looks like a key in its path"
     return ""
 

@@ -190,7 +190,8 @@ def score(config: DPOConfig, out: Path) -> Scores:
 def log_probabilities(config: DPOConfig, model: Path, pairs: Pairs) -> np.ndarray:
     """log p of chosen and rejected of each pair [pairs, 2], in one process."""
     hardware, device = config.hardware, "cuda" if torch.cuda.is_available() else "cpu"
-    policy = load_policy(model, attention=hardware.attention, dtype=DTYPES[hardware.dtype]).to(device).eval()
+    policy = load_policy(model, attention=hardware.attention, dtype=DTYPES[hardware.dtype], max_tokens=config.data.max_tokens)
+    policy = policy.to(device).eval()
     lengths = (pairs.prompt_tokens + pairs.chosen_tokens + pairs.rejected_tokens).tolist()
     logp = np.empty((len(pairs), 2))
     for indices in plan_pass(lengths, ranks=1, budget_tokens=hardware.tokens_per_micro_batch).steps[0].ranks[0]:

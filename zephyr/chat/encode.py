@@ -10,7 +10,7 @@ from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
-from zephyr.chat.template import ZEPHYR_TEMPLATE, render
+from zephyr.chat.template import render, template_of
 from zephyr.chat.turns import Messages, check_messages, check_pair
 from zephyr.chat.written import require_written
 
@@ -40,19 +40,22 @@ class EncodedText(NamedTuple):
 
 
 def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: Mapping[str, object], *, max_tokens: int = 1024,
-                max_prompt_tokens: int = 512, truncation: str = "keep_end", template: str = ZEPHYR_TEMPLATE) -> EncodedPair:
+                max_prompt_tokens: int = 512, truncation: str = "keep_end", template: str | None = None) -> EncodedPair:
     """Ids of a preference row (shapes: `check_pair`), cut to `max_tokens` (how: `truncate_pair`).
 
     `prompt_ids`: BOS where the tokenizer adds one (`leading_bos`), then the template's text up to where the answer
-    begins; a template that writes BOS itself gets no second one. `chosen_ids` and `rejected_ids`: the answer as generation would continue the prompt, then EOS. `id`: the row's own, or "".
+    begins; a template that writes BOS itself gets no second one. `template`: jinja, None: the tokenizer's own, else
+    Zephyr's (`template_of`). `chosen_ids` and `rejected_ids`: the answer as generation would continue the prompt, then EOS. `id`: the row's own, or "".
     Raises: ValueError naming what is wrong with the row, the template or the limits."""
+    template = template_of(tokenizer, template)
     return truncate_pair(tokenize_pair(tokenizer, pair, template=template), max_tokens=max_tokens,
                          max_prompt_tokens=max_prompt_tokens, truncation=truncation, bos_id=kept_bos(tokenizer, template))
 
 
-def tokenize_pair(tokenizer: PreTrainedTokenizerBase, pair: Mapping[str, object], *, template: str = ZEPHYR_TEMPLATE,
+def tokenize_pair(tokenizer: PreTrainedTokenizerBase, pair: Mapping[str, object], *, template: str | None = None,
                   left_out: list[str] | None = None) -> EncodedPair:
     """`encode_pair` before anything is cut; to `left_out` goes what the template does not write (`require_written`)."""
+    template = template_of(tokenizer, template)
     texts, weight = check_pair(pair), check_weight(pair.get("weight", 1.0))
     turns, tools = _spell_out(tokenizer, texts.prompt), _spelled_tools(tokenizer, texts.tools)
     prompt = render(tokenizer, turns, template, answer=True, tools=tools)
@@ -91,7 +94,7 @@ def truncate_pair(pair: EncodedPair, *, max_tokens: int, max_prompt_tokens: int,
 
 
 def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, object]], *, max_tokens: int = 2048,
-                    targets: str = "assistant", template: str = ZEPHYR_TEMPLATE, id: str = "",
+                    targets: str = "assistant", template: str | None = None, id: str = "",
                     tools: Sequence[Mapping[str, object]] | None = None, names: Sequence[str] | None = None,
                     left_out: list[str] | None = None) -> EncodedText:
     """Ids of a conversation that ends with the assistant's turn, cut at the end to `max_tokens`.
@@ -104,6 +107,7 @@ def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mappi
     Raises: ValueError for other `targets`, a bad conversation, or a template that ends no answer with EOS."""
     if targets not in ("assistant", "all"):
         raise ValueError(f"targets is {targets!r}, wanted 'assistant' or 'all'")
+    template = template_of(tokenizer, template)
     checked = check_messages(messages, last="assistant")
     names = names or [f"messages[{i}]" for i in range(len(checked))]
     trained = _trained_turns(checked, names, targets)
@@ -155,10 +159,11 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, max_tokens: in
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, object]], *,
-                  template: str = ZEPHYR_TEMPLATE, tools: Sequence[Mapping[str, object]] | None = None) -> list[int]:
+                  template: str | None = None, tools: Sequence[Mapping[str, object]] | None = None) -> list[int]:
     """Ids that a model is given to answer `messages`: the same that training put in front of an answer.
 
     Raises: ValueError where the conversation is bad or does not end with the user's (or a tool's) turn."""
+    template = template_of(tokenizer, template)
     turns, tools = _spell_out(tokenizer, check_messages(messages, last="user")), _spelled_tools(tokenizer, tools)
     return _with_bos(tokenizer, _ids(tokenizer, render(tokenizer, turns, template, answer=True, tools=tools)))
 

@@ -34,6 +34,17 @@ DIRECTIVES = [f"%{dash}{letter}" for dash in ("", "-") for letter in "aAbBcdDeFH
 MOST_ROOM, MOST_TIMES = 2**17, 8     # characters that a template may write of its own, and copies of what it is given
 
 
+def own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The template that the tokenizer came with; of several, the one named `default`."""
+    own = tokenizer.chat_template
+    return own.get("default") if isinstance(own, Mapping) else own
+
+
+def template_of(tokenizer: PreTrainedTokenizerBase, template: str | None) -> str:
+    """The template that is given, else the tokenizer's own, else Zephyr's."""
+    return template or own_template(tokenizer) or ZEPHYR_TEMPLATE
+
+
 def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, template: str, *, answer: bool,
            tools: Sequence[Mapping[str, object]] | None = None) -> str:
     """The text of a conversation; `answer`: ending where the assistant's next turn begins; `tools`: what it may call.
@@ -45,7 +56,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, template: str
         limit = MOST_ROOM + MOST_TIMES * len(f"{messages}{tools}")
         text = tokenizer.apply_chat_template(messages, tools=tools, chat_template=template, tokenize=False,
                                              add_generation_prompt=answer)
-    except (TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError, RecursionError) as error:
+    except (TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, SyntaxError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"the chat template refuses the conversation: {str(error) or type(error).__name__}") from error
     if len(text) > limit:
         raise ValueError(f"the chat template makes {len(text)} characters of the conversation, wanted at most {limit}: it multiplies text")

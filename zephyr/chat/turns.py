@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,13 +13,14 @@ Messages = list[Message]
 
 THINKING = ("reasoning_content", "reasoning", "thinking")     # what a model thought before the words of its turn
 FOR_TEMPLATE = ("tool_calls", "tool_call_id", "name", *THINKING)     # given to the chat template beside role and content
-MASKS = ("train", "trainable", "training", "weight", "loss", "loss_weight", "loss_mask", "step_loss_mask")
+MASKS = ("train", "train_on_turn", "trainable", "training", "weight", "loss", "loss_weight", "loss_mask", "step_loss_mask")
 READ = ("role", "content", *FOR_TEMPLATE, *MASKS)
 REFUSED = {                                                   # key of a turn -> what is wanted in its place
     "function_call": "`tool_calls`", "functions": "the row's `tools`", "prefix": "a whole turn",
     "mask": "`train`: true or false", "train_detail": "`train` of the whole turn",
     **dict.fromkeys(("image", "images", "audio", "audios", "video", "videos"), "text alone")}
 ROLES = ("system", "user", "assistant", "tool")
+SPEAKERS = (*ROLES, "human", "gpt")
 TURN_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*["'](role|from|content|value)["']\s*:.*["'](role|from|content|value)["']\s*:.*\}\s*\]\s*""",
                           re.DOTALL)                          # a list of turns, in JSON or as python shows it
 TRANSCRIPT = re.compile(r"\s*Human:.*\n\s*Assistant:", re.DOTALL)
@@ -145,8 +147,24 @@ def check_tools(tools: object) -> list[Mapping[str, object]] | None:
 
 
 def is_turns_as_text(value: object) -> bool:
-    """Whether a string is a list of turns written as text, in JSON or as python shows one."""
-    return isinstance(value, str) and TURN_AS_TEXT.fullmatch(value) is not None
+    """Whether a string is a turn, a list of turns or an object with one, written as text, in JSON or as python shows it."""
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return False
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return _are_turns(read(value.strip()))
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+    return TURN_AS_TEXT.fullmatch(value) is not None
+
+
+def _are_turns(value: object) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(map(_are_turns, value))
+    if not isinstance(value, Mapping):
+        return False
+    whole = any(_are_turns(value[key]) for key in ("messages", "conversations") if isinstance(value.get(key), list))
+    return whole or any(value.get(who) in SPEAKERS and isinstance(value.get(said), str) for who, said in (("role", "content"), ("from", "value")))
 
 
 def refuse_raw_text(value: object, field: str) -> None:

@@ -64,7 +64,7 @@ def _changes(turns: Messages, tools: Tools, text: str, trained: set[int], first:
             return Change(i, key + part, needed, [*turns[:i], {**turn, key: value}, *turns[i + 1:]], tools)
         if thought := turn["role"] == "assistant" and THOUGHT.fullmatch(turn["content"]):
             yield changed("content", f"{thought[1]}{thought[2]}x{thought[3]}", i in trained)
-        elif not plain or turn["role"] == "tool" or (turn["role"] == "system" and len(turn["content"]) < SHORT):
+        elif not plain or turn["role"] == "tool" or _may_be_chance(turn):
             yield changed("content", turn["content"] + "x", True)
         yield from (changed(key, turn[key] + "x", i in trained) for key in THINKING if key in turn)
         yield from (changed(key, turn[key] + "x", False) for key in ("name", "tool_call_id") if key in turn)
@@ -75,6 +75,14 @@ def _changes(turns: Messages, tools: Tools, text: str, trained: set[int], first:
     for n, tool in enumerate(tools or () if first == 0 else ()):
         for part, needed, value in _of_function(tool, each=(), needed=("name", "description", "parameters")):
             yield Change(None, f"tools[{n}]{part}", needed, turns, [*tools[:n], value, *tools[n + 1:]])
+
+
+def _may_be_chance(turn: Mapping[str, object]) -> bool:
+    """Whether the text may hold a turn's words without having been given them: a short system turn's among the template's
+    own, those beside a call among the call's."""
+    if turn["role"] == "system":
+        return len(turn["content"]) < SHORT
+    return "tool_calls" in turn and turn["content"] != ""
 
 
 def _in_order(turns: Messages, text: str) -> bool:

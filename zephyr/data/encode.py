@@ -93,6 +93,9 @@ def format_report(report: Report) -> str:
     if unread := report["keys_not_read"]:
         lines.append("  keys not read: " + ", ".join(f"{key} ({rows:,} rows)" for key, rows in unread.items()))
     lines += [f"  warning: {what}: {of['rows']:,} rows, the first at {of['first'][0]}" for what, of in report["warnings"].items()]
+    if inverted := report["inverted"]:
+        lines.append(f"  warning: the chosen answer is rated below the rejected one: {len(inverted):,} of {report['scored']:,} rows with "
+                     f"scores, the first at {inverted[0]}")
     if shared := report.get("also_in_train", 0):
         lines.append(f"  warning: {shared:,} of {report['examples']:,} have a prompt that is in data.train too: they measure no generalisation")
     if skipped := report["skipped"]:

@@ -1,10 +1,12 @@
 """Here a line becomes a row, and its id, texts and ratings are read."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 
 RATING = re.compile(r"score|rating|reward|grade|quality|rank", re.IGNORECASE)
+OF_WORDS = re.compile(r"rationale|reason|comment|feedback|text|explanation", re.IGNORECASE)      # about a rating, and none
 TOO_MUCH = "nested too deeply, or holds a number of thousands of digits"  # what python's reader refuses in valid JSON
 
 
@@ -59,7 +61,7 @@ def rating_keys(row: Mapping[str, object]) -> set[str]:
     """The keys by which a pair rates its two answers, under any name (`score_chosen`, `chosen-rating`, `rejected_avg_rating`), and
     `margin`: by how much the chosen one is better."""
     keys = {key for key in row if isinstance(key, str)}
-    named = {key: key.replace("chosen", "rejected") for key in keys if "chosen" in key and RATING.search(key)}
+    named = {key: key.replace("chosen", "rejected") for key in keys if "chosen" in key and RATING.search(key) and not OF_WORDS.search(key)}
     return {key for pair in named.items() if keys.issuperset(pair) for key in pair} | (keys & {"margin"})
 
 
@@ -67,16 +69,24 @@ def margins(row: Mapping[str, object]) -> tuple[float, ...]:
     """By how much the chosen answer is rated above the rejected one, by each name that rates both; a rank is better where it is lower.
 
     Raises: ValueError for a rating that is no finite number."""
-    rated = sorted(rating_keys(row))
-    for name in rated:
-        if isinstance(row[name], bool) or not isinstance(row[name], (int, float)) or not abs(row[name]) < 1e300:
-            raise ValueError(f"`{name}` is {type(row[name]).__name__} {row[name]!r:.60}, wanted a finite number")
-    found = [float(row["margin"])] if "margin" in rated else []
+    rated = {name: _rating(name, row[name]) for name in sorted(rating_keys(row))}
+    found = [rated["margin"]] if "margin" in rated else []
     for name in rated:
         if "chosen" in name:
-            above = float(row[name] - row[name.replace("chosen", "rejected")])
+            above = rated[name] - rated[name.replace("chosen", "rejected")]
             found.append(-above if "rank" in name.lower() else above)
     return tuple(found)
+
+
+def _rating(name: str, value: object) -> float:
+    """A number, or the text of one."""
+    try:
+        number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
+    except (OverflowError, ValueError):
+        number = math.nan
+    if not abs(number) < 1e300:
+        raise ValueError(f"`{name}` is {type(value).__name__} {value!r:.60}, wanted a finite number; data.columns.{name}=null leaves it out")
+    return number
 
 
 def text(row: Mapping[str, object], field: str) -> str:

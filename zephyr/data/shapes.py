@@ -17,18 +17,24 @@ from zephyr.data.rows import margins, rating_keys, text
 Row = Mapping[str, object]
 QUESTIONS, ANSWERS = ("prompt", "question", "query"), ("completion", "response", "answer")
 SFT_SHAPES = "`messages`, `prompt` and `completion`, `instruction` (`input`) and `output`, or `text`"
-SYSTEMS = ("system", "system_prompt")
+SYSTEMS = ("system", "system_prompt", "system_message")
 COMMON = {"id", "tools", *SYSTEMS}                  # of every shape
-LABELS = ("label", "kto_tag", "desirable")          # of an answer by itself: was it good (KTO)?
-GOOD, BAD = {True, 1, "true", "1", "good", "chosen", "desirable"}, {False, 0, "false", "0", "bad", "rejected", "undesirable"}
+LABELS = ("label", "labels", "kto_tag", "desirable", "is_good")      # of an answer by itself: was it good (KTO)?
+GOOD = {True, 1, "true", "1", "good", "chosen", "desirable", "safe"}
+BAD = {False, 0, -1, "false", "0", "-1", "bad", "rejected", "undesirable", "unsafe"}
 REFUSED = {                                         # key of a row -> what is wanted in its place
     **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), "text alone"),
     "functions": "`tools`", "function_call": "`tool_calls` in a turn", "documents": "them in a turn", "context": "it in a turn",
     "chat_template_kwargs": "a template that needs none"}
+WHOLE_ROW = {                                       # key of a row -> what is wanted in its place, for any value but true or 1
+    **dict.fromkeys(("train", "train_on_turn", "trainable", "mask", "loss_mask"), "`train` at a turn"),
+    **dict.fromkeys(("sample_weight", "weights"), "`weight`")}
+ASKED = ("prompt", "question", "query", "instruction", "input", "conversations", "trajectory")     # of which one is the prompt
+CHANCE = 20                                         # characters that another text may hold by chance
 HELPSTEER = {"helpfulness", "correctness", "coherence"}
 MARKS = re.compile(r"<\|im_start\|>|<\|start_header_id\|>|<\|(?:user|assistant|prompter|system)\|>|\[/?INST\]|<extra_id_1>|"
                    r"<start_of_turn>|^### (?:Instruction|Human|Assistant|Response):", re.MULTILINE)
-SPOKEN = re.compile(r"^\s*Human:.*^\s*Assistant:", re.MULTILINE | re.DOTALL)
+ASKS, ANSWERS_IT = re.compile(r"(?:^|\s)(?:Human|User)\s*:"), re.compile(r"(?:^|\s)Assistant\s*:")
 
 
 class Tie(ValueError):
@@ -106,7 +112,11 @@ def pair_row(row: Row) -> tuple[Row, list[str]]:
         raise ValueError(f"`{missing}` is missing; the row has the fields {sorted(row)!s:.200}, {_hint(row, pairs=True)}")
     reads = COMMON | {"weight", *rating_keys(row)} | shape.needs | shape.may
     _refuse(row, reads)
+    if "label" not in reads and _label(row.get("label")) is False:
+        raise ValueError(f"`label` is {shown(row['label'])}: a pair called bad, wanted pairs to be followed; data.on_bad_row=skip leaves such "
+                         "rows out, data.columns.label=null trains them all the same")
     made = {**{key: row[key] for key in ("id", "tools", "weight") if key in row}, "system": _system(row), **shape.read(row)}
+    _require_one_prompt(row, reads, made)
     unread = [key for key in row if key not in reads] + made.pop("unread", [])
     for field in ("prompt", "chosen", "rejected"):
         unread += unread_keys(made.get(field), field, masks=True)
@@ -132,6 +142,7 @@ def sft_conversation(row: Row) -> tuple[Conversation | str, list[str]]:
         return made, unread
     field, said = made
     turns, before = check_messages(said, field), history(row.get("history"))
+    _require_one_prompt(row, reads, turns)
     system = turns[:1] if turns[0]["role"] == "system" else []
     rest = [f"{field}[{i}]" for i in range(len(turns))]
     names = rest[:len(system)] + [f"history[{i // 2}][{i % 2}]" for i in range(len(before))] + rest[len(system):]
@@ -153,17 +164,46 @@ def suspicions(texts: Iterable[object]) -> set[str]:
     found = set()
     for said in texts:
         if isinstance(said, str):
-            if "Human:" in said and SPOKEN.search(said):
-                found.add("`Human:` and `Assistant:` inside a turn: if it is a transcript, `zephyr binarize` parts it")
+            if _is_spoken(said):
+                found.add("`Human:` (or `User:`) and `Assistant:` inside a turn: if it is a transcript, `zephyr binarize` parts it")
             if MARKS.search(said):
                 found.add("marks of a chat template inside a turn, which are trained as text")
-            if said.lstrip()[:1] == "[" and is_turns_as_text(said):
+            if is_turns_as_text(said):
                 found.add("a turn that is the JSON text of messages, which is trained as text")
     return found
 
 
+def _is_spoken(said: str) -> bool:
+    """Whether somebody asks and the assistant answers within the text, or it begins with the assistant's name."""
+    asked = ASKS.search(said)
+    begins = ANSWERS_IT.match(said)
+    return begins is not None or (asked is not None and ANSWERS_IT.search(said, asked.end()) is not None)
+
+
 def _find(row: Row, table: Mapping[str, Shape]) -> Shape | None:
-    return next((shape for shape in table.values() if shape.needs <= row.keys()), None)
+    """The first shape whose keys hold something; where there is none, the first whose keys are there."""
+    filled = {key for key, value in row.items() if value not in ("", [], {})}
+    return next((shape for keys in (filled, row.keys()) for shape in table.values() if shape.needs <= keys), None)
+
+
+def _require_one_prompt(row: Row, reads: set[str], made: object) -> None:
+    """Raises: ValueError for another field that asks something, and whose words are nowhere in what is made of the row."""
+    said = [text.strip() for text in _texts(made)]
+
+    def kept(words: str) -> bool:
+        return words in said or (len(words) >= CHANCE and any(words in text for text in said))
+    for key in ASKED:
+        if key in row and key not in reads and not all(kept(words.strip()) for words in _texts(row[key]) if words.strip()):
+            raise ValueError(f"`{key}` is {shown(row[key])}, and the prompt is read from {', '.join(sorted(reads & set(ASKED)))}: wanted one "
+                             f"field that holds it all; data.columns.{key}=null leaves it out")
+
+
+def _texts(value: object) -> Iterable[str]:
+    """All texts within a value."""
+    if isinstance(value, str):
+        yield value
+    for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        yield from _texts(inner)
 
 
 def _hint(row: Row, pairs: bool) -> str:
@@ -183,8 +223,9 @@ def _hint(row: Row, pairs: bool) -> str:
 
 def _system(row: Row) -> object:
     given = [(key, row[key]) for key in SYSTEMS if row.get(key, "") != ""]
-    if len(given) == 2 and given[0][1] != given[1][1]:
-        raise ValueError("`system` and `system_prompt` differ, wanted one of them")
+    for key, value in given[1:]:
+        if value != given[0][1]:
+            raise ValueError(f"`{given[0][0]}` and `{key}` differ, wanted one of them")
     return given[0][1] if given else None
 
 
@@ -192,6 +233,10 @@ def _refuse(row: Row, reads: set[str]) -> None:
     for key, wanted in REFUSED.items():
         if key in row and key not in reads and row[key] not in ("", [], {}, False):
             raise ValueError(f"`{key}` is {shown(row[key])}, which this shape of row has no place for, wanted {wanted}; "
+                             f"data.columns.{key}=null leaves it out")
+    for key, wanted in WHOLE_ROW.items():
+        if key in row and key not in reads and row[key] not in (True, 1):
+            raise ValueError(f"`{key}` is {shown(row[key])}, which a row as a whole has no place for, wanted {wanted}; "
                              f"data.columns.{key}=null leaves it out")
     if row.get("history") and "history" not in reads:
         raise ValueError(f"`history` is {shown(row['history'])}, which this shape of row has no place for; data.columns.history=null "

@@ -7,13 +7,14 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from pyarrow import ArrowException, BufferReader, parquet
 
-from zephyr.config import BadInput
+from zephyr.config import NOT_YAML, BadInput, parse_yaml
 from zephyr.data.rows import TOO_MUCH
 
 if TYPE_CHECKING:
@@ -100,19 +101,47 @@ def _open_folder(folder: Path, split: str | None, whole_path: bool) -> list[Sour
 
 
 def _of_subset(folder: Path, files: list[Path], named: str | None) -> tuple[list[Path], str | None]:
-    """The files of the subset in `subset[:split]`, and the split. A subset is what the folders say in which files lie, `data` and those
-    named as splits apart. Raises: BadInput where there are several and none is named."""
+    """The files of the subset in `subset[:split]`, and the split. A subset is what the folder's card says (`configs` of README.md), else
+    what the folders say in which files lie, `data` and those named as splits apart. Raises: BadInput where there are several and none
+    is named."""
     def subset_of(path: Path) -> str:
         return "/".join(part for part in path.relative_to(folder).parent.parts if part != "data" and not HELD_OUT.match(part)) or "."
-    subsets = {path: subset_of(path) for path in files}
-    found = sorted(set(subsets.values()))
+
+    def of_card(globs: list[str]) -> list[Path]:
+        return [path for path in files if any(fnmatch(path.relative_to(folder).as_posix(), glob) for glob in globs)]
+    subsets = {name: of_card(globs) for name, globs in _configs(folder).items()}
+    for path in () if subsets else files:
+        subsets.setdefault(subset_of(path), []).append(path)
+    found = sorted(subsets)
     subset, _, split = (named or "").partition(":")
     if len(found) == 1 and subset != found[0]:
         return files, named
     if subset not in found:
         wanted = f"has the subsets {', '.join(found)}, wanted one named, as in {folder}:{found[0]}:{split or subset or 'train'}"
         raise BadInput(f"the folder {folder} {wanted}")
-    return [path for path in files if subsets[path] == subset], split or None
+    return subsets[subset], split or None
+
+
+def _configs(folder: Path) -> dict[str, list[str]]:
+    """Subset -> patterns of its files, of the header of a dataset card; none where it names one subset or none. Raises: BadInput for a
+    header that is no YAML."""
+    card = folder / "README.md"
+    head = re.match(r"---\s*\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL) if card.is_file() else None
+    try:
+        header = parse_yaml(head[1]) if head else None
+    except NOT_YAML as error:
+        raise BadInput(f"{card}: its header is no YAML: {error}") from None
+    configs = header.get("configs") if isinstance(header, dict) else None
+    named = [of for of in configs or () if isinstance(of, dict) and "config_name" in of]
+    return {str(of["config_name"]): list(_globs(of.get("data_files"))) for of in named} if len(named) > 1 else {}
+
+
+def _globs(files: object) -> Iterator[str]:
+    """The patterns in `data_files`: a text, a list of them, or of objects with a `path`."""
+    if isinstance(files, str):
+        yield files
+    for inner in files if isinstance(files, list) else [files["path"]] if isinstance(files, dict) and "path" in files else ():
+        yield from _globs(inner)
 
 
 def _split_of(path: Path, folder: Path) -> str:

@@ -1,14 +1,13 @@
 """Here the tokenizer that the whole program uses is loaded, with the chat template that the config names set on it."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from zephyr.chat import HANDBOOK_TEMPLATE, ZEPHYR_TEMPLATE, encode_messages
+from zephyr.chat import HANDBOOK_TEMPLATE, ZEPHYR_TEMPLATE, encode_messages, own_template
 from zephyr.config import BadInput
 from zephyr.model.load import local_folder, read_config
 
@@ -90,12 +89,6 @@ def chosen_template(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> s
     if chat_template != "auto":
         return chat_template
     return "zephyr" if own_template(tokenizer) is None else "model"
-
-
-def own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The template that the tokenizer came with; of several, the one named `default`."""
-    own = tokenizer.chat_template
-    return own.get("default") if isinstance(own, Mapping) else own
 
 
 def foreign_template(tokenizer: PreTrainedTokenizerBase) -> bool:

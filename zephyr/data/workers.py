@@ -125,7 +125,7 @@ def _encode_row(tokenizer: PreTrainedTokenizerBase, options: Options, row: RawRo
     shape, keys = sft_conversation(fields)
     unread += keys
     if isinstance(shape, str):
-        text, said = chat.encode_text(tokenizer, shape, max_tokens=sys.maxsize, id=id), []
+        text, said = chat.encode_text(tokenizer, shape, max_tokens=sys.maxsize, id=id), [{"content": shape}]
     else:
         text = chat.encode_messages(tokenizer, shape.turns, max_tokens=sys.maxsize, targets=options.targets, template=options.template,
                                     id=id, tools=shape.tools, names=shape.names, left_out=unread)

@@ -34,12 +34,12 @@ def shard_names(sizes: Sequence[tuple[str, int]], shard_bytes: int = SHARD_BYTES
 
 def export(folder: Path, parameters: Iterator[tuple[str, Tensor]], sizes: Sequence[tuple[str, int]],
            config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, card: str, *, writes: bool,
-           source: Path | None = None) -> list[str]:
+           source: Path | None = None, notes: Sequence[str] = ()) -> list[str]:
     """Write the folder shard by shard under a temporary name, then rename it.
 
     Args: parameters: each parameter whole on the rank that `writes`; every rank must run through it (ZeRO-3 gathers).
     sizes: name and bytes of each, in the same order. source: folder of the model that was trained, whose generation
-    settings are kept. Returns: what its users must know, a line each, also written into the card."""
+    settings are kept. notes: what users of the model must know already. Returns: what its users must know, a line each, also written into the card."""
     part = folder.with_name(folder.name + ".part")
     files = shard_names(sizes)
     if writes:
@@ -56,7 +56,7 @@ def export(folder: Path, parameters: Iterator[tuple[str, Tensor]], sizes: Sequen
         index = {"metadata": {"total_size": sum(size for _, size in sizes)}, "weight_map": files}
         (part / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
     ends = save_generation(part, tokenizer, source)
-    notes = save_config(part, config, tokenizer, ends)
+    notes = [*notes, *save_config(part, config, tokenizer, ends)]
     notes += save_tokenizer(tokenizer, part)
     (part / "README.md").write_text(card + "".join(f"\n> {note}\n" for note in notes), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)       # of an earlier end of this run: its checkpoints still stand for it

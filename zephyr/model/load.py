@@ -23,7 +23,7 @@ from transformers.initialization import no_init_weights
 
 from zephyr.config import BadInput, ConfigError, DPOConfig, SFTConfig
 from zephyr.model import attention as kernels
-from zephyr.model.policy import REFUSALS, Policy, build, fix_rope
+from zephyr.model.policy import REFUSALS, Policy, build, fix_rope, learned_positions
 from zephyr.model.proof import require_proven
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -53,10 +53,13 @@ def load_policy(path: str | Path, *, attention: str = "sdpa", dtype: torch.dtype
             lm = build(config, kernels.register(attention), dtype)
         except REFUSALS as error:
             raise BadInput(f"model {path}: its config.json makes no model here: {type(error).__name__}: {error}") from error
-    longest = fix_rope(lm, max_tokens)
+    longest, positions = fix_rope(lm, max_tokens), learned_positions(lm)
+    if positions is not None and (max_tokens or 0) > positions:
+        raise BadInput(f"model {path}: {config.model_type} has learned {positions} positions, sequences of up to {max_tokens} tokens are "
+                       f"to come; data.max_tokens of at most {positions} is wanted")
     fill(lm, folder, write or (lambda parameter, read: parameter.data.copy_(read())))
     recompute(lm, activation_checkpointing)
-    return Policy(lm, longest)
+    return Policy(lm, positions if longest is None else longest)
 
 
 def require_supported(folder: Path, config: PreTrainedConfig) -> None:

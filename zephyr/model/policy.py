@@ -27,7 +27,8 @@ REFUSALS = (
 class Policy(nn.Module):
     """A causal language model that scores: `policy(batch)` -> log p of each target, float32 [T].
 
-    Args: longest: tokens of the longest sequence that its rotary frequencies are for; None: any.
+    Args: longest: tokens of the longest sequence that its rotary frequencies, or its learned
+    positions, are for; None: any.
     Raises: ValueError for a batch with a longer one."""
 
     def __init__(self, lm: PreTrainedModel, longest: int | None = None) -> None:
@@ -37,8 +38,8 @@ class Policy(nn.Module):
     def forward(self, batch: PackedBatch) -> Tensor:
         if self.longest is not None and batch.layout.max_key > self.longest:
             raise ValueError(
-                f"a sequence of {batch.layout.max_key} tokens is packed, and the rotary "
-                f"frequencies of this {type(self.lm).__name__} are those of {self.longest} tokens: "
+                f"a sequence of {batch.layout.max_key} tokens is packed, and the positions of this "
+                f"{type(self.lm).__name__} are those of {self.longest} tokens: where they are rotary, "
                 "load_policy(..., max_tokens=LONGEST) sets them for sequences of up to so many, in "
                 "every row alike"
             )
@@ -98,6 +99,14 @@ def growing_rope(lm: PreTrainedModel) -> list[tuple[nn.Module, str | None, str, 
             elif name is not None and "dynamic" in name:
                 found.append((module, layers, name, module.original_max_seq_len))
     return found
+
+
+def learned_positions(lm: PreTrainedModel) -> int | None:
+    """How many positions a decoder with a learned embedding of them has (GPT-2); None: it has none such."""
+    most = getattr(lm.config, "max_position_embeddings", None)
+    words = lm.get_input_embeddings()
+    sizes = {module.num_embeddings for module in lm.modules() if isinstance(module, nn.Embedding) and module is not words}
+    return most if most in sizes else None
 
 
 def fix_rope(lm: PreTrainedModel, max_tokens: int | None) -> int | None:

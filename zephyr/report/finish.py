@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from zephyr.config import DPOConfig, SFTConfig
 from zephyr.model.export import export
 from zephyr.model.load import local_folder
+from zephyr.model.proof import start_of_rope
 from zephyr.report.card import card
 from zephyr.report.page import leave_page
 from zephyr.training.engine import Engine
@@ -20,8 +21,17 @@ def finish(engine: Engine, config: DPOConfig | SFTConfig, tokenizer: PreTrainedT
     run_dir = Path(config.run.dir)
     notes = export(run_dir / "model", engine.full_parameters(), engine.parameter_bytes(), engine.policy.lm.config,
                    tokenizer, engine.on_rank0(lambda: card(config, identity)), writes=engine.rank == 0,
-                   source=local_folder(config.model))
+                   source=local_folder(config.model), notes=rotary_notes(engine))
     for note in notes:
         engine.say(f"warning: {note}")
     engine.on_rank0(lambda: leave_page(run_dir, engine.say))
     engine.barrier()
+
+
+def rotary_notes(engine: Engine) -> list[str]:
+    """What to know of a model whose rotary frequencies grow with the sequence, where the run's go beyond pretraining."""
+    longest, start = engine.policy.longest, start_of_rope(engine.policy.lm.config.to_dict())
+    if longest is None or start is None or longest <= start:
+        return []
+    return [f"Every sequence was trained with the rotary frequencies of one of {longest} tokens. transformers takes those of the sequence "
+            f"at hand, and so gives sequences of up to {start} tokens other log-probs than training did."]

@@ -16,7 +16,7 @@ from zephyr.training.engine import Engine
 from zephyr.training.metrics import Ledger, Recorder, Row, Totals
 from zephyr.training.planner import mfu
 from zephyr.training.schedule import learning_rate
-from zephyr.training.tolerance import response_nats
+from zephyr.training.tolerance import SUM, SUMS, response_nats
 
 Stats = Mapping[str, Tensor]                        # metric name -> one value a pair [P], detached
 Sample = Callable[[int], Row]                       # the policy answers prompts after so many updates -> what the record says of it
@@ -185,27 +185,38 @@ def require_start(engine: Engine, split: Split, ledger: Ledger, config: DPOConfi
     """Every pair of the first step has rewards 0, and the loss that follows from them: the policy
     is its reference.
 
-    Within what another packing may change (`tolerance.response_nats`): each response, and all of the
-    step together, since rounding has no direction. A collective, before the first update.
+    Within what another packing may change: each response (`tolerance.response_nats`), and all of the
+    step together, in the mean square (`tolerance.SUMS`) and, since rounding has no direction, in the
+    sum. A collective, before the first update.
     Raises: BadInput naming the pairs that have not, on every rank."""
-    apart, sums = [], {"chosen": 0.0, "rejected": 0.0}
+    apart, shares = [], {"chosen": [], "rejected": []}
     for _, _, indices, stats in ledger.visits:
         columns = (stats[name].tolist() for name in ("rewards/chosen", "rewards/rejected", "loss"))
         for i, chosen, rejected, loss in zip(indices, *columns):
-            sums = {"chosen": sums["chosen"] + chosen, "rejected": sums["rejected"] + rejected}
-            nats = [response_nats(config.hardware.dtype, split.ledger[name][i]) for name in ("chosen_tokens", "rejected_tokens")]
-            rewards = abs(chosen) <= config.beta * nats[0] and abs(rejected) <= config.beta * nats[1]
-            if not rewards or (split.start_loss is not None and
-                               not abs(loss - split.start_loss) <= abs(chosen) + abs(rejected) + 1e-5):
+            rewards = {"chosen": chosen, "rejected": rejected}
+            most = {side: config.beta * response_nats(config.hardware.dtype, split.ledger[f"{side}_tokens"][i])
+                    for side in rewards}
+            far = any(not abs(rewards[side]) <= most[side] for side in rewards)
+            if far or (split.start_loss is not None and
+                       not abs(loss - split.start_loss) <= abs(chosen) + abs(rejected) + 1e-5):
                 apart.append(f"{split.ids[i]} (rewards {chosen:+.4f} and {rejected:+.4f}, loss {loss:.4f})")
-    ranks, examples = engine.gather((apart, sums)), split.plan.steps[0].examples()
+            for side in rewards:
+                shares[side].append((rewards[side], most[side]))
+    ranks, examples = engine.gather((apart, shares)), split.plan.steps[0].examples()
     found = [pair for pairs, _ in ranks for pair in pairs]
-    for side in sums:
-        together = sum(of_rank[side] for _, of_rank in ranks)
-        rounding = config.beta * response_nats(config.hardware.dtype, total(split.ledger[f"{side}_tokens"], examples))
-        if not found and not abs(together) <= rounding:
+    for side in shares:
+        if not found and drift([share for _, of_rank in ranks for share in of_rank[side]], config.hardware.dtype):
             found = [f"rewards/{side} {split.ids[i]}" for i in examples]
     if found:
         raise BadInput(f"policy and reference differ before the first update: the rewards of {len(found)} of "
                        f"{len(examples)} pairs are not 0: {', '.join(found[:5])}; the reference store holds "
                        f"other values than the model's: delete {config.reference.dir}, it will be computed again")
+
+
+def drift(shares: Sequence[tuple[float, float]], dtype: str) -> bool:
+    """Whether rewards are further from 0 together than rounding takes them: their sum, or their squares, one response
+    as far as it may be by itself. Args: of each its reward, and that."""
+    together = sum(reward for reward, _ in shares)
+    squares = [(reward / most) ** 2 for reward, most in shares]
+    return (not together**2 <= sum(most**2 for _, most in shares) or
+            not sum(squares) <= 1 + len(squares) * (SUMS[dtype] / SUM[dtype]) ** 2)

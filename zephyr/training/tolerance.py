@@ -14,6 +14,7 @@ import math
 TOKEN = {"float32": (1e-4, 1e-4), "bfloat16": (0.02, 0.25)}
 RESPONSE = {"float32": (5e-5, 5e-5), "bfloat16": (0.01, 0.06)}      # the root mean square over a response's tokens
 SUM = {"float32": 1e-3, "bfloat16": 0.4}            # nats of a response's sum, times the root of its tokens
+SUMS = {"float32": 4e-4, "bfloat16": 0.16}          # the root mean square of that over the responses of a step
 GRADIENT = {"float32": 1e-4, "bfloat16": 5e-3}      # a gradient's norm, of itself
 
 

@@ -31,15 +31,15 @@ Checks = dict[str, Callable[[], Finding]]
 Examples = Sequence[EncodedPair] | Sequence[EncodedText]
 
 
-def before_forward(engine: Engine, config: DPOConfig | SFTConfig, examples: Examples, split: Split, report: Mapping[str, object],
+def before_forward(engine: Engine, config: DPOConfig | SFTConfig, examples: Examples, split: Split, reports: Mapping[str, Mapping[str, object]],
                    special: tuple[int | None, int]) -> dict[str, Finding]:
     """What is found of rows, plan and machine; nothing where run.preflight is off.
 
-    Args: split: its objective need not be known. report: of the load of these examples. special:
+    Args: split: its objective need not be known. reports: of the load, by split. special:
     ids of BOS (None: the tokenizer has none) and EOS. Raises: BadInput naming what is wrong and
     where, what was found and wanted. A collective."""
     return found_by(config, {
-        "labels": lambda: engine.agreed(lambda: require_polarity(report)),
+        "labels": lambda: engine.agreed(lambda: require_polarity(reports)),
         "ids": lambda: engine.on_rank0(lambda: require_ids(sample_of(examples), examples, special, config.data.max_tokens)),
         "plan": lambda: engine.agreed(lambda: require_counts(split, engine.rank)),
         "disk": lambda: engine.on_rank0(lambda: require_disk(engine, config.run)),
@@ -99,13 +99,14 @@ def rows_to_pack(sample: Sequence[int], tokens: Sequence[int], budget_tokens: in
     return fitting([]), [*beside[:1], longest, *beside[1:]]
 
 
-def require_polarity(report: Mapping[str, object]) -> Finding:
-    """Where rows carry scores, the chosen answer has not the lower one. Args: report: of the
-    load."""
-    if report["inverted"]:
-        raise BadInput(f"the chosen answer is rated below the rejected one in {len(report['inverted'])} of {report['scored']} pairs with scores, "
-                       f"the first at {report['inverted'][0]}; chosen >= rejected is wanted")
-    return {"scored": report["scored"]}
+def require_polarity(reports: Mapping[str, Mapping[str, object]]) -> Finding:
+    """Where rows carry scores, the chosen answer has not the lower one, in `train` and in `eval`.
+    Args: reports: of the load, by split."""
+    for split, report in reports.items():
+        if report["inverted"]:
+            raise BadInput(f"data.{split}: the chosen answer is rated below the rejected one in {len(report['inverted'])} of "
+                           f"{report['scored']} pairs with scores, the first at {report['inverted'][0]}; chosen >= rejected is wanted")
+    return {"scored": sum(report["scored"] for report in reports.values())}
 
 
 def require_ids(sample: Sequence[int], examples: Sequence[EncodedPair] | Sequence[EncodedText], special: tuple[int | None, int],

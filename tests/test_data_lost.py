@@ -1,0 +1,143 @@
+"""What a row says is never lost because another key, or another name, is read first."""
+import json
+from pathlib import Path
+
+import pytest
+from pair_files import jsonl
+from tiny import tiny_tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from zephyr.chat import encode_messages, encode_pair
+from zephyr.config import BadInput
+from zephyr.data import format_report, load_pairs, load_texts, prepare_tokenizer
+from zephyr.data.rows import margins
+from zephyr.data.shapes import pair_row, sft_row, suspicions
+
+SIDES = {"chosen": "good", "rejected": "bad"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return prepare_tokenizer(tiny_tokenizer(), "zephyr")
+
+
+@pytest.mark.parametrize(("row", "lost"), [
+    ({"prompt": "Translate.", "input": "Good day", **SIDES}, "prompt"),
+    ({"instruction": "To German.", "prompt": "Good day", **SIDES}, "prompt"),
+    ({"prompt": "a", "question": "b", **SIDES}, "prompt"),
+    ({"prompt": "a", "conversations": [{"from": "human", "value": "b"}], **SIDES}, "prompt"),
+])
+def test_a_pair_with_two_prompts_is_refused(row: dict[str, object], lost: str) -> None:
+    """Fails where the first key that is known is read, and the other is counted as if it said nothing."""
+    with pytest.raises(ValueError, match=f"`{lost}` is .*data.columns.{lost}=null leaves it out"):
+        pair_row(row)
+    made, _ = pair_row({key: value for key, value in row.items() if key != lost})
+    assert made["chosen"] == "good"
+
+
+@pytest.mark.parametrize(("row", "lost"), [
+    ({"instruction": "To German.", "prompt": "Good day", "response": "c"}, "instruction"),
+    ({"instruction": "To German.", "question": "Good day", "answer": "c"}, "instruction"),
+    ({"prompt": "Translate.", "input": "Good day", "completion": "c"}, "input"),
+])
+def test_a_text_with_two_prompts_is_refused(row: dict[str, object], lost: str) -> None:
+    """The same of rows for SFT."""
+    with pytest.raises(ValueError, match=f"`{lost}` is .*data.columns.{lost}=null leaves it out"):
+        sft_row(row)
+
+
+def test_a_prompt_that_the_turns_hold_is_not_lost() -> None:
+    """UltraChat's `prompt` is the first turn of its `messages`, Magpie's `instruction` that of `conversations`; an empty
+    `input` asks nothing. Fails where good rows are refused."""
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    assert sft_row({"prompt": "Why?", "prompt_id": "1", "messages": turns}) == turns
+    said = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]
+    assert sft_row({"instruction": "Why?", "response": "So.", "conversations": said}) == turns
+    made, unread = pair_row({"prompt": "Why?", "input": "", **SIDES})
+    assert made["prompt"] == "Why?" and unread == ["input"]
+
+
+def test_inverted_ratings_of_eval_are_told(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """The line of the log names how many and the first. Fails where only preflight, of `train`, looks."""
+    rows = [{"prompt": f"q{i}", "chosen": "a", "rejected": "b", "chosen-rating": "1", "rejected-rating": 5} for i in range(3)]
+    _, report = load_pairs([jsonl(tmp_path / "rows.jsonl", rows)], tokenizer)
+    told = format_report(report)
+    assert "rated below the rejected one: 3 of 3 rows with scores, the first at" in told and "rows.jsonl:1" in told
+    assert margins({"score_chosen": 1, "score_rejected": 0, "chosen_rating_rationale": "x", "rejected_rating_rationale": "y"}) == (1.0,)
+
+
+@pytest.mark.parametrize("said", [
+    "<|im_start|>user\nHi<|im_end|>", "### Human: Hi\n### Assistant: Ahoy", "\n\nHuman: Hi\n\nAssistant: Ahoy",
+    "Human: Hi Assistant:", "User: Hi\nAssistant:", "Assistant: Ahoy", '{"role": "assistant", "content": "A"}',
+    '{"messages": [{"role": "user", "content": "A"}]}', '[{"id": 1, "role": "user", "content": "A"}]'])
+def test_marks_of_turns_are_counted_in_plain_text(said: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """Every token of a plain text is a target, so its marks would all be trained. Fails for a form that nobody sees."""
+    _, report = load_texts([jsonl(tmp_path / "rows.jsonl", [{"text": said}])], tokenizer)
+    assert report["warnings"] and suspicions([said])
+
+
+@pytest.mark.parametrize("said", ["My assistant: a robot", "The user is kind.", '{"city": "Rome"}', "[1, 2]", "Humans and assistants"])
+def test_words_without_marks_are_not_counted(said: str) -> None:
+    """Fails where the patterns see a transcript in any text about users, or in any JSON."""
+    assert not suspicions([said])
+
+
+@pytest.mark.parametrize("chosen", ['{"role": "assistant", "content": "A"}', '{"messages": [{"role": "user", "content": "A"}]}',
+                                    '[{"id": 1, "role": "user", "content": "A"}]'])
+def test_turns_as_text_are_refused_whatever_their_first_key(chosen: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Fails where only a list that begins with a role is known."""
+    with pytest.raises(ValueError, match="`chosen` is the text of a list of messages"):
+        encode_pair(tokenizer, {"prompt": "q", "chosen": chosen, "rejected": "b"})
+
+
+@pytest.mark.parametrize(("row", "key"), [
+    ({"train": False}, "train"), ({"train_on_turn": 0}, "train_on_turn"), ({"loss_mask": [0, 0]}, "loss_mask"),
+    ({"mask": [1]}, "mask"), ({"sample_weight": 0.5}, "sample_weight"), ({"weights": 2}, "weights")])
+def test_marks_of_a_whole_row_are_refused(row: dict[str, object], key: str) -> None:
+    """Fails where a row that is not to be trained, or by half, is trained as the others."""
+    for read, more in ((pair_row, {"prompt": "q", **SIDES}), (sft_row, {"prompt": "q", "completion": "c"})):
+        with pytest.raises(ValueError, match=f"`{key}` is .*data.columns.{key}=null"):
+            read({**more, **row})
+        read({**more, key: 1})
+
+
+def test_other_names_for_bad_answers_and_the_system(tokenizer: PreTrainedTokenizerBase) -> None:
+    """KTO's label as -1 or `unsafe`, a pair's `label`, a system under `system_message`."""
+    for row in ({"label": -1}, {"label": "unsafe"}, {"labels": False}, {"is_good": False}):
+        with pytest.raises(ValueError, match="called bad"):
+            sft_row({"prompt": "q", "completion": "c", **row})
+    with pytest.raises(ValueError, match="a pair called bad"):
+        pair_row({"prompt": "q", **SIDES, "label": False})
+    assert sft_row({"prompt": "q", "completion": "c", "system_message": "S"})[0] == {"role": "system", "content": "S"}
+
+
+def test_words_beside_a_call_are_not_those_of_the_call(tokenizer: PreTrainedTokenizerBase) -> None:
+    """The words are also the function's name, so the text holds them without having been given them."""
+    template = ("{% for m in messages %}{% if m.tool_calls %}<{{ m.tool_calls | tojson }}{{ eos_token }}{% elif m.role == 'assistant' %}"
+                "<{{ m.content }}{{ eos_token }}{% else %}{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<{% endif %}")
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "weather", "tool_calls": [call]}]
+    with pytest.raises(ValueError, match=r"`messages\[1\].content` is not written by the chat template"):
+        encode_messages(tokenizer, turns, template=template)
+
+
+def test_the_tokenizers_own_template_is_the_default(tokenizer: PreTrainedTokenizerBase) -> None:
+    """A notebook that names no template trains in the model's own format, as the scripts do."""
+    own = tiny_tokenizer()
+    own.chat_template = ("{% for m in messages %}{{ m.role[0] + m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}"
+                         "{% endfor %}{% if add_generation_prompt %}a{% endif %}")
+    pair = {"prompt": "hi", **SIDES}
+    assert encode_pair(own, pair) == encode_pair(own, pair, template=own.chat_template) != encode_pair(tokenizer, pair)
+
+
+def test_subsets_that_the_card_names(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """Files of several subsets lie side by side, and README.md says which is whose. Fails where they are united in silence."""
+    (tmp_path / "data").mkdir()
+    for name in ("joke", "maths"):
+        jsonl(tmp_path / f"data/{name}-00000.jsonl", [{"prompt": name, **SIDES}])
+    configs = "".join(f"- config_name: {name}\n  data_files:\n  - split: train\n    path: data/{name}-*\n" for name in ("joke", "maths"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n# A set\n")
+    with pytest.raises(BadInput, match="has the subsets joke, maths, wanted one named"):
+        load_pairs([str(tmp_path)], tokenizer)
+    pairs, _ = load_pairs([f"{tmp_path}:maths"], tokenizer)
+    assert len(pairs) == 1 and "maths" in tokenizer.decode(pairs[0].prompt_ids)
