@@ -61,16 +61,16 @@ def test_labels_the_wrong_way_round(tiny: Path, tmp_path: Path) -> None:
     scored = rows(4)
     for row, scores in zip(scored, [(4, 2.5), (3, 3), (2.0, 4.5)]):
         row["score_chosen"], row["score_rejected"] = scores
-    for name, wrong in (("two", False), ("three", True)):
-        data = write_lines(tmp_path / f"{name}.jsonl", scored if wrong else scored[:2] + scored[3:])
-        _, report = load_pairs([str(data)], load_tokenizer(tiny))
-        if wrong:
-            for reports, split in (({"train": report}, "train"), ({"train": right, "eval": report}, "eval")):
-                with pytest.raises(BadInput, match=rf"data.{split}: .*in 1 of 3 pairs with scores, the first at .*three.jsonl:3; chosen >="):
-                    require_polarity(reports)
-        else:
-            right = report
-            assert require_polarity({"train": report, "eval": report}) == {"scored": 4}
+    reports = {}
+    for name, kept in (("two", scored[:2] + scored[3:]), ("three", scored)):
+        data = write_lines(tmp_path / f"{name}.jsonl", kept)
+        _, reports[name] = load_pairs([str(data)], load_tokenizer(tiny))
+    assert require_polarity({"train": reports["two"], "eval": reports["two"]}) == {"scored": 4}
+    wrong = r"in 1 of 3 pairs with scores, the first at .*three.jsonl:3; chosen >= rejected"
+    with pytest.raises(BadInput, match=f"data.train: .*{wrong}"):
+        require_polarity({"train": reports["three"]})
+    with pytest.raises(BadInput, match=f"data.eval: .*{wrong}"):
+        require_polarity({"train": reports["two"], "eval": reports["three"]})
 
 
 @pytest.mark.parametrize("kind", ["pairs", "texts"])
