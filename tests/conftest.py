@@ -16,6 +16,7 @@ import torch  # noqa: E402
 TESTS = Path(__file__).resolve().parent
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
+from bad_input.forkserver import ForkServer  # noqa: E402
 from processes import ROOT, Launch, free_port  # noqa: E402
 from proxy import Proxy, Server  # noqa: E402
 
@@ -89,6 +90,14 @@ def undisturbed(finished: Path, launch: Launch, tmp_path_factory: pytest.TempPat
     run = tmp_path_factory.mktemp("undisturbed") / "run"
     launch("train_dpo.py", finished / "config.yaml", f"run.dir={run}", *LONG, "run.preflight=off", ranks=2)
     return run
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
+    """train_dpo.py as forks of a process that has all imports done."""
+    made = ForkServer()
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")

@@ -59,7 +59,7 @@ def test_a_prompt_that_the_turns_hold_is_not_lost() -> None:
 
 def test_inverted_ratings_of_eval_are_told(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     """The line of the log names how many and the first. Fails where only preflight, of `train`, looks."""
-    rows = [{"prompt": f"q{i}", "chosen": "a", "rejected": "b", "chosen-rating": "1", "rejected-rating": 5} for i in range(3)]
+    rows = [{"prompt": f"q{i}", "chosen": "a", "rejected": "b", "chosen-rating": 1, "rejected-rating": 5} for i in range(3)]
     _, report = load_pairs([jsonl(tmp_path / "rows.jsonl", rows)], tokenizer)
     told = format_report(report)
     assert "rated below the rejected one: 3 of 3 rows with scores, the first at" in told and "rows.jsonl:1" in told

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -195,15 +195,8 @@ def sft_config(folder: Path, case: Case) -> oracle.Config:
 Run = Callable[[str, oracle.Config, int], list[oracle.Record]]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    server = ForkServer()
-    yield server
-    server.close()
-
-
 @pytest.fixture
-def train_records(launch: Launch, server: ForkServer, tmp_path: Path) -> Run:
+def train_records(launch: Launch, fork_server: ForkServer, tmp_path: Path) -> Run:
     """The train records of metrics.jsonl after the script has run as its users run it, or in a
     fork."""
 
@@ -214,7 +207,7 @@ def train_records(launch: Launch, server: ForkServer, tmp_path: Path) -> Run:
             launch(script, path, ranks=ranks)
         else:
             assert script == "train_dpo.py"
-            done = server.run([str(path)], {"ZEPHYR_CACHE": str(tmp_path / "cache")}, tmp_path)
+            done = fork_server.run([str(path)], {"ZEPHYR_CACHE": str(tmp_path / "cache")}, tmp_path)
             assert done.code == 0, done.err[-6000:]
         lines = (Path(config["run"]["dir"]) / "metrics.jsonl").read_text().splitlines()
         return [record for record in map(json.loads, lines) if record["split"] == "train"]

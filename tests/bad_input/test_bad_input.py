@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,13 +22,6 @@ from zephyr.data import load_pairs, prepare_tokenizer
 LONGEST = 600  # characters of a message
 EVERY_CASE = pytest.mark.parametrize("name", CASES)
 KEPT = {"status.json", "config.yaml", "data.json", "lock", "chat_template.jinja"}  # what a refused run may leave in its folder
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    server = ForkServer()
-    yield server
-    server.close()
 
 
 @pytest.fixture
@@ -105,12 +97,12 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 @EVERY_CASE
-def test_bad_input(name: str, server: ForkServer, at: Path, tmp_path: Path) -> None:
+def test_bad_input(name: str, fork_server: ForkServer, at: Path, tmp_path: Path) -> None:
     """Every case in a process of its own, forked. Fails for an exception, another code, a message that does not say what or
     where, or of more than a line, and for anything half-written or changed."""
     arguments = CASES[name].make(at)
     before = digests(at, ROWS)
-    done = server.run(arguments, environment(tmp_path), tmp_path)
+    done = fork_server.run(arguments, environment(tmp_path), tmp_path)
     assert complaints(done, CASES[name], tmp_path, digests(at, ROWS) != before) == [], done.err[-3000:]
     assert writing_to(tmp_path / "stdout") == [], "processes that it started are still there"
 
@@ -127,9 +119,9 @@ def test_bad_input_from_the_command_line(name: str, at: Path, tmp_path: Path) ->
     assert complaints(outcome, CASES[name], tmp_path, digests(at, ROWS) != before) == [], done.stderr[-3000:]
 
 
-def test_good_input_is_not_refused(server: ForkServer, at: Path, tmp_path: Path) -> None:
+def test_good_input_is_not_refused(fork_server: ForkServer, at: Path, tmp_path: Path) -> None:
     """The config that every case spoils, unspoilt: fails where the cases are refused for what all of them share."""
-    done = server.run([str(at / "config.yaml"), "--dry-run"], environment(tmp_path), tmp_path)
+    done = fork_server.run([str(at / "config.yaml"), "--dry-run"], environment(tmp_path), tmp_path)
     assert done.code == 0 and "plan: 1 steps" in done.err and not (tmp_path / "run").exists(), done.err
     assert len(complaints(done, Case(lambda at: [], ("what",)), tmp_path, False)) == 4      # code, no message, nothing said, a page
 

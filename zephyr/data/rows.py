@@ -1,7 +1,6 @@
 """Here a line becomes a row, and its id, texts and ratings are read."""
 
 import json
-import math
 import re
 from collections.abc import Mapping
 
@@ -79,14 +78,9 @@ def margins(row: Mapping[str, object]) -> tuple[float, ...]:
 
 
 def _rating(name: str, value: object) -> float:
-    """A number, or the text of one."""
-    try:
-        number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
-    except (OverflowError, ValueError):
-        number = math.nan
-    if not abs(number) < 1e300:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e300:
         raise ValueError(f"`{name}` is {type(value).__name__} {value!r:.60}, wanted a finite number; data.columns.{name}=null leaves it out")
-    return number
+    return float(value)
 
 
 def text(row: Mapping[str, object], field: str) -> str:
