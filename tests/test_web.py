@@ -226,8 +226,10 @@ def test_a_blind_vote_is_a_pair(pages: Pages, browser: Browser) -> None:
     assert not browser.button("B is better").is_enabled() and browser.texts("bot") == [a, b]
     ((_, row),) = read_rows([votes])
     pair = check_pair(row)
-    assert pair.prompt == turns and (pair.chosen, pair.rejected) == (b, a) and row["vote"] == "B is better"
-    assert {row["chosen_model"]: pair.chosen, row["rejected_model"]: pair.rejected} == answers
+    assert pair.prompt == turns and row["vote"] == "B is better"
+    chosen, rejected = pair.chosen["content"], pair.rejected["content"]
+    assert (chosen, rejected) == (b, a)
+    assert {row["chosen_model"]: chosen, row["rejected_model"]: rejected} == answers
     assert browser.note() == f"A was {row['rejected_model']}. B was {row['chosen_model']}. Your vote is in {votes}"
     for vote in ("tie", "both bad"):
         browser.say(QUESTION)
