@@ -378,10 +378,7 @@ STORE = of(
 
 JSONL = of(
     "zephyr/data/jsonl.py",
-    " ".join((
-        tests("binarize", "bad_feedback_is_refused_by_file_and_line", "paper_takes_the_best_mean_and_a_uniform_other", "the_command_writes_pairs_or_one_line"), tests("feedback", "bad_prompts"), tests("security", "what_is_written_whole_follows_no_link"),
-        tests("hostile_rows", "half_a_character_is_counted"),
-    )),
+    "tests/test_jsonl.py",
     ("yield raw.place, read(check_row(raw.value))", 'yield raw.default_id, read(check_row(raw.value))'),
     ('                raise BadInput(f"{raw.place}: {error}") from None\n', '                raise BadInput(f"{error}") from None\n'),
     ("read(check_row(raw.value))", "read(raw.value)"),
@@ -389,8 +386,9 @@ JSONL = of(
     ("isdisjoint((path.resolve(), *path.resolve().parents))", "isdisjoint((path.resolve(),))"),
     ("isdisjoint((path.resolve(), *path.resolve().parents))", "isdisjoint((path, *path.parents))"),
     ("if path.is_dir() or not given", "if not given"),
-    ('str(s).partition(":")[0])).resolve()', "str(s))).resolve()"),
-    ("Path(os.path.expanduser(s if", "Path((s if"),
+    ('path.partition(":")[0]).resolve()', "path).resolve()"),
+    ("Path(path if os.path.exists(path) else path.partition", "Path(path.partition"),
+    ("paths = [os.path.expanduser(source) for", "paths = [str(source) for"),
     ("    except OSError as error:\n        raise BadInput(f\"out: the folder", "    except FileNotFoundError as error:\n        raise BadInput(f\"out: the folder"),
     ("    if rank():  ", "    if False:  "),
     ("enumerate(rows, start=1)", "enumerate(rows)"),
