@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from pair_files import contents, jsonl, pair_rows
 from tiny import tiny_tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from zephyr.chat import encode_messages, encode_pair, encode_text
+from zephyr.chat import EncodedPair, EncodedText, encode_messages, encode_pair, encode_text
 from zephyr.config import BadInput
-from zephyr.data import Pairs, format_report, load_pairs, load_texts, load_tokenizer, prepare_tokenizer
+from zephyr.data import Pairs, Texts, encode, store
+from zephyr.data import format_report, load_pairs, load_texts, load_tokenizer, prepare_tokenizer
 
 GOOD = {"prompt": "q", "chosen": "good", "rejected": "bad"}
 
@@ -240,6 +244,84 @@ def test_a_damaged_cache_is_encoded_again(
     assert f"{entry} is damaged (" in said and "encoded again" in said and said.count("\n") == 1
     assert list(load_pairs([path], tokenizer, cache_dir=cache)[0]) == list(fresh) and capsys.readouterr().err == ""
     assert {path.name for path in cache.iterdir()} == {entry.name, "other"}, "what was damaged is gone"
+
+
+def test_of_two_that_make_an_entry_the_first_wins(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """Fails where a whole entry is taken away from the process that made it, and put back anew."""
+    path, cache = jsonl(tmp_path / "rows.jsonl", pair_rows(3)), tmp_path / "cache"
+    load_pairs([path], tokenizer, cache_dir=cache)
+    (entry,) = cache.iterdir()
+    first, aside = entry.stat().st_ino, cache / ".writing-other"
+    shutil.copytree(entry, aside)
+    store.publish(aside, entry)
+    assert entry.stat().st_ino == first and aside.is_dir()
+
+
+def test_the_key_of_an_entry_is_of_all_that_makes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails where rows that were encoded by other code, or by another tokenizer, would be taken."""
+    (tmp_path / "code.py").write_text("a = 1\n")
+
+    def key(**special: str) -> str:
+        tokenizer = tiny_tokenizer()
+        tokenizer.add_special_tokens(special)
+        return store.digest_of(tokenizer, [tmp_path / "code.py"], parts)
+
+    parts = ["a", "b"]
+    keys = [key(), key(eos_token="<unk>"), key(pad_token="[PAD]")]
+    assert keys[0] == key()
+    for parts in (["ab"], ["b", "a"], ["a", "b", "c"]):
+        keys.append(key())
+    parts = ["a", "b"]
+    for library in ("tokenizers", "transformers"):
+        with monkeypatch.context() as patched:
+            patched.setattr(store, "version", lambda name: name if name == library else version(name))
+            keys.append(key())
+    (tmp_path / "code.py").write_text("a = 2\n")
+    assert len({*keys, key()}) == len(keys) + 1
+
+
+def test_what_decides_an_example_is_in_the_key() -> None:
+    """Every module that the encoding of a row imports is part of the cache's key. Fails where a mended
+    reader would go on with what the old one wrote."""
+    folder = Path(encode.__file__).parent
+    known, new = set(), {"workers", "store", "encode"}
+    while new:
+        known |= new
+        sources = [(folder / f"{name}.py").read_text(encoding="utf-8") for name in new]
+        found = {name for text in sources for name in re.findall(r"from zephyr\.data\.(\w+) import", text)}
+        new = found - known
+    assert known == set(encode.OWN_CODE)
+
+
+def test_a_digest_of_examples_is_of_all_of_them() -> None:
+    """Fails where two sets of examples that train differently have one digest."""
+
+    def pairs(*rows: tuple[str, list[int], list[int], list[int]]) -> str:
+        return digest([EncodedPair(*row) for row in rows], store.PAIR_SCHEMA, Pairs)
+
+    def digest(rows: list[object], schema: object, kind: type) -> str:
+        table = pa.Table.from_batches([store.example_batch(rows)], schema)
+        return store.content_digest(kind(table))
+
+    a, b = ("a", [1, 2], [3], [4]), ("b", [5], [6, 7], [8])
+    digests = [
+        pairs(a, b),
+        pairs(b, a),
+        pairs(a),
+        pairs(a, ("c", *b[1:])),
+        pairs(("a", [1], [3], [4]), ("b", [2, 5], [6, 7], [8])),
+        pairs(("a", [1, 2], [4], [3]), b),
+        pairs(("a", [1, 9], [3], [4]), b),
+    ]
+    digests += [
+        digest([EncodedText("a", [1, 2, 3], flags)], store.TEXT_SCHEMA, Texts)
+        for flags in ([False, True, False], [False, False, True])
+    ]
+    assert pairs(a, b) == digests[0] and len(set(digests)) == len(digests)
 
 
 def test_options_are_checked_before_rows(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ def test_every_kind_of_file_gives_the_same_pairs(tokenizer: PreTrainedTokenizerB
         assert report["rows_read"] == report["examples"] == 7
         assert pairs.ids == [f"{name}:{i}" for i in range(1, 8)]
     assert pairs.prompt_tokens.tolist() == [len(pair[0]) for pair in wanted]
+    assert pairs.chosen_tokens.tolist() == [len(pair[1]) for pair in wanted]
     assert pairs.rejected_tokens.tolist() == [len(pair[2]) for pair in wanted]
 
 

@@ -166,7 +166,6 @@ WRITTEN = of(
     ('        at = found + len(words)\n', "        at = found\n"),
     ("    for key, value in holder.items() if inside else ():\n", "    for key, value in ():\n"),
     ("isinstance(value, bool) or value is None:\n", "isinstance(value, bool):\n"),
-    ("enumerate(turns[first:], start=first)", "enumerate(turns, start=0)"),
 )
 
 ROWS = of(
