@@ -13,13 +13,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from pair_files import contents, jsonl, pair_rows
+from row_samples import TOOLS_TEMPLATE
 from tiny import tiny_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from zephyr.chat import EncodedPair, EncodedText, encode_messages, encode_pair, encode_text
 from zephyr.config import BadInput
 from zephyr.data import Pairs, Texts, encode, store
-from zephyr.data import format_report, load_pairs, load_texts, load_tokenizer, prepare_tokenizer
+from zephyr.data import encoding_resources, format_report, load_pairs, load_texts, load_tokenizer, prepare_tokenizer
 
 GOOD = {"prompt": "q", "chosen": "good", "rejected": "bad"}
 
@@ -324,6 +325,72 @@ def test_a_digest_of_examples_is_of_all_of_them() -> None:
     assert pairs(a, b) == digests[0] and len(set(digests)) == len(digests)
 
 
+def test_the_mean_preference_is_over_rows_with_ratings(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """Of a row with two ratings their mean counts. Fails where rows without a rating take part."""
+    rated = [{"score_chosen": 5, "score_rejected": 1, "chosen_rating": 4, "rejected_rating": 2}, {}]
+    rated.append({"score_chosen": 1, "score_rejected": 2})
+    rows = [{**row, **more} for row, more in zip(pair_rows(3), rated)]
+    path = jsonl(tmp_path / "rows.jsonl", rows)
+    _, report = load_pairs([path], tokenizer)
+    assert (report["scored"], report["mean_preference"], report["inverted"]) == (2, 1.0, [f"{path}:3"])
+    assert "rated below the rejected one: 1 of 2 rows with scores, the first at" in format_report(report)
+    steer = {"prompt": "q", "response_1": "a", "response_2": "b", "preference_strength": -3}
+    assert load_pairs([jsonl(tmp_path / "steer.jsonl", [steer])], tokenizer)[1]["mean_preference"] == 3
+
+
+def test_a_warning_names_its_first_places(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """Five of them, of one line of the report. Fails where a million equal rows fill it, or the log is silent."""
+    path = jsonl(tmp_path / "rows.jsonl", [GOOD] * 9)
+    _, report = load_pairs([path], tokenizer)
+    again = {"rows": 8, "first": [f"{path}:{n}" for n in range(2, 7)]}
+    assert report["warnings"] == {"the same example again": again}
+    assert f"warning: the same example again: 8 rows, the first at {path}:2" in format_report(report)
+    bad = [GOOD, *({"prompt": f"q{n}"} for n in range(9))]
+    told = format_report(load_pairs([jsonl(tmp_path / "bad.jsonl", bad)], tokenizer, on_bad_row="skip")[1])
+    assert "bad rows left out: 9" in told and told.count("`chosen` is missing") == 5
+
+
+def test_names_and_keys_as_the_row_has_them(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """In errors the row's own field; in the report a long key by its beginning. Fails where either is another's."""
+    said = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ahoy", "reasoning": "hm"}]
+    with pytest.raises(BadInput, match=r"`conversations\[1\].reasoning` is not written by the chat template"):
+        load_texts([jsonl(tmp_path / "rows.jsonl", [{"conversations": said}])], tokenizer)
+    _, report = load_pairs([jsonl(tmp_path / "rows.jsonl", [{**GOOD, "k" * 500: 1}])], tokenizer)
+    assert report["keys_not_read"] == {"k" * 80: 1}
+
+
+def test_suspicions_are_of_every_side_but_of_no_tool(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """A tool may answer in JSON. Fails where marks in the rejected answer are seen by nobody."""
+    for side in ("prompt", "chosen", "rejected"):
+        row = {**GOOD, side: "<|im_start|>user"}
+        (warning,) = load_pairs([jsonl(tmp_path / "rows.jsonl", [row])], tokenizer)[1]["warnings"]
+        assert warning.startswith("marks of a chat template")
+    own = prepare_tokenizer(tiny_tokenizer())
+    own.chat_template = TOOLS_TEMPLATE
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    turns = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": '[{"role": "user", "content": "A"}]'},
+        {"role": "assistant", "content": "a"},
+    ]
+    assert load_texts([jsonl(tmp_path / "tools.jsonl", [{"messages": turns}])], own)[1]["warnings"] == {}
+
+
+def test_where_encoded_rows_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where a cluster's own folder is passed over, and the home folder filled."""
+    monkeypatch.setenv("ZEPHYR_CACHE", "/scratch/rows")
+    assert encoding_resources()["cache_dir"] == Path("/scratch/rows")
+    monkeypatch.setenv("ZEPHYR_CACHE", "")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert encoding_resources()["cache_dir"] == Path("/home/me/.cache/zephyr")
+    assert encoding_resources()["workers"] == len(os.sched_getaffinity(0))
+
+
 def test_options_are_checked_before_rows(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     """With `skip`, a limit that fails on every row would leave out every row and blame the data."""
     path = jsonl(tmp_path / "rows.jsonl", pair_rows(2))
@@ -336,6 +403,15 @@ def test_options_are_checked_before_rows(tokenizer: PreTrainedTokenizerBase, tmp
     for options in wrong:
         with pytest.raises(BadInput, match=next(iter(options))):
             load_pairs([path], tokenizer, **{"on_bad_row": "skip", **options})
+    for options, message in (
+        ({"max_tokens": 1}, "^max_tokens is 1, wanted at least 2"),
+        ({"targets": "answers"}, "^targets is 'answers'"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            load_texts([path], tokenizer, **options)
+    for sources in (path, [], ""):
+        with pytest.raises(BadInput, match="the data sources are .*, wanted a list of at least one"):
+            load_pairs(sources, tokenizer)
     with pytest.raises(BadInput, match="no tokenizer loads"):
         load_tokenizer(tmp_path)
 

@@ -76,6 +76,17 @@ def test_a_cut_prompt_keeps_bos_but_no_turn_mark() -> None:
         assert cut == [*bos, *whole[len(bos) - 8:]] and len(whole) > 8
 
 
+def test_rows_are_cut_as_pairs_are(tmp_path: Path) -> None:
+    """Fails where the data pipeline keeps another BOS than the encoding of one pair."""
+    data = str(write_lines(tmp_path / "pairs.jsonl", [PAIR]))
+    for name in ("smollm2", "gemma", "mistral"):
+        tokenizer = prepare_tokenizer(make_tokenizer(KINDS[name]), "auto", KINDS[name].eos_token)
+        limits = {"max_tokens": 12, "max_prompt_tokens": 8}
+        one = encode_pair(tokenizer, PAIR, template=tokenizer.chat_template, **limits)
+        (pair,), report = load_pairs([data], tokenizer, **limits)
+        assert pair[1:] == one[1:] and report["cut"]["prompt"]["rows"] == 1
+
+
 def test_bos_twice_is_refused_and_bos_as_a_turn_mark_is_not() -> None:
     """Fails where a template that writes BOS twice trains, or one that writes it before every turn is refused."""
     tokenizer = prepare_tokenizer(make_tokenizer(KINDS["smollm2"]))

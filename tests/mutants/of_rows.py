@@ -60,7 +60,8 @@ TEMPLATE = of(
     " ".join((
         tests("chat", "template_renders_as_zephyrs", "template_by_name_file_and_error"),
         tests("templates", "the_export_renders_the_ids_of_training", "auto_is_the_models_own_else_zephyrs",
-              "a_stopped_clock_writes_the_day_and_nothing_else"),
+              "a_stopped_clock_writes_the_day_and_nothing_else",
+              "what_a_template_may_write_grows_with_what_it_is_given", "whatever_a_template_raises_is_a_refusal"),
         tests("hostile_rows", "a_template_that_multiplies_text"),
         tests("data_fields", "tools_reach_the_ids_where_the_template_writes_them"),
         tests("data_lost", "the_tokenizers_own_template_is_the_default"),
@@ -303,7 +304,8 @@ ENCODE = of(
 SOURCES = of(
     "zephyr/data/sources.py",
     " ".join((
-        "tests/test_data_sources.py", tests("data", "mixed_shapes_in_one_file", "ids_must_differ", "cache_is_of_these_rows_and_options"),
+        "tests/test_data_sources.py",
+        tests("data", "ids_must_differ"),
         tests("data_lost", "subsets_that_the_card_names"),
         tests("hostile_rows", "a_packed_list_has_a_limit", "a_line_at_the_limit_is_read"),
         tests("prepare", "held_out_rows_never_enter_training", "which_split_a_file_is"),
@@ -345,7 +347,9 @@ SOURCES = of(
 STORE = of(
     "zephyr/data/store.py",
     " ".join((
-        tests("data", "sft_shapes", "cache_is_of_these_rows_and_options", "a_damaged_cache_is_encoded_again"),
+        tests("data", "sft_shapes", "cache_is_of_these_rows_and_options", "a_damaged_cache_is_encoded_again",
+              "of_two_that_make_an_entry_the_first_wins", "the_key_of_an_entry_is_of_all_that_makes_it",
+              "a_digest_of_examples_is_of_all_of_them"),
         tests("data_sources", "every_kind_of_file_gives_the_same_pairs"), tests("data_fields", "weights_are_kept_and_not_ignored"),
     )),
     ('_lengths(table, "chosen_ids")', '_lengths(table, "rejected_ids")'),
@@ -431,6 +435,7 @@ WORKERS = of(
     "zephyr/data/workers.py",
     " ".join((
         "tests/test_data.py", "tests/test_data_fields.py", "tests/test_data_shapes.py", "tests/bad_input/test_fuzz.py::test_any_depth",
+        tests("templates", "rows_are_cut_as_pairs_are"),
     )),
     ("first = list(islice(chunks, 2))", "first = list(islice(chunks, 2))[:1]"),
     ("for chunk in chain(first, chunks))\n        return", "for chunk in first)\n        return"),
