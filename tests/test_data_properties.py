@@ -21,6 +21,8 @@ from zephyr.data.workers import Options, encoded_chunks
 
 Row = dict[str, object]
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Bern", "days": 2}}}
+RESULTS = [{"role": "tool", "tool_call_id": f"c{n}", "content": said} for n, said in enumerate(("rain", "sun"))]
+OTHER = {"type": "function", "function": {"name": "sum", "parameters": {"type": "object", "properties": {"of": {"type": "array"}}}}}
 PATH = list[str | int]
 ROWS = [(True, row) for of in PAIRS.values() for row, *_ in of] + [(False, row) for of in TEXTS.values() for row, *_ in of]
 ROWS += [(True, {"prompt": [{"role": "user", "content": "Rain?"}], "tools": [TOOL], "weight": 2.0, "id": "a", "margin": 1.5,
@@ -28,8 +30,15 @@ ROWS += [(True, {"prompt": [{"role": "user", "content": "Rain?"}], "tools": [TOO
          (True, {"prompt": "Hi", "chosen": "a", "rejected": "b", "chosen-rating": 4.5, "rejected-rating": 2, "system_prompt": "S"}),
          (False, {"messages": [*SAID, SAID[0], {"role": "assistant", "content": "I look.", "tool_calls": [CALL]},
                                {"role": "tool", "name": "weather", "tool_call_id": "c1", "content": "rain"},
-                               {"role": "assistant", "content": "Rain.", "train": False}], "tools": [TOOL], "label": True})]
-MORE_OF_ROW = {"source": "made", "weight": 3.0, "tools": [TOOL], "system": "Be kind.", "history": [["Yes?", "No."]], "id": "mine",
+                               {"role": "assistant", "content": "Rain.", "train": False}], "tools": [TOOL], "label": True}),
+         (True, {"prompt": SAID[:1], "chosen": [{**SAID[1], "reasoning_content": "hm"}], "rejected": "<think>\nso\n</think>\n\nNo"}),
+         (False, {"messages": [{"role": "system", "content": "Be brief."}, SAID[0], {**SAID[1], "train": False}, *SAID], "source": "made"}),
+         (False, {"messages": [SAID[0], {**SAID[1], "reasoning_content": "hm", "train": False}, SAID[0],
+                               {"role": "assistant", "content": "<think>\nso\n</think>\n\nNo"}]}),
+         (False, {"messages": [SAID[0], {"role": "assistant", "content": "", "tool_calls": [CALL, CALL]}, *RESULTS,
+                               {"role": "assistant", "content": "Rain and sun."}], "tools": [TOOL, OTHER]}),
+         (False, {"messages": [*SAID, SAID[0], {"role": "assistant", "content": "Well.\n<think>\nso\n</think>\n\nNo"}]})]
+MORE_OF_ROW = {"source": "made", "weight": 3.0, "tools": [TOOL], "system": "Be slow.", "history": [["Yes?", "No."]], "id": "mine",
                "score_chosen": 4, "score_rejected": 1, "margin": 2.0, **dict.fromkeys(LABELS, False), **dict.fromkeys(REFUSED, "x")}
 MORE_OF_TURN = {**dict.fromkeys((*FOR_TEMPLATE[1:], *REFUSED_TURN, "unheard_of"), "x"), "tool_calls": [CALL], **dict.fromkeys(MASKS, False)}
 
@@ -116,7 +125,8 @@ def test_no_key_can_change_in_silence(n: int, tokenizer: PreTrainedTokenizerBase
     pair, row = ROWS[n]
     assert not outcome(tokenizer, pair, row).error
     for path in paths(row, []):
-        for new in (None, another(at(row, path))):
+        value = at(row, path)
+        for new in (None, another(value), *([f"y {value}"] if path[-1] in ("content", "value") else [])):
             if not default(path, row, new):
                 require_seen(tokenizer, pair, row, path, new)
 
