@@ -155,6 +155,24 @@ def test_sft_cut_without_a_target_is_dropped(tokenizer: PreTrainedTokenizerBase,
     assert texts.ids == ["long.jsonl:2", "long.jsonl:3"] and texts.tokens.tolist() == [90, 90]
     assert tokenizer.eos_token_id not in texts[1].ids
     assert list(report["dropped"].values()) == [1] and report["cut"]["text"]["rows"] == 2
+    lost = report["cut"]["text"]["tokens"]
+    path = jsonl(tmp_path / "more.jsonl", [*rows, {"text": "short"}])
+    assert load_texts([path], tokenizer, max_tokens=90)[1]["cut"]["text"] == {"rows": 2, "tokens": lost}
+    assert lost == len(encode_text(tokenizer, "b " * 300).ids) - 90 + len(whole_of(tokenizer, rows[1])) - 90
+
+
+def whole_of(tokenizer: PreTrainedTokenizerBase, row: dict[str, str]) -> list[int]:
+    turns = [{"role": role, "content": row[key]} for role, key in (("user", "prompt"), ("assistant", "completion"))]
+    return encode_messages(tokenizer, turns).ids
+
+
+def test_a_row_nested_too_deeply_is_left_out(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """JSON that can be read may still be too deep to be looked through. Fails where it ends the run with a traceback."""
+    line = '{"prompt": "q", "completion": "a", "input": ' + "[" * 3000 + '"q"' + "]" * 3000 + "}"
+    path = jsonl(tmp_path / "rows.jsonl", [{"text": "fine"}, line])
+    texts, report = load_texts([path], tokenizer, on_bad_row="skip")
+    assert len(texts) == 1 and report["skipped"][0]["place"] == f"{path}:2"
+    assert "nested too deeply" in report["skipped"][0]["reason"]
 
 
 def test_limit_counts_rows_of_all_sources(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
@@ -195,12 +213,13 @@ def test_cache_is_of_these_rows_and_options(
             load(max_tokens=100, max_prompt_tokens=50)
     assert sorted(cache.iterdir()) == [entry], "a failed run leaves nothing behind"
     load(max_tokens=100, max_prompt_tokens=50)
+    assert len(load(limit=2)[0]) == 2
     jsonl(tmp_path / "rows.jsonl", pair_rows(6))
     assert len(load()[0]) == 6
     other = prepare_tokenizer(tiny_tokenizer())
     other.add_tokens(["question"])
     assert contents(load_pairs([path], other, cache_dir=cache)[0]) != contents(load()[0])
-    assert len(list(cache.iterdir())) == 4
+    assert len(list(cache.iterdir())) == 5
 
 
 def flip(path: Path) -> None:

@@ -72,9 +72,13 @@ def test_a_tools_result_is_in_the_prompt_and_no_target(tmp_path: Path) -> None:
     assert json.dumps(TOOL) in tokenizer.decode(text.ids)
     untold = encode_messages(tokenizer, dialogue, template=TOOLS_TEMPLATE)
     assert untold.ids[:len(pair.prompt_ids)] == pair.prompt_ids, "the prefix of the last answer is that of the pair"
-    _, report = load_texts([jsonl(tmp_path / "rows.jsonl", [{"messages": dialogue, "tools": [TOOL]}])], tokenizer)
+    (loaded,), report = load_texts([jsonl(tmp_path / "rows.jsonl", [{"messages": dialogue, "tools": [TOOL]}])], tokenizer)
+    assert loaded[1:] == text[1:], "tools and all"
     unread = {f"messages[].{key}": 1 for key in ("name", "tool_call_id", "tool_calls[].id", "tool_calls[].type")}
     assert report["keys_not_read"] == unread, "what this template does not write, and only links call and result"
+    row = {"prompt": prompt, "chosen": "It rains.", "rejected": "Dry."}
+    _, report = load_pairs([jsonl(tmp_path / "pairs.jsonl", [row])], tokenizer)
+    assert report["keys_not_read"] == {key.replace("messages", "prompt"): 1 for key in unread}
 
 
 @pytest.mark.parametrize(("row", "message"), [
@@ -163,6 +167,28 @@ def test_a_result_that_the_text_holds_by_chance_is_not_written() -> None:
     pair = {"prompt": turns[:-1], "chosen": "It will rain.", "rejected": "No."}
     with pytest.raises(ValueError, match=r"`prompt\[2\].content` is not written by the chat template"):
         encode_pair(tokenizer, {**pair, "prompt": [*ASKED, CALLED, {**RESULT, "content": "a"}]}, template=deaf)
+
+
+def test_words_on_either_side_of_a_thought_are_not_lost(tokenizer: PreTrainedTokenizerBase) -> None:
+    """A template that parts an answer at `</think>` writes what it finds inside and behind. Fails where the words in front of the
+    thought, or behind it, go without a word; a thought without its first mark is one."""
+    def said(*contents: str, template: str = THINKING_TEMPLATE, told: list[str] | None = None) -> str:
+        turns = [turn for content in contents for turn in (SAID[0], {"role": "assistant", "content": content})]
+        turns = [turns[0], {**turns[1], "train": False}, *turns[2:]] if told is not None else turns
+        return targets(own, encode_messages(own, turns, template=template, left_out=told))
+    own = with_template(THINKING_TEMPLATE)
+    silent = THINKING_TEMPLATE.replace("{{ said }}", "{{ said if not thought }}")
+    for content, template in (("Well.\n<think>\nhm\n</think>\n\nAhoy", THINKING_TEMPLATE), ("<think>a</think>b</think>c", THINKING_TEMPLATE),
+                              ("<think>hm</think>Ahoy", silent)):
+        with pytest.raises(ValueError, match=r"`messages\[1\].content`( holds a <think> block, which)? is not written"):
+            said(content, template=template)
+    assert said("hm</think>Ahoy") == "<think>\nhm\n</think>\n\nAhoy</s>"
+    told: list[str] = []
+    assert said("hm</think>Ahoy", "No", told=told) == "No</s>" and told == ["messages[].content"]
+    with pytest.raises(ValueError, match=r"`messages\[1\].content` is not written"):
+        said("Well. <think>hm</think>Ahoy", "No", told=told)
+    plain = encode_messages(tokenizer, [SAID[0], {**SAID[1], "content": "Well. <think>hm</think> Ahoy"}])
+    assert targets(tokenizer, plain) == "Well. <think>hm</think> Ahoy</s>", "Zephyr's template changes no words"
 
 
 def test_thoughts_are_trained_where_the_template_writes_them() -> None:

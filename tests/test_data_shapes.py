@@ -10,7 +10,7 @@ from tiny import tiny_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from zephyr.config import BadInput
-from zephyr.data import load_pairs, load_texts, prepare_tokenizer, shapes
+from zephyr.data import format_report, load_pairs, load_texts, prepare_tokenizer, shapes
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,8 @@ def test_ties_are_counted(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) ->
     path = jsonl(tmp_path / "rows.jsonl", [steer, nectar, {**steer, "preference_strength": 1}])
     pairs, report = load_pairs([path], tokenizer)
     assert len(pairs) == 1 and sorted(report["dropped"].values()) == [0, 1, 1]
+    said = format_report(report)
+    assert "dropped, a tie: preference_strength is 0: 1" in said and "after the cut" not in said and said.count("dropped, ") == 2
 
 
 @pytest.mark.parametrize(("load", "row", "message"), [

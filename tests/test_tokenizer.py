@@ -156,6 +156,15 @@ def test_a_template_is_tried_when_it_is_read(tmp_path: Path) -> None:
         prepare_tokenizer(tiny_tokenizer(), str(path))
 
 
+def test_the_models_own_template_is_the_default_of_several() -> None:
+    """Fails where a run trains on whatever stands first, or on none."""
+    tokenizer = tiny_tokenizer()
+    with pytest.raises(BadInput, match="chat_template: model, but the tokenizer has no template of its own"):
+        prepare_tokenizer(tokenizer, "model")
+    tokenizer.chat_template = {"tool_use": "x", "default": OWN}
+    assert prepare_tokenizer(tokenizer, "model").chat_template == OWN
+
+
 def test_which_templates_are_zephyrs_own() -> None:
     """With the empty system turn in front, and without. Fails where a Zephyr model is warned of its own format."""
     for own, choice, foreign in (

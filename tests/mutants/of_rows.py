@@ -12,7 +12,13 @@ def tests(file: str, *names: str) -> str:
 
 CONFIG = of(
     "zephyr/config.py",
-    f"tests/test_config.py {tests('security', 'a_variable_is_a_path', 'a_url_with_a_secret_is_refused', 'errors_tell_no_secret', 'what_is_no_secret_is_taken', 'a_yaml_bomb_is_told')}",
+    " ".join((
+        tests("config", "defaults_are_the_documented_ones", "overrides_and_variables", "what_people_type_is_taken",
+              "bad_values_are_named", "bad_files_are_named", "the_first_value_outside_a_range_is_refused",
+              "the_last_values_inside_their_ranges_are_taken", "a_long_message_keeps_its_end"),
+        tests("security", "a_variable_is_a_path", "a_url_with_a_secret_is_refused", "errors_tell_no_secret",
+              "a_yaml_bomb_is_told"),
+    )),
     ("{line[:400]} ... {line[-190:]}", "{line[:590]} ..."),
     ('line = masked(" ".join(super().__str__().split()))', 'line = " ".join(super().__str__().split())'),
     ('KNOWN_KEY.sub("[key]", USER.sub("://[user]@", text))', 'KNOWN_KEY.sub("[key]", text)'),
@@ -91,8 +97,12 @@ TEMPLATE = of(
 
 TURNS = of(
     "zephyr/chat/turns.py",
-    "tests/test_chat_rows.py tests/test_data_fields.py tests/test_data_lost.py tests/test_data_properties.py "
-    + tests("hostile_rows", "white_space_is_no_preference"),
+    " ".join((
+        "tests/test_chat_rows.py",
+        tests("data_fields", "tools_reach_the_ids_where_the_template_writes_them", "masked_turns_are_no_targets",
+              "what_zephyrs_template_has_no_place_for_is_named", "a_turn_unread_is_told"),
+        tests("hostile_rows", "white_space_is_no_preference"),
+    )),
     ('("tool_calls", "tool_call_id", "name", *THINKING)', '("tool_calls", "tool_call_id", *THINKING)'),
     ('THINKING = ("reasoning_content", "reasoning", "thinking")', 'THINKING = ("reasoning_content", "thinking")'),
     ('"loss_weight", "loss_mask", "step_loss_mask")', '"loss_weight", "step_loss_mask")'),
@@ -143,16 +153,27 @@ TURNS = of(
 
 WRITTEN = of(
     "zephyr/chat/written.py",
-    "tests/test_data_fields.py " + tests("data_lost", "words_beside_a_call_are_not_those_of_the_call") + " tests/test_data_properties.py",
+    " ".join((
+        tests("data_fields", "a_tools_result_is_in_the_prompt_and_no_target", "what_zephyrs_template_has_no_place_for_is_named",
+              "a_template_that_leaves_anything_out_is_seen", "a_call_may_hold_any_json",
+              "a_template_that_refuses_another_value_reads_it", "a_result_that_the_text_holds_by_chance_is_not_written",
+              "words_on_either_side_of_a_thought_are_not_lost", "thoughts_are_trained_where_the_template_writes_them"),
+        tests("data_lost", "words_beside_a_call_are_not_those_of_the_call"),
+    )),
     ("SHORT = 20 ", "SHORT = 0 "),
-    ('(</think>.*)", re.DOTALL)', '(</think>.*)")'),
-    ("if not (plain and thought) and _changes_text", "if _changes_text"),
+    ('</think>.*", re.DOTALL)', '</think>.*")'),
+    ('and (THOUGHT.fullmatch(turn["content"]) or not plain):', 'and THOUGHT.fullmatch(turn["content"]):'),
+    ('and (THOUGHT.fullmatch(turn["content"]) or not plain):', "and not plain:"),
+    ('yield parts[n + 1:n + 2] == ["</think>"]', 'yield parts[n - 1:n] == ["<think>"]'),
+    ("for n in range(0, len(parts), 2):", "for n in range(2, len(parts), 2):"),
+    ("for n in range(0, len(parts), 2):", "for n in range(0, len(parts) - 1, 2):"),
+    ("if not (plain and change.thought) and _changes_text", "if _changes_text"),
     ("template.endswith(HANDBOOK_TEMPLATE)", "template == HANDBOOK_TEMPLATE"),
     ("        if change.needed:\n", "        if change.needed and change.where is not None:\n"),
     (r'left_out.append(re.sub(r"\[\d+\]", "[]", name))', "pass"),
     ("        return True\n", "        return False\n"),
-    ("{thought[2]}x{thought[3]}\", i in trained)", "{thought[2]}x{thought[3]}\", True)"),
-    ("{thought[2]}x{thought[3]}\", i in trained)", "{thought[2]}x{thought[3]}\", False)"),
+    ("not thought or i in trained, thought", "True, thought"),
+    ("not thought or i in trained, thought", "not thought, thought"),
     ('elif not plain or turn["role"] == "tool" or _may_be_chance(turn)', "elif not plain or _may_be_chance(turn)"),
     ('elif not plain or turn["role"] == "tool" or _may_be_chance(turn)', 'elif turn["role"] == "tool" or _may_be_chance(turn)'),
     ('elif not plain or turn["role"] == "tool" or _may_be_chance(turn)', 'elif not plain or turn["role"] == "tool"'),
@@ -201,7 +222,18 @@ ROWS = of(
 
 SHAPES = of(
     "zephyr/data/shapes.py",
-    "tests/test_data_shapes.py tests/test_data_lost.py tests/test_data_fields.py " + tests("data", "sft_shapes", "bad_row_names_file_line_and_field"),
+    " ".join((
+        "tests/test_data_shapes.py",
+        tests("data_lost", "a_pair_with_two_prompts_is_refused", "a_text_with_two_prompts_is_refused",
+              "a_prompt_that_the_turns_hold_is_not_lost", "words_without_marks_are_not_counted",
+              "marks_of_a_whole_row_are_refused", "a_key_that_no_shape_has_a_place_for_is_refused",
+              "turns_before_are_kept_or_refused", "what_lies_inside_a_field_is_read_or_told",
+              "half_of_a_prompt_is_no_prompt", "other_names_for_bad_answers_and_the_system"),
+        tests("data_fields", "what_zephyrs_template_has_no_place_for_is_named", "weights_are_kept_and_not_ignored",
+              "masked_turns_are_no_targets", "answers_called_bad_are_no_model",
+              "a_tools_result_is_in_the_prompt_and_no_target"),
+        tests("data", "sft_shapes"),
+    )),
     ('COMMON = {"id", "tools", *SYSTEMS}', 'COMMON = {"id", *SYSTEMS}'),
     ('SYSTEMS = ("system", "system_prompt", "system_message")', 'SYSTEMS = ("system", "system_prompt")'),
     ('"kto_tag", "desirable", "is_good")', '"kto_tag", "is_good")'),
@@ -262,8 +294,14 @@ SHAPES = of(
 ENCODE = of(
     "zephyr/data/encode.py",
     " ".join((
-        "tests/test_data.py", "tests/test_data_fields.py", tests("data_shapes", "columns", "ties_are_counted"),
-        tests("data_lost", "inverted_ratings_of_eval_are_told"),
+        tests("data", "bad_row_names_file_line_and_field", "ids_must_differ", "truncation_is_counted",
+              "limit_counts_rows_of_all_sources", "cache_is_of_these_rows_and_options",
+              "what_decides_an_example_is_in_the_key", "the_mean_preference_is_over_rows_with_ratings",
+              "a_warning_names_its_first_places", "suspicions_are_of_every_side_but_of_no_tool",
+              "where_encoded_rows_are_kept", "options_are_checked_before_rows"),
+        tests("data_fields", "weights_are_kept_and_not_ignored", "prompts_of_eval_that_are_in_train",
+              "polarity_under_every_name"),
+        tests("data_shapes", "columns", "ties_are_counted"),
     )),
     ('"sources", "store", "workers")', '"sources", "store")'),
     ('"rows", "shapes", "sources"', '"rows", "sources"'),
@@ -434,8 +472,14 @@ TOKENIZER = of(
 WORKERS = of(
     "zephyr/data/workers.py",
     " ".join((
-        "tests/test_data.py", "tests/test_data_fields.py", "tests/test_data_shapes.py", "tests/bad_input/test_fuzz.py::test_any_depth",
+        tests("data", "processes_keep_the_order", "truncation_is_counted", "sft_shapes", "mixed_shapes_in_one_file",
+              "sft_cut_without_a_target_is_dropped", "the_mean_preference_is_over_rows_with_ratings",
+              "suspicions_are_of_every_side_but_of_no_tool", "names_and_keys_as_the_row_has_them",
+              "a_row_nested_too_deeply_is_left_out"),
+        tests("data_fields", "weights_are_kept_and_not_ignored", "a_tools_result_is_in_the_prompt_and_no_target"),
+        tests("data_shapes", "ties_are_counted"),
         tests("templates", "rows_are_cut_as_pairs_are"),
+        tests("hostile_rows", "white_space_is_no_preference"),
     )),
     ("first = list(islice(chunks, 2))", "first = list(islice(chunks, 2))[:1]"),
     ("for chunk in chain(first, chunks))\n        return", "for chunk in first)\n        return"),
@@ -449,7 +493,6 @@ WORKERS = of(
     ("select(check_row(row.value), dict(options.columns))", "select(check_row(row.value), {})"),
     ('chat.tokenize_pair(tokenizer, {**row_of_pair, "id": id}', 'chat.tokenize_pair(tokenizer, row_of_pair'),
     ("template=options.template, left_out=unread)\n        pair", "template=options.template)\n        pair"),
-    ("template=options.template, left_out=unread)\n        pair", "left_out=unread)\n        pair"),
     ("bos_id=chat.kept_bos(tokenizer, options.template))", "bos_id=tokenizer.bos_token_id)"),
     ("len(before) - len(after) for before, after in zip(whole[1:4], pair[1:4])", "len(before) - len(after) for before, after in zip(whole[2:4], pair[2:4])"),
     ('ratings = (*margins(fields), *row_of_pair.get("margins", ()))', "ratings = margins(fields)"),
