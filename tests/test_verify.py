@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import MistralConfig
 
+from forkserver import ForkServer
 from processes import ROOT, Launch, free_port
 from runs import rows, write_config, write_lines
 from zephyr.chat import EncodedPair, EncodedText
@@ -220,12 +222,21 @@ def test_the_stage_of_a_config(finished: Path, tmp_path: Path) -> None:
         read_config(tmp_path / "neither.yaml", None)
 
 
-@pytest.mark.parametrize("stage", ["dpo", pytest.param("sft", marks=pytest.mark.long)])
-def test_certificate_of_a_run(stage: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every layout that this machine can vary gives the trajectory of the plain one, by the command's own runs. Fails where world
-    size, micro-batches, packing, checkpointing or a resume leaves a trace, or a variant is not run."""
+@pytest.mark.parametrize(("stage", "forks"), [("dpo", True), *(pytest.param(stage, False, marks=pytest.mark.long) for stage in ("dpo", "sft"))])
+def test_certificate_of_a_run(stage: str, forks: bool, tiny: Path, fork_server: ForkServer, tmp_path: Path,
+                              monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every layout that this machine can vary gives the trajectory of the plain one, by the command's own runs (long), or by
+    forks of the scripts. Fails where world size, micro-batches, packing, checkpointing or a resume leaves a trace, or a variant
+    is not run."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("ZEPHYR_CACHE", str(tmp_path / "cache"))
+    def fork(stage: str, ranks: int, arguments: Sequence[str], log: Path) -> int:
+        done = fork_server.run(arguments, {}, tmp_path, 300, script=f"train_{stage}.py", ranks=ranks, cwd=ROOT)
+        log.write_text(done.err)
+        return done.code
+
+    if forks:
+        monkeypatch.setattr("zephyr.cli.verify.torchrun", fork)
     pairs = rows(20)
     data = write_lines(tmp_path / "rows.jsonl", pairs if stage == "dpo" else [
         {"messages": [{"role": "user", "content": p["prompt"]}, {"role": "assistant", "content": p["chosen"]}]} for p in pairs])
