@@ -107,7 +107,7 @@ def test_a_start_that_fails_early_leaves_its_status(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoints"]
     held = opened(tmp_path / "held")
     held.status(None, "running")
-    RunFolder(tmp_path / "held").status(2, "in use")        # says nothing, and leaves the holder's
+    RunFolder(tmp_path / "held").status(2, "in use")  # says nothing, and leaves the holder's
     assert status(tmp_path / "held") == {"code": None, "message": "running"}
 
 
@@ -150,7 +150,7 @@ def test_another_rank_writes_the_end_of_a_rank_0_that_died(
     (tmp_path / "status.json").write_bytes(json_bytes({"code": 75, "message": "stopped"}))
     assert other.end_for_rank0(0) and status(tmp_path) == {"code": 75, "message": "stopped"}
     (tmp_path / "status.json").unlink()
-    assert not other.end_for_rank0(0)               # no status, no end of a run
+    assert not other.end_for_rank0(0)  # no status, no end of a run
 
 
 def test_any_text_can_be_kept() -> None:

@@ -43,7 +43,9 @@ class Started:
             if ends is not None:
                 raise ends
 
-        return launch(DPOConfig, self.checked.append, train, "the usage", [str(self.config), *arguments])
+        return launch(
+            DPOConfig, self.checked.append, train, "the usage", [str(self.config), *arguments]
+        )
 
     def status(self) -> dict[str, object]:
         return json.loads((self.run / "status.json").read_text())
@@ -76,15 +78,25 @@ LOST = "[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1
 ENDS: list[tuple[BaseException, int, str, str]] = [
     (BadInput("data.train: no rows"), 2, "error: data.train: no rows\n", "data.train: no rows"),
     (Stopped("after step 3"), 75, "stopped: after step 3\n", "after step 3"),
-    (OSError(errno.ENOSPC, "No space left"), 2, "error: [Errno 28] No space", "[Errno 28] No space"),
+    (
+        OSError(errno.ENOSPC, "No space left"),
+        2,
+        "error: [Errno 28] No space",
+        "[Errno 28] No space",
+    ),
     (OSError(errno.EDQUOT, "Disk quota exceeded"), 2, "error: [Errno 122]", "[Errno 122] Disk"),
 ]
 
 
 @pytest.mark.parametrize("error,code,said,kept", ENDS, ids=lambda value: type(value).__name__)
 def test_an_end_that_is_nobodys_bug_is_a_line_and_a_code(
-    error: BaseException, code: int, said: str, kept: str, started: Started,
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+    said: str,
+    kept: str,
+    started: Started,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Fails where one ends in a traceback or another one's code, its status says something else, it
     is told by every rank of a machine, or the next start in the folder is refused."""
@@ -100,7 +112,11 @@ def test_an_end_that_is_nobodys_bug_is_a_line_and_a_code(
 def test_an_error_is_raised_and_kept(started: Started, capsys: pytest.CaptureFixture[str]) -> None:
     """A bug keeps its traceback; a rank that lost another one says how to go on. Fails where an
     exit code of 0 or 2 hides a crash, or a crash is taken for a lost rank, or the other way."""
-    for error in (OSError(errno.EIO, "Input/output error"), KeyError("beta"), RuntimeError("shape")):
+    for error in (
+        OSError(errno.EIO, "Input/output error"),
+        KeyError("beta"),
+        RuntimeError("shape"),
+    ):
         with pytest.raises(type(error)):
             started(ends=error)
         assert started.status()["code"] == 1 and type(error).__name__ in started.status()["message"]
@@ -110,13 +126,17 @@ def test_an_error_is_raised_and_kept(started: Started, capsys: pytest.CaptureFix
         started(ends=RuntimeError(LOST))
     close()
     assert started.status()["code"] == 1
-    assert started.status()["message"].startswith("another rank ended") and LOST in started.status()["message"]
+    assert (
+        started.status()["message"].startswith("another rank ended")
+        and LOST in started.status()["message"]
+    )
     assert "error: another rank ended or can't be reached; started again" in capsys.readouterr().err
 
 
 def close() -> None:
     """What a process that a bug ends leaves to the system."""
     import torch.distributed
+
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
