@@ -15,6 +15,7 @@ from torch import nn
 from transformers import (
     Gemma3Config,
     GemmaConfig,
+    GPTJConfig,
     GptOssConfig,
     LlamaConfig,
     MistralConfig,
@@ -145,8 +146,12 @@ def test_faults_are_seen(fault: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (GptOssConfig(), "mixture of experts .GptOssExperts., whose auxiliary loss"),
         (Gemma3Config(), "more than a text decoder .text_config, vision_config."),
+        (
+            GPTJConfig(n_layer=2, rotary_dim=8, attn_pdrop=0, resid_pdrop=0, embd_pdrop=0),
+            "not computed by transformers' attention interface",
+        ),
     ],
-    ids=["dropout", "layers", "experts", "images"],
+    ids=["dropout", "layers", "experts", "images", "interface"],
 )
 def test_reasons_are_told(config: PreTrainedConfig, reason: str) -> None:
     """Fails where a decoder is refused, or taken, for another reason than the one that holds."""
