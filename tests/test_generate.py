@@ -165,6 +165,14 @@ def test_prompts_with_one_seed_are_drawn_apart() -> None:
     assert len(set(drawn_B.tolist())) > 40
 
 
+def test_noise_is_as_fine_as_a_vocabulary_is_large() -> None:
+    """Of 128,000 tokens, as large vocabularies have: hardly two get the same noise, none an infinite
+    one. Fails where its dtype rounds: ties go to the first tokens, and a zero is drawn for certain."""
+    (_, noise) = sampler([[0]], [0], 1.0, 1.0, 0, torch.device("cpu"))
+    found_V = noise(torch.tensor([[0]]), torch.zeros(1, 128_000, dtype=torch.float64))[0]
+    assert found_V.isfinite().all() and len(found_V.unique()) > 127_990
+
+
 def test_one_limit_and_seed_for_each(model: Model) -> None:
     """Fails where a sequence of limits or seeds is not that of the prompts, or a single one is not for all."""
     prompts = [USER, [{"role": "user", "content": "Hi"}]]

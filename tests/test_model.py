@@ -437,9 +437,11 @@ def test_no_tensor_is_written_before_all_are_known_to_fit(tiny: Path, tmp_path: 
 def test_models_that_are_no_decoder_are_refused(tiny: Path, tmp_path: Path) -> None:
     """Before a weight is read, for the reason that holds. Fails for a traceback, or a model whose
     logits the head would get wrong."""
-    from transformers import BertConfig, T5Config
-    for kind in (T5Config, BertConfig):
+    from transformers import BertConfig, DistilBertConfig, GPT2Config, T5Config
+    for kind in (T5Config, BertConfig, DistilBertConfig):
         kind().save_pretrained(tmp_path / kind.model_type)
+    with pytest.raises(BadInput, match="config.json is of model_type distilbert, which is no decoder"):
+        read_config(tmp_path / "distilbert")
     with pytest.raises(BadInput, match="config.json is of model_type t5, which is no decoder"):
         read_config(tmp_path / "t5")
     with pytest.raises(BadInput, match="bert is not supported|is no decoder"):
@@ -453,6 +455,9 @@ def test_models_that_are_no_decoder_are_refused(tiny: Path, tmp_path: Path) -> N
     ):
         with pytest.raises(BadInput, match=reason):
             load_policy(edited(shutil.copytree(tiny, tmp_path / name), **changes))
+    GPT2Config(n_embd=66, n_head=4, n_layer=1, attn_pdrop=0, resid_pdrop=0, embd_pdrop=0).save_pretrained(tmp_path / "sizes")
+    with pytest.raises(BadInput, match="its config.json makes no model here: ValueError: .*must be divisible by"):
+        load_policy(tmp_path / "sizes")             # which its twin can't tell: it has sizes of its own
     assert read_config(edited(shutil.copytree(tiny, tmp_path / "idle"), attention_dropout=0.0, embd_pdrop=None))
 
 

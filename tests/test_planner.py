@@ -118,3 +118,14 @@ def test_memory_of_a_rank_by_hand() -> None:
     more = memory.step_memory(MISTRAL_7B, 7_241_732_096, ranks=8, tokens=8192, hardware=kept, zero={}, device="cuda")["activations"]
     assert 50e9 < more < 60e9 and parts(8)["activations"] < 5e9
     assert parts(8)["head"] < 1.7e9
+
+
+@pytest.mark.parametrize("device,scored,head", [("cuda", 20, 800 + 6 * 240 + 2000), ("cpu", 20, 800 + 6 * 240 + 800 + 2000),
+                                                ("cuda", None, 2000 + 6 * 540 + 2000)])
+def test_memory_of_a_head_by_hand(device: str, scored: int | None, head: int) -> None:
+    """50 tokens of size 4, 10 words, bfloat16: exponentials in float32; a chunk's gradient and the weight's, each in float32 beside a
+    copy in bfloat16; on a CPU the chunk once more; ten bytes of a token's hidden state. Fails where tokens that are not scored count, or
+    the CPU's copy does on a GPU."""
+    lm = MistralConfig(hidden_size=4, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, vocab_size=10)
+    found = memory.step_memory(lm, 1000, ranks=1, tokens=50, scored=scored, hardware=GPU, zero={}, device=device)
+    assert found["head"] == head

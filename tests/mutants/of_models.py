@@ -81,6 +81,8 @@ MEMORY = of(
         "memory_of_a_rank_by_hand",
     )
     + " "
+    + tests("planner", "memory_of_a_head_by_hand")
+    + " "
     + tests("verify", "a_disk_or_a_memory_that_is_too_small"),
     ('item, heads = 2 if hardware.dtype == "bfloat16" else 4', "item, heads = 4"),
     ('(getattr(lm, "num_key_value_heads", None) or heads)', "heads"),
@@ -321,10 +323,6 @@ FOLDER = of(
         "            self.open()",
     ),
     (
-        "        if self.lock is not None:\n            try:",
-        "        if self.writes:\n            try:",
-    ),
-    (
         "                with contextlib.suppress(OSError):\n                    (self.path / STATUS).write_bytes(content)",
         "                pass",
     ),
@@ -419,7 +417,6 @@ TOLERANCE = of(
     ("min(high, max(low, noise))", "min(low, max(high, noise))"),
     ("min(high, max(low, noise))", "max(low, noise)"),
     ("min(high, max(low, noise))", "min(high, noise)"),
-    ("if math.isfinite(noise) else low", "if not math.isinf(noise) else low"),
     ("if math.isfinite(noise) else low", "if math.isfinite(noise) else high"),
     ("return SUM[dtype] * math.sqrt(tokens)", "return SUM[dtype] * tokens"),
     ("return SUM[dtype] * math.sqrt(tokens)", "return SUM[dtype]"),
@@ -445,7 +442,7 @@ MODEL = tests(
 )
 LOAD = of(
     "zephyr/model/load.py",
-    MODEL,
+    MODEL + " " + tests("planner", "a_layer_keeps_what_is_predicted"),
     ("    require_supported(folder, config)\n    with", "    with"),
     (
         '        except REFUSALS as error:\n            raise BadInput(f"model {path}: its',
@@ -487,10 +484,6 @@ LOAD = of(
     (
         "get_slice(name).get_shape()) != shape:",
         "get_slice(name).get_shape())[::-1] != shape[::-1] and len(shape) > 1:",
-    ),
-    (
-        'head = f"{name} {tensor.dtype} {list(tensor.shape)}"',
-        'head = f"{tensor.dtype} {list(tensor.shape)}"',
     ),
     (
         'head = f"{name} {tensor.dtype} {list(tensor.shape)}"',
@@ -557,7 +550,6 @@ EXPORT = of(
     ),
     ('    settings.pop("_from_model_config", None) ', "    pass "),
     ('"use_cache": True})', "})"),
-    ("    plain.architectures = config.architectures\n", ""),
     (
         "tokenizer.bos_token_id, one_or_all(ends)\n",
         "tokenizer.bos_token_id, tokenizer.eos_token_id\n",
@@ -587,6 +579,180 @@ EXPORT = of(
     ("return ids[0] if len(ids) == 1 else ids", "return ids[0]"),
 )
 
+PREFLIGHT = of(
+    "zephyr/verify/preflight.py",
+    tests(
+        "engine",
+        "packed_difference_sees_a_leak",
+        "a_leak_does_not_hide_in_a_long_response",
+        "preflight_checks_all_and_keeps_what_it_finds",
+        "preflight_names_the_way_round_it",
+        "a_reference_that_is_not_the_starts_is_seen",
+        "texts_have_no_reference_to_differ_from",
+        "gradients_that_are_not_added_up_are_seen",
+    ),
+    (
+        "require_ids(sample_of(examples), examples, special, config.data.max_tokens)",
+        "require_ids(sample_of(examples), examples, special, config.data.max_prompt_tokens)",
+    ),
+    ('        "plan": lambda: engine.agreed(lambda: require_counts(split, engine.rank)),\n', ""),
+    ("    if not config.run.preflight:\n        return\n", ""),
+    ("    if not config.run.preflight:\n        return {}\n", ""),
+    ("found = {**found, **found_by(config, {", "found = {**found_by(config, {"),
+    ('    keep("preflight.json", json_bytes(found))\n', ""),
+    (
+        'raise BadInput(f"preflight: {error}; run.preflight=false trains all the same") from None',
+        "raise",
+    ),
+    ("    engine.train(False)\n", ""),
+    ("    engine.train()\n    token", "    token"),
+    ("/ (1 + alone_T.abs())", "/ (1 + len(alone_T) * alone_T.abs())"),
+    ("positions_N=batch.positions_N + 1", "positions_N=batch.positions_N"),
+    ("of_row[place::len(alone)]", "of_row[place:place + 1]"),
+    ("of_row[place::len(alone)]", "of_row[2 * place:2 * place + 2]"),
+    ("noise += map(apart_T, shifted, logp)", "noise += map(apart_T, of_row, logp)"),
+    (
+        "(float(of.max()) if of.isfinite().all() else math.inf, example)",
+        "(float(of.max()), example)",
+    ),
+    (
+        "max(rms(of) for _, of in found), example, rms",
+        "min(rms(of) for _, of in found), example, rms",
+    ),
+    ("for row in rows:\n        loss", "for row in rows[:1]:\n        loss"),
+    ("losses.append(float(loss) / row.units)", "losses.append(float(loss))"),
+    ('for side in ("chosen", "rejected") if stats', 'for side in ("chosen",) if stats'),
+    (".abs() / config.beta).tolist()", ".abs()).tolist()"),
+    ('(stats[f"rewards/{side}"].abs()', '(stats[f"rewards/{side}"]'),
+    ('split.ledger[f"{side}_tokens"][i]', 'split.ledger["chosen_tokens"][i]'),
+    ('split.ledger[f"{side}_tokens"][i]', "split.tokens[i]"),
+    (
+        "key=lambda of: of if math.isfinite(of) else math.inf)",
+        "key=lambda of: of if math.isfinite(of) else 0.0)",
+    ),
+    ("    if not worst <= 1:", "    if worst > 1:"),
+    (
+        'return {"difference": worst, "loss": losses[0]}',
+        'return {"difference": worst, "loss": losses[-1]}',
+    ),
+    ("engine(row).sum() * share /", "engine(row).sum() /"),
+    ("equal = norm(1 / engine.world)", "equal = norm(1.0)"),
+    ("norm(float(engine.rank == 0))", "norm(1.0)"),
+    ("- equal) / equal if math", "- equal) if math"),
+) + of(
+    "zephyr/verify/preflight.py",
+    tests(
+        "verify",
+        "a_fault_is_named",
+        "good_examples_pass",
+        "labels_the_wrong_way_round",
+        "counts_that_are_not_the_plans",
+        "a_disk_or_a_memory_that_is_too_small",
+        "what_is_not_finite_is_not_below",
+        "rows_that_are_packed",
+        "a_sample_is_drawn_once_for_all",
+        "rows_that_differ_by_more_than_rounding",
+    ),
+    ("ROWS_READ, ROWS_PACKED = 1000, 6", "ROWS_READ, ROWS_PACKED = 10, 6"),
+    ("random.Random(0).sample(range(len(examples))", "random.Random().sample(range(len(examples))"),
+    ("ascending = sorted(sample, key=lambda i: tokens[i])", "ascending = sorted(sample)"),
+    ("longest = max(range(len(tokens))", "longest = max(sample"),
+    ("budget_tokens - sum(tokens[i] for i in first)", "budget_tokens"),
+    ("[*beside[:1], longest, *beside[1:]]", "[longest, *beside]"),
+    ("for split, report in reports.items():", "for split, report in list(reports.items())[:1]:"),
+    ("bos is not None and first[:1] != [bos]", "first[:1] != [bos]"),
+    ("bos is not None and first[:2] == [bos, bos]", "first.count(bos) > 1"),
+    ("not first or not all(answers)", "not first"),
+    ("a[-1:] != [eos] and len(first) + len(a) < max_tokens", "a[-1:] != [eos]"),
+    (
+        "a[-1:] != [eos] and len(first) + len(a) < max_tokens",
+        "a[-1:] != [eos] and len(a) < max_tokens - 10",
+    ),
+    ("(eos, True) not in zip", "eos not in example.ids and (eos, True) not in zip"),
+    (
+        "pair and example.chosen_ids == example.rejected_ids",
+        "pair and example.chosen_ids is example.rejected_ids",
+    ),
+    (
+        'zip(split.ledger["chosen_tokens"], split.ledger["rejected_tokens"])',
+        'zip(split.ledger["chosen_tokens"], split.ledger["chosen_tokens"])',
+    ),
+    ("split.plan.steps[0].ranks[rank] if indices]", "split.plan.steps[0].ranks[0] if indices]"),
+    (
+        "len(batch.tokens_N), len(batch.targets_T)",
+        "total(split.tokens, indices), len(batch.targets_T)",
+    ),
+    (
+        "int(batch.response_tokens_R.sum()), batch.units)",
+        "int(batch.response_tokens_R.sum()), total(split.units, indices))",
+    ),
+    ("if found != wanted:", "if found < wanted:"),
+    ("(run.keep + 1) * 12 * engine.parameters", "run.keep * 12 * engine.parameters"),
+    ("* 12 * engine.parameters +", "* 8 * engine.parameters +"),
+    ("for _, size in sizes) - held", "for _, size in sizes)"),
+    ("    if free < wanted:", "    if free <= wanted:"),
+    ('    if parts["states"] > free:', "    if wanted > free:"),
+    ('    if parts["states"] > free:', "    if False:"),
+    ("    if wanted > free:\n", "    if False:\n"),
+    ("fullest = max(", "fullest = min("),
+    ("ranks=engine.world, tokens=fullest", "ranks=1, tokens=fullest"),
+    ("if not difference <= tolerance:", "if difference > tolerance:"),
+    ("allowed(TOKEN[dtype], 8 * row.noise)", "allowed(TOKEN[dtype], 8 * rows[0].noise)"),
+    ("allowed(RESPONSE[dtype], 3 * row.noise)", "allowed(RESPONSE[dtype], 8 * row.noise)"),
+    ("allowed(RESPONSE[dtype], 3 * row.noise)", "allowed(TOKEN[dtype], 3 * row.noise)"),
+    ('"response": max(row.response for row in rows)', '"response": rows[0].response'),
+)
+
+METRICS = of(
+    "zephyr/training/metrics.py",
+    "tests/test_metrics.py",
+    ("value.detach().double().sum()", "value.double().sum()"),
+    ("value.detach().double().sum()", "value.detach().sum()"),
+    ("        if not active:\n            return\n", ""),
+    ('if r["split"] == "eval"]', "]"),
+    ("self.evaluations += [r for", "[r for"),
+    ("initial=first_step", "initial=0"),
+    (
+        'record = record | {f"alarms/{name}": 1 for name in alarms}',
+        'record = record | {f"alarms/{name}": 1 for name in alarms.keys() - self.raised}',
+    ),
+    ("        self.raised = self.raised | alarms.keys()\n", ""),
+    (
+        "        self.raised = self.raised | alarms.keys()\n",
+        "        self.raised = alarms.keys()\n",
+    ),
+    ("for name in alarms.keys() - self.raised:", "for name in alarms if not self.raised else ():"),
+    ('self.path.open("a", encoding', 'self.path.open("w", encoding'),
+    ("if record.get(name) is not None)", "if name in record)"),
+    ("            self.evaluations.append(record)\n", ""),
+    ('if k not in ("step", "split")}', 'if k != "split"}'),
+    ("{f\"{record['split']}/{k}\": v", '{f"{k}": v'),
+    ("                self.wandb.finish()\n", "                pass\n"),
+    ('record["step"] == step > 0)', 'record["step"] == step)'),
+    ('(record["split"] == "eval" and', '(record["split"] != "" and'),
+    ('content.split(b"\\n")[:-1], start=1)', 'content.split(b"\\n")[:-1])'),
+    ('content.split(b"\\n")[:-1], start=1)', "content.splitlines(), start=1)"),
+    ("(ValueError, KeyError, TypeError)", "(ValueError, KeyError)"),
+    ('    if b"".join(kept) != content:\n', "    if True:\n"),
+    (
+        '        for path in numbered(self.folder, ".parquet") if writes else ():',
+        '        for path in numbered(self.folder, ".parquet"):',
+    ),
+    ("        if indices:\n", "        if True:\n"),
+    ("for name in LEDGER if name in stats}", "for name in stats}"),
+    ("if visit == step\n", "if visit <= step\n"),
+    (
+        'for i, finite in zip(indices, stats["loss"].isfinite().tolist()) if not finite]',
+        'for i, finite in zip(indices, stats["loss"].isfinite().tolist()) if not stats["loss"].isfinite().all()]',
+    ),
+    ("{name: int(count[i]) for", "{name: int(count[0]) for"),
+    ("for i, of_pair in zip(indices, values):", "for i, of_pair in zip(sorted(indices), values):"),
+    ("if not self.writes or not rows:", "if not self.writes:"),
+    ("if not self.writes or not rows:", "if not rows:"),
+    ('rows.sort(key=lambda row: (row["step"], row["id"]))', 'rows.sort(key=lambda row: row["id"])'),
+    ('f"step-{step}.parquet"', 'f"step-{step + 1}.parquet"'),
+)
+
 MUTANTS = [
     *ALARMS,
     *PLANNER,
@@ -599,4 +765,6 @@ MUTANTS = [
     *TOLERANCE,
     *LOAD,
     *EXPORT,
+    *PREFLIGHT,
+    *METRICS,
 ]
