@@ -1083,22 +1083,26 @@ class OfTwo:
 
     def __init__(self, engine: Engine, rank: int) -> None:
         self.engine, self.rank = engine, rank
+        self.brought: list[float] = []
 
     def __call__(self, batch: PackedBatch) -> Tensor:
         return self.engine(batch)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
+        self.brought.append(float(loss.detach()))
         self.engine.backward(loss, last=last)
 
     def discard_gradient(self) -> float:
         return self.engine.discard_gradient()
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_gradients_that_are_not_added_up_are_seen(rank: int, engine: Engine) -> None:
+def test_gradients_that_are_not_added_up_are_seen(engine: Engine) -> None:
     """On each rank, with the gradients of a real model: half the loss and the whole one, or none. Fails
-    where both are the same there. That it is nothing where they are added up: tests/test_verify.py,
-    on two real ranks."""
-    row = collate_pairs(PAIRS, range(4))
+    where both are the same there, or where what the ranks bring together is not. That it is nothing
+    where they are added up: tests/test_verify.py, on two real ranks."""
+    row, ranks = collate_pairs(PAIRS, range(4)), [OfTwo(engine, 0), OfTwo(engine, 1)]
     assert preflight.gradient_difference(engine, row) == 0
-    assert preflight.gradient_difference(OfTwo(engine, rank), row) == pytest.approx(1.0, rel=1e-3)
+    for rank in ranks:
+        assert preflight.gradient_difference(rank, row) == pytest.approx(1.0, rel=1e-3)
+    equal, whole = (sum(rank.brought[at] for rank in ranks) for at in (0, 1))
+    assert equal == pytest.approx(whole) and whole < 0 and ranks[0].brought != ranks[1].brought

@@ -92,9 +92,8 @@ def test_an_alarm_is_a_flag_of_each_record_and_said_once(
     """Fails where it is said at every step, so that nobody reads it; flagged once only; or where a
     second kind is not said, since one was."""
     of = recorder(tmp_path)
-    for step, alarms in enumerate(
-        [{}, {"a": "first"}, {"a": "first"}, {"a": "x", "b": "other"}, {}]
-    ):
+    raised = [{}, {"a": "first"}, {"a": "first"}, {"a": "x", "b": "other"}, {}, {"a": "again"}]
+    for step, alarms in enumerate(raised):
         of.write({"step": step, "split": "train", "loss": 0.5}, alarms)
     of.close()
     said = [
@@ -102,7 +101,7 @@ def test_an_alarm_is_a_flag_of_each_record_and_said_once(
     ]
     assert said == ["alarm at step 1: first", "alarm at step 3: other"]
     flags = [sorted(key for key in r if key.startswith("alarms/")) for r in written(tmp_path)]
-    assert flags == [[], ["alarms/a"], ["alarms/a"], ["alarms/a", "alarms/b"], []]
+    assert flags == [[], ["alarms/a"], ["alarms/a"], ["alarms/a", "alarms/b"], [], ["alarms/a"]]
     assert written(tmp_path)[1]["alarms/a"] == 1
 
 
@@ -134,12 +133,15 @@ def test_a_run_that_goes_on_knows_its_evaluations(
 
 def test_a_rank_that_is_not_the_first_records_nothing(tmp_path: Path) -> None:
     """Fails where two ranks write one file, or the other's is an error."""
-    of = recorder(tmp_path, active=False)
+    path = lines_of(tmp_path / "metrics.jsonl")
+    before = path.read_bytes()
+    of = recorder(tmp_path, first_step=2, active=False)
     of.write({"step": 0, "split": "eval", "loss": 0.5}, {"a": "x"})
     of.sync()
     of.advance()
     of.close()
-    assert not list(tmp_path.iterdir()) and of.evaluations == [] and of.wandb is None
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    assert of.evaluations == [] and of.wandb is None
 
 
 class Stub:

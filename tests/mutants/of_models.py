@@ -666,7 +666,7 @@ PREFLIGHT = of(
     ("a[-1:] != [eos] and len(first) + len(a) < max_tokens", "a[-1:] != [eos]"),
     (
         "a[-1:] != [eos] and len(first) + len(a) < max_tokens",
-        "a[-1:] != [eos] and len(a) < max_tokens - 10",
+        "a[-1:] != [eos] and len(a) < max_tokens",
     ),
     ("(eos, True) not in zip", "eos not in example.ids and (eos, True) not in zip"),
     (
