@@ -120,12 +120,13 @@ def test_memory_of_a_rank_by_hand() -> None:
     assert parts(8)["head"] < 1.7e9
 
 
-@pytest.mark.parametrize("device,scored,head", [("cuda", 20, 800 + 6 * 240 + 2000), ("cpu", 20, 800 + 6 * 240 + 800 + 2000),
-                                                ("cuda", None, 2000 + 6 * 540 + 2000)])
-def test_memory_of_a_head_by_hand(device: str, scored: int | None, head: int) -> None:
-    """50 tokens of size 4, 10 words, bfloat16: exponentials in float32; a chunk's gradient and the weight's, each in float32 beside a
-    copy in bfloat16; on a CPU the chunk once more; ten bytes of a token's hidden state. Fails where tokens that are not scored count, or
-    the CPU's copy does on a GPU."""
+@pytest.mark.parametrize("dtype,device,scored,head", [
+    ("bfloat16", "cuda", 20, 800 + 6 * 240 + 2000), ("bfloat16", "cpu", 20, 800 + 6 * 240 + 800 + 2000),
+    ("bfloat16", "cuda", None, 2000 + 6 * 540 + 2000), ("float32", "cpu", 20, 800 + 4 * 240 + 3200)])
+def test_memory_of_a_head_by_hand(dtype: str, device: str, scored: int | None, head: int) -> None:
+    """50 tokens of size 4, 10 words: exponentials in float32; a chunk's gradient and the weight's, each in float32, in bfloat16 beside a
+    copy; on a CPU that chunk once more; ten bytes of each number of a token's hidden state, 16 in float32. Fails where tokens that are not
+    scored count, or the CPU's copy does on a GPU or in float32."""
     lm = MistralConfig(hidden_size=4, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, vocab_size=10)
-    found = memory.step_memory(lm, 1000, ranks=1, tokens=50, scored=scored, hardware=GPU, zero={}, device=device)
+    found = memory.step_memory(lm, 1000, ranks=1, tokens=50, scored=scored, hardware=replace(GPU, dtype=dtype), zero={}, device=device)
     assert found["head"] == head

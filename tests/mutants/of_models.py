@@ -123,7 +123,14 @@ ROTARY = (
 )
 POLICY = of(
     "zephyr/model/policy.py",
-    tests("model", "learned_positions_are_an_end", "neighbours_in_a_row_get_exactly_no_gradient"),
+    tests(
+        "model",
+        "learned_positions_are_an_end",
+        "neighbours_in_a_row_get_exactly_no_gradient",
+        "the_factor_of_the_logits",
+        "fixed_frequencies_are_for_so_many_tokens_and_no_more",
+        "positions_that_are_no_embedding_have_no_end",
+    ),
     ("batch.layout.max_key > self.longest", "batch.layout.max_key > self.longest + 1"),
     ("batch.layout.max_key > self.longest", "len(batch.tokens_N) > self.longest"),
     ("position_ids=batch.positions_N[None],\n", ""),
