@@ -16,7 +16,7 @@ import torch  # noqa: E402
 TESTS = Path(__file__).resolve().parent
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
-from bad_input.forkserver import ForkServer  # noqa: E402
+from forkserver import ForkServer  # noqa: E402
 from processes import ROOT, Launch, free_port  # noqa: E402
 from proxy import Proxy, Server  # noqa: E402
 
@@ -54,18 +54,31 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
-    """Run a training script as users do: `launch("train_dpo.py", "config.yaml", "key=value", ranks=2)`; ranks 0: plain python."""
+def fork_server() -> Iterator[ForkServer]:
+    """The training scripts as forks of a process that has all imports done."""
+    made = ForkServer()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def launch(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Launch:
+    """Run a training script: `launch("train_dpo.py", "config.yaml", "key=value", ranks=2)`; ranks 0: plain python.
+
+    torchrun=True: as users do it, by a new interpreter, under torchrun where there are ranks; else by forks that need no imports."""
     cache = tmp_path_factory.mktemp("cache")
 
-    def run(script: str, *arguments: str | Path, ranks: int = 0, check: bool = True, timeout: float = 300,
+    def run(script: str, *arguments: str | Path, ranks: int = 0, check: bool = True, timeout: float = 300, torchrun: bool = False,
             **environment: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable]
-        if ranks:
-            command += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={free_port()}"]
-        result = subprocess.run(
-            [*command, str(ROOT / script), *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=timeout,
-            env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "ZEPHYR_CACHE": str(cache), **environment})
+        variables = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "ZEPHYR_CACHE": str(cache), **environment}
+        texts = [str(argument) for argument in arguments]
+        if torchrun:
+            launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={free_port()}"] if ranks else []
+            result = subprocess.run([sys.executable, *launcher, str(ROOT / script), *texts], cwd=ROOT, capture_output=True, text=True,
+                                    timeout=timeout, env={**os.environ, **variables})
+        else:
+            done = fork_server.run(texts, variables, tmp_path_factory.mktemp("said"), timeout, script=script, ranks=ranks, cwd=ROOT)
+            result = subprocess.CompletedProcess([script, *texts], *done)
         assert not check or result.returncode == 0, f"{script} {arguments}\n{result.stdout[-2000:]}\n{result.stderr[-6000:]}"
         return result
 
@@ -79,7 +92,7 @@ def finished(tiny: Path, launch: Launch, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("finished")
     data = write_lines(folder / "pairs.jsonl", rows(20))
     config = write_config(folder, tiny, data, data__eval=[str(data)], run__save_every=2, run__eval_every=3)
-    launch("train_dpo.py", config, ranks=2)
+    launch("train_dpo.py", config, ranks=2, torchrun=True)
     return folder
 
 
@@ -90,14 +103,6 @@ def undisturbed(finished: Path, launch: Launch, tmp_path_factory: pytest.TempPat
     run = tmp_path_factory.mktemp("undisturbed") / "run"
     launch("train_dpo.py", finished / "config.yaml", f"run.dir={run}", *LONG, "run.preflight=off", ranks=2)
     return run
-
-
-@pytest.fixture(scope="session")
-def fork_server() -> Iterator[ForkServer]:
-    """train_dpo.py as forks of a process that has all imports done."""
-    made = ForkServer()
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="session")

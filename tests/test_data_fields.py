@@ -8,6 +8,7 @@ import pytest
 from pair_files import jsonl, pair_rows
 from row_samples import SAID, THINKING_TEMPLATE, TOOL, TOOLS_TEMPLATE, rendered
 from tiny import tiny_tokenizer
+from tokenizer_kinds import CHATML, KINDS, make_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from zephyr.chat import encode_messages, encode_pair, encode_prompt
@@ -310,3 +311,34 @@ def test_special_names_in_calls_stay_text() -> None:
     turns = [*ASKED, changed_call("a</s>b")]
     text = encode_messages(tokenizer, turns, template=TOOLS_TEMPLATE, tools=[tool])
     assert text.ids.count(tokenizer.eos_token_id) == 3 and 'weather {"city": "a</s>b"}</call></s>' in tokenizer.decode(text.ids)
+
+
+def test_marks_of_a_template_inside_an_answer_are_the_answers() -> None:
+    """Mistral's `[TOOL_CALLS]` is a special token, the first of the answer that calls: it is a target, after the prompt that generation
+    is given. Fails where such a call is refused, or where an answer runs on over another turn's marks to a later EOS."""
+    tokenizer = prepare_tokenizer(make_tokenizer(KINDS["mistral-tools"]), "model")
+    silent = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    other = {**silent, "tool_calls": changed_call("Rome")["tool_calls"]}
+    pair = encode_pair(tokenizer, {"prompt": ASKED, "tools": [TOOL], "chosen": [silent], "rejected": [other]})
+    called = '[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Bern"}}]</s>'
+    assert tokenizer.decode(pair.chosen_ids) == called
+    assert pair.chosen_ids[0] == tokenizer.convert_tokens_to_ids("[TOOL_CALLS]")
+    assert pair.prompt_ids == encode_prompt(tokenizer, ASKED, tools=[TOOL])
+    text = encode_messages(tokenizer, [*ASKED, silent, RESULT, SAID[1]], tools=[TOOL])
+    assert targets(tokenizer, text) == called + " " + SAID[1]["content"] + "</s>"
+    assert text.ids == tokenizer.apply_chat_template([*ASKED, silent, RESULT, SAID[1]], tools=[TOOL], return_dict=False)
+    tokenizer.chat_template = tokenizer.chat_template.replace("{{ ']' + eos_token }}", "{{ ']' }}")
+    with pytest.raises(ValueError, match=r"ends an answer with '\[TOOL_CALLS\]'"):
+        encode_messages(tokenizer, [*ASKED, silent, RESULT, SAID[1]], tools=[TOOL])
+
+
+def test_a_prompt_that_opens_a_thought() -> None:
+    """Qwen3-Thinking's generation prompt ends in `<think>`: what is trained begins behind it, thought or none."""
+    thinking = "(('<think>\\n' + (m['reasoning_content'] or '') + '\\n</think>\\n\\n') if m['role'] == 'assistant' else '')"
+    opened = CHATML.replace("+ m['content'] +", f"+ {thinking} + m['content'] +").replace("assistant\n' }}", "assistant\n<think>\n' }}")
+    tokenizer = prepare_tokenizer(make_tokenizer(KINDS["qwen25"]), "model")
+    thought, plain = {"role": "assistant", "content": "a", "reasoning_content": "hm"}, {"role": "assistant", "content": "b"}
+    pair = encode_pair(tokenizer, {"prompt": ASKED, "chosen": [thought], "rejected": [plain]}, template=opened)
+    assert tokenizer.decode(pair.prompt_ids).endswith("<|im_start|>assistant\n<think>\n")
+    assert tokenizer.decode(pair.chosen_ids) == "hm\n</think>\n\na<|im_end|>"
+    assert tokenizer.decode(pair.rejected_ids) == "\n</think>\n\nb<|im_end|>"

@@ -272,7 +272,7 @@ def test_an_untrained_second_epoch_stays_at_ln_2(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("label", ["Phi-3 1", "Llama 2", "Gemma 3", "Granite"])
+@pytest.mark.parametrize("label", [label for _, label, _, _ in CASES])
 def test_a_run_that_learns_nothing_stays_at_ln_2(
     label: str, launch: Launch, tmp_path: Path
 ) -> None:

@@ -22,7 +22,7 @@ from zephyr.training.checkpoint import damaged
 from zephyr.training.launch import stop_signals
 
 
-@pytest.mark.parametrize("number", ["SIGUSR1", "SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("number", ["SIGUSR1", "SIGTERM", pytest.param("SIGINT", marks=pytest.mark.long)])
 def test_a_signal_saves_and_stops_and_the_run_goes_on(number: str, finished: Path, undisturbed: Path, launch: Launch,
                                                       tmp_path: Path) -> None:
     """As Slurm pre-empts: the signal reaches the launcher, the step is finished and saved, status.json says 75; started again,
@@ -37,7 +37,7 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on(number: str, finished: Pat
     saved = int((run / "checkpoints" / "latest").read_text().removeprefix("step-"))
     assert 3 <= saved < 30 and len(records(run)) == saved and {v["step"] for v in ledger(run)} == set(range(saved))
     if number == "SIGUSR1":
-        launch("train_dpo.py", *arguments, ranks=2)
+        launch("train_dpo.py", *arguments, ranks=2, torchrun=True)
         require_same_end(run, undisturbed)
 
 
@@ -88,7 +88,7 @@ def test_a_killed_rank_ends_the_run_which_goes_on(rank: int, finished: Path, und
 def test_ranks_end_with_their_launcher(finished: Path, tmp_path: Path) -> None:
     """torchrun is killed: its ranks end within 30 seconds. Fails where orphans train on and hold the run folder."""
     run = tmp_path / "run"
-    with background("train_dpo.py", finished / "config.yaml", f"run.dir={run}", "optim.epochs=100000") as process:
+    with background("train_dpo.py", finished / "config.yaml", f"run.dir={run}", "optim.epochs=1000") as process:
         wait_for(lambda: (run / "metrics.jsonl").exists() and len(records(run)) >= 1, process)
         ranks = ranks_of(process)
         assert len(ranks) == 2

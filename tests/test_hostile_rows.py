@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import resource
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from runs import write_lines
 
 from zephyr.chat import SameWords, check_pair, without_space
 from zephyr.config import BadInput
-from zephyr.data import load_pairs, load_texts, load_tokenizer
+from zephyr.data import load_pairs, load_texts, load_tokenizer, prepare_tokenizer
 from zephyr.data.binarize import binarize
 from zephyr.data.prepare import PrepareSettings, prepare
 from zephyr.data.sources import LONGEST_LINE, open_sources
@@ -67,6 +68,25 @@ def test_a_line_at_the_limit_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert [next(rows).place for _ in range(2)] == [f"{tmp_path / name}:1", f"{tmp_path / name}:3"]
         with pytest.raises(BadInput, match=rf"{name}:4: the line is over 30 bytes"):
             next(rows)
+
+
+DOUBLES = "{% set ns = namespace(x='word') %}{% for _ in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}"
+ENDLESS = "{% for _ in range(99999) %}{% for _ in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(("body", "message"), [(DOUBLES, "over 1024 MiB to render"), (ENDLESS, "over 1 s to render")])
+@pytest.mark.parametrize("own", [True, False])
+def test_a_template_that_never_ends(body: str, message: str, own: bool, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program of any size fits into a template. Fails where it is rendered in this process: the memory of the machine, or the time of
+    the run, is then what bounds it."""
+    monkeypatch.setattr("zephyr.chat.trial.SECONDS", 1 if body is ENDLESS else 60)
+    (tmp_path / "body.jinja").write_text(body)
+    tokenizer = load_tokenizer(tiny)
+    tokenizer.chat_template = body
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(BadInput, match=message):
+        prepare_tokenizer(tokenizer, "model" if own else str(tmp_path / "body.jinja"))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**17  # KiB
 
 
 def test_a_template_that_multiplies_text(tiny: Path, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_no_secret_is_ever_written(tiny: Path, launch: Launch, tmp_path: Path) -
     data = write_lines(tmp_path / "pairs.jsonl", rows(12))
     config = write_config(tmp_path, tiny, data, hardware__dtype="bfloat16", optim__lr_peak=1e-9, run__wandb={"mode": "offline"},
                           data__eval=[str(data)])
-    done = launch("train_dpo.py", config, ZEPHYR_CACHE=str(tmp_path / "cache"), HOME=str(tmp_path / "home"), **SECRETS)
+    done = launch("train_dpo.py", config, ZEPHYR_CACHE=str(tmp_path / "cache"), HOME=str(tmp_path / "home"), torchrun=True, **SECRETS)
     assert (tmp_path / "run" / "model").exists() and list(tmp_path.glob("run/wandb/offline-run-*")) and list(tmp_path.glob("cache/*"))
     assert leaks(tmp_path) == [] and not any(value in done.stdout + done.stderr for value in SECRETS.values())
     flagged = [record["step"] for record in records(tmp_path / "run") if "alarms/frozen_weights" in record]

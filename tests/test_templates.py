@@ -68,7 +68,7 @@ def test_a_cut_prompt_keeps_bos_but_no_turn_mark() -> None:
     """SmolLM2's BOS begins every turn: in front of a prompt that lost its beginning it would open a turn in the middle of one."""
     kept = {name: kept_bos(tokenizer, tokenizer.chat_template) == tokenizer.bos_token_id is not None
             for name in KINDS if (tokenizer := prepare_tokenizer(make_tokenizer(KINDS[name]), "auto", KINDS[name].eos_token))}
-    assert [name for name, bos in kept.items() if bos] == ["mistral", "llama3", "llama3-base", "gemma"]
+    assert [name for name, bos in kept.items() if bos] == ["mistral", "mistral-tools", "llama3", "llama3-base", "gemma"]
     smollm2, gemma = (prepare_tokenizer(make_tokenizer(KINDS[name]), "auto", KINDS[name].eos_token) for name in ("smollm2", "gemma"))
     for tokenizer, bos in ((smollm2, []), (gemma, [gemma.bos_token_id])):
         whole = encode_pair(tokenizer, PAIR, template=tokenizer.chat_template).prompt_ids

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import oracle
 import pytest
 import yaml
-from bad_input.forkserver import ForkServer
+from forkserver import ForkServer
 from tiny import SENTENCES, tiny_model
 
 from zephyr.chat import encode_messages, encode_pair

@@ -239,7 +239,7 @@ def test_bfloat16_starts_at_ln_2(tiny: Path, launch: Launch, tmp_path: Path) -> 
     DeepSpeed builds an op."""
     data = write_lines(tmp_path / "pairs.jsonl", rows(9))
     config = write_config(tmp_path, tiny, data, hardware__dtype="bfloat16", hardware__tokens_per_micro_batch=150)
-    launch("train_dpo.py", config, ranks=2, PATH="/nonexistent")
+    launch("train_dpo.py", config, ranks=2, torchrun=True, PATH="/nonexistent")
     train = records(tmp_path / "run")
     assert abs(train[0]["loss"] - math.log(2)) < 1e-3 and [r["pairs"] for r in train] == [8, 1, 8, 1]
     assert all(math.isfinite(r["loss"]) and r["grad_norm"] > 0 for r in train)

@@ -29,6 +29,14 @@ GEMMA = ("{{ bos_token }}{% for m in messages %}{% set r = 'model' if m['role'] 
          "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}")
 PHI3 = ("{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|end|>\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}")
+MISTRAL_TOOLS = (
+    "{{- bos_token }}{% if tools %}{{ '[AVAILABLE_TOOLS] ' + (tools | tojson) + '[/AVAILABLE_TOOLS]' }}{% endif %}{% for m in messages %}"
+    "{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + '[/INST]' }}{% elif m['role'] == 'tool' %}"
+    "{{ '[TOOL_RESULTS] ' + m['content'] + '[/TOOL_RESULTS]' }}{% elif m['tool_calls'] %}{{ '[TOOL_CALLS] [' }}"
+    "{% for c in m['tool_calls'] %}{{ c['function'] | tojson }}{% endfor %}{{ ']' + eos_token }}"
+    "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}")
+OF_MISTRAL = ("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]",
+              "[/TOOL_RESULTS]")
 IM = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 OF_LLAMA3 = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 KINDS = {
@@ -36,6 +44,7 @@ KINDS = {
     "smollm2-base": Kind(IM, "<|endoftext|>", "<|endoftext|>", False, None),    # as Pythia and GPT-2
     "yi-base": Kind(("<unk>", "<s>", "</s>"), "<s>", "</s>", False, None),
     "mistral": Kind(("<unk>", "<s>", "</s>"), "<s>", "</s>", True, None),
+    "mistral-tools": Kind(OF_MISTRAL, "<s>", "</s>", True, MISTRAL_TOOLS),
     "qwen25": Kind(IM, None, "<|im_end|>", False, CHATML),
     "qwen25-base": Kind(IM, None, "<|endoftext|>", False, CHATML, "<|im_end|>"),
     "llama3": Kind(OF_LLAMA3, "<|begin_of_text|>", "<|eot_id|>", True, LLAMA3),

@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import NoReturn
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(TESTS / "bad_input"))
+sys.path.insert(0, str(TESTS))
 from forkserver import ENVIRONMENT, LATE, ended  # noqa: E402
+
+del sys.path[0], sys.modules["forkserver"], sys.modules["processes"]  # each copy imports its own
 
 BROKEN = 90
 PASSED, FAILED = 0, 1  # pytest's exit codes; 2 and more: it could not run the tests
@@ -86,7 +88,7 @@ def serve() -> None:
         if pid == 0:
             answers.close()
             run_tests(request)
-        answers.write(f"{ended(pid, request['seconds'])}\n")
+        answers.write(f"{ended([pid], request['seconds'])}\n")
         answers.flush()
 
 

@@ -65,7 +65,7 @@ def tokenize_pair(tokenizer: PreTrainedTokenizerBase, pair: Mapping[str, object]
         text = render(tokenizer, whole, template, answer=False, tools=tools)
         lost += require_written(tokenizer, whole, template, text=text, names=(*texts.names[:-2], name), trained=[len(turns)],
                                 tools=tools, first=len(turns) if sides else 0)
-        sides.append(_answer(tokenizer, text, prompt)[0])
+        sides.append(_answer(tokenizer, text, prompt, template, lambda text=text: text)[0])
     if left_out is not None:
         left_out += lost
     return EncodedPair(str(pair.get("id", "")), _with_bos(tokenizer, _ids(tokenizer, prompt)), *sides, weight)
@@ -120,7 +120,8 @@ def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mappi
     done = ""  # the text whose ids are in `parts`; it ends with an EOS, or is empty
     for turn in (i for i, message in enumerate(turns) if message["role"] == "assistant"):
         prompt = render(tokenizer, turns[:turn], template, answer=True, tools=tools)
-        answer_ids, end = _answer(tokenizer, whole, prompt)
+        answer_ids, end = _answer(tokenizer, whole, prompt, template, lambda upto=turns[:turn + 1]: render(
+            tokenizer, upto, template, answer=False, tools=tools))
         between_ids = _ids(tokenizer, prompt[len(done):], after_eos=bool(done))
         parts += [(between_ids if done else _with_bos(tokenizer, between_ids), targets == "all"), (answer_ids, turn in trained)]
         done = whole[:end]
@@ -210,6 +211,14 @@ def _kept_bos(tokenizer: PreTrainedTokenizerBase, template: str, bos: str | None
 
 
 @lru_cache(maxsize=8)
+def _ends_with_eos(tokenizer: PreTrainedTokenizerBase, template: str, eos: str) -> bool:
+    try:
+        return turn_end(tokenizer, template) == eos
+    except ValueError:  # the template wants other turns than the two that tell
+        return False
+
+
+@lru_cache(maxsize=8)
 def _specials(tokenizer: PreTrainedTokenizerBase, size: int) -> re.Pattern[str]:
     """The name of any special token, as one group; `size`, the tokenizer's length, tells when tokens were added."""
     names = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
@@ -250,15 +259,18 @@ def _with_bos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
     return ids if bos_id is None or ids[:1] == [bos_id] else [bos_id, *ids]
 
 
-def _answer(tokenizer: PreTrainedTokenizerBase, whole: str, prompt: str) -> tuple[list[int], int]:
+def _answer(tokenizer: PreTrainedTokenizerBase, whole: str, prompt: str, template: str, upto: Callable[[], str]) -> tuple[list[int], int]:
     """Ids of the answer that follows `prompt` in `whole`, its EOS included, and where that EOS ends in `whole`.
 
+    upto: makes the text of the conversation that ends with this answer. Special tokens that the template writes into an answer
+    (a mark of tool calls, `<think>`) are the answer's own, where the template ends a plain one with EOS.
     They are what the tokenizer makes of prompt and answer together, where nothing merges across the boundary and no
     dummy space comes in between (it would, right after a special token); else those of a continuation."""
     specials, eos = _specials(tokenizer, len(tokenizer)), tokenizer.eos_token
     end = whole.find(eos, len(prompt))
     first = specials.search(whole, len(prompt)) if whole.startswith(prompt) else None
-    if first and first[0] != eos:
+    if first and first[0] != eos and not (end > 0 and _ends_with_eos(tokenizer, template, eos)
+                                          and upto().startswith(whole[:end + len(eos)])):
         raise ValueError(f"the chat template ends an answer with {first[0]!r}, and the tokenizer's EOS is {eos!r}: a "
                          f"trained model would not know where to stop; eos_token: {first[0]!r} makes it the EOS")
     if first is None or end < 0:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from zephyr.chat import HANDBOOK_TEMPLATE, ZEPHYR_TEMPLATE, encode_messages, own_template
+from zephyr.chat import HANDBOOK_TEMPLATE, ZEPHYR_TEMPLATE, encode_messages, own_template, try_template
 from zephyr.config import BadInput
 from zephyr.model.load import local_folder, read_config
 
@@ -72,9 +72,14 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str = "
         tokenizer.chat_template = own_template(tokenizer)
         if tokenizer.chat_template is None:
             raise BadInput("chat_template: model, but the tokenizer has no template of its own, wanted zephyr or a jinja file")
+        try:
+            try_template(tokenizer, tokenizer.chat_template)
+        except ValueError as error:
+            raise BadInput(f"the model's own chat template can't be used: {error}; chat_template: zephyr, or a jinja file, takes its place") from error
     else:
         try:
             tokenizer.chat_template = Path(chosen).read_text(encoding="utf-8")
+            try_template(tokenizer, tokenizer.chat_template)
             encode_messages(tokenizer, TRIAL, template=tokenizer.chat_template)
         except (OSError, ValueError) as error:
             raise BadInput(f"chat_template is {chosen!r}, wanted auto, zephyr, model or a readable jinja file: "

@@ -18,6 +18,7 @@ from zephyr.data.shapes import Tie, pair_row, select, sft_conversation, suspicio
 from zephyr.data.sources import RawRow
 
 CHUNK = 256  # rows that a process encodes at a time
+WORKER_BYTES = 2**32  # memory that it may take beyond what it was forked with: a template that multiplies text asks for more
 
 
 class Options(NamedTuple):
@@ -78,6 +79,7 @@ _worker: list[tuple[PreTrainedTokenizerBase, Options]] = []  # of a forked proce
 
 def _start_worker(tokenizer: PreTrainedTokenizerBase, options: Options) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # of this fork only: its processes are the parallelism
+    chat.bound_memory(WORKER_BYTES)
     _worker.append((tokenizer, options))
 
 
