@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ import yaml
 
 from processes import ROOT
 from runs import write_config
-from zephyr.config import BadInput, DPOConfig
+from zephyr.config import BadInput, DPOConfig, load
 from zephyr.training import launch as launching
 from zephyr.training.engine import Engine
 from zephyr.training.folder import RunFolder
@@ -233,3 +234,75 @@ def test_the_other_ranks_watch_rank_0(monkeypatch: pytest.MonkeyPatch) -> None:
     begun.set()
     watch.join(timeout=20)
     assert not watch.is_alive() and watch.daemon and looks == [0, 0, 0]
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_a_rank_ends_with_its_launcher(launched: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under torchrun the process is another's child once the launcher is dead. Fails where an orphan
+    trains on and holds the folder, a living launcher's rank ends, or a run without one is watched."""
+    if launched:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    else:
+        monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    parents, begun, codes = iter([7, 7, 7, 1]), threading.Event(), []
+    monkeypatch.setattr(launching.os, "getppid", lambda: next(parents))
+    monkeypatch.setattr(launching.os, "_exit", codes.append)
+    monkeypatch.setattr(launching.time, "sleep", lambda _: begun.wait(20))
+    before = set(threading.enumerate())
+    launching.end_with_torchrun()
+    watches = set(threading.enumerate()) - before
+    begun.set()
+    for watch in watches:
+        watch.join(timeout=20)
+        assert watch.daemon and not watch.is_alive()
+    assert codes == ([1] if launched else []) and next(parents, None) == (None if launched else 7)
+
+
+def test_the_end_of_a_process_is_its_code() -> None:
+    """In a process of its own. Fails where what was said last is lost, or a library's thread or hook
+    makes another code of it."""
+    reads, writes = os.pipe()
+    process = os.fork()
+    if process == 0:
+        try:
+            sys.stdout = os.fdopen(writes, "w")
+            print("said last", end="")
+            launching.end(75)
+        finally:  # not to go on with the tests twice
+            os._exit(99)
+    os.close(writes)
+    with os.fdopen(reads) as out:
+        assert out.read() == "said last"
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 75
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("error", [RuntimeError(LOST), RuntimeError("shape")], ids=["lost", "bug"])
+def test_a_rank_that_lost_another_waits_for_rank_0_s_end(
+    rank: int, error: RuntimeError, started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As rank 1 of two. Fails where rank 0 waits for itself, a bug of its own makes a rank wait, or the
+    group is closed, which would wait for the dead; where the end of a rank 0 that was killed is left
+    to nobody; or where the other rank takes the lock, or does not hear that the folder is accepted."""
+    waits: list[float] = []
+    engine = SimpleNamespace(
+        rank=rank,
+        stop_asked=False,
+        agreed=lambda make: make(),
+        broadcast=lambda _: True,
+        close=lambda: pytest.fail("closed"),
+    )
+    monkeypatch.setattr(launching, "Engine", lambda *_: engine)
+    monkeypatch.setattr(launching, "watch_rank0", lambda *_: None)
+    monkeypatch.setenv("RANK", str(rank))
+    folder = RunFolder(started.run)
+    monkeypatch.setattr(folder, "end_for_rank0", waits.append)
+
+    def train(_: Engine, __: DPOConfig, of: RunFolder) -> None:
+        assert of.accepted and (of.lock is None) == (rank > 0)
+        raise error
+
+    with pytest.raises(RuntimeError):
+        launching.run(load(DPOConfig, str(started.config), []), folder, train)
+    assert waits == ([launching.PATIENCE] if rank == 1 and "peer" in str(error) else [])
+    folder.close()

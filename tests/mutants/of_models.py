@@ -406,6 +406,35 @@ LAUNCH = of(
     ("        engine.stop_asked = True\n", "        pass\n"),
     ("(signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}", "(signal.SIGTERM, signal.SIGINT)}"),
     ("            signal.signal(number, handler)\n", "            pass\n"),
+    ("        while os.getppid() == parent:", "        while os.getppid() != parent:"),
+    ("        while os.getppid() == parent:", "        if os.getppid() == parent:"),
+    (
+        '    if "TORCHELASTIC_RUN_ID" in os.environ:',
+        '    if "TORCHELASTIC_RUN_ID" not in os.environ:',
+    ),
+    ("    sys.stdout.flush()\n", ""),
+    ("    os._exit(code)\n", "    sys.exit(code)\n"),
+    (
+        "folder is not None and engine.rank > 0 and lost_a_rank(error)",
+        "folder is not None and lost_a_rank(error)",
+    ),
+    (
+        "folder is not None and engine.rank > 0 and lost_a_rank(error)",
+        "folder is not None and engine.rank > 0",
+    ),
+    (
+        "                    folder.end_for_rank0(PATIENCE)\n",
+        "                    folder.end_for_rank0(0)\n",
+    ),
+    (
+        "if engine.rank == 0 else None)\n            folder.accepted = engine.broadcast(folder.accepted)\n",
+        "if engine.rank == 0 else None)\n",
+    ),
+    (
+        "engine.agreed(lambda: folder.open(config.run.resume) if engine.rank == 0 else None)",
+        "engine.agreed(lambda: folder.open(config.run.resume))",
+    ),
+    ("    except (BadInput, Stopped):  ", "    except BaseException:  "),
 )
 
 TOLERANCE = of(
