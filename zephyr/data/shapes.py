@@ -171,8 +171,9 @@ def _refuse_labelled_turns(sides: Row) -> None:
         turn = turns[-1] if isinstance(turns, list) and turns else turns
         for key, value in turn.items() if isinstance(turn, Mapping) else ():
             if isinstance(key, str) and called_good(key, value) is (side == "rejected"):
-                raise ValueError(f"`{key}` in the last turn of `{side}` is {shown(value)}: a verdict for the other answer, wanted pairs to be "
-                                 "followed; data.on_bad_row=skip leaves such rows out")
+                wanted = "bad ones" if side == "rejected" else "good ones"
+                raise ValueError(f"`{key}` in a turn of `{side}` is {shown(value)}: an answer called {'good' if side == 'rejected' else 'bad'}, "
+                                 f"wanted {wanted} there; data.on_bad_row=skip leaves such rows out")
 
 
 def sft_conversation(row: Row) -> tuple[Conversation | str, list[str]]:
