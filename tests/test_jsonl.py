@@ -54,7 +54,9 @@ def test_no_output_takes_the_place_of_a_source(
     for out in ("set", "new.jsonl"):
         with pytest.raises(BadInput, match="is a folder"):
             require_output(Path(out), ["rows.jsonl"])
-    with pytest.raises(BadInput, match=r"out: the folder of rows.jsonl/out.jsonl can't be made: \w"):
+    with pytest.raises(
+        BadInput, match=r"out: the folder of rows.jsonl/out.jsonl can't be made: \w"
+    ):
         require_output(Path("rows.jsonl/out.jsonl"), ["other.jsonl"])
     require_output(Path("made/deep/out.jsonl"), ["rows.jsonl", "org/set:train"])
     assert (tmp_path / "made" / "deep").is_dir()

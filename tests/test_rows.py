@@ -17,7 +17,10 @@ DEEP = b'{"a": ' * 100_000 + b"1" + b"}" * 100_000
     ("line", "message"),
     [
         (b'{"a": "\xff"}', r"the line is not UTF-8: byte 8 is b'\\xff'"),
-        (b'{"a": }', r"the line is no valid JSON: Expecting value at column 7, wanted one object a line"),
+        (
+            b'{"a": }',
+            r"the line is no valid JSON: Expecting value at column 7, wanted one object a line",
+        ),
         (b'{"a": 1} {"b": 2}', "no valid JSON: Extra data at column 10"),
         (DEEP, "the line's JSON is nested too deeply"),
         (b'{"a": ' + b"9" * 5000 + b"}", "or holds a number of thousands of digits"),
@@ -36,7 +39,13 @@ def test_nulls_are_left_out_where_arrow_may_have_put_them() -> None:
     row = {"a": None, "b": {"c": None, "d": [{"e": None, "f": 1}, None]}}
     assert check_row(json.dumps(row).encode()) == {"b": row["b"]}
     assert check_row(row) == {"b": {"d": [{"f": 1}, None]}}
-    for value, found in ((b"[1, 2]", "list"), (b"3", "int"), ("text", "str"), (None, "NoneType"), ([{}], "list")):
+    for value, found in (
+        (b"[1, 2]", "list"),
+        (b"3", "int"),
+        ("text", "str"),
+        (None, "NoneType"),
+        ([{}], "list"),
+    ):
         with pytest.raises(ValueError, match=f"the row is of type {found}, wanted an object"):
             check_row(value)
 
@@ -44,7 +53,12 @@ def test_nulls_are_left_out_where_arrow_may_have_put_them() -> None:
 def test_half_a_character_is_found_wherever_it_is() -> None:
     """In keys and below, in rows of Arrow too, whose values JSON has no form for."""
     assert not has_lone_surrogate({"a": ["whole \U0001f600", date(2024, 2, 3)]})
-    for row in ({"a": "\ud83d"}, {"\udc00": 1}, {"a": [{"b": "x\ud83dx"}]}, {"on": date(2024, 2, 3), "a": "\ud83d"}):
+    for row in (
+        {"a": "\ud83d"},
+        {"\udc00": 1},
+        {"a": [{"b": "x\ud83dx"}]},
+        {"on": date(2024, 2, 3), "a": "\ud83d"},
+    ):
         assert has_lone_surrogate(row)
     deep: object = 1
     for _ in range(100_000):
@@ -55,10 +69,15 @@ def test_half_a_character_is_found_wherever_it_is() -> None:
 
 def test_an_id_is_a_text_or_a_whole_number() -> None:
     """Fails where two rows could get one id without having it: true, nothing, 1.5 and 1.50."""
-    assert row_id({"id": "a", "idx": 7}) == "a" and row_id({"id": "a", "idx": 7}, field="idx") == "7"
+    assert (
+        row_id({"id": "a", "idx": 7}) == "a" and row_id({"id": "a", "idx": 7}, field="idx") == "7"
+    )
     assert row_id({"id": 0}) == "0" and row_id({}, "f:3") == "f:3"
     for value in (True, "", 1.5, ["a"], None):
-        with pytest.raises(ValueError, match=f"`id` is {type(value).__name__} .*, wanted a string or a whole number"):
+        with pytest.raises(
+            ValueError,
+            match=f"`id` is {type(value).__name__} .*, wanted a string or a whole number",
+        ):
             row_id({"id": value})
     with pytest.raises(ValueError, match="`idx` is NoneType"):
         row_id({"id": "a"}, field="idx")
@@ -68,18 +87,35 @@ def test_an_id_is_a_text_or_a_whole_number() -> None:
 
 def test_ratings_are_known_in_any_case() -> None:
     """Both sides, or none; a text about a rating is none. Fails where one of them is read as a preference, or is not."""
-    rated = {"Chosen", "chosen_Score", "rejected_Score", "score_chosen", "chosen_rating_rationale", "rejected_rating_rationale", "margin"}
+    rated = {
+        "Chosen",
+        "chosen_Score",
+        "rejected_Score",
+        "score_chosen",
+        "chosen_rating_rationale",
+        "rejected_rating_rationale",
+        "margin",
+    }
     assert rating_keys(dict.fromkeys(rated)) == {"chosen_Score", "rejected_Score", "margin"}
-    assert margins({"chosen_Rank": 1, "rejected_Rank": 3}) == (2,) and margins({"chosen_Rank": 3, "rejected_Rank": 1}) == (-2,)
+    assert margins({"chosen_Rank": 1, "rejected_Rank": 3}) == (2,) and margins(
+        {"chosen_Rank": 3, "rejected_Rank": 1}
+    ) == (-2,)
     assert margins({"margin": -1, "Reward_chosen": 4, "Reward_rejected": 1}) == (-1, 3)
     for value in (True, "5", float("nan"), float("inf"), -(10**400), [1]):
-        with pytest.raises(ValueError, match=f"`score_rejected` is {type(value).__name__} .*data.columns.score_rejected=null"):
+        with pytest.raises(
+            ValueError,
+            match=f"`score_rejected` is {type(value).__name__} .*data.columns.score_rejected=null",
+        ):
             margins({"score_chosen": 1, "score_rejected": value})
 
 
 def test_a_field_of_text_is_a_string() -> None:
     """Fails where a number becomes words, or the error does not say what was found."""
     assert text({"a": "3"}, "a") == "3"
-    for row, found in (({"a": 3}, "is int 3"), ({"a": None}, "is NoneType None"), ({}, "is missing")):
+    for row, found in (
+        ({"a": 3}, "is int 3"),
+        ({"a": None}, "is NoneType None"),
+        ({}, "is missing"),
+    ):
         with pytest.raises(ValueError, match=f"`a` {found}, wanted a string"):
             text(row, "a")

@@ -89,7 +89,9 @@ def test_special_tokens_are_those_of_the_model(trained: ModelProto, tmp_path: Pa
     assert tokenizer.bos_token is None and tokenizer("The")["input_ids"][0] != 1
 
 
-def test_the_template_beside_a_sentencepiece_model_is_kept(trained: ModelProto, tmp_path: Path) -> None:
+def test_the_template_beside_a_sentencepiece_model_is_kept(
+    trained: ModelProto, tmp_path: Path
+) -> None:
     """Fails where an instruct model's own format is lost, or a broken file of settings is passed over."""
     model = saved(trained, tmp_path)
     settings = tmp_path / "tokenizer_config.json"
@@ -103,7 +105,11 @@ def test_the_template_beside_a_sentencepiece_model_is_kept(trained: ModelProto, 
 
 @pytest.mark.parametrize(
     "options",
-    [{"model_type": "unigram"}, {"normalization_rule_name": "nmt_nfkc"}, {"remove_extra_whitespaces": True}],
+    [
+        {"model_type": "unigram"},
+        {"normalization_rule_name": "nmt_nfkc"},
+        {"remove_extra_whitespaces": True},
+    ],
 )
 def test_a_model_of_another_kind_is_refused(options: dict[str, object], tmp_path: Path) -> None:
     """Its merges, or what it makes of a text before it, are not written here: the ids would be others."""
@@ -126,7 +132,9 @@ def test_the_model_has_an_embedding_for_each_token(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     require_vocabulary(tokenizer, str(tmp_path))
     tokenizer.add_tokens(["one_more"])
-    with pytest.raises(BadInput, match=f"tokenizer: at most {VOCAB_SIZE} tokens are wanted.* got 385"):
+    with pytest.raises(
+        BadInput, match=f"tokenizer: at most {VOCAB_SIZE} tokens are wanted.* got 385"
+    ):
         require_vocabulary(tokenizer, str(tmp_path))
 
 
@@ -136,8 +144,13 @@ def test_what_is_set_on_a_tokenizer() -> None:
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("</s>", "</s>")
     padded = tiny_tokenizer()
     padded.pad_token = "<unk>"
-    assert prepare_tokenizer(padded, eos_token="<s>").pad_token == "<unk>" and padded.eos_token == "<s>"
-    with pytest.raises(BadInput, match="eos_token: a token of the vocabulary is wanted, got '<none>'"):
+    assert (
+        prepare_tokenizer(padded, eos_token="<s>").pad_token == "<unk>"
+        and padded.eos_token == "<s>"
+    )
+    with pytest.raises(
+        BadInput, match="eos_token: a token of the vocabulary is wanted, got '<none>'"
+    ):
         prepare_tokenizer(tiny_tokenizer(), eos_token="<none>")
     endless = tiny_tokenizer()
     endless.eos_token = None
@@ -152,14 +165,18 @@ def test_a_template_is_tried_when_it_is_read(tmp_path: Path) -> None:
     path.write_text(OWN)
     assert prepare_tokenizer(tiny_tokenizer(), str(path)).chat_template == OWN
     path.write_text(OWN.replace(" + eos_token", ""))
-    with pytest.raises(BadInput, match="chat_template is .*t.jinja.*wanted auto, zephyr, model or a readable"):
+    with pytest.raises(
+        BadInput, match="chat_template is .*t.jinja.*wanted auto, zephyr, model or a readable"
+    ):
         prepare_tokenizer(tiny_tokenizer(), str(path))
 
 
 def test_the_models_own_template_is_the_default_of_several() -> None:
     """Fails where a run trains on whatever stands first, or on none."""
     tokenizer = tiny_tokenizer()
-    with pytest.raises(BadInput, match="chat_template: model, but the tokenizer has no template of its own"):
+    with pytest.raises(
+        BadInput, match="chat_template: model, but the tokenizer has no template of its own"
+    ):
         prepare_tokenizer(tokenizer, "model")
     tokenizer.chat_template = {"tool_use": "x", "default": OWN}
     assert prepare_tokenizer(tokenizer, "model").chat_template == OWN
@@ -175,5 +192,8 @@ def test_which_templates_are_zephyrs_own() -> None:
     ):
         tokenizer = tiny_tokenizer()
         tokenizer.chat_template = own
-        assert (chosen_template(tokenizer, "auto"), foreign_template(tokenizer)) == (choice, foreign)
+        assert (chosen_template(tokenizer, "auto"), foreign_template(tokenizer)) == (
+            choice,
+            foreign,
+        )
         assert chosen_template(tokenizer, "zephyr") == "zephyr"

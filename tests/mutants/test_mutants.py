@@ -7,13 +7,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import of_models
 import of_rows
 import pytest
 import table
 from server import BROKEN, FAILED, PASSED, TestServer
 from table import Mutant
 
-MUTANTS = [*table.MUTANTS, *of_rows.MUTANTS]
+MUTANTS = [*table.MUTANTS, *of_models.MUTANTS, *of_rows.MUTANTS]
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = (
     "-x",
@@ -32,11 +33,24 @@ CORE = (
     "packing/plan",
     "model/logprobs",
     "model/attention",
+    "model/policy",
+    "model/proof",
+    "model/load",
+    "model/export",
+    "model/generate",
     "training/engine",
     "training/loop",
     "training/schedule",
     "training/shards",
     "training/checkpoint",
+    "training/folder",
+    "training/tolerance",
+    "training/metrics",
+    "training/launch",
+    "training/alarms",
+    "training/planner",
+    "verify/preflight",
+    "verify/memory",
     "reference",
     "chat/encode",
     "config",
