@@ -33,6 +33,7 @@ def test_spellings_of_one_name() -> None:
     """Fails where a case or a separator makes another key of it, or one of two that differ is dropped."""
     for key in ("Chosen-Rating", "chosenRating", "CHOSEN_RATING", "chosen.rating", "Chosen rating", "chosen_rating"):
         assert plain(key) == "chosen_rating"
+    assert plain("SYSTEMPrompt") == "system_prompt"
     assert one_name({"Label": 1, "x": 2}, frozenset({"label"})) == ({"label": 1, "x": 2}, {"label": "Label"})
     with pytest.raises(ValueError, match="`system` and `System` are spellings of one name, and differ"):
         pair_row({**PAIR, "System": "a", "system": "b"})
