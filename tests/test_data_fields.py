@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from zephyr.chat import encode_messages, encode_pair, encode_prompt
 from zephyr.config import BadInput, Data
 from zephyr.data import format_report, load_pairs, load_splits, load_texts, prepare_tokenizer
-from zephyr.data.rows import margins
+from zephyr.data.ratings import margins
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Bern"}}}
 ASKED = [{"role": "user", "content": "Rain in Bern?"}]
