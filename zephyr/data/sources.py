@@ -7,25 +7,20 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from pyarrow import ArrowException, BufferReader, parquet
 
-from zephyr.config import NOT_YAML, BadInput, parse_yaml
+from zephyr.config import BadInput
+from zephyr.data.folders import SPLIT, folder_files, kind_of
 from zephyr.data.rows import TOO_MUCH
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SUFFIXES = (".jsonl", ".json", ".parquet")
 WANTED = ".jsonl, .json or .parquet (also with .gz), a folder of those, or a hub dataset"
-HELD_OUT = re.compile(r"(train|test|val|dev|eval)", re.IGNORECASE)  # names that say which split a file is
-SPLIT = re.compile(r"(?:^|[^a-z])((train|test|val|dev|eval|held[_-]?out)(?:ing|set|id|idation|elopment|uation)?(?:_[a-z]+)?)(?![a-z])")
-
-
 LONGEST_LINE = 2**26  # bytes of a row's line, unpacked: of the longest conversations a hundredth
 LARGEST_WHOLE = 2**31  # bytes, unpacked, of a .json.gz or .parquet.gz, which can only be read as a whole
 
@@ -74,80 +69,17 @@ def _open(spec: str, whole_path: bool = False) -> list[Source]:
             raise BadInput(f"{path} is one file and has no split {split!r}, wanted the path alone")
         return [_file_source(path, str(path) if whole_path else path.name, _split_words(path))]
     name = str(path)
-    if name.startswith((".", "/", "~", "$")) or _kind(path) or name.count("/") != 1:
+    if name.startswith((".", "/", "~", "$")) or kind_of(path) or name.count("/") != 1:
         raise BadInput(f"{spec!r} does not exist, wanted {WANTED}")
     subset, _, named = (split or "").rpartition(":")
     return [_hub_source(name, subset or None, named or None)]
 
 
-def _open_folder(folder: Path, split: str | None, whole_path: bool) -> list[Source]:
+def _open_folder(folder: Path, named: str | None, whole_path: bool) -> list[Source]:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        return [_dataset_source(folder.name, *_saved_dataset(folder, split))]
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and _kind(path)
-                   and not any(part.startswith(".") for part in path.relative_to(folder).parts))
-    if not files:
-        raise BadInput(f"the folder {folder} holds no data, wanted files of {', '.join(SUFFIXES)} (also with .gz)")
-    files, split = _of_subset(folder, files, split)
-    splits = {path: _split_of(path, folder) for path in files}
-    found = ", ".join(sorted(set(splits.values())))
-    if split is not None:
-        files = [path for path in files if splits[path] == split]
-        if not files:
-            raise BadInput(f"the folder {folder} has no split {split!r}, it has {found}")
-    elif len(set(splits.values())) > 1 and any(HELD_OUT.match(name) for name in splits.values()):
-        raise BadInput(f"the folder {folder} has the splits {found}, wanted one named, as in {folder}:{found.split(',')[0]}")
-    return [_file_source(path, str(path) if whole_path else f"{folder.name}/{path.relative_to(folder)}", _split_words(path, splits[path]))
-            for path in files]
-
-
-def _of_subset(folder: Path, files: list[Path], named: str | None) -> tuple[list[Path], str | None]:
-    """The files of the subset in `subset[:split]`, and the split. A subset is what the folder's card says (`configs` of README.md), else
-    what the folders say in which files lie, `data` and those named as splits apart. Raises: BadInput where there are several and none
-    is named."""
-    def subset_of(path: Path) -> str:
-        return "/".join(part for part in path.relative_to(folder).parent.parts if part != "data" and not HELD_OUT.match(part)) or "."
-
-    def of_card(globs: list[str]) -> list[Path]:
-        return [path for path in files if any(fnmatch(path.relative_to(folder).as_posix(), glob) for glob in globs)]
-    subsets = {name: of_card(globs) for name, globs in _configs(folder).items()}
-    for path in () if subsets else files:
-        subsets.setdefault(subset_of(path), []).append(path)
-    found = sorted(subsets)
-    subset, _, split = (named or "").partition(":")
-    if len(found) == 1 and subset != found[0]:
-        return files, named
-    if subset not in found:
-        wanted = f"has the subsets {', '.join(found)}, wanted one named, as in {folder}:{found[0]}:{split or subset or 'train'}"
-        raise BadInput(f"the folder {folder} {wanted}")
-    return subsets[subset], split or None
-
-
-def _configs(folder: Path) -> dict[str, list[str]]:
-    """Subset -> patterns of its files, of the header of a dataset card; none where it names one subset or none. Raises: BadInput for a
-    header that is no YAML."""
-    card = folder / "README.md"
-    head = re.match(r"---\s*\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL) if card.is_file() else None
-    try:
-        header = parse_yaml(head[1]) if head else None
-    except NOT_YAML as error:
-        raise BadInput(f"{card}: its header is no YAML: {error}") from None
-    configs = header.get("configs") if isinstance(header, dict) else None
-    named = [of for of in configs or () if isinstance(of, dict) and "config_name" in of]
-    return {str(of["config_name"]): list(_globs(of.get("data_files"))) for of in named} if len(named) > 1 else {}
-
-
-def _globs(files: object) -> Iterator[str]:
-    """The patterns in `data_files`: a text, a list of them, or of objects with a `path`."""
-    if isinstance(files, str):
-        yield files
-    for inner in files if isinstance(files, list) else [files["path"]] if isinstance(files, dict) and "path" in files else ():
-        yield from _globs(inner)
-
-
-def _split_of(path: Path, folder: Path) -> str:
-    """`train` for train.jsonl, train-00000-of-00002.parquet and train/part-1.json.gz."""
-    parent = path.relative_to(folder).parent.name
-    return parent if HELD_OUT.match(parent) else re.sub(r"-\d+-of-\d+.*$", "", path.name.split(".")[0])
+        return [_dataset_source(folder.name, *_saved_dataset(folder, named))]
+    return [_file_source(path, str(path) if whole_path else f"{folder.name}/{path.relative_to(folder)}", _split_words(path, split))
+            for path, split in folder_files(folder, named)]
 
 
 def _split_words(path: Path, split: str = "") -> str:
@@ -157,13 +89,8 @@ def _split_words(path: Path, split: str = "") -> str:
     return "/".join(filter(None, (folder, split, path.name)))
 
 
-def _kind(path: Path) -> str | None:
-    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    return suffix if suffix in SUFFIXES else None
-
-
 def _file_source(path: Path, name: str, split: str) -> Source:
-    kind = _kind(path)
+    kind = kind_of(path)
     if re.search("[\ud800-\udfff]", name):
         raise BadInput(f"{str(path)!r}: the name is not UTF-8, wanted one that rows can be called by")
     if kind is None:
