@@ -11,6 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import ArrowException, BufferReader, parquet
 
 from zephyr.config import BadInput
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
 WANTED = ".jsonl, .json or .parquet (also with .gz), a folder of those, or a hub dataset"
 LONGEST_LINE = 2**26  # bytes of a row's line, unpacked: of the longest conversations a hundredth
+MOST_VALUES = 2**28  # of a column in a row group: thousands of millions of equal ones take a few bytes
 LARGEST_WHOLE = 2**31  # bytes, unpacked, of a .json.gz or .parquet.gz, which can only be read as a whole
 
 
@@ -157,10 +161,61 @@ def _read_all(path: Path, file: BinaryIO) -> bytes:
 
 
 def _parquet_rows(path: Path, name: str, file: BinaryIO) -> Iterator[RawRow]:
-    table = parquet.ParquetFile(BufferReader(_read_all(path, file)) if path.suffix == ".gz" else path)
-    values = (value for batch in table.iter_batches(batch_size=1000) for value in batch.to_pylist())
-    for number, value in enumerate(values, start=1):
-        yield RawRow(f"{path}, row {number}", f"{name}:{number}", value)
+    """The rows, in memory `LONGEST_LINE` bytes at a time, or a row group as it is packed. Texts are
+    read as indices into a dictionary: a few kB can hold one long text a thousand times.
+
+    Raises: BadInput for a row over `LONGEST_LINE`."""
+    whole = _read_all(path, file) if path.suffix == ".gz" else None
+    schema = parquet.ParquetFile(path if whole is None else BufferReader(whole)).schema
+    columns = [schema.column(i) for i in range(len(schema))]
+    texts = [of.path for of in columns if of.physical_type == "BYTE_ARRAY"
+             and of.logical_type.type in ("STRING", "NONE", "JSON", "ENUM")]
+    table = parquet.ParquetFile(path if whole is None else BufferReader(whole), read_dictionary=texts)
+    number = 0
+    for group in range(table.num_row_groups):
+        about = table.metadata.row_group(group)
+        values = max((about.column(i).num_values for i in range(about.num_columns)), default=0)
+        if values > MOST_VALUES:
+            raise BadInput(f"{path}: its row group {group} holds {values} values, wanted at most "
+                           f"{MOST_VALUES}; write it in smaller row groups")
+        size = about.num_rows if about.total_byte_size < LARGEST_WHOLE else 1000
+        for batch in table.iter_batches(batch_size=max(size, 1), row_groups=[group]):
+            for part in _parts(batch, path, number):
+                for value in part.to_pylist():
+                    number += 1
+                    yield RawRow(f"{path}, row {number}", f"{name}:{number}", value)
+
+
+def _parts(batch: pa.RecordBatch, path: Path, before: int) -> Iterator[pa.RecordBatch]:
+    """The batch in parts of at most `LONGEST_LINE` bytes, and 1000 rows; `before`: rows of the file
+    before it. Raises: BadInput naming a row that is over the limit by itself."""
+    bytes_R = sum((row_bytes(column) for column in batch.columns), np.zeros(len(batch), np.int64))
+    ends_R, start = np.cumsum(bytes_R), 0
+    while start < len(batch):
+        if bytes_R[start] > LONGEST_LINE:
+            raise BadInput(f"{path}, row {before + start + 1}: the row holds {bytes_R[start]} bytes, wanted at most {LONGEST_LINE}; "
+                           "split or remove it")
+        room = LONGEST_LINE + ends_R[start] - bytes_R[start]
+        end = min(int(np.searchsorted(ends_R, room, side="right")), start + 1000)
+        yield batch.slice(start, end - start)
+        start = end
+
+
+def row_bytes(array: pa.Array) -> np.ndarray:
+    """How many bytes each value of the array takes where it stands by itself, int64 [len(array)]."""
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        of_words = np.append(row_bytes(array.dictionary), 0)                        # the last: of null
+        return of_words[array.indices.fill_null(len(array.dictionary)).to_numpy()]
+    if pa.types.is_struct(kind):
+        return sum(map(row_bytes, array.flatten()), np.full(len(array), 8))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_map(kind):
+        inner = row_bytes(array.values)
+        return np.diff(np.append(0, np.cumsum(inner))[array.offsets.to_numpy()]) + 8
+    if any(is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary,
+                                         pa.types.is_large_binary)):
+        return pc.binary_length(array).fill_null(0).to_numpy().astype(np.int64) + 8
+    return np.full(len(array), -(-array.nbytes // max(len(array), 1)))
 
 
 def _hub_source(name: str, subset: str | None, split: str | None) -> Source:

@@ -18,6 +18,7 @@ from zephyr.data.shapes import Tie, pair_row, select, sft_conversation, suspicio
 from zephyr.data.sources import RawRow
 
 CHUNK = 256  # rows that a process encodes at a time
+CHUNK_BYTES = 2**26  # but no more once they take this much
 WORKER_BYTES = 2**32  # memory that it may take beyond what it was forked with: a template that multiplies text asks for more
 
 
@@ -60,7 +61,7 @@ def encoded_chunks(rows: Iterator[RawRow], tokenizer: PreTrainedTokenizerBase, o
     """The chunks in the order of the rows, from this process where there are few rows or one worker, else from `workers` forks.
 
     Forks, as `datasets` uses them: they hold the tokenizer without being sent it, and need no main module to import."""
-    chunks = iter(lambda: list(islice(rows, CHUNK)), [])
+    chunks = _chunks(rows)
     first = list(islice(chunks, 2))
     if workers < 2 or len(first) < 2:
         yield from (_encode_chunk(tokenizer, options, chunk) for chunk in chain(first, chunks))
@@ -72,6 +73,28 @@ def encoded_chunks(rows: Iterator[RawRow], tokenizer: PreTrainedTokenizerBase, o
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
         yield from (future.result() for future in waiting)
+
+
+def _chunks(rows: Iterator[RawRow]) -> Iterator[list[RawRow]]:
+    """`CHUNK` rows at a time; fewer where they are long."""
+    chunk: list[RawRow] = []
+    room = CHUNK_BYTES
+    for row in rows:
+        chunk.append(row)
+        room -= _size(row.value)
+        if len(chunk) == CHUNK or room <= 0:
+            yield chunk
+            chunk, room = [], CHUNK_BYTES
+    if chunk:
+        yield chunk
+
+
+def _size(value: object) -> int:
+    """The bytes of an undecoded line; else about what the value's texts take."""
+    if isinstance(value, (bytes, str)):
+        return len(value)
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return 8 + sum(map(_size, inner))
 
 
 _worker: list[tuple[PreTrainedTokenizerBase, Options]] = []  # of a forked process: what it encodes with
