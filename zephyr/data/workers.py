@@ -16,6 +16,7 @@ from zephyr.chat import EncodedPair, EncodedText
 from zephyr.data.rows import check_row, margins, row_id
 from zephyr.data.shapes import Tie, pair_row, select, sft_conversation, suspicions
 from zephyr.data.sources import RawRow
+from zephyr.data.words import asked as words_asked, said as words_said
 
 CHUNK = 256  # rows that a process encodes at a time
 CHUNK_BYTES = 2**26  # but no more once they take this much
@@ -35,10 +36,12 @@ class Options(NamedTuple):
 
 class Encoded(NamedTuple):
     """An example, where its row stands, how many tokens of each side were cut off, and by how much the chosen answer is rated higher,
-    by each rating. unread: keys that nothing reads; found: names of `columns` that the row has; suspicions: what may be no turn."""
+    by each rating. asked, said: digests of its words (`words.asked`; of a text, of a pair's prompt and both answers). unread: keys that nothing reads; found: names of `columns` that the row has; suspicions: what may be no turn."""
     place: str
     example: EncodedPair | EncodedText
     lost: tuple[int, ...]
+    asked: bytes
+    said: tuple[bytes, ...]
     margins: tuple[float, ...] = ()
     unread: tuple[str, ...] = ()
     found: tuple[str, ...] = ()
@@ -122,7 +125,8 @@ def _encode_chunk(tokenizer: PreTrainedTokenizerBase, options: Options, rows: li
             dropped[str(same)] += 1
             continue
         except (ValueError, RecursionError) as error:
-            skipped.append((row.place, "the row is nested too deeply" if isinstance(error, RecursionError) else str(error)))
+            reason = "the row is nested too deeply" if isinstance(error, RecursionError) else str(error)
+            skipped.append((row.place, reason.encode("utf-8", "backslashreplace").decode()))     # it may show half of a surrogate pair
             if options.on_bad_row == "error":
                 break
             continue
@@ -146,18 +150,21 @@ def _encode_row(tokenizer: PreTrainedTokenizerBase, options: Options, row: RawRo
                                   truncation=options.truncation, bos_id=chat.kept_bos(tokenizer, options.template))
         lost = tuple(len(before) - len(after) for before, after in zip(whole[1:4], pair[1:4]))
         ratings = (*margins(fields), *row_of_pair.get("margins", ()))
-        return Encoded(row.place, pair, lost, ratings, _names(unread), tuple(found), _suspicions(row_of_pair))
+        words = chat.check_pair(row_of_pair)
+        said = (words_said(words.prompt), words_said([words.chosen]), words_said([words.rejected]))
+        return Encoded(row.place, pair, lost, words_asked(words.prompt), said, ratings, _names(unread), tuple(found), _suspicions(row_of_pair))
     shape, keys = sft_conversation(fields)
     unread += keys
     if isinstance(shape, str):
-        text, said = chat.encode_text(tokenizer, shape, max_tokens=sys.maxsize, id=id), [{"content": shape}]
+        text, turns = chat.encode_text(tokenizer, shape, max_tokens=sys.maxsize, id=id), [{"role": "user", "content": shape}]
     else:
         text = chat.encode_messages(tokenizer, shape.turns, max_tokens=sys.maxsize, targets=options.targets, template=options.template,
                                     id=id, tools=shape.tools, names=shape.names, left_out=unread)
-        said = shape.turns
+        turns = shape.turns
     room = options.max_tokens
     cut = EncodedText(id, text.ids[:room], text.is_target[:room])
-    return Encoded(row.place, cut, (max(len(text.ids) - room, 0),), (), _names(unread), tuple(found), _suspicions({"turns": said}))
+    return Encoded(row.place, cut, (max(len(text.ids) - room, 0),), words_asked(turns), (words_said(turns),), (), _names(unread), tuple(found),
+                   _suspicions({"turns": turns}))
 
 
 def _names(keys: list[str]) -> tuple[str, ...]:
