@@ -1,6 +1,8 @@
 """The engine of one rank, in this process: precision, its updates, its state on disk, and what the
 reference store keeps of it."""
+import contextlib
 import hashlib
+import json
 import math
 import os
 import shutil
@@ -28,6 +30,8 @@ from zephyr.packing import PackedBatch, Plan, collate_pairs, plan_epochs, plan_p
 from zephyr.training import checkpoint
 from zephyr.training.engine import Engine, read_deepspeed
 from zephyr.training.loop import NonFinite, Objective, Split, Stats, Stopped, fit, reduced, run_step
+from zephyr.training.tolerance import response_nats
+from zephyr.verify import preflight
 from zephyr.verify.preflight import packed_difference, require_packed
 
 OURS = str(ROOT / "zephyr") + "/"
@@ -319,6 +323,7 @@ class Leaking:
         self.engine.train(mode)
 
     def __call__(self, batch: PackedBatch) -> Tensor:
+        assert not self.engine.policy.training, "compared without dropout"
         logp_T = self.engine(batch)
         if len(batch.indices) > 1:
             logp_T[self.at] += self.nats
@@ -937,3 +942,167 @@ def test_what_the_disk_refuses_is_bad_input(engine: Engine, tmp_path: Path) -> N
         (tmp_path / "absent").read_bytes()
     with pytest.raises(BadInput, match="absent: No such file"):
         engine.agreed(missing)
+
+
+# -- preflight, on this engine --------------------------------------------------------------------
+
+
+def to_check(
+    engine: Engine, start: Path, off: Tensor | float = 0.0, objective: Objective | None = None
+) -> Split:
+    """What a run would train on from the starting weights, its reference `off` by so many nats."""
+    begin(engine, start)
+    frozen = reference.Reference(alone(engine, MORE).float() + off)
+    counts = {
+        f"{side}_tokens": [len(getattr(p, f"{side}_ids")) for p in MORE]
+        for side in ("prompt", "chosen", "rejected")
+    }
+    return Split(
+        PLAN,
+        partial(collate_pairs, MORE),
+        objective or train_dpo.dpo_objective(config_of(start), frozen),
+        [p.id for p in MORE],
+        TOKENS,
+        [1] * 7,
+        "pairs",
+        [1.0] * 7,
+        {},
+        counts,
+    )
+
+
+def checked(
+    engine: Engine,
+    config: DPOConfig,
+    split: Split,
+    kept: dict[str, bytes],
+    examples: Sequence[EncodedPair] = MORE,
+    inverted: Sequence[str] = (),
+) -> None:
+    """Both halves of preflight, as a training script calls them."""
+    reports = {"train": {"inverted": list(inverted), "scored": 3}}
+    found = preflight.before_forward(engine, config, examples, split, reports, (1, 2))
+    preflight.forward(
+        engine,
+        config,
+        examples,
+        split,
+        found,
+        alone=lambda i: collate_pairs(MORE, [i], prefix_sharing=False),
+        keep=kept.__setitem__,
+    )
+
+
+def test_preflight_checks_all_and_keeps_what_it_finds(
+    engine: Engine, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is as it should be. Fails where a check is not made, its finding is lost, the model
+    is left in evaluation, or a weight or moment changed by what was only looked at."""
+    config, split, kept, said = config_of(tmp_path), to_check(engine, start), {}, []
+    before = masters(engine)
+    monkeypatch.setattr(engine, "say", said.append)
+    checked(engine, config, split, kept)
+    found = json.loads(kept.pop("preflight.json"))
+    assert not kept and list(found) == [
+        "labels", "ids", "plan", "disk", "memory", "packed", "start", "gradient"]  # fmt: skip
+    assert found["labels"] == {"scored": 3} and found["ids"] == {"examples": 7}
+    assert found["plan"]["longest_tokens"] == max(TOKENS) and found["packed"]["noise"] > 0
+    assert 0 <= found["start"]["difference"] < 1 and found["gradient"]["difference"] == 0
+    assert found["start"]["loss"] == pytest.approx(math.log(2), abs=0.01)
+    assert said[-1].startswith("preflight: labels scored 3; ids examples 7; ") and all(
+        f"; {name} " in said[-1] for name in list(found)[1:]
+    )
+    assert engine.policy.training and not engine.engine.optimizer.optimizer.state
+    assert all(torch.equal(values, before[name]) for name, values in masters(engine).items())
+
+
+def test_preflight_names_the_way_round_it(engine: Engine, start: Path, tmp_path: Path) -> None:
+    """Each kind of fault, of rows, plan and machine; where it is off, nothing is looked at. Fails where
+    a check is called with something else than the run's own values, or the message leaves the user
+    without a way on."""
+    config, split, kept = config_of(tmp_path), to_check(engine, start), {}
+    cut = [MORE[0]._replace(rejected_ids=[8] * 20), *MORE[1:]]
+    faults: list[tuple[str, dict[str, object]]] = [
+        ("data.train: the chosen answer is rated below the rejected", {"inverted": ["rows:3"]}),
+        ("example 0 .p0. has an answer without EOS that was not cut", {"examples": cut}),
+        ("holds .* is what the plan counts", {"split": split._replace(units=[2] * 7)}),
+    ]
+    for message, changed in faults:
+        given = {"config": config, "split": split, "kept": kept, **changed}
+        with pytest.raises(BadInput, match=f"^preflight: .*{message}.*; run.preflight=false trains"):
+            checked(engine, **given)
+        off = replace(config, run=replace(config.run, preflight=False))
+        checked(engine, **{**given, "config": off})
+    assert not kept
+    for most in (24, 23):                           # 3 + 20 tokens: it was cut where they are the most
+        of = replace(config, data=replace(config.data, max_tokens=most, max_prompt_tokens=3))
+        with pytest.raises(BadInput) if most == 24 else contextlib.nullcontext():
+            checked(engine, of, split, kept, examples=cut)
+    assert set(kept) == {"preflight.json"}
+
+
+@pytest.mark.parametrize("side", [0, 1], ids=["chosen", "rejected"])
+def test_a_reference_that_is_not_the_starts_is_seen(
+    side: int, engine: Engine, start: Path, tmp_path: Path
+) -> None:
+    """One side of one pair of the second row is off by half and by one and a half of what rounding
+    may make of a response of so many tokens: 3 or 5. Fails where a side is left out, beta scales the
+    nats away, another side's tokens count, a NaN passes, or a row is not looked at."""
+    count = len((MORE[3].chosen_ids, MORE[3].rejected_ids)[side])
+    off, config = torch.zeros(7, 2), config_of(tmp_path)
+    off[3, side] = response_nats("bfloat16", count)
+    rows = [collate_pairs(MORE, indices) for indices in ([0, 1], [2, 3])]
+    same = preflight.start_difference(engine, config, to_check(engine, start), rows)
+    assert same["difference"] < 0.1
+    half = preflight.start_difference(engine, config, to_check(engine, start, off / 2), rows)
+    assert half["difference"] == pytest.approx(0.5, abs=0.1)
+    for factor in (1.5, -1.5, math.nan):
+        with pytest.raises(BadInput, match="policy and reference differ at step 0 by .*delete it from"):
+            preflight.start_difference(engine, config, to_check(engine, start, off * factor), rows)
+
+
+def test_texts_have_no_reference_to_differ_from(
+    engine: Engine, start: Path, tmp_path: Path
+) -> None:
+    """An objective without rewards; its loss is that of the first row, of each unit. Fails where SFT
+    can't be checked, or reports a sum."""
+
+    def objective(policy: Engine, batch: PackedBatch) -> tuple[Tensor, Stats]:
+        return torch.tensor(6.0 * batch.units if batch.units == 3 else 1.0), {}
+
+    split = to_check(engine, start, objective=objective)
+    rows = [collate_pairs(MORE, indices) for indices in ([0, 1, 2], [3])]
+    found = preflight.start_difference(engine, config_of(tmp_path), split, rows)
+    assert found == {"difference": 0.0, "loss": 6.0}
+
+
+class OfTwo:
+    """One rank of two that keep their gradients to themselves: what a forgotten all-reduce is."""
+
+    world = 2
+
+    def __init__(self, engine: Engine, rank: int) -> None:
+        self.engine, self.rank = engine, rank
+        self.brought: list[float] = []
+
+    def __call__(self, batch: PackedBatch) -> Tensor:
+        return self.engine(batch)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        self.brought.append(float(loss.detach()))
+        self.engine.backward(loss, last=last)
+
+    def discard_gradient(self) -> float:
+        return self.engine.discard_gradient()
+
+
+def test_gradients_that_are_not_added_up_are_seen(engine: Engine) -> None:
+    """On each rank, with the gradients of a real model: half the loss and the whole one, or none. Fails
+    where both are the same there, or where what the ranks bring together is not. That it is nothing
+    where they are added up: tests/test_verify.py, on two real ranks."""
+    row, ranks = collate_pairs(PAIRS, range(4)), [OfTwo(engine, 0), OfTwo(engine, 1)]
+    assert preflight.gradient_difference(engine, row) == 0
+    for rank in ranks:
+        assert preflight.gradient_difference(rank, row) == pytest.approx(1.0, rel=1e-3)
+    equal, whole = (sum(rank.brought[at] for rank in ranks) for at in (0, 1))
+    assert equal == pytest.approx(whole) and whole < 0 and ranks[0].brought != ranks[1].brought

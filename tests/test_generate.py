@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from zephyr.chat import encode_prompt
 from zephyr.data import load_tokenizer
 from zephyr.model.generate import Answer, answer_ids, generate, prompt_ids, sampler
 from zephyr.model.load import load_policy
@@ -118,6 +119,58 @@ def test_it_ends_at_eos(model: Model) -> None:
         tokenizer.eos_token = was
     assert [(a.finish_reason, a.completion_tokens) for a in found] == [("stop", end + 1), ("length", end)]
     assert found[1].text == tokenizer.decode(tokens[:end], skip_special_tokens=True)
+
+
+def test_prompt_and_answer_fit_the_positions(model: Model) -> None:
+    """To the last one. Fails where the prompt does not count, or the last position is not used."""
+    lm, tokenizer = model
+    room = lm.config.max_position_embeddings - len(prompt_ids(lm, tokenizer, USER, 1))
+    assert 0 < room < lm.config.max_position_embeddings and prompt_ids(lm, tokenizer, USER, room)
+    with pytest.raises(ValueError, match=f"with {room + 1} new ones that is over the model's {lm.config.max_position_embeddings} positions"):
+        prompt_ids(lm, tokenizer, USER, room + 1)
+
+
+def test_the_whole_conversation_is_answered(model: Model) -> None:
+    """Fails where a turn before the question is left out."""
+    turns = [*USER, {"role": "assistant", "content": "Blue."}, {"role": "user", "content": "At night?"}]
+    assert prompt_ids(*model, turns, 1) == encode_prompt(model[1], turns, template=model[1].chat_template)
+    assert len(prompt_ids(*model, turns, 1)) > len(prompt_ids(*model, USER, 1)) > len(prompt_ids(*model, turns[-1:], 1))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_answers_without_dropout_and_trains_on_as_it_did(training: bool, model: Model) -> None:
+    """Also behind an error. Fails where answers are those of a model that trains, or the rest of the
+    training is without dropout, or an evaluation with it."""
+    lm, tokenizer = model
+    modes: list[bool] = []
+    hook = lm.get_input_embeddings().register_forward_hook(lambda *_: modes.append(lm.training))
+    try:
+        lm.train(training)
+        answer_ids(lm, tokenizer, [prompt_ids(lm, tokenizer, USER, 2)], [2], [0])
+        assert lm.training == training and set(modes) == {False}
+        with pytest.raises(IndexError):
+            answer_ids(lm, tokenizer, [[10**6]], [2], [0])
+        assert lm.training == training
+    finally:
+        hook.remove()
+        lm.eval()
+
+
+def test_prompts_with_one_seed_are_drawn_apart() -> None:
+    """The usual way to ask: one seed for all. Fails where every prompt of an evaluation gets the same
+    noise, so that its answers fall together."""
+    even_BV = torch.zeros(50, 1000)
+    (_, noise) = sampler([[i] for i in range(50)], [3] * 50, 1.0, 1.0, 0, torch.device("cpu"))
+    drawn_B = noise(torch.tensor([[0]]), even_BV).argmax(-1)
+    assert len(set(drawn_B.tolist())) > 40
+
+
+def test_noise_is_as_fine_as_a_vocabulary_is_large() -> None:
+    """Of 128,000 tokens, as large vocabularies have: hardly two get the same noise, none an infinite
+    one. Fails where its dtype rounds: ties go to the first tokens, and a zero is drawn for certain."""
+    (_, noise) = sampler([[0]], [0], 1.0, 1.0, 0, torch.device("cpu"))
+    found_V = noise(torch.tensor([[0]]), torch.zeros(1, 128_000, dtype=torch.float64))[0]
+    assert found_V.isfinite().all() and len(found_V.unique()) > 127_990
 
 
 def test_one_limit_and_seed_for_each(model: Model) -> None:

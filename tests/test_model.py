@@ -12,10 +12,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from zephyr.chat import EncodedPair, EncodedText
-from zephyr.config import BadInput
+from zephyr.config import BadInput, ConfigError, Data, DPOConfig, Hardware
 from zephyr.model import logprobs
-from zephyr.model.load import digest, load_policy, weight_files
+from zephyr.model.load import digest, load_policy, local_folder, read_config, recompute, require_runnable, weight_files
 from zephyr.model.logprobs import LogProbHead, response_logprobs, sum_by_response
+from zephyr.model.policy import build, learned_positions, logit_factor
 from zephyr.packing import collate_pairs, collate_texts
 
 FAMILIES = [("mistral", {"sliding_window": 16}), ("qwen3", {"tied": True})]      # the others: tests/test_families.py
@@ -367,3 +368,189 @@ def test_learned_positions_are_an_end(tmp_path: Path) -> None:
         assert policy(collate_pairs(pairs, [0])).isfinite().all()
         with pytest.raises(ValueError, match="a sequence of 17 tokens is packed"):
             policy(collate_pairs(pairs, [1]))
+
+
+def edited(folder: Path, **changes: object) -> Path:
+    """The model folder with other values in its config.json."""
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return folder
+
+
+def test_a_digest_is_of_all_that_decides_a_log_prob(tiny: Path, tmp_path: Path) -> None:
+    """A tensor's name, dtype, shape, any of the config's keys: each changes it; what decides none
+    does not. Fails where a reference of other weights would be found in the store, or a copy of the
+    same ones, written by another version, would not."""
+    tensors = load_file(tiny / "model.safetensors")
+    count = iter(range(100))
+
+    def changed(replaced: dict[str, Tensor], **config: object) -> str:
+        folder = edited(shutil.copytree(tiny, tmp_path / str(next(count))), **config)
+        save_file({**tensors, **replaced}, folder / "model.safetensors")
+        return digest(folder)
+
+    same, (a, b) = digest(tiny), ("model.layers.0.self_attn.k_proj.weight", "model.layers.0.self_attn.v_proj.weight")
+    assert changed({a: tensors[b].clone(), b: tensors[a].clone()}) != same
+    assert changed({a: tensors[a].view(torch.int32).clone()}) != same            # the same bytes
+    assert changed({a: tensors[a].reshape(-1, 2, 64).clone()}) != same
+    assert changed({}, rms_norm_eps=1e-3) != same != changed({}, sliding_window=7)
+    assert changed({}, transformers_version="4.0", torch_dtype="bfloat16", use_cache=False, _name_or_path="x") == same
+    config = json.loads((tiny / "config.json").read_text())
+    other = shutil.copytree(tiny, tmp_path / "order")
+    (other / "config.json").write_text(json.dumps(dict(reversed(config.items()))))
+    assert digest(other) == same
+
+
+def test_what_a_file_holds_beside_the_weights(tiny: Path, tmp_path: Path) -> None:
+    """Frequencies that old checkpoints hold and a tied output layer beside its embedding are no
+    weights; any other tensor is one too many. Fails where a folder that Hugging Face reads is
+    refused, or one of another model is trained."""
+    tensors = load_file(tiny / "model.safetensors")
+    buffers = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(8) for i in range(2)}
+    old = shutil.copytree(tiny, tmp_path / "old")
+    save_file({**tensors, **buffers}, old / "model.safetensors")
+    assert all(torch.equal(p, tensors[n]) for n, p in load_policy(old).lm.named_parameters())
+    tied = tiny_model(tmp_path / "tied", tied=True)
+    held = load_file(tied / "model.safetensors")
+    save_file({**held, "lm_head.weight": held["model.embed_tokens.weight"].clone()}, tied / "model.safetensors")
+    lm = load_policy(tied).lm
+    assert lm.get_output_embeddings().weight is lm.get_input_embeddings().weight
+    assert torch.equal(lm.get_input_embeddings().weight, held["model.embed_tokens.weight"])
+    save_file({**tensors, "model.layers.7.mlp.up_proj.weight": torch.ones(2)}, old / "model.safetensors")
+    with pytest.raises(BadInput, match=r"missing \[\], left over \['model.layers.7.mlp.up_proj.weight'\]"):
+        load_policy(old)
+
+
+def test_no_tensor_is_written_before_all_are_known_to_fit(tiny: Path, tmp_path: Path) -> None:
+    """Under ZeRO-3 a write is a collective. Fails where one rank's error comes after it, for which the
+    others wait; or where a parameter is not given by `write`, which alone fills a partitioned one."""
+    tensors, written = load_file(tiny / "model.safetensors"), []
+    load_policy(tiny, write=lambda parameter, read: written.append(read()))
+    assert [value.shape for value in written] == [p.shape for p in load_policy(tiny).lm.parameters()]
+    last = list(load_policy(tiny).lm.named_parameters())[-1][0]
+    broken = shutil.copytree(tiny, tmp_path / "broken")
+    save_file({**tensors, last: tensors[last].t().contiguous()}, broken / "model.safetensors")
+    with pytest.raises(BadInput, match=rf"tensor {last} has shape \[64, \d+\], the config wants"):
+        load_policy(broken, write=lambda *_: pytest.fail("written"))
+
+
+def test_models_that_are_no_decoder_are_refused(tiny: Path, tmp_path: Path) -> None:
+    """Before a weight is read, for the reason that holds. Fails for a traceback, or a model whose
+    logits the head would get wrong."""
+    from transformers import BertConfig, DistilBertConfig, GPT2Config, T5Config
+    for kind in (T5Config, BertConfig, DistilBertConfig):
+        kind().save_pretrained(tmp_path / kind.model_type)
+    with pytest.raises(BadInput, match="config.json is of model_type distilbert, which is no decoder"):
+        read_config(tmp_path / "distilbert")
+    with pytest.raises(BadInput, match="config.json is of model_type t5, which is no decoder"):
+        read_config(tmp_path / "t5")
+    with pytest.raises(BadInput, match="bert is not supported|is no decoder"):
+        load_policy(tmp_path / "bert")
+    for name, changes, reason in (
+        ("cap", {"final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0 is not implemented here; None"),
+        ("drop", {"resid_pdrop": 0.1}, "resid_pdrop=0.1 is not implemented here; 0.0 is wanted"),
+        ("odd", {"model_type": "nothing_known"}, "is not one of a known decoder"),
+        ("encoder", {"is_encoder_decoder": True}, "which is no decoder"),
+        ("wrong", {"num_attention_heads": "four"}, "is not one of a known decoder|not supported"),
+    ):
+        with pytest.raises(BadInput, match=reason):
+            load_policy(edited(shutil.copytree(tiny, tmp_path / name), **changes))
+    GPT2Config(n_embd=66, n_head=4, n_layer=1, attn_pdrop=0, resid_pdrop=0, embd_pdrop=0).save_pretrained(tmp_path / "sizes")
+    with pytest.raises(BadInput, match="its config.json makes no model here: ValueError: .*must be divisible by"):
+        load_policy(tmp_path / "sizes")             # which its twin can't tell: it has sizes of its own
+    assert read_config(edited(shutil.copytree(tiny, tmp_path / "idle"), attention_dropout=0.0, embd_pdrop=None))
+
+
+def test_a_path_is_a_folder_or_a_hub_id(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a hub to ask. Fails where a mistyped folder is looked for on the hub, or what the hub
+    does not give ends in a traceback."""
+    assert local_folder(tiny) == local_folder(str(tiny)) == tiny
+    for path in ("./runs/sft", "/no/where", "~/model", "runs/sft/model", "model"):
+        with pytest.raises(BadInput, match=f"model {path}: no such folder, and not a hub id"):
+            local_folder(path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for path in ("owner/name", "owner/na me"):
+        with pytest.raises(BadInput, match=f"model {path}: no such folder, and the hub did not give it"):
+            local_folder(path)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny, tmp_path / "owner" / "name")
+    assert local_folder("owner/name") == Path("owner/name")
+
+
+def test_an_index_names_files_beside_it(tiny: Path, tmp_path: Path) -> None:
+    """Fails where an index leads out of its folder, or a file's name that is no text ends in a
+    traceback."""
+    split = shutil.copytree(tiny, tmp_path / "split")
+    (split / "model.safetensors").rename(tmp_path / "other.safetensors")
+    names = sorted(load_file(tmp_path / "other.safetensors"))
+    index = split / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "../other.safetensors")}))
+    with pytest.raises(BadInput, match="names files of another folder"):
+        weight_files(split)
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(names, 1)}))
+    with pytest.raises(BadInput, match="has no weight_map of tensor names to files"):
+        weight_files(split)
+
+
+def test_what_cant_run_is_known_before_anything_loads(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernel, config, weights, in this order; the other ranks of a machine leave the model to the
+    first. Fails where a run finds out behind its data, or every rank fetches a hub's model."""
+    def config(model: Path, attention: str = "sdpa") -> DPOConfig:
+        return DPOConfig(str(model), Data(("rows",)), hardware=Hardware(attention=attention))
+
+    require_runnable(config(tiny))
+    with pytest.raises(ConfigError, match="hardware.attention: .*sdpa"):
+        require_runnable(config(tmp_path / "nowhere", "flash_attn"))
+    with pytest.raises(BadInput, match="nowhere: no such folder"):
+        require_runnable(config(tmp_path / "nowhere"))
+    hybrid = edited(shutil.copytree(tiny, tmp_path / "hybrid"), layer_types=["conv", "full_attention"])
+    (bare := shutil.copytree(tiny, tmp_path / "bare")).joinpath("model.safetensors").unlink()
+    for model, reason in ((hybrid, "is not supported: 1 of its 2 layers are conv"), (bare, "neither model.safetensors nor")):
+        with pytest.raises(BadInput, match=reason):
+            require_runnable(config(model))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("LOCAL_RANK", "1")
+            require_runnable(config(model))
+
+
+def test_layers_without_an_mlp_are_named() -> None:
+    """Fails where "mlp" is asked for and nothing is computed again, in silence."""
+    from transformers import OPTConfig, OPTForCausalLM
+    with torch.device("meta"):
+        lm = OPTForCausalLM(OPTConfig(hidden_size=16, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=50))
+    with pytest.raises(ConfigError, match="hardware.activation_checkpointing: OPTForCausalLM has no layers with an mlp"):
+        recompute(lm, "mlp")
+
+
+def test_the_factor_of_the_logits() -> None:
+    """Granite divides, Cohere multiplies, the others do neither. Fails where a key is not heard, or
+    taken the wrong way round."""
+    from transformers import CohereConfig, GraniteConfig, MistralConfig
+    assert logit_factor(GraniteConfig(logits_scaling=8.0)) == 1 / 8
+    assert logit_factor(CohereConfig(logit_scale=0.25)) == 0.25 and logit_factor(MistralConfig()) == 1.0
+
+
+def test_fixed_frequencies_are_for_so_many_tokens_and_no_more(tmp_path: Path) -> None:
+    """Llama with dynamic NTK, pretrained on 16 tokens. Fails where a sequence longer than the run's
+    longest is scored with frequencies that are not its own, which no number would show."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    config = LlamaConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=50,
+                         max_position_embeddings=16, rope_parameters=rope)
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    pair = EncodedPair("a", [1] * 10, [2] * 15, [3] * 2)
+    policy = load_policy(tmp_path, max_tokens=24)
+    assert policy.longest == 24 and policy(collate_pairs([pair._replace(chosen_ids=[2] * 14)], [0])).isfinite().all()
+    with pytest.raises(ValueError, match="a sequence of 25 tokens is packed, and the positions of this LlamaForCausalLM are those of 24"):
+        policy(collate_pairs([pair], [0]))
+
+
+def test_positions_that_are_no_embedding_have_no_end(tmp_path: Path) -> None:
+    """A rotary decoder with as many words as positions. Fails where its vocabulary is taken for an
+    embedding of positions, and longer sequences are refused."""
+    from transformers import LlamaConfig
+    config = LlamaConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=64,
+                         max_position_embeddings=64)
+    assert learned_positions(build(config, "eager", torch.float32)) is None

@@ -25,6 +25,8 @@ def test_forward_of_mistral_7b_by_hand() -> None:
     assert planner.forward_flops(MISTRAL_7B, LAYERS, 1, 0, 0) == pytest.approx(13.959e9, rel=1e-3)
     assert planner.forward_flops(MISTRAL_7B, 0, 1, 1, 0) == pytest.approx(0.262e9, rel=1e-2)
     assert planner.text_flops(MISTRAL_7B, 0, 1024, 0) / 1024 == pytest.approx(0.268e9, rel=1e-2)
+    wide = MistralConfig(head_dim=256)              # as Gemma's: heads x size is not hidden
+    assert planner.text_flops(wide, 0, 1024, 0) == 2 * planner.text_flops(MISTRAL_7B, 0, 1024, 0)
 
 
 def test_sharing_counts_the_prompt_once() -> None:
@@ -33,6 +35,8 @@ def test_sharing_counts_the_prompt_once() -> None:
     assert apart / shared == pytest.approx(1.20, abs=0.01)
     by_hand = 2 * LAYERS * (155 + 302 + 301) + 2 * 4096 * 32000 * 603 + 4 * 4096 * 32 * (457**2 / 2 + 301 * 155 + 301**2 / 2)
     assert shared == pytest.approx(by_hand, rel=1e-9)
+    by_hand = 2 * LAYERS * (457 + 456) + 2 * 4096 * 32000 * 603 + 4 * 4096 * 32 * (457**2 / 2 + 456**2 / 2)
+    assert apart == pytest.approx(by_hand, rel=1e-9)
 
 
 def test_mfu_is_useful_work_over_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,6 +60,9 @@ def test_the_plan_is_told_in_a_line() -> None:
     text = planner.describe(plan, 2)
     assert "2 steps, 3 examples in the first, 32 tokens in all; 2 ranks, 1.0 micro-batches a step 100.0% full" in text
     assert "1.000 x the mean work" in text
+    plan = plan_epochs([4, 4, 6], per_step=3, epochs=2, ranks=2, budget_tokens=8, shuffle=False)
+    text = planner.describe(plan, 2)
+    assert "1.0 micro-batches a step 87.5% full" in text and f"{plan.imbalance:.3f} x" in text and plan.imbalance > 1
 
 
 GPU = Hardware()                                    # bfloat16, flash attention
@@ -106,7 +113,20 @@ def test_memory_of_a_rank_by_hand() -> None:
     assert parts(8)["states"] == 12 * (7_241_732_096 // 8) and parts(1)["states"] == 8 * 7_241_732_096 + 4 * 10**9
     assert parts(8, offload_optimizer={})["states"] == 4 * (7_241_732_096 // 8)
     assert parts(8)["gathered"] == 2 * 10**9 and parts(1)["gathered"] == 0
+    assert parts(1, offload_param={})["gathered"] == 2 * 10**9          # from the CPU
     kept = replace(GPU, activation_checkpointing=False)
     more = memory.step_memory(MISTRAL_7B, 7_241_732_096, ranks=8, tokens=8192, hardware=kept, zero={}, device="cuda")["activations"]
     assert 50e9 < more < 60e9 and parts(8)["activations"] < 5e9
     assert parts(8)["head"] < 1.7e9
+
+
+@pytest.mark.parametrize("dtype,device,scored,head", [
+    ("bfloat16", "cuda", 20, 800 + 6 * 240 + 2000), ("bfloat16", "cpu", 20, 800 + 6 * 240 + 800 + 2000),
+    ("bfloat16", "cuda", None, 2000 + 6 * 540 + 2000), ("float32", "cpu", 20, 800 + 4 * 240 + 3200)])
+def test_memory_of_a_head_by_hand(dtype: str, device: str, scored: int | None, head: int) -> None:
+    """50 tokens of size 4, 10 words: exponentials in float32; a chunk's gradient and the weight's, each in float32, in bfloat16 beside a
+    copy; on a CPU that chunk once more; ten bytes of each number of a token's hidden state, 16 in float32. Fails where tokens that are not
+    scored count, or the CPU's copy does on a GPU or in float32."""
+    lm = MistralConfig(hidden_size=4, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, vocab_size=10)
+    found = memory.step_memory(lm, 1000, ranks=1, tokens=50, scored=scored, hardware=replace(GPU, dtype=dtype), zero={}, device=device)
+    assert found["head"] == head

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import MistralConfig
 
+from forkserver import ForkServer
 from processes import ROOT, Launch, free_port
 from runs import rows, write_config, write_lines
 from zephyr.chat import EncodedPair, EncodedText
@@ -23,7 +25,8 @@ from zephyr.config import BadInput, ConfigError, DPOConfig, Hardware, Run
 from zephyr.packing import collate_pairs, collate_texts, plan_pass
 from zephyr.training.loop import Split
 from zephyr.training.tolerance import TOKEN
-from zephyr.verify.preflight import below, require_counts, require_disk, require_ids, require_memory, require_polarity, rows_to_pack
+from zephyr.verify.preflight import (Apart, below, require_counts, require_disk, require_ids, require_memory, require_packed, require_polarity,
+                                     rows_to_pack, sample_of)
 
 BOS, EOS = 1, 2
 GOOD = EncodedPair("p", [BOS, 5, EOS, 6], [7, EOS], [8, EOS])
@@ -92,6 +95,13 @@ def test_counts_that_are_not_the_plans(kind: str) -> None:
     for split in wrong:
         with pytest.raises(BadInput, match=r"a micro-batch of examples \[0, 1\] holds"):
             require_counts(split, 0)
+    apart = good._replace(plan=plan_pass(tokens, ranks=2, budget_tokens=100))
+    assert require_counts(apart, 0)["micro_batches"] == require_counts(apart, 1)["micro_batches"] == 1
+    (own,) = (rank for rank in (0, 1) if [1] in apart.plan.steps[0].ranks[rank])
+    off = apart._replace(tokens=[tokens[0], tokens[1] + 1])
+    require_counts(off, 1 - own)                    # each rank its own
+    with pytest.raises(BadInput, match=r"a micro-batch of examples \[1\] holds"):
+        require_counts(off, own)
 
 
 def test_a_disk_or_a_memory_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,6 +186,29 @@ def test_rows_that_are_packed() -> None:
     assert rows_to_pack([0], [7], 7) == ([0], [0])
 
 
+def test_a_sample_is_drawn_once_for_all() -> None:
+    """A thousand of many, all of few, the same on every rank. Fails where a large set is read whole, an example twice, or ranks look at
+    others."""
+    many = range(100_000)
+    assert len(set(sample_of(many))) == 1000 and sample_of(many) == sample_of(many) and max(sample_of(many)) > 90_000
+    assert sorted(sample_of(range(7))) == list(range(7))
+
+
+def test_rows_that_differ_by_more_than_rounding() -> None:
+    """Eight times the noise of a token, three times that of a response, never less or more than the dtype's limits. Fails where one
+    row's noise excuses another, or only the first row counts."""
+    quiet = Apart(token=0.0, response=0.0, example=3, noise=0.01)
+    assert require_packed("bfloat16", [quiet, quiet._replace(token=0.08, response=0.03)]) == {"difference": 0.08, "response": 0.03, "noise": 0.01}
+    loud = quiet._replace(noise=0.5)
+    for rows, message in (([loud, quiet._replace(token=0.081)], "of a token of example 3 by 8.1e-02 of their size; at most 0.08 is wanted"),
+                          ([quiet, quiet._replace(response=0.031)], "of a response's tokens by 3.1e-02 of their size; at most 0.03 is"),
+                          ([loud._replace(response=0.07)], "at most 0.06 is wanted"), ([loud._replace(token=0.3)], "at most 0.25 is wanted")):
+        with pytest.raises(BadInput, match=message):
+            require_packed("bfloat16", rows)
+    with pytest.raises(BadInput, match="at most 0.0001 is wanted"):
+        require_packed("float32", [quiet._replace(token=2e-4)])
+
+
 def test_findings_are_kept(finished: Path) -> None:
     """Fails where a check is not run, or its finding lost."""
     findings = json.loads((finished / "run" / "preflight.json").read_text())
@@ -220,12 +253,21 @@ def test_the_stage_of_a_config(finished: Path, tmp_path: Path) -> None:
         read_config(tmp_path / "neither.yaml", None)
 
 
-@pytest.mark.parametrize("stage", ["dpo", pytest.param("sft", marks=pytest.mark.long)])
-def test_certificate_of_a_run(stage: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every layout that this machine can vary gives the trajectory of the plain one, by the command's own runs. Fails where world
-    size, micro-batches, packing, checkpointing or a resume leaves a trace, or a variant is not run."""
+@pytest.mark.parametrize(("stage", "forks"), [("dpo", True), *(pytest.param(stage, False, marks=pytest.mark.long) for stage in ("dpo", "sft"))])
+def test_certificate_of_a_run(stage: str, forks: bool, tiny: Path, fork_server: ForkServer, tmp_path: Path,
+                              monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every layout that this machine can vary gives the trajectory of the plain one, by the command's own runs (long), or by
+    forks of the scripts. Fails where world size, micro-batches, packing, checkpointing or a resume leaves a trace, or a variant
+    is not run."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("ZEPHYR_CACHE", str(tmp_path / "cache"))
+    def fork(stage: str, ranks: int, arguments: Sequence[str], log: Path) -> int:
+        done = fork_server.run(arguments, {}, tmp_path, 300, script=f"train_{stage}.py", ranks=ranks, cwd=ROOT)
+        log.write_text(done.err)
+        return done.code
+
+    if forks:
+        monkeypatch.setattr("zephyr.cli.verify.torchrun", fork)
     pairs = rows(20)
     data = write_lines(tmp_path / "rows.jsonl", pairs if stage == "dpo" else [
         {"messages": [{"role": "user", "content": p["prompt"]}, {"role": "assistant", "content": p["chosen"]}]} for p in pairs])

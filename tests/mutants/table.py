@@ -575,7 +575,8 @@ REFERENCE = of(
 
 ENCODE = of(
     "zephyr/chat/encode.py",
-    "tests/test_chat_rows.py tests/test_encode.py",
+    "tests/test_chat_rows.py tests/test_encode.py "
+    "tests/test_data_fields.py::test_marks_of_a_template_inside_an_answer_are_the_answers",
     (
         "max(len(pair.chosen_ids), len(pair.rejected_ids)) <= max_tokens",
         "max(len(pair.chosen_ids), len(pair.rejected_ids)) < max_tokens",
@@ -636,7 +637,10 @@ ENCODE = of(
         'if odd := re.search("[\\ufdd0\\ud800-\\udfff]", value)',
         'if odd := re.search("[\\ufdd0]", value)',
     ),
-    ("if first and first[0] != eos:", "if False:"),
+    ("if first and first[0] != eos and not (", "if False and not ("),
+    ("and not (end > 0 and _ends_with_eos(tokenizer, template, eos)", "and not (end > 0"),
+    ("and upto().startswith(whole[:end + len(eos)])):", "):"),
+    ("return turn_end(tokenizer, template) == eos\n", "return True\n"),
     ("if first is None or end < 0:", "if False:"),
     ("apart = ids[:len(context_ids)] == context_ids and", "apart ="),
     ('check_messages(messages, last="user")', "check_messages(messages)"),

@@ -7,10 +7,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import of_models
+import of_rows
 import pytest
+import table
 from server import BROKEN, FAILED, PASSED, TestServer
-from table import MUTANTS, Mutant
+from table import Mutant
 
+MUTANTS = [*table.MUTANTS, *of_models.MUTANTS, *of_rows.MUTANTS]
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = (
     "-x",
@@ -29,13 +33,38 @@ CORE = (
     "packing/plan",
     "model/logprobs",
     "model/attention",
+    "model/policy",
+    "model/proof",
+    "model/load",
+    "model/export",
+    "model/generate",
     "training/engine",
     "training/loop",
     "training/schedule",
     "training/shards",
     "training/checkpoint",
+    "training/folder",
+    "training/tolerance",
+    "training/metrics",
+    "training/launch",
+    "training/alarms",
+    "training/planner",
+    "verify/preflight",
+    "verify/memory",
     "reference",
     "chat/encode",
+    "config",
+    "chat/template",
+    "chat/turns",
+    "chat/written",
+    "data/rows",
+    "data/shapes",
+    "data/encode",
+    "data/sources",
+    "data/store",
+    "data/jsonl",
+    "data/tokenizer",
+    "data/workers",
 )
 LEAST = 10  # mutants of a module
 pytestmark = pytest.mark.long

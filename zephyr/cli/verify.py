@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -132,16 +132,19 @@ def train(stage: str, path: Path, scratch: Path, rows: int, name: str, ranks: in
     keys = {"data.limit": rows, "data.eval": [], "optim.epochs": 2, "run.dir": str(folder), "run.save_every": 2**30, "run.keep": 2,
             "run.log_every": 1, "run.resume": "auto", "run.preflight": True, "run.wandb.mode": "disabled", "samples.prompts": [],
             **own, **changes}
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--rdzv-backend=c10d",
-               "--rdzv-endpoint=localhost:0", str(Path(zephyr.__file__).parents[1] / f"train_{stage}.py"), str(path),
-               *(f"{key}={json.dumps(value)}" for key, value in keys.items())]
-    with log.open("ab") as output:
-        code = subprocess.run(command, stdout=output, stderr=output, check=False).returncode
-    if code:
+    if torchrun(stage, ranks, [str(path), *(f"{key}={json.dumps(value)}" for key, value in keys.items())], log):
         status = folder / "status.json"
         why = json.loads(status.read_text(encoding="utf-8"))["message"] if status.exists() else "it never started"
         raise BadInput(f"the run {name} failed: {why}; its log is {log}")
     return folder
+
+
+def torchrun(stage: str, ranks: int, arguments: Sequence[str], log: Path) -> int:
+    """The exit code of the stage's training script under torchrun; what it says is added to the log."""
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--rdzv-backend=c10d",
+               "--rdzv-endpoint=localhost:0", str(Path(zephyr.__file__).parents[1] / f"train_{stage}.py"), *arguments]
+    with log.open("ab") as output:
+        return subprocess.run(command, stdout=output, stderr=output, check=False).returncode
 
 
 def records(run: Path) -> list[dict[str, float]]:

@@ -27,7 +27,8 @@ from zephyr.training.engine import Engine
 T = TypeVar("T")
 FIRST = 5  # places that the report shows of a warning
 WEIGHTED = "a weight other than 1"
-OWN_CODE = ("encode", "folders", "pairwise", "rows", "shapes", "sources", "store", "words", "workers")  # modules here that decide what an example is
+OWN_CODE = ("encode", "folders", "pairwise", "ratings", "rows", "shapes", "sources", "store", "words",
+            "workers")  # modules here that decide what an example is
 
 
 def load_pairs(sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int = 1024,

@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from zephyr import chat
 from zephyr.chat import EncodedPair, EncodedText
-from zephyr.data.rows import check_row, margins, row_id
-from zephyr.data.shapes import Tie, pair_row, select, sft_conversation, suspicions
+from zephyr.data.ratings import Tie
+from zephyr.data.rows import check_row, row_id
+from zephyr.data.shapes import pair_row, select, sft_conversation, suspicions
 from zephyr.data.sources import RawRow
 from zephyr.data.words import asked as words_asked, said as words_said
 
@@ -149,10 +150,10 @@ def _encode_row(tokenizer: PreTrainedTokenizerBase, options: Options, row: RawRo
         pair = chat.truncate_pair(whole, max_tokens=options.max_tokens, max_prompt_tokens=options.max_prompt_tokens,
                                   truncation=options.truncation, bos_id=chat.kept_bos(tokenizer, options.template))
         lost = tuple(len(before) - len(after) for before, after in zip(whole[1:4], pair[1:4]))
-        ratings = (*margins(fields), *row_of_pair.get("margins", ()))
         words = chat.check_pair(row_of_pair)
         said = (words_said(words.prompt), words_said([words.chosen]), words_said([words.rejected]))
-        return Encoded(row.place, pair, lost, words_asked(words.prompt), said, ratings, _names(unread), tuple(found), _suspicions(row_of_pair))
+        return Encoded(row.place, pair, lost, words_asked(words.prompt), said, tuple(row_of_pair.get("margins", ())), _names(unread),
+                       tuple(found), _suspicions(row_of_pair))
     shape, keys = sft_conversation(fields)
     unread += keys
     if isinstance(shape, str):

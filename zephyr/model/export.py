@@ -89,7 +89,6 @@ def save_generation(folder: Path, tokenizer: PreTrainedTokenizerBase, source: Pa
 def save_config(folder: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, ends: list[int]) -> list[str]:
     """Write config.json, readable by transformers 4 and 5; returns a note where version 4 would read other values."""
     plain = type(config).from_dict({**config.to_dict(), "use_cache": True})      # without our attention's name in it
-    plain.architectures = config.architectures
     plain.bos_token_id, plain.eos_token_id = tokenizer.bos_token_id, one_or_all(ends)
     plain.save_pretrained(folder)
     path = folder / "config.json"

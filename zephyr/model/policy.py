@@ -66,10 +66,8 @@ def build(config: PreTrainedConfig, attention: str, dtype: torch.dtype) -> PreTr
     )
     lm.tie_weights()
     head = lm.get_output_embeddings()
-    if not isinstance(head, nn.Linear) or head.bias is not None:
-        raise ValueError(
-            f"{type(lm).__name__} has no linear output layer without bias, which is wanted"
-        )
+    if not isinstance(head, nn.Linear):
+        raise ValueError(f"{type(lm).__name__} has no linear output layer, which is wanted")
     lm.set_output_embeddings(LogProbHead.replacing(head, logit_factor(config)))
     return lm
 
