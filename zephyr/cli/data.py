@@ -77,12 +77,19 @@ def run_feedback(options: argparse.Namespace) -> None:
                f"{report.get('unparsed', 0)} judgements could not be read")
 
 
+def say_unread(report: Mapping[str, object]) -> None:
+    if unread := report["keys_not_read"]:
+        told = ", ".join(f"{key} ({rows:,} rows)" for key, rows in unread.items())
+        print(f"keys not read: {told}".encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
+
+
 def run_binarize(options: argparse.Namespace) -> None:
     from zephyr.data.binarize import binarize
     report = binarize(options.sources, options.out, rule=options.rule, seed=options.seed,
                       drop_sources=tuple(options.drop_source), fix_overall=options.fix_overall)
     for line in report["warnings"]:
         print(f"warning: {line}", file=sys.stderr)
+    say_unread(report)
     print(f"{options.out}: {report['pairs']} pairs of {report['rows']} rows; left out: {report['dropped'] or 'none'}")
 
 

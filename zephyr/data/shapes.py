@@ -7,7 +7,7 @@ import difflib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 from zephyr.chat.names import LABELS, MASKS, SPEAKERS, called_good, is_mark, one_name, plain, role_of, unspelled
@@ -122,16 +122,17 @@ def _as_spelled(read: Callable[[Row], tuple[object, list[str]]], row: Row) -> tu
     return made, [written.get(key, key) for key in unread]
 
 
-def pair_row(row: Row) -> tuple[Row, list[str]]:
-    """The row as `chat.tokenize_pair` reads it, and the keys that nothing reads.
+def pair_row(row: Row, is_plain: bool = False) -> tuple[Row, list[str]]:
+    """The row as `chat.tokenize_pair` reads it, and the keys that nothing reads. is_plain: it is a row of `prompt`, `chosen` and
+    `rejected`, whatever else it holds.
 
     Raises: ValueError naming the key, what was found and what was wanted; Tie for a row that prefers neither answer."""
-    return _as_spelled(_pair_row, row)
+    return _as_spelled(partial(_pair_row, is_plain=is_plain), row)
 
 
-def _pair_row(row: Row) -> tuple[Row, list[str]]:
+def _pair_row(row: Row, is_plain: bool) -> tuple[Row, list[str]]:
     plain_pair = PAIRS["prompt, chosen, rejected"]
-    shape = plain_pair if row.keys() >= {"prompt", "messages", "chosen", "rejected"} else _find(row, PAIRS)
+    shape = plain_pair if is_plain or row.keys() >= {"prompt", "messages", "chosen", "rejected"} else _find(row, PAIRS)
     if shape is None or (shape is plain_pair and "prompt" not in row and isinstance(row["chosen"], str)):
         missing = next((key for key in ("chosen", "rejected") if key not in row), "prompt")
         if missing == "prompt":
