@@ -73,6 +73,7 @@ def run_feedback(options: argparse.Namespace) -> None:
     with asking(options) as (ask, spent):
         report = collect_feedback(options.prompts, options.out, answerers, judge, ask, per_prompt=options.per_prompt, seed=options.seed,
                                   principles=not options.no_principles, max_tokens=options.max_new_tokens, templates=options.templates)
+        say_unread(report)
         finish(options.out, report | spent(), f"{report['rows']} prompts, each answered by {options.per_prompt} and judged by {judge.name}; "
                f"{report.get('unparsed', 0)} judgements could not be read")
 

@@ -213,6 +213,37 @@ def _sft_conversation(row: Row) -> tuple[Conversation | str, list[str]]:
     return Conversation(turns, names, check_tools(row.get("tools"))), [*unread, *unread_keys(said, field)]
 
 
+def asked_row(row: Row) -> tuple[Messages, list[str]]:
+    """The turns up to the user's last of a row that is asked, not trained: of `prompt`, `messages`, or `instruction` (`input`,
+    `context`); and the keys that nothing reads. Raises: ValueError as `sft_conversation`; also for `tools`."""
+    return _as_spelled(_asked_row, row)
+
+
+def _asked_row(row: Row) -> tuple[Messages, list[str]]:
+    field = next((key for key in ("messages", "prompt", "instruction") if row.get(key) not in (None, "", [])), None)
+    if field is None:
+        raise ValueError(f"the row has the fields {sorted(row)!s:.200}, wanted `prompt`, `messages` or `instruction` (`input`)")
+    reads = {"id", "prompt_id", "source", "reference", "history", field, *SYSTEMS} | ({"input", "context"} if field == "instruction" else set())
+    _refuse(row, reads)
+    if check_tools(row.get("tools")):
+        raise ValueError(f"`tools` is {shown(row['tools'])}, which nobody who answers is given; data.columns.tools=null leaves it out")
+    refuse_raw_text(row[field], field)
+    turns = row[field]
+    if not isinstance(turns, list):
+        content = _instructed({**row, "output": "-"})[1][0]["content"] if field == "instruction" else row[field]
+        turns = [{"role": "user", "content": content}]
+    turns, before = check_messages(turns, field), history(row.get("history"))
+    last = max(i for i, turn in enumerate(turns) if turn["role"] in ("user", "tool"))
+    if field != "messages" and last < len(turns) - 1:
+        raise ValueError(f"`{field}` ends with an assistant turn, wanted the user's last")
+    _require_one_prompt(row, reads, [turns, before])
+    turns = turns[:last + 1]
+    first = 1 if turns[0]["role"] == "system" else 0
+    turns, _ = with_system(_system(row), [*turns[:first], *before, *turns[first:]], [f"{field}[0]"])
+    unread = [key for key in row if key not in reads and key != "tools"]
+    return turns, [*unread, *unread_keys(row[field], field)]
+
+
 def sft_row(row: Row) -> Messages | str:
     """The turns of an SFT row, or its plain text. Raises: ValueError as `sft_conversation`."""
     made, _ = sft_conversation(row)
