@@ -243,3 +243,15 @@ def test_a_local_model_s_answer_ends_with_its_turn(tmp_path: Path) -> None:
     make_tokenizer(KINDS["gemma"]).save_pretrained(model)
     tokenizer = load_chat(str(model))[1]
     assert tokenizer.eos_token == "<end_of_turn>" and tokenizer.chat_template == KINDS["gemma"].template
+
+
+@pytest.mark.filterwarnings("error")
+def test_ids_that_are_not_those_of_the_file_are_told(tmp_path: Path) -> None:
+    """transformers 5 takes its own class for a model of type qwen2, with its own splitting of digits. Fails where other ids than those
+    of tokenizer.json are trained without a word, or where a tokenizer that is read as it is written is warned of."""
+    tokenizer = make_tokenizer(KINDS["qwen25"], ["12345 is 12345"] * 9)
+    tokenizer.save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path)("12345")["input_ids"] == tokenizer("12345")["input_ids"]
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    with pytest.warns(UserWarning, match="AutoTokenizer takes Qwen2Tokenizer for a model of this type, which makes other ids than tokenizer.json"):
+        load_tokenizer(tmp_path)

@@ -1,6 +1,7 @@
 """Small tokenizers of the kinds that real families have: who adds BOS, what ends a turn, what the template writes."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from tiny import SENTENCES
@@ -78,12 +79,12 @@ KINDS = {
 }
 
 
-def make_tokenizer(kind: Kind) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of `tiny.SENTENCES`, with the special tokens, BOS and template of the kind."""
+def make_tokenizer(kind: Kind, texts: Sequence[str] = SENTENCES) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of the texts, with the special tokens, BOS and template of the kind."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    core.train_from_iterator(SENTENCES, trainers.BpeTrainer(
+    core.train_from_iterator(texts, trainers.BpeTrainer(
         vocab_size=384, special_tokens=[AddedToken(name, normalized=False, special=True) for name in kind.specials],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
     if kind.adds_bos:
