@@ -7,7 +7,7 @@ import difflib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 from zephyr.chat.names import LABELS, MASKS, SPEAKERS, called_good, is_mark, one_name, plain, role_of, unspelled
@@ -122,16 +122,17 @@ def _as_spelled(read: Callable[[Row], tuple[object, list[str]]], row: Row) -> tu
     return made, [written.get(key, key) for key in unread]
 
 
-def pair_row(row: Row) -> tuple[Row, list[str]]:
-    """The row as `chat.tokenize_pair` reads it, and the keys that nothing reads.
+def pair_row(row: Row, is_plain: bool = False) -> tuple[Row, list[str]]:
+    """The row as `chat.tokenize_pair` reads it, and the keys that nothing reads. is_plain: it is a row of `prompt`, `chosen` and
+    `rejected`, whatever else it holds.
 
     Raises: ValueError naming the key, what was found and what was wanted; Tie for a row that prefers neither answer."""
-    return _as_spelled(_pair_row, row)
+    return _as_spelled(partial(_pair_row, is_plain=is_plain), row)
 
 
-def _pair_row(row: Row) -> tuple[Row, list[str]]:
+def _pair_row(row: Row, is_plain: bool) -> tuple[Row, list[str]]:
     plain_pair = PAIRS["prompt, chosen, rejected"]
-    shape = plain_pair if row.keys() >= {"prompt", "messages", "chosen", "rejected"} else _find(row, PAIRS)
+    shape = plain_pair if is_plain or row.keys() >= {"prompt", "messages", "chosen", "rejected"} else _find(row, PAIRS)
     if shape is None or (shape is plain_pair and "prompt" not in row and isinstance(row["chosen"], str)):
         missing = next((key for key in ("chosen", "rejected") if key not in row), "prompt")
         if missing == "prompt":
@@ -210,6 +211,37 @@ def _sft_conversation(row: Row) -> tuple[Conversation | str, list[str]]:
         raise ValueError("the conversation ends with a user turn, wanted the assistant's last")
     turns, names = with_system(_system(row), turns, names)
     return Conversation(turns, names, check_tools(row.get("tools"))), [*unread, *unread_keys(said, field)]
+
+
+def asked_row(row: Row) -> tuple[Messages, list[str]]:
+    """The turns up to the user's last of a row that is asked, not trained: of `prompt`, `messages`, or `instruction` (`input`,
+    `context`); and the keys that nothing reads. Raises: ValueError as `sft_conversation`; also for `tools`."""
+    return _as_spelled(_asked_row, row)
+
+
+def _asked_row(row: Row) -> tuple[Messages, list[str]]:
+    field = next((key for key in ("messages", "prompt", "instruction") if row.get(key) not in (None, "", [])), None)
+    if field is None:
+        raise ValueError(f"the row has the fields {sorted(row)!s:.200}, wanted `prompt`, `messages` or `instruction` (`input`)")
+    reads = {"id", "prompt_id", "source", "reference", "history", field, *SYSTEMS} | ({"input", "context"} if field == "instruction" else set())
+    _refuse(row, reads)
+    if check_tools(row.get("tools")):
+        raise ValueError(f"`tools` is {shown(row['tools'])}, which nobody who answers is given; data.columns.tools=null leaves it out")
+    refuse_raw_text(row[field], field)
+    turns = row[field]
+    if not isinstance(turns, list):
+        content = _instructed({**row, "output": "-"})[1][0]["content"] if field == "instruction" else row[field]
+        turns = [{"role": "user", "content": content}]
+    turns, before = check_messages(turns, field), history(row.get("history"))
+    last = max(i for i, turn in enumerate(turns) if turn["role"] in ("user", "tool"))
+    if field != "messages" and last < len(turns) - 1:
+        raise ValueError(f"`{field}` ends with an assistant turn, wanted the user's last")
+    _require_one_prompt(row, reads, [turns, before])
+    turns = turns[:last + 1]
+    first = 1 if turns[0]["role"] == "system" else 0
+    turns, _ = with_system(_system(row), [*turns[:first], *before, *turns[first:]], [f"{field}[0]"])
+    unread = [key for key in row if key not in reads and key != "tools"]
+    return turns, [*unread, *unread_keys(row[field], field)]
 
 
 def sft_row(row: Row) -> Messages | str:
