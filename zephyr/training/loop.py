@@ -57,6 +57,8 @@ def fit(engine: Engine, config: DPOConfig | SFTConfig, train: Split, evaluation:
     identity = checkpoint.identity(config, train.plan, train.identity)
     first_step = checkpoint.restore(engine, Path(run.dir), run.resume, identity)
     accept()
+    if first_step:
+        checkpoint.keep_identity(engine, Path(run.dir), first_step, identity)
     rates = [learning_rate(step, len(steps), lr_peak=optim.lr_peak, schedule=optim.schedule,
                            warmup_fraction=optim.warmup_fraction) for step in range(len(steps))]
     ulp = torch.finfo(getattr(torch, config.hardware.dtype)).eps
@@ -68,6 +70,8 @@ def fit(engine: Engine, config: DPOConfig | SFTConfig, train: Split, evaluation:
         sums, logged, since = {}, first_step - 1, time.perf_counter()
         for step in range(first_step, len(steps)):
             of_step = update(engine, train, step, rates[step], ledger, config)
+            if step == 0:                           # from here on the folder holds something to lose
+                checkpoint.keep_identity(engine, Path(run.dir), 0, identity)
             require_finite(of_step, engine, train, step, ledger, recorder)
             sums, done, last = added(sums, of_step), step + 1, step == len(steps) - 1
             saves = done % run.save_every == 0 or last or of_step["stop"]
