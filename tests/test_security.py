@@ -20,6 +20,7 @@ from zephyr.data.teachers import open_teacher
 from zephyr.report import page
 from zephyr.teacher import endpoint
 from zephyr.training.checkpoint import write_whole
+from zephyr.teacher import Ledger
 from zephyr.training.folder import EXPORT, FILES, RunFolder
 
 SECRETS = {name: f"planted-{number}-in-the-environment" for number, name in enumerate(
@@ -228,3 +229,17 @@ def test_no_code_is_loaded(path: Path) -> None:
             assert called not in ("torch.load", "eval", "exec", "yaml.load", "yaml.unsafe_load", "np.load", "numpy.load"), called
             trust = [keyword.value for keyword in node.keywords if keyword.arg == "trust_remote_code"]
             assert all(isinstance(value, ast.Constant) and value.value is False for value in trust)
+
+
+def test_a_ledger_is_written_through_no_link(tmp_path: Path) -> None:
+    """Fails where replies go into the file that somebody's link in the ledger's place leads to."""
+    victim, path = tmp_path / "victim", tmp_path / "out.ledger.jsonl"
+    victim.write_text("")
+    for target in (victim, tmp_path / "nothing"):
+        path.symlink_to(target)
+        with pytest.raises(BadInput, match=f"ledger {path} is a link"):
+            Ledger(path)
+        assert victim.read_text() == "" and not (tmp_path / "nothing").exists()
+        path.unlink()
+    with Ledger(path):
+        assert path.exists()

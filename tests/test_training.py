@@ -294,6 +294,31 @@ def test_input_is_not_written_over(finished: Path, tiny: Path, tmp_path: Path, c
         assert contents(run) == before and not (run / "lock").exists() and not (run / "model" / "lock").exists()
 
 
+def test_nan_weights_are_the_models(finished: Path, tiny: Path, launch: Launch, tmp_path: Path) -> None:
+    """A NaN in one tensor, with preflight and without: the tensor is named, the store is not blamed and keeps nothing. Fails where the
+    user is told to delete the reference store, which can't help."""
+    model, store = shutil.copytree(tiny, tmp_path / "nan"), tmp_path / "store"
+    weights = load_file(tiny / "model.safetensors")
+    name = "model.layers.0.mlp.down_proj.weight"
+    weights[name].flat[3] = np.nan
+    save_file(weights, model / "model.safetensors")
+    for preflight, why in (("true", "1 of its parameters hold values that are not finite: "), ("false", "log-probs of 20 pairs are not finite")):
+        said = launch("train_dpo.py", finished / "config.yaml", f"model={model}", f"run.dir={tmp_path / 'run'}", f"reference.dir={store}",
+                      f"run.preflight={preflight}", check=False)
+        (error,) = [line for line in said.stderr.splitlines() if line.startswith("error: ")]
+        assert said.returncode == 2 and why in error and name in error and "store" not in error and not list(store.glob("*/part-*"))
+
+
+def test_a_sample_prompt_too_long_is_told_before_a_model_is_loaded(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where it is told after the reference pass, hours later, or without the prompt's id."""
+    prompts = write_lines(tmp_path / "prompts.jsonl", [{"prompt_id": "long", "prompt": "why? " * 20}])
+    monkeypatch.setenv("ZEPHYR_CACHE", str(tmp_path / "cache"))
+    code, said = in_process(capsys, monkeypatch, str(finished / "config.yaml"), f"run.dir={tmp_path / 'run'}", f"samples.prompts={prompts}",
+                            "samples.max_new_tokens=100000")
+    assert code == 2 and "error: samples.prompts: long: the prompt has" in said
+
+
 @pytest.mark.parametrize("state,complaint", [
     ({"format": None}, "state.json is of format None, wanted 1"), ({"format": 99}, "state.json is of format 99, wanted 1"),
     ([1], "state.json is of format None, wanted 1")])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 from pyarrow import ArrowException, BufferReader, parquet
 
 from zephyr.config import NOT_YAML, BadInput, parse_yaml
-from zephyr.data.rows import TOO_MUCH
+from zephyr.data.rows import TOO_MUCH, each_once
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -210,7 +210,9 @@ def _json_rows(path: Path, name: str, file: BinaryIO) -> Iterator[RawRow]:
     data = _read_all(path, file)
     try:
         # To its encoder, maybe another process, a row goes as text: pickle gives up at nested values that JSON can hold.
-        lines = [json.dumps(element).encode() for element in json.loads(data.decode("utf-8-sig"))]
+        lines = [json.dumps(element).encode() for element in json.loads(data.decode("utf-8-sig"), object_pairs_hook=each_once)]
+    except KeyError as error:
+        raise BadInput(f"{path}: an object of the file's JSON has the key {error.args[0]!r:.60} twice, wanted each key once") from None
     except json.JSONDecodeError as error:
         raise BadInput(f"{path}:{error.lineno}: the file is no valid JSON: {error.msg} at column {error.colno}") from error
     except UnicodeDecodeError as error:

@@ -21,6 +21,9 @@ CHUNK = 256  # rows that a process encodes at a time
 WORKER_BYTES = 2**32  # memory that it may take beyond what it was forked with: a template that multiplies text asks for more
 
 
+NO_TARGET = "no target: each of the assistant's turns is marked as not trained"
+
+
 class Options(NamedTuple):
     """What decides the ids of a row, beside the tokenizer. `max_prompt_tokens` is None for SFT rows."""
     max_tokens: int
@@ -34,7 +37,7 @@ class Options(NamedTuple):
 
 class Encoded(NamedTuple):
     """An example, where its row stands, how many tokens of each side were cut off, and by how much the chosen answer is rated higher,
-    by each rating. unread: keys that nothing reads; found: names of `columns` that the row has; suspicions: what may be no turn."""
+    by each rating. targets: whether a text had any before it was cut. unread: keys that nothing reads; found: names of `columns` that the row has; suspicions: what may be no turn."""
     place: str
     example: EncodedPair | EncodedText
     lost: tuple[int, ...]
@@ -42,6 +45,7 @@ class Encoded(NamedTuple):
     unread: tuple[str, ...] = ()
     found: tuple[str, ...] = ()
     suspicions: tuple[str, ...] = ()
+    targets: bool = True
 
 
 class Chunk(NamedTuple):
@@ -104,7 +108,9 @@ def _encode_chunk(tokenizer: PreTrainedTokenizerBase, options: Options, rows: li
                 break
             continue
         example = item.example
-        if any(example.is_target) if isinstance(example, EncodedText) else example.chosen_ids != example.rejected_ids:
+        if isinstance(example, EncodedText) and not item.targets:
+            dropped[NO_TARGET] += 1
+        elif any(example.is_target) if isinstance(example, EncodedText) else example.chosen_ids != example.rejected_ids:
             encoded.append(item)
         else:
             dropped[nothing_left(options)] += 1
@@ -134,7 +140,8 @@ def _encode_row(tokenizer: PreTrainedTokenizerBase, options: Options, row: RawRo
         said = shape.turns
     room = options.max_tokens
     cut = EncodedText(id, text.ids[:room], text.is_target[:room])
-    return Encoded(row.place, cut, (max(len(text.ids) - room, 0),), (), _names(unread), tuple(found), _suspicions({"turns": said}))
+    return Encoded(row.place, cut, (max(len(text.ids) - room, 0),), (), _names(unread), tuple(found), _suspicions({"turns": said}),
+                   any(text.is_target))
 
 
 def _names(keys: list[str]) -> tuple[str, ...]:
