@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from tiny import tiny_tokenizer
 
-from zephyr.chat import EncodedPair, encode_messages, encode_pair, truncate_pair
+from zephyr.chat import EncodedPair, check_pair, encode_messages, encode_pair, truncate_pair
+from zephyr.chat.turns import check_messages, check_tools, is_turns_as_text, unread_keys
 from zephyr.data import prepare_tokenizer
 
 
@@ -77,6 +78,112 @@ def test_bad_conversation_names_the_turn(messages: object, message: str) -> None
     """A conversation that the template renders without complaint, and that is none."""
     with pytest.raises(ValueError, match=message):
         encode_messages(prepare_tokenizer(tiny_tokenizer()), messages)
+
+
+@pytest.mark.parametrize(
+    "key",
+    "function_call functions prefix mask train_detail image images audio audios video videos".split(),
+)
+def test_a_key_of_a_turn_that_cant_be_trained_is_refused(key: str) -> None:
+    """Fails where one of these is passed over, or one that says nothing is refused."""
+    with pytest.raises(ValueError, match=rf"`messages\[0\].{key}` is str 'x', which can't be trained"):
+        check_messages([{**turns("a")[0], key: "x"}])
+    for nothing in ("", [], {}, False, None):
+        assert check_messages([{**turns("a")[0], key: nothing}]) == turns("a")
+
+
+@pytest.mark.parametrize("key", ["reasoning", "thinking", "reasoning_content", "tool_calls"])
+def test_what_the_assistant_alone_has_is_refused_elsewhere(key: str) -> None:
+    """Fails where a user's thoughts or calls are given to a template, which may write them as words."""
+    value = [CALL] if key == "tool_calls" else "hm"
+    with pytest.raises(ValueError, match=rf"`messages\[0\].{key}` stands in a turn of the role 'user'"):
+        check_messages([{**turns("a")[0], key: value}])
+    asked, said = turns("a", "b")
+    assert key in check_messages([asked, {**said, key: value}])[1]
+
+
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Bern"}}}
+CALLED = {"role": "assistant", "content": "I look.", "tool_calls": [CALL]}
+RESULT = {"role": "tool", "name": "weather", "tool_call_id": "c1", "content": "rain"}
+
+
+def test_the_order_of_calls_and_results() -> None:
+    """Two results, and an empty one, are fine; a call that nobody answers, or a result of none, is not."""
+    asked, said = turns("Rain?", "Yes.")
+    checked = check_messages([asked, CALLED, RESULT, {**RESULT, "content": ""}, said, asked])
+    assert checked[2] == RESULT and len(checked) == 6
+    for wrong, found in (([asked, CALLED, asked], "'user', wanted 'tool'"),
+                         ([asked, said, RESULT], "'tool', wanted 'user'"),
+                         ([asked, CALLED, RESULT, asked], "'user', wanted 'tool' or 'assistant'")):
+        with pytest.raises(ValueError, match=f"is {found}"):
+            check_messages(wrong)
+    assert check_messages([asked, CALLED, RESULT], last="user")[-1] == RESULT
+    for tools in ([{"type": "function"}], [{"function": {"name": 3}}], ["weather"]):
+        with pytest.raises(ValueError, match="`tools"):
+            check_tools(tools)
+
+
+def test_each_turn_of_a_pair_is_called_as_the_row_calls_it() -> None:
+    """What errors and reports name. Fails where a name is that of another turn."""
+    sides = {"chosen": "g", "rejected": "b"}
+    pair = check_pair({"system": "S", "history": [["q", "a"]], "prompt": "r", **sides})
+    assert pair.names == ("system", "history[0][0]", "history[0][1]", "prompt[0]", "chosen", "rejected")
+    assert pair.prompt == turns("q", "a", "r", system="S")
+    sides = {"chosen": turns("q", "r", "s", "g"), "rejected": turns("q", "r", "s", "b")}
+    whole = check_pair({"prompt": "q", "system": "", **sides})
+    assert whole.names == ("chosen[0]", "chosen[1]", "chosen[2]", "chosen[3]", "rejected[3]")
+    assert whole.prompt == turns("q", "r", "s"), "an empty system is none"
+    alone = check_pair({"prompt": turns("q"), "chosen": turns("q", "g")[1:], "rejected": "b"})
+    assert alone.names == ("prompt[0]", "chosen[0]", "rejected")
+
+
+SIDES = {"chosen": "g", "rejected": "b"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"history": [["q", "a"]], "chosen": turns("q", "g"), "rejected": turns("q", "b")}, "`history` stands"),
+        ({"history": [["q", "a", "r"]], "prompt": "s", **SIDES}, "`history` is list"),
+        ({"chosen": turns("q", "g")[1:], "rejected": turns("q", "b")[1:]}, r"`chosen\[0\].role` is 'assistant'"),
+        ({"prompt": turns("q"), "chosen": turns("q", "r", "s", "g"), "rejected": "b"}, "is no user turn of `chosen`"),
+        ({"history": [["q", "a"]], "prompt": "r", "chosen": turns("q", "a", "other", "g"), "rejected": "b"},
+         "is no user turn of `chosen`"),
+        ({"prompt": "q", "chosen": "Human: a\nb\n\nAssistant: c", "rejected": "b"}, "`chosen` is a transcript"),
+        ({"prompt": "q", "chosen": "[{'id': 1, 'role': 'user', 'content': 'A'}]", "rejected": "b"}, "the text of a list"),
+        ({"prompt": "q", "chosen": '[{"id": 1, "from": "human", "value": "A"}]', "rejected": "b"}, "the text of a list"),
+    ],
+)
+def test_a_pair_whose_parts_do_not_fit_is_refused(row: dict[str, object], message: str) -> None:
+    """Fails where one part is read and the other is lost."""
+    with pytest.raises(ValueError, match=message):
+        check_pair(row)
+
+
+def test_a_pair_whose_parts_fit_is_read() -> None:
+    """A mark of the prompt's turn is no other prompt, an empty list in words no conversation."""
+    assert not is_turns_as_text("[]") and check_pair({"prompt": "A list?", "chosen": "[]", "rejected": "b"})
+    marked = [{**turns("q")[0], "train": False}]
+    pair = check_pair({"prompt": marked, "chosen": turns("q", "g"), "rejected": turns("q", "b")})
+    assert pair.prompt == turns("q")
+    asked, said = turns("q", "g")
+    marked = [{**asked, "weight": 0}, {**said, "train": True}]
+    assert list(unread_keys(marked, "chosen", masks=True)) == ["chosen[].weight"]
+    assert list(unread_keys(marked[:1], "prompt", masks=True)) == ["prompt[].weight"]
+
+
+def test_a_name_is_given_to_a_template_that_writes_it() -> None:
+    """Fails where a key that a template reads is left out on the way."""
+    tokenizer = prepare_tokenizer(tiny_tokenizer())
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role[0] + (m.name or '') + (m.tool_call_id or '') + m.content + eos_token }}"
+        "{% for call in m.tool_calls %}{{ call | tojson }}{% endfor %}{% endfor %}"
+        "{% if add_generation_prompt %}a{% endif %}"
+    )
+    asked, said = turns("Rain?", "Yes.")
+    row = {"prompt": [asked, CALLED, RESULT], "chosen": "Yes.", "rejected": "No."}
+    pair = encode_pair(tokenizer, row, template=tokenizer.chat_template)
+    assert "tweatherc1rain</s>" in tokenizer.decode(pair.prompt_ids)
 
 
 def test_truncation() -> None:

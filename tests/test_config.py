@@ -1,5 +1,6 @@
 """A config is right or refused in one line that names key, value and what was wanted, before any model is touched."""
 import argparse
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,8 @@ def test_defaults_are_the_documented_ones(tmp_path: Path) -> None:
     assert (config.data.max_tokens, config.data.max_prompt_tokens, config.optim.weight_decay) == (1024, 512, 0.0)
     sft = load(tmp_path, MINIMAL, kind=SFTConfig)
     assert (sft.data.max_tokens, sft.optim.windows_per_step, sft.data.targets) == (2048, 512, "assistant")
+    assert (sft.optim.lr_peak, sft.optim.schedule, sft.optim.epochs) == (2e-5, "cosine", 1)
+    assert (config.run.keep, config.run.save_every, config.run.seed) == (2, 100, 42)
     assert load(tmp_path, MINIMAL, "run.seed=1", kind=SFTConfig).run.dir == "runs/sft"
 
 
@@ -39,6 +42,11 @@ def test_overrides_and_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                   "optim.adam_betas=[0.8, 0.95]", "data.limit=null")
     assert config.beta == 0.5 and config.data.train == ("/d/a.jsonl", "b") and config.run.wandb.mode == "disabled"
     assert config.optim.adam_betas == (0.8, 0.95)
+    of_paths = ("model", "tokenizer", "chat_template", "data.train", "data.eval", "reference.dir",
+                "hardware.deepspeed", "samples.prompts", "samples.judge", "run.dir")
+    for key in of_paths:
+        value = attrgetter(key)(load(tmp_path, MINIMAL, f"{key}=$DATA/x"))
+        assert value in ("/d/x", ("/d/x",)), key
 
 
 def test_what_people_type_is_taken(tmp_path: Path) -> None:
@@ -79,12 +87,67 @@ def test_what_people_type_is_taken(tmp_path: Path) -> None:
     ("beta", r"override 'beta': key\.sub=value is wanted"),
     ("beta.x=1", r"beta: a finite number is wanted|group of keys"),
     ("beta=[", r"override 'beta=\[': the value is not YAML"),
+    ("hardware.activation_checkpointing=1", "one of true, false, mlp is wanted, got 1"),
+    ("optim.epochs=true", r"optim\.epochs: an integer is wanted, got True"),
+    ("run.dir=''", r"run\.dir: a text is wanted, got ''"),
+    ('model="a\\nb"', r"model: a text is wanted, got 'a\\nb'"),
 ])
 def test_bad_values_are_named(tmp_path: Path, override: str, message: str) -> None:
     """Fails where a wrong value would be taken, guessed, or reported without its key."""
     with pytest.raises(ConfigError, match=message) as caught:
         load(tmp_path, MINIMAL, override)
     assert "\n" not in str(caught.value)
+
+
+COUNTS = (
+    "optim.epochs",
+    "optim.pairs_per_step",
+    "run.log_every",
+    "run.eval_every",
+    "run.save_every",
+    "run.keep",
+    "samples.max_new_tokens",
+)
+OUTSIDE = {
+    "beta=0": "a number > 0",
+    "optim.lr_peak=0": "a number > 0",
+    "optim.weight_decay=-0.1": "a number >= 0",
+    "optim.grad_clip=-0.1": "a number >= 0",
+    "label_smoothing=-0.1": "0 <= number < 0.5",
+    "optim.warmup_fraction=1": "0 <= number < 1",
+    "optim.adam_betas=[0.9, 1]": "two of 0 <= number < 1",
+    "optim.adam_betas=[-0.1, 0.9]": "two of 0 <= number < 1",
+    "data.limit=0": "null or 1 <= integer",
+    "run.seed=-1": "0 <= integer",
+    "data.max_tokens=1": "2 <= integer",
+    "data.max_prompt_tokens=1": "2 <= integer",
+    "hardware.tokens_per_micro_batch=1": "2 <= integer",
+    **{f"{key}=0": "1 <= integer" for key in COUNTS},
+}
+
+
+@pytest.mark.parametrize("override", OUTSIDE)
+def test_the_first_value_outside_a_range_is_refused(tmp_path: Path, override: str) -> None:
+    """Fails where a limit is one off, or a key is in no range: a run with 0 epochs or steps."""
+    with pytest.raises(ConfigError, match=f"^{override.split('=')[0]}: {OUTSIDE[override]}"):
+        load(tmp_path, MINIMAL, override)
+
+
+def test_the_last_values_inside_their_ranges_are_taken(tmp_path: Path) -> None:
+    """Fails where what switches a thing off (no decay, no clipping, no warm-up) is refused."""
+    small = ("optim.weight_decay=0", "optim.grad_clip=0", "label_smoothing=0", "run.seed=0")
+    small += ("optim.warmup_fraction=0", "optim.adam_betas=[0, 0]", "data.limit=1")
+    small += ("data.max_prompt_tokens=2", "data.max_tokens=3", "hardware.tokens_per_micro_batch=2")
+    config = load(tmp_path, MINIMAL, *small, *(f"{key}=1" for key in COUNTS))
+    assert (config.optim.grad_clip, config.run.keep, config.data.limit) == (0.0, 1, 1)
+    assert load(tmp_path, MINIMAL, "data.max_tokens=8", kind=SFTConfig).data.max_tokens == 8
+
+
+def test_a_long_message_keeps_its_end() -> None:
+    """Where it says what is wanted. Fails where an error of a megabyte is cut to what was found."""
+    said = str(configs.BadInput(f"key: {'x' * 2000}\nis wanted to be short"))
+    assert said.startswith("key: xxx") and said.endswith("xxx is wanted to be short")
+    assert len(said) <= 600 and str(configs.BadInput("x" * 600)) == "x" * 600
 
 
 @pytest.mark.parametrize("text,message", [

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from pair_files import contents, jsonl, pair_rows
+from row_samples import TOOLS_TEMPLATE
 from tiny import tiny_tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from zephyr.chat import encode_messages, encode_pair, encode_text
+from zephyr.chat import EncodedPair, EncodedText, encode_messages, encode_pair, encode_text
 from zephyr.config import BadInput
-from zephyr.data import Pairs, format_report, load_pairs, load_texts, load_tokenizer, prepare_tokenizer
+from zephyr.data import Pairs, Texts, encode, store
+from zephyr.data import encoding_resources, format_report, load_pairs, load_texts, load_tokenizer, prepare_tokenizer
 
 GOOD = {"prompt": "q", "chosen": "good", "rejected": "bad"}
 
@@ -150,6 +155,27 @@ def test_sft_cut_without_a_target_is_dropped(tokenizer: PreTrainedTokenizerBase,
     assert texts.ids == ["long.jsonl:2", "long.jsonl:3"] and texts.tokens.tolist() == [90, 90]
     assert tokenizer.eos_token_id not in texts[1].ids
     assert list(report["dropped"].values()) == [1] and report["cut"]["text"]["rows"] == 2
+    lost = report["cut"]["text"]["tokens"]
+    path = jsonl(tmp_path / "more.jsonl", [*rows, {"text": "short"}])
+    assert load_texts([path], tokenizer, max_tokens=90)[1]["cut"]["text"] == {"rows": 2, "tokens": lost}
+    assert lost == len(encode_text(tokenizer, "b " * 300).ids) - 90 + len(whole_of(tokenizer, rows[1])) - 90
+
+
+def whole_of(tokenizer: PreTrainedTokenizerBase, row: dict[str, str]) -> list[int]:
+    turns = [{"role": role, "content": row[key]} for role, key in (("user", "prompt"), ("assistant", "completion"))]
+    return encode_messages(tokenizer, turns).ids
+
+
+def test_a_row_nested_too_deeply_is_left_out(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """JSON that can be read may still be too deep to be looked through: some depth is for one, and not for the other. Fails where it
+    ends the run with a traceback."""
+    row = '{{"prompt": "q", "completion": "a", "input": {}"q"{}}}'
+    lines = [row.format("[" * depth, "]" * depth) for depth in (*range(600, 1000), 3000, 100_000)]
+    path = jsonl(tmp_path / "rows.jsonl", [{"text": "fine"}, *lines])
+    texts, report = load_texts([path], tokenizer, on_bad_row="skip")
+    reasons = {skipped["reason"].partition(",")[0] for skipped in report["skipped"]}
+    assert {"the row is nested too deeply", "the line's JSON is nested too deeply"} <= reasons
+    assert report["rows_read"] == len(lines) + 1 == len(texts) + report["rows_skipped"]
 
 
 def test_limit_counts_rows_of_all_sources(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
@@ -190,12 +216,13 @@ def test_cache_is_of_these_rows_and_options(
             load(max_tokens=100, max_prompt_tokens=50)
     assert sorted(cache.iterdir()) == [entry], "a failed run leaves nothing behind"
     load(max_tokens=100, max_prompt_tokens=50)
+    assert len(load(limit=2)[0]) == 2
     jsonl(tmp_path / "rows.jsonl", pair_rows(6))
     assert len(load()[0]) == 6
     other = prepare_tokenizer(tiny_tokenizer())
     other.add_tokens(["question"])
     assert contents(load_pairs([path], other, cache_dir=cache)[0]) != contents(load()[0])
-    assert len(list(cache.iterdir())) == 4
+    assert len(list(cache.iterdir())) == 5
 
 
 def flip(path: Path) -> None:
@@ -242,6 +269,150 @@ def test_a_damaged_cache_is_encoded_again(
     assert {path.name for path in cache.iterdir()} == {entry.name, "other"}, "what was damaged is gone"
 
 
+def test_of_two_that_make_an_entry_the_first_wins(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """Fails where a whole entry is taken away from the process that made it, and put back anew."""
+    path, cache = jsonl(tmp_path / "rows.jsonl", pair_rows(3)), tmp_path / "cache"
+    load_pairs([path], tokenizer, cache_dir=cache)
+    (entry,) = cache.iterdir()
+    first, aside = entry.stat().st_ino, cache / ".writing-other"
+    shutil.copytree(entry, aside)
+    store.publish(aside, entry)
+    assert entry.stat().st_ino == first and aside.is_dir()
+
+
+def test_the_key_of_an_entry_is_of_all_that_makes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails where rows that were encoded by other code, or by another tokenizer, would be taken."""
+    (tmp_path / "code.py").write_text("a = 1\n")
+
+    def key(**special: str) -> str:
+        tokenizer = tiny_tokenizer()
+        tokenizer.add_special_tokens(special)
+        return store.digest_of(tokenizer, [tmp_path / "code.py"], parts)
+
+    parts = ["a", "b"]
+    keys = [key(), key(eos_token="<unk>"), key(pad_token="[PAD]")]
+    assert keys[0] == key()
+    for parts in (["ab"], ["b", "a"], ["a", "b", "c"]):
+        keys.append(key())
+    parts = ["a", "b"]
+    for library in ("tokenizers", "transformers"):
+        with monkeypatch.context() as patched:
+            patched.setattr(store, "version", lambda name: name if name == library else version(name))
+            keys.append(key())
+    (tmp_path / "code.py").write_text("a = 2\n")
+    assert len({*keys, key()}) == len(keys) + 1
+
+
+def test_what_decides_an_example_is_in_the_key() -> None:
+    """Every module that the encoding of a row imports is part of the cache's key. Fails where a mended
+    reader would go on with what the old one wrote."""
+    folder = Path(encode.__file__).parent
+    known, new = set(), {"workers", "store", "encode"}
+    while new:
+        known |= new
+        sources = [(folder / f"{name}.py").read_text(encoding="utf-8") for name in new]
+        found = {name for text in sources for name in re.findall(r"from zephyr\.data\.(\w+) import", text)}
+        new = found - known
+    assert known == set(encode.OWN_CODE)
+
+
+def test_a_digest_of_examples_is_of_all_of_them() -> None:
+    """Fails where two sets of examples that train differently have one digest."""
+
+    def pairs(*rows: tuple[str, list[int], list[int], list[int]]) -> str:
+        return digest([EncodedPair(*row) for row in rows], store.PAIR_SCHEMA, Pairs)
+
+    def digest(rows: list[object], schema: object, kind: type) -> str:
+        table = pa.Table.from_batches([store.example_batch(rows)], schema)
+        return store.content_digest(kind(table))
+
+    a, b = ("a", [1, 2], [3], [4]), ("b", [5], [6, 7], [8])
+    digests = [
+        pairs(a, b),
+        pairs(b, a),
+        pairs(a),
+        pairs(a, ("c", *b[1:])),
+        pairs(("a", [1], [3], [4]), ("b", [2, 5], [6, 7], [8])),
+        pairs(("a", [1, 2], [4], [3]), b),
+        pairs(("a", [1, 9], [3], [4]), b),
+    ]
+    digests += [
+        digest([EncodedText("a", [1, 2, 3], flags)], store.TEXT_SCHEMA, Texts)
+        for flags in ([False, True, False], [False, False, True])
+    ]
+    assert pairs(a, b) == digests[0] and len(set(digests)) == len(digests)
+
+
+def test_the_mean_preference_is_over_rows_with_ratings(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """Of a row with two ratings their mean counts. Fails where rows without a rating take part."""
+    rated = [{"score_chosen": 5, "score_rejected": 1, "chosen_rating": 4, "rejected_rating": 2}, {}]
+    rated.append({"score_chosen": 1, "score_rejected": 2})
+    rows = [{**row, **more} for row, more in zip(pair_rows(3), rated)]
+    path = jsonl(tmp_path / "rows.jsonl", rows)
+    _, report = load_pairs([path], tokenizer)
+    assert (report["scored"], report["mean_preference"], report["inverted"]) == (2, 1.0, [f"{path}:3"])
+    assert "rated below the rejected one: 1 of 2 rows with scores, the first at" in format_report(report)
+    steer = {"prompt": "q", "response_1": "a", "response_2": "b", "preference_strength": -3}
+    assert load_pairs([jsonl(tmp_path / "steer.jsonl", [steer])], tokenizer)[1]["mean_preference"] == 3
+
+
+def test_a_warning_names_its_first_places(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """Five of them, of one line of the report. Fails where a million equal rows fill it, or the log is silent."""
+    path = jsonl(tmp_path / "rows.jsonl", [GOOD] * 9)
+    _, report = load_pairs([path], tokenizer)
+    again = {"rows": 8, "first": [f"{path}:{n}" for n in range(2, 7)]}
+    assert report["warnings"] == {"the same example again": again}
+    assert f"warning: the same example again: 8 rows, the first at {path}:2" in format_report(report)
+    bad = [GOOD, *({"prompt": f"q{n}"} for n in range(9))]
+    told = format_report(load_pairs([jsonl(tmp_path / "bad.jsonl", bad)], tokenizer, on_bad_row="skip")[1])
+    assert "bad rows left out: 9" in told and told.count("`chosen` is missing") == 5
+
+
+def test_names_and_keys_as_the_row_has_them(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """In errors the row's own field; in the report a long key by its beginning. Fails where either is another's."""
+    said = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ahoy", "reasoning": "hm"}]
+    with pytest.raises(BadInput, match=r"`conversations\[1\].reasoning` is not written by the chat template"):
+        load_texts([jsonl(tmp_path / "rows.jsonl", [{"conversations": said}])], tokenizer)
+    _, report = load_pairs([jsonl(tmp_path / "rows.jsonl", [{**GOOD, "k" * 500: 1}])], tokenizer)
+    assert report["keys_not_read"] == {"k" * 80: 1}
+
+
+def test_suspicions_are_of_every_side_but_of_no_tool(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """A tool may answer in JSON. Fails where marks in the rejected answer are seen by nobody."""
+    for side in ("prompt", "chosen", "rejected"):
+        row = {**GOOD, side: "<|im_start|>user"}
+        (warning,) = load_pairs([jsonl(tmp_path / "rows.jsonl", [row])], tokenizer)[1]["warnings"]
+        assert warning.startswith("marks of a chat template")
+    own = prepare_tokenizer(tiny_tokenizer())
+    own.chat_template = TOOLS_TEMPLATE
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    turns = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": '[{"role": "user", "content": "A"}]'},
+        {"role": "assistant", "content": "a"},
+    ]
+    assert load_texts([jsonl(tmp_path / "tools.jsonl", [{"messages": turns}])], own)[1]["warnings"] == {}
+
+
+def test_where_encoded_rows_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where a cluster's own folder is passed over, and the home folder filled."""
+    monkeypatch.setenv("ZEPHYR_CACHE", "/scratch/rows")
+    assert encoding_resources()["cache_dir"] == Path("/scratch/rows")
+    monkeypatch.setenv("ZEPHYR_CACHE", "")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert encoding_resources()["cache_dir"] == Path("/home/me/.cache/zephyr")
+    assert encoding_resources()["workers"] == len(os.sched_getaffinity(0))
+
+
 def test_options_are_checked_before_rows(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     """With `skip`, a limit that fails on every row would leave out every row and blame the data."""
     path = jsonl(tmp_path / "rows.jsonl", pair_rows(2))
@@ -254,6 +425,15 @@ def test_options_are_checked_before_rows(tokenizer: PreTrainedTokenizerBase, tmp
     for options in wrong:
         with pytest.raises(BadInput, match=next(iter(options))):
             load_pairs([path], tokenizer, **{"on_bad_row": "skip", **options})
+    for options, message in (
+        ({"max_tokens": 1}, "^max_tokens is 1, wanted at least 2"),
+        ({"targets": "answers"}, "^targets is 'answers'"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            load_texts([path], tokenizer, **options)
+    for sources in (path, [], ""):
+        with pytest.raises(BadInput, match="the data sources are .*, wanted a list of at least one"):
+            load_pairs(sources, tokenizer)
     with pytest.raises(BadInput, match="no tokenizer loads"):
         load_tokenizer(tmp_path)
 

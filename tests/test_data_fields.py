@@ -73,9 +73,13 @@ def test_a_tools_result_is_in_the_prompt_and_no_target(tmp_path: Path) -> None:
     assert json.dumps(TOOL) in tokenizer.decode(text.ids)
     untold = encode_messages(tokenizer, dialogue, template=TOOLS_TEMPLATE)
     assert untold.ids[:len(pair.prompt_ids)] == pair.prompt_ids, "the prefix of the last answer is that of the pair"
-    _, report = load_texts([jsonl(tmp_path / "rows.jsonl", [{"messages": dialogue, "tools": [TOOL]}])], tokenizer)
+    (loaded,), report = load_texts([jsonl(tmp_path / "rows.jsonl", [{"messages": dialogue, "tools": [TOOL]}])], tokenizer)
+    assert loaded[1:] == text[1:], "tools and all"
     unread = {f"messages[].{key}": 1 for key in ("name", "tool_call_id", "tool_calls[].id", "tool_calls[].type")}
     assert report["keys_not_read"] == unread, "what this template does not write, and only links call and result"
+    row = {"prompt": prompt, "chosen": "It rains.", "rejected": "Dry."}
+    _, report = load_pairs([jsonl(tmp_path / "pairs.jsonl", [row])], tokenizer)
+    assert report["keys_not_read"] == {key.replace("messages", "prompt"): 1 for key in unread}
 
 
 @pytest.mark.parametrize(("row", "message"), [
@@ -130,6 +134,64 @@ def test_a_template_that_leaves_anything_out_is_seen() -> None:
     assert targets(tokenizer, encode_messages(tokenizer, SAID, template=quiet)) == "Ahoy</s>"
 
 
+def test_a_call_may_hold_any_json() -> None:
+    """Each argument is changed to see that it is written. Fails where one of a kind that nobody thought of ends the run."""
+    arguments = {"city": None, "all": True, "days": 2, "part": 0.5, "of": [], "in": {}, "said": ""}
+    call = {**CALL, "function": {"name": "weather", "arguments": arguments, "strict": None}}
+    tokenizer, told = with_template(TOOLS_TEMPLATE), []
+    text = encode_messages(tokenizer, [*ASKED, {**CALLED, "tool_calls": [call]}], template=TOOLS_TEMPLATE, left_out=told)
+    assert json.dumps(arguments) in targets(tokenizer, text)
+    assert told == [f"messages[].tool_calls[].{key}" for key in ("function.strict", "id", "type")]
+
+
+def test_a_template_that_refuses_another_value_reads_it() -> None:
+    """What is changed to see whether it is written may be what the template checks. Fails where the row is refused for that."""
+    checks = ("{% if messages[0].content not in ('S', 'Hi') %}{{ raise_exception('no') }}{% endif %}{% for m in messages %}"
+              "{{ m.role[0] }}{% if m.role != 'system' %}{{ m.content }}{% endif %}{{ eos_token }}{% endfor %}"
+              "{% if add_generation_prompt %}a{% endif %}")
+    tokenizer = with_template(checks)
+    told: list[str] = []
+    system = [{"role": "system", "content": "S"}]
+    text = encode_messages(tokenizer, system + SAID, template=checks, left_out=told)
+    assert targets(tokenizer, text) == "Ahoy</s>" and told == []
+
+
+def test_a_result_that_the_text_holds_by_chance_is_not_written() -> None:
+    """The town of the result stands in the answer too. Fails where a tool's words are taken for written because they are found."""
+    said = "{% for m in messages %}{% if m.role != 'tool' %}{{ m.role[0] + m.content + eos_token }}{% endif %}"
+    deaf = (said + "{% for c in m.tool_calls %}{{ c.function | tojson }}{% endfor %}{% endfor %}"
+            "{% if add_generation_prompt %}a{% endif %}")
+    turns = [*ASKED, CALLED, RESULT, {"role": "assistant", "content": "It will rain."}]
+    tokenizer = with_template(deaf)
+    with pytest.raises(ValueError, match=r"`messages\[2\].content` is not written by the chat template"):
+        encode_messages(tokenizer, turns, template=deaf)
+    pair = {"prompt": turns[:-1], "chosen": "It will rain.", "rejected": "No."}
+    with pytest.raises(ValueError, match=r"`prompt\[2\].content` is not written by the chat template"):
+        encode_pair(tokenizer, {**pair, "prompt": [*ASKED, CALLED, {**RESULT, "content": "a"}]}, template=deaf)
+
+
+def test_words_on_either_side_of_a_thought_are_not_lost(tokenizer: PreTrainedTokenizerBase) -> None:
+    """A template that parts an answer at `</think>` writes what it finds inside and behind. Fails where the words in front of the
+    thought, or behind it, go without a word; a thought without its first mark is one."""
+    def said(*contents: str, template: str = THINKING_TEMPLATE, told: list[str] | None = None) -> str:
+        turns = [turn for content in contents for turn in (SAID[0], {"role": "assistant", "content": content})]
+        turns = [turns[0], {**turns[1], "train": False}, *turns[2:]] if told is not None else turns
+        return targets(own, encode_messages(own, turns, template=template, left_out=told))
+    own = with_template(THINKING_TEMPLATE)
+    silent = THINKING_TEMPLATE.replace("{{ said }}", "{{ said if not thought }}")
+    for content, template in (("Well.\n<think>\nhm\n</think>\n\nAhoy", THINKING_TEMPLATE), ("<think>a</think>b</think>c", THINKING_TEMPLATE),
+                              ("<think>hm</think>Ahoy", silent)):
+        with pytest.raises(ValueError, match=r"`messages\[1\].content`( holds a <think> block, which)? is not written"):
+            said(content, template=template)
+    assert said("hm</think>Ahoy") == "<think>\nhm\n</think>\n\nAhoy</s>"
+    told: list[str] = []
+    assert said("hm</think>Ahoy", "No", told=told) == "No</s>" and told == ["messages[].content"]
+    with pytest.raises(ValueError, match=r"`messages\[1\].content` is not written"):
+        said("Well. <think>hm</think>Ahoy", "No", told=told)
+    plain = encode_messages(tokenizer, [SAID[0], {**SAID[1], "content": "Well. <think>hm</think> Ahoy"}])
+    assert targets(tokenizer, plain) == "Well. <think>hm</think> Ahoy</s>", "Zephyr's template changes no words"
+
+
 def test_thoughts_are_trained_where_the_template_writes_them() -> None:
     """The answer's prefix is generation's, with the thoughts behind it; a thought that the template leaves out of an earlier answer
     is refused in a target, and told where it is only context."""
@@ -178,10 +240,10 @@ def test_masked_turns_are_no_targets(key: str, tokenizer: PreTrainedTokenizerBas
 
 def test_weights_are_kept_and_not_ignored(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     """The loss that reads them is not there: the table holds them, and a run that would ignore them does not start."""
-    path = jsonl(tmp_path / "rows.jsonl", [PAIR, {**PAIR, "prompt": "r", "weight": 0.5}, {**PAIR, "prompt": "s", "weight": 1}])
+    path = jsonl(tmp_path / "rows.jsonl", [PAIR, {**PAIR, "prompt": "r", "weight": 0.3}, {**PAIR, "prompt": "s", "weight": 1}])
     for cache in (None, tmp_path / "cache", tmp_path / "cache"):
         pairs, report = load_pairs([path], tokenizer, cache_dir=cache)
-        assert pairs.weights.tolist() == [1, 0.5, 1] and pairs[1].weight == 0.5
+        assert pairs.weights.tolist() == [1, 0.3, 1] and pairs[1].weight == 0.3
     with pytest.raises(BadInput, match=r"rows.jsonl:2: `weight` is not 1, in 1 rows"):
         splits(tokenizer, [path])
     splits(tokenizer, [path], columns={"weight": None})

@@ -1,9 +1,11 @@
 """What a row says is never lost because another key, or another name, is read first."""
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from pair_files import jsonl
+from row_samples import SAID
 from tiny import tiny_tokenizer
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -12,9 +14,10 @@ from zephyr.chat import encode_messages, encode_pair
 from zephyr.config import BadInput
 from zephyr.data import format_report, load_pairs, load_texts, prepare_tokenizer
 from zephyr.data.rows import margins
-from zephyr.data.shapes import pair_row, sft_row, suspicions
+from zephyr.data.shapes import pair_row, sft_conversation, sft_row, suspicions
 
 SIDES = {"chosen": "good", "rejected": "bad"}
+ANSWERS = [{"answer": "a", "rank": 1}, {"answer": "b", "rank": 2}]
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +30,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
     ({"instruction": "To German.", "prompt": "Good day", **SIDES}, "prompt"),
     ({"prompt": "a", "question": "b", **SIDES}, "prompt"),
     ({"prompt": "a", "conversations": [{"from": "human", "value": "b"}], **SIDES}, "prompt"),
+    ({"prompt": "a", "question": "ban", **SIDES}, "prompt"),
 ])
 def test_a_pair_with_two_prompts_is_refused(row: dict[str, object], lost: str) -> None:
     """Fails where the first key that is known is read, and the other is counted as if it said nothing."""
@@ -40,6 +44,9 @@ def test_a_pair_with_two_prompts_is_refused(row: dict[str, object], lost: str) -
     ({"instruction": "To German.", "prompt": "Good day", "response": "c"}, "instruction"),
     ({"instruction": "To German.", "question": "Good day", "answer": "c"}, "instruction"),
     ({"prompt": "Translate.", "input": "Good day", "completion": "c"}, "input"),
+    ({"prompt": "a", "trajectory": [{"from": "user", "value": "b"}], "completion": "c"}, "trajectory"),
+    ({"prompt": "a", "query": "b", "completion": "c"}, "query"),
+    ({"messages": SAID, "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "No"}]}, "conversations"),
 ])
 def test_a_text_with_two_prompts_is_refused(row: dict[str, object], lost: str) -> None:
     """The same of rows for SFT."""
@@ -54,6 +61,9 @@ def test_a_prompt_that_the_turns_hold_is_not_lost() -> None:
     assert sft_row({"prompt": "Why?", "prompt_id": "1", "messages": turns}) == turns
     said = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]
     assert sft_row({"instruction": "Why?", "response": "So.", "conversations": said}) == turns
+    long = "Why is the sky blue in the morning?"
+    asked = [{"role": "user", "content": f"Be brief. {long}"}, turns[1]]
+    assert sft_row({"prompt": long, "messages": asked}) == asked
     made, unread = pair_row({"prompt": "Why?", "input": "", **SIDES})
     assert made["prompt"] == "Why?" and unread == ["input"]
 
@@ -77,7 +87,8 @@ def test_marks_of_turns_are_counted_in_plain_text(said: str, tokenizer: PreTrain
     assert report["warnings"] and suspicions([said])
 
 
-@pytest.mark.parametrize("said", ["My assistant: a robot", "The user is kind.", '{"city": "Rome"}', "[1, 2]", "Humans and assistants"])
+@pytest.mark.parametrize("said", ["My assistant: a robot", "The user is kind.", '{"city": "Rome"}', "[1, 2]", "Humans and assistants",
+                                  "Their Assistant: a robot. The User: a child."])
 def test_words_without_marks_are_not_counted(said: str) -> None:
     """Fails where the patterns see a transcript in any text about users, or in any JSON."""
     assert not suspicions([said])
@@ -93,7 +104,7 @@ def test_turns_as_text_are_refused_whatever_their_first_key(chosen: str, tokeniz
 
 @pytest.mark.parametrize(("row", "key"), [
     ({"train": False}, "train"), ({"train_on_turn": 0}, "train_on_turn"), ({"loss_mask": [0, 0]}, "loss_mask"),
-    ({"mask": [1]}, "mask"), ({"sample_weight": 0.5}, "sample_weight"), ({"weights": 2}, "weights")])
+    ({"mask": [1]}, "mask"), ({"trainable": False}, "trainable"), ({"sample_weight": 0.5}, "sample_weight"), ({"weights": 2}, "weights")])
 def test_marks_of_a_whole_row_are_refused(row: dict[str, object], key: str) -> None:
     """Fails where a row that is not to be trained, or by half, is trained as the others."""
     for read, more in ((pair_row, {"prompt": "q", **SIDES}), (sft_row, {"prompt": "q", "completion": "c"})):
@@ -104,12 +115,65 @@ def test_marks_of_a_whole_row_are_refused(row: dict[str, object], key: str) -> N
 
 def test_other_names_for_bad_answers_and_the_system(tokenizer: PreTrainedTokenizerBase) -> None:
     """KTO's label as -1 or `unsafe`, a pair's `label`, a system under `system_message`."""
-    for row in ({"label": -1}, {"label": "unsafe"}, {"labels": False}, {"is_good": False}):
+    for row in ({"label": -1}, {"label": "unsafe"}, {"labels": False}, {"is_good": False}, {"desirable": 0},
+                {"label": "Rejected"}, {"label": "BAD"}, {"kto_tag": "False"}):
         with pytest.raises(ValueError, match="called bad"):
             sft_row({"prompt": "q", "completion": "c", **row})
     with pytest.raises(ValueError, match="a pair called bad"):
         pair_row({"prompt": "q", **SIDES, "label": False})
     assert sft_row({"prompt": "q", "completion": "c", "system_message": "S"})[0] == {"role": "system", "content": "S"}
+
+
+@pytest.mark.parametrize("key", "image images video videos audio audios functions function_call documents context "
+                                "chat_template_kwargs".split())
+def test_a_key_that_no_shape_has_a_place_for_is_refused(key: str) -> None:
+    """Fails where a row is trained without what it is about."""
+    for read, row in ((pair_row, {"prompt": "q", **SIDES}), (sft_row, {"messages": SAID})):
+        with pytest.raises(ValueError, match=f"`{key}` is str 'x', .*data.columns.{key}=null leaves it out"):
+            read({**row, key: "x"})
+        read({**row, key: ""})
+
+
+def test_turns_before_are_kept_or_refused() -> None:
+    """Behind the system turn, in front of the others, each by its name. Fails where a shape drops them."""
+    row = {"messages": [{"role": "system", "content": "S"}, *SAID], "history": [["q", "a"]]}
+    made, unread = sft_conversation(row)
+    assert [turn["content"] for turn in made.turns] == ["S", "q", "a", "Hi", "Ahoy"] and not unread
+    assert made.names == ["messages[0]", "history[0][0]", "history[0][1]", "messages[1]", "messages[2]"]
+    safe = {"prompt": "q", "response_0": "a", "response_1": "b", "better_response_id": 0}
+    for read, other in ((pair_row, safe), (sft_row, {"text": "words"})):
+        with pytest.raises(ValueError, match="`history` is list .*data.columns.history=null"):
+            read({**other, "history": [["q", "a"]]})
+    with pytest.raises(ValueError, match="`tools` is list .*plain text has no place for"):
+        sft_row({"text": "words", "tools": [{"name": "f"}]})
+    with pytest.raises(ValueError, match="ends with a user turn"):
+        sft_row({"messages": SAID[:1]})
+
+
+def test_what_lies_inside_a_field_is_read_or_told() -> None:
+    """OpenAI's tools, SHP's scores, a label that says neither, a mark that nothing reads. Fails where one is lost."""
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    row = {"input": {"messages": SAID[:1], "tools": tools, "parallel_tool_calls": True},
+           "preferred_output": SAID[1:], "non_preferred_output": [{"role": "assistant", "content": "No"}]}
+    made, unread = pair_row(row)
+    assert made["tools"] == tools and unread == ["input.parallel_tool_calls"]
+    shp = {"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": 1, "score_A": 20, "score_B": 3}
+    assert pair_row(shp)[0]["margins"] == (17,) and pair_row({**shp, "labels": 0})[0]["margins"] == (-17,)
+    assert sft_conversation({"messages": SAID, "label": "positive"})[1] == ["label"]
+    assert sft_conversation({"messages": SAID, "label": "good"})[1] == []
+    assert pair_row({"prompt": [{**SAID[0], "weight": 0}], **SIDES})[1] == ["prompt[].weight"]
+
+
+@pytest.mark.parametrize(("read", "row", "message"), [
+    (pair_row, {"prompt": "\n\nHuman: q", "answers": ANSWERS}, "`prompt` is .*that ends with the latter"),
+    (pair_row, {"prompt": "\n\nHuman: q\n\nAssistant: a", "answers": ANSWERS}, "`prompt` is .*that ends with the latter"),
+    (pair_row, {"prompt": "Well\n\nHuman: q\n\nAssistant:", "answers": ANSWERS}, "`prompt` is .*wanted a transcript"),
+    (sft_row, {"instruction": "q", "input": "a", "context": "b", "output": "c"}, "`input` and `context` are both given"),
+])
+def test_half_of_a_prompt_is_no_prompt(read: Callable[[object], object], row: dict[str, object], message: str) -> None:
+    """Fails where a part is read as the whole."""
+    with pytest.raises(ValueError, match=message):
+        read(row)
 
 
 def test_words_beside_a_call_are_not_those_of_the_call(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -10,7 +10,7 @@ from tiny import tiny_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from zephyr.config import BadInput
-from zephyr.data import load_pairs, load_texts, prepare_tokenizer, shapes
+from zephyr.data import format_report, load_pairs, load_texts, prepare_tokenizer, shapes
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +27,15 @@ def test_pairs_of_every_shape(name: str, tokenizer: PreTrainedTokenizerBase, tmp
         assert tokenizer.decode(pair.prompt_ids) == "<s>" + row_samples.rendered(prompt) + "<|assistant|>\n"
         assert [tokenizer.decode(ids) for ids in (pair.chosen_ids, pair.rejected_ids)] == [f"{chosen}</s>", f"{rejected}</s>"]
         assert not report["inverted"] and not report["warnings"]
+        assert list(report["keys_not_read"]) == ["answers[] between the first and the last in rank"] * ("answers" in row)
 
 
 @pytest.mark.parametrize("name", shapes.TEXTS)
 def test_texts_of_every_shape(name: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     """Fails as the test above; the targets are each answer and its EOS."""
     for row, said in row_samples.TEXTS[name]:
-        (text,), _ = load_texts([jsonl(tmp_path / "rows.jsonl", [row])], tokenizer)
+        (text,), report = load_texts([jsonl(tmp_path / "rows.jsonl", [row])], tokenizer)
+        assert report["keys_not_read"] == {}
         targets = tokenizer.decode([id for id, flag in zip(text.ids, text.is_target) if flag])
         if isinstance(said, str):
             assert tokenizer.decode(text.ids) == f"<s>{said}</s>" and targets == f"{said}</s>"
@@ -49,6 +51,8 @@ def test_ties_are_counted(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) ->
     path = jsonl(tmp_path / "rows.jsonl", [steer, nectar, {**steer, "preference_strength": 1}])
     pairs, report = load_pairs([path], tokenizer)
     assert len(pairs) == 1 and sorted(report["dropped"].values()) == [0, 1, 1]
+    said = format_report(report)
+    assert "dropped, a tie: preference_strength is 0: 1" in said and "after the cut" not in said and said.count("dropped, ") == 2
 
 
 @pytest.mark.parametrize(("load", "row", "message"), [
@@ -102,6 +106,23 @@ def test_columns(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     exchanged, _ = load_pairs([jsonl(tmp_path / "pair.jsonl", [{"prompt": "q", "chosen": "bad", "rejected": "good"}])], tokenizer,
                               columns={"chosen": "rejected", "rejected": "chosen"})
     assert tokenizer.decode(exchanged[0].chosen_ids) == "good</s>"
+
+
+def test_a_path_leads_to_a_value_or_to_none() -> None:
+    """A name with a dot is a name; an index behind the end, or into words, leads nowhere. Fails where another key is taken."""
+    row = {"meta.ask": "q", "answers": ["a"], "say": {"0": "c"}}
+    assert shapes.select(row, {"prompt": "meta.ask"}) == ({"prompt": "q", "answers": ["a"], "say": {"0": "c"}}, ["prompt"], [])
+    for path in ("answers.1", "answers.x", "answers.0.0", "say.1", "meta", "none.0"):
+        assert shapes.select(row, {"chosen": path})[1] == []
+    assert shapes.select(row, {"chosen": "say.0"})[0] == {"meta.ask": "q", "answers": ["a"], "chosen": "c"}
+
+
+def test_a_column_is_a_field_of_some_shape_or_a_rating() -> None:
+    """Fails where `data.columns` refuses the name that an error says, or takes a slip."""
+    for name in ("score_chosen", "rejected_rating", "margin", "weight", "label", "images", "human_ref_A", "system_message"):
+        assert shapes.nearest_column(name) is None
+    assert shapes.nearest_column("mesages") == "the nearest is messages"
+    assert (shapes.nearest_column("qqq") or "").startswith("wanted one of answer, answers, ")
 
 
 def test_safer_of_two_verdicts(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:

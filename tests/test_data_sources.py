@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from zephyr.chat import encode_pair
 from zephyr.config import BadInput
 from zephyr.data import load_pairs, prepare_tokenizer
+from zephyr.data.sources import open_sources
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +42,7 @@ def test_every_kind_of_file_gives_the_same_pairs(tokenizer: PreTrainedTokenizerB
         assert report["rows_read"] == report["examples"] == 7
         assert pairs.ids == [f"{name}:{i}" for i in range(1, 8)]
     assert pairs.prompt_tokens.tolist() == [len(pair[0]) for pair in wanted]
+    assert pairs.chosen_tokens.tolist() == [len(pair[1]) for pair in wanted]
     assert pairs.rejected_tokens.tolist() == [len(pair[2]) for pair in wanted]
 
 
@@ -58,6 +62,78 @@ def test_folder_and_its_splits(tokenizer: PreTrainedTokenizerBase, tmp_path: Pat
     for name in ("part-a.jsonl", "part-b.jsonl"):
         jsonl(tmp_path / "parts" / name, pair_rows(2))
     assert len(load_pairs([f"{tmp_path}/parts"], tokenizer)[0]) == 4
+
+
+def names(spec: str) -> list[str]:
+    return [source.name for source in open_sources([spec])]
+
+
+def test_files_of_a_folder_are_read_by_name(tmp_path: Path) -> None:
+    """What the system hides, and other kinds of files, are none. Fails where the order is the disk's, so that a run on another
+    machine trains in another, or where a cache's copy is read as well."""
+    for name in ("b.jsonl", "d.json", "a.jsonl.gz", "c/x.jsonl", "c/b.jsonl", ".cache/a.jsonl", "c/.x.jsonl", "e.txt", "f.gz"):
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        jsonl(tmp_path / "set" / name, pair_rows(1))
+    with pytest.raises(BadInput, match=r"has the subsets \., c, wanted one named"):
+        names(f"{tmp_path}/set")
+    assert names(f"{tmp_path}/set:.") == ["set/a.jsonl.gz", "set/b.jsonl", "set/d.json"]
+    assert names(f"{tmp_path}/set:c") == ["set/c/b.jsonl", "set/c/x.jsonl"]
+    assert names(f"{tmp_path}/set/c") == ["c/b.jsonl", "c/x.jsonl"]
+
+
+def test_a_split_is_a_folder_or_the_start_of_a_name(tmp_path: Path) -> None:
+    """Fails where rows that are held out are read because the others are called by no split, or by folder."""
+    for name in ("one/test.jsonl", "one/rows.jsonl", "two/train/part-1.json.gz", "two/test/part-1.json.gz",
+                 "three/train-00000-of-00002-3a5f.jsonl", "three/train-00001-of-00002-9b1c.jsonl",
+                 "four/joke/train.jsonl", "four/joke/test.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        jsonl(tmp_path / name, pair_rows(1))
+    for folder, splits in (("one", "rows, test"), ("two", "test, train"), ("four", "test, train"), ("four:joke", "test, train")):
+        with pytest.raises(BadInput, match=f"has the splits {splits}, wanted one named"):
+            names(f"{tmp_path}/{folder}")
+    assert names(f"{tmp_path}/one:rows") == ["one/rows.jsonl"] and names(f"{tmp_path}/two:train") == ["two/train/part-1.json.gz"]
+    assert len(names(f"{tmp_path}/three")) == len(names(f"{tmp_path}/three:train")) == 2
+    assert names(f"{tmp_path}/four:joke:test") == names(f"{tmp_path}/four:test") == ["four/joke/test.jsonl"]
+
+
+def test_a_digest_is_of_the_whole_source(tmp_path: Path) -> None:
+    """Fails where a byte behind the first million is not in it, or two saved datasets of one name are one."""
+    from datasets import Dataset
+    digests = []
+    for last in "ab":
+        (tmp_path / "rows.jsonl").write_text(" " * 2**20 + last)
+        for rows in ([{"a": last}], [{"a": last}] * 2):
+            Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+            digests += [source.digest for source in open_sources([str(tmp_path / "rows.jsonl"), str(tmp_path / "saved")])]
+    assert len(set(digests)) == 2 + 4
+    (source,) = open_sources([str(tmp_path / "rows.jsonl")])
+    assert source.digest == hashlib.sha256((tmp_path / "rows.jsonl").read_bytes()).hexdigest()
+
+
+def test_the_rows_of_a_list_are_called_by_their_number(tmp_path: Path) -> None:
+    """From 1, in the file's own encoding. Fails where the place in an error is that of the row before."""
+    (tmp_path / "rows.json").write_bytes(b'\xef\xbb\xbf [{"a": 1},\n {"a": 2}]')
+    rows = list(open_sources([str(tmp_path / "rows.json")])[0].rows())
+    assert [(row.place, row.default_id) for row in rows] == [(f"{tmp_path}/rows.json, element {n}", f"rows.json:{n}") for n in (1, 2)]
+    (tmp_path / "bad.json").write_bytes(b'[{"a": 1},\n {"a": }]')
+    with pytest.raises(BadInput, match=r"bad.json:2: the file is no valid JSON: Expecting value at column 8"):
+        list(open_sources([str(tmp_path / "bad.json")])[0].rows())
+    (tmp_path / "latin.json").write_bytes(b'["\xe9"]')
+    with pytest.raises(BadInput, match=r"latin.json is not UTF-8: byte 3"):
+        list(open_sources([str(tmp_path / "latin.json")])[0].rows())
+
+
+def test_what_holds_nothing_or_has_no_name_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where a packed file that was damaged inside, or a dataset of no rows, ends a run with a traceback or trains on nothing."""
+    import datasets
+    monkeypatch.setattr(datasets, "load_dataset", lambda *name, split: datasets.Dataset.from_dict({"prompt": []}))
+    (tmp_path / "spoilt.jsonl.gz").write_bytes(gzip.compress(b"{}\n")[:10] + b"\xff" * 30)
+    odd = tmp_path / os.fsdecode(b"\xe9.jsonl")
+    jsonl(odd, pair_rows(1))
+    for path, message in ((tmp_path / "spoilt.jsonl.gz", "spoilt.jsonl.gz is damaged after 0 rows"),
+                          ("own/none:train", "own/none holds no rows"), (odd, "the name is not UTF-8")):
+        with pytest.raises(BadInput, match=message):
+            list(open_sources([str(path)])[0].rows())
 
 
 def test_subsets_are_named_or_listed(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:

@@ -416,9 +416,26 @@ def test_what_a_file_holds_beside_the_weights(tiny: Path, tmp_path: Path) -> Non
     lm = load_policy(tied).lm
     assert lm.get_output_embeddings().weight is lm.get_input_embeddings().weight
     assert torch.equal(lm.get_input_embeddings().weight, held["model.embed_tokens.weight"])
+    save_file({**held, "lm_head.weight": held["model.embed_tokens.weight"] * 0.5}, tied / "model.safetensors")
+    with pytest.raises(BadInput, match="lm_head.weight is not model.embed_tokens.weight, to which config.json ties it"):
+        load_policy(tied)
     save_file({**tensors, "model.layers.7.mlp.up_proj.weight": torch.ones(2)}, old / "model.safetensors")
     with pytest.raises(BadInput, match=r"missing \[\], left over \['model.layers.7.mlp.up_proj.weight'\]"):
         load_policy(old)
+
+
+def test_quantised_weights_are_no_weights(tiny: Path, tmp_path: Path) -> None:
+    """Fails where eight-bit integers are taken for the numbers that their scales make of them."""
+    folder = shutil.copytree(tiny, tmp_path / "quantised")
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file({**tensors, name: (tensors[name] * 100).to(torch.int8)}, folder / "model.safetensors")
+    with pytest.raises(BadInput, match=f"tensor {name} is stored as I8, wanted one of BF16"):
+        load_policy(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq", "bits": 4}}))
+    with pytest.raises(BadInput, match=r"its weights are quantised \(gptq\)"):
+        load_policy(folder)
 
 
 def test_no_tensor_is_written_before_all_are_known_to_fit(tiny: Path, tmp_path: Path) -> None:

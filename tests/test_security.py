@@ -69,6 +69,9 @@ def test_a_variable_is_a_path(value: str, tmp_path: Path, monkeypatch: pytest.Mo
     for wrong in ("run.wandb.name=$SCRATCH", "run.wandb.project=$USER", "loss=$HOME"):
         with pytest.raises(ConfigError, match="variables are filled in where a path is wanted"):
             load(tmp_path, wrong)
+    monkeypatch.setenv("SCRATCH", "http://me:planted@host")
+    with pytest.raises(ConfigError, match="run.dir: a text without a secret is wanted"):
+        load(tmp_path, "run.dir=$SCRATCH/run")
     monkeypatch.delenv("SCRATCH")
     with pytest.raises(ConfigError, match="run.dir: the variable SCRATCH is not set"):
         load(tmp_path, "run.dir=$SCRATCH/run")
@@ -80,7 +83,8 @@ SECRET_URLS = [f"http://me:{PASSWORD}@host/v1", f"https://:{PASSWORD}@host/v1", 
                f"https://host/v1?k={PASSWORD}", f"https://host/{PATH_KEY}/v1", f"https://host/v1#{PASSWORD}", f"https://host/v1/k={PASSWORD}",
                f"https://host/{HUB_KEY}", f"https://{PASSWORD}%40x@host/v1", f"https://host/v1%3Fk={PASSWORD}",
                "https://host/sk%2Dplanted-7f3a91c2e4d05b68", "https://host/7f3a91c2e4d05b68/v1",
-               "https://host/7f3a91c2-e4d0-5b68-7f3a-91c2e4d05b68/v1", f"https://host/token/{PASSWORD}"]
+               "https://host/7f3a91c2-e4d0-5b68-7f3a-91c2e4d05b68/v1", f"https://host/token/{PASSWORD}",
+               f"https://host/v1%23{PASSWORD}"]
 PLANTED = (PASSWORD, "7f3a91c2-e4d0-5b68-7f3a-91c2e4d05b68", HUB_KEY, PATH_KEY, "7f3a91c2e4d05b68")
 
 

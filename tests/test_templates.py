@@ -76,6 +76,17 @@ def test_a_cut_prompt_keeps_bos_but_no_turn_mark() -> None:
         assert cut == [*bos, *whole[len(bos) - 8:]] and len(whole) > 8
 
 
+def test_rows_are_cut_as_pairs_are(tmp_path: Path) -> None:
+    """Fails where the data pipeline keeps another BOS than the encoding of one pair."""
+    data = str(write_lines(tmp_path / "pairs.jsonl", [PAIR]))
+    for name in ("smollm2", "gemma", "mistral"):
+        tokenizer = prepare_tokenizer(make_tokenizer(KINDS[name]), "auto", KINDS[name].eos_token)
+        limits = {"max_tokens": 12, "max_prompt_tokens": 8}
+        one = encode_pair(tokenizer, PAIR, template=tokenizer.chat_template, **limits)
+        (pair,), report = load_pairs([data], tokenizer, **limits)
+        assert pair[1:] == one[1:] and report["cut"]["prompt"]["rows"] == 1
+
+
 def test_bos_twice_is_refused_and_bos_as_a_turn_mark_is_not() -> None:
     """Fails where a template that writes BOS twice trains, or one that writes it before every turn is refused."""
     tokenizer = prepare_tokenizer(make_tokenizer(KINDS["smollm2"]))
@@ -105,10 +116,32 @@ def test_auto_is_the_models_own_else_zephyrs() -> None:
     assert prepare_tokenizer(make_tokenizer(KINDS["mistral"])).chat_template == ZEPHYR_TEMPLATE
     assert prepare_tokenizer(make_tokenizer(KINDS["qwen25"]), "zephyr").chat_template == ZEPHYR_TEMPLATE
     several = make_tokenizer(KINDS["qwen25"])
-    several.chat_template = {"default": KINDS["qwen25"].template, "tool_use": "x"}
+    several.chat_template = {"tool_use": "x", "default": KINDS["qwen25"].template}
     assert prepare_tokenizer(several).chat_template == KINDS["qwen25"].template
     with pytest.raises(BadInput, match="eos_token: .*'<|im_emd|>'"):
         prepare_tokenizer(make_tokenizer(KINDS["qwen25"]), eos_token="<|im_emd|>")
+
+
+LISTS_TOOLS = "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}" + LLAMA3
+
+
+def test_what_a_template_may_write_grows_with_what_it_is_given() -> None:
+    """Fails where a long conversation, or many tools, are taken for a template that multiplies."""
+    tokenizer, long = make_tokenizer(KINDS["llama3"]), "word " * 2**16
+    asked = [{"role": "user", "content": long}]
+    assert long.strip() in render(tokenizer, asked, LLAMA3, answer=True)
+    tools = [{"type": "function", "function": {"name": "f", "description": long}}]
+    assert long in render(tokenizer, DIALOGUES[0], LISTS_TOOLS, answer=True, tools=tools)
+
+
+@pytest.mark.parametrize("template", ["{{ 1 / 0 }}", "{{ 'a' + 1 }}", "{% for m in messages %}",
+                                      "{{ messages[9].content }}", "{{ 'a'.join(1) }}",
+                                      "{{ messages | map('abs') | list }}",
+                                      "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"])
+def test_whatever_a_template_raises_is_a_refusal(template: str) -> None:
+    """Python's own errors come through jinja as they are. Fails where one of them ends a run."""
+    with pytest.raises(ValueError, match="the chat template refuses the conversation: ."):
+        render(make_tokenizer(KINDS["llama3"]), DIALOGUES[0], template, answer=True)
 
 
 CLOCK = ("{% if not date_string is defined %}{% if strftime_now is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
@@ -210,3 +243,15 @@ def test_a_local_model_s_answer_ends_with_its_turn(tmp_path: Path) -> None:
     make_tokenizer(KINDS["gemma"]).save_pretrained(model)
     tokenizer = load_chat(str(model))[1]
     assert tokenizer.eos_token == "<end_of_turn>" and tokenizer.chat_template == KINDS["gemma"].template
+
+
+@pytest.mark.filterwarnings("error")
+def test_ids_that_are_not_those_of_the_file_are_told(tmp_path: Path) -> None:
+    """transformers 5 takes its own class for a model of type qwen2, with its own splitting of digits. Fails where other ids than those
+    of tokenizer.json are trained without a word, or where a tokenizer that is read as it is written is warned of."""
+    tokenizer = make_tokenizer(KINDS["qwen25"], ["12345 is 12345"] * 9)
+    tokenizer.save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path)("12345")["input_ids"] == tokenizer("12345")["input_ids"]
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    with pytest.warns(UserWarning, match="AutoTokenizer takes Qwen2Tokenizer for a model of this type, which makes other ids than tokenizer.json"):
+        load_tokenizer(tmp_path)

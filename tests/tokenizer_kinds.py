@@ -1,6 +1,7 @@
 """Small tokenizers of the kinds that real families have: who adds BOS, what ends a turn, what the template writes."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from tiny import SENTENCES
@@ -21,6 +22,29 @@ class Kind(NamedTuple):
 CHATML = ("{% for m in messages %}{% if loop.first and m['role'] != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}"
           "{% endif %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
           "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+# As Qwen3's: tools in the system turn, thoughts behind the last question alone, results as a user's turn.
+QWEN3 = (
+    "{%- set system = messages[0].content if messages[0].role == 'system' else '' %}"
+    "{%- if tools %}{{ '<|im_start|>system\n' + system + '\n\n# Tools\n' }}"
+    "{%- for tool in tools %}{{ (tool | tojson) + '\n' }}{%- endfor %}{{ '<|im_end|>\n' }}"
+    "{%- elif messages[0].role == 'system' %}{{ '<|im_start|>system\n' + system + '<|im_end|>\n' }}{%- endif %}"
+    "{%- set ns = namespace(asked=0) %}{%- for m in messages %}{%- if m.role == 'user' %}"
+    "{%- set ns.asked = loop.index0 %}{%- endif %}{%- endfor %}"
+    "{%- for m in messages %}{%- set said = m.content or '' %}"
+    "{%- if m.role == 'user' %}{{ '<|im_start|>user\n' + said + '<|im_end|>\n' }}"
+    "{%- elif m.role == 'assistant' %}{%- set thought = m.reasoning_content or '' %}"
+    "{%- if not thought and '</think>' in said %}"
+    "{%- set thought = said.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
+    "{%- set said = said.split('</think>')[-1].lstrip('\n') %}{%- endif %}"
+    "{{ '<|im_start|>assistant\n' }}{%- if loop.index0 > ns.asked and (loop.last or thought) %}"
+    "{{ '<think>\n' + thought.strip('\n') + '\n</think>\n\n' }}{%- endif %}{{ said.lstrip('\n') }}"
+    "{%- for call in m.tool_calls %}{%- set call = call.function or call %}"
+    "{{ '\n<tool_call>\n{\"name\": \"' + call.name + '\", \"arguments\": ' + (call.arguments | tojson) + '}\n</tool_call>' }}"
+    "{%- endfor %}{{ '<|im_end|>\n' }}"
+    "{%- elif m.role == 'tool' %}{%- if messages[loop.index0 - 1].role != 'tool' %}{{ '<|im_start|>user' }}{%- endif %}"
+    "{{ '\n<tool_response>\n' + said + '\n</tool_response>' }}"
+    "{%- if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{ '<|im_end|>\n' }}{%- endif %}{%- endif %}"
+    "{%- endfor %}{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{%- endif %}")
 LLAMA3 = ("{{- bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + "
           "m['content'] | trim + '<|eot_id|>' }}{% endfor %}"
           "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}")
@@ -46,6 +70,7 @@ KINDS = {
     "mistral": Kind(("<unk>", "<s>", "</s>"), "<s>", "</s>", True, None),
     "mistral-tools": Kind(OF_MISTRAL, "<s>", "</s>", True, MISTRAL_TOOLS),
     "qwen25": Kind(IM, None, "<|im_end|>", False, CHATML),
+    "qwen3": Kind(IM, None, "<|im_end|>", False, QWEN3),
     "qwen25-base": Kind(IM, None, "<|endoftext|>", False, CHATML, "<|im_end|>"),
     "llama3": Kind(OF_LLAMA3, "<|begin_of_text|>", "<|eot_id|>", True, LLAMA3),
     "llama3-base": Kind(OF_LLAMA3, "<|begin_of_text|>", "<|end_of_text|>", True, LLAMA3, "<|eot_id|>"),
@@ -54,12 +79,12 @@ KINDS = {
 }
 
 
-def make_tokenizer(kind: Kind) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of `tiny.SENTENCES`, with the special tokens, BOS and template of the kind."""
+def make_tokenizer(kind: Kind, texts: Sequence[str] = SENTENCES) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of the texts, with the special tokens, BOS and template of the kind."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    core.train_from_iterator(SENTENCES, trainers.BpeTrainer(
+    core.train_from_iterator(texts, trainers.BpeTrainer(
         vocab_size=384, special_tokens=[AddedToken(name, normalized=False, special=True) for name in kind.specials],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
     if kind.adds_bos:

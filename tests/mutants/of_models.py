@@ -521,8 +521,8 @@ LOAD = of(
     ("    if missing or left_over:", "    if missing:"),
     ("    if missing or left_over:", "    if left_over:"),
     (
-        "get_slice(name).get_shape()) != shape:",
-        "get_slice(name).get_shape()) and len(found) != len(shape):",
+        "stored.get_shape()) != shape:",
+        "stored.get_shape()) and len(found) != len(shape):",
     ),
     (
         'head = f"{name} {tensor.dtype} {list(tensor.shape)}"',

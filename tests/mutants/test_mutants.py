@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import of_models
+import of_rows
 import pytest
 import table
 from server import BROKEN, FAILED, PASSED, TestServer
 from table import Mutant
 
-MUTANTS = [*table.MUTANTS, *of_models.MUTANTS]
+MUTANTS = [*table.MUTANTS, *of_models.MUTANTS, *of_rows.MUTANTS]
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = (
     "-x",
@@ -52,6 +53,18 @@ CORE = (
     "verify/memory",
     "reference",
     "chat/encode",
+    "config",
+    "chat/template",
+    "chat/turns",
+    "chat/written",
+    "data/rows",
+    "data/shapes",
+    "data/encode",
+    "data/sources",
+    "data/store",
+    "data/jsonl",
+    "data/tokenizer",
+    "data/workers",
 )
 LEAST = 10  # mutants of a module
 pytestmark = pytest.mark.long

@@ -16,16 +16,19 @@ if TYPE_CHECKING:
 
 Tools = Sequence[Mapping[str, object]] | None
 SHORT = 20  # characters that a template's own words may hold by chance
-THOUGHT = re.compile(r"(\s*<think>)(.*?\S.*?)(</think>.*)", re.DOTALL)
+THOUGHT = re.compile(r"\s*<think>.*?\S.*?</think>.*", re.DOTALL)
+MARK = re.compile("(</?think>)")
 
 
 class Change(NamedTuple):
-    """A conversation with one part changed. where: of a turn, or None for the tools; key: the part; needed: it must be written."""
+    """A conversation with one part changed. where: of a turn, or None for the tools; key: the part; needed: it must be written;
+    thought: the part is a thought within the words."""
     where: int | None
     key: str
     needed: bool
     turns: Messages
     tools: Tools
+    thought: bool = False
 
 
 def require_written(tokenizer: PreTrainedTokenizerBase, turns: Messages, template: str, *, text: str, names: Sequence[str],
@@ -39,11 +42,10 @@ def require_written(tokenizer: PreTrainedTokenizerBase, turns: Messages, templat
     plain = template.endswith(HANDBOOK_TEMPLATE)                   # and so does ZEPHYR_TEMPLATE
     for change in _changes(turns, tools, text, set(trained), first):
         name = change.key if change.where is None else f"{names[change.where]}.{change.key}"
-        thought = change.key == "content" and change.where is not None and THOUGHT.fullmatch(turns[change.where]["content"])
-        if not (plain and thought) and _changes_text(tokenizer, change, template, text):
+        if not (plain and change.thought) and _changes_text(tokenizer, change, template, text):
             continue
         if change.needed:
-            raise ValueError(f"`{name}`{' holds a <think> block, which' if thought else ''} is not written by the chat template, wanted one "
+            raise ValueError(f"`{name}`{' holds a <think> block, which' if change.thought else ''} is not written by the chat template, wanted one "
                              "that writes it (chat_template: model, where the model's own does), or a row without it")
         left_out.append(re.sub(r"\[\d+\]", "[]", name))
     return left_out
@@ -60,10 +62,11 @@ def _changes(turns: Messages, tools: Tools, text: str, trained: set[int], first:
     """The conversation with each part changed that is not plainly in the text; those of a call or a tool one by one."""
     plain = _in_order(turns, text)
     for i, turn in enumerate(turns[first:], start=first):
-        def changed(key: str, value: object, needed: bool, part: str = "") -> Change:
-            return Change(i, key + part, needed, [*turns[:i], {**turn, key: value}, *turns[i + 1:]], tools)
-        if thought := turn["role"] == "assistant" and THOUGHT.fullmatch(turn["content"]):
-            yield changed("content", f"{thought[1]}{thought[2]}x{thought[3]}", i in trained)
+        def changed(key: str, value: object, needed: bool, part: str = "", thought: bool = False) -> Change:
+            return Change(i, key + part, needed, [*turns[:i], {**turn, key: value}, *turns[i + 1:]], tools, thought)
+        if turn["role"] == "assistant" and (THOUGHT.fullmatch(turn["content"]) or not plain):
+            for thought, words in _parts(turn["content"]):
+                yield changed("content", words, not thought or i in trained, thought=thought)
         elif not plain or turn["role"] == "tool" or _may_be_chance(turn):
             yield changed("content", turn["content"] + "x", True)
         yield from (changed(key, turn[key] + "x", i in trained) for key in THINKING if key in turn)
@@ -75,6 +78,14 @@ def _changes(turns: Messages, tools: Tools, text: str, trained: set[int], first:
     for n, tool in enumerate(tools or () if first == 0 else ()):
         for part, needed, value in _of_function(tool, each=(), needed=("name", "description", "parameters")):
             yield Change(None, f"tools[{n}]{part}", needed, turns, [*tools[:n], value, *tools[n + 1:]])
+
+
+def _parts(words: str) -> Iterator[tuple[bool, str]]:
+    """The words with each part changed that the marks of a thought divide, and whether the part is a thought: it ends with `</think>`."""
+    parts = MARK.split(words)
+    for n in range(0, len(parts), 2):
+        if parts[n].strip():
+            yield parts[n + 1:n + 2] == ["</think>"], "".join([*parts[:n], parts[n], "x", *parts[n + 1:]])
 
 
 def _may_be_chance(turn: Mapping[str, object]) -> bool:

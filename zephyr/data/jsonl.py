@@ -28,7 +28,8 @@ def read_rows(sources: Sequence[str | Path], read: Callable[[Mapping[str, object
 
 def require_output(out: Path, sources: Sequence[str | Path]) -> None:
     """Before anything is paid for. Raises: BadInput where `out` or its report is a source or in one, is a folder, or can't be made."""
-    given = {Path(os.path.expanduser(s if os.path.exists(s) else str(s).partition(":")[0])).resolve() for s in sources}
+    paths = [os.path.expanduser(source) for source in sources]
+    given = {Path(path if os.path.exists(path) else path.partition(":")[0]).resolve() for path in paths}
     for path in (out, report_path(out)):
         if path.is_dir() or not given.isdisjoint((path.resolve(), *path.resolve().parents)):
             raise BadInput(f"out: {path} {'is a folder' if path.is_dir() else 'is among the sources'}, wanted a file of its own")

@@ -1,6 +1,7 @@
 """Here the tokenizer that the whole program uses is loaded, with the chat template that the config names set on it."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from zephyr.chat import HANDBOOK_TEMPLATE, ZEPHYR_TEMPLATE, encode_messages, own_template, try_template
 from zephyr.config import BadInput
+from zephyr.model.export import PROBES
 from zephyr.model.load import local_folder, read_config
 
 if TYPE_CHECKING:
@@ -38,9 +40,30 @@ def read_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
         return from_sentencepiece(folder / "tokenizer.model")
     try:
-        return AutoTokenizer.from_pretrained(str(path))
+        tokenizer = AutoTokenizer.from_pretrained(str(path))
+        if own := other_ids(tokenizer, folder):
+            warnings.warn(own, stacklevel=2)
+        return tokenizer
     except Exception as error:  # what is wrong in tokenizer.json comes from Rust as a plain Exception
         raise BadInput(f"no tokenizer loads from {str(path)!r}: {error or type(error).__name__}") from error
+
+
+def other_ids(tokenizer: PreTrainedTokenizerBase, folder: Path) -> str:
+    """What to tell where the tokenizer makes other ids than the folder's own tokenizer.json; else "".
+
+    For some types of models AutoTokenizer takes a class that builds its splitting and BOS anew, whatever the file says."""
+    if not tokenizer.is_fast or not (folder / "tokenizer.json").is_file():
+        return ""
+    own = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    own.no_padding()
+    own.no_truncation()
+    for text in PROBES:
+        ids, theirs = tokenizer(text)["input_ids"], own.encode(text).ids
+        if ids != theirs:
+            return (f"{folder}: AutoTokenizer takes {type(tokenizer).__name__} for a model of this type, which makes other ids than "
+                    f"tokenizer.json ({len(ids)} for {len(theirs)} of {text!r:.40}). Training and transformers of this version use those of "
+                    f"{type(tokenizer).__name__}; the model may have been pretrained on the others")
+    return ""
 
 
 def require_vocabulary(tokenizer: PreTrainedTokenizerBase, model: str) -> None:

@@ -31,6 +31,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 # repeat, and dropout, which a shared prompt can't have twice alike.
 IDLE = {"final_logit_softcapping": None, "attention_dropout": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0,
         "hidden_dropout": 0.0, "residual_dropout": 0.0, "embedding_dropout": 0.0, "activation_dropout": 0.0, "dropout": 0.0}
+STORED = ("BF16", "F16", "F32", "F64")              # dtypes of weights, as safetensors calls them
 WriteTensor = Callable[[nn.Parameter, Callable[[], Tensor]], None]
 
 
@@ -119,6 +120,10 @@ def read_config(folder: Path) -> PreTrainedConfig:
         raise BadInput(f"model {folder}: config.json is not one of a known decoder: {error}") from None
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or config.is_encoder_decoder:
         raise BadInput(f"model {folder}: config.json is of model_type {config.model_type}, which is no decoder")
+    if quantised := getattr(config, "quantization_config", None):
+        how = quantised.get("quant_method") if isinstance(quantised, dict) else None
+        raise BadInput(f"model {folder}: its weights are quantised ({how or 'quantization_config'}), wanted plain ones in "
+                       f"{' or '.join(DTYPES)}: save it dequantised, without quantization_config in config.json")
     for key, idle in IDLE.items():
         if (found := getattr(config, key, None)) not in (idle, None):
             raise BadInput(f"model {folder}: {key}={found} is not implemented here; {idle} is wanted")
@@ -188,10 +193,25 @@ def fill(lm: PreTrainedModel, folder: Path, write: WriteTensor) -> None:
     for name, parameter in wanted.items():          # all before the first write: an error leaves no rank waiting
         shape = list(getattr(parameter, "ds_shape", parameter.shape))
         with safe_open(files[name], framework="pt") as tensors:
-            if (found := tensors.get_slice(name).get_shape()) != shape:
+            stored = tensors.get_slice(name)
+            if (found := stored.get_shape()) != shape:
                 raise BadInput(f"model {folder}: tensor {name} has shape {found}, the config wants {shape}")
+            if (dtype := stored.get_dtype()) not in STORED:
+                raise BadInput(f"model {folder}: tensor {name} is stored as {dtype}, wanted one of {', '.join(STORED)}: quantised weights "
+                               "mean nothing without their scales")
+    require_tied(lm, folder, files, sorted(tied & set(files)))
     for name, parameter in wanted.items():
         write(parameter, partial(read_tensor, files[name], name))
+
+
+def require_tied(lm: PreTrainedModel, folder: Path, files: dict[str, Path], tied: list[str]) -> None:
+    """A tensor that the config ties to another equals it in the files. Raises: BadInput, where one of the two would be lost."""
+    first_of = {id(parameter): name for name, parameter in lm.named_parameters()}
+    for name, parameter in lm.named_parameters(remove_duplicate=False):
+        first = first_of[id(parameter)]
+        if name in tied and not torch.equal(read_tensor(files[name], name), read_tensor(files[first], first)):
+            raise BadInput(f"model {folder}: {name} is not {first}, to which config.json ties it (tie_word_embeddings: true), wanted equal "
+                           "ones; tie_word_embeddings: false keeps both")
 
 
 def converted(lm: PreTrainedModel, names: list[str]) -> bool:
