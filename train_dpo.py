@@ -56,7 +56,7 @@ def train(engine: Engine, config: DPOConfig, folder: RunFolder | None) -> None:
     keep_chat(folder, config, tokenizer)
     folder.keep("data.json", json_bytes(reports))
     identity = {"model": engine.on_rank0(lambda: digest(config.model)), "data": content_digest(encoded["train"])}
-    if checkpoint.finished(engine, config, plan, identity, later=["reference"]):
+    if checkpoint.finished(engine, config, plan, identity, later=["reference"], template=tokenizer.chat_template):
         engine.say(f"{config.run.dir} holds this run, finished: nothing is left to do")
         return
 

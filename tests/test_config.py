@@ -1,4 +1,5 @@
 """A config is right or refused in one line that names key, value and what was wanted, before any model is touched."""
+import argparse
 from operator import attrgetter
 from pathlib import Path
 
@@ -8,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zephyr import config as configs
-from zephyr.config import ConfigError, DPOConfig, SFTConfig
+from zephyr.cli.command import take_config
+from zephyr.config import ConfigError, DPOConfig, SFTConfig, with_variables
 
 ROOT = Path(__file__).resolve().parents[1]
 MINIMAL = {"model": "m", "data": {"train": ["d.jsonl"]}}
@@ -200,3 +202,28 @@ def test_any_tree_is_a_config_or_a_config_error(value: object, key: str) -> None
 def test_null_is_no_evaluation(tmp_path: Path, key: str) -> None:
     """`data.limit=null` is no limit: a list was wanted of `data.eval=null`."""
     assert load(tmp_path, MINIMAL, key).data.eval == ()
+
+
+def test_a_dollar_in_a_name_that_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file called so is that file, with its split too; else `$X` is a variable. Fails where good input is refused, or a variable of
+    another's choice becomes a folder."""
+    (tmp_path / "a$b.jsonl").write_text("")
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    for text in (f"{tmp_path}/a$b.jsonl", f"{tmp_path}/a$b.jsonl:train"):
+        assert with_variables(text, "data.train") == text
+    assert with_variables("$SCRATCH/a", "data.train") == "/scratch/a"
+    with pytest.raises(ConfigError, match="data.train: the variable '.b' is not among"):
+        with_variables(f"{tmp_path}/c$b.jsonl", "data.train")
+
+
+def test_variables_in_a_commands_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where a command makes a folder called `$SCRATCH`, or asks an endpoint at `https://$HF_TOKEN/v1`."""
+    path, parser = tmp_path / "options.yaml", argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path)
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    path.write_text("out: $SCRATCH/rows.jsonl")
+    take_config(parser, ["--config", str(path)])
+    assert parser.parse_args([]).out == Path("/scratch/rows.jsonl")
+    path.write_text("out: $HF_TOKEN/rows.jsonl")
+    with pytest.raises(ConfigError, match="options.yaml: out: the variable '.HF_TOKEN' is not among"):
+        take_config(parser, ["--config", str(path)])

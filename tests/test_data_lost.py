@@ -7,7 +7,8 @@ import pytest
 from pair_files import jsonl
 from row_samples import SAID
 from tiny import tiny_tokenizer
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from zephyr.chat import encode_messages, encode_pair
 from zephyr.config import BadInput
@@ -205,3 +206,50 @@ def test_subsets_that_the_card_names(tokenizer: PreTrainedTokenizerBase, tmp_pat
         load_pairs([str(tmp_path)], tokenizer)
     pairs, _ = load_pairs([f"{tmp_path}:maths"], tokenizer)
     assert len(pairs) == 1 and "maths" in tokenizer.decode(pairs[0].prompt_ids)
+
+
+TWICE = '{"prompt": "q", "chosen": "a", "chosen": "z", "rejected": "b"}'
+TWICE_INSIDE = '{"prompt": "q", "chosen": [{"role": "assistant", "content": "a", "content": "z"}], "rejected": "b"}'
+
+
+@pytest.mark.parametrize(("line", "key"), [(TWICE, "chosen"), (TWICE_INSIDE, "content")])
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+def test_a_key_twice_is_a_bad_row(line: str, key: str, kind: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """Fails where JSON's reader takes the last of two values in silence."""
+    path = tmp_path / f"rows.{kind}"
+    path.write_text(line + "\n" if kind == "jsonl" else f"[{line}]")
+    with pytest.raises(BadInput, match=f"{path}.* has the key '{key}' twice"):
+        load_pairs([str(path)], tokenizer)
+
+
+def test_masked_is_not_cut(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """Rows of which no turn is trained, beside one that the cut leaves no target: each is counted by its own reason. Fails where the
+    user lengthens data.max_tokens for rows that are masked."""
+    asked, answer = {"role": "user", "content": "why " * 50}, {"role": "assistant", "content": "so"}
+    rows = [{"messages": [asked, {**answer, "train": False}]}, {"messages": [asked, answer]}, {"text": "a whole text"}]
+    _, report = load_texts([jsonl(tmp_path / "rows.jsonl", rows)], tokenizer, max_tokens=20)
+    assert report["dropped"] == {"no target left after the cut": 1, "no target: each of the assistant's turns is marked as not trained": 1}
+
+
+def test_a_cached_report_names_these_files(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """Two files of one name and the same bytes, in two folders. Fails where the second's report sends the user to the first."""
+    rows = [{"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 1, "score_rejected": 2}]
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        path = jsonl(tmp_path / folder / "rows.jsonl", rows)
+        _, report = load_pairs([path], tokenizer, cache_dir=tmp_path / "cache")
+        assert report["inverted"] == [f"{path}:1"]
+
+
+def test_a_tokenizer_without_ids_for_a_text_is_a_bad_row(tmp_path: Path) -> None:
+    """A vocabulary without an unknown token: tokenizers raise `Exception` itself. Fails where a row ends the program in a traceback;
+    errors of other kinds are no row's, and stay."""
+    names = [*map(chr, range(32, 127)), "\n", "</s>"]
+    made = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}))
+    made.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer = prepare_tokenizer(PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>"), "zephyr")
+    rows = [{"prompt": "q", "chosen": "a", "rejected": "b"}, {"prompt": "q", "chosen": "\u65e5", "rejected": "b"}]
+    path = jsonl(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(BadInput, match=f"{path}:2: the tokenizer can't encode .*UNK"):
+        load_pairs([path], tokenizer)
+    assert load_pairs([path], tokenizer, on_bad_row="skip")[1]["examples"] == 1

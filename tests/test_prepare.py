@@ -287,11 +287,34 @@ def test_killed_and_run_again(many: str, tmp_path: Path, monkeypatch: pytest.Mon
 def test_other_settings_use_no_old_work(many: str, tmp_path: Path) -> None:
     """Work left by a run of other settings would be another run's rows."""
     out = tmp_path / "clean.jsonl"
-    left = tmp_path / "clean.jsonl.work" / "0123"
+    left = tmp_path / "clean.jsonl.work" / ("0123" * 8)
     left.mkdir(parents=True)
     (left / "piece-00000.arrow").write_bytes(b"not this")
     assert prepare([many], out, PrepareSettings(**ONLY_PARTED))["truecased"] == 0
     assert not left.parent.exists()
+
+
+def test_only_its_own_work_is_removed(tmp_path: Path) -> None:
+    """Somebody's folder, file or link in OUT.work/, in a folder of earlier work, or in its place: an error that names it, before a row
+    is read. Fails where it is removed, or ends in a traceback after the output is written."""
+    out, work, mine = tmp_path / "clean.jsonl", tmp_path / "clean.jsonl.work", tmp_path / "mine"
+    source = write(tmp_path / "rows.jsonl", [dialogue("Q?", "A.")])
+    (mine / "folder").mkdir(parents=True)
+    (mine / "folder" / "f").write_text("precious")
+    places = [work, work / "mine", work / ("0123" * 8), work / ("0123" * 8) / "notes"]
+    for place in places:
+        for make in (lambda: place.symlink_to(mine), lambda: place.write_text("x"), lambda: shutil.copytree(mine, place)):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            make()
+            if place == work and not place.is_symlink() and place.is_dir():
+                place = work / "folder"
+            with pytest.raises(BadInput, match=f"out: {place}") as error:
+                prepare([source], out, PrepareSettings())
+            assert "name another out" in str(error.value) and os.path.lexists(place) and not out.exists()
+            assert (mine / "folder" / "f").read_text() == "precious"
+            work.unlink() if work.is_symlink() or work.is_file() else shutil.rmtree(work)
+    prepare([source], out, PrepareSettings())
+    assert out.exists() and not work.exists()
 
 
 @pytest.mark.parametrize("settings, message", [

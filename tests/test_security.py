@@ -20,7 +20,8 @@ from zephyr.data.teachers import open_teacher
 from zephyr.report import page
 from zephyr.teacher import endpoint
 from zephyr.training.checkpoint import write_whole
-from zephyr.training.folder import FILES, RunFolder
+from zephyr.teacher import Ledger
+from zephyr.training.folder import EXPORT, FILES, RunFolder
 
 SECRETS = {name: f"planted-{number}-in-the-environment" for number, name in enumerate(
     ("OPENAI_API_KEY", "WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "ANTHROPIC_API_KEY", "AWS_SECRET_ACCESS_KEY"))}
@@ -159,7 +160,7 @@ def test_a_yaml_bomb_is_told(text: str, why: str, tmp_path: Path) -> None:
             load(tmp_path, "samples.prompts=&a [*a]")
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, *EXPORT])
 def test_a_run_writes_through_no_link(name: str, tmp_path: Path) -> None:
     """A link among a run folder's files, there or to nothing: the run is refused before anything is touched. Fails where the lock
     truncates, or a log or a record goes to, a file that the link's maker could not write, and the user can."""
@@ -171,6 +172,11 @@ def test_a_run_writes_through_no_link(name: str, tmp_path: Path) -> None:
         with pytest.raises(BadInput, match=f"run.dir: {run / name} is a link"):
             RunFolder(run).open()
         assert [path.name for path in run.iterdir()] == [name] and victim.read_text() == "precious" and not (tmp_path / "nothing").exists()
+        (run / name).unlink()
+    if name in EXPORT:
+        (run / name).write_text("mine")
+        with pytest.raises(BadInput, match=f"run.dir: {run / name} is no folder"):
+            RunFolder(run).open()
         (run / name).unlink()
     (tmp_path / "scratch").mkdir()
     (run / "checkpoints").symlink_to(tmp_path / "scratch")          # a folder elsewhere is the user's own plan
@@ -227,3 +233,17 @@ def test_no_code_is_loaded(path: Path) -> None:
             assert called not in ("torch.load", "eval", "exec", "yaml.load", "yaml.unsafe_load", "np.load", "numpy.load"), called
             trust = [keyword.value for keyword in node.keywords if keyword.arg == "trust_remote_code"]
             assert all(isinstance(value, ast.Constant) and value.value is False for value in trust)
+
+
+def test_a_ledger_is_written_through_no_link(tmp_path: Path) -> None:
+    """Fails where replies go into the file that somebody's link in the ledger's place leads to."""
+    victim, path = tmp_path / "victim", tmp_path / "out.ledger.jsonl"
+    victim.write_text("")
+    for target in (victim, tmp_path / "nothing"):
+        path.symlink_to(target)
+        with pytest.raises(BadInput, match=f"ledger {path} is a link"):
+            Ledger(path)
+        assert victim.read_text() == "" and not (tmp_path / "nothing").exists()
+        path.unlink()
+    with Ledger(path):
+        assert path.exists()

@@ -2,6 +2,7 @@
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from zephyr.data import load_pairs, load_tokenizer
 from zephyr.model.load import load_policy
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import collate_pairs
+from zephyr.training.checkpoint import forced
 from zephyr.training.engine import Engine
 from zephyr.training.launch import launch as start
 from zephyr.training.metrics import keep_records_before
@@ -73,7 +75,7 @@ def test_run_folder_is_as_documented(finished: Path) -> None:
     run = finished / "run"
     assert {p.name for p in run.iterdir()} == {
         "config.yaml", "status.json", "metrics.jsonl", "pairs", "checkpoints", "model", "data.json", "lock", "preflight.json",
-        "report.html", "chat_template.jinja"}
+        "report.html", "chat_template.jinja", "identity.json"}
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"latest", "step-4", "step-6"}
     assert json.loads((run / "status.json").read_text()) == {"code": 0, "message": "finished"}
     assert json.loads((run / "data.json").read_text())["train"]["rows_read"] == 20
@@ -178,6 +180,143 @@ def test_a_finished_run_started_again_changes_nothing(finished: Path, tmp_path: 
     shutil.rmtree(run / "model")
     with pytest.raises(pytest.fail.Exception, match="a model was loaded"):
         in_process(capsys, monkeypatch, *config)
+
+
+def no_checkpoints(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints")
+
+
+def damaged_checkpoints(run: Path, content: str = "") -> None:
+    for path in run.glob("checkpoints/step-*/state.json"):
+        path.write_text(content)
+
+
+def only_the_export(run: Path) -> None:
+    for path in run.iterdir():
+        if path.name not in ("model", "config.yaml", "status.json"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def no_identity(run: Path) -> None:
+    no_checkpoints(run)
+    (run / "identity.json").unlink()
+
+
+def deep_identity(run: Path) -> None:
+    damaged_checkpoints(run, "[" * 100_000)
+    (run / "identity.json").write_text('{"identity": ' + "9" * 5000 + "}")
+
+
+LOST = {no_checkpoints: "beta (0.1 then, 0.5 now)", damaged_checkpoints: "beta (0.1 then, 0.5 now)", no_identity: "holds metrics.jsonl of a run",
+        only_the_export: "holds model/ of a run", deep_identity: "neither a checkpoint nor identity.json can be read"}
+
+
+@pytest.mark.parametrize("lose", LOST, ids=lambda lose: lose.__name__)
+def test_a_run_without_checkpoints_is_still_a_run(lose: Callable[[Path], None], finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints deleted to save disk, damaged, or all gone but the export: another beta is one line, and no byte is changed.
+    Fails where, with nothing to compare, a finished run is trained over."""
+    run = shutil.copytree(finished / "run", tmp_path / "run")
+    monkeypatch.setenv("ZEPHYR_CACHE", str(tmp_path / "cache"))
+    lose(run)
+    before = contents(run)
+    code, said = in_process(capsys, monkeypatch, str(finished / "config.yaml"), f"run.dir={run}", "beta=0.5")
+    assert code == 2 and LOST[lose] in said and "another run.dir" in said and "run.resume=force" in said and contents(run) == before
+
+
+@pytest.mark.parametrize("lose", [no_checkpoints, damaged_checkpoints])
+def test_a_finished_run_needs_no_checkpoint(lose: Callable[[Path], None], finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same run, started again without checkpoints: nothing is left to do. Fails where it is trained a second time; with a
+    status.json that can't be read it is not known to be finished, which is no traceback."""
+    run = shutil.copytree(finished / "run", tmp_path / "run")
+    monkeypatch.setenv("ZEPHYR_CACHE", str(tmp_path / "cache"))
+    lose(run)
+    before, config = contents(run), (str(finished / "config.yaml"), f"run.dir={run}")
+    code, said = in_process(capsys, monkeypatch, *config)
+    assert code == 0 and "holds this run, finished: nothing is left to do" in said and contents(run) == before
+    for content in ("[" * 100_000, '{"code": ' + "9" * 5000 + "}", "[]"):
+        (run / "status.json").write_text(content)
+        with pytest.raises(pytest.fail.Exception, match="a model was loaded"):
+            in_process(capsys, monkeypatch, *config)
+
+
+@pytest.mark.parametrize("overrides", [("beta=0.5",), ("optim.epochs=1",)], ids=str)
+def test_force_trains_or_is_refused(overrides: tuple[str, ...], finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """run.resume=force in the folder of a finished run with settings under which no step is left: one line, no byte changed. Fails
+    where config, card and report then tell of a beta that the weights never saw."""
+    run = shutil.copytree(finished / "run", tmp_path / "run")
+    monkeypatch.setenv("ZEPHYR_CACHE", str(tmp_path / "cache"))
+    before = contents(run)
+    code, said = in_process(capsys, monkeypatch, str(finished / "config.yaml"), f"run.dir={run}", "run.resume=force", *overrides)
+    assert code == 2 and "none would be trained" in said and "another run.dir" in said and contents(run) == before
+
+
+def test_a_forced_resume_is_in_the_card(finished: Path, launch: Launch, tmp_path: Path) -> None:
+    """More epochs and another beta, forced: steps are trained, and the card says how many were trained under which beta before. Fails
+    where the card tells of one beta for weights of two, or forgets it at the next start."""
+    run = shutil.copytree(finished / "run", tmp_path / "run")
+    for _ in range(2):
+        launch("train_dpo.py", finished / "config.yaml", f"run.dir={run}", "beta=0.5", "optim.epochs=3", "run.resume=force", "run.preflight=false")
+        card = (run / "model" / "README.md").read_text()
+        assert "The first 6 steps were trained under other settings" in card and "beta `0.1`" in card and "beta: 0.5" in card
+        assert [of["step"] for of in forced(run)] == [6] and forced(run)[0]["was"]["beta"] == 0.1
+        shutil.rmtree(run / "model")
+
+
+def test_another_template_is_told(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where a changed chat template is told as other data alone, and the user looks for a changed file."""
+    run, template = shutil.copytree(finished / "run", tmp_path / "run"), tmp_path / "other.jinja"
+    template.write_text((run / "chat_template.jinja").read_text().replace("<|user|>", "<|asker|>"))
+    monkeypatch.setenv("ZEPHYR_CACHE", str(tmp_path / "cache"))
+    for changed, told in ((f"chat_template={template}", True), ("data.limit=19", False)):
+        code, said = in_process(capsys, monkeypatch, str(finished / "config.yaml"), f"run.dir={run}", changed)
+        assert code == 2 and "data (" in said and ("the chat template is another" in said) == told
+
+
+def test_input_is_not_written_over(finished: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model, its tokenizer, rows or the reference store where the run writes, by a link or a way round too: refused, nothing made.
+    Fails where the export takes the place of the model that it was trained from."""
+    run, data = tmp_path / "self", tmp_path / "self" / "samples.jsonl"
+    shutil.copytree(tiny, run / "model")
+    shutil.copy(finished / "pairs.jsonl", data)
+    (tmp_path / "link").symlink_to(run / "model")
+    (tmp_path / "way").symlink_to(run)
+    before = contents(run)
+    for overrides in ([f"model={run}/model"], [f"model={tmp_path}/link"], [f"model={tmp_path}/other/../self/model"], [f"tokenizer={run}/model"],
+                      [f"model={run}/model", f"run.dir={tmp_path}/way"], [f"model={run}/model", f"run.dir={run}/model"],
+                      [f"data.train={data}"], [f"data.eval={tmp_path}:train"], [f"reference.dir={run}/checkpoints/r"]):
+        code, said = in_process(capsys, monkeypatch, str(finished / "config.yaml"), f"run.dir={run}", *overrides)
+        key = overrides[0].split("=")[0]
+        assert code == 2 and f"error: {key}: " in said and "name another run.dir" in said, (overrides, said)
+        assert contents(run) == before and not (run / "lock").exists() and not (run / "model" / "lock").exists()
+
+
+def test_nan_weights_are_the_models(finished: Path, tiny: Path, launch: Launch, tmp_path: Path) -> None:
+    """A NaN in one tensor, with preflight and without: the tensor is named, the store is not blamed and keeps nothing. Fails where the
+    user is told to delete the reference store, which can't help."""
+    model, store = shutil.copytree(tiny, tmp_path / "nan"), tmp_path / "store"
+    weights = load_file(tiny / "model.safetensors")
+    name = "model.layers.0.mlp.down_proj.weight"
+    weights[name].flat[3] = np.nan
+    save_file(weights, model / "model.safetensors")
+    for preflight, why in (("true", "1 of its parameters hold values that are not finite: "), ("false", "log-probs of 20 pairs are not finite")):
+        said = launch("train_dpo.py", finished / "config.yaml", f"model={model}", f"run.dir={tmp_path / 'run'}", f"reference.dir={store}",
+                      f"run.preflight={preflight}", check=False)
+        error = said.stderr.partition("error: ")[2]     # behind what is left of a bar
+        assert said.returncode == 2 and why in error and name in error and "store" not in error and not list(store.glob("*/part-*"))
+
+
+def test_a_sample_prompt_too_long_is_told_before_a_model_is_loaded(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where it is told after the reference pass, hours later, or without the prompt's id."""
+    prompts = write_lines(tmp_path / "prompts.jsonl", [{"prompt_id": "long", "prompt": "why? " * 20}])
+    monkeypatch.setenv("ZEPHYR_CACHE", str(tmp_path / "cache"))
+    code, said = in_process(capsys, monkeypatch, str(finished / "config.yaml"), f"run.dir={tmp_path / 'run'}", f"samples.prompts={prompts}",
+                            "samples.max_new_tokens=100000")
+    assert code == 2 and "error: samples.prompts: long: the prompt has" in said
 
 
 @pytest.mark.parametrize("state,complaint", [

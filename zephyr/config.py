@@ -315,21 +315,29 @@ def read_value(hint: object, value: Value, key: str) -> object:
 
 
 def filled_in(text: str, key: str) -> str:
-    """The text with its $VARIABLES. Raises: ConfigError for one that is none of `VARIABLES`, is not set or in a key that is no path,
-    and for a text that holds a secret: it would be written to the run folder."""
+    """The text with its $VARIABLES. Raises: ConfigError as `with_variables`, for a variable in a key that is no path, and for a text
+    that holds a secret: it would be written to the run folder."""
+    if key.partition("[")[0] not in PATHS and (found := VARIABLE.search(text)):
+        raise ConfigError(f"{key}: variables are filled in where a path is wanted, got {found[0]!r}; a secret stays in the environment")
+    whole = with_variables(text, key)
+    if found := secret_in(whole):
+        raise ConfigError(f"{key}: a text without a secret is wanted, it holds {found}; keys stay in the environment")
+    return whole
+
+
+def with_variables(text: str, key: str) -> str:
+    """The text with its $VARIABLES; one that names a file (or file:split) as it is, with `$` in its name, stays so. Raises: ConfigError
+    for a variable that is none of `VARIABLES` or is not set."""
+    if VARIABLE.search(text) and any(os.path.lexists(name) for name in (text, text.partition(":")[0])):
+        return text
     for found in VARIABLE.finditer(text):
         name = found[1] or found[2] or ""
-        if key.partition("[")[0] not in PATHS:
-            raise ConfigError(f"{key}: variables are filled in where a path is wanted, got {found[0]!r}; a secret stays in the environment")
         if name not in VARIABLES:
             raise ConfigError(f"{key}: the variable {found[0]!r} is not among those that name folders or jobs: {', '.join(sorted(VARIABLES))}"
                               "; a secret stays in the environment, the config is kept beside the model")
         if name not in os.environ:
             raise ConfigError(f"{key}: the variable {name} is not set")
-    whole = VARIABLE.sub(lambda found: os.environ[found[1] or found[2]], text)
-    if found := secret_in(whole):
-        raise ConfigError(f"{key}: a text without a secret is wanted, it holds {found}; keys stay in the environment")
-    return whole
+    return VARIABLE.sub(lambda found: os.environ[found[1] or found[2]], text)
 
 
 def nearest_key(key: str, prefix: str, kind: type) -> str:

@@ -145,7 +145,7 @@ def log_probabilities(engine: Engine, examples: Sequence[EncodedPair], lengths: 
     for start in tqdm(range(0, len(todo), PART_MICRO_BATCHES), desc="reference", unit="part", file=sys.stderr,
                       dynamic_ncols=True, disable=engine.rank > 0 or not todo):
         part = [ranks[engine.rank] for ranks in todo[start:start + PART_MICRO_BATCHES]]
-        new = {keys[i]: logp for i, logp in forward_pass(engine, part, collate).items() if i in missing}
+        new = {keys[i]: logp for i, logp in finite(engine, examples, forward_pass(engine, part, collate)).items() if i in missing}
         engine.on_rank0(lambda: append_to_store(folder, new, profile))
     known = engine.on_rank0(stored) if missing else known
     return Reference(torch.tensor([known[key] for key in keys], dtype=torch.float32, device=engine.device))
@@ -173,6 +173,15 @@ def forward_pass(engine: Engine, micro_batches: Sequence[Sequence[int]],
     return dict(entry for rank in engine.gather(mine) for entry in rank)
 
 
+def finite(engine: Engine, examples: Sequence[EncodedPair], logp: dict[int, tuple[float, float]]) -> dict[int, tuple[float, float]]:
+    """The log-probs as they are. Raises: BadInput where some are no finite numbers, which is the model's doing. A collective."""
+    if bad := [examples[i].id for i, both in sorted(logp.items()) if not all(map(math.isfinite, both))]:
+        names = engine.not_finite()
+        why = f"its weights are not finite: {', '.join(names[:5])}" if names else f"its weights are, in {engine.hardware.dtype} it overflows"
+        raise BadInput(f"the model's log-probs of {len(bad)} pairs are not finite ({', '.join(bad[:5])}): {why}")
+    return logp
+
+
 def probe(engine: Engine, examples: Sequence[EncodedPair], keys: Sequence[bytes], known: Entries,
           collate: Callable[[Sequence[int]], PackedBatch], lengths: Sequence[int], folder: Path) -> None:
     """Compute a few stored entries again, others at every call, of all lengths.
@@ -181,7 +190,7 @@ def probe(engine: Engine, examples: Sequence[EncodedPair], keys: Sequence[bytes]
     stored = [i for i, key in enumerate(keys) if key in known]
     chosen = over_lengths(stored, lengths, random.Random(engine.broadcast(random.SystemRandom().getrandbits(64))))
     plan = plan_pass(lengths, ranks=engine.world, budget_tokens=engine.hardware.tokens_per_micro_batch, indices=chosen)
-    for i, fresh in sorted(forward_pass(engine, plan.steps[0].ranks[engine.rank], collate).items()):
+    for i, fresh in sorted(finite(engine, examples, forward_pass(engine, plan.steps[0].ranks[engine.rank], collate)).items()):
         pair = examples[i]
         for side, ids, new, old in zip(("chosen", "rejected"), pair[2:], fresh, known[keys[i]]):
             if not abs(new - old) <= response_nats(engine.hardware.dtype, len(ids)):

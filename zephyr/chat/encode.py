@@ -313,7 +313,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str, after_eos: bool = False)
     """Ids of rendered text, no BOS; names with a sentinel in them stay text. `after_eos`: as it follows an EOS."""
     if SENTINEL not in text:
         before = tokenizer.eos_token if after_eos else ""
-        return tokenizer(before + text, add_special_tokens=False)["input_ids"][1 if after_eos else 0:]
+        return _tokenize(tokenizer, before + text)[1 if after_eos else 0:]
     specials = _specials(tokenizer, len(tokenizer))
     ids: list[int] = []
     for part in filter(None, specials.split(text)):
@@ -326,10 +326,21 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str, after_eos: bool = False)
     return ids
 
 
+def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str, **how: bool) -> list[int]:
+    """The tokenizer's ids, no special ones added. Raises: ValueError where it has none for the text: what is written in Rust raises
+    Exception itself, no kind of it."""
+    try:
+        return tokenizer(text, add_special_tokens=False, **how)["input_ids"]
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise ValueError(f"the tokenizer can't encode {text!r:.60}: {error}") from error
+
+
 def _literal(tokenizer: PreTrainedTokenizerBase, text: str, after_special: bool) -> list[int]:
     """Ids of text in which no special token is recognised, at the beginning or after a special token."""
     def spell(part: str) -> list[int]:
-        return tokenizer(part, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return _tokenize(tokenizer, part, split_special_tokens=True)
     if after_special and _ids(tokenizer, "x", after_eos=True) != _ids(tokenizer, "x"):
         return _continuation(spell, text)  # a tokenizer that writes a dummy space at the beginning only
     return spell(text)

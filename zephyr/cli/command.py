@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from zephyr.config import NOT_YAML, ConfigError, read_yaml
+from zephyr.config import NOT_YAML, ConfigError, read_yaml, with_variables
 
 Commands = "argparse._SubParsersAction[argparse.ArgumentParser]"
 DECLARED = yaml.safe_load(Path(__file__).with_name("options.yaml").read_text(encoding="utf-8"))
@@ -93,7 +93,10 @@ def typed(action: argparse.Action, value: object, where: str) -> object:
     if isinstance(value, list) and not many:
         value = ",".join(map(str, value))
     try:
-        read = [(action.type or str)(str(item)) for item in (value if isinstance(value, list) else [value])]
+        texts = [with_variables(str(item), where) for item in (value if isinstance(value, list) else [value])]
+        read = [(action.type or str)(text) for text in texts]
+    except ConfigError:                             # a ValueError too
+        raise
     except (ValueError, argparse.ArgumentTypeError):
         raise ConfigError(f"{where}: {action.metavar or action.dest} is wanted, got {value!r}") from None
     if action.choices and not set(read) <= set(action.choices):

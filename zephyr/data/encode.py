@@ -139,7 +139,7 @@ def _load(specs: Sequence[str], tokenizer: PreTrainedTokenizerBase, options: Opt
     _try_options(tokenizer, options)
     sources = open_sources(specs)
     code = [*Path(chat.__file__).parent.glob("*.py"), *(Path(__file__).with_name(f"{name}.py") for name in OWN_CODE)]
-    key = digest_of(tokenizer, code, [repr(options), repr(limit), *(part for source in sources for part in source[:2])])
+    key = digest_of(tokenizer, code, [repr(options), repr(limit), repr(list(specs)), *(part for source in sources for part in source[:2])])
 
     def encode(writer: RecordBatchStreamWriter) -> Report:
         rows = (row for source in sources for row in source.rows())

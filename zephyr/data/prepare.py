@@ -6,12 +6,13 @@ in several processes (`datasets`); then one pass in the order of the rows, for w
 import hashlib
 import json
 import os
+import re
 import shutil
 import sqlite3
 from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from importlib.metadata import version
@@ -31,6 +32,7 @@ from zephyr.data.sources import Source, held_out_split, open_sources
 
 Report = dict[str, object]
 FILTERS = ("bad_row", "lone_surrogate", "refusal", "language", "length", "turns", "held_out", "contaminated", "duplicate", "near_duplicate")
+OURS, IN_OURS = re.compile("[0-9a-f]{32}"), re.compile(r"done|index\.sqlite.*|(piece-\d{5}|cache-|tmp).*")  # what lies in `OUT.work/`
 PIECE_ROWS, PIECE_BYTES = 4096, 2**26  # in memory at a time
 COLUMNS = {"source": "int32", "place": "string", "line": "large_binary", "truecased": "bool", "taken": "string", "why": "large_string",
            "excerpt": "string", "contaminated": "large_string", "dialogue": "binary", "opening": "binary", "signature": "binary"}
@@ -116,8 +118,7 @@ def prepare(sources: Sequence[str], out: Path, settings: PrepareSettings) -> Rep
     report["versions"] = {name: version(name) for name in ("datasets", "pyarrow", "numpy", *(name for name in optional if optional[name]))}
     key = json.dumps([list(sources), report, *(Path(str(module)).read_text("utf-8") for module in (__file__, clean.__file__, clean.REFUSALS))])
     work = out.with_name(out.name + ".work") / hashlib.sha256(key.encode()).hexdigest()[:32]
-    for left_over in set(work.parent.glob("*")) - {work}:
-        shutil.rmtree(left_over)
+    _remove_earlier(work)
     done = work / "done"
     done.mkdir(parents=True, exist_ok=True)
     _benchmark(settings.decontaminate, settings.ngram)  # here, so that all processes have it
@@ -133,8 +134,25 @@ def prepare(sources: Sequence[str], out: Path, settings: PrepareSettings) -> Rep
         os.replace(done / path.name, path)
     write_json(report_path(out), report)
     index.file.close()
-    shutil.rmtree(work.parent)
+    shutil.rmtree(work)
+    with suppress(OSError):                             # where somebody put something beside it meanwhile
+        work.parent.rmdir()
     return report
+
+
+def _remove_earlier(work: Path) -> None:
+    """Remove the work of runs of other settings. Raises: BadInput naming what no run made, before anything is removed."""
+    folder = work.parent
+    if folder.is_symlink() or os.path.lexists(folder) and not folder.is_dir():
+        raise BadInput(f"out: {folder} is {'a link' if folder.is_symlink() else 'a file'}, wanted a folder for what is half done, or "
+                       "nothing; remove it, or name another out")
+    found = sorted(folder.glob("*"))
+    for path in found:
+        ours = OURS.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+        if other := next((inner for inner in sorted(path.iterdir()) if not IN_OURS.fullmatch(inner.name)), None) if ours else path:
+            raise BadInput(f"out: {other} is nothing that prepare made, and {folder} is removed when all is done; move it, or name another out")
+    for path in set(found) - {work}:
+        shutil.rmtree(path)
 
 
 def _check(settings: PrepareSettings, sources: Sequence[str], outs: Sequence[Path]) -> None:

@@ -10,13 +10,24 @@ TOO_MUCH = "nested too deeply, or holds a number of thousands of digits"  # what
 def parse_line(line: bytes) -> object:
     """The JSON value of one line. Raises: ValueError saying what is wrong with it, and in which column."""
     try:
-        return json.loads(line.decode("utf-8-sig"))
+        return json.loads(line.decode("utf-8-sig"), object_pairs_hook=each_once)
+    except KeyError as error:
+        raise ValueError(f"the line's JSON has the key {error.args[0]!r:.60} twice in one object, wanted each key once") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"the line is not UTF-8: byte {error.start + 1} is {line[error.start : error.start + 1]!r}") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"the line is no valid JSON: {error.msg} at column {error.pos + 1}, wanted one object a line") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the line's JSON is {TOO_MUCH}") from error
+
+
+def each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON. Raises: KeyError with a key that it has twice: which of the two values is meant, nobody knows."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise KeyError(next(key for key in keys if keys.count(key) > 1))
+    return found
 
 
 def check_row(row: object) -> Mapping[str, object]:

@@ -3,7 +3,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from zephyr.config import BadInput, DPOConfig, SFTConfig
 from zephyr.data.feedback import Row, read_prompts, shown_prompt, turns_of
@@ -11,7 +11,8 @@ from zephyr.data.jsonl import read_rows, write_rows
 from zephyr.data.teachers import open_teacher
 from zephyr.data.win_rate import compare, judge_panel
 from zephyr.judge.compare import summarise
-from zephyr.model.generate import answer_ids, prompt_ids
+from zephyr.model.generate import answer_ids, ids_within
+from zephyr.model.load import local_folder, read_config
 from zephyr.teacher import Budget, Ledger, Teacher, ask
 from zephyr.training.engine import Engine
 from zephyr.training.loop import Sample
@@ -20,7 +21,7 @@ from zephyr.training.loop import Sample
 def sampler(engine: Engine, config: DPOConfig | SFTConfig, tokenizer: PreTrainedTokenizerBase) -> Sample | None:
     """What answers `samples.prompts` greedily after some updates, all ranks together, and changes nothing else; None without prompts.
 
-    Raises: BadInput for prompts that can't be read or a judge that is no SPEC; at the first answer, for a prompt too long for the model."""
+    Raises: BadInput for prompts that can't be read or are too long for the model, or a judge that is no SPEC."""
     if not config.samples.prompts:
         return None
     unread: Counter[str] = Counter()
@@ -28,10 +29,11 @@ def sampler(engine: Engine, config: DPOConfig | SFTConfig, tokenizer: PreTrained
     if unread:
         engine.say(f"samples.prompts: keys not read: {', '.join(f'{key!s:.80} ({rows:,} rows)' for key, rows in sorted(unread.items()))}")
     judge = engine.agreed(lambda: open_teacher(config.samples.judge)) if config.samples.judge else None
-    path = Path(config.run.dir) / "samples.jsonl"
+    limit, path = config.samples.max_new_tokens, Path(config.run.dir) / "samples.jsonl"
+    encoded = engine.agreed(lambda: encode(read_config(local_folder(config.model)), tokenizer, prompts, limit))
 
     def sample(step: int) -> Row:
-        texts = answers(engine, tokenizer, prompts, config.samples.max_new_tokens)
+        texts = answers(engine, tokenizer, encoded, limit)
         rows = [{"step": step, "prompt_id": row["prompt_id"], "prompt": row["prompt"], "text": text} for row, text in zip(prompts, texts)]
         start = engine.on_rank0(lambda: keep(path, rows, table=config.run.wandb.mode != "disabled"))
         for row in rows[:4]:
@@ -40,17 +42,24 @@ def sampler(engine: Engine, config: DPOConfig | SFTConfig, tokenizer: PreTrained
     return sample
 
 
-def answers(engine: Engine, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Row], max_new_tokens: int) -> list[str]:
+def encode(model: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Row], max_new_tokens: int) -> list[list[int]]:
+    """The prompts' ids. Raises: BadInput for one that is too long for the model, or that the template refuses."""
+    ids = []
+    for row in prompts:
+        try:
+            ids.append(ids_within(model, tokenizer, turns_of(row["prompt"]), max_new_tokens))
+        except ValueError as error:
+            raise BadInput(f"samples.prompts: {row['prompt_id']}: {error}") from None
+    return ids
+
+
+def answers(engine: Engine, tokenizer: PreTrainedTokenizerBase, encoded: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
     """The policy's answers. Every rank has a share of one size: none gathers weights without the others."""
-    try:
-        encoded = [prompt_ids(engine.policy.lm, tokenizer, turns_of(row["prompt"]), max_new_tokens) for row in prompts]
-    except ValueError as error:
-        raise BadInput(f"samples.prompts: {error}") from None
-    count = -(-len(prompts) // engine.world)
-    share = [i % len(prompts) for i in range(engine.rank, count * engine.world, engine.world)]
+    count = -(-len(encoded) // engine.world)
+    share = [i % len(encoded) for i in range(engine.rank, count * engine.world, engine.world)]
     said = answer_ids(engine.policy.lm, tokenizer, [encoded[i] for i in share], [max_new_tokens] * count, [0] * count, synced=engine.world > 1)
     texts = {i: text for rank in engine.gather([(i, answer.text) for i, answer in zip(share, said)]) for i, text in rank}
-    return [texts[i] for i in range(len(prompts))]
+    return [texts[i] for i in range(len(encoded))]
 
 
 def keep(path: Path, rows: Sequence[Row], table: bool) -> dict[str, str]:

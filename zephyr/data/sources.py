@@ -18,7 +18,7 @@ from pyarrow import ArrowException, BufferReader, parquet
 
 from zephyr.config import BadInput
 from zephyr.data.folders import SPLIT, folder_files, kind_of
-from zephyr.data.rows import TOO_MUCH
+from zephyr.data.rows import TOO_MUCH, each_once
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -141,7 +141,9 @@ def _json_rows(path: Path, name: str, file: BinaryIO) -> Iterator[RawRow]:
     data = _read_all(path, file)
     try:
         # To its encoder, maybe another process, a row goes as text: pickle gives up at nested values that JSON can hold.
-        lines = [json.dumps(element).encode() for element in json.loads(data.decode("utf-8-sig"))]
+        lines = [json.dumps(element).encode() for element in json.loads(data.decode("utf-8-sig"), object_pairs_hook=each_once)]
+    except KeyError as error:
+        raise BadInput(f"{path}: an object of the file's JSON has the key {error.args[0]!r:.60} twice, wanted each key once") from None
     except json.JSONDecodeError as error:
         raise BadInput(f"{path}:{error.lineno}: the file is no valid JSON: {error.msg} at column {error.colno}") from error
     except UnicodeDecodeError as error:

@@ -24,6 +24,9 @@ CHUNK_BYTES = 2**26  # but no more once they take this much
 WORKER_BYTES = 2**32  # memory that it may take beyond what it was forked with: a template that multiplies text asks for more
 
 
+NO_TARGET = "no target: each of the assistant's turns is marked as not trained"
+
+
 class Options(NamedTuple):
     """What decides the ids of a row, beside the tokenizer. `max_prompt_tokens` is None for SFT rows."""
     max_tokens: int
@@ -37,7 +40,8 @@ class Options(NamedTuple):
 
 class Encoded(NamedTuple):
     """An example, where its row stands, how many tokens of each side were cut off, and by how much the chosen answer is rated higher,
-    by each rating. asked, said: digests of its words (`words.asked`; of a text, of a pair's prompt and both answers). unread: keys that nothing reads; found: names of `columns` that the row has; suspicions: what may be no turn."""
+    by each rating. asked, said: digests of its words (`words.asked`; of a text, of a pair's prompt and both answers). targets: whether a
+    text had any before it was cut. unread: keys that nothing reads; found: names of `columns` that the row has; suspicions: what may be no turn."""
     place: str
     example: EncodedPair | EncodedText
     lost: tuple[int, ...]
@@ -47,6 +51,7 @@ class Encoded(NamedTuple):
     unread: tuple[str, ...] = ()
     found: tuple[str, ...] = ()
     suspicions: tuple[str, ...] = ()
+    targets: bool = True
 
 
 class Chunk(NamedTuple):
@@ -132,7 +137,9 @@ def _encode_chunk(tokenizer: PreTrainedTokenizerBase, options: Options, rows: li
                 break
             continue
         example = item.example
-        if any(example.is_target) if isinstance(example, EncodedText) else example.chosen_ids != example.rejected_ids:
+        if isinstance(example, EncodedText) and not item.targets:
+            dropped[NO_TARGET] += 1
+        elif any(example.is_target) if isinstance(example, EncodedText) else example.chosen_ids != example.rejected_ids:
             encoded.append(item)
         else:
             dropped[nothing_left(options)] += 1
@@ -165,7 +172,7 @@ def _encode_row(tokenizer: PreTrainedTokenizerBase, options: Options, row: RawRo
     room = options.max_tokens
     cut = EncodedText(id, text.ids[:room], text.is_target[:room])
     return Encoded(row.place, cut, (max(len(text.ids) - room, 0),), words_asked(turns), (words_said(turns),), (), _names(unread), tuple(found),
-                   _suspicions({"turns": turns}))
+                   _suspicions({"turns": turns}), any(text.is_target))
 
 
 def _names(keys: list[str]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation import (LogitsProcessorList, StoppingCriteriaList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)
 
 from zephyr.chat import Messages, encode_prompt
@@ -42,7 +42,12 @@ def generate(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: S
 
 def prompt_ids(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, messages: Messages, max_new_tokens: int) -> list[int]:
     """The ids of a conversation to be answered. Raises: ValueError as `generate` does."""
-    ids, positions = encode_prompt(tokenizer, messages, template=tokenizer.chat_template), lm.config.max_position_embeddings
+    return ids_within(lm.config, tokenizer, messages, max_new_tokens)
+
+
+def ids_within(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, messages: Messages, max_new_tokens: int) -> list[int]:
+    """`prompt_ids` for a model of which only the config is there yet."""
+    ids, positions = encode_prompt(tokenizer, messages, template=tokenizer.chat_template), config.max_position_embeddings
     if len(ids) + max_new_tokens > positions:
         raise ValueError(f"the prompt has {len(ids)} tokens; with {max_new_tokens} new ones that is over the model's {positions} positions")
     return ids

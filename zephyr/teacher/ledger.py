@@ -34,7 +34,10 @@ class Ledger:
         try:
             if not read_only:
                 self._own.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self._own.open("a+b", buffering=0)
+                if self._own.is_symlink():
+                    raise BadInput(f"ledger {self._own} is a link, which would be written through; wanted a file: name the one it leads to")
+                self._file = os.fdopen(os.open(self._own, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666),
+                                       "a+b", buffering=0)
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.refresh()
             if not read_only:

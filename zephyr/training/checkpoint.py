@@ -18,7 +18,8 @@ from zephyr.training.engine import Engine
 Identity = Mapping[str, object]                     # by name: what, when changed, would make the rest of a run another run
 FORMAT = 1                                          # of state.json and the files that it names; another one is not read
 NUMBERED = re.compile(r"step-(0|[1-9]\d*)")
-DAMAGE = (OSError, json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError)  # of what reads state.json
+IDENTITY = "identity.json"                           # of a run folder: whose run it is, also without checkpoints
+DAMAGE = (OSError, LookupError, TypeError, AttributeError)      # of what reads state.json, identity.json or status.json
 PASSING = re.compile(r"latest(\.\d+\.part)?|part-\d+")            # what a save makes beside checkpoints
 
 
@@ -71,14 +72,16 @@ def new_folder(part: Path) -> None:
 
 
 def finished(engine: Engine, config: DPOConfig | SFTConfig, plan: Plan, known: Mapping[str, str],
-             later: Collection[str] = ()) -> bool:
+             later: Collection[str] = (), template: str | None = None) -> bool:
     """Whether the run folder holds this very run, with all its steps and its export. A collective.
 
     Args: known: as `more` of `identity`. later: names of what it lacks yet, which `restore`
-    compares.
-    Raises: BadInput where the newest checkpoint is of another run, unless forced, or of another
-    format."""
-    run_dir, now = Path(config.run.dir), identity(config, plan, known)
+    compares. template: the chat template, to say where another one made other data.
+    Raises: BadInput where the newest checkpoint, or without one `identity.json`, is of another run
+    or of another format, and where a run lies there that neither tells about, unless forced; where
+    a forced checkpoint leaves no step to train."""
+    run_dir, resume, now = Path(config.run.dir), config.run.resume, identity(config, plan, known)
+    hint = changed_template(run_dir, template)
 
     def look() -> bool:
         for folder in reversed(numbered(run_dir / "checkpoints")):
@@ -86,17 +89,78 @@ def finished(engine: Engine, config: DPOConfig | SFTConfig, plan: Plan, known: M
                 state = read_state(folder)
             except DAMAGE:
                 continue
-            same = require_same(folder, state, config.run.resume, now, later)
+            same = require_same(f"checkpoint {folder}", state, resume, now, later, hint)
+            if not same and state["step"] >= len(plan.steps):
+                raise BadInput(f"run.resume=force: checkpoint {folder} has {state['step']} updates under other settings, this run has "
+                               f"{len(plan.steps)} steps: none would be trained, and the run's records would tell of settings that its "
+                               "weights never saw; name another run.dir, or more optim.epochs")
             return same and state["step"] == len(plan.steps) and ended_well(run_dir)
-        return False
+        if not (left := left_of_a_run(run_dir)) or resume == "force":
+            return False
+        try:
+            kept = read_json(run_dir / IDENTITY)
+            kept["identity"].items()
+        except DAMAGE:
+            raise BadInput(f"run.dir: {run_dir} holds {left} of a run, and neither a checkpoint nor {IDENTITY} can be read that would show "
+                           "that it is this one; name another run.dir, or run.resume=force trains over it") from None
+        return require_same(f"run.dir: {run_dir}", kept, resume, now, later, hint) and ended_well(run_dir)
     return engine.on_rank0(look)
 
 
-def ended_well(run_dir: Path) -> bool:
-    """Whether the run in the folder wrote its export and said so, the last that it does."""
-    status = run_dir / "status.json"
+def left_of_a_run(run_dir: Path) -> str:
+    """The name of something in the folder that steps of a run left there; "" where there is none."""
+    files = [name for name in (IDENTITY, "metrics.jsonl", "report.html")
+             if os.path.isfile(run_dir / name) and os.path.getsize(run_dir / name)]
+    folders = [f"{name}/" for name in ("pairs", "model") if os.path.isdir(run_dir / name) and any((run_dir / name).iterdir())]
+    checkpoints = ["checkpoints/"] if numbered(run_dir / "checkpoints") else []
+    return next(iter((*files, *folders, *checkpoints, *(["status.json"] if ended_well(run_dir, export=False) else []))), "")
+
+
+def changed_template(run_dir: Path, template: str | None) -> str:
+    """What to say of other data where the template kept in the folder is another one, else ""."""
     try:
-        return (run_dir / "model").is_dir() and json.loads(status.read_text(encoding="utf-8"))["code"] == 0
+        kept = (run_dir / "chat_template.jinja").read_bytes()
+    except OSError:
+        return ""
+    return "" if template is None or kept == template.encode() else ": the chat template is another than its chat_template.jinja"
+
+
+def keep_identity(engine: Engine, run_dir: Path, step: int, identity: Identity) -> None:
+    """Write `identity.json`: whose steps are recorded in the folder from `step` on, and where steps before were of other settings,
+    which a forced resume went on from, those. A collective."""
+    def write() -> None:
+        before = [of for of in forced(run_dir) if of["step"] < step]
+        if step:
+            was = read_state(run_dir / "checkpoints" / f"step-{step}")["identity"]
+            changed = {name: value for name, value in was.items() if identity.get(name) != value}
+            before += [{"step": step, "was": changed}] if changed else []
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_whole(run_dir / IDENTITY, json.dumps({"identity": identity, "forced": before}, indent=1).encode() + b"\n")
+    engine.on_rank0(write)
+
+
+def forced(run_dir: Path) -> list[dict[str, object]]:
+    """Of each forced resume of the run in the folder: the `step` it began at, and what its identity `was` before, where it changed."""
+    try:
+        found = [{"step": int(of["step"]), "was": dict(of["was"])} for of in read_json(run_dir / IDENTITY)["forced"]]
+    except (*DAMAGE, ValueError):
+        return []
+    return found
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """The object in a JSON file. Raises: one of DAMAGE."""
+    try:
+        value = json.loads(path.read_bytes().decode())
+    except (ValueError, RecursionError) as error:   # also a number of thousands of digits
+        raise LookupError(f"{path} is no JSON: {error}") from None
+    return value
+
+
+def ended_well(run_dir: Path, export: bool = True) -> bool:
+    """Whether the run in the folder wrote its export and said so, the last that it does. Args: export: which must still be there."""
+    try:
+        return (not export or (run_dir / "model").is_dir()) and read_json(run_dir / "status.json")["code"] == 0
     except DAMAGE:
         return False
 
@@ -117,21 +181,22 @@ def restore(engine: Engine, run_dir: Path, resume: str, identity: Identity) -> i
         if damage:
             engine.say(f"checkpoint {folder} is damaged ({', '.join(damage)}); the one before it is used")
             continue
-        require_same(folder, read_state(folder), resume, identity)
+        require_same(f"checkpoint {folder}", read_state(folder), resume, identity)
         engine.load_state(folder, step_of(folder))
         engine.say(f"resumed from {folder}")
         return step_of(folder)
     return 0
 
 
-def require_same(folder: Path, state: Mapping[str, object], resume: str, identity: Identity, later: Collection[str] = ()) -> bool:
-    """Whether a checkpoint is of the run of this identity. Raises: BadInput with each difference
-    where not, unless forced."""
+def require_same(what: str, state: Mapping[str, object], resume: str, identity: Identity, later: Collection[str] = (),
+                 hint: str = "") -> bool:
+    """Whether a checkpoint, or what `identity.json` holds, is of the run of this identity. Args: hint: what to add where the data differ.
+    Raises: BadInput with each difference where not, unless forced."""
     was = {name: value for name, value in state["identity"].items() if name not in later}
-    changes = [f"{name} ({was.get(name)!s:.16} then, {identity.get(name)!s:.16} now)"
+    changes = [f"{name} ({was.get(name)!s:.16} then, {identity.get(name)!s:.16} now{hint if name == 'data' else ''})"
                for name in sorted({*was, *identity}) if was.get(name) != identity.get(name)]
     if changes and resume != "force":
-        raise BadInput(f"checkpoint {folder} is of another run: {'; '.join(changes)}. run.resume=force takes it anyway")
+        raise BadInput(f"{what} is of another run: {'; '.join(changes)}. Name another run.dir; run.resume=force takes it anyway")
     return not changes
 
 
@@ -150,10 +215,10 @@ def read_state(folder: Path) -> dict[str, object]:
     """`state.json` of a checkpoint. Raises: one of DAMAGE where it is not what was written there;
     BadInput where it is of another format: a checkpoint of an older version, or of another
     program."""
-    state = json.loads((folder / "state.json").read_bytes().decode())
+    state = read_json(folder / "state.json")
     found = state.get("format") if isinstance(state, dict) else None
     if found != FORMAT:
-        raise BadInput(f"checkpoint {folder}: state.json is of format {found!r}, wanted {FORMAT}: another version wrote it, "
+        raise BadInput(f"checkpoint {folder}: state.json is of format {found!r:.40}, wanted {FORMAT}: another version wrote it, "
                        "which can go on from it; else name another run.dir")
     if state["step"] != step_of(folder) or not all(isinstance(state[name], dict) for name in ("identity", "files")):
         raise KeyError("step, identity, files")

@@ -219,6 +219,15 @@ class Engine:
         """Parameters outside embedding and output layer."""
         return sum(p.ds_numel for name, p in self.policy.lm.named_parameters() if "embed_tokens" not in name and "lm_head" not in name)
 
+    def not_finite(self) -> list[str]:
+        """Names of the parameters that hold a value that is not finite; each rank looks at its own part. A collective."""
+        def part(parameter: nn.Parameter) -> Tensor:
+            held = parameter.ds_tensor.view(-1)     # of the last rank, padded by whatever was in memory
+            return held[:max(parameter.ds_numel - self.rank * len(held), 0)]
+        mine = {name for name, p in self.policy.lm.named_parameters() if not part(p).isfinite().all()}
+        found = set().union(*self.gather(mine))
+        return [name for name, _ in self.policy.lm.named_parameters() if name in found]
+
     def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Each parameter by name, gathered one at a time: whole on the CPU of rank 0, empty elsewhere. A collective."""
         import deepspeed

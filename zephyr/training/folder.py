@@ -9,12 +9,14 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-from zephyr.config import BadInput, ConfigError
-from zephyr.training.checkpoint import write_whole
+from zephyr.config import BadInput, ConfigError, DPOConfig, SFTConfig
+from zephyr.training.checkpoint import DAMAGE, IDENTITY, left_of_a_run, read_json, write_whole
 
 STATUS = "status.json"
-FILES = ("lock", "config.yaml", STATUS, "metrics.jsonl", "data.json", "preflight.json", "chat_template.jinja",
+FILES = ("lock", "config.yaml", STATUS, IDENTITY, "metrics.jsonl", "data.json", "preflight.json", "chat_template.jinja",
          "samples.jsonl", "samples.ledger.jsonl", "report.html")
+EXPORT = ("model", "model.part")                    # folders that are written anew
+FOLDERS = (*EXPORT, "checkpoints", "pairs")
 GONE = ("rank 0 ended without a word, as when it is killed; started again, the run goes on from its last checkpoint")
 
 
@@ -57,15 +59,19 @@ class RunFolder:
         self.lock, self.accepted = lock, not self.holds_a_run()
 
     def require_files(self) -> None:
-        """Raises: BadInput where a file of the run is a link: it would be written through."""
-        for name in FILES:
+        """Raises: BadInput where a file of the run, or its export, is a link: it would be written through; where a folder's name is
+        taken by a file."""
+        for name in (*FILES, *EXPORT):
             if (self.path / name).is_symlink():
                 raise BadInput(f"run.dir: {self.path / name} is a link, which would be written through; "
                                "wanted a file of the run: remove it")
+        for name in FOLDERS:
+            if os.path.lexists(self.path / name) and not (self.path / name).is_dir():
+                raise BadInput(f"run.dir: {self.path / name} is no folder, and the run's {name}/ is to be written there; remove it")
 
     def holds_a_run(self) -> bool:
-        """Whether steps of a run are recorded here: records, or a checkpoint."""
-        return any(os.path.exists(self.path / name) for name in ("metrics.jsonl", "checkpoints"))
+        """Whether steps of a run are recorded here: whose, records, pairs, a checkpoint, or an export."""
+        return bool(left_of_a_run(self.path))
 
     def accept(self) -> None:
         """The run here is this one: what waited is written, and what comes is written at once. On
@@ -105,12 +111,12 @@ class RunFolder:
         """On another rank: write the end that rank 0 did not live to write, once its lock is free
         and the status says that it runs; waits so long for that. Returns whether rank 0 is gone."""
         until = time.monotonic() + seconds
-        with contextlib.suppress(OSError, ValueError), (self.path / "lock").open("a+", encoding="utf-8") as lock:
+        with contextlib.suppress(*DAMAGE), (self.path / "lock").open("a+", encoding="utf-8") as lock:
             while True:
                 with contextlib.suppress(BlockingIOError):
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     status = self.path / STATUS
-                    if self.accepted and json.loads(status.read_text(encoding="utf-8"))["code"] is None:
+                    if self.accepted and read_json(status)["code"] is None:
                         write_whole(status, json_bytes({"code": 1, "message": GONE}))
                     return True
                 if time.monotonic() >= until:
@@ -121,6 +127,30 @@ class RunFolder:
     def close(self) -> None:
         if self.lock is not None:
             self.lock.close()
+
+
+def require_apart(config: DPOConfig | SFTConfig) -> None:
+    """Raises: BadInput where what the run reads lies in what it will write, or its folder in a folder of rows: by whatever path or link."""
+    run_dir = real(config.run.dir)
+    written = [run_dir / name for name in (*FOLDERS, *FILES)]
+    models = {"model": [config.model], "tokenizer": [config.tokenizer or config.model]}
+    rows = {"data.train": config.data.train, "data.eval": config.data.eval, "samples.prompts": config.samples.prompts}
+    stores = {"reference.dir": [config.reference.dir]} if isinstance(config, DPOConfig) else {}
+    for key, paths in {**models, **rows, **stores}.items():
+        for text in paths:
+            path = real(text if os.path.lexists(os.path.expanduser(text)) or key in stores else text.partition(":")[0])
+            inside = next((place for place in written if path.is_relative_to(place)), None)
+            if inside is None and os.path.isdir(path) and (path == run_dir if key in models else key in rows and run_dir.is_relative_to(path)):
+                inside = run_dir
+            if inside is not None:
+                raise ConfigError(f"{key}: {text} lies where the run writes: {inside} (run.dir {config.run.dir}); name another run.dir"
+                                  if inside != run_dir else f"{key}: {text} is or holds run.dir, {run_dir}, which the run writes to; "
+                                  "name another run.dir")
+
+
+def real(text: str) -> Path:
+    """Where a path leads, its links followed, whether it is there or not."""
+    return Path(os.path.realpath(os.path.expanduser(text)))
 
 
 def json_bytes(value: object) -> bytes:

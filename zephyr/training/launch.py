@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from zephyr.config import BadInput, C, load, to_yaml
 from zephyr.training.engine import Engine
-from zephyr.training.folder import RunFolder
+from zephyr.training.folder import RunFolder, require_apart
 from zephyr.training.loop import Stopped
 
 BAD_INPUT, STOPPED = 2, 75
@@ -40,6 +40,7 @@ def launch(kind: type[C], check: Callable[[C], None], train: Train, usage: str, 
     folder = None
     try:
         config = load(kind, path, overrides)
+        require_apart(config)
         folder = None if "--dry-run" in argv else RunFolder(Path(config.run.dir))
         check(config)
         run(config, folder, train)

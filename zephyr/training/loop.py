@@ -67,7 +67,7 @@ def fit(engine: Engine, config: DPOConfig | SFTConfig, train: Split, evaluation:
             sample(0)
         sums, logged, since = {}, first_step - 1, time.perf_counter()
         for step in range(first_step, len(steps)):
-            of_step = update(engine, train, step, rates[step], ledger, config)
+            of_step = update(engine, train, step, rates[step], ledger, config, identity if step == first_step else None)
             require_finite(of_step, engine, train, step, ledger, recorder)
             sums, done, last = added(sums, of_step), step + 1, step == len(steps) - 1
             saves = done % run.save_every == 0 or last or of_step["stop"]
@@ -95,14 +95,17 @@ def save(engine: Engine, run: Run, done: int, identity: checkpoint.Identity, led
     checkpoint.save(engine, Path(run.dir), done, identity, run.keep)
 
 
-def update(engine: Engine, split: Split, step: int, rate: float, ledger: Ledger | None, config: DPOConfig | SFTConfig) -> Row:
-    """Gradient and update of a step; its sums over all ranks. Raises: BadInput before the first
-    update (`require_start`)."""
+def update(engine: Engine, split: Split, step: int, rate: float, ledger: Ledger | None, config: DPOConfig | SFTConfig,
+           identity: checkpoint.Identity | None = None) -> Row:
+    """Gradient and update of a step; its sums over all ranks. Args: identity: kept in the run folder after the first step of this
+    start: from there on it holds something to lose. Raises: BadInput before the first update (`require_start`)."""
     totals = run_step(engine, split, step, ledger)
     if step == 0 and ledger:
         require_start(engine, split, ledger, config)
     grad_norm = engine.step(rate)
     totals.of |= dict(zip(("update", "weight"), engine.update_and_weight(rate)))
+    if identity:
+        checkpoint.keep_identity(engine, Path(config.run.dir), step, identity)
     return reduced(engine, split, step, totals, grad_norm)
 
 

@@ -99,7 +99,7 @@ def keep_records_before(path: Path, step: int) -> list[Row]:
             record = json.loads(line)
             if record["step"] < step or (record["split"] == "eval" and record["step"] == step > 0):
                 kept[line + b"\n"] = record
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise BadInput(f"{path}:{number}: no record: {line[:60]!r}; mend or remove the line") from None
     if b"".join(kept) != content:
         write_whole(path, b"".join(kept))

@@ -39,6 +39,7 @@ def before_forward(engine: Engine, config: DPOConfig | SFTConfig, examples: Exam
     ids of BOS (None: the tokenizer has none) and EOS. Raises: BadInput naming what is wrong and
     where, what was found and wanted. A collective."""
     return found_by(config, {
+        "weights": lambda: require_weights(engine, config.model),
         "labels": lambda: engine.agreed(lambda: require_polarity(reports)),
         "ids": lambda: engine.on_rank0(lambda: require_ids(sample_of(examples), examples, special, config.data.max_tokens)),
         "plan": lambda: engine.agreed(lambda: require_counts(split, engine.rank)),
@@ -97,6 +98,14 @@ def rows_to_pack(sample: Sequence[int], tokens: Sequence[int], budget_tokens: in
         return few
     beside = fitting([longest])
     return fitting([]), [*beside[:1], longest, *beside[1:]]
+
+
+def require_weights(engine: Engine, model: str) -> Finding:
+    """Every weight is a finite number. Raises: BadInput naming the parameters that hold others. A collective."""
+    if names := engine.not_finite():
+        raise BadInput(f"model {model}: {len(names)} of its parameters hold values that are not finite: {', '.join(names[:5])}; wanted "
+                       "the weights as they were published, or saved before they diverged")
+    return {}
 
 
 def require_polarity(reports: Mapping[str, Mapping[str, object]]) -> Finding:
