@@ -33,6 +33,11 @@ PAIRS = {
         ({"prompt": "Why?", "chosen": SAID[:1] + [{"role": "assistant", "content": "A"}, {"role": "user", "content": "Why?"}, SAID[1]],
           "rejected": SAID[:1] + [{"role": "assistant", "content": "A"}, {"role": "user", "content": "Why?"},
                                   {"role": "assistant", "content": "No"}]}, ("", "Hi", "A", "Why?"), "Ahoy", "No")],
+    "messages, rejected_response (ms-swift)": [
+        ({"messages": [{"role": "system", "content": "Be brief."}, *SAID], "rejected_response": "No"}, ("Be brief.", "Hi"), "Ahoy", "No")],
+    "messages, chosen, rejected (LLaMA-Factory)": [
+        ({"messages": SAID[:1], "chosen": SAID[1], "rejected": {"role": "assistant", "content": "No"}}, ("", "Hi"), "Ahoy", "No"),
+        ({"messages": SAID[:1], "chosen": "Ahoy", "rejected": "No"}, ("", "Hi"), "Ahoy", "No")],
     "question, chosen, rejected (Orca)": [
         ({"system": "Be brief.", "question": "Why?", "chosen": "Heat.", "rejected": "Dunno."}, ("Be brief.", "Why?"), "Heat.", "Dunno.")],
     "input, chosen, rejected (Orca)": [
@@ -88,6 +93,7 @@ TEXTS = {
         ({"instruction": "Add", "input": "1 1", "output": "2", "system": "Be brief.", "history": [["Hi", "Ahoy"]]},
          ("Be brief.", "Hi", "Ahoy", "Add\n\n1 1", "2")),
         ({"instruction": "What?", "context": "Bread is food.", "response": "Food."}, ("", "What?\n\nBread is food.", "Food."))],
+    "input, output": [({"input": "Hi", "output": "Ahoy"}, ("", "Hi", "Ahoy"))],
     "text": [({"text": "plain words"}, "plain words")],
 }
 

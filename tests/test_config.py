@@ -80,6 +80,7 @@ def test_what_people_type_is_taken(tmp_path: Path) -> None:
     ("data.columns=question", r"data\.columns: a group of names is wanted, got 'question'"),
     ("data.columns.prompt=3", r"data\.columns\.prompt: a text is wanted, got 3"),
     ("data.train=[]", r"data\.train: at least one path"),
+    ("data.train=null", r"data\.train: at least one path"),
     ("data.train=[3]", r"data\.train\[0\]: a text is wanted, got 3"),
     ("data.max_prompt_tokens=1024", r"data\.max_prompt_tokens: less than data\.max_tokens"),
     ("hardware.attention=eager", r"hardware\.attention: one of flash_attn, torch_varlen, sdpa is wanted"),
@@ -220,3 +221,9 @@ def test_variables_in_a_commands_config(tmp_path: Path, monkeypatch: pytest.Monk
     path.write_text("out: $HF_TOKEN/rows.jsonl")
     with pytest.raises(ConfigError, match="options.yaml: out: the variable '.HF_TOKEN' is not among"):
         take_config(parser, ["--config", str(path)])
+
+
+@pytest.mark.parametrize("key", ["data.eval=null", "data.eval=", "data.eval=[]"])
+def test_null_is_no_evaluation(tmp_path: Path, key: str) -> None:
+    """`data.limit=null` is no limit: a list was wanted of `data.eval=null`."""
+    assert load(tmp_path, MINIMAL, key).data.eval == ()

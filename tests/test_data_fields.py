@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from zephyr.chat import encode_messages, encode_pair, encode_prompt
 from zephyr.config import BadInput, Data
 from zephyr.data import format_report, load_pairs, load_splits, load_texts, prepare_tokenizer
-from zephyr.data.rows import margins
+from zephyr.data.ratings import margins
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Bern"}}}
 ASKED = [{"role": "user", "content": "Rain in Bern?"}]
@@ -272,7 +272,7 @@ def splits(tokenizer: PreTrainedTokenizerBase, train: list[str], evaluation: lis
 
 
 def test_prompts_of_eval_that_are_in_train(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    """Counted by the prompt's ids, whatever the answers are; in plain text, and with every token a target, by the whole."""
+    """Counted by the words of the user, whatever the answers are; in plain text by the whole."""
     train = jsonl(tmp_path / "train.jsonl", pair_rows(12))
     other = [{**row, "chosen": "other"} for row in pair_rows(3)] + [{**PAIR, "prompt": "new"}]
     assert "warning: 3 of 4 have a prompt that is in data.train too" in splits(tokenizer, [train], [jsonl(tmp_path / "eval.jsonl", other)])
@@ -281,7 +281,27 @@ def test_prompts_of_eval_that_are_in_train(tokenizer: PreTrainedTokenizerBase, t
     train = jsonl(tmp_path / "texts.jsonl", texts)
     held = jsonl(tmp_path / "held.jsonl", [{"prompt": "q", "completion": "b"}, {"text": "plain words"}, {"text": "plain"}])
     assert "warning: 2 of 3" in splits(tokenizer, [train], [held], load=load_texts)
-    assert "warning: 1 of 3" in splits(tokenizer, [train], [held], load=load_texts, targets="all")
+    assert "warning: 2 of 3" in splits(tokenizer, [train], [held], load=load_texts, targets="all")
+
+
+def test_the_same_question_in_other_dress(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """Other white space or case, another system turn, other answers with every token a target, and a
+    longer conversation: equal ids alone were counted, and an evaluation on its own training prompts
+    went unsaid."""
+    ask, answer = {"role": "user", "content": "Name a fruit."}, {"role": "assistant", "content": "Fig."}
+    pair = {"prompt": "Name a fruit.", "chosen": "fig", "rejected": "tea"}
+    train = jsonl(tmp_path / "train.jsonl", [pair, {"prompt": "other", "chosen": "x", "rejected": "y"}])
+    dressed = [{**pair, "prompt": said} for said in ("Name  a fruit.", "name a fruit.\n", " Name\ta fruit.")]
+    held = jsonl(tmp_path / "held.jsonl", [*dressed, {**pair, "system": "Be kind."}, {**pair, "prompt": "Name a tree."},
+                                           {**pair, "prompt": [ask, answer, {"role": "user", "content": "more"}]}])
+    said = splits(tokenizer, [train], [held])
+    assert "warning: 4 of 6 have a prompt that is in data.train too" in said
+    assert "warning: 1 of 6 begin with a question that is in data.train too" in said
+    texts = jsonl(tmp_path / "texts.jsonl", [{"messages": [ask, answer]}])
+    held = jsonl(tmp_path / "held_texts.jsonl", [{"messages": [{**ask, "content": "Name a  fruit."}, {**answer, "content": "Date."}]},
+                                                 {"messages": [ask, answer, {**ask, "content": "more"}, answer]}])
+    said = splits(tokenizer, [texts], [held], load=load_texts, targets="all")
+    assert "warning: 1 of 2 have" in said and "warning: 1 of 2 begin" in said
 
 
 def test_duplicates_and_contradictions_are_counted(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
@@ -404,3 +424,23 @@ def test_a_prompt_that_opens_a_thought() -> None:
     assert tokenizer.decode(pair.prompt_ids).endswith("<|im_start|>assistant\n<think>\n")
     assert tokenizer.decode(pair.chosen_ids) == "hm\n</think>\n\na<|im_end|>"
     assert tokenizer.decode(pair.rejected_ids) == "\n</think>\n\nb<|im_end|>"
+
+
+def test_duplicates_by_their_words(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """One blank more is no other example; another system turn, or case, is."""
+    a = {"prompt": "Best tea?", "chosen": "Green tea.", "rejected": "Black."}
+    rows = [a, {**a, "chosen": "Green  tea.\n"}, {"prompt": "Best tea? ", "chosen": "Black.", "rejected": "Green tea. "},
+            {**a, "system": "Be brief."}, {**a, "chosen": "green tea."}]
+    _, report = load_pairs([jsonl(tmp_path / "rows.jsonl", rows)], tokenizer)
+    assert {what[:8]: of["first"] for what, of in report["warnings"].items()} == {
+        "the same": [f"{tmp_path}/rows.jsonl:2"], "the oppo": [f"{tmp_path}/rows.jsonl:3"]}
+
+
+def test_half_a_surrogate_in_a_key_is_skipped_and_kept(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """The reason of a bad row shows its key, and the cache's report is UTF-8: the run ended in a
+    UnicodeEncodeError."""
+    bad = '{"prompt": "q", "chosen": "a", "rejected": "b", "chosen_score\\ud800": 1, "rejected_score\\ud800": "x"}'
+    path = jsonl(tmp_path / "rows.jsonl", [PAIR, bad])
+    for _ in range(2):                                                              # made, then read from the cache
+        _, report = load_pairs([path], tokenizer, on_bad_row="skip", cache_dir=tmp_path / "cache")
+        assert "score\\ud800" in report["skipped"][0]["reason"] and format_report(report).encode()

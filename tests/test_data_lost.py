@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from zephyr.chat import encode_messages, encode_pair
 from zephyr.config import BadInput
 from zephyr.data import format_report, load_pairs, load_texts, prepare_tokenizer
-from zephyr.data.rows import margins
+from zephyr.data.ratings import margins
 from zephyr.data.shapes import pair_row, sft_conversation, sft_row, suspicions
 
 SIDES = {"chosen": "good", "rejected": "bad"}
@@ -159,7 +159,7 @@ def test_what_lies_inside_a_field_is_read_or_told() -> None:
     assert made["tools"] == tools and unread == ["input.parallel_tool_calls"]
     shp = {"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": 1, "score_A": 20, "score_B": 3}
     assert pair_row(shp)[0]["margins"] == (17,) and pair_row({**shp, "labels": 0})[0]["margins"] == (-17,)
-    assert sft_conversation({"messages": SAID, "label": "positive"})[1] == ["label"]
+    assert sft_conversation({"messages": SAID, "label": "class 7"})[1] == ["label"]
     assert sft_conversation({"messages": SAID, "label": "good"})[1] == []
     assert pair_row({"prompt": [{**SAID[0], "weight": 0}], **SIDES})[1] == ["prompt[].weight"]
 

@@ -15,10 +15,11 @@ from tokenizer_kinds import KINDS, make_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from zephyr.chat import ZEPHYR_TEMPLATE
-from zephyr.chat.turns import FOR_TEMPLATE, MASKS
+from zephyr.chat.names import LABELS, MASKS
+from zephyr.chat.turns import FOR_TEMPLATE
 from zephyr.chat.turns import REFUSED as REFUSED_TURN
 from zephyr.data import prepare_tokenizer
-from zephyr.data.shapes import LABELS, REFUSED
+from zephyr.data.shapes import REFUSED
 from zephyr.data.sources import RawRow
 from zephyr.data.workers import Options, encoded_chunks
 
@@ -67,7 +68,7 @@ REFUSED_ROWS = {  # template -> rows that it has no place for
 }
 FAST = ("zephyr", "qwen3", "qwen25", "llama3", "smollm2")  # and `tools`; the others when there is time
 MORE_OF_ROW = {"source": "made", "weight": 3.0, "tools": [TOOL], "system": "Be slow.", "history": [["Yes?", "No."]], "id": "mine",
-               "score_chosen": 4, "score_rejected": 1, "margin": 2.0, **dict.fromkeys(LABELS, False), **dict.fromkeys(REFUSED, "x")}
+               "score_chosen": 4, "score_rejected": 1, "margin": 2.0, **{key: not yes for key, yes in LABELS.items()}, **dict.fromkeys(REFUSED, "x")}
 MORE_OF_TURN = {**dict.fromkeys((*FOR_TEMPLATE[1:], *REFUSED_TURN, "unheard_of"), "x"), "tool_calls": [CALL], **dict.fromkeys(MASKS, False)}
 
 
@@ -213,7 +214,7 @@ def test_no_key_can_come_in_silence(template: str, name: str) -> None:
                 turn = at(row, path[:-1])
                 if key in MASKS:
                     trained = turn.get("train", turn.get("role", turn.get("from")) in ("assistant", "gpt"))
-                    value = not trained                                             # the mark that says other than is so
+                    value = trained != MASKS[key]                                             # the mark that says other than is so
                 if key not in turn:
                     require_come(tokenizer, pair, row, [*path[:-1], key], value, before)
 

@@ -191,7 +191,27 @@ def test_a_pool_is_drawn_from(tmp_path: Path) -> None:
      [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}])])
 def test_prompts_of_rows(row: Row, prompt: object) -> None:
     """Fails where the answer of a row is shown to those who shall answer it, or a dialogue is cut."""
-    assert prompt_of(row) == prompt
+    assert prompt_of(row) == (prompt, [])
+
+
+@pytest.mark.parametrize("row,prompt", [
+    ({"prompt": "q", "system_message": "S"}, [{"role": "system", "content": "S"}, {"role": "user", "content": "q"}]),
+    ({"prompt": "q", "History": [["a", "b"]]}, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
+                                                {"role": "user", "content": "q"}]),
+    ({"instruction": "sum", "context": "1 2"}, "sum\n\n1 2"),
+    ({"prompt": "q", "tools": [{"name": "f"}]}, "`tools` is"), ({"prompt": "Translate", "input": "Good day to you"}, "`input` is"),
+    ({"prompt": "Translate", "context": "Good day"}, "`context` is"), ({"question": "q"}, r"\['question'\], wanted `prompt`"),
+    ({"prompt": "\n\nHuman: q\n\nAssistant:"}, "`prompt` is a transcript"), ({"prompt": "q", "images": ["x"]}, "`images` is"),
+    ({"prompt": '[{"role": "user", "content": "q"}]'}, "`prompt` is the text of a list of messages"),
+    ({"messages": [{"role": "user", "content": "q"}], "prompt": "Another one, not q."}, "`prompt` is")])
+def test_what_stands_beside_a_prompt(row: Row, prompt: object) -> None:
+    """Another question was asked than the row's: its system, history or context went unsaid, or a transcript was one turn's words."""
+    if not isinstance(prompt, str) or prompt.startswith("sum"):
+        assert prompt_of(row) == (prompt, []) and prompt_of({**row, "colour": 1}) == (prompt, ["colour"])
+        return
+    with pytest.raises(ValueError, match=prompt) as error:
+        prompt_of(row)
+    assert "data.columns" not in str(error.value)
 
 
 @pytest.mark.parametrize("rows,says", [

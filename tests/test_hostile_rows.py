@@ -9,16 +9,18 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from processes import ROOT
+from pyarrow import parquet
 from runs import write_lines
 
 from zephyr.chat import SameWords, check_pair, without_space
 from zephyr.config import BadInput
-from zephyr.data import load_pairs, load_texts, load_tokenizer, prepare_tokenizer
+from zephyr.data import load_pairs, load_texts, load_tokenizer, prepare_tokenizer, workers
 from zephyr.data.binarize import binarize
 from zephyr.data.prepare import PrepareSettings, prepare
-from zephyr.data.sources import LONGEST_LINE, open_sources
+from zephyr.data.sources import LONGEST_LINE, RawRow, open_sources
 
 HALF = "cut \ud83d here"
 
@@ -165,3 +167,50 @@ def test_no_rule_pairs_white_space(rule: str, tmp_path: Path) -> None:
     assert all(without_space(row["chosen"]) != without_space(row["rejected"]) for row in pairs)
     assert report["rows"] == 21 == report["pairs"] + sum(report["dropped"].values())
     assert report["pairs"] == 20 if rule != "handbook" else report["dropped"]["texts equal but for white space"] > 1
+
+
+def bomb(path: Path, count: int, size: int, nested: bool = False) -> Path:
+    """A Parquet file of a few kB: one long text, that `count` rows hold."""
+    said = pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), pa.array(["a" * size]))
+    whole = pa.table({"prompt": said, "chosen": ["b"] * count, "rejected": ["c"] * count})
+    if nested:
+        turns = pa.StructArray.from_arrays([pa.array(["user"] * count), said], ["role", "content"])
+        whole = pa.table({"messages": pa.ListArray.from_arrays(pa.array([0, count], pa.int32()), turns)})
+    parquet.write_table(whole, path, compression="zstd")
+    assert path.stat().st_size < 10_000
+    return path
+
+
+def test_a_long_text_a_thousand_times_in_parquet(tmp_path: Path) -> None:
+    """2 kB on the disk were 8 GB in memory, and a MemoryError. Fails where a batch of rows is made
+    plain before its size is known, or where a chunk for the workers has no bound but its rows."""
+    flat, nested = bomb(tmp_path / "flat.parquet", 100, 2**24), bomb(tmp_path / "nested.parquet", 400, 2**22, True)
+    said, grown = peak_of(f"print(sum(len(row.value['prompt']) for row in open_sources([{str(flat)!r}])[0].rows()))\n"
+                          f"try:\n    list(open_sources([{str(nested)!r}])[0].rows())\nexcept BadInput as error:\n    print(error)")
+    assert said.splitlines()[0] == str(100 * 2**24) and grown < 6 * LONGEST_LINE
+    assert said.splitlines()[1].startswith(f"{nested}, row 1: the row holds 16") and str(LONGEST_LINE) in said
+    rows = (RawRow("", "", {"prompt": "a" * 2**24}) for _ in range(9))
+    assert [len(chunk) for chunk in workers._chunks(rows)] == [4, 4, 1]
+
+
+def test_parquet_rows_are_those_that_were_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dictionaries, row groups and parts are how a file is read, not what it holds; the row that is
+    over the limit is named by its number in the file."""
+    rows = [{"id": i, "prompt": None if i % 7 == 3 else f"q{i % 5}", "score": i / 2, "bytes": b"x" * (i % 3),
+             "messages": None if i % 5 == 2 else [{"role": "user", "content": f"é{i}" * (i % 9)}, {"role": "x", "content": None}] * (i % 3),
+             "tags": [f"t{i % 2}"] * (i % 4), "about": {"a": {"b": [i, None]}}} for i in range(2500)]
+    table = pa.Table.from_pylist(rows)
+    large = table.set_column(1, "prompt", table["prompt"].cast(pa.large_string()))
+    for n, (made, options) in enumerate([(table, {}), (table, {"row_group_size": 700}), (large, {}), (table, {"use_dictionary": False}),
+                                         (table, {"store_schema": False})]):
+        parquet.write_table(made, tmp_path / f"{n}.parquet", **options)
+        found = list(open_sources([str(tmp_path / f"{n}.parquet")])[0].rows())
+        assert [row.value for row in found] == rows and found[-1].place.endswith("row 2500"), options
+    monkeypatch.setattr("zephyr.data.sources.LONGEST_LINE", 400)
+    assert [row.value for row in open_sources([str(tmp_path / "1.parquet")])[0].rows()] == rows
+    parquet.write_table(pa.Table.from_pylist([*rows, {"prompt": "x" * 400}]), tmp_path / "long.parquet", row_group_size=700)
+    with pytest.raises(BadInput, match=r"long.parquet, row 2501: the row holds 4\d\d bytes, wanted at most 400"):
+        list(open_sources([str(tmp_path / "long.parquet")])[0].rows())
+    monkeypatch.setattr("zephyr.data.sources.MOST_VALUES", 100)
+    with pytest.raises(BadInput, match="0.parquet: its row group 0 holds"):
+        list(open_sources([str(tmp_path / "0.parquet")])[0].rows())

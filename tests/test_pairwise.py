@@ -217,3 +217,46 @@ def test_feedback_and_verdicts_go_into_one_file(tmp_path: Path) -> None:
     pairs, report = made(tmp_path, [feedback, ALPACA | {"preference": 1}, ARENA | {"winner": "model_b"}])
     assert [pair["rule"] for pair in pairs] == ["paper", "verdict", "verdict"] and judged(feedback) is None
     assert report["shapes"] == {"feedback": 1, "AlpacaEval preferences": 1, "arena": 1}
+
+
+HH = {"chosen": "\n\nHuman: q\n\nAssistant: x", "rejected": "\n\nHuman: q\n\nAssistant: y"}
+TALK = {"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "x"}, "rejected": {"from": "gpt", "value": "y"}}
+RATED = {"prompt_id": "1", "prompt": "q", "completions": [{"model": m, "text": m, "scores": {"a": s}, "overall": s} for m, s in (("x", 5), ("y", 1))]}
+ALL = {"hh": HH, "sharegpt": TALK, "feedback": RATED, "arena": ARENA | {"winner": "model_a"}, "alpaca": ALPACA | {"preference": 1}}
+
+
+@pytest.mark.parametrize("shape", ALL.values(), ids=ALL)
+def test_what_stands_beside_the_answers_goes_with_the_pair(tmp_path: Path, shape: Row) -> None:
+    """System, tools, history and weight were left behind without a word, and the pair was one of
+    another question; what training refuses by name is refused here, all else told."""
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    (pair,), report = made(tmp_path, [shape | {"system": "Be brief.", "tools": tools, "weight": 3, "colour": 1}])
+    turn = pair["prompt"][0] if isinstance(pair["prompt"], list) else {}
+    assert pair.get("system") == "Be brief." or turn == {"role": "system", "content": "Be brief."}
+    assert pair["tools"] == tools and pair["weight"] == 3 and report["keys_not_read"]["colour"] == 1
+    if isinstance(pair["prompt"], str):
+        (pair,), _ = made(tmp_path, [shape | {"history": [["a", "b"]], "System-Prompt": "S"}])
+        assert pair["history"] == [["a", "b"]] and pair["system"] == "S"
+    for bad, says in (({"label": False}, "`label`.*a pair called bad"), ({"image": "x.png"}, "`image`.*text alone"),
+                      ({"question": "Another question, not q?"}, "`question`.*one field"), ({"loss_mask": 0}, "`loss_mask`"),
+                      ({"history": "a"}, "`history`"), ({"tools": "f"}, "`tools`")):
+        with pytest.raises(BadInput, match=f"rows.jsonl:1: {says}") as error:
+            made(tmp_path, [shape | bad])
+        assert "data.columns" not in str(error.value)
+
+
+def test_ratings_are_not_laundered(tmp_path: Path) -> None:
+    """A pair whose own scores prefer the other side became one with the scores 1 and 0."""
+    rows = [shape | {"chosen_score": 1, "rejected_score": 5} for shape in (HH, TALK)] + [HH | {"score_chosen": 2, "score_rejected": 3}]
+    pairs, report = made(tmp_path, [*rows, HH | {"chosen_score": 5, "rejected_score": 1}])
+    assert [(pair["chosen_score"], pair["rejected_score"]) for pair in pairs[:2] + pairs[3:]] == [(1, 5), (1, 5), (5, 1)]
+    assert (pairs[2]["score_chosen"], pairs[2]["score_rejected"]) == (2, 3)
+    assert report["inverted"] == {"count": 3, "first": [f"{tmp_path}/rows.jsonl:{n}" for n in (1, 2, 3)]}
+    assert "below the rejected one: 3 pairs" in report["warnings"][0] and report["keys_not_read"] == {}
+
+
+def test_calls_in_a_compared_answer_are_refused(tmp_path: Path) -> None:
+    """An arena's turn has words alone: a call beside them was dropped."""
+    calls = turns("q", "A")[:1] + [{"role": "assistant", "content": "A", "tool_calls": [{"name": "f", "arguments": {}}]}]
+    with pytest.raises(BadInput, match=r"rows.jsonl:1: `conversation_a\[1\].tool_calls` is"):
+        made(tmp_path, [ARENA | {"winner": "model_a", "conversation_a": calls}])

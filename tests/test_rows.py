@@ -7,15 +7,8 @@ from datetime import date
 
 import pytest
 
-from zephyr.data.rows import (
-    check_row,
-    has_lone_surrogate,
-    margins,
-    parse_line,
-    rating_keys,
-    row_id,
-    text,
-)
+from zephyr.data.ratings import margins, rating_keys
+from zephyr.data.rows import check_row, has_lone_surrogate, parse_line, row_id, text
 
 DEEP = b'{"a": ' * 100_000 + b"1" + b"}" * 100_000
 

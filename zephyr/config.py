@@ -300,8 +300,8 @@ def read_value(hint: object, value: Value, key: str) -> object:
             raise ConfigError(f"{key}: a group of names is wanted, got {value!r}")
         return {name: read_value(args[1], path, f"{key}.{name}") for name, path in value.items()}
     if origin is tuple:
-        if args[-1] is Ellipsis and isinstance(value, str):
-            value = [value]                                 # one path is a list of one
+        if args[-1] is Ellipsis and (value is None or isinstance(value, str)):
+            value = [] if value is None else [value]        # null is none; one path is a list of one
         length = "" if args[-1] is Ellipsis else f" of {len(args)}"
         if not isinstance(value, list) or (length and len(value) != len(args)):
             raise ConfigError(f"{key}: a list{length} is wanted, got {value!r}")

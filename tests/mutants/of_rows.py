@@ -154,6 +154,7 @@ TURNS = of(
     "zephyr/chat/turns.py",
     " ".join(
         (
+            "tests/test_names.py",
             "tests/test_chat_rows.py",
             tests(
                 "data_fields",
@@ -173,7 +174,6 @@ TURNS = of(
         'THINKING = ("reasoning_content", "reasoning", "thinking")',
         'THINKING = ("reasoning_content", "thinking")',
     ),
-    ('"loss_weight", "loss_mask", "step_loss_mask")', '"loss_weight", "step_loss_mask")'),
     ('"prefix": "a whole turn",', ""),
     (
         r'TRANSCRIPT = re.compile(r"\s*Human:.*\n\s*Assistant:", re.DOTALL)',
@@ -212,11 +212,6 @@ TURNS = of(
     ("for read in (json.loads, ast.literal_eval):", "for read in (json.loads,):"),
     ("return bool(value) and all(map(_are_turns, value))", "return all(map(_are_turns, value))"),
     ('(("role", "content"), ("from", "value"))', '(("role", "content"),)'),
-    (
-        'unnamed = key in ("name", "tool_call_id") and turn.get("role") not in ("assistant", "tool")',
-        "unnamed = False",
-    ),
-    ("(masks and key in MASKS and not last)", "(masks and key in MASKS)"),
     ('last = i == len(turns) - 1 and field != "prompt"', "last = i == len(turns) - 1"),
     ('if role != "tool" and not turn["content"].strip()', 'if not turn["content"].strip()'),
     (
@@ -233,13 +228,15 @@ TURNS = of(
     ("arguments = json.loads(arguments)", "pass"),
     ('{**call, "function": function} if "function" in call else function', "function"),
     ("or value not in (0, 1):", "or False:"),
-    ("if len({bool(value) for value in given.values()}) > 1:", "if False:"),
     ('if turns[-1].get("train", True) is False:', "if False:"),
-    ('case [{"role": "assistant"}] if prompt: ', 'case [{"role": "assistant"}]: '),
     ("prompt[0] in turns if loose else prompt == turns[:-1]", "prompt[0] in turns"),
     ("prompt[0] in turns if loose else prompt == turns[:-1]", "prompt == turns[:-1]"),
     ('isinstance(pair["prompt"], str) and len(prompt) == 1', 'isinstance(pair["prompt"], str)'),
     ("{0 if alone else len(turns) - 1}", "{len(turns) - 1}"),
+    ('name in ("name", "tool_call_id") and role_of(turn.get("role")) not in ("assistant", "tool")', "False"),
+    ("(masks and name in MASKS and not last)", "False"),
+    ("    if len(said) > 1:", "    if False:"),
+    ('case [{"role": who}] if prompt and role_of', 'case [{"role": who}] if role_of'),
 )
 
 WRITTEN = of(
@@ -258,41 +255,18 @@ WRITTEN = of(
                 "thoughts_are_trained_where_the_template_writes_them",
             ),
             tests("data_lost", "words_beside_a_call_are_not_those_of_the_call"),
+            "tests/test_thoughts.py",
         )
     ),
     ("SHORT = 20 ", "SHORT = 0 "),
     ('</think>.*", re.DOTALL)', '</think>.*")'),
-    (
-        'and (THOUGHT.fullmatch(turn["content"]) or not plain):',
-        'and THOUGHT.fullmatch(turn["content"]):',
-    ),
-    ('and (THOUGHT.fullmatch(turn["content"]) or not plain):', "and not plain:"),
-    ('yield parts[n + 1:n + 2] == ["</think>"]', 'yield parts[n - 1:n] == ["<think>"]'),
     ("for n in range(0, len(parts), 2):", "for n in range(2, len(parts), 2):"),
     ("for n in range(0, len(parts), 2):", "for n in range(0, len(parts) - 1, 2):"),
-    ("if not (plain and change.thought) and _changes_text", "if _changes_text"),
     ("template.endswith(HANDBOOK_TEMPLATE)", "template == HANDBOOK_TEMPLATE"),
     ("        if change.needed:\n", "        if change.needed and change.where is not None:\n"),
-    (r'left_out.append(re.sub(r"\[\d+\]", "[]", name))', "pass"),
     ("        return True\n", "        return False\n"),
     ("not thought or i in trained, thought", "True, thought"),
     ("not thought or i in trained, thought", "not thought, thought"),
-    (
-        'elif not plain or turn["role"] == "tool" or _may_be_chance(turn)',
-        "elif not plain or _may_be_chance(turn)",
-    ),
-    (
-        'elif not plain or turn["role"] == "tool" or _may_be_chance(turn)',
-        'elif turn["role"] == "tool" or _may_be_chance(turn)',
-    ),
-    (
-        'elif not plain or turn["role"] == "tool" or _may_be_chance(turn)',
-        'elif not plain or turn["role"] == "tool"',
-    ),
-    (
-        'turn[key] + "x", i in trained) for key in THINKING if',
-        'turn[key] + "x", False) for key in THINKING if',
-    ),
     ('for key in ("name", "tool_call_id") if key in turn', 'for key in ("name",) if key in turn'),
     ('each=("arguments",), needed=("name", "arguments")', 'each=("arguments",), needed=("name",)'),
     ('each=("arguments",), needed=("name", "arguments")', 'each=(), needed=("name", "arguments")'),
@@ -303,6 +277,19 @@ WRITTEN = of(
     ("        at = found + len(words)\n", "        at = found\n"),
     ("    for key, value in holder.items() if inside else ():\n", "    for key, value in ():\n"),
     ("isinstance(value, bool) or value is None:\n", "isinstance(value, bool):\n"),
+    ('and (MARK.search(turn["content"]) or not plain):', 'and MARK.search(turn["content"]):'),
+    ('and (MARK.search(turn["content"]) or not plain):', "and not plain:"),
+    ('thought = parts[n + 1:n + 2] == ["</think>"]', 'thought = parts[n - 1:n] == ["<think>"]'),
+    ("dict.fromkeys((end, begin, (begin + end) // 2))", "(end,)"),
+    ("dict.fromkeys((end, begin, (begin + end) // 2))", "(begin, (begin + end) // 2)"),
+    ("dict.fromkeys((end, begin, (begin + end) // 2))", "(begin, end)"),
+    ('or (trained and "tool_calls" not in turn):', "or False:"),
+    ("if not refused and _changes_text", "if _changes_text"),
+    (r'left_out[re.sub(r"\[\d+\]", "[]", name)] = None', "pass"),
+    ('elif turn["role"] == "tool" or _may_be_chance(turn, i in trained)', "elif _may_be_chance(turn, i in trained)"),
+    ("        elif not plain:\n", "        elif False:\n"),
+    ('elif turn["role"] == "tool" or _may_be_chance(turn, i in trained)', 'elif turn["role"] == "tool"'),
+    ("said, i in trained) for key in THINKING if", "said, False) for key in THINKING if"),
 )
 
 ROWS = of(
@@ -332,22 +319,6 @@ ROWS = of(
     ),
     (' or value == "":\n', ":\n"),
     ('    if re.search("[\\ud800-\\udfff]", str(value)):\n', "    if not value and value != 0:\n"),
-    (" and not OF_WORDS.search(key)", ""),
-    ('|quality|rank", re.IGNORECASE)', '|quality|rank")'),
-    ("if keys.issuperset(pair) for key", "for key"),
-    (' | (keys & {"margin"})', ""),
-    (
-        'rated[name] - rated[name.replace("chosen", "rejected")]',
-        'rated[name.replace("chosen", "rejected")] - rated[name]',
-    ),
-    ('-above if "rank" in name.lower() else above', '-above if "rank" in name else above'),
-    ('-above if "rank" in name.lower() else above', "above"),
-    ('found = [rated["margin"]] if "margin" in rated else []', "found = []"),
-    (
-        "if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs",
-        "if not isinstance(value, (int, float)) or not abs",
-    ),
-    ("or not abs(value) < 1e300:", "or abs(value) > 1e300:"),
     (
         'is {type(row[field]).__name__} {row[field]!r:.60}" if field in row else',
         'is None" if False else',
@@ -358,6 +329,7 @@ SHAPES = of(
     "zephyr/data/shapes.py",
     " ".join(
         (
+            "tests/test_names.py",
             "tests/test_data_shapes.py",
             tests(
                 "data_lost",
@@ -384,30 +356,12 @@ SHAPES = of(
         )
     ),
     ('COMMON = {"id", "tools", *SYSTEMS}', 'COMMON = {"id", *SYSTEMS}'),
-    (
-        'SYSTEMS = ("system", "system_prompt", "system_message")',
-        'SYSTEMS = ("system", "system_prompt")',
-    ),
-    ('"kto_tag", "desirable", "is_good")', '"kto_tag", "is_good")'),
-    ('"-1", "bad", "rejected", "undesirable", "unsafe"}', '"-1", "bad", "undesirable", "unsafe"}'),
     ('"documents": "them in a turn", ', ""),
-    (
-        '("train", "train_on_turn", "trainable", "mask", "loss_mask")',
-        '("train", "train_on_turn", "mask", "loss_mask")',
-    ),
-    ('"input", "conversations", "trajectory")', '"input", "conversations")'),
     ("CHANCE = 20 ", "CHANCE = 0 "),
     ("CHANCE = 20 ", "CHANCE = 20000 "),
     ("path if path in row else path.split", "path.split"),
     ("    if isinstance(value, Mapping) and path in value:\n        return value[path]\n", ""),
     ("int(part) < len(value)", "int(part) <= len(value)"),
-    (
-        "    aside = [key for key in row if key in columns and key not in tops.values()]\n",
-        "    aside = []\n",
-    ),
-    ("if key not in columns and key not in tops.values()}", "if key not in columns}"),
-    (" or rating_keys({name: 1.0, _twin(name): 1.0})", ""),
-    ('if "label" not in reads and _label(row.get("label")) is False:', "if False:"),
     (
         'for key in ("id", "tools", "weight") if key in row}',
         'for key in ("id", "tools") if key in row}',
@@ -417,7 +371,6 @@ SHAPES = of(
     ("    _require_one_prompt(row, reads, made)\n", ""),
     ("    _require_one_prompt(row, reads, turns)\n", ""),
     ('labelled=shape is not TEXTS["text"])', "labelled=True)"),
-    ('(shape is TEXTS["text"] or _label(row[key]) is None)', '(shape is TEXTS["text"])'),
     ('for key in ("history", "tools", *SYSTEMS):', 'for key in ("history", *SYSTEMS):'),
     ('    if turns[-1]["role"] != "assistant":\n', "    if False:\n"),
     ('system = turns[:1] if turns[0]["role"] == "system" else []', "system = []"),
@@ -430,10 +383,8 @@ SHAPES = of(
         "asked is not None and ANSWERS_IT.search(said) is not None",
     ),
     ("for keys in (filled, row.keys()) for shape", "for keys in (row.keys(),) for shape"),
-    ("and not all(kept(words.strip())", "and not any(kept(words.strip())"),
     ("        if value != given[0][1]:\n", "        if False:\n"),
     ('    if row.get("history") and "history" not in reads:\n', "    if False:\n"),
-    ("value = value.lower() if isinstance(value, str) else value", "value = value"),
     ("    if HELPSTEER <= row.keys():\n        raise", "    if False:\n        raise"),
     ('    if row.get("weight", 1) != 1:\n', "    if False:\n"),
     ('return "\\n\\n".join(part', 'return "\\n".join(part'),
@@ -444,7 +395,6 @@ SHAPES = of(
         '"chosen": row["preferred_output"], "rejected": row["non_preferred_output"]',
         '"chosen": row["non_preferred_output"], "rejected": row["preferred_output"]',
     ),
-    ('**{k: v for k, v in turn.items() if k not in ("from", "value")}', ""),
     ('"response_0", "response_1", better == 0)', '"response_0", "response_1", better == 1)'),
     ("    if better != safer:\n", "    if False:\n"),
     ('"response_1", "response_2", strength < 0)', '"response_1", "response_2", strength > 0)'),
@@ -465,6 +415,15 @@ SHAPES = of(
     ('("user", "assistant")[i % 2]', '("assistant", "user")[i % 2]'),
     ('better_response_id", "safer_response_id", _pku)', 'better_response_id", "", _pku)'),
     ('labels", "score_A score_B", _shp)', 'labels", "", _shp)'),
+    ('"system_prompt", "system_message", "system_instruction",', '"system_prompt", "system_instruction",'),
+    ('"input", "conversations", "trajectory", "messages",', '"input", "conversations", "messages",'),
+    ("    aside = [key for key in row if plain(str(key)) in named and key not in tops.values()]\n", "    aside = []\n"),
+    ("if plain(str(key)) not in named and key not in tops.values()}", "if plain(str(key)) not in named}"),
+    ("and (shape is TEXTS[\"text\"] or called_good(key, row[key]) is None))]", "and shape is TEXTS[\"text\"])]"),
+    ("and not all(kept(words.strip(), one_of)", "and not any(kept(words.strip(), one_of)"),
+    ("called_good(key, value) is (side == \"rejected\"):", "False:"),
+    ("    _refuse_labelled_turns(sides)\n", ""),
+    ('row["messages"] == row["chosen"] else', "False else"),
 )
 
 ENCODE = of(
@@ -786,11 +745,6 @@ WORKERS = of(
         "len(before) - len(after) for before, after in zip(whole[1:4], pair[1:4])",
         "len(before) - len(after) for before, after in zip(whole[2:4], pair[2:4])",
     ),
-    ('ratings = (*margins(fields), *row_of_pair.get("margins", ()))', "ratings = margins(fields)"),
-    (
-        'ratings = (*margins(fields), *row_of_pair.get("margins", ()))',
-        'ratings = (*row_of_pair.get("margins", ()),)',
-    ),
     ("targets=options.targets, template=options.template,\n", "template=options.template,\n"),
     ("id=id, tools=shape.tools, names=shape.names", "id=id, names=shape.names"),
     ("tools=shape.tools, names=shape.names, left_out", "tools=shape.tools, left_out"),
@@ -804,8 +758,46 @@ WORKERS = of(
     ('if turn.get("role") != "tool" and "content" in turn', 'if "content" in turn'),
 )
 
+NAMES = of(
+    "zephyr/chat/names.py",
+    "tests/test_names.py",
+    ('[-_\\s./\\[\\]]+', '[-_\\s/\\[\\]]+'),
+    ("|(?<=[A-Z])(?=[A-Z][a-z])", "|(?<=[a-z])(?=[0-9])"),
+    (".lower().strip", ".strip"),
+    ("if name in other and other[name] != value:", "if False:"),
+    ("return None if None in said or not said else all(said)", "return None if None in said or not said else any(said)"),
+    ("return None if good is None else good == LABELS[name]", "return good"),
+    ("return SPEAKERS.get(who.strip().lower())", "return SPEAKERS.get(who.strip())"),
+    ("message = message.replace(", "message.replace("),
+    ('"incorrect", "is_incorrect", "invalid", "is_invalid"), False)}', '"incorrect", "is_incorrect", "invalid", "is_invalid"), True)}'),
+    ('"no_loss", "skip", "skipped", "exclude", "excluded"), False)}', '"no_loss", "skip", "skipped", "exclude", "excluded"), True)}'),
+)
+
+RATINGS = of(
+    "zephyr/data/ratings.py",
+    "tests/test_names.py tests/test_rows.py " + tests("data_fields", "polarity_under_every_name"),
+    ("(non|not|un)_?(preferred|chosen)", "(nix)_?(preferred|chosen)"),
+    (' or not LOWER.isdisjoint(words) else above', " else above"),
+    ('-above if "rank" in plain(chosen)', 'above if "rank" in plain(chosen)'),
+    ("if not followed:", "if False:"),
+    ('        if good:\n            raise Tie(f"`{key}`")', '        if False:\n            raise Tie(f"`{key}`")'),
+    ('return good == ("chosen" in words)', "return good"),
+    ("    if len(sides) != 1:", "    if False:"),
+    ('return sides == {"chosen"}', "return True"),
+    ("{side for of, side in _sided_texts(row, key) if of == value}", "set()"),
+    (" and NOT_RATINGS.keys().isdisjoint(rest) and not OF_WORDS.search(name):", " and not OF_WORDS.search(name):"),
+    (" and not OF_WORDS.search(name):", ":"),
+    ("if RATING.search(name) or all(", "if RATING.search(name) and all("),
+    ("bool(OPINION.search(name))", "False"),
+    ("yield from _paths(value,", "yield from () and _paths(value,"),
+    ("if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs", "if not isinstance(value, (int, float)) or not abs"),
+    ("or not abs(value) < 1e300:", "or abs(value) > 1e300:"),
+)
+
 MUTANTS = [
     *CONFIG,
+    *NAMES,
+    *RATINGS,
     *TEMPLATE,
     *TURNS,
     *WRITTEN,

@@ -120,16 +120,36 @@ def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mappi
     done = ""  # the text whose ids are in `parts`; it ends with an EOS, or is empty
     for turn in (i for i, message in enumerate(turns) if message["role"] == "assistant"):
         prompt = render(tokenizer, turns[:turn], template, answer=True, tools=tools)
+        if not whole.startswith(prompt):
+            if turn not in trained and targets == "assistant":
+                continue                            # it is part of a later prompt, as the template writes it there
+            _require_continued(tokenizer, turns, names[turn], template, whole, targets, tools)
         answer_ids, end = _answer(tokenizer, whole, prompt, template, lambda upto=turns[:turn + 1]: render(
             tokenizer, upto, template, answer=False, tools=tools))
         between_ids = _ids(tokenizer, prompt[len(done):], after_eos=bool(done))
         parts += [(between_ids if done else _with_bos(tokenizer, between_ids), targets == "all"), (answer_ids, turn in trained)]
         done = whole[:end]
     parts.append((_ids(tokenizer, whole[len(done):], after_eos=True), targets == "all"))
+    return _joined(id, parts, max_tokens)
+
+
+def _joined(id: str, parts: list[tuple[list[int], bool]], max_tokens: int) -> EncodedText:
+    """The text of parts that are targets or not, of which token 0 is none, cut at the end."""
     ids = [*chain.from_iterable(part for part, _ in parts)]
     is_target = [flag for part, flag in parts for _ in part]
     is_target[0] = False
     return EncodedText(id, ids[:max_tokens], is_target[:max_tokens])
+
+
+def _require_continued(tokenizer: PreTrainedTokenizerBase, turns: Messages, name: str, template: str, whole: str, targets: str,
+                       tools: Sequence[Mapping[str, object]] | None) -> None:
+    """Of an answer that does not follow its generation prompt in `whole`. Raises: ValueError where only the last one does."""
+    last = max(i for i, message in enumerate(turns) if message["role"] == "assistant")
+    if whole.startswith(render(tokenizer, turns[:last], template, answer=True, tools=tools)):
+        masks = "`train: false` at the answers before the last, or " if targets == "assistant" else ""
+        raise ValueError(f"the chat template writes the earlier answer `{name}` differently from how generation continues its prompt (it strips "
+                         f"the thoughts of earlier answers, or opens `<think>` for a new one alone), wanted {masks}one row an answer: what is "
+                         "trained there would not follow what a model is given")
 
 
 def _trained_turns(turns: Messages, names: Sequence[str], targets: str) -> list[int]:
@@ -273,6 +293,9 @@ def _answer(tokenizer: PreTrainedTokenizerBase, whole: str, prompt: str, templat
                                           and upto().startswith(whole[:end + len(eos)])):
         raise ValueError(f"the chat template ends an answer with {first[0]!r}, and the tokenizer's EOS is {eos!r}: a "
                          f"trained model would not know where to stop; eos_token: {first[0]!r} makes it the EOS")
+    if first is None and not whole.startswith(prompt) and prompt.rstrip().endswith("<think>"):
+        raise ValueError("the chat template's generation prompt opens `<think>`, and it writes answers without: they would not follow what a "
+                         "model is given, wanted a template that writes them behind its generation prompt (chat_template: zephyr, or a FILE)")
     if first is None or end < 0:
         raise ValueError("the chat template does not write an answer right behind its generation prompt and end it "
                          f"with the tokenizer's EOS {eos!r}, wanted that: a trained model would not know where to stop")

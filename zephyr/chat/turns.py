@@ -8,19 +8,19 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from zephyr.chat.names import MASKS, is_mark, one_name, plain, role_of
+
 Message = dict[str, object]
 Messages = list[Message]
 
 THINKING = ("reasoning_content", "reasoning", "thinking")     # what a model thought before the words of its turn
 FOR_TEMPLATE = ("tool_calls", "tool_call_id", "name", *THINKING)     # given to the chat template beside role and content
-MASKS = ("train", "train_on_turn", "trainable", "training", "weight", "loss", "loss_weight", "loss_mask", "step_loss_mask")
 READ = ("role", "content", *FOR_TEMPLATE, *MASKS)
 REFUSED = {                                                   # key of a turn -> what is wanted in its place
     "function_call": "`tool_calls`", "functions": "the row's `tools`", "prefix": "a whole turn",
     "mask": "`train`: true or false", "train_detail": "`train` of the whole turn",
     **dict.fromkeys(("image", "images", "audio", "audios", "video", "videos"), "text alone")}
-ROLES = ("system", "user", "assistant", "tool")
-SPEAKERS = (*ROLES, "human", "gpt")
+NAMES = frozenset((*READ, *REFUSED))                          # of a turn's keys, in any spelling
 TURN_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*["'](role|from|content|value)["']\s*:.*["'](role|from|content|value)["']\s*:.*\}\s*\]\s*""",
                           re.DOTALL)                          # a list of turns, in JSON or as python shows it
 TRANSCRIPT = re.compile(r"\s*Human:.*\n\s*Assistant:", re.DOTALL)
@@ -73,7 +73,7 @@ def check_pair(pair: Mapping[str, object]) -> PairTexts:
     `prompt` is a string, or a list of messages that ends with the user's; it may be missing where the lists hold it.
     `system` is put in front, `history` ([[user, assistant], ...]) in front of the prompt; `tools`: what the assistant may call.
     Raises: ValueError naming the field, what was found and what was wanted; also for two equal answers; SameWords."""
-    prompt = pair.get("prompt")
+    prompt = joined_parts(pair.get("prompt"), "prompt")
     before = history(pair.get("history"))
     if prompt is not None:
         refuse_raw_text(prompt, "prompt")
@@ -146,6 +146,18 @@ def check_tools(tools: object) -> list[Mapping[str, object]] | None:
     return tools
 
 
+def joined_parts(value: object, field: str) -> object:
+    """The text of a list of parts `{"type": "text", "text": ...}`, one behind the other; anything else as it is.
+
+    Raises: ValueError for a part of another type, naming it."""
+    if not isinstance(value, list) or not value or not all(isinstance(part, Mapping) and "type" in part and "role" not in part for part in value):
+        return value
+    for i, part in enumerate(value):
+        if part["type"] != "text" or not isinstance(part.get("text"), str):
+            raise ValueError(f"`{field}[{i}]` is {shown(part)}, wanted parts of the type 'text' with a `text` alone")
+    return "".join(part["text"] for part in value)
+
+
 def is_turns_as_text(value: object) -> bool:
     """Whether a string is a turn, a list of turns or an object with one, written as text, in JSON or as python shows it."""
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
@@ -164,7 +176,7 @@ def _are_turns(value: object) -> bool:
     if not isinstance(value, Mapping):
         return False
     whole = any(_are_turns(value[key]) for key in ("messages", "conversations") if isinstance(value.get(key), list))
-    return whole or any(value.get(who) in SPEAKERS and isinstance(value.get(said), str) for who, said in (("role", "content"), ("from", "value")))
+    return whole or any(role_of(value.get(who)) and isinstance(value.get(said), str) for who, said in (("role", "content"), ("from", "value")))
 
 
 def refuse_raw_text(value: object, field: str) -> None:
@@ -182,9 +194,13 @@ def unread_keys(messages: object, field: str, masks: bool = False) -> Iterator[s
     for i, turn in enumerate(turns):
         last = i == len(turns) - 1 and field != "prompt"
         for key, value in turn.items():
-            unnamed = key in ("name", "tool_call_id") and turn.get("role") not in ("assistant", "tool")
-            if value is not None and (key not in READ or unnamed or (masks and key in MASKS and not last)):
+            name = plain(key)
+            unnamed = name in ("name", "tool_call_id") and role_of(turn.get("role")) not in ("assistant", "tool")
+            if value is not None and (name not in READ or unnamed or (masks and name in MASKS and not last)):
                 yield f"{field}[].{key}"
+        parts = turn.get("content")
+        for part in parts if isinstance(parts, list) else ():
+            yield from (f"{field}[].content[].{key}" for key in part if isinstance(part, Mapping) and key not in ("type", "text"))
 
 
 def shown(value: object) -> str:
@@ -211,21 +227,25 @@ def _check_turn(turn: object, field: str) -> Message:
     if not isinstance(turn, Mapping):
         hint = ": it is text, to be decoded first" if isinstance(turn, str) and turn.lstrip().startswith("{") else ""
         raise ValueError(f"`{field}` is {shown(turn)}, wanted a message with `role` and `content`{hint}")
-    given = {key: value for key, value in turn.items() if value is not None
-             and not ((key in FOR_TEMPLATE or key in REFUSED) and value in ([], "", {}, False))}
+    turn, written = one_name(turn, NAMES)
+    given = {key: value for key, value in turn.items() if value is not None and not ((key in FOR_TEMPLATE or key in REFUSED) and value in ([], "", {}, False))}
+    if "content" in given:
+        given["content"] = joined_parts(given["content"], f"{field}.content")
     for key in ("role", "content"):
         if not isinstance(given.get(key), str) and not (key not in given and key == "content" and "tool_calls" in given):
             found = f"is {shown(turn[key])}" if key in turn else "is missing"
             raise ValueError(f"`{field}.{key}` {found}, wanted a string")
-    role = given["role"]
-    if role not in ROLES:
-        raise ValueError(f"`{field}.role` is {role!r:.60}, wanted one of system, user, assistant, tool")
+    if (role := role_of(given["role"])) is None:
+        hint = ": OpenAI's later name for `system`, which is to be written" if given["role"] == "developer" else ""
+        raise ValueError(f"`{field}.role` is {given['role']!r:.60}, wanted one of system, user, assistant, tool{hint}")
     checked = {"role": role, "content": given.get("content", "")}
     if given.keys() == {"role", "content"}:
         return checked
-    for key, wanted in REFUSED.items():
-        if key in given:
-            raise ValueError(f"`{field}.{key}` is {shown(given[key])}, which can't be trained, wanted {wanted}")
+    for key, value in given.items():
+        if key in REFUSED:
+            raise ValueError(f"`{field}.{written.get(key, key)}` is {shown(value)}, which can't be trained, wanted {REFUSED[key]}")
+        if key not in NAMES and is_mark(key, value):
+            raise ValueError(f"`{field}.{key}` is {shown(value)}, which may say whether the turn is trained, wanted `train`: true or false")
     for key in ("tool_calls", *THINKING):
         if key in given and role != "assistant":
             raise ValueError(f"`{field}.{key}` stands in a turn of the role {role!r}, wanted it in the assistant's")
@@ -236,7 +256,7 @@ def _check_turn(turn: object, field: str) -> Message:
             if not isinstance(given[key], str):
                 raise ValueError(f"`{field}.{key}` is {shown(given[key])}, wanted a string")
             checked[key] = given[key]
-    trained = _trained(given, field)
+    trained = _trained({written.get(key, key): value for key, value in given.items()}, field)
     return checked if trained is None else {**checked, "train": trained}
 
 
@@ -264,18 +284,21 @@ def _tool_calls(calls: object, field: str) -> list[Message]:
 
 def _trained(turn: Mapping[str, object], field: str) -> bool | None:
     """Whether the row asks for a loss on the turn; None where it says nothing."""
-    given = {key: turn[key] for key in MASKS if key in turn}
+    given = {key: value for key, value in turn.items() if plain(key) in MASKS}
     for key, value in given.items():
         if type(value) not in (bool, int, float) or value not in (0, 1):
-            raise ValueError(f"`{field}.{key}` is {shown(value)}, wanted 1 or true (trained), 0 or false (not)")
-    if len({bool(value) for value in given.values()}) > 1:
+            yes, no = ("trained", "not") if MASKS[plain(key)] else ("not trained", "trained")
+            raise ValueError(f"`{field}.{key}` is {shown(value)}, wanted 1 or true ({yes}), 0 or false ({no})")
+    said = {bool(value) == MASKS[plain(key)] for key, value in given.items()}
+    if len(said) > 1:
         raise ValueError(f"`{field}` has {given}, which say both that it is trained and that it is not")
-    return bool(next(iter(given.values()))) if given else None
+    return said.pop() if said else None
 
 
 def _side(pair: Mapping[str, object], field: str, prompt: Messages | None) -> tuple[Messages, Message, str]:
     """Prompt turns, answer and the answer's name of one side; `prompt`: what the row's own `prompt` (and `history`) hold."""
-    side = pair.get(field)
+    side = joined_parts(pair.get(field), field)
+    side = [side] if isinstance(side, Mapping) and "role" in side else side
     if side is None:
         raise ValueError(f"`{field}` is {'null' if field in pair else 'missing'}, wanted a string or a list of messages")
     if isinstance(side, str):
@@ -287,7 +310,7 @@ def _side(pair: Mapping[str, object], field: str, prompt: Messages | None) -> tu
         return prompt, {"role": "assistant", "content": side}, field
     alone = False
     match side:
-        case [{"role": "assistant"}] if prompt:             # the answer alone
+        case [{"role": who}] if prompt and role_of(who) == "assistant":             # the answer alone
             side, alone = [*prompt, _check_turn(side[0], f"{field}[0]")], True
     turns = check_messages(side, field, last="assistant")
     if turns[-1].get("train", True) is False:

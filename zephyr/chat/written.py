@@ -38,17 +38,22 @@ def require_written(tokenizer: PreTrainedTokenizerBase, turns: Messages, templat
     Args: text: the rendered conversation; names: of the turns, for errors; trained: turns whose thoughts must be written (those of others
         are left out by templates as generation leaves them out).
     Raises: ValueError naming a part with meaning that is not in the text: a turn's words, a tool or its result, a call, a trained thought."""
-    left_out = []
+    left_out: dict[str, None] = {}
     plain = template.endswith(HANDBOOK_TEMPLATE)                   # and so does ZEPHYR_TEMPLATE
+    last = max(trained, default=None)
     for change in _changes(turns, tools, text, set(trained), first):
         name = change.key if change.where is None else f"{names[change.where]}.{change.key}"
-        if not (plain and change.thought) and _changes_text(tokenizer, change, template, text):
+        refused = plain and change.thought and THOUGHT.fullmatch(turns[change.where]["content"])
+        if not refused and _changes_text(tokenizer, change, template, text):
             continue
         if change.needed:
+            earlier = ", `train: false` at that turn (the template writes thoughts in the last answer alone)"
+            thought = change.thought or change.key in THINKING
             raise ValueError(f"`{name}`{' holds a <think> block, which' if change.thought else ''} is not written by the chat template, wanted one "
-                             "that writes it (chat_template: model, where the model's own does), or a row without it")
-        left_out.append(re.sub(r"\[\d+\]", "[]", name))
-    return left_out
+                             "that writes it (chat_template: model, where the model's own does), or a row without it"
+                             + (earlier if thought and not plain and change.where != last else ""))
+        left_out[re.sub(r"\[\d+\]", "[]", name)] = None
+    return [*left_out]
 
 
 def _changes_text(tokenizer: PreTrainedTokenizerBase, change: Change, template: str, text: str) -> bool:
@@ -64,12 +69,14 @@ def _changes(turns: Messages, tools: Tools, text: str, trained: set[int], first:
     for i, turn in enumerate(turns[first:], start=first):
         def changed(key: str, value: object, needed: bool, part: str = "", thought: bool = False) -> Change:
             return Change(i, key + part, needed, [*turns[:i], {**turn, key: value}, *turns[i + 1:]], tools, thought)
-        if turn["role"] == "assistant" and (THOUGHT.fullmatch(turn["content"]) or not plain):
+        if turn["role"] == "assistant" and (MARK.search(turn["content"]) or not plain):
             for thought, words in _parts(turn["content"]):
                 yield changed("content", words, not thought or i in trained, thought=thought)
-        elif not plain or turn["role"] == "tool" or _may_be_chance(turn):
+        elif not plain:
+            yield from (changed("content", words, True) for words in _longer(turn["content"]))
+        elif turn["role"] == "tool" or _may_be_chance(turn, i in trained):
             yield changed("content", turn["content"] + "x", True)
-        yield from (changed(key, turn[key] + "x", i in trained) for key in THINKING if key in turn)
+        yield from (changed(key, said, i in trained) for key in THINKING if key in turn for said in _longer(turn[key]))
         yield from (changed(key, turn[key] + "x", False) for key in ("name", "tool_call_id") if key in turn)
         calls = turn.get("tool_calls", ())
         for n, call in enumerate(calls):
@@ -81,17 +88,26 @@ def _changes(turns: Messages, tools: Tools, text: str, trained: set[int], first:
 
 
 def _parts(words: str) -> Iterator[tuple[bool, str]]:
-    """The words with each part changed that the marks of a thought divide, and whether the part is a thought: it ends with `</think>`."""
+    """The words with each part changed that the marks of a thought divide, and whether the part is a thought: it ends with `</think>`
+    (generation may have begun it)."""
     parts = MARK.split(words)
     for n in range(0, len(parts), 2):
-        if parts[n].strip():
-            yield parts[n + 1:n + 2] == ["</think>"], "".join([*parts[:n], parts[n], "x", *parts[n + 1:]])
+        thought = parts[n + 1:n + 2] == ["</think>"]
+        for other in _longer(parts[n]) if parts[n].strip() else ():
+            yield thought, "".join([*parts[:n], other, *parts[n + 1:]])
 
 
-def _may_be_chance(turn: Mapping[str, object]) -> bool:
-    """Whether the text may hold a turn's words without having been given them: a short system turn's among the template's
-    own, those beside a call among the call's."""
-    if turn["role"] == "system":
+def _longer(words: str) -> Iterator[str]:
+    """The words with a letter more: at their end, their beginning, and in their middle, as a template may drop any piece of them."""
+    begin, end = len(words) - len(words.lstrip()), len(words.rstrip())
+    for at in dict.fromkeys((end, begin, (begin + end) // 2)):
+        yield words[:at] + "x" + words[at:]
+
+
+def _may_be_chance(turn: Mapping[str, object], trained: bool) -> bool:
+    """Whether the text may hold a turn's words without having been given them: those of a short system turn or target among the
+    template's own, those beside a call among the call's."""
+    if turn["role"] == "system" or (trained and "tool_calls" not in turn):
         return len(turn["content"]) < SHORT
     return "tool_calls" in turn and turn["content"] != ""
 

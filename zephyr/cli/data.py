@@ -73,8 +73,15 @@ def run_feedback(options: argparse.Namespace) -> None:
     with asking(options) as (ask, spent):
         report = collect_feedback(options.prompts, options.out, answerers, judge, ask, per_prompt=options.per_prompt, seed=options.seed,
                                   principles=not options.no_principles, max_tokens=options.max_new_tokens, templates=options.templates)
+        say_unread(report)
         finish(options.out, report | spent(), f"{report['rows']} prompts, each answered by {options.per_prompt} and judged by {judge.name}; "
                f"{report.get('unparsed', 0)} judgements could not be read")
+
+
+def say_unread(report: Mapping[str, object]) -> None:
+    if unread := report["keys_not_read"]:
+        told = ", ".join(f"{key} ({rows:,} rows)" for key, rows in unread.items())
+        print(f"keys not read: {told}".encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
 
 
 def run_binarize(options: argparse.Namespace) -> None:
@@ -83,6 +90,7 @@ def run_binarize(options: argparse.Namespace) -> None:
                       drop_sources=tuple(options.drop_source), fix_overall=options.fix_overall)
     for line in report["warnings"]:
         print(f"warning: {line}", file=sys.stderr)
+    say_unread(report)
     print(f"{options.out}: {report['pairs']} pairs of {report['rows']} rows; left out: {report['dropped'] or 'none'}")
 
 

@@ -16,16 +16,21 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
-from zephyr.chat import check_messages, without_space
+from zephyr.chat import check_messages, check_pair, without_space
 from zephyr.config import BadInput
 from zephyr.data.jsonl import require_output, write_report, write_rows
-from zephyr.data.pairwise import SHAPES, Row, judged
+from zephyr.data.pairwise import SHAPES, Row, judged, read_keys
+from zephyr.data.ratings import Tie, rating_keys
 from zephyr.data.rows import check_row, has_lone_surrogate, row_id, text
 from zephyr.data.rules import rule_named
+from zephyr.data.shapes import SYSTEMS, pair_row
 from zephyr.data.sources import Source, open_sources
 from zephyr.data.store import Report
 
-Found = tuple[str, str, object, list[tuple[str, str | None, float]], str]    # id, prompt_id, prompt, (text, model, score) twice, rule
+Found = tuple[str, str, object, list[tuple[str, str | None, float]], str, set[str]]
+#       id, prompt_id, prompt, (text, model, score) twice, rule, the row's keys that were read
+CARRIED = ("system", "history", "tools", "weight")      # of the row, which training reads in a pair's
+ANSWER = {"model", "text", "scores", "overall"}, {"model", "response", "annotations", "overall_score"}      # keys of a completion
 SINGLE = {"idx", "response_source", "gpt4_score", "prompt", "response"}    # fields of a row that is one scored completion
 DISAGREE, ENOUGH, FIRST = 0.3, 20, 5      # share of pairs, of at least so many, that is a warning; ids that the report shows
 
@@ -46,7 +51,7 @@ class Run:
     drop_sources: tuple[str, ...]
     fix_overall: bool
     counts: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    faults: dict[str, list[str]] = field(default_factory=lambda: {"10 for 1": [], "10 doubtful": []})
+    faults: dict[str, list[str]] = field(default_factory=lambda: {"10 for 1": [], "10 doubtful": [], "inverted": []})
     shelf: sqlite3.Connection = field(default_factory=lambda: sqlite3.connect(""))
 
     def __post_init__(self) -> None:
@@ -61,7 +66,9 @@ def binarize(sources: Sequence[str] | Sequence[Path], out: Path, *, rule: str, s
     """Write pair rows to `out` (.jsonl) and the report to `out` with .report.json, in memory that does not grow with the rows.
 
     A pair: `id`, `prompt_id`, `prompt`, `chosen`, `rejected`, `chosen_model`, `rejected_model`, `score_chosen`, `score_rejected`, `rule`
-    (`verdict` for pairwise rows, whose scores are shares of the verdict), `source`. Rows: feedback, UltraFeedback's nesting, one scored
+    (`verdict` for pairwise rows, whose scores are shares of the verdict), `source`; of the row `system`, `history`, `tools`, `weight`
+    and its own ratings of the two sides (`inverted` counts those that call the chosen one worse). What else may mean something to training
+    is refused by name, as training refuses it (`shapes.pair_row`); all other keys are in the report's `keys_not_read`. Rows: feedback, UltraFeedback's nesting, one scored
     completion each (`SINGLE`; grouped by idx, a group counts as a row), or pairwise (`pairwise.SHAPES`).
     Args: drop_sources: rows whose `source` or `dataset` is named are left out.
         fix_overall: an overall 10 counts as 1 where the aspects' mean is <= 2, and not at all where it is <= 4 (UltraFeedback's fault).
@@ -103,7 +110,8 @@ def _put_by(row: Row, place: str, run: Run) -> None:
     idx, model = row_id(row, field="idx"), text(row, "response_source")
     given = row["gpt4_score"] if isinstance(row["gpt4_score"], list) else [row["gpt4_score"]]
     scores = {n: _score(score, "gpt4_score") for n, score in enumerate(given)}
-    single = {"model": model, "text": text(row, "response"), "scores": scores, "prompt": text(row, "prompt"), "source": _source(row)}
+    rest = {key: value for key, value in row.items() if key not in SINGLE | {"source", "dataset"}}
+    single = {"rest": rest, "model": model, "text": text(row, "response"), "scores": scores, "prompt": text(row, "prompt"), "source": _source(row)}
     _claim(json.dumps([idx, model]), place, run)
     run.shelf.execute("insert into singles values (?, ?, ?, ?)", (idx, model, place, json.dumps(single)))
     run.counts["shapes"]["single completions"] += 1
@@ -113,11 +121,22 @@ def _groups(run: Run) -> Iterator[tuple[str, str, Row]]:
     """The completions that were put by, as feedback rows; each in the order of the models' names."""
     for idx, group in groupby(run.shelf.execute("select * from singles order by idx, model"), key=itemgetter(0)):
         places, answers = zip(*((place, json.loads(answer)) for _, _, place, answer in group))
-        if len({answer["prompt"] for answer in answers}) == 1:
-            yield places[0], "", {"prompt_id": idx, **{key: answers[0][key] for key in ("prompt", "source")}, "completions": list(answers)}
+        if all(answer["prompt"] == answers[0]["prompt"] for answer in answers):
+            yield places[0], "", {**_shared([answer.pop("rest") for answer in answers], places), "prompt_id": idx,
+                                  **{key: answers[0][key] for key in ("prompt", "source")}, "completions": list(answers)}
         else:                                     # as where a model's own earlier answer stands in its prompt
             run.counts["total"]["rows"] += 1
             run.counts["dropped"]["prompts differ"] += 1
+
+
+def _shared(rows: list[Row], places: Sequence[str]) -> Row:
+    """What else the rows of one group say: the first value of each key. Raises: BadInput for a `system` and the like that differ."""
+    keys = dict.fromkeys(key for row in rows for key in row)
+    for key in keys:
+        other = next((place for row, place in zip(rows, places) if row.get(key) != rows[0].get(key)), None)
+        if key in (*CARRIED, *SYSTEMS) and other is not None:
+            raise BadInput(f"{other}: `{key}` is not that of {places[0]}, which has the same idx, wanted one for all of its completions")
+    return {key: next(row[key] for row in rows if key in row) for key in keys}
 
 
 def _claim(id: str, place: str, run: Run, again: bool = False) -> str:
@@ -139,7 +158,7 @@ def _pair(row: Row, name: str, place: str, run: Run) -> dict[str, object] | str:
     found = _rated(row, place, run) if "completions" in row else _verdict(row, name, place, run)
     if isinstance(found, str):
         return found
-    id, prompt_id, prompt, sides, rule = found
+    id, prompt_id, prompt, sides, rule, reads = found
     for (_, model, score), share in zip(sides, (1.0, 0.0)):
         run.counts["judged"][model or ""] += 1
         run.counts["won"][model or ""] += score if rule == "verdict" else share
@@ -150,11 +169,36 @@ def _pair(row: Row, name: str, place: str, run: Run) -> dict[str, object] | str:
         return "texts equal" if chosen == rejected else "a text is empty"
     if without_space(chosen) == without_space(rejected):
         return "texts equal" if chosen == rejected else "texts equal but for white space"
+    beside = _beside(row, reads, {"prompt": prompt, "chosen": chosen, "rejected": rejected}, place, run)
+    if isinstance(beside, str):
+        return beside
     total.update({"equal_scores": score == other_score, "longer": len(chosen) > len(rejected)})
     run.counts["chosen"][model or ""] += 1
     return {"id": id, "prompt_id": prompt_id, "prompt": prompt, "chosen": chosen, "rejected": rejected, "chosen_model": model,
             "rejected_model": other_model, "score_chosen": score, "score_rejected": other_score, "rule": rule,
-            **({"source": source} if source is not None else {})}
+            **({"source": source} if source is not None else {}), **beside}
+
+
+def _beside(row: Row, reads: set[str], made: Row, place: str, run: Run) -> Row | str:
+    """What goes with a pair of what else stands in its row, by training's own rule of keys; or why there is no pair.
+
+    Raises: ValueError naming a key that means something and that a pair has no place for."""
+    rest = {key: value for key, value in row.items() if key not in reads}
+    if not rest:
+        return {}
+    try:
+        read, unread = pair_row({**rest, **made}, is_plain=True)
+        check_pair(read)
+    except Tie as tie:
+        return f"a tie: {tie}"
+    except ValueError as error:
+        raise ValueError(re.sub(r"; data\..*", "; take it out of the rows, or put it where it is read", str(error))) from None
+    run.counts["unread"].update(dict.fromkeys(unread, 1))
+    rated = {key for key in rest for path in rating_keys(rest) if path == key or path.startswith(f"{key}.")}
+    if min(read.get("margins", ()), default=0) < 0:
+        run.counts["total"]["inverted"] += 1
+        run.faults["inverted"] = [*run.faults["inverted"], place][:FIRST]
+    return {**{key: read[key] for key in CARRIED if key in read}, **{key: rest[key] for key in rest if key in rated}}
 
 
 def _verdict(row: Row, name: str, place: str, run: Run) -> Found | str:
@@ -171,7 +215,7 @@ def _verdict(row: Row, name: str, place: str, run: Run) -> Found | str:
         name = "/".join(str(part) for part in about if isinstance(part, (str, int)))
     id = _claim(row_id(row) if "id" in row else name, place, run, again=True)
     prompt_id, sides = _digest(item.prompt) if asked is None else str(asked), list(zip(item.texts, item.models, item.shares))
-    return id, prompt_id, item.prompt, sides, "verdict"
+    return id, prompt_id, item.prompt, sides, "verdict", read_keys(row, found[0])
 
 
 def _rated(row: Row, place: str, run: Run) -> Found | str:
@@ -198,7 +242,8 @@ def _rated(row: Row, place: str, run: Run) -> Found | str:
     if None not in (*chosen, *rejected):
         agreement = (chosen.mean - rejected.mean) * (chosen.overall - rejected.overall)
         run.counts["total"].update({"comparable": agreement != 0, "disagree": agreement < 0})
-    return id, prompt_id, prompt, [(answer.text, answer.model, score) for answer, score in both], run.rule
+    reads = {"completions", "prompt_id", "id", "source", "dataset", "instruction" if ultra else "prompt"}
+    return id, prompt_id, prompt, [(answer.text, answer.model, score) for answer, score in both], run.rule, reads
 
 
 def _answers(row: Row, ultra: bool, id: str, run: Run) -> Iterator[Answer]:
@@ -213,6 +258,8 @@ def _answers(row: Row, ultra: bool, id: str, run: Run) -> Iterator[Answer]:
             run.counts["left out"]["no text"] += 1
             continue
         at = {f"completions[{n}].{key}": value for key, value in item.items()}
+        run.counts["unread"].update({f"completions[].{key}": 1 for key in item if key not in ANSWER[ultra] and key != "prompt"
+                                     and key != "source"})
         given = [aspect.get("Rating") if isinstance(aspect, Mapping) else aspect for aspect in (item.get(aspects) or {}).values()]
         scores = [score for aspect in given if (score := _score(aspect, f"completions[{n}].{aspects}")) is not None]
         mean, overall = fmean(scores) if scores else None, _score(item.get(whole), f"completions[{n}].{whole}")
@@ -249,6 +296,9 @@ def _report(run: Run) -> Report:
     share = total["disagree"] / max(total["comparable"], 1)
     unseen = [name for name in run.drop_sources if not counts["dropped"][f"source {name}"]]
     warnings = [f"no row is of the source {name!r}, which was to be dropped" for name in unseen]
+    if total["inverted"]:
+        warnings.append(f"the row itself rates the chosen answer below the rejected one: {total['inverted']} pairs, the first at "
+                        f"{run.faults['inverted'][0]}")
     if share > DISAGREE and total["comparable"] >= ENOUGH:
         warnings.append(f"mean and overall score disagree in {share:.0%} of the pairs (over {DISAGREE:.0%}): is one of them inverted?")
     return {"rule": run.rule, "seed": run.seed, "fix_overall": run.fix_overall,
@@ -257,5 +307,7 @@ def _report(run: Run) -> Report:
             "chosen": {model: n for model, n in counts["chosen"].items() if model},
             "longer_chosen": total["longer"] / max(total["pairs"], 1),
             "win_rate": {model: {"judged": n, "rate": counts["won"][model] / n} for model, n in sorted(counts["judged"].items()) if model},
-            "faults": {kind: {"count": counts["faults"][kind], "first": first} for kind, first in run.faults.items()},
+            "faults": {kind: {"count": counts["faults"][kind], "first": first} for kind, first in run.faults.items() if kind != "inverted"},
+            "inverted": {"count": total["inverted"], "first": run.faults["inverted"]},
+            "keys_not_read": dict(sorted(counts["unread"].items())),
             "disagreement": {"comparable": total["comparable"], "share": share}, "warnings": warnings}

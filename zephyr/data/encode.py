@@ -27,7 +27,8 @@ from zephyr.training.engine import Engine
 T = TypeVar("T")
 FIRST = 5  # places that the report shows of a warning
 WEIGHTED = "a weight other than 1"
-OWN_CODE = ("encode", "pairwise", "rows", "shapes", "sources", "store", "workers")  # modules here that decide what an example is
+OWN_CODE = ("encode", "folders", "pairwise", "ratings", "rows", "shapes", "sources", "store", "words",
+            "workers")  # modules here that decide what an example is
 
 
 def load_pairs(sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int = 1024,
@@ -72,7 +73,7 @@ def load_splits(engine: Engine, data: Data,
             encoded[split], report = engine.rank0_first(lambda: encode(sources))
             require_unweighted(report)
             if split == "eval":
-                report = {**report, "also_in_train": shared_prompts(encoded["train"], encoded["eval"])}
+                report = {**report, **shared_prompts(encoded["train"], encoded["eval"])}
             engine.say(format_report(report))
             reports[split] = report
     return encoded, reports
@@ -98,6 +99,8 @@ def format_report(report: Report) -> str:
                      f"scores, the first at {inverted[0]}")
     if shared := report.get("also_in_train", 0):
         lines.append(f"  warning: {shared:,} of {report['examples']:,} have a prompt that is in data.train too: they measure no generalisation")
+    if begun := report.get("begins_in_train", 0):
+        lines.append(f"  warning: {begun:,} of {report['examples']:,} begin with a question that is in data.train too, and go on otherwise")
     if skipped := report["skipped"]:
         lines += [f"  bad rows left out: {len(skipped):,}", *(f"    {row['place']}: {row['reason']}" for row in skipped[:5])]
     return "\n".join(lines)
@@ -110,22 +113,14 @@ def require_unweighted(report: Report) -> None:
                        "data.columns.weight=null trains all pairs alike")
 
 
-def shared_prompts(train: Pairs | Texts, evaluation: Pairs | Texts) -> int:
-    """How many examples of `evaluation` have the prompt of one in `train`; where all is target (plain text), the whole text."""
-    known = set(_prompts(train))
-    return sum(prompt in known for prompt in _prompts(evaluation))
-
-
-def _prompts(examples: Pairs | Texts) -> Iterator[bytes]:
-    """A digest of each prompt's ids: those before the first target."""
-    pairs = isinstance(examples, Pairs)
-    for batch in examples.table.to_batches():
-        column = batch["prompt_ids" if pairs else "ids"]
-        ids, ends = column.values.to_numpy(), column.offsets.to_numpy()
-        flags = None if pairs else batch["is_target"].values.to_numpy(zero_copy_only=False)
-        for start, end in zip(ends[:-1], ends[1:]):
-            first = 0 if flags is None else int(np.argmax(flags[start:end]))
-            yield hashlib.blake2b(ids[start:start + first if first > 1 else end].tobytes(), digest_size=16).digest()
+def shared_prompts(train: Pairs | Texts, evaluation: Pairs | Texts) -> dict[str, int]:
+    """How many examples of `evaluation` ask what one in `train` asks (`words.asked`): `also_in_train` in all turns of the user,
+    `begins_in_train` in the first turn alone. Plain text is one turn."""
+    known = set(train.table["asked"].to_pylist())
+    begun = {asked[:len(asked) // 2] for asked in known}
+    asked = evaluation.table["asked"].to_pylist()
+    whole = sum(words in known for words in asked)
+    return {"also_in_train": whole, "begins_in_train": sum(words[:len(words) // 2] in begun for words in asked) - whole}
 
 
 def _load(specs: Sequence[str], tokenizer: PreTrainedTokenizerBase, options: Options, limit: int | None, cache_dir: str | Path | None,
@@ -182,7 +177,7 @@ class Tally:
     inverted: list[str] = field(default_factory=list)
     preferred: float = 0.0                                          # by how much the chosen answers are rated higher, all together
     places: dict[str, str] = field(default_factory=dict)            # id -> where the row with that id stands
-    seen: set[bytes] = field(default_factory=set)                   # digests of ids
+    seen: set[bytes] = field(default_factory=set)                   # digests of ids, and of words
 
     def warn(self, what: str, place: str) -> None:
         self.warned[what] += 1
@@ -196,7 +191,7 @@ def _encode_all(sources: list[Source], chunks: Iterator[Chunk], options: Options
     for chunk in chunks:
         tally.totals["rows"] += len(chunk.encoded) + len(chunk.skipped) + chunk.dropped.total()
         tally.dropped.update(chunk.dropped)
-        bad, kept = list(chunk.skipped), []
+        bad, kept, asked = list(chunk.skipped), [], []
         for item in chunk.encoded:
             id = item.example.id
             if id in tally.places:
@@ -204,13 +199,14 @@ def _encode_all(sources: list[Source], chunks: Iterator[Chunk], options: Options
                 continue
             tally.places[id] = item.place
             kept.append(item.example)
+            asked.append(item.asked)
             _count(tally, item, sides)
         for place, reason in bad:
             if options.on_bad_row == "error":
                 raise BadInput(f"{place}: {reason}")
             tally.skipped.append({"place": place, "reason": reason})
         if kept:
-            writer.write_batch(example_batch(kept))
+            writer.write_batch(example_batch(kept, asked))
     return _report([source.name for source in sources], sides, tally, options)
 
 
@@ -228,14 +224,15 @@ def _count(tally: Tally, item: Encoded, sides: tuple[str, ...]) -> None:
         tally.totals.update({f"{side} tokens": len(ids), f"{side} rows cut": lost > 0, f"{side} lost": lost})
     for what in item.suspicions:
         tally.warn(what, item.place)
-    this = _digest(example.ids) if len(sides) == 1 else _digest(example.prompt_ids, example.chosen_ids, example.rejected_ids)
-    if this in tally.seen:
+    ids = [example.ids] if len(sides) == 1 else [example.prompt_ids, example.chosen_ids, example.rejected_ids]
+    this = {_digest(*ids), b"".join(item.said)}                     # equal once cut, or by their words
+    if not this.isdisjoint(tally.seen):
         tally.warn("the same example again", item.place)
-    if len(sides) == 3 and _digest(example.prompt_ids, example.rejected_ids, example.chosen_ids) in tally.seen:
+    if len(sides) == 3 and not {_digest(ids[0], ids[2], ids[1]), item.said[0] + item.said[2] + item.said[1]}.isdisjoint(tally.seen):
         tally.warn("the opposite of an earlier pair, chosen and rejected exchanged", item.place)
     if len(sides) == 3 and example.weight != 1:
         tally.warn(WEIGHTED, item.place)
-    tally.seen.add(this)
+    tally.seen |= this
 
 
 def _digest(*parts: Iterable[int]) -> bytes:

@@ -5,16 +5,16 @@ answers, in shuffled order; one critique per answer. Replies that can't be read 
 import hashlib
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from zephyr.chat import check_messages
-from zephyr.chat.turns import with_system
 from zephyr.config import BadInput
 from zephyr.data.jsonl import read_rows, require_output, write_rows
+from zephyr.data.shapes import asked_row
 from zephyr.data.sources import open_sources
 from zephyr.data.templates import digests, fill, load_templates
 from zephyr.judge.rubric import ASPECTS, Critique, Rating, parse_critique, parse_ratings
@@ -51,6 +51,7 @@ def collect_feedback(sources: Sequence[str], out: Path, answerers: Sequence[Teac
     """Write a feedback row per prompt to `out`; returns the report. The same replies give the same file, to the byte.
 
     Prompts: rows with `prompt` (a text, or turns that end with the user's), `messages` (up to the last user turn) or `instruction`;
+    `system` and `history` are asked with it, `tools` and other keys that mean something are refused by name, all others counted;
     `prompt_id` is the row's own or the SHA-256 of the prompt; `source` and `reference` (facts for the judge of truthfulness) are kept.
     Rows: `prompt_id`, `prompt`, `completions` [{`model`, `text`, `scores` {aspect: 1-5 or null}, `overall`: 1-10 or null, `rationales`,
     `critique`, `principle`, `call`, `critique_calls`}], `judge`, `order` and `calls` by aspect, and `unparsed` replies where there are any.
@@ -65,9 +66,10 @@ def collect_feedback(sources: Sequence[str], out: Path, answerers: Sequence[Teac
     panel = Panel(answerers, judge, ask, texts, per_prompt, seed, principles, max_tokens)
     counts: Counter[str] = Counter()
     left_out: list[str] = []
+    unread: Counter[str] = Counter()
 
     def judged_prompts() -> Iterator[Row]:
-        prompts = read_prompts(sources)
+        prompts = read_prompts(sources, unread)
         while chunk := list(islice(prompts, PROMPTS_AT_ONCE)):
             yield from judged_rows(panel, answered(panel, chunk, counts, left_out), counts)
         if counts["prompts"] == counts["too_few_answers"]:
@@ -76,13 +78,19 @@ def collect_feedback(sources: Sequence[str], out: Path, answerers: Sequence[Teac
     return {"command": "feedback", "sources": list(map(str, sources)), "digests": {s.name: s.digest for s in open_sources(sources)},
               "answerers": [a.identity or a.name for a in answerers], "judge": judge.identity or judge.name, "per_prompt": per_prompt,
               "seed": seed, "principles": principles, "max_tokens": max_tokens, "templates": digests(texts),
-              **counts, "left_out": left_out[:100]}
+              **counts, "left_out": left_out[:100], "keys_not_read": dict(sorted(unread.items()))}
 
 
-def read_prompts(sources: Sequence[str]) -> Iterator[Row]:
-    """Prompt rows with `prompt_id` and `prompt`. Raises: BadInput naming file and line."""
+def read_prompts(sources: Sequence[str], unread: Counter[str] | None = None) -> Iterator[Row]:
+    """Prompt rows with `prompt_id` and `prompt`; `unread`: counts the keys that nothing reads. Raises: BadInput naming file and line."""
     seen: dict[str, str] = {}
-    for place, row in read_rows(sources, lambda row: {**row, "prompt": prompt_of(row)}):
+
+    def read(row: Mapping[str, object]) -> Row:
+        prompt, keys = prompt_of(row)
+        if unread is not None:
+            unread.update(dict.fromkeys(keys, 1))
+        return {**row, "prompt": prompt}
+    for place, row in read_rows(sources, read):
         name = str(row.get("prompt_id", row.get("id", hashlib.sha256(json.dumps(row["prompt"]).encode()).hexdigest())))
         if name in seen:
             raise BadInput(f"{place}: prompt_id {name!r} comes twice, first at {seen[name]}")
@@ -90,21 +98,15 @@ def read_prompts(sources: Sequence[str]) -> Iterator[Row]:
         yield {**row, "prompt_id": name}
 
 
-def prompt_of(row: Mapping[str, object]) -> str | list[dict[str, str]]:
-    """The prompt of a row: its text, or its turns where there are several. Raises: ValueError naming the field."""
-    if "messages" in row:
-        turns = check_messages(row["messages"])
-        last = max(i for i, turn in enumerate(turns) if turn["role"] == "user")
-        turns = turns[:last + 1]
-    elif isinstance(row.get("prompt"), list):
-        turns = check_messages(row["prompt"], "prompt", last="user")
-    else:
-        field = "prompt" if "prompt" in row else "instruction"
-        given = row.get("input") if field == "instruction" else None
-        content = f"{row.get(field)}\n\n{given}" if isinstance(given, str) and given.strip() else row.get(field)
-        turns = check_messages([{"role": "user", "content": content}], field, last="user")
-    turns, _ = with_system(row.get("system", row.get("system_prompt")), turns, ["messages[0]"])
-    return turns[0]["content"] if len(turns) == 1 else [dict(turn) for turn in turns]
+def prompt_of(row: Mapping[str, object]) -> tuple[str | list[dict[str, str]], list[str]]:
+    """The prompt of a row, its text, or its turns where there are several; and the keys that nothing reads.
+
+    Raises: ValueError naming the field: also one that training would honour or refuse, and that nobody who is asked could be given."""
+    try:
+        turns, unread = asked_row(row)
+    except ValueError as error:
+        raise ValueError(re.sub(r"; data\..*", "; take it out of the rows, or put it into the prompt", str(error))) from None
+    return turns[0]["content"] if len(turns) == 1 else [dict(turn) for turn in turns], unread
 
 
 def turns_of(prompt: str | list[dict[str, str]]) -> list[dict[str, str]]:

@@ -4,9 +4,12 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from zephyr.chat import Messages, check_messages
+from zephyr.chat.names import MASKS
+from zephyr.chat.turns import FOR_TEMPLATE, REFUSED
 from zephyr.data.rows import text
 
 Row = Mapping[str, object]
+ABOUT = {"id", "prompt_id", "question_id", "source", "dataset", "annotator", "judge", "turn"}     # of every shape
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system", "Human": "user",
          "Assistant": "assistant"}
 WINS = {1: (1.0, 0.0), 2: (0.0, 1.0), "model_a": (1.0, 0.0), "model_b": (0.0, 1.0), "tie": (0.5, 0.5), "tie (bothbad)": (0.5, 0.5)}
@@ -28,6 +31,15 @@ def judged(row: Row) -> tuple[str, Judged | str] | None:
     Raises: ValueError naming the field, what was found and what was wanted."""
     shape = next((name for name, (fields, _) in SHAPES.items() if fields <= row.keys()), None)
     return (shape, SHAPES[shape][1](row)) if shape else None
+
+
+def read_keys(row: Row, shape: str) -> set[str]:
+    """The keys of a row that its reader reads; what else the row holds is not in the pair."""
+    more = MAY[shape]
+    if shape == "hh-rlhf":      # a transcript that the sides go on from, or begin with
+        prompt, said = row.get("prompt"), str(row["chosen"])
+        more = {"prompt"} if isinstance(prompt, str) and (said.startswith(prompt) or not said.startswith("\n\nHuman:")) else set()
+    return ABOUT | SHAPES[shape][0] | more
 
 
 def _alpaca(row: Row, prompt: str, answers: tuple[str, str], models: tuple[str, str]) -> Judged:
@@ -86,6 +98,11 @@ def _parted(a: Messages, b: Messages, models: tuple[str | None, str | None], sha
 def _turns(value: object, field: str, role: str, content: str) -> Messages:
     if not isinstance(value, list) or not all(isinstance(turn, Mapping) and turn.get(role) in list(ROLES) for turn in value):
         raise ValueError(f"`{field}` is {value!r:.60}, wanted turns of `{role}` ({', '.join(ROLES)}) and `{content}`")
+    for i, turn in enumerate(value):
+        for key in turn.keys() & (set(FOR_TEMPLATE) | REFUSED.keys() | set(MASKS)):
+            if turn[key] not in (None, "", [], {}, True, 1):
+                raise ValueError(f"`{field}[{i}].{key}` is {turn[key]!r:.60}, which a compared answer has no place for, wanted turns of "
+                                 f"`{role}` and `{content}` alone")
     return [{"role": ROLES[turn[role]], "content": text(turn, content)} for turn in value]
 
 
@@ -113,3 +130,7 @@ SHAPES: dict[str, tuple[set[str], Callable[[Row], Judged | str]]] = {
     "arena": ({"conversation_a", "conversation_b", "winner"}, _arena),
     "ShareGPT": ({"conversations", "chosen", "rejected"}, _sharegpt),
     "hh-rlhf": ({"chosen", "rejected"}, _hh)}
+MAY = {             # shape -> what its reader reads beside
+    "AlpacaEval preferences": {"prompt", "preference", "input", "model_a", "model_b"},
+    "AlpacaEval annotations": {"preference", "input", "generator_1", "generator_2"},
+    "LLMBar": set(), "arena": {"model_a", "model_b"}, "ShareGPT": {"system"}, "hh-rlhf": set()}

@@ -4,8 +4,6 @@ import json
 import re
 from collections.abc import Mapping
 
-RATING = re.compile(r"score|rating|reward|grade|quality|rank", re.IGNORECASE)
-OF_WORDS = re.compile(r"rationale|reason|comment|feedback|text|explanation", re.IGNORECASE)      # about a rating, and none
 TOO_MUCH = "nested too deeply, or holds a number of thousands of digits"  # what python's reader refuses in valid JSON
 
 
@@ -65,33 +63,6 @@ def row_id(row: Mapping[str, object], default: str | None = None, field: str = "
     if re.search("[\ud800-\udfff]", str(value)):
         raise ValueError(f"`{field}` is {value!r:.60}, which holds half of a surrogate pair, wanted text")
     return str(value)
-
-
-def rating_keys(row: Mapping[str, object]) -> set[str]:
-    """The keys by which a pair rates its two answers, under any name (`score_chosen`, `chosen-rating`, `rejected_avg_rating`), and
-    `margin`: by how much the chosen one is better."""
-    keys = {key for key in row if isinstance(key, str)}
-    named = {key: key.replace("chosen", "rejected") for key in keys if "chosen" in key and RATING.search(key) and not OF_WORDS.search(key)}
-    return {key for pair in named.items() if keys.issuperset(pair) for key in pair} | (keys & {"margin"})
-
-
-def margins(row: Mapping[str, object]) -> tuple[float, ...]:
-    """By how much the chosen answer is rated above the rejected one, by each name that rates both; a rank is better where it is lower.
-
-    Raises: ValueError for a rating that is no finite number."""
-    rated = {name: _rating(name, row[name]) for name in sorted(rating_keys(row))}
-    found = [rated["margin"]] if "margin" in rated else []
-    for name in rated:
-        if "chosen" in name:
-            above = rated[name] - rated[name.replace("chosen", "rejected")]
-            found.append(-above if "rank" in name.lower() else above)
-    return tuple(found)
-
-
-def _rating(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e300:
-        raise ValueError(f"`{name}` is {type(value).__name__} {value!r:.60}, wanted a finite number; data.columns.{name}=null leaves it out")
-    return float(value)
 
 
 def text(row: Mapping[str, object], field: str) -> str:

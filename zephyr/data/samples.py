@@ -1,4 +1,5 @@
 """Fixed prompts are answered by the policy while it trains: rows of samples.jsonl, lines to look at, and a win rate over its start."""
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,10 @@ def sampler(engine: Engine, config: DPOConfig | SFTConfig, tokenizer: PreTrained
     Raises: BadInput for prompts that can't be read or are too long for the model, or a judge that is no SPEC."""
     if not config.samples.prompts:
         return None
-    prompts = engine.rank0_first(lambda: list(read_prompts(config.samples.prompts)))
+    unread: Counter[str] = Counter()
+    prompts = engine.rank0_first(lambda: list(read_prompts(config.samples.prompts, unread)))
+    if unread:
+        engine.say(f"samples.prompts: keys not read: {', '.join(f'{key!s:.80} ({rows:,} rows)' for key, rows in sorted(unread.items()))}")
     judge = engine.agreed(lambda: open_teacher(config.samples.judge)) if config.samples.judge else None
     limit, path = config.samples.max_new_tokens, Path(config.run.dir) / "samples.jsonl"
     encoded = engine.agreed(lambda: encode(read_config(local_folder(config.model)), tokenizer, prompts, limit))

@@ -4,41 +4,42 @@ A key that a shape reads is honoured. One that is known to carry meaning where i
 nothing honours is refused by name. All others are told to the report: `keys_not_read`."""
 
 import difflib
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache, partial
 from typing import NamedTuple
 
-from zephyr.chat.turns import (BINARIZE, Messages, check_messages, check_tools, history, is_turns_as_text, refuse_raw_text,
-                               shown, unread_keys, with_system)
+from zephyr.chat.names import LABELS, MASKS, SPEAKERS, called_good, is_mark, one_name, plain, role_of, unspelled
+from zephyr.chat.turns import (BINARIZE, Messages, check_messages, check_tools, history, is_turns_as_text, joined_parts,
+                               refuse_raw_text, shown, unread_keys, with_system)
 from zephyr.data.pairwise import ROLES
 from zephyr.data.pairwise import SHAPES as JUDGED
-from zephyr.data.rows import margins, rating_keys, text
+from zephyr.data.ratings import NOT_PREFERRED, SIDES, Tie, margins, may_be_verdict, rating_keys, require_followed
+from zephyr.data.rows import text
 
 Row = Mapping[str, object]
 QUESTIONS, ANSWERS = ("prompt", "question", "query"), ("completion", "response", "answer")
 SFT_SHAPES = "`messages`, `prompt` and `completion`, `instruction` (`input`) and `output`, or `text`"
-SYSTEMS = ("system", "system_prompt", "system_message")
+SYSTEMS = ("system", "system_prompt", "system_message", "system_instruction", "system_instructions", "sys_prompt")
 COMMON = {"id", "tools", *SYSTEMS}                  # of every shape
-LABELS = ("label", "labels", "kto_tag", "desirable", "is_good")      # of an answer by itself: was it good (KTO)?
-GOOD = {True, 1, "true", "1", "good", "chosen", "desirable", "safe"}
-BAD = {False, 0, -1, "false", "0", "-1", "bad", "rejected", "undesirable", "unsafe"}
 REFUSED = {                                         # key of a row -> what is wanted in its place
     **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), "text alone"),
     "functions": "`tools`", "function_call": "`tool_calls` in a turn", "documents": "them in a turn", "context": "it in a turn",
+    "persona": "`system`",
     "chat_template_kwargs": "a template that needs none"}
-WHOLE_ROW = {                                       # key of a row -> what is wanted in its place, for any value but true or 1
-    **dict.fromkeys(("train", "train_on_turn", "trainable", "mask", "loss_mask"), "`train` at a turn"),
-    **dict.fromkeys(("sample_weight", "weights"), "`weight`")}
-ASKED = ("prompt", "question", "query", "instruction", "input", "conversations", "trajectory")     # of which one is the prompt
+WHOLE_ROW = {                                       # a mark of a whole row -> what is wanted in its place, for any value but the usual
+    **{mask: "`train` at a turn" for mask in MASKS if mask != "weight"}, "mask": "`train` at a turn",
+    **dict.fromkeys(("sample_weight", "weights", "importance", "loss_weight", "loss_multiplier"), "`weight`")}
+ASKED = ("prompt", "question", "query", "instruction", "input", "conversations", "trajectory", "messages", "conversation", "dialogue",
+         "dialog", "passage", "article", "document", "paragraph", "choices", "options")     # of which one is the prompt, or holds all
 CHANCE = 20                                         # characters that another text may hold by chance
 HELPSTEER = {"helpfulness", "correctness", "coherence"}
 MARKS = re.compile(r"<\|im_start\|>|<\|start_header_id\|>|<\|(?:user|assistant|prompter|system)\|>|\[/?INST\]|<extra_id_1>|"
                    r"<start_of_turn>|^### (?:Instruction|Human|Assistant|Response):", re.MULTILINE)
+TWINS = ("chosen", "rejected")
+MORE = {"winner", "preference", "preferred", "better", "tie", "margin"}             # read in `ratings` by their words
 ASKS, ANSWERS_IT = re.compile(r"(?:^|\s)(?:Human|User)\s*:"), re.compile(r"(?:^|\s)Assistant\s*:")
-
-
-class Tie(ValueError):
-    """A row that holds no preference: it is counted, and no fault of the row."""
 
 
 class Conversation(NamedTuple):
@@ -68,8 +69,9 @@ def select(row: Row, columns: Mapping[str, str | None]) -> tuple[Row, list[str],
     tops = {path: path if path in row else path.split(".")[0] for path in columns.values() if path is not None}
     values = {name: _at(row, path) for name, path in columns.items() if path is not None}
     found = {name: value for name, value in values.items() if value is not None}
-    kept = {key: value for key, value in row.items() if key not in columns and key not in tops.values()}
-    aside = [key for key in row if key in columns and key not in tops.values()]
+    named = {plain(name) for name in columns}
+    kept = {key: value for key, value in row.items() if plain(str(key)) not in named and key not in tops.values()}
+    aside = [key for key in row if plain(str(key)) in named and key not in tops.values()]
     aside += [f"{top}, but for {path}" for path, top in tops.items() if top != path and top in row]
     return {**kept, **found}, [*found], aside
 
@@ -89,51 +91,108 @@ def _at(value: object, path: str) -> object:
 
 def nearest_column(name: str) -> str | None:
     """None where `data.columns` may name it: a key of some shape, or a pair's rating; else what was wanted."""
-    known = sorted(COMMON | {"weight", *LABELS, *REFUSED}.union(*(of.needs | of.may for of in (*PAIRS.values(), *TEXTS.values()))))
-    if name in known or rating_keys({name: 1.0, _twin(name): 1.0}):
+    if plain(name) in map(plain, names_of_rows() | {"id"}) or rating_keys({name: 1.0, **{_twin(name, side): 1.0 for side in TWINS}}):
         return None
+    if is_mark(name, True) or may_be_verdict(name):
+        return None
+    known = sorted((COMMON | {"weight"}).union(*(of.needs | of.may for of in (*PAIRS.values(), *TEXTS.values()))))
     close = difflib.get_close_matches(name, known, n=1)
     return f"the nearest is {close[0]}" if close else f"wanted one of {', '.join(known)}"
 
 
-def _twin(name: str) -> str:
-    return name.replace("chosen", "rejected") if "chosen" in name else name.replace("rejected", "chosen")
+def _twin(name: str, side: str) -> str:
+    words = NOT_PREFERRED.sub("rejected", plain(name)).split("_")
+    return "_".join(side if word in SIDES else word for word in words)
 
 
-def pair_row(row: Row) -> tuple[Row, list[str]]:
-    """The row as `chat.tokenize_pair` reads it, and the keys that nothing reads.
+@cache
+def names_of_rows() -> frozenset[str]:
+    """The keys that carry meaning in some row; each may be spelled otherwise (`names.plain`). An `id` is one as it stands."""
+    shapes = (of.needs | of.may for of in (*PAIRS.values(), *TEXTS.values()))
+    return frozenset({"weight", "history", *LABELS, *REFUSED, *WHOLE_ROW, *ASKED, *MORE}.union(COMMON - {"id"}, *shapes))
+
+
+def _as_spelled(read: Callable[[Row], tuple[object, list[str]]], row: Row) -> tuple[object, list[str]]:
+    """What `read` makes of the row with every key under its one name; errors and unread keys have the row's own spelling."""
+    named, written = one_name(row, names_of_rows())
+    try:
+        made, unread = read(named)
+    except (Tie, ValueError) as error:
+        raise type(error)(unspelled(str(error), written.items())) from None
+    return made, [written.get(key, key) for key in unread]
+
+
+def pair_row(row: Row, is_plain: bool = False) -> tuple[Row, list[str]]:
+    """The row as `chat.tokenize_pair` reads it, and the keys that nothing reads. is_plain: it is a row of `prompt`, `chosen` and
+    `rejected`, whatever else it holds.
 
     Raises: ValueError naming the key, what was found and what was wanted; Tie for a row that prefers neither answer."""
-    shape = _find(row, PAIRS)
-    if shape is None or (shape is PAIRS["prompt, chosen, rejected"] and "prompt" not in row and isinstance(row["chosen"], str)):
+    return _as_spelled(partial(_pair_row, is_plain=is_plain), row)
+
+
+def _pair_row(row: Row, is_plain: bool) -> tuple[Row, list[str]]:
+    plain_pair = PAIRS["prompt, chosen, rejected"]
+    shape = plain_pair if is_plain or row.keys() >= {"prompt", "messages", "chosen", "rejected"} else _find(row, PAIRS)
+    if shape is None or (shape is plain_pair and "prompt" not in row and isinstance(row["chosen"], str)):
         missing = next((key for key in ("chosen", "rejected") if key not in row), "prompt")
         if missing == "prompt":
             refuse_raw_text(row["chosen"], "chosen")
         raise ValueError(f"`{missing}` is missing; the row has the fields {sorted(row)!s:.200}, {_hint(row, pairs=True)}")
-    reads = COMMON | {"weight", *rating_keys(row)} | shape.needs | shape.may
+    made = shape.read(row)
+    sides = {side: made[side] for side in ("chosen", "rejected")}
+    rated = rating_keys({**row, **sides})
+    reads = COMMON | {"weight", *rated} | shape.needs | shape.may
     _refuse(row, reads)
-    if "label" not in reads and _label(row.get("label")) is False:
-        raise ValueError(f"`label` is {shown(row['label'])}: a pair called bad, wanted pairs to be followed; data.on_bad_row=skip leaves such "
-                         "rows out, data.columns.label=null trains them all the same")
-    made = {**{key: row[key] for key in ("id", "tools", "weight") if key in row}, "system": _system(row), **shape.read(row)}
+    reads |= require_followed(row, reads)
+    _refuse_labelled_turns(sides)
+    made = {**{key: row[key] for key in ("id", "tools", "weight") if key in row}, "system": _system(row), **made}
+    made["margins"] = (*margins({**row, **sides}), *made.get("margins", ())) or None
     _require_one_prompt(row, reads, made)
-    unread = [key for key in row if key not in reads] + made.pop("unread", [])
+    unread = [key for key in row if key not in reads and not _inside(row[key], key, rated, [])] + made.pop("unread", [])
+    for key in row:
+        _inside(row[key], key, rated, unread)
     for field in ("prompt", "chosen", "rejected"):
-        unread += unread_keys(made.get(field), field, masks=True)
+        unread += [key for key in unread_keys(made.get(field), field, masks=True) if key not in rated]
     return {key: value for key, value in made.items() if value is not None}, unread
+
+
+def _inside(value: object, path: str, rated: set[str], unread: list[str]) -> bool:
+    """Whether an object holds a rating that is read; the rest of what it holds goes to `unread`."""
+    if not isinstance(value, Mapping) or not any(key.startswith(f"{path}.") for key in rated):
+        return path in rated
+    for key, inner in value.items():
+        if not _inside(inner, f"{path}.{key}", rated, unread):
+            unread.append(f"{path}.{key}")
+    return True
+
+
+def _refuse_labelled_turns(sides: Row) -> None:
+    """Raises: ValueError for the last turn of an answer that is called what it is not."""
+    for side, turns in sides.items():
+        turn = turns[-1] if isinstance(turns, list) and turns else turns
+        for key, value in turn.items() if isinstance(turn, Mapping) else ():
+            if isinstance(key, str) and called_good(key, value) is (side == "rejected"):
+                wanted = "bad ones" if side == "rejected" else "good ones"
+                raise ValueError(f"`{key}` in a turn of `{side}` is {shown(value)}: an answer called {'good' if side == 'rejected' else 'bad'}, "
+                                 f"wanted {wanted} there; data.on_bad_row=skip leaves such rows out")
 
 
 def sft_conversation(row: Row) -> tuple[Conversation | str, list[str]]:
     """The conversation of an SFT row, or its plain text, and the keys that nothing reads.
 
     Raises: ValueError naming the key, what was found and what was wanted."""
+    return _as_spelled(_sft_conversation, row)
+
+
+def _sft_conversation(row: Row) -> tuple[Conversation | str, list[str]]:
     shape = _find(row, TEXTS)
     if shape is None:
         raise ValueError(f"the row has the fields {sorted(row)!s:.200}, {_hint(row, pairs=False)}")
     reads = COMMON | {"history", "weight", *LABELS} | shape.needs | shape.may
     _refuse(row, reads)
     _refuse_bad_answer(row, labelled=shape is not TEXTS["text"])
-    unread = [key for key in row if key not in reads or (key in LABELS and (shape is TEXTS["text"] or _label(row[key]) is None))]
+    unread = [key for key in row if key not in reads or (key in LABELS and key not in shape.needs
+                                                        and (shape is TEXTS["text"] or called_good(key, row[key]) is None))]
     made = shape.read(row)
     if isinstance(made, str):
         for key in ("history", "tools", *SYSTEMS):
@@ -142,6 +201,7 @@ def sft_conversation(row: Row) -> tuple[Conversation | str, list[str]]:
         return made, unread
     field, said = made
     turns, before = check_messages(said, field), history(row.get("history"))
+    _refuse_labelled_turns({f"{field}[{i}]": turn for i, turn in enumerate(said) if turns[i]["role"] == "assistant"})
     _require_one_prompt(row, reads, turns)
     system = turns[:1] if turns[0]["role"] == "system" else []
     rest = [f"{field}[{i}]" for i in range(len(turns))]
@@ -153,6 +213,37 @@ def sft_conversation(row: Row) -> tuple[Conversation | str, list[str]]:
     return Conversation(turns, names, check_tools(row.get("tools"))), [*unread, *unread_keys(said, field)]
 
 
+def asked_row(row: Row) -> tuple[Messages, list[str]]:
+    """The turns up to the user's last of a row that is asked, not trained: of `prompt`, `messages`, or `instruction` (`input`,
+    `context`); and the keys that nothing reads. Raises: ValueError as `sft_conversation`; also for `tools`."""
+    return _as_spelled(_asked_row, row)
+
+
+def _asked_row(row: Row) -> tuple[Messages, list[str]]:
+    field = next((key for key in ("messages", "prompt", "instruction") if row.get(key) not in (None, "", [])), None)
+    if field is None:
+        raise ValueError(f"the row has the fields {sorted(row)!s:.200}, wanted `prompt`, `messages` or `instruction` (`input`)")
+    reads = {"id", "prompt_id", "source", "reference", "history", field, *SYSTEMS} | ({"input", "context"} if field == "instruction" else set())
+    _refuse(row, reads)
+    if check_tools(row.get("tools")):
+        raise ValueError(f"`tools` is {shown(row['tools'])}, which nobody who answers is given; data.columns.tools=null leaves it out")
+    refuse_raw_text(row[field], field)
+    turns = row[field]
+    if not isinstance(turns, list):
+        content = _instructed({**row, "output": "-"})[1][0]["content"] if field == "instruction" else row[field]
+        turns = [{"role": "user", "content": content}]
+    turns, before = check_messages(turns, field), history(row.get("history"))
+    last = max(i for i, turn in enumerate(turns) if turn["role"] in ("user", "tool"))
+    if field != "messages" and last < len(turns) - 1:
+        raise ValueError(f"`{field}` ends with an assistant turn, wanted the user's last")
+    _require_one_prompt(row, reads, [turns, before])
+    turns = turns[:last + 1]
+    first = 1 if turns[0]["role"] == "system" else 0
+    turns, _ = with_system(_system(row), [*turns[:first], *before, *turns[first:]], [f"{field}[0]"])
+    unread = [key for key in row if key not in reads and key != "tools"]
+    return turns, [*unread, *unread_keys(row[field], field)]
+
+
 def sft_row(row: Row) -> Messages | str:
     """The turns of an SFT row, or its plain text. Raises: ValueError as `sft_conversation`."""
     made, _ = sft_conversation(row)
@@ -162,8 +253,8 @@ def sft_row(row: Row) -> Messages | str:
 def suspicions(texts: Iterable[object]) -> set[str]:
     """What looks as if turns stood as text inside of one, though it may be meant."""
     found = set()
-    for said in texts:
-        if isinstance(said, str):
+    for said in (words for value in texts for words in _texts(value)):
+        if said:
             if _is_spoken(said):
                 found.add("`Human:` (or `User:`) and `Assistant:` inside a turn: if it is a transcript, `zephyr binarize` parts it")
             if MARKS.search(said):
@@ -190,19 +281,24 @@ def _require_one_prompt(row: Row, reads: set[str], made: object) -> None:
     """Raises: ValueError for another field that asks something, and whose words are nowhere in what is made of the row."""
     said = [text.strip() for text in _texts(made)]
 
-    def kept(words: str) -> bool:
-        return words in said or (len(words) >= CHANCE and any(words in text for text in said))
+    def kept(words: str, one_of: bool) -> bool:
+        inside = len(words) >= CHANCE or one_of                                     # one of some choices: a word of the prompt
+        return words in said or (inside and any(re.search(rf"(?<!\w){re.escape(words)}(?!\w)" if one_of else re.escape(words), text)
+                                                for text in said))
     for key in ASKED:
-        if key in row and key not in reads and not all(kept(words.strip()) for words in _texts(row[key]) if words.strip()):
+        one_of = isinstance(row.get(key), list) and all(isinstance(words, str) for words in row[key])
+        if key in row and key not in reads and not all(kept(words.strip(), one_of) for words in _texts(row[key]) if words.strip()):
             raise ValueError(f"`{key}` is {shown(row[key])}, and the prompt is read from {', '.join(sorted(reads & set(ASKED)))}: wanted one "
                              f"field that holds it all; data.columns.{key}=null leaves it out")
 
 
 def _texts(value: object) -> Iterable[str]:
-    """All texts within a value."""
+    """All texts within a value, but for what only names a turn."""
     if isinstance(value, str):
         yield value
-    for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+    if isinstance(value, Mapping):
+        value = [inner for key, inner in value.items() if key not in ("role", "from", "type", "name", "id", "tool_call_id")]
+    for inner in value if isinstance(value, list) else ():
         yield from _texts(inner)
 
 
@@ -235,26 +331,22 @@ def _refuse(row: Row, reads: set[str]) -> None:
             raise ValueError(f"`{key}` is {shown(row[key])}, which this shape of row has no place for, wanted {wanted}; "
                              f"data.columns.{key}=null leaves it out")
     for key, wanted in WHOLE_ROW.items():
-        if key in row and key not in reads and row[key] not in (True, 1):
+        if key in row and key not in reads and row[key] not in ((True, 1) if MASKS.get(key, True) else (False, 0)):
             raise ValueError(f"`{key}` is {shown(row[key])}, which a row as a whole has no place for, wanted {wanted}; "
                              f"data.columns.{key}=null leaves it out")
+    for key, value in row.items():
+        if key not in reads and key not in WHOLE_ROW and isinstance(key, str) and is_mark(key, value):
+            raise ValueError(f"`{key}` is {shown(value)}, which may say whether the row is trained, wanted `train` at a turn; data.columns.{key}=null "
+                             "leaves it out")
     if row.get("history") and "history" not in reads:
         raise ValueError(f"`history` is {shown(row['history'])}, which this shape of row has no place for; data.columns.history=null "
                          "leaves it out")
 
 
-def _label(value: object) -> bool | None:
-    """Whether an answer is called good; None where the value does not say it."""
-    value = value.lower() if isinstance(value, str) else value
-    if not isinstance(value, (bool, int, float, str)):
-        return None
-    return True if value in GOOD else False if value in BAD else None
-
-
 def _refuse_bad_answer(row: Row, labelled: bool) -> None:
-    for key in LABELS if labelled else ():
-        if key in row and _label(row[key]) is False:
-            raise ValueError(f"`{key}` is {shown(row[key])}: an answer called bad (KTO), wanted good ones alone; data.on_bad_row=skip leaves "
+    for key, value in row.items() if labelled else ():
+        if isinstance(key, str) and called_good(key, value) is False:
+            raise ValueError(f"`{key}` is {shown(value)}: an answer called bad (KTO), wanted good ones alone; data.on_bad_row=skip leaves "
                              f"such rows out, data.columns.{key}=null trains them all the same")
     if HELPSTEER <= row.keys():
         raise ValueError("the row holds an answer and its scores (`helpfulness`, ...), wanted answers to imitate; choose those that are, or "
@@ -303,14 +395,47 @@ def sharegpt(value: object, field: str) -> Messages:
         raise ValueError(f"`{field}` is {shown(value)}, wanted a list of turns")
     turns = []
     for i, turn in enumerate(value):
-        if isinstance(turn, Mapping) and "role" in turn:
+        if isinstance(turn, Mapping) and "from" not in turn and any(plain(str(key)) == "role" for key in turn):
             turns.append(dict(turn))
             continue
-        who = turn.get("from") if isinstance(turn, Mapping) else None
-        if not isinstance(who, str) or who not in ROLES or not isinstance(turn.get("value"), str):
-            raise ValueError(f"`{field}[{i}]` is {shown(turn)}, wanted a turn of `from` ({', '.join(ROLES)}) and `value`")
-        turns.append({"role": ROLES[who], "content": turn["value"], **{k: v for k, v in turn.items() if k not in ("from", "value")}})
+        turn, _ = one_name(turn, frozenset(("from", "value"))) if isinstance(turn, Mapping) else ({}, {})
+        if turn.get("from") == "function_call" and isinstance(turn.get("value"), str):
+            turns.append({"role": "assistant", "content": "", "tool_calls": _calls(turn["value"], f"{field}[{i}].value"), **_rest(turn)})
+            continue
+        if (role := role_of(turn.get("from"))) is None or not isinstance(turn.get("value"), str):
+            raise ValueError(f"`{field}[{i}]` is {shown(value[i])}, wanted a turn of `from` ({', '.join(SPEAKERS)}, function_call) and `value`")
+        turns.append({"role": role, "content": turn["value"], **_rest(turn)})
     return turns
+
+
+def _rest(turn: Mapping[str, object]) -> Row:
+    return {key: value for key, value in turn.items() if key not in ("from", "value")}
+
+
+def _calls(said: str, field: str) -> list[object]:
+    """The calls of a ShareGPT turn `function_call`: the JSON text of one of `name` and `arguments`, or of a list of them."""
+    try:
+        calls = json.loads(said)
+    except (ValueError, RecursionError):
+        calls = None
+    calls = calls if isinstance(calls, list) else [calls]
+    if not calls or not all(isinstance(call, Mapping) and isinstance(call.get("name"), str) for call in calls):
+        raise ValueError(f"`{field}` is {shown(said)}, wanted the JSON text of a call with `name` and `arguments`, or of a list of calls")
+    return [{"type": "function", "function": dict(call)} for call in calls]
+
+
+def _swift(row: Row) -> Row:
+    """ms-swift: the conversation with the chosen answer, and the other answer."""
+    messages = row["messages"]
+    if not isinstance(messages, list) or len(messages) < 2:
+        raise ValueError(f"`messages` is {shown(messages)}, wanted a list of turns that ends with the chosen answer")
+    return {"chosen": messages, "rejected": [*messages[:-1], {"role": "assistant", "content": _answer(row, "rejected_response")}]}
+
+
+def _after_messages(row: Row) -> Row:
+    """LLaMA-Factory: turns up to the user's last, and two answers; `messages` may also be the whole chosen conversation."""
+    messages = row["messages"][:-1] if isinstance(row["messages"], list) and row["messages"] == row["chosen"] else row["messages"]
+    return _sharegpt_pair("messages")({**row, "messages": messages})
 
 
 def _chosen_of(row: Row, first: str, second: str, first_wins: bool) -> Row:
@@ -377,6 +502,7 @@ def _said(question: str, answer: str) -> Callable[[Row], tuple[str, Messages]]:
 
 
 def _turns(row: Row, field: str, role: str) -> list[object]:
+    row = {**row, field: joined_parts(row[field], field)}
     if isinstance(row[field], list):
         return list(row[field])
     refuse_raw_text(row[field], field)
@@ -420,6 +546,8 @@ PAIRS: dict[str, Shape] = {
     "instruction, input, chosen, rejected (Alpaca)": _shape("instruction chosen rejected", "input history", _asked("instruction", "input")),
     "question, chosen, rejected (Orca)": _shape("question chosen rejected", "history", _asked("question")),
     "input, chosen, rejected (Orca)": _shape("input chosen rejected", "history", _asked("input")),
+    "messages, rejected_response (ms-swift)": _shape("messages rejected_response", "", _swift),
+    "messages, chosen, rejected (LLaMA-Factory)": _shape("messages chosen rejected", "", _after_messages),
     "prompt, chosen, rejected": _shape("chosen rejected", "prompt history", _pair),
 }
 TEXTS: dict[str, Shape] = {
@@ -428,5 +556,6 @@ TEXTS: dict[str, Shape] = {
     "data (UltraChat)": _shape("data", "", _ultrachat),
     **{f"{question}, {answer}": _shape(f"{question} {answer}", "", _said(question, answer)) for question in QUESTIONS for answer in ANSWERS},
     "instruction, input, output (Alpaca)": _shape("instruction", "input output context response", _instructed),
+    "input, output": _shape("input output", "", _said("input", "output")),
     "text": _shape("text", "", lambda row: text(row, "text")),
 }

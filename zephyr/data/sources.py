@@ -7,26 +7,25 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import ArrowException, BufferReader, parquet
 
-from zephyr.config import NOT_YAML, BadInput, parse_yaml
+from zephyr.config import BadInput
+from zephyr.data.folders import SPLIT, folder_files, kind_of
 from zephyr.data.rows import TOO_MUCH, each_once
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SUFFIXES = (".jsonl", ".json", ".parquet")
 WANTED = ".jsonl, .json or .parquet (also with .gz), a folder of those, or a hub dataset"
-HELD_OUT = re.compile(r"(train|test|val|dev|eval)", re.IGNORECASE)  # names that say which split a file is
-SPLIT = re.compile(r"(?:^|[^a-z])((train|test|val|dev|eval|held[_-]?out)(?:ing|set|id|idation|elopment|uation)?(?:_[a-z]+)?)(?![a-z])")
-
-
 LONGEST_LINE = 2**26  # bytes of a row's line, unpacked: of the longest conversations a hundredth
+MOST_VALUES = 2**28  # of a column in a row group: thousands of millions of equal ones take a few bytes
 LARGEST_WHOLE = 2**31  # bytes, unpacked, of a .json.gz or .parquet.gz, which can only be read as a whole
 
 
@@ -74,80 +73,17 @@ def _open(spec: str, whole_path: bool = False) -> list[Source]:
             raise BadInput(f"{path} is one file and has no split {split!r}, wanted the path alone")
         return [_file_source(path, str(path) if whole_path else path.name, _split_words(path))]
     name = str(path)
-    if name.startswith((".", "/", "~", "$")) or _kind(path) or name.count("/") != 1:
+    if name.startswith((".", "/", "~", "$")) or kind_of(path) or name.count("/") != 1:
         raise BadInput(f"{spec!r} does not exist, wanted {WANTED}")
     subset, _, named = (split or "").rpartition(":")
     return [_hub_source(name, subset or None, named or None)]
 
 
-def _open_folder(folder: Path, split: str | None, whole_path: bool) -> list[Source]:
+def _open_folder(folder: Path, named: str | None, whole_path: bool) -> list[Source]:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        return [_dataset_source(folder.name, *_saved_dataset(folder, split))]
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and _kind(path)
-                   and not any(part.startswith(".") for part in path.relative_to(folder).parts))
-    if not files:
-        raise BadInput(f"the folder {folder} holds no data, wanted files of {', '.join(SUFFIXES)} (also with .gz)")
-    files, split = _of_subset(folder, files, split)
-    splits = {path: _split_of(path, folder) for path in files}
-    found = ", ".join(sorted(set(splits.values())))
-    if split is not None:
-        files = [path for path in files if splits[path] == split]
-        if not files:
-            raise BadInput(f"the folder {folder} has no split {split!r}, it has {found}")
-    elif len(set(splits.values())) > 1 and any(HELD_OUT.match(name) for name in splits.values()):
-        raise BadInput(f"the folder {folder} has the splits {found}, wanted one named, as in {folder}:{found.split(',')[0]}")
-    return [_file_source(path, str(path) if whole_path else f"{folder.name}/{path.relative_to(folder)}", _split_words(path, splits[path]))
-            for path in files]
-
-
-def _of_subset(folder: Path, files: list[Path], named: str | None) -> tuple[list[Path], str | None]:
-    """The files of the subset in `subset[:split]`, and the split. A subset is what the folder's card says (`configs` of README.md), else
-    what the folders say in which files lie, `data` and those named as splits apart. Raises: BadInput where there are several and none
-    is named."""
-    def subset_of(path: Path) -> str:
-        return "/".join(part for part in path.relative_to(folder).parent.parts if part != "data" and not HELD_OUT.match(part)) or "."
-
-    def of_card(globs: list[str]) -> list[Path]:
-        return [path for path in files if any(fnmatch(path.relative_to(folder).as_posix(), glob) for glob in globs)]
-    subsets = {name: of_card(globs) for name, globs in _configs(folder).items()}
-    for path in () if subsets else files:
-        subsets.setdefault(subset_of(path), []).append(path)
-    found = sorted(subsets)
-    subset, _, split = (named or "").partition(":")
-    if len(found) == 1 and subset != found[0]:
-        return files, named
-    if subset not in found:
-        wanted = f"has the subsets {', '.join(found)}, wanted one named, as in {folder}:{found[0]}:{split or subset or 'train'}"
-        raise BadInput(f"the folder {folder} {wanted}")
-    return subsets[subset], split or None
-
-
-def _configs(folder: Path) -> dict[str, list[str]]:
-    """Subset -> patterns of its files, of the header of a dataset card; none where it names one subset or none. Raises: BadInput for a
-    header that is no YAML."""
-    card = folder / "README.md"
-    head = re.match(r"---\s*\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL) if card.is_file() else None
-    try:
-        header = parse_yaml(head[1]) if head else None
-    except NOT_YAML as error:
-        raise BadInput(f"{card}: its header is no YAML: {error}") from None
-    configs = header.get("configs") if isinstance(header, dict) else None
-    named = [of for of in configs or () if isinstance(of, dict) and "config_name" in of]
-    return {str(of["config_name"]): list(_globs(of.get("data_files"))) for of in named} if len(named) > 1 else {}
-
-
-def _globs(files: object) -> Iterator[str]:
-    """The patterns in `data_files`: a text, a list of them, or of objects with a `path`."""
-    if isinstance(files, str):
-        yield files
-    for inner in files if isinstance(files, list) else [files["path"]] if isinstance(files, dict) and "path" in files else ():
-        yield from _globs(inner)
-
-
-def _split_of(path: Path, folder: Path) -> str:
-    """`train` for train.jsonl, train-00000-of-00002.parquet and train/part-1.json.gz."""
-    parent = path.relative_to(folder).parent.name
-    return parent if HELD_OUT.match(parent) else re.sub(r"-\d+-of-\d+.*$", "", path.name.split(".")[0])
+        return [_dataset_source(folder.name, *_saved_dataset(folder, named))]
+    return [_file_source(path, str(path) if whole_path else f"{folder.name}/{path.relative_to(folder)}", _split_words(path, split))
+            for path, split in folder_files(folder, named)]
 
 
 def _split_words(path: Path, split: str = "") -> str:
@@ -157,13 +93,8 @@ def _split_words(path: Path, split: str = "") -> str:
     return "/".join(filter(None, (folder, split, path.name)))
 
 
-def _kind(path: Path) -> str | None:
-    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    return suffix if suffix in SUFFIXES else None
-
-
 def _file_source(path: Path, name: str, split: str) -> Source:
-    kind = _kind(path)
+    kind = kind_of(path)
     if re.search("[\ud800-\udfff]", name):
         raise BadInput(f"{str(path)!r}: the name is not UTF-8, wanted one that rows can be called by")
     if kind is None:
@@ -232,10 +163,61 @@ def _read_all(path: Path, file: BinaryIO) -> bytes:
 
 
 def _parquet_rows(path: Path, name: str, file: BinaryIO) -> Iterator[RawRow]:
-    table = parquet.ParquetFile(BufferReader(_read_all(path, file)) if path.suffix == ".gz" else path)
-    values = (value for batch in table.iter_batches(batch_size=1000) for value in batch.to_pylist())
-    for number, value in enumerate(values, start=1):
-        yield RawRow(f"{path}, row {number}", f"{name}:{number}", value)
+    """The rows, in memory `LONGEST_LINE` bytes at a time, or a row group as it is packed. Texts are
+    read as indices into a dictionary: a few kB can hold one long text a thousand times.
+
+    Raises: BadInput for a row over `LONGEST_LINE`."""
+    whole = _read_all(path, file) if path.suffix == ".gz" else None
+    schema = parquet.ParquetFile(path if whole is None else BufferReader(whole)).schema
+    columns = [schema.column(i) for i in range(len(schema))]
+    texts = [of.path for of in columns if of.physical_type == "BYTE_ARRAY"
+             and of.logical_type.type in ("STRING", "NONE", "JSON", "ENUM")]
+    table = parquet.ParquetFile(path if whole is None else BufferReader(whole), read_dictionary=texts)
+    number = 0
+    for group in range(table.num_row_groups):
+        about = table.metadata.row_group(group)
+        values = max((about.column(i).num_values for i in range(about.num_columns)), default=0)
+        if values > MOST_VALUES:
+            raise BadInput(f"{path}: its row group {group} holds {values} values, wanted at most "
+                           f"{MOST_VALUES}; write it in smaller row groups")
+        size = about.num_rows if about.total_byte_size < LARGEST_WHOLE else 1000
+        for batch in table.iter_batches(batch_size=max(size, 1), row_groups=[group]):
+            for part in _parts(batch, path, number):
+                for value in part.to_pylist():
+                    number += 1
+                    yield RawRow(f"{path}, row {number}", f"{name}:{number}", value)
+
+
+def _parts(batch: pa.RecordBatch, path: Path, before: int) -> Iterator[pa.RecordBatch]:
+    """The batch in parts of at most `LONGEST_LINE` bytes, and 1000 rows; `before`: rows of the file
+    before it. Raises: BadInput naming a row that is over the limit by itself."""
+    bytes_R = sum((row_bytes(column) for column in batch.columns), np.zeros(len(batch), np.int64))
+    ends_R, start = np.cumsum(bytes_R), 0
+    while start < len(batch):
+        if bytes_R[start] > LONGEST_LINE:
+            raise BadInput(f"{path}, row {before + start + 1}: the row holds {bytes_R[start]} bytes, wanted at most {LONGEST_LINE}; "
+                           "split or remove it")
+        room = LONGEST_LINE + ends_R[start] - bytes_R[start]
+        end = min(int(np.searchsorted(ends_R, room, side="right")), start + 1000)
+        yield batch.slice(start, end - start)
+        start = end
+
+
+def row_bytes(array: pa.Array) -> np.ndarray:
+    """How many bytes each value of the array takes where it stands by itself, int64 [len(array)]."""
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        of_words = np.append(row_bytes(array.dictionary), 0)                        # the last: of null
+        return of_words[array.indices.fill_null(len(array.dictionary)).to_numpy()]
+    if pa.types.is_struct(kind):
+        return sum(map(row_bytes, array.flatten()), np.full(len(array), 8))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_map(kind):
+        inner = row_bytes(array.values)
+        return np.diff(np.append(0, np.cumsum(inner))[array.offsets.to_numpy()]) + 8
+    if any(is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary,
+                                         pa.types.is_large_binary)):
+        return pc.binary_length(array).fill_null(0).to_numpy().astype(np.int64) + 8
+    return np.full(len(array), -(-array.nbytes // max(len(array), 1)))
 
 
 def _hub_source(name: str, subset: str | None, split: str | None) -> Source:

@@ -22,13 +22,15 @@ from pyarrow.ipc import RecordBatchStreamWriter
 from transformers import PreTrainedTokenizerBase
 
 from zephyr.chat import EncodedPair, EncodedText
+from zephyr.data.words import NOTHING
 from zephyr.training.checkpoint import synced_digest
 
 Report = dict[str, object]
 IDS = pa.list_(pa.int32())
 PAIR_SCHEMA = pa.schema([("id", pa.string()), ("prompt_ids", IDS), ("chosen_ids", IDS), ("rejected_ids", IDS),
-                         ("weight", pa.float64())])
-TEXT_SCHEMA = pa.schema([("id", pa.string()), ("ids", IDS), ("is_target", pa.list_(pa.bool_())), ("target_tokens", pa.int64())])
+                         ("weight", pa.float64()), ("asked", pa.binary())])
+TEXT_SCHEMA = pa.schema([("id", pa.string()), ("ids", IDS), ("is_target", pa.list_(pa.bool_())), ("target_tokens", pa.int64()),
+                         ("asked", pa.binary())])
 ROWS_FILE, REPORT_FILE, DIGEST_FILE = "examples.arrow", "report.json", "sha256"
 
 
@@ -66,13 +68,14 @@ class Texts(Sequence[EncodedText]):
         return EncodedText(*(self.table[name][int(index)].as_py() for name in EncodedText._fields))
 
 
-def example_batch(examples: Sequence[EncodedPair | EncodedText]) -> pa.RecordBatch:
-    """The examples, all of one kind, as rows of `PAIR_SCHEMA` or `TEXT_SCHEMA`."""
+def example_batch(examples: Sequence[EncodedPair | EncodedText], asked: Sequence[bytes] = ()) -> pa.RecordBatch:
+    """The examples, all of one kind, as rows of `PAIR_SCHEMA` or `TEXT_SCHEMA`; asked: `words.asked` of each, if it is known."""
     columns = [list(column) for column in zip(*examples)]
     schema = PAIR_SCHEMA
     if isinstance(examples[0], EncodedText):
         schema = TEXT_SCHEMA
         columns.append([sum(flags) for flags in columns[2]])
+    columns.append(list(asked) or [NOTHING] * len(examples))
     return pa.record_batch([pa.array(column, field.type) for column, field in zip(columns, schema)], schema=schema)
 
 
@@ -166,7 +169,7 @@ def digest_of(tokenizer: PreTrainedTokenizerBase, code: Iterable[Path], parts: I
 def content_digest(examples: Pairs | Texts) -> str:
     """SHA-256 of all ids and flags of all examples, in their order."""
     digest = hashlib.sha256()
-    for column in examples.table.columns:
+    for column in examples.table.drop_columns("asked").columns:
         for chunk in column.chunks:
             if pa.types.is_string(chunk.type):
                 digest.update(repr(chunk.to_pylist()).encode("utf-8", "surrogatepass"))

@@ -13,11 +13,14 @@ from transformers import PreTrainedTokenizerBase
 
 from zephyr import chat
 from zephyr.chat import EncodedPair, EncodedText
-from zephyr.data.rows import check_row, margins, row_id
-from zephyr.data.shapes import Tie, pair_row, select, sft_conversation, suspicions
+from zephyr.data.ratings import Tie
+from zephyr.data.rows import check_row, row_id
+from zephyr.data.shapes import pair_row, select, sft_conversation, suspicions
 from zephyr.data.sources import RawRow
+from zephyr.data.words import asked as words_asked, said as words_said
 
 CHUNK = 256  # rows that a process encodes at a time
+CHUNK_BYTES = 2**26  # but no more once they take this much
 WORKER_BYTES = 2**32  # memory that it may take beyond what it was forked with: a template that multiplies text asks for more
 
 
@@ -37,10 +40,12 @@ class Options(NamedTuple):
 
 class Encoded(NamedTuple):
     """An example, where its row stands, how many tokens of each side were cut off, and by how much the chosen answer is rated higher,
-    by each rating. targets: whether a text had any before it was cut. unread: keys that nothing reads; found: names of `columns` that the row has; suspicions: what may be no turn."""
+    by each rating. asked, said: digests of its words (`words.asked`; of a text, of a pair's prompt and both answers). targets: whether a text had any before it was cut. unread: keys that nothing reads; found: names of `columns` that the row has; suspicions: what may be no turn."""
     place: str
     example: EncodedPair | EncodedText
     lost: tuple[int, ...]
+    asked: bytes
+    said: tuple[bytes, ...]
     margins: tuple[float, ...] = ()
     unread: tuple[str, ...] = ()
     found: tuple[str, ...] = ()
@@ -64,7 +69,7 @@ def encoded_chunks(rows: Iterator[RawRow], tokenizer: PreTrainedTokenizerBase, o
     """The chunks in the order of the rows, from this process where there are few rows or one worker, else from `workers` forks.
 
     Forks, as `datasets` uses them: they hold the tokenizer without being sent it, and need no main module to import."""
-    chunks = iter(lambda: list(islice(rows, CHUNK)), [])
+    chunks = _chunks(rows)
     first = list(islice(chunks, 2))
     if workers < 2 or len(first) < 2:
         yield from (_encode_chunk(tokenizer, options, chunk) for chunk in chain(first, chunks))
@@ -76,6 +81,28 @@ def encoded_chunks(rows: Iterator[RawRow], tokenizer: PreTrainedTokenizerBase, o
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
         yield from (future.result() for future in waiting)
+
+
+def _chunks(rows: Iterator[RawRow]) -> Iterator[list[RawRow]]:
+    """`CHUNK` rows at a time; fewer where they are long."""
+    chunk: list[RawRow] = []
+    room = CHUNK_BYTES
+    for row in rows:
+        chunk.append(row)
+        room -= _size(row.value)
+        if len(chunk) == CHUNK or room <= 0:
+            yield chunk
+            chunk, room = [], CHUNK_BYTES
+    if chunk:
+        yield chunk
+
+
+def _size(value: object) -> int:
+    """The bytes of an undecoded line; else about what the value's texts take."""
+    if isinstance(value, (bytes, str)):
+        return len(value)
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return 8 + sum(map(_size, inner))
 
 
 _worker: list[tuple[PreTrainedTokenizerBase, Options]] = []  # of a forked process: what it encodes with
@@ -103,7 +130,8 @@ def _encode_chunk(tokenizer: PreTrainedTokenizerBase, options: Options, rows: li
             dropped[str(same)] += 1
             continue
         except (ValueError, RecursionError) as error:
-            skipped.append((row.place, "the row is nested too deeply" if isinstance(error, RecursionError) else str(error)))
+            reason = "the row is nested too deeply" if isinstance(error, RecursionError) else str(error)
+            skipped.append((row.place, reason.encode("utf-8", "backslashreplace").decode()))     # it may show half of a surrogate pair
             if options.on_bad_row == "error":
                 break
             continue
@@ -128,20 +156,22 @@ def _encode_row(tokenizer: PreTrainedTokenizerBase, options: Options, row: RawRo
         pair = chat.truncate_pair(whole, max_tokens=options.max_tokens, max_prompt_tokens=options.max_prompt_tokens,
                                   truncation=options.truncation, bos_id=chat.kept_bos(tokenizer, options.template))
         lost = tuple(len(before) - len(after) for before, after in zip(whole[1:4], pair[1:4]))
-        ratings = (*margins(fields), *row_of_pair.get("margins", ()))
-        return Encoded(row.place, pair, lost, ratings, _names(unread), tuple(found), _suspicions(row_of_pair))
+        words = chat.check_pair(row_of_pair)
+        said = (words_said(words.prompt), words_said([words.chosen]), words_said([words.rejected]))
+        return Encoded(row.place, pair, lost, words_asked(words.prompt), said, tuple(row_of_pair.get("margins", ())), _names(unread),
+                       tuple(found), _suspicions(row_of_pair))
     shape, keys = sft_conversation(fields)
     unread += keys
     if isinstance(shape, str):
-        text, said = chat.encode_text(tokenizer, shape, max_tokens=sys.maxsize, id=id), [{"content": shape}]
+        text, turns = chat.encode_text(tokenizer, shape, max_tokens=sys.maxsize, id=id), [{"role": "user", "content": shape}]
     else:
         text = chat.encode_messages(tokenizer, shape.turns, max_tokens=sys.maxsize, targets=options.targets, template=options.template,
                                     id=id, tools=shape.tools, names=shape.names, left_out=unread)
-        said = shape.turns
+        turns = shape.turns
     room = options.max_tokens
     cut = EncodedText(id, text.ids[:room], text.is_target[:room])
-    return Encoded(row.place, cut, (max(len(text.ids) - room, 0),), (), _names(unread), tuple(found), _suspicions({"turns": said}),
-                   any(text.is_target))
+    return Encoded(row.place, cut, (max(len(text.ids) - room, 0),), words_asked(turns), (words_said(turns),), (), _names(unread), tuple(found),
+                   _suspicions({"turns": turns}), any(text.is_target))
 
 
 def _names(keys: list[str]) -> tuple[str, ...]:
