@@ -336,7 +336,7 @@ FOLDER = of(
         "                with contextlib.suppress(OSError):\n                    (self.path / STATUS).write_bytes(content)",
         "                pass",
     ),
-    ("if self.accepted and json.loads", "if json.loads"),
+    ("if self.accepted and read_json", "if read_json"),
     ('["code"] is None:', '["code"] != 0:'),
     ('json_bytes({"code": 1, "message": GONE})', 'json_bytes({"code": 0, "message": GONE})'),
     ("                    return True\n", "                        return True\n"),
@@ -771,7 +771,7 @@ METRICS = of(
     ('(record["split"] == "eval" and record["step"]', '(record["step"]'),
     ('content.split(b"\\n")[:-1], start=1)', 'content.split(b"\\n")[:-1])'),
     ('content.split(b"\\n")[:-1], start=1)', "content.splitlines(), start=1)"),
-    ("(ValueError, KeyError, TypeError)", "(ValueError, KeyError)"),
+    ("(ValueError, KeyError, TypeError, RecursionError)", "(ValueError, KeyError, RecursionError)"),
     ('    if b"".join(kept) != content:\n', "    if True:\n"),
     (
         '        for path in numbered(self.folder, ".parquet") if writes else ():',

@@ -71,7 +71,8 @@ class RunFolder:
 
     def holds_a_run(self) -> bool:
         """Whether steps of a run are recorded here: whose, records, pairs, a checkpoint, or an export."""
-        return bool(left_of_a_run(self.path))
+        begun = any(os.path.exists(self.path / name) for name in ("metrics.jsonl", "checkpoints"))
+        return begun or bool(left_of_a_run(self.path))
 
     def accept(self) -> None:
         """The run here is this one: what waited is written, and what comes is written at once. On
