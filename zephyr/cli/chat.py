@@ -3,9 +3,11 @@ import argparse
 import contextlib
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import FrameType
 
 from zephyr.chat import Messages, check_messages
 from zephyr.config import BadInput, masked
@@ -141,8 +143,10 @@ def read_turn() -> tuple[str, bool]:
 def say(parts: Iterator[tuple[str, str]]) -> str:
     """Print an answer as it grows. Returns: what there is of it at its end or at ctrl-C; "" where that is no words."""
     shown, text, end, why = "", "", "", "stopped"
-    with contextlib.suppress(KeyboardInterrupt), contextlib.closing(parts):
+    with contextlib.suppress(KeyboardInterrupt), contextlib.closing(parts), noticing_ctrl_c() as asked:
         for text, end in parts:
+            if asked:
+                raise KeyboardInterrupt
             if text.startswith(shown):
                 print(printable(text[len(shown):]), end="", flush=True)
                 shown = text
@@ -151,6 +155,22 @@ def say(parts: Iterator[tuple[str, str]]) -> str:
     if why != "stop" or not text.strip():
         print(f"[not the answer's own end: {why}]" if text.strip() else "[no answer: it is as if nothing was asked]")
     return text if text.strip() else ""
+
+
+@contextlib.contextmanager
+def noticing_ctrl_c() -> Iterator[list[int]]:
+    """ctrl-C raises KeyboardInterrupt, as ever, and stands in the list: Python drops an exception that is raised within a `__del__`."""
+    asked: list[int] = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def printable(text: str) -> str:
