@@ -1004,13 +1004,13 @@ def test_preflight_checks_all_and_keeps_what_it_finds(
     checked(engine, config, split, kept)
     found = json.loads(kept.pop("preflight.json"))
     assert not kept and list(found) == [
-        "labels", "ids", "plan", "disk", "memory", "packed", "start", "gradient"]  # fmt: skip
+        "weights", "labels", "ids", "plan", "disk", "memory", "packed", "start", "gradient"]  # fmt: skip
     assert found["labels"] == {"scored": 3} and found["ids"] == {"examples": 7}
     assert found["plan"]["longest_tokens"] == max(TOKENS) and found["packed"]["noise"] > 0
     assert 0 <= found["start"]["difference"] < 1 and found["gradient"]["difference"] == 0
     assert found["start"]["loss"] == pytest.approx(math.log(2), abs=0.01)
     assert said[-1].startswith("preflight: labels scored 3; ids examples 7; ") and all(
-        f"; {name} " in said[-1] for name in list(found)[1:]
+        f"; {name} " in said[-1] for name in list(found)[2:]
     )
     assert engine.policy.training and not engine.engine.optimizer.optimizer.state
     assert all(torch.equal(values, before[name]) for name, values in masters(engine).items())

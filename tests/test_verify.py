@@ -212,7 +212,7 @@ def test_rows_that_differ_by_more_than_rounding() -> None:
 def test_findings_are_kept(finished: Path) -> None:
     """Fails where a check is not run, or its finding lost."""
     findings = json.loads((finished / "run" / "preflight.json").read_text())
-    assert set(findings) == {"labels", "ids", "plan", "disk", "memory", "packed", "start", "gradient"}
+    assert set(findings) == {"weights", "labels", "ids", "plan", "disk", "memory", "packed", "start", "gradient"}
     assert findings["ids"] == {"examples": 20} and abs(findings["start"]["loss"] - math.log(2)) < 1e-6
     assert findings["packed"]["difference"] <= TOKEN["float32"][0] and findings["gradient"]["difference"] < 1e-6
 

@@ -247,7 +247,7 @@ SOURCES = {
     "parquet that is a jsonl": Case(file("rows.parquet", LINE), ("rows.parquet", "is damaged")),
     "parquet.gz truncated": Case(file("cut.parquet.gz", gzip.compress(b"PAR1" * 99)[:-9]), ("cut.parquet.gz", "is damaged")),
     "folder without data": Case(file("set/notes.txt", "", "data.train=[AT/set]"), ("/set", "holds no data", ".jsonl")),
-    "folder of splits, none named": Case(folder_of("train.jsonl", "test.jsonl"), ("/set", "splits test, train", "/set:test")),
+    "folder of splits, none named": Case(folder_of("train.jsonl", "test.jsonl"), ("/set", "splits test, train", "/set:train")),
     "folder without that split": Case(folder_of("train.jsonl", "test.jsonl", spec="AT/set:dev"),
         ("/set", "no split 'dev'", "test, train")),
     "folder with a name that is no text": Case(folder_of("caf\udce9.jsonl"), (r"caf\udce9.jsonl", "not UTF-8")),
@@ -290,7 +290,7 @@ MODELS = {
         ("/model", "swish_of_mine")),
     "config.json with a pad id out of range": Case(edited("config.json", pad_token_id=999),
         ("/model", "config.json", "num_embeddings")),
-    "an encoder": Case(other_model(model_type="bert", **SMALL), ("/model", "BertLMHeadModel", "output layer")),
+    "an encoder": Case(other_model(model_type="bert", **SMALL), ("/model", "bert", "output layer")),
     "an encoder and decoder": Case(other_model(model_type="t5", vocab_size=384, d_model=64), ("/model", "t5", "no decoder")),
     "a model of images": Case(other_model(model_type="vit"), ("/model", "vit", "no decoder")),
     "a decoder with its own attention": Case(

@@ -32,6 +32,7 @@ Found = tuple[str, str, object, list[tuple[str, str | None, float]], str, set[st
 CARRIED = ("system", "history", "tools", "weight")      # of the row, which training reads in a pair's
 ANSWER = {"model", "text", "scores", "overall"}, {"model", "response", "annotations", "overall_score"}      # keys of a completion
 SINGLE = {"idx", "response_source", "gpt4_score", "prompt", "response"}    # fields of a row that is one scored completion
+ASKED_OF_JUDGE = "instruction"                # of such a row: what its judge was asked, prompt and response in it
 DISAGREE, ENOUGH, FIRST = 0.3, 20, 5      # share of pairs, of at least so many, that is a warning; ids that the report shows
 
 
@@ -110,7 +111,8 @@ def _put_by(row: Row, place: str, run: Run) -> None:
     idx, model = row_id(row, field="idx"), text(row, "response_source")
     given = row["gpt4_score"] if isinstance(row["gpt4_score"], list) else [row["gpt4_score"]]
     scores = {n: _score(score, "gpt4_score") for n, score in enumerate(given)}
-    rest = {key: value for key, value in row.items() if key not in SINGLE | {"source", "dataset"}}
+    rest = {key: value for key, value in row.items() if key not in SINGLE | {"source", "dataset", ASKED_OF_JUDGE}}
+    run.counts["unread"].update({ASKED_OF_JUDGE} & row.keys())
     single = {"rest": rest, "model": model, "text": text(row, "response"), "scores": scores, "prompt": text(row, "prompt"), "source": _source(row)}
     _claim(json.dumps([idx, model]), place, run)
     run.shelf.execute("insert into singles values (?, ?, ?, ?)", (idx, model, place, json.dumps(single)))

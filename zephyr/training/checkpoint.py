@@ -263,6 +263,8 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 def numbered(folder: Path, suffix: str = "") -> list[Path]:
     """What is named `step-N` in a folder, ascending: files with the suffix, or folders without one.
     Other names are not ours."""
+    if not os.path.isdir(folder):                   # nor where a name is too long for one
+        return []
     paths = [path for path in folder.glob(f"step-*{suffix}") if NUMBERED.fullmatch(path.name.removesuffix(suffix))]
     return sorted((path for path in paths if suffix or path.is_dir()), key=step_of)
 
