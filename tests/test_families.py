@@ -281,12 +281,14 @@ def test_a_run_that_learns_nothing_stays_at_ln_2(
     log-probs; the store of reference log-probs knows the length."""
     kind, options = next((kind, options) for _, name, kind, options in CASES if name == label)
     folder = saved(tiny_config(kind, options, False), tmp_path / "m")
-    tiny_tokenizer().save_pretrained(folder)
+    # Beside a config.json of type qwen2, AutoTokenizer adds a token to it.
+    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
     data = write_lines(tmp_path / "pairs.jsonl", rows(12))
     config = write_config(
         tmp_path,
         folder,
         data,
+        tokenizer=str(tmp_path / "tokenizer"),
         data__max_tokens=200,
         data__max_prompt_tokens=100,
         optim__lr_peak=1e-12,
