@@ -35,7 +35,7 @@ def try_template(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
         process.kill()
         process.join()
         raise ValueError(f"the chat template took over {SECONDS} s to render two short turns, wanted one that ends")
-    said = reader.recv() if reader.poll() else f"the chat template ended its process (exit code {process.exitcode})"
+    said = reader.recv() if process.exitcode == 0 else f"the chat template ended its process (exit code {process.exitcode})"
     reader.close()
     if said:
         raise ValueError(said)
