@@ -376,7 +376,7 @@ LOOP = of(
     ("loss_sum / units * (1", "loss_sum / max(1, batch.units) * (1"),
     ("loss_sum / units * (1 + 0 * loss_sum.detach())", "loss_sum / units"),
     ("last=m == len(ranks[engine.rank]) - 1", "last=m == 0"),
-    ("step, rates[step], ledger, config)", "step, rates[step - first_step], ledger, config)"),
+    ("step, rates[step], ledger, config,", "step, rates[step - first_step], ledger, config,"),
     (
         "for step in range(first_step, len(steps)):",
         "for step in range(max(0, first_step - 1), len(steps)):",
@@ -560,8 +560,8 @@ REFERENCE = of(
     ("for step in first_epoch.steps if step.epoch < 1 for", "for step in first_epoch.steps for"),
     ("if not missing.isdisjoint(chain(*ranks))]", "if True]"),
     (
-        "forward_pass(engine, part, collate).items() if i in missing}",
-        "forward_pass(engine, part, collate).items()}",
+        "forward_pass(engine, part, collate)).items() if i in missing}",
+        "forward_pass(engine, part, collate)).items()}",
     ),
     ("return self.logp[indices_P].unbind(-1)", "return self.logp[indices_P].flip(-1).unbind(-1)"),
     ("return self.logp[indices_P].unbind(-1)", "return self.logp[:len(indices_P)].unbind(-1)"),
