@@ -43,4 +43,5 @@ def test_what_is_asked_is_of_the_users_words_alone() -> None:
     assert whole[:16] == alone[:16] and whole[16:] != alone[16:]
     assert whole != asked([more, answer, ask]) and whole == asked([ask, turn("assistant", "Date."), more])
     assert asked([turn("user", "STRASSE")]) == asked([turn("user", "straße")])
+    assert asked([ask, answer, ask, answer, more]) != asked([ask, answer, more, answer, ask])
     assert alone != asked([turn("user", "Name a tree.")]) and alone != asked([ask, ask])
