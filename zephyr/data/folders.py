@@ -104,18 +104,18 @@ def _of_subset(folder: Path, spec: Path | str, files: list[Path],
     subsets: dict[str, list[Path]] = {}
     for path in files:
         parts = path.relative_to(folder).parent.parts
-        name = "/".join(part for part in parts if part != "data" and not split_word(part))
+        name = "/".join(part for part in parts if part != "data" and not split_word(part)) or "."
         subsets.setdefault(name, []).append(path)
     found = sorted(subsets)
     subset, _, split = (named or "").partition(":")
-    if subset in subsets and subset:
+    if subset in subsets and (len(found) > 1 or subset != "."):
         return subsets[subset], f"{spec}:{subset}", split or None
     if len(found) == 1:
         return files, spec, named
-    if "" in found:
-        own = ", ".join(path.name for path in subsets[""][:SHOWN])
+    if "." in found:
+        own = ", ".join(path.name for path in subsets["."][:SHOWN])
         raise BadInput(f"the folder {spec} holds {own}, and more in {', '.join(found[1:])}: wanted "
-                       f"one file or folder of these named, as in {spec}/{found[1]}")
+                       f"one of these named, as in {spec}/{found[1]}, or {spec}:. for the former")
     raise BadInput(f"the folder {spec} has the subsets {', '.join(found)}, wanted one named, as in "
                    f"{spec}:{found[0]}:{split or subset or 'train'}")
 
