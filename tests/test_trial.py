@@ -28,7 +28,8 @@ def tokenizer(tiny: Path) -> PreTrainedTokenizerBase:
     (f"{{% if not add_generation_prompt %}}{MUCH}{{% endif %}}", "multiplies text"),
     ("{{ 'x' * 10**10 }}", "takes over 1024 MiB to render two short turns: it multiplies text"),
     ("{% if add_generation_prompt %}{{ 'x' * 10**10 }}{% endif %}", "takes over 1024 MiB")])
-def test_what_multiplies_text_is_refused(template: str, message: str, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_what_multiplies_text_is_refused(template: str, message: str,
+                                         tokenizer: PreTrainedTokenizerBase) -> None:
     """Before the answer as after it. Fails where one of the two is not tried: then the first row,
     in this process, is what shows it."""
     with pytest.raises(ValueError, match=message):
@@ -39,7 +40,8 @@ def test_what_multiplies_text_is_refused(template: str, message: str, tokenizer:
     "{{ messages[0]['content'] }}", "{{ raise_exception('no system turn') }}",
     "{% if not add_generation_prompt %}{{ raise_exception('no answer') }}{% endif %}",
     "{% set x = 'x' * 10**8 %}{{ x | length }}"])
-def test_what_refuses_or_is_large_is_no_fault_here(template: str, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_what_refuses_or_is_large_is_no_fault_here(template: str,
+                                                   tokenizer: PreTrainedTokenizerBase) -> None:
     """Each row is judged for itself, and 100 MB are there to be had, whatever this process has
     taken already. Fails where a template that wants a system turn can't be loaded."""
     try_template(tokenizer, template)

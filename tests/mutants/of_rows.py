@@ -657,7 +657,7 @@ TRIAL = of(
     ("            elif error.__cause__ is None:", "            elif False:"),
     ("            elif error.__cause__ is None:", "            else:"),
     ("    if said:\n", "    if False:\n"),
-    ("if process.exitcode == 0 else", "if reader.poll() else"),
+    ("reader.recv() if code == 0 else", "reader.recv() if reader.poll() else"),
     ("        process.kill()\n        process.join()\n        raise ValueError(", "        process.kill()\n        process.join()\n        str("),
     ("MEMORY_BYTES, SECONDS = 2**30,", "MEMORY_BYTES, SECONDS = 2**26,"),
     ("    if process.is_alive():\n", "    if not process.is_alive():\n"),
