@@ -1,4 +1,4 @@
-"""Two rows are the same where their words are: white space and marks of training tell none apart."""
+"""Two rows are the same where their words are: white space tells none apart."""
 from __future__ import annotations
 
 from datetime import datetime
