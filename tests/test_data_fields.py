@@ -437,6 +437,18 @@ def test_duplicates_by_their_words(tokenizer: PreTrainedTokenizerBase, tmp_path:
         "the same": [f"{tmp_path}/rows.jsonl:2"], "the oppo": [f"{tmp_path}/rows.jsonl:3"]}
 
 
+def test_duplicates_once_cut(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """Other words behind the cut train nothing else. Fails where words alone are compared."""
+    begin = {"chosen": "Green tea. " * 9, "rejected": "Black tea. " * 9}
+    rows = [{"prompt": "tea?", **{side: f"{said} {end}" for side, said in begin.items()}}
+            for end in ("Well.", "So.")]
+    rows.append({"prompt": "tea?", "chosen": f"{begin['rejected']} Ah.", "rejected": f"{begin['chosen']} Oh."})
+    _, report = load_pairs([jsonl(tmp_path / "rows.jsonl", rows)], tokenizer, max_tokens=40, max_prompt_tokens=30)
+    assert [of["rows"] for of in report["warnings"].values()] == [1, 1], report["warnings"]
+    _, report = load_pairs([jsonl(tmp_path / "rows.jsonl", rows)], tokenizer)
+    assert report["warnings"] == {}, "whole, they are three"
+
+
 def test_half_a_surrogate_in_a_key_is_skipped_and_kept(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     """The reason of a bad row shows its key, and the cache's report is UTF-8: the run ended in a
     UnicodeEncodeError."""

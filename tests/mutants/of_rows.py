@@ -451,6 +451,7 @@ ENCODE = of(
                 "the_same_question_in_other_dress",
                 "duplicates_and_contradictions_are_counted",
                 "duplicates_by_their_words",
+                "duplicates_once_cut",
                 "polarity_under_every_name",
             ),
             tests("data_lost", "a_cached_report_names_these_files"),
