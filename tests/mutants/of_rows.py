@@ -253,6 +253,7 @@ WRITTEN = of(
                 "a_result_that_the_text_holds_by_chance_is_not_written",
                 "words_on_either_side_of_a_thought_are_not_lost",
                 "thoughts_are_trained_where_the_template_writes_them",
+                "a_call_without_words_has_none_to_write",
             ),
             tests("data_lost", "words_beside_a_call_are_not_those_of_the_call"),
             "tests/test_thoughts.py",
