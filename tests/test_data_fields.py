@@ -12,10 +12,12 @@ from tokenizer_kinds import CHATML, KINDS, make_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from zephyr.chat import encode_messages, encode_pair, encode_prompt
+from zephyr.chat.template import render
+from zephyr.chat.written import require_written
 from zephyr.config import BadInput, Data
 from zephyr.data import format_report, load_pairs, load_splits, load_texts, prepare_tokenizer
-from zephyr.data.workers import NO_TARGET
 from zephyr.data.ratings import margins
+from zephyr.data.workers import NO_TARGET
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Bern"}}}
 ASKED = [{"role": "user", "content": "Rain in Bern?"}]
@@ -436,6 +438,34 @@ def test_duplicates_by_their_words(tokenizer: PreTrainedTokenizerBase, tmp_path:
     _, report = load_pairs([jsonl(tmp_path / "rows.jsonl", rows)], tokenizer)
     assert {what[:8]: of["first"] for what, of in report["warnings"].items()} == {
         "the same": [f"{tmp_path}/rows.jsonl:2"], "the oppo": [f"{tmp_path}/rows.jsonl:3"]}
+
+
+def test_a_call_without_words_has_none_to_write() -> None:
+    """By a template that changes words, so that each has to be looked for. Fails where the empty
+    content beside a call is wanted in the text, and the row is refused."""
+    template = ("{% for m in messages %}{{ m.role }}: {% if m.tool_calls %}{{ m.tool_calls | tojson }}{% else %}"
+                "{{ m.content | upper }}{% endif %}{{ eos_token }}{% endfor %}")
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add", "arguments": {"a": 1}}}]}
+    turns = [SAID[0], call, {"role": "tool", "content": "three"}, SAID[1]]
+    tokenizer = with_template(template)
+    text = render(tokenizer, turns, template, answer=False)
+    names = [f"messages[{i}]" for i in range(4)]
+    assert require_written(tokenizer, turns, template, text=text, names=names, trained=[3]) == []
+    turns[1] = {**call, "content": "Let me add."}
+    with pytest.raises(ValueError, match=r"`messages\[1\].content` is not written by the chat template"):
+        require_written(tokenizer, turns, template, text=text, names=names, trained=[3])
+
+
+def test_duplicates_once_cut(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """Other words behind the cut train nothing else. Fails where words alone are compared."""
+    begin = {"chosen": "Green tea. " * 9, "rejected": "Black tea. " * 9}
+    rows = [{"prompt": "tea?", **{side: f"{said} {end}" for side, said in begin.items()}}
+            for end in ("Well.", "So.")]
+    rows.append({"prompt": "tea?", "chosen": f"{begin['rejected']} Ah.", "rejected": f"{begin['chosen']} Oh."})
+    _, report = load_pairs([jsonl(tmp_path / "rows.jsonl", rows)], tokenizer, max_tokens=40, max_prompt_tokens=30)
+    assert [of["rows"] for of in report["warnings"].values()] == [1, 1], report["warnings"]
+    _, report = load_pairs([jsonl(tmp_path / "rows.jsonl", rows)], tokenizer)
+    assert report["warnings"] == {}, "whole, they are three"
 
 
 def test_half_a_surrogate_in_a_key_is_skipped_and_kept(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:

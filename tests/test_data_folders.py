@@ -115,3 +115,51 @@ def test_names_that_say_a_split_are_never_read_as_one(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="holds latest.jsonl, and more in values: wanted .*several/values"):
         open_sources([str(several)])
     assert count(f"{several}/values") == 2
+
+
+def test_a_name_says_a_split_as_a_word_alone(tmp_path: Path) -> None:
+    """Fails where half a word makes a split of a file, where a word of two splits takes one of them,
+    or where a name that is all number is none."""
+    words = folder(tmp_path / "words", {"latest.jsonl": 1, "contest.jsonl": 2, "attrain.jsonl": 3})
+    assert count(words) == 6
+    numbers = folder(tmp_path / "numbers", {"1.jsonl": 1, "2.jsonl": 2})
+    assert count(numbers) == 3 and count(f"{numbers}:2") == 2
+    two = folder(tmp_path / "two", {"train_sft.jsonl": 1, "train_gen.jsonl": 2, "hold_out.jsonl": 4})
+    assert count(f"{two}:heldout") == 4
+    with pytest.raises(BadInput, match="has no split 'train', it has hold_out, train_gen, train_sft, wanted one"):
+        open_sources([f"{two}:train"])
+    subsets = folder(tmp_path / "of", {"a/train.jsonl": 1, "a/test.jsonl": 2, "b/train.jsonl": 4})
+    with pytest.raises(BadInput, match="of:a has the splits test, train, wanted one named, as in .*of:a:train"):
+        open_sources([f"{subsets}:a"])
+
+
+def test_a_card_by_either_name_and_with_a_mark_of_bytes(tmp_path: Path) -> None:
+    """Fails where one of the two is not read, one hides the other, or a mark at the beginning does."""
+    own = folder(tmp_path / "own", {"a.jsonl": 1, "b.jsonl": 2})
+    (own / ".huggingface.yaml").write_text("configs:\n- {config_name: x, data_files: a.jsonl}\n")
+    assert count(own) == 1
+    (own / "README.md").write_bytes(b"\xef\xbb\xbf---\nconfigs:\n- {config_name: x, data_files: b.jsonl}\n---\n")
+    (own / ".huggingface.yaml").write_text("license: mit\n")
+    assert count(own) == count(f"{own}:x") == 2
+    (own / "README.md").write_text("---\nconfigs: [\n---\n")
+    with pytest.raises(BadInput, match="README.md: its header is no YAML"):
+        open_sources([str(own)])
+
+
+def test_the_subset_called_default_and_folders_of_a_card(tmp_path: Path) -> None:
+    """Fails where a set that `datasets` reads without a name wants one here, where a folder that
+    is not there is said to be empty, or a card reads files from outside."""
+    card = CONFIGS.replace("config_name: b", "config_name: default")
+    own = folder(tmp_path / "own", {"a-1.jsonl": 1, "a-2.jsonl": 2, "b.jsonl": 4}, card)
+    assert count(own) == 4
+    with pytest.raises(BadInput, match="the card names .*gone, which is no folder here"):
+        open_sources([str(folder(own, {}, "- {config_name: a, data_dir: gone}\n"))])
+    with pytest.raises(BadInput, match="b.jsonl' is not in the folder"):
+        open_sources([str(folder(own, {}, f"- {{config_name: a, data_files: {own}/b.jsonl}}\n"))])
+
+
+def test_files_of_a_pattern_are_read_by_name(tmp_path: Path) -> None:
+    """In folders of any depth. Fails where their order is the disk's, or a `**` is one folder."""
+    files = {f"{name}.jsonl": 1 for name in "lbgkcajfdihe"} | {"m/n/z.jsonl": 1}
+    own = folder(tmp_path / "own", files, '- {config_name: a, data_files: "**/*.jsonl"}\n')
+    assert [source.name for source in open_sources([str(own)])] == [f"own/{name}" for name in sorted(files)]

@@ -13,6 +13,7 @@ import pytest
 
 from zephyr.config import BadInput, ConfigError
 from zephyr.training import folder as folders
+from zephyr.training.checkpoint import IDENTITY
 from zephyr.training.folder import GONE, RunFolder, json_bytes
 
 
@@ -26,21 +27,29 @@ def status(path: Path) -> object:
     return json.loads((path / "status.json").read_text())
 
 
-@pytest.mark.parametrize("mark", ["metrics.jsonl", "checkpoints"])
+def leave(run: Path, mark: str) -> None:
+    """A run's mark in a folder: a file that holds something, or a folder."""
+    (run / mark).parent.mkdir(parents=True)
+    (run / mark).write_text("{}\n") if "." in mark else (run / mark).mkdir()
+
+
+@pytest.mark.parametrize(
+    "mark", ["metrics.jsonl", "report.html", IDENTITY, "checkpoints/step-1", "pairs/x.parquet", "model/x.json"]
+)
 def test_where_a_run_lies_files_wait_until_it_is_accepted(mark: str, tmp_path: Path) -> None:
     """Fails where a start that may yet be refused writes into another run's record, status
-    included; where what waited is lost, or an old version of it wins; or where one of the two marks
-    of a run is not looked for."""
+    included; where what waited is lost, or an old version of it wins; or where one of the marks of
+    a run is not looked for."""
     new = opened(tmp_path / "new")
     new.keep("data.json", b"1")
     assert (tmp_path / "new" / "data.json").read_bytes() == b"1" and new.accepted
     run = tmp_path / "run"
-    (run / mark).mkdir(parents=True)
+    leave(run, mark)
     folder = opened(run)
     folder.keep("data.json", b"1")
     folder.keep("data.json", b"2")
     folder.status(None, "running")
-    assert not folder.accepted and {path.name for path in run.iterdir()} == {mark, "lock"}
+    assert not folder.accepted and {path.name for path in run.iterdir()} == {mark.partition("/")[0], "lock"}
     folder.accept()
     assert (run / "data.json").read_bytes() == b"2" and folder.waiting == {}
     assert status(run) == {"code": None, "message": "running"}
@@ -51,7 +60,10 @@ def test_where_a_run_lies_files_wait_until_it_is_accepted(mark: str, tmp_path: P
 def test_resume_never_takes_no_folder_of_a_run(tmp_path: Path) -> None:
     """Fails where a run is gone on with that was to be a new one, or a new folder is refused."""
     RunFolder(tmp_path / "new").open("never")
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "empty" / "metrics.jsonl").touch()  # a start that ended before its first step
+    RunFolder(tmp_path / "empty").open("never")
+    leave(tmp_path / "run", "checkpoints/step-1")
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(BadInput, match="run.resume is never, and .*run holds a run already"):
         folder.open("never")
@@ -103,7 +115,7 @@ def test_a_start_that_fails_early_leaves_its_status(tmp_path: Path) -> None:
     assert status(tmp_path / "new") == {"code": 2, "message": "beta: a number > 0 is wanted"}
     folder.close()
     opened(tmp_path / "new").close()
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    leave(tmp_path / "run", "checkpoints/step-1")
     RunFolder(tmp_path / "run").status(2, "refused")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoints"]
     held = opened(tmp_path / "held")

@@ -307,8 +307,6 @@ FOLDER = of(
         "self.accepted = not self.holds_a_run()",
     ),
     ('"chat_template.jinja",\n         "samples.jsonl"', '"chat_template.jinja"'),
-    ('for name in ("metrics.jsonl", "checkpoints"))', 'for name in ("metrics.jsonl",))'),
-    ('for name in ("metrics.jsonl", "checkpoints"))', 'for name in ("checkpoints",))'),
     ("        self.accepted = True\n        for name", "        for name"),
     ("        self.waiting = {}\n\n", "\n"),
     (
@@ -336,7 +334,7 @@ FOLDER = of(
         "                with contextlib.suppress(OSError):\n                    (self.path / STATUS).write_bytes(content)",
         "                pass",
     ),
-    ("if self.accepted and read_json", "if read_json"),
+    ("if self.accepted and read_json(status)", "if read_json(status)"),
     ('["code"] is None:', '["code"] != 0:'),
     ('json_bytes({"code": 1, "message": GONE})', 'json_bytes({"code": 0, "message": GONE})'),
     ("                    return True\n", "                        return True\n"),
@@ -344,6 +342,12 @@ FOLDER = of(
     ('.encode("utf-8", "backslashreplace")', '.encode("utf-8", "replace")'),
     ("indent=1, ensure_ascii=False)", "indent=1)"),
     ("        if self.lock is not None:\n            self.lock.close()", "        pass"),
+) + of(
+    "zephyr/training/checkpoint.py",
+    "tests/test_folder.py",
+    ('(IDENTITY, "metrics.jsonl", "report.html")', '(IDENTITY, "report.html")'),
+    ('["checkpoints/"] if numbered(run_dir / "checkpoints") else []', "[]"),
+    ('for name in ("pairs", "model") if', 'for name in ("pairs",) if'),
 )
 
 FEW_RUNS = "tests/test_launch.py " + tests("faults", "a_second_sigint_stops_at_once")

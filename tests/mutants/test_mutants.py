@@ -55,15 +55,18 @@ CORE = (
     "chat/encode",
     "config",
     "chat/template",
+    "chat/trial",
     "chat/turns",
     "chat/written",
     "data/rows",
     "data/shapes",
     "data/encode",
+    "data/folders",
     "data/sources",
     "data/store",
     "data/jsonl",
     "data/tokenizer",
+    "data/words",
     "data/workers",
 )
 LEAST = 10  # mutants of a module

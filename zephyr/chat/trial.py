@@ -35,7 +35,8 @@ def try_template(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
         process.kill()
         process.join()
         raise ValueError(f"the chat template took over {SECONDS} s to render two short turns, wanted one that ends")
-    said = reader.recv() if reader.poll() else f"the chat template ended its process (exit code {process.exitcode})"
+    code = process.exitcode  # 0 once it has sent what is wrong
+    said = reader.recv() if code == 0 else f"the chat template ended its process (exit code {code})"
     reader.close()
     if said:
         raise ValueError(said)
