@@ -60,9 +60,6 @@ def test_where_a_run_lies_files_wait_until_it_is_accepted(mark: str, tmp_path: P
 def test_resume_never_takes_no_folder_of_a_run(tmp_path: Path) -> None:
     """Fails where a run is gone on with that was to be a new one, or a new folder is refused."""
     RunFolder(tmp_path / "new").open("never")
-    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "empty" / "metrics.jsonl").touch()  # a start that ended before its first step
-    RunFolder(tmp_path / "empty").open("never")
     leave(tmp_path / "run", "checkpoints/step-1")
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(BadInput, match="run.resume is never, and .*run holds a run already"):
