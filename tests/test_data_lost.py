@@ -40,6 +40,17 @@ def test_a_pair_with_two_prompts_is_refused(row: dict[str, object], lost: str) -
     assert made["chosen"] == "good"
 
 
+def test_the_answer_that_a_pair_replaced(tokenizer: PreTrainedTokenizerBase) -> None:
+    """argilla's capybara: `conversation` holds the same questions, and the first author's last answer. Fails where the set is refused,
+    or where another question passes."""
+    turns = [{"role": "user", "content": "Hi 0"}, {"role": "assistant", "content": "Hello"}, {"role": "user", "content": "Joke?"}]
+    row = {"conversation": [{"input": "Hi 0", "output": "Hello"}, {"input": "Joke?", "output": "Knock."}], "prompt": "Joke?",
+           **{side: [*turns, {"role": "assistant", "content": said}] for side, said in (("chosen", "Knock, knock."), ("rejected", "No."))}}
+    assert pair_row(row)[1] == ["conversation"]
+    with pytest.raises(ValueError, match="`conversation` is .*data.columns.conversation=null leaves it out"):
+        pair_row({**row, "conversation": [*row["conversation"][:1], {"input": "A riddle, please?", "output": "Knock."}]})
+
+
 @pytest.mark.parametrize(("row", "lost"), [
     ({"instruction": "To German.", "prompt": "Good day", "response": "c"}, "instruction"),
     ({"instruction": "To German.", "question": "Good day", "answer": "c"}, "instruction"),

@@ -287,9 +287,15 @@ def _require_one_prompt(row: Row, reads: set[str], made: object) -> None:
                                                 for text in said))
     for key in ASKED:
         one_of = isinstance(row.get(key), list) and all(isinstance(words, str) for words in row[key])
-        if key in row and key not in reads and not all(kept(words.strip(), one_of) for words in _texts(row[key]) if words.strip()):
+        if key in row and key not in reads and not all(kept(words.strip(), one_of) for words in _texts(_asked_of(row[key])) if words.strip()):
             raise ValueError(f"`{key}` is {shown(row[key])}, and the prompt is read from {', '.join(sorted(reads & set(ASKED)))}: wanted one "
                              f"field that holds it all; data.columns.{key}=null leaves it out")
+
+
+def _asked_of(value: object) -> object:
+    """The value; of turns of `input` and `output` the inputs: argilla's capybara keeps there the answer that its pair replaced."""
+    turns = value if isinstance(value, list) else []
+    return [turn["input"] if isinstance(turn, Mapping) and turn.keys() == {"input", "output"} else turn for turn in turns] or value
 
 
 def _texts(value: object) -> Iterable[str]:
