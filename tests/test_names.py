@@ -183,3 +183,15 @@ def test_messages_beside_a_pair() -> None:
     assert pair_row({key: value for key, value in {**row, "messages": SAID}.items() if key != "prompt"})[0]["prompt"] == SAID[:1]
     with pytest.raises(ValueError, match="`messages` is list"):
         pair_row({**row, "messages": [{"role": "user", "content": "Something else entirely"}, SAID[1]]})
+
+
+def test_a_word_of_another_matter_makes_no_mark() -> None:
+    """argilla's Orca pairs say where a question is from, OpenHermes how a prompt was made. Fails where sets that everybody trains on are
+    refused for a word in a key; a mark stays one."""
+    row = {"prompt": "Hi", "chosen": "yes", "rejected": "no", "in_gsm8k_train": False}
+    assert pair_row(row)[1] == ["in_gsm8k_train"]
+    told = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "yes"}], "skip_prompt_formatting": False}
+    assert sft_conversation(told)[1] == ["skip_prompt_formatting"]
+    for key in ("not_for_training_loss", "use_in_train", "ignore_this_sample"):
+        with pytest.raises(ValueError, match=f"`{key}` is bool False, which may say whether the row is trained"):
+            pair_row({**row, key: False})

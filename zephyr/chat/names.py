@@ -12,6 +12,10 @@ MASKS = {                                                     # of a turn -> whe
                      "is_trainable", "learn"), True),
     **dict.fromkeys(("masked", "is_masked", "ignore", "ignored", "no_loss", "skip", "skipped", "exclude", "excluded"), False)}
 MARKS = {"train", "trained", "trainable", "loss", "mask", "masked", "ignore", "ignored", "skip", "skipped", "learn", "exclude", "excluded"}
+BESIDE_MARKS = {                                              # words that say of such a mark how or of what it is one
+    "use", "used", "uses", "is", "are", "in", "for", "from", "to", "on", "at", "of", "do", "dont", "no", "not", "has", "have", "be", "this", "it",
+    "only", "compute", "calculate", "apply", "require", "requires", "with", "without", "step", "turn", "turns", "row", "message", "sample",
+    "example", "token", "tokens", "assistant", "user", "response", "answer", "target", "targets", "training", "sft", "dpo", "flag"}
 LABELS = {                                                    # of an answer by itself (KTO) -> whether a yes calls it good
     **dict.fromkeys(("label", "labels", "kto_tag", "kto_label", "desirable", "is_desirable", "good", "is_good", "accepted", "is_accepted",
                      "acceptable", "approved", "is_approved", "chosen", "is_chosen", "preferred", "is_preferred", "thumbs_up", "liked",
@@ -59,8 +63,11 @@ def one_name(given: Mapping[str, object], names: frozenset[str]) -> tuple[dict[s
 
 
 def is_mark(key: str, value: object) -> bool:
-    """Whether a key that no table holds looks like a mark of what is trained: by its words, with a yes or no."""
-    return type(value) in (bool, int) and value in (0, 1) and not MARKS.isdisjoint(plain(key).split("_"))
+    """Whether a key that no table holds looks like a mark of what is trained: by its words, with a yes or no.
+
+    A word of another matter makes it a key of that matter: `in_gsm8k_train`, `skip_prompt_formatting`."""
+    words = set(plain(key).split("_"))
+    return type(value) in (bool, int) and value in (0, 1) and not MARKS.isdisjoint(words) and words <= MARKS | BESIDE_MARKS
 
 
 def says_good(value: object) -> bool | None:
