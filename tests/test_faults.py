@@ -22,7 +22,7 @@ from zephyr.training.checkpoint import damaged
 from zephyr.training.launch import stop_signals
 
 
-@pytest.mark.parametrize("number", ["SIGUSR1", "SIGTERM", pytest.param("SIGINT", marks=pytest.mark.long)])
+@pytest.mark.parametrize("number", ["SIGUSR1", *(pytest.param(name, marks=pytest.mark.long) for name in ("SIGTERM", "SIGINT"))])
 def test_a_signal_saves_and_stops_and_the_run_goes_on(number: str, finished: Path, undisturbed: Path, launch: Launch,
                                                       tmp_path: Path) -> None:
     """As Slurm pre-empts: the signal reaches the launcher, the step is finished and saved, status.json says 75; started again,

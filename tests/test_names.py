@@ -1,8 +1,6 @@
 """Keys in any spelling, and words that say the same by another name: honoured, or refused by name."""
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from pair_files import jsonl
 from row_samples import SAID
