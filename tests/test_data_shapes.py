@@ -10,6 +10,7 @@ from tiny import tiny_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from zephyr.config import BadInput
+from zephyr.data.shapes import pair_row
 from zephyr.data import format_report, load_pairs, load_texts, prepare_tokenizer, shapes
 
 
@@ -132,3 +133,11 @@ def test_safer_of_two_verdicts(tokenizer: PreTrainedTokenizerBase, tmp_path: Pat
     for columns, wanted in (({"safer_response_id": None}, "useful</s>"), ({"better_response_id": "safer_response_id"}, "safe</s>")):
         pairs, _ = load_pairs([path], tokenizer, columns=columns)
         assert tokenizer.decode(pairs[0].chosen_ids) == wanted
+
+
+def test_a_pair_by_other_names_is_no_row_for_sft() -> None:
+    """Fails where a row of `chosen_response` and `rejected_response` is sent to the other script, for the instruction it has."""
+    with pytest.raises(ValueError, match="data.columns names other fields, as data.columns.chosen=answers.0"):
+        pair_row({"instruction": "Hi", "response": "x", "chosen_response": "yes", "rejected_response": "no"})
+    with pytest.raises(ValueError, match="which are those of a row for train_sft.py"):
+        pair_row({"instruction": "Hi", "response": "yes"})

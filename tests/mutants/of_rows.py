@@ -777,7 +777,7 @@ TOKENIZER = of(
     ("    if tokenizer.eos_token_id is None:\n", "    if False:\n"),
     ("        tokenizer.chat_template = own_template(tokenizer)\n", ""),
     ("        if tokenizer.chat_template is None:\n", "        if False:\n"),
-    ("            encode_messages(tokenizer, TRIAL, template=tokenizer.chat_template)\n", ""),
+    ("            encode_messages(tokenizer, TURNS, template=tokenizer.chat_template)\n", ""),
     ("    if tokenizer.pad_token is None:\n", "    if True:\n"),
     ("        tokenizer.pad_token = tokenizer.eos_token\n", "        pass\n"),
     ('return "zephyr" if own_template(tokenizer) is None else "model"', 'return "zephyr"'),

@@ -17,7 +17,7 @@ from zephyr.chat.template import render
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]  # what every template can write
 MEMORY_BYTES, SECONDS = 2**30, 60  # what two short turns may take: thousands of times what they need
 
 

@@ -1,6 +1,5 @@
 """Here sources become encoded examples with ids of their own, and a report of what was cut or left out."""
 import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

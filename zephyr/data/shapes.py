@@ -315,7 +315,8 @@ def _hint(row: Row, pairs: bool) -> str:
         return f"which {BINARIZE} makes pairs of"
     if HELPSTEER <= row.keys():
         return "an answer by itself and its scores; a pair needs two"
-    if pairs and _find(row, TEXTS) is not None:
+    has_sides = any(side in plain(key).split("_") for key in row if isinstance(key, str) for side in ("chosen", "rejected"))
+    if pairs and not has_sides and _find(row, TEXTS) is not None:
         return "which are those of a row for train_sft.py"
     if not pairs and {"chosen", "rejected"} <= row.keys():
         return "which are those of a pair for train_dpo.py; data.columns.messages=chosen trains the chosen side alone"

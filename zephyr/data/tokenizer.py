@@ -9,6 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pro
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from zephyr.chat import HANDBOOK_TEMPLATE, ZEPHYR_TEMPLATE, encode_messages, own_template, try_template
+from zephyr.chat.trial import TURNS
 from zephyr.config import BadInput
 from zephyr.model.export import PROBES
 from zephyr.model.load import local_folder, read_config
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 SPACE = "\u2581"  # how SentencePiece writes a space
 BPE_MODEL = 2  # sentencepiece_model.proto, TrainerSpec.ModelType
-TRIAL = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]  # what every template must write
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5  # the same file, SentencePiece.Type; a byte is 6
 
 
@@ -103,7 +103,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str = "
         try:
             tokenizer.chat_template = Path(chosen).read_text(encoding="utf-8")
             try_template(tokenizer, tokenizer.chat_template)
-            encode_messages(tokenizer, TRIAL, template=tokenizer.chat_template)
+            encode_messages(tokenizer, TURNS, template=tokenizer.chat_template)
         except (OSError, ValueError) as error:
             raise BadInput(f"chat_template is {chosen!r}, wanted auto, zephyr, model or a readable jinja file: "
                            f"{getattr(error, 'strerror', None) or error}") from error
