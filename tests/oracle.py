@@ -94,11 +94,16 @@ def dpo_trace(config: Config) -> Iterator[Record]:
     for epoch in range(optim["epochs"]):
         for start in starts:
             step_pairs = pairs[start : start + optim["pairs_per_step"]]
-            both = [conversation(pair, side) for side in ("chosen", "rejected") for pair in step_pairs]
+            both = [
+                conversation(pair, side) for side in ("chosen", "rejected") for pair in step_pairs
+            ]
             chosen_P, rejected_P = response_logps(lm, both).chunk(2)
             with torch.no_grad():
                 ref_chosen_P, ref_rejected_P = response_logps(reference, both).chunk(2)
-            reward_chosen_P, reward_rejected_P = beta * (chosen_P - ref_chosen_P), beta * (rejected_P - ref_rejected_P)
+            reward_chosen_P, reward_rejected_P = (
+                beta * (chosen_P - ref_chosen_P),
+                beta * (rejected_P - ref_rejected_P),
+            )
             loss = pair_losses(
                 config, chosen_P - ref_chosen_P, rejected_P - ref_rejected_P, step_pairs
             ).mean()
@@ -111,7 +116,9 @@ def dpo_trace(config: Config) -> Iterator[Record]:
                 "logps/chosen": chosen_P.mean().item(),
                 "logps/rejected": rejected_P.mean().item(),
                 "pairs": len(step_pairs),
-                "tokens": sum(len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in step_pairs),
+                "tokens": sum(
+                    len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in step_pairs
+                ),
                 **trainer.update(loss),
             }
 
@@ -120,13 +127,20 @@ def sft_trace(config: Config) -> Iterator[Record]:
     """One record per optimiser step of SFT: the mean negative log-prob over the target tokens of the step's windows."""
     lm = load(config)
     texts, optim = read_texts(config), config["optim"]
-    windows = sorted(sorted(w) for w in best_fit([len(text.ids) for text in texts], config["data"]["max_tokens"]))
-    steps = [windows[i : i + optim["windows_per_step"]] for i in range(0, len(windows), optim["windows_per_step"])]
+    windows = sorted(
+        sorted(w) for w in best_fit([len(text.ids) for text in texts], config["data"]["max_tokens"])
+    )
+    steps = [
+        windows[i : i + optim["windows_per_step"]]
+        for i in range(0, len(windows), optim["windows_per_step"])
+    ]
     trainer = Trainer(lm, optim, total_steps=len(steps) * optim["epochs"])
     for epoch in range(optim["epochs"]):
         done = 0
         for step in steps:
-            conversations = [Conversation(texts[i].ids, texts[i].is_target) for window in step for i in window]
+            conversations = [
+                Conversation(texts[i].ids, texts[i].is_target) for window in step for i in window
+            ]
             target_tokens = sum(sum(is_target) for _, is_target in conversations)
             loss = -response_logps(lm, conversations).sum() / target_tokens
             yield {
@@ -178,8 +192,13 @@ class Trainer:
         update_ratio = (
             moved / torch.cat([weight.flatten() for weight in self.weights]).double().norm()
         ).item()
-        return {"step": self.step - 1, "loss": loss.item(), "grad_norm": grad_norm, "learning_rate": lr,
-                "update_ratio": update_ratio}
+        return {
+            "step": self.step - 1,
+            "loss": loss.item(),
+            "grad_norm": grad_norm,
+            "learning_rate": lr,
+            "update_ratio": update_ratio,
+        }
 
 
 def learning_rate(optim: Config, step: int, total_steps: int) -> float:
@@ -195,9 +214,18 @@ def learning_rate(optim: Config, step: int, total_steps: int) -> float:
 def response_logps(lm: nn.Module, conversations: Sequence[Conversation]) -> Tensor:
     """Sum of log p of each conversation's target tokens, fp32 [B]: right-padded, all logits [B, L, V]."""
     ids_BL = pad_sequence([torch.tensor(ids) for ids, _ in conversations], batch_first=True)
-    real_BL = pad_sequence([torch.ones(len(ids), dtype=torch.int64) for ids, _ in conversations], batch_first=True)
-    target_BL = pad_sequence([torch.tensor(is_target) for _, is_target in conversations], batch_first=True)
-    logps_BLV = lm(input_ids=ids_BL, attention_mask=real_BL, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+    real_BL = pad_sequence(
+        [torch.ones(len(ids), dtype=torch.int64) for ids, _ in conversations], batch_first=True
+    )
+    target_BL = pad_sequence(
+        [torch.tensor(is_target) for _, is_target in conversations], batch_first=True
+    )
+    logps_BLV = (
+        lm(input_ids=ids_BL, attention_mask=real_BL, use_cache=False)
+        .logits[:, :-1]
+        .float()
+        .log_softmax(-1)
+    )
     logps_BL = logps_BLV.gather(-1, ids_BL[:, 1:, None]).squeeze(-1)
     return (logps_BL * target_BL[:, 1:]).sum(-1)
 
@@ -220,7 +248,11 @@ def load(config: Config) -> nn.Module:
 
 
 def read_rows(config: Config) -> list[dict[str, object]]:
-    return [json.loads(line) for path in config["data"]["train"] for line in Path(path).read_text().splitlines()]
+    return [
+        json.loads(line)
+        for path in config["data"]["train"]
+        for line in Path(path).read_text().splitlines()
+    ]
 
 
 def read_pairs(config: Config) -> list[EncodedPair]:
@@ -232,6 +264,8 @@ def read_pairs(config: Config) -> list[EncodedPair]:
 def read_texts(config: Config) -> list[EncodedText]:
     tokenizer, data = AutoTokenizer.from_pretrained(config["model"]), config["data"]
     return [
-        encode_messages(tokenizer, row["messages"], max_tokens=data["max_tokens"], targets=data["targets"])
+        encode_messages(
+            tokenizer, row["messages"], max_tokens=data["max_tokens"], targets=data["targets"]
+        )
         for row in read_rows(config)
     ]

@@ -1,4 +1,5 @@
 """A published judge's raw reply becomes the verdict that it states, so that stored verdicts can be checked against their source."""
+
 import json
 import math
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from typing import NamedTuple
 class Verdict(NamedTuple):
     """preference: 1 where the first answer is the better, 2 where the second is. tied: both have one rank; the preference is then
     the first answer's rank all the same, as AlpacaEval counts it."""
+
     preference: int
     tied: bool
 
@@ -19,10 +21,18 @@ def ranked_verdict(raw: object, shown_as: Mapping[str, str]) -> Verdict:
     Raises: ValueError where the reply does not rank both answers 1 or 2."""
     reply = json.loads(raw) if isinstance(raw, str) else raw
     ranking = reply.get("ordered_models") if isinstance(reply, Mapping) else None
-    entries = [entry for entry in ranking if isinstance(entry, Mapping)] if isinstance(ranking, list) else []
+    entries = (
+        [entry for entry in ranking if isinstance(entry, Mapping)]
+        if isinstance(ranking, list)
+        else []
+    )
     ranks = {shown_as.get(str(entry.get("model"))): entry.get("rank") for entry in entries}
-    if ranks.keys() != {"output_1", "output_2"} or not all(type(rank) is int and rank in (1, 2) for rank in ranks.values()):
-        raise ValueError(f"the reply ranks {ranking!r:.200}, wanted rank 1 or 2 for each of {', '.join(shown_as)}")
+    if ranks.keys() != {"output_1", "output_2"} or not all(
+        type(rank) is int and rank in (1, 2) for rank in ranks.values()
+    ):
+        raise ValueError(
+            f"the reply ranks {ranking!r:.200}, wanted rank 1 or 2 for each of {', '.join(shown_as)}"
+        )
     return Verdict(ranks["output_1"], ranks["output_1"] == ranks["output_2"])
 
 
@@ -37,8 +47,12 @@ def probability_of_m(raw: object) -> float | None:
         top = raw["logprobs"]["content"][0]["top_logprobs"]  # type: ignore[index]
         logprobs = {token["token"]: float(token["logprob"]) for token in top}
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise ValueError(f"the reply has no log-probabilities of its first token: {type(error).__name__} {error}") from None
+        raise ValueError(
+            f"the reply has no log-probabilities of its first token: {type(error).__name__} {error}"
+        ) from None
     m, other = (math.exp(logprobs.get(letter, -math.inf)) for letter in "mM")
     if m + other <= 0:
-        raise ValueError(f"the reply's first token is neither m nor M, but one of {', '.join(map(repr, logprobs))}")
+        raise ValueError(
+            f"the reply's first token is neither m nor M, but one of {', '.join(map(repr, logprobs))}"
+        )
     return m / (m + other)

@@ -1,4 +1,5 @@
 """The side-by-side counts only where all sides do the same: two contenders, as processes, on a model that takes seconds."""
+
 import sys
 from pathlib import Path
 
@@ -16,9 +17,15 @@ def rounds(tmp_path_factory: pytest.TempPathFactory) -> Rounds:
     """A step and a round of two steps each, of the packed and of the padded side."""
     folder = tmp_path_factory.mktemp("peer")
     vocabulary = bench_peer.make_model("tiny", None, folder / "model", gpu=False)
-    bench_peer.write_pairs(lengths.random_pairs(lengths.pair_lengths("ultrafeedback", 12, longest=64), vocabulary), folder / "rows.jsonl")
+    bench_peer.write_pairs(
+        lengths.random_pairs(lengths.pair_lengths("ultrafeedback", 12, longest=64), vocabulary),
+        folder / "rows.jsonl",
+    )
     task = bench_peer.common_task(folder, pairs_per_step=4, lr=1e-2, threads=1, gpu=False)
-    cells = {"zephyr": {**bench_peer.ZEPHYR_CPU, "tokens_per_micro_batch": 200}, "padded": {"dtype": "float32", "micro": 2}}
+    cells = {
+        "zephyr": {**bench_peer.ZEPHYR_CPU, "tokens_per_micro_batch": 200},
+        "padded": {"dtype": "float32", "micro": 2},
+    }
     workers = {name: bench_peer.Worker(name, task, cell) for name, cell in cells.items()}
     answers = {name: [worker.round(1), worker.round(2)] for name, worker in workers.items()}
     for worker in workers.values():
@@ -32,7 +39,9 @@ def test_sides_agree(rounds: Rounds) -> None:
     assert all(answer["cpu_seconds"] > 0 for answers in rounds.values() for answer in answers)
 
 
-@pytest.mark.parametrize("name, factor", [("losses", 1.0001), ("grad_norms", 1.001), ("losses", float("nan"))])
+@pytest.mark.parametrize(
+    "name, factor", [("losses", 1.0001), ("grad_norms", 1.001), ("losses", float("nan"))]
+)
 def test_a_side_that_is_off_counts_for_nothing(rounds: Rounds, name: str, factor: float) -> None:
     """A comparison that only warned, or let a loss that is no number through, would publish the speed of a broken method."""
     *before, last = rounds["padded"]

@@ -19,7 +19,11 @@ def turns(*contents: str, system: str | None = None) -> list[dict[str, str]]:
 def test_shapes_of_one_pair_agree() -> None:
     """Strings, whole conversations, answers alone and prompt lists are one pair; read otherwise it is other data."""
     tokenizer = prepare_tokenizer(tiny_tokenizer())
-    asked, good, bad = turns("q"), [{"role": "assistant", "content": "g"}], [{"role": "assistant", "content": "b"}]
+    asked, good, bad = (
+        turns("q"),
+        [{"role": "assistant", "content": "g"}],
+        [{"role": "assistant", "content": "b"}],
+    )
     rows = [
         {"prompt": "q", "chosen": "g", "rejected": "b"},
         {"prompt": "q", "chosen": asked + good, "rejected": asked + bad},
@@ -45,13 +49,25 @@ def test_shapes_of_one_pair_agree() -> None:
         ({"prompt": " ", "chosen": "g", "rejected": "b"}, r"`prompt\[0\].content` is empty"),
         ({"prompt": "q", "chosen": "g", "rejected": " \n"}, "`rejected` is empty"),
         ({"prompt": "q", "chosen": "g", "rejected": "g"}, "are equal"),
-        ({"prompt": "q", "chosen": turns("q", "g"), "rejected": turns("other", "b")}, "is no user turn of `rejected`"),
+        (
+            {"prompt": "q", "chosen": turns("q", "g"), "rejected": turns("other", "b")},
+            "is no user turn of `rejected`",
+        ),
         ({"chosen": turns("q", "g"), "rejected": turns("other", "b")}, "differ"),
-        ({"prompt": "q", "chosen": turns("q"), "rejected": turns("q", "b")}, "`chosen` ends with a user turn"),
+        (
+            {"prompt": "q", "chosen": turns("q"), "rejected": turns("q", "b")},
+            "`chosen` ends with a user turn",
+        ),
         ({"prompt": "q", "chosen": [], "rejected": "b"}, "`chosen` is an empty list"),
         ({"prompt": "q", "chosen": ["q", "g"], "rejected": "b"}, r"`chosen\[0\]` is str 'q'"),
-        ({"prompt": turns("q", "a"), "chosen": "g", "rejected": "b"}, "`prompt` ends with an assistant turn"),
-        ({"prompt": "q", "chosen": [{"role": "user"}, {}], "rejected": "b"}, r"`chosen\[0\].content` is missing"),
+        (
+            {"prompt": turns("q", "a"), "chosen": "g", "rejected": "b"},
+            "`prompt` ends with an assistant turn",
+        ),
+        (
+            {"prompt": "q", "chosen": [{"role": "user"}, {}], "rejected": "b"},
+            r"`chosen\[0\].content` is missing",
+        ),
     ],
 )
 def test_bad_pair_names_the_field(row: dict[str, object], message: str) -> None:
@@ -64,7 +80,10 @@ def test_bad_pair_names_the_field(row: dict[str, object], message: str) -> None:
     ("messages", "message"),
     [
         (turns("a", "b")[1:], r"`messages\[0\].role` is 'assistant', wanted 'user'"),
-        (turns("a", "b") + turns("a", "b")[1:], r"`messages\[2\].role` is 'assistant', wanted 'user'"),
+        (
+            turns("a", "b") + turns("a", "b")[1:],
+            r"`messages\[2\].role` is 'assistant', wanted 'user'",
+        ),
         (turns("a", "b") + turns(system=""), r"`messages\[2\].role` is 'system', wanted 'user'"),
         (turns(system="a"), "a system turn only"),
         (turns("a"), "ends with a user turn"),
@@ -86,7 +105,9 @@ def test_bad_conversation_names_the_turn(messages: object, message: str) -> None
 )
 def test_a_key_of_a_turn_that_cant_be_trained_is_refused(key: str) -> None:
     """Fails where one of these is passed over, or one that says nothing is refused."""
-    with pytest.raises(ValueError, match=rf"`messages\[0\].{key}` is str 'x', which can't be trained"):
+    with pytest.raises(
+        ValueError, match=rf"`messages\[0\].{key}` is str 'x', which can't be trained"
+    ):
         check_messages([{**turns("a")[0], key: "x"}])
     for nothing in ("", [], {}, False, None):
         assert check_messages([{**turns("a")[0], key: nothing}]) == turns("a")
@@ -96,7 +117,9 @@ def test_a_key_of_a_turn_that_cant_be_trained_is_refused(key: str) -> None:
 def test_what_the_assistant_alone_has_is_refused_elsewhere(key: str) -> None:
     """Fails where a user's thoughts or calls are given to a template, which may write them as words."""
     value = [CALL] if key == "tool_calls" else "hm"
-    with pytest.raises(ValueError, match=rf"`messages\[0\].{key}` stands in a turn of the role 'user'"):
+    with pytest.raises(
+        ValueError, match=rf"`messages\[0\].{key}` stands in a turn of the role 'user'"
+    ):
         check_messages([{**turns("a")[0], key: value}])
     asked, said = turns("a", "b")
     assert key in check_messages([asked, {**said, key: value}])[1]
@@ -112,9 +135,11 @@ def test_the_order_of_calls_and_results() -> None:
     asked, said = turns("Rain?", "Yes.")
     checked = check_messages([asked, CALLED, RESULT, {**RESULT, "content": ""}, said, asked])
     assert checked[2] == RESULT and len(checked) == 6
-    for wrong, found in (([asked, CALLED, asked], "'user', wanted 'tool'"),
-                         ([asked, said, RESULT], "'tool', wanted 'user'"),
-                         ([asked, CALLED, RESULT, asked], "'user', wanted 'tool' or 'assistant'")):
+    for wrong, found in (
+        ([asked, CALLED, asked], "'user', wanted 'tool'"),
+        ([asked, said, RESULT], "'tool', wanted 'user'"),
+        ([asked, CALLED, RESULT, asked], "'user', wanted 'tool' or 'assistant'"),
+    ):
         with pytest.raises(ValueError, match=f"is {found}"):
             check_messages(wrong)
     assert check_messages([asked, CALLED, RESULT], last="user")[-1] == RESULT
@@ -127,7 +152,14 @@ def test_each_turn_of_a_pair_is_called_as_the_row_calls_it() -> None:
     """What errors and reports name. Fails where a name is that of another turn."""
     sides = {"chosen": "g", "rejected": "b"}
     pair = check_pair({"system": "S", "history": [["q", "a"]], "prompt": "r", **sides})
-    assert pair.names == ("system", "history[0][0]", "history[0][1]", "prompt[0]", "chosen", "rejected")
+    assert pair.names == (
+        "system",
+        "history[0][0]",
+        "history[0][1]",
+        "prompt[0]",
+        "chosen",
+        "rejected",
+    )
     assert pair.prompt == turns("q", "a", "r", system="S")
     sides = {"chosen": turns("q", "r", "s", "g"), "rejected": turns("q", "r", "s", "b")}
     whole = check_pair({"prompt": "q", "system": "", **sides})
@@ -143,15 +175,48 @@ SIDES = {"chosen": "g", "rejected": "b"}
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"history": [["q", "a"]], "chosen": turns("q", "g"), "rejected": turns("q", "b")}, "`history` stands"),
+        (
+            {"history": [["q", "a"]], "chosen": turns("q", "g"), "rejected": turns("q", "b")},
+            "`history` stands",
+        ),
         ({"history": [["q", "a", "r"]], "prompt": "s", **SIDES}, "`history` is list"),
-        ({"chosen": turns("q", "g")[1:], "rejected": turns("q", "b")[1:]}, r"`chosen\[0\].role` is 'assistant'"),
-        ({"prompt": turns("q"), "chosen": turns("q", "r", "s", "g"), "rejected": "b"}, "is no user turn of `chosen`"),
-        ({"history": [["q", "a"]], "prompt": "r", "chosen": turns("q", "a", "other", "g"), "rejected": "b"},
-         "is no user turn of `chosen`"),
-        ({"prompt": "q", "chosen": "Human: a\nb\n\nAssistant: c", "rejected": "b"}, "`chosen` is a transcript"),
-        ({"prompt": "q", "chosen": "[{'id': 1, 'role': 'user', 'content': 'A'}]", "rejected": "b"}, "the text of a list"),
-        ({"prompt": "q", "chosen": '[{"id": 1, "from": "human", "value": "A"}]', "rejected": "b"}, "the text of a list"),
+        (
+            {"chosen": turns("q", "g")[1:], "rejected": turns("q", "b")[1:]},
+            r"`chosen\[0\].role` is 'assistant'",
+        ),
+        (
+            {"prompt": turns("q"), "chosen": turns("q", "r", "s", "g"), "rejected": "b"},
+            "is no user turn of `chosen`",
+        ),
+        (
+            {
+                "history": [["q", "a"]],
+                "prompt": "r",
+                "chosen": turns("q", "a", "other", "g"),
+                "rejected": "b",
+            },
+            "is no user turn of `chosen`",
+        ),
+        (
+            {"prompt": "q", "chosen": "Human: a\nb\n\nAssistant: c", "rejected": "b"},
+            "`chosen` is a transcript",
+        ),
+        (
+            {
+                "prompt": "q",
+                "chosen": "[{'id': 1, 'role': 'user', 'content': 'A'}]",
+                "rejected": "b",
+            },
+            "the text of a list",
+        ),
+        (
+            {
+                "prompt": "q",
+                "chosen": '[{"id": 1, "from": "human", "value": "A"}]',
+                "rejected": "b",
+            },
+            "the text of a list",
+        ),
     ],
 )
 def test_a_pair_whose_parts_do_not_fit_is_refused(row: dict[str, object], message: str) -> None:
@@ -162,7 +227,9 @@ def test_a_pair_whose_parts_do_not_fit_is_refused(row: dict[str, object], messag
 
 def test_a_pair_whose_parts_fit_is_read() -> None:
     """A mark of the prompt's turn is no other prompt, an empty list in words no conversation."""
-    assert not is_turns_as_text("[]") and check_pair({"prompt": "A list?", "chosen": "[]", "rejected": "b"})
+    assert not is_turns_as_text("[]") and check_pair(
+        {"prompt": "A list?", "chosen": "[]", "rejected": "b"}
+    )
     marked = [{**turns("q")[0], "train": False}]
     pair = check_pair({"prompt": marked, "chosen": turns("q", "g"), "rejected": turns("q", "b")})
     assert pair.prompt == turns("q")
@@ -192,7 +259,9 @@ def test_truncation() -> None:
     pair = EncodedPair("x", prompt, chosen, rejected)
 
     def cut(max_tokens: int, max_prompt_tokens: int, bos_id: int | None = 1) -> EncodedPair:
-        return truncate_pair(pair, max_tokens=max_tokens, max_prompt_tokens=max_prompt_tokens, bos_id=bos_id)
+        return truncate_pair(
+            pair, max_tokens=max_tokens, max_prompt_tokens=max_prompt_tokens, bos_id=bos_id
+        )
 
     assert cut(30, 5) is pair, "a prompt over its limit is left alone while all fits"
     assert cut(29, 6)[:4] == ("x", [1, 24, 25, 26, 27, 28], chosen, rejected)

@@ -20,7 +20,14 @@ from transformers import PreTrainedTokenizerBase
 from zephyr.chat import EncodedPair, EncodedText, encode_messages, encode_pair, encode_text
 from zephyr.config import BadInput
 from zephyr.data import Pairs, Texts, encode, store
-from zephyr.data import encoding_resources, format_report, load_pairs, load_texts, load_tokenizer, prepare_tokenizer
+from zephyr.data import (
+    encoding_resources,
+    format_report,
+    load_pairs,
+    load_texts,
+    load_tokenizer,
+    prepare_tokenizer,
+)
 
 GOOD = {"prompt": "q", "chosen": "good", "rejected": "bad"}
 
@@ -38,7 +45,10 @@ def test_mixed_shapes_in_one_file(tokenizer: PreTrainedTokenizerBase, tmp_path: 
         {**GOOD, "chosen": [*turns, {"role": "assistant", "content": "good"}], "score_chosen": 9.5},
         {"prompt": "q", "chosen": "one\u2028two", "rejected": "bad\u0085"},
     ]
-    pairs, _ = load_pairs([jsonl(tmp_path / "mixed.jsonl", ["\ufeff" + json.dumps(rows[0]), "", *rows[1:]])], tokenizer)
+    pairs, _ = load_pairs(
+        [jsonl(tmp_path / "mixed.jsonl", ["\ufeff" + json.dumps(rows[0]), "", *rows[1:]])],
+        tokenizer,
+    )
     assert contents(pairs) == [encode_pair(tokenizer, row)[1:] for row in rows]
     assert contents(pairs)[0] == contents(pairs)[1]
     assert pairs.ids == ["mixed.jsonl:1", "mixed.jsonl:3", "mixed.jsonl:4"]
@@ -59,7 +69,10 @@ def test_sft_shapes(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     texts, report = load_texts([jsonl(tmp_path / "sft.jsonl", rows)], tokenizer, max_tokens=64)
     conversation = encode_messages(tokenizer, turns)
     assert [text[1:] for text in texts][:5] == [conversation[1:]] * 5
-    assert texts[5].ids == encode_messages(tokenizer, [{"role": "user", "content": "q\n\ni"}, turns[1]]).ids
+    assert (
+        texts[5].ids
+        == encode_messages(tokenizer, [{"role": "user", "content": "q\n\ni"}, turns[1]]).ids
+    )
     assert texts[6] == encode_text(tokenizer, "plain", id="7")
     assert texts.tokens.tolist() == [len(text.ids) for text in texts]
     assert texts.target_tokens.tolist() == [sum(text.is_target) for text in texts]
@@ -88,7 +101,11 @@ def test_sft_shapes(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     ],
 )
 def test_bad_row_names_file_line_and_field(
-    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, load: Callable[..., object], row: object, message: str
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    load: Callable[..., object],
+    row: object,
+    message: str,
 ) -> None:
     """A person with 60,000 rows needs the line; with `skip` the others must come through, and the count be right."""
     good = GOOD if load is load_pairs else {"text": "fine"}
@@ -105,7 +122,9 @@ def test_bad_row_names_file_line_and_field(
 
 def test_bytes_that_are_no_utf8(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     """Replaced silently, they would train the model on U+FFFD."""
-    (tmp_path / "latin.jsonl").write_bytes(json.dumps(GOOD).encode() + b"\n" + '{"prompt": "é"}\n'.encode("latin-1"))
+    (tmp_path / "latin.jsonl").write_bytes(
+        json.dumps(GOOD).encode() + b"\n" + '{"prompt": "é"}\n'.encode("latin-1")
+    )
     with pytest.raises(BadInput, match="latin.jsonl:2: the line is not UTF-8"):
         load_pairs([str(tmp_path / "latin.jsonl")], tokenizer)
 
@@ -116,7 +135,11 @@ def test_ids_must_differ(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> 
     with pytest.raises(BadInput, match=r"ids.jsonl:3: `id` 'a' is also the id of .*ids.jsonl:1"):
         load_pairs([path], tokenizer)
     pairs, report = load_pairs([path], tokenizer, on_bad_row="skip")
-    assert pairs.ids == ["a", "ids.jsonl:2"] and report["rows_skipped"] == 1 and report["examples"] == 2
+    assert (
+        pairs.ids == ["a", "ids.jsonl:2"]
+        and report["rows_skipped"] == 1
+        and report["examples"] == 2
+    )
     with pytest.raises(BadInput, match="is also the id of"):
         load_pairs([path, path], tokenizer)
     (tmp_path / "other").mkdir()
@@ -144,29 +167,48 @@ def test_truncation_is_counted(tokenizer: PreTrainedTokenizerBase, tmp_path: Pat
     assert list(report["dropped"].values()) == [1] and report["rows_read"] == 3
     assert f"{len(whole.chosen_ids) - 40:,} tokens lost" in format_report(report)
     jsonl(tmp_path / "long.jsonl", rows[2:])
-    with pytest.raises(BadInput, match=r"no pair is left of the 1 rows of long.jsonl: 0 bad, 1 dropped"):
+    with pytest.raises(
+        BadInput, match=r"no pair is left of the 1 rows of long.jsonl: 0 bad, 1 dropped"
+    ):
         load_pairs([path], tokenizer, max_tokens=100, max_prompt_tokens=60)
 
 
-def test_sft_cut_without_a_target_is_dropped(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+def test_sft_cut_without_a_target_is_dropped(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
     """A window of nothing but a prompt trains nothing, and a mean over no targets is not a number."""
-    rows = [{"prompt": "q " * 300, "completion": "a"}, {"prompt": "q", "completion": "a " * 300}, {"text": "b " * 300}]
+    rows = [
+        {"prompt": "q " * 300, "completion": "a"},
+        {"prompt": "q", "completion": "a " * 300},
+        {"text": "b " * 300},
+    ]
     texts, report = load_texts([jsonl(tmp_path / "long.jsonl", rows)], tokenizer, max_tokens=90)
     assert texts.ids == ["long.jsonl:2", "long.jsonl:3"] and texts.tokens.tolist() == [90, 90]
     assert tokenizer.eos_token_id not in texts[1].ids
     assert list(report["dropped"].values()) == [1] and report["cut"]["text"]["rows"] == 2
     lost = report["cut"]["text"]["tokens"]
     path = jsonl(tmp_path / "more.jsonl", [*rows, {"text": "short"}])
-    assert load_texts([path], tokenizer, max_tokens=90)[1]["cut"]["text"] == {"rows": 2, "tokens": lost}
-    assert lost == len(encode_text(tokenizer, "b " * 300).ids) - 90 + len(whole_of(tokenizer, rows[1])) - 90
+    assert load_texts([path], tokenizer, max_tokens=90)[1]["cut"]["text"] == {
+        "rows": 2,
+        "tokens": lost,
+    }
+    assert (
+        lost
+        == len(encode_text(tokenizer, "b " * 300).ids) - 90 + len(whole_of(tokenizer, rows[1])) - 90
+    )
 
 
 def whole_of(tokenizer: PreTrainedTokenizerBase, row: dict[str, str]) -> list[int]:
-    turns = [{"role": role, "content": row[key]} for role, key in (("user", "prompt"), ("assistant", "completion"))]
+    turns = [
+        {"role": role, "content": row[key]}
+        for role, key in (("user", "prompt"), ("assistant", "completion"))
+    ]
     return encode_messages(tokenizer, turns).ids
 
 
-def test_a_row_nested_too_deeply_is_left_out(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+def test_a_row_nested_too_deeply_is_left_out(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
     """JSON that can be read may still be too deep to be looked through: some depth is for one, and not for the other. Fails where it
     ends the run with a traceback."""
     row = '{{"prompt": "q", "completion": "a", "input": {}"q"{}}}'
@@ -178,7 +220,9 @@ def test_a_row_nested_too_deeply_is_left_out(tokenizer: PreTrainedTokenizerBase,
     assert report["rows_read"] == len(lines) + 1 == len(texts) + report["rows_skipped"]
 
 
-def test_limit_counts_rows_of_all_sources(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+def test_limit_counts_rows_of_all_sources(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
     """A limit per source, or one that reads the whole file first, is another dataset or a long wait."""
     paths = [jsonl(tmp_path / f"{name}.jsonl", pair_rows(3)) for name in "ab"]
     pairs, _ = load_pairs(paths, tokenizer, limit=4)
@@ -211,7 +255,9 @@ def test_cache_is_of_these_rows_and_options(
     with monkeypatch.context() as patched:
         patched.setattr("zephyr.data.workers.chat.tokenize_pair", None)
         again, report_again = load()
-        assert contents(again) == contents(first) and report_again == report and again.ids == first.ids
+        assert (
+            contents(again) == contents(first) and report_again == report and again.ids == first.ids
+        )
         with pytest.raises(TypeError):
             load(max_tokens=100, max_prompt_tokens=50)
     assert sorted(cache.iterdir()) == [entry], "a failed run leaves nothing behind"
@@ -241,13 +287,19 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "a bit of the digest": lambda entry: flip(entry / "sha256"),
     "digest gone": lambda entry: (entry / "sha256").unlink(),
     "a file in its place": lambda entry: (shutil.rmtree(entry), entry.write_text("x")),
-    "another entry in its place": lambda entry: (shutil.rmtree(entry), shutil.copytree(entry.parent / "other", entry)),
+    "another entry in its place": lambda entry: (
+        shutil.rmtree(entry),
+        shutil.copytree(entry.parent / "other", entry),
+    ),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_cache_is_encoded_again(
-    damage: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    damage: str,
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Whatever happened to the files, the ids are those of the rows, a line says so, and the next
     load finds a whole entry. Fails where other ids are trained on in silence, or a damaged file
@@ -265,8 +317,13 @@ def test_a_damaged_cache_is_encoded_again(
     said = capsys.readouterr().err
     assert list(again) == list(fresh) and report_again == report
     assert f"{entry} is damaged (" in said and "encoded again" in said and said.count("\n") == 1
-    assert list(load_pairs([path], tokenizer, cache_dir=cache)[0]) == list(fresh) and capsys.readouterr().err == ""
-    assert {path.name for path in cache.iterdir()} == {entry.name, "other"}, "what was damaged is gone"
+    assert (
+        list(load_pairs([path], tokenizer, cache_dir=cache)[0]) == list(fresh)
+        and capsys.readouterr().err == ""
+    )
+    assert {path.name for path in cache.iterdir()} == {entry.name, "other"}, (
+        "what was damaged is gone"
+    )
 
 
 def test_of_two_that_make_an_entry_the_first_wins(
@@ -301,7 +358,9 @@ def test_the_key_of_an_entry_is_of_all_that_makes_it(
     parts = ["a", "b"]
     for library in ("tokenizers", "transformers"):
         with monkeypatch.context() as patched:
-            patched.setattr(store, "version", lambda name: name if name == library else version(name))
+            patched.setattr(
+                store, "version", lambda name: name if name == library else version(name)
+            )
             keys.append(key())
     (tmp_path / "code.py").write_text("a = 2\n")
     assert len({*keys, key()}) == len(keys) + 1
@@ -315,7 +374,11 @@ def test_what_decides_an_example_is_in_the_key() -> None:
     while new:
         known |= new
         sources = [(folder / f"{name}.py").read_text(encoding="utf-8") for name in new]
-        found = {name for text in sources for name in re.findall(r"from zephyr\.data\.(\w+) import", text)}
+        found = {
+            name
+            for text in sources
+            for name in re.findall(r"from zephyr\.data\.(\w+) import", text)
+        }
         new = found - known
     assert known == set(encode.OWN_CODE)
 
@@ -356,28 +419,46 @@ def test_the_mean_preference_is_over_rows_with_ratings(
     rows = [{**row, **more} for row, more in zip(pair_rows(3), rated)]
     path = jsonl(tmp_path / "rows.jsonl", rows)
     _, report = load_pairs([path], tokenizer)
-    assert (report["scored"], report["mean_preference"], report["inverted"]) == (2, 1.0, [f"{path}:3"])
-    assert "rated below the rejected one: 1 of 2 rows with scores, the first at" in format_report(report)
+    assert (report["scored"], report["mean_preference"], report["inverted"]) == (
+        2,
+        1.0,
+        [f"{path}:3"],
+    )
+    assert "rated below the rejected one: 1 of 2 rows with scores, the first at" in format_report(
+        report
+    )
     steer = {"prompt": "q", "response_1": "a", "response_2": "b", "preference_strength": -3}
-    assert load_pairs([jsonl(tmp_path / "steer.jsonl", [steer])], tokenizer)[1]["mean_preference"] == 3
+    assert (
+        load_pairs([jsonl(tmp_path / "steer.jsonl", [steer])], tokenizer)[1]["mean_preference"] == 3
+    )
 
 
-def test_a_warning_names_its_first_places(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+def test_a_warning_names_its_first_places(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
     """Five of them, of one line of the report. Fails where a million equal rows fill it, or the log is silent."""
     path = jsonl(tmp_path / "rows.jsonl", [GOOD] * 9)
     _, report = load_pairs([path], tokenizer)
     again = {"rows": 8, "first": [f"{path}:{n}" for n in range(2, 7)]}
     assert report["warnings"] == {"the same example again": again}
-    assert f"warning: the same example again: 8 rows, the first at {path}:2" in format_report(report)
+    assert f"warning: the same example again: 8 rows, the first at {path}:2" in format_report(
+        report
+    )
     bad = [GOOD, *({"prompt": f"q{n}"} for n in range(9))]
-    told = format_report(load_pairs([jsonl(tmp_path / "bad.jsonl", bad)], tokenizer, on_bad_row="skip")[1])
+    told = format_report(
+        load_pairs([jsonl(tmp_path / "bad.jsonl", bad)], tokenizer, on_bad_row="skip")[1]
+    )
     assert "bad rows left out: 9" in told and told.count("`chosen` is missing") == 5
 
 
-def test_names_and_keys_as_the_row_has_them(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+def test_names_and_keys_as_the_row_has_them(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
     """In errors the row's own field; in the report a long key by its beginning. Fails where either is another's."""
     said = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ahoy", "reasoning": "hm"}]
-    with pytest.raises(BadInput, match=r"`conversations\[1\].reasoning` is not written by the chat template"):
+    with pytest.raises(
+        BadInput, match=r"`conversations\[1\].reasoning` is not written by the chat template"
+    ):
         load_texts([jsonl(tmp_path / "rows.jsonl", [{"conversations": said}])], tokenizer)
     _, report = load_pairs([jsonl(tmp_path / "rows.jsonl", [{**GOOD, "k" * 500: 1}])], tokenizer)
     assert report["keys_not_read"] == {"k" * 80: 1}
@@ -400,7 +481,10 @@ def test_suspicions_are_of_every_side_but_of_no_tool(
         {"role": "tool", "content": '[{"role": "user", "content": "A"}]'},
         {"role": "assistant", "content": "a"},
     ]
-    assert load_texts([jsonl(tmp_path / "tools.jsonl", [{"messages": turns}])], own)[1]["warnings"] == {}
+    assert (
+        load_texts([jsonl(tmp_path / "tools.jsonl", [{"messages": turns}])], own)[1]["warnings"]
+        == {}
+    )
 
 
 def test_where_encoded_rows_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,7 +497,9 @@ def test_where_encoded_rows_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert encoding_resources()["workers"] == len(os.sched_getaffinity(0))
 
 
-def test_options_are_checked_before_rows(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+def test_options_are_checked_before_rows(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
     """With `skip`, a limit that fails on every row would leave out every row and blame the data."""
     path = jsonl(tmp_path / "rows.jsonl", pair_rows(2))
     wrong = [
@@ -432,7 +518,9 @@ def test_options_are_checked_before_rows(tokenizer: PreTrainedTokenizerBase, tmp
         with pytest.raises(BadInput, match=message):
             load_texts([path], tokenizer, **options)
     for sources in (path, [], ""):
-        with pytest.raises(BadInput, match="the data sources are .*, wanted a list of at least one"):
+        with pytest.raises(
+            BadInput, match="the data sources are .*, wanted a list of at least one"
+        ):
             load_pairs(sources, tokenizer)
     with pytest.raises(BadInput, match="no tokenizer loads"):
         load_tokenizer(tmp_path)
@@ -441,6 +529,10 @@ def test_options_are_checked_before_rows(tokenizer: PreTrainedTokenizerBase, tmp
 def test_real_rows(tokenizer: PreTrainedTokenizerBase, real_data: Path) -> None:
     """Real data hold what nobody thinks of; the only bad one of Alpaca's first 2,000 is an empty answer."""
     source = f"{real_data}/sft/alpaca_random_9k.jsonl.gz"
-    texts, report = load_texts([source], tokenizer, on_bad_row="skip", max_tokens=4096, limit=2000, workers=2)
+    texts, report = load_texts(
+        [source], tokenizer, on_bad_row="skip", max_tokens=4096, limit=2000, workers=2
+    )
     assert len(texts) == 1999 and report["cut"]["text"]["rows"] == 0
-    assert report["skipped"] == [{"place": f"{source}:1462", "reason": "`output` is empty (''), wanted an answer"}]
+    assert report["skipped"] == [
+        {"place": f"{source}:1462", "reason": "`output` is empty (''), wanted an answer"}
+    ]

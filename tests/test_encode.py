@@ -147,9 +147,7 @@ def test_what_is_no_conversation_to_train_on_is_refused(tokenizer: Tokenizer) ->
     )
     assert ZEPHYR_TEMPLATE not in (endless, broken)
     for template in (endless, broken):
-        with pytest.raises(
-            ValueError, match="would not know where to stop"
-        ):
+        with pytest.raises(ValueError, match="would not know where to stop"):
             encode_pair(
                 tokenizer, {"prompt": "q", "chosen": "a", "rejected": "b"}, template=template
             )

@@ -1,5 +1,6 @@
 """The engine of one rank, in this process: precision, its updates, its state on disk, and what the
 reference store keeps of it."""
+
 import contextlib
 import hashlib
 import json
@@ -64,7 +65,9 @@ def test_master_weights_and_gradients_are_float32(engine: Engine) -> None:
     """At a rate of 5e-7 a bfloat16 weight never changes. Fails where the optimiser, or the accumulation, runs in the model's
     dtype, DeepSpeed's default."""
     assert all(p.dtype == torch.bfloat16 for p in engine.policy.parameters())
-    assert all(p.dtype == torch.float32 for p in engine.engine.optimizer.fp32_partitioned_groups_flat)
+    assert all(
+        p.dtype == torch.float32 for p in engine.engine.optimizer.fp32_partitioned_groups_flat
+    )
     assert engine.engine.optimizer.gradient_accumulation_dtype == torch.float32
     assert engine.engine.gradient_clipping() == CLIP
 
@@ -101,7 +104,10 @@ def test_a_discarded_gradient_changes_nothing(engine: Engine) -> None:
     before = [flat.clone() for flat in engine.engine.optimizer.fp32_partitioned_groups_flat]
     engine.backward(engine(batch).sum(), last=True)
     norm = engine.discard_gradient()
-    assert all(torch.equal(a, b) for a, b in zip(before, engine.engine.optimizer.fp32_partitioned_groups_flat))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(before, engine.engine.optimizer.fp32_partitioned_groups_flat)
+    )
     assert not engine.engine.optimizer.optimizer.state
     engine.backward(engine(batch).sum(), last=True)
     assert engine.step(0.0) == norm > 0
@@ -113,18 +119,27 @@ def test_update_and_weight_are_those_of_the_weights(engine: Engine) -> None:
     batch = collate_pairs(PAIRS, range(4))
     engine.engine.optimizer.optimizer.state.clear()
     for lr in (1e-4, 3e-4):
-        before = torch.cat([flat.detach().clone() for flat in engine.engine.optimizer.fp32_partitioned_groups_flat])
+        before = torch.cat(
+            [flat.detach().clone() for flat in engine.engine.optimizer.fp32_partitioned_groups_flat]
+        )
         engine.backward(engine(batch).mean(), last=True)
         engine.step(lr)
-        after = torch.cat([flat.detach() for flat in engine.engine.optimizer.fp32_partitioned_groups_flat])
+        after = torch.cat(
+            [flat.detach() for flat in engine.engine.optimizer.fp32_partitioned_groups_flat]
+        )
         update, weight = engine.update_and_weight(lr).sqrt().tolist()
-        assert update == pytest.approx(float((after - before).norm()), rel=1e-3) and weight == pytest.approx(float(after.norm()), rel=1e-6)
+        assert update == pytest.approx(
+            float((after - before).norm()), rel=1e-3
+        ) and weight == pytest.approx(float(after.norm()), rel=1e-6)
 
 
 def masters(engine: Engine) -> dict[str, Tensor]:
     """A copy of the float32 weights by parameter name, flat."""
-    return {shard.name.removeprefix("lm.").removesuffix(".master"): shard.values.clone()
-            for shard in engine.live_shards(0) if shard.name.endswith(".master")}
+    return {
+        shard.name.removeprefix("lm.").removesuffix(".master"): shard.values.clone()
+        for shard in engine.live_shards(0)
+        if shard.name.endswith(".master")
+    }
 
 
 def start_anew(engine: Engine) -> None:
@@ -215,6 +230,7 @@ def test_state_on_disk_goes_on_as_if_nothing_had_been(engine: Engine, tmp_path: 
         engine.backward(engine(batch).mean(), last=True)
         engine.step(1e-3)
         return masters(engine)
+
     start_anew(engine)
     update()
     update()
@@ -232,10 +248,20 @@ def test_state_on_disk_goes_on_as_if_nothing_had_been(engine: Engine, tmp_path: 
     )
 
 
-@pytest.mark.parametrize("content,message", [
-    ('{"zero_optimization": {"stage": 3}, "bf16": {"enabled": true}}', "hardware.dtype decides"),
-    ('{"zero_optimization": {"stage": 3}, "optimizer": {}}', "optim decides"), ('{"zero_optimization": {"stage": 2}}', "stage 3"),
-    ("{}", "stage 3"), ("{", "not JSON"), ("[]", "stage 3")])
+@pytest.mark.parametrize(
+    "content,message",
+    [
+        (
+            '{"zero_optimization": {"stage": 3}, "bf16": {"enabled": true}}',
+            "hardware.dtype decides",
+        ),
+        ('{"zero_optimization": {"stage": 3}, "optimizer": {}}', "optim decides"),
+        ('{"zero_optimization": {"stage": 2}}', "stage 3"),
+        ("{}", "stage 3"),
+        ("{", "not JSON"),
+        ("[]", "stage 3"),
+    ],
+)
 def test_deepspeed_json_holds_only_its_own(content: str, message: str, tmp_path: Path) -> None:
     """Fails where the JSON could quietly override the YAML's precision, clipping or batch."""
     (tmp_path / "d.json").write_text(content)
@@ -300,11 +326,27 @@ def test_packed_difference_sees_a_leak(engine: Engine) -> None:
     """Nothing but rounding for a right row; nats where the row's positions are wrong. Fails where preflight compares a row
     with itself."""
     from dataclasses import replace
-    pairs = [EncodedPair(str(i), [1, 5 + i, *range(20, 40), 9], [*range(40, 90), 7, 2], [8 + i, *range(90, 120), 2]) for i in range(4)]
-    row, alone = collate_pairs(pairs, range(4)), [collate_pairs(pairs, [i], prefix_sharing=False) for i in range(4)]
+
+    pairs = [
+        EncodedPair(
+            str(i),
+            [1, 5 + i, *range(20, 40), 9],
+            [*range(40, 90), 7, 2],
+            [8 + i, *range(90, 120), 2],
+        )
+        for i in range(4)
+    ]
+    row, alone = (
+        collate_pairs(pairs, range(4)),
+        [collate_pairs(pairs, [i], prefix_sharing=False) for i in range(4)],
+    )
     right = packed_difference(engine, row, alone)
-    assert 0 < right.noise < 0.02 and require_packed("bfloat16", [right])["difference"] == right.token
-    wrong = packed_difference(engine, replace(row, positions_N=torch.arange(len(row.tokens_N))), alone)
+    assert (
+        0 < right.noise < 0.02 and require_packed("bfloat16", [right])["difference"] == right.token
+    )
+    wrong = packed_difference(
+        engine, replace(row, positions_N=torch.arange(len(row.tokens_N))), alone
+    )
     assert wrong.noise == right.noise
     with pytest.raises(BadInput, match="packing changes the log-prob of a token of example"):
         require_packed("bfloat16", [right, wrong])
@@ -336,16 +378,23 @@ def test_a_leak_does_not_hide_in_a_long_response(engine: Engine) -> None:
     every limit; or where a noisy model allows anything."""
     long = EncodedPair("long", [1, 5, 9], [3 + i * 7 % 300 for i in range(300)], [8, 3, 2])
     pairs = [*PAIRS[:2], long]
-    row, alone = collate_pairs(pairs, range(3)), [collate_pairs(pairs, [i], prefix_sharing=False) for i in range(3)]
+    row, alone = (
+        collate_pairs(pairs, range(3)),
+        [collate_pairs(pairs, [i], prefix_sharing=False) for i in range(3)],
+    )
     with torch.no_grad():
         size = -float(engine(row).split(row.response_tokens_R.tolist())[2].sum())
     right = packed_difference(engine, row, alone)
     require_packed("bfloat16", [right])
-    found = packed_difference(Leaking(engine, 4 + 150, 0.004 * size), row, alone)   # two chosen responses of two tokens before it
+    found = packed_difference(
+        Leaking(engine, 4 + 150, 0.004 * size), row, alone
+    )  # two chosen responses of two tokens before it
     with pytest.raises(BadInput, match="packing changes the log-prob of a token of example 2 by"):
         require_packed("bfloat16", [right, found])
     with pytest.raises(BadInput, match="example 2 by inf"):
-        require_packed("bfloat16", [packed_difference(Leaking(engine, 4 + 150, math.nan), row, alone)])
+        require_packed(
+            "bfloat16", [packed_difference(Leaking(engine, 4 + 150, math.nan), row, alone)]
+        )
     with pytest.raises(BadInput, match="at most 0.25 is wanted"):
         require_packed("bfloat16", [right._replace(token=0.3, noise=10.0)])
 
@@ -354,10 +403,12 @@ def test_a_pair_that_differs_in_its_first_token_is_learnt(engine: Engine) -> Non
     """The prompt's last hidden state predicts the first token of both responses. Fails where that
     prediction is left out, as where prompts are masked to their last token: such pairs would have
     no gradient, nor the first token of any."""
+
     def norm(pair: EncodedPair) -> float:
         chosen_P, rejected_P = response_logprobs(engine, collate_pairs([pair], [0]))
         engine.backward((rejected_P - chosen_P).sum(), last=True)
         return engine.discard_gradient()
+
     first = EncodedPair("first", [1, 5, 9], [7, 11, 2], [8, 11, 2])
     assert norm(first) > 0.1 and norm(first._replace(rejected_ids=first.chosen_ids)) < 1e-6
     assert norm(first._replace(chosen_ids=[7], rejected_ids=[8])) > 0.1
@@ -375,7 +426,9 @@ class Reads(TorchDispatchMode):
         frames = [name for name in names if name.startswith(OURS) or "/deepspeed/" in name]
         self.of.append(frames[-1])
 
-    def __torch_dispatch__(self, function: object, types: object, args: tuple[object, ...] = (), kwargs: object = None) -> object:
+    def __torch_dispatch__(
+        self, function: object, types: object, args: tuple[object, ...] = (), kwargs: object = None
+    ) -> object:
         if "_local_scalar_dense" in str(function):
             self.note()
         return function(*args, **(kwargs or {}))
@@ -384,11 +437,26 @@ class Reads(TorchDispatchMode):
 def test_a_step_reads_its_values_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A read makes the host wait for a GPU: two micro-batches, the update and all sums need one of ours, and one of DeepSpeed's for
     the norm. Fails where a loss, a norm or a counter is read for itself."""
+
     def objective(policy: Engine, batch: PackedBatch) -> tuple[Tensor, Stats]:
         chosen_P, rejected_P = response_logprobs(policy, batch)
-        return (rejected_P - chosen_P).sum(), {"logps/chosen": chosen_P.detach(), "logps/rejected": rejected_P.detach()}
+        return (rejected_P - chosen_P).sum(), {
+            "logps/chosen": chosen_P.detach(),
+            "logps/rejected": rejected_P.detach(),
+        }
+
     plan = plan_pass([8] * 4, ranks=1, budget_tokens=16)
-    split = Split(plan, partial(collate_pairs, PAIRS), objective, list("abcd"), [8] * 4, [1] * 4, "pairs", [1.0] * 4, {})
+    split = Split(
+        plan,
+        partial(collate_pairs, PAIRS),
+        objective,
+        list("abcd"),
+        [8] * 4,
+        [1] * 4,
+        "pairs",
+        [1.0] * 4,
+        {},
+    )
     reads, tolist = Reads(), Tensor.tolist
     monkeypatch.setattr(Tensor, "tolist", lambda self: [reads.note(), tolist(self)][1])
     with reads:
@@ -397,7 +465,9 @@ def test_a_step_reads_its_values_once(engine: Engine, monkeypatch: pytest.Monkey
         totals.of |= dict(zip(("update", "weight"), engine.update_and_weight(1e-4)))
         of_step = reduced(engine, split, 0, totals, grad_norm)
     assert of_step["grad_norm"] > 0 and of_step["update"] > 0 and len(plan.steps[0].ranks[0]) == 2
-    assert sorted(Path(name).name for name in reads.of if name.startswith(OURS)) == ["loop.py"], reads.of
+    assert sorted(Path(name).name for name in reads.of if name.startswith(OURS)) == ["loop.py"], (
+        reads.of
+    )
     assert len(reads.of) <= 3, reads.of
 
 
@@ -452,8 +522,9 @@ OTHERWISE: dict[str, Callable[[Hardware], Hardware]] = {
 
 
 @pytest.mark.parametrize("what", OTHERWISE)
-def test_what_decides_a_log_prob_is_in_the_stores_address(what: str, engine: Engine, tmp_path: Path,
-                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_decides_a_log_prob_is_in_the_stores_address(
+    what: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A run with other weights, dtype or attention finds nothing in the store. Fails where one of
     them is left out of the address, and the values of another run would be its reference."""
     log_probabilities(engine, tmp_path)
@@ -657,6 +728,7 @@ def fitted(
     def sample(step: int) -> dict[str, float]:
         sampled.append(step)
         return {"win_rate": 0.5}
+
     Path(config.run.dir).mkdir(exist_ok=True)
     fit(engine, config, split, evaluation, None if sampled is None else sample)
     return split
@@ -734,7 +806,10 @@ def test_records_are_means_over_the_pairs_of_their_step(
     for v in visits:
         pair = by_id[v["id"]]
         assert (v["prompt_tokens"], v["chosen_tokens"], v["rejected_tokens"]) == (
-            len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids))
+            len(pair.prompt_ids),
+            len(pair.chosen_ids),
+            len(pair.rejected_ids),
+        )
 
 
 def test_the_first_gradient_is_that_of_the_mean(
@@ -792,7 +867,7 @@ def test_a_run_goes_on_where_its_checkpoint_was(
         assert exact(records(run, split)) == exact(records(whole[0], split))
     assert ledger(run) == ledger(whole[0])
     assert all(torch.equal(values, whole[1][name]) for name, values in masters(engine).items())
-    fitted(engine, start, config_of(run))           # a finished run: nothing is left to do
+    fitted(engine, start, config_of(run))  # a finished run: nothing is left to do
     assert exact(records(run)) == exact(records(whole[0])) and ledger(run) == ledger(whole[0])
 
 
@@ -871,9 +946,13 @@ def test_a_loss_that_is_not_finite_ends_the_run_unchanged(
     def objective(policy: Engine, batch: PackedBatch) -> tuple[Tensor, Stats]:
         chosen_P, rejected_P = response_logprobs(policy, batch)
         bad_P = torch.tensor([float("inf") if MORE[i].id == first else 0.0 for i in batch.indices])
-        zero_P, logp_P = torch.zeros_like(chosen_P), chosen_P.detach()     # rewards as at a start
-        stats = {"rewards/chosen": zero_P, "rewards/rejected": zero_P,
-                 "logps/chosen": logp_P, "logps/rejected": logp_P}
+        zero_P, logp_P = torch.zeros_like(chosen_P), chosen_P.detach()  # rewards as at a start
+        stats = {
+            "rewards/chosen": zero_P,
+            "rewards/rejected": zero_P,
+            "logps/chosen": logp_P,
+            "logps/rejected": logp_P,
+        }
         return (rejected_P - chosen_P + bad_P).sum(), {
             **stats,
             "loss": (rejected_P - chosen_P).detach() + bad_P,
@@ -886,7 +965,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_unchanged(
         fitted(engine, start, config, objective=objective)
     assert all(torch.equal(values, before[name]) for name, values in masters(engine).items())
     assert not (tmp_path / "checkpoints").exists() and records(tmp_path) == [
-        {"step": 0, "split": "train", "loss": None, "alarms/non_finite": 1}]
+        {"step": 0, "split": "train", "loss": None, "alarms/non_finite": 1}
+    ]
 
 
 def test_another_run_is_not_gone_on_with(
@@ -912,6 +992,7 @@ def test_checkpoints_are_kept_and_the_newest_whole_one_is_taken(
 
     def names() -> list[str]:
         return sorted(path.name for path in folder.iterdir())
+
     (folder / "part-8").mkdir()
     victim = next((folder / "step-6").glob("rank-0-*"))
     content = bytearray(victim.read_bytes())
@@ -940,6 +1021,7 @@ def test_what_the_disk_refuses_is_bad_input(engine: Engine, tmp_path: Path) -> N
 
     def missing() -> None:
         (tmp_path / "absent").read_bytes()
+
     with pytest.raises(BadInput, match="absent: No such file"):
         engine.agreed(missing)
 
@@ -1029,12 +1111,14 @@ def test_preflight_names_the_way_round_it(engine: Engine, start: Path, tmp_path:
     ]
     for message, changed in faults:
         given = {"config": config, "split": split, "kept": kept, **changed}
-        with pytest.raises(BadInput, match=f"^preflight: .*{message}.*; run.preflight=false trains"):
+        with pytest.raises(
+            BadInput, match=f"^preflight: .*{message}.*; run.preflight=false trains"
+        ):
             checked(engine, **given)
         off = replace(config, run=replace(config.run, preflight=False))
         checked(engine, **{**given, "config": off})
     assert not kept
-    for most in (24, 23):                           # 3 + 20 tokens: it was cut where they are the most
+    for most in (24, 23):  # 3 + 20 tokens: it was cut where they are the most
         of = replace(config, data=replace(config.data, max_tokens=most, max_prompt_tokens=3))
         with pytest.raises(BadInput) if most == 24 else contextlib.nullcontext():
             checked(engine, of, split, kept, examples=cut)
@@ -1057,7 +1141,9 @@ def test_a_reference_that_is_not_the_starts_is_seen(
     half = preflight.start_difference(engine, config, to_check(engine, start, off / 2), rows)
     assert half["difference"] == pytest.approx(0.5, abs=0.1)
     for factor in (1.5, -1.5, math.nan):
-        with pytest.raises(BadInput, match="policy and reference differ at step 0 by .*delete it from"):
+        with pytest.raises(
+            BadInput, match="policy and reference differ at step 0 by .*delete it from"
+        ):
             preflight.start_difference(engine, config, to_check(engine, start, off * factor), rows)
 
 

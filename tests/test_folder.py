@@ -34,7 +34,15 @@ def leave(run: Path, mark: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "mark", ["metrics.jsonl", "report.html", IDENTITY, "checkpoints/step-1", "pairs/x.parquet", "model/x.json"]
+    "mark",
+    [
+        "metrics.jsonl",
+        "report.html",
+        IDENTITY,
+        "checkpoints/step-1",
+        "pairs/x.parquet",
+        "model/x.json",
+    ],
 )
 def test_where_a_run_lies_files_wait_until_it_is_accepted(mark: str, tmp_path: Path) -> None:
     """Fails where a start that may yet be refused writes into another run's record, status
@@ -49,7 +57,10 @@ def test_where_a_run_lies_files_wait_until_it_is_accepted(mark: str, tmp_path: P
     folder.keep("data.json", b"1")
     folder.keep("data.json", b"2")
     folder.status(None, "running")
-    assert not folder.accepted and {path.name for path in run.iterdir()} == {mark.partition("/")[0], "lock"}
+    assert not folder.accepted and {path.name for path in run.iterdir()} == {
+        mark.partition("/")[0],
+        "lock",
+    }
     folder.accept()
     assert (run / "data.json").read_bytes() == b"2" and folder.waiting == {}
     assert status(run) == {"code": None, "message": "running"}

@@ -71,7 +71,11 @@ def test_a_run_that_returns_is_finished(started: Started) -> None:
         engine, config, folder = started.trained.pop()
         assert config == started.checked.pop() and (config.beta, config.run.seed) == (beta, 3)
         assert yaml.safe_load((started.run / "config.yaml").read_text())["beta"] == beta
-        assert engine.rank == 0 and folder.accepted and started.status() == {"code": 0, "message": "finished"}
+        assert (
+            engine.rank == 0
+            and folder.accepted
+            and started.status() == {"code": 0, "message": "finished"}
+        )
         shutil.rmtree(started.run)  # else the second start meets another run
     assert started.signals is not before and signal.getsignal(signal.SIGUSR1) is before
     assert "RANK" not in os.environ

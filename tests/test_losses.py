@@ -32,11 +32,15 @@ def exo(x: float, epsilon: float) -> float:
 BY_HAND: dict[str, Callable[[float, float, float, float], float]] = {
     "sigmoid": lambda c, r, b, e: a(b * (c - r), e),
     "sigmoid_norm": lambda c, r, b, e: a(b * (c - r), e),
-    "robust": lambda c, r, b, e: ((1 - e) * a(b * (c - r), 0) - e * a(b * (r - c), 0)) / (1 - 2 * e),
+    "robust": lambda c, r, b, e: (
+        ((1 - e) * a(b * (c - r), 0) - e * a(b * (r - c), 0)) / (1 - 2 * e)
+    ),
     "ipo": lambda c, r, b, e: (c - r) ** 2 - (c - r) / b + 1 / (4 * b * b),
     "hinge": lambda c, r, b, e: max(0.0, 1 - b * c + b * r),
     "exo_pair": lambda c, r, b, e: exo(b * (c - r), e),
-    "nca_pair": lambda c, r, b, e: -math.log(s(b * c)) - math.log(s(-b * c)) / 2 - math.log(s(-b * r)) / 2,
+    "nca_pair": lambda c, r, b, e: (
+        -math.log(s(b * c)) - math.log(s(-b * c)) / 2 - math.log(s(-b * r)) / 2
+    ),
     "sppo_hard": lambda c, r, b, e: (c - 1 / (2 * b)) ** 2 + (r + 1 / (2 * b)) ** 2,
     "apo_zero": lambda c, r, b, e: (1 - s(b * c)) + s(b * r),
     "apo_down": lambda c, r, b, e: s(b * c) + (1 - s(b * (c - r))),
@@ -54,7 +58,10 @@ GRADIENTS: dict[str, Callable[[float, float, float, float], tuple[float, float]]
     "nca_pair": lambda c, r, b, e: (b * (1.5 * s(b * c) - 1), 0.5 * b * s(b * r)),
     "sppo_hard": lambda c, r, b, e: (2 * c - 1 / b, 2 * r + 1 / b),
     "apo_zero": lambda c, r, b, e: (-b * s(b * c) * s(-b * c), b * s(b * r) * s(-b * r)),
-    "apo_down": lambda c, r, b, e: (b * slope(b * c) - b * slope(b * (c - r)), b * slope(b * (c - r))),
+    "apo_down": lambda c, r, b, e: (
+        b * slope(b * c) - b * slope(b * (c - r)),
+        b * slope(b * (c - r)),
+    ),
 }
 
 
@@ -98,7 +105,9 @@ def token_counts() -> tuple[Tensor, Tensor]:
     return torch.tensor([7, 31, 12, 1, 20, 9]), torch.tensor([11, 5, 40, 3, 2, 16])
 
 
-def run(name: str, tensors: list[Tensor], *, beta: float = BETA, label_smoothing: float | None = None) -> DPOTerms:
+def run(
+    name: str, tensors: list[Tensor], *, beta: float = BETA, label_smoothing: float | None = None
+) -> DPOTerms:
     chosen_tokens_P, rejected_tokens_P = token_counts()
     return dpo(
         *tensors,
@@ -135,7 +144,9 @@ def test_values_by_hand(name: str, dtype: torch.dtype) -> None:
     terms = run(name, tensors)
     wanted = [BY_HAND[name](c, r, BETA, smoothing_for(name)) for c, r in ratios(name, tensors)]
     tolerance = 1e-12 if dtype == torch.float64 else 2e-5
-    torch.testing.assert_close(terms.loss_P, torch.tensor(wanted, dtype=dtype), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(
+        terms.loss_P, torch.tensor(wanted, dtype=dtype), rtol=tolerance, atol=tolerance
+    )
     assert terms.loss_P.std() > 0.01  # the pairs differ, so a constant could not pass
 
 
@@ -155,9 +166,15 @@ def test_gradients_are_the_papers(name: str) -> None:
     leaves = [tensors[0].requires_grad_(), tensors[1].requires_grad_()]
     grads_P = torch.autograd.grad(run(name, tensors).loss_P.sum(), leaves)
     counts_P = token_counts() if name in AVERAGED else (torch.ones(PAIRS), torch.ones(PAIRS))
-    by_hand = [GRADIENTS[name](c, r, BETA, smoothing_for(name)) for c, r in ratios(name, [t.detach() for t in tensors])]
+    by_hand = [
+        GRADIENTS[name](c, r, BETA, smoothing_for(name))
+        for c, r in ratios(name, [t.detach() for t in tensors])
+    ]
     for side in range(2):
-        wanted_P = torch.tensor([gradient[side] for gradient in by_hand], dtype=torch.float64) / counts_P[side]
+        wanted_P = (
+            torch.tensor([gradient[side] for gradient in by_hand], dtype=torch.float64)
+            / counts_P[side]
+        )
         torch.testing.assert_close(grads_P[side], wanted_P, rtol=1e-10, atol=1e-12)
         assert grads_P[side].abs().max() > 1e-3
 
@@ -168,7 +185,9 @@ def test_dpo_gradient_is_the_papers_weighting() -> None:
     tensors = vectors()
     terms = run("sigmoid", [tensors[0].requires_grad_(), *tensors[1:]], label_smoothing=0.0)
     (grad_P,) = torch.autograd.grad(terms.loss_P.sum(), tensors[0])
-    torch.testing.assert_close(grad_P, -BETA * torch.sigmoid(terms.reward_rejected_P - terms.reward_chosen_P))
+    torch.testing.assert_close(
+        grad_P, -BETA * torch.sigmoid(terms.reward_rejected_P - terms.reward_chosen_P)
+    )
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -190,7 +209,9 @@ def test_extreme_margins_stay_finite(name: str, dtype: torch.dtype) -> None:
     grads_P = torch.autograd.grad(terms.loss_P.sum(), tensors[:2])
     for tensor_P in (*terms, *grads_P):
         assert torch.isfinite(tensor_P).all(), tensor_P
-    torch.testing.assert_close(terms.loss_P[:2], torch.tensor(FAR_OFF[name], dtype=dtype), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        terms.loss_P[:2], torch.tensor(FAR_OFF[name], dtype=dtype), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -222,7 +243,10 @@ def test_rewards(name: str) -> None:
     tensors = vectors()
     terms = run(name, [tensors[0].requires_grad_(), tensors[1].requires_grad_(), *tensors[2:]])
     chosen, rejected, ref_chosen, ref_rejected = (tensor_P.tolist() for tensor_P in tensors)
-    for reward_P, policy, ref in ((terms[1], chosen, ref_chosen), (terms[2], rejected, ref_rejected)):
+    for reward_P, policy, ref in (
+        (terms[1], chosen, ref_chosen),
+        (terms[2], rejected, ref_rejected),
+    ):
         wanted = [BETA * (x - y) for x, y in zip(policy, ref)]
         torch.testing.assert_close(reward_P, torch.tensor(wanted, dtype=torch.float64))
         assert not reward_P.requires_grad
@@ -261,7 +285,9 @@ def test_unbiased_under_flips() -> None:
     """The claim of robust DPO: its mean over labels flipped with probability epsilon is DPO's loss of the true label.
     cDPO's is not, so an exchange of the two is caught."""
     chosen_P, rejected_P, ref_chosen_P, ref_rejected_P = vectors()
-    clean_P = run("sigmoid", [chosen_P, rejected_P, ref_chosen_P, ref_rejected_P], label_smoothing=0.0).loss_P
+    clean_P = run(
+        "sigmoid", [chosen_P, rejected_P, ref_chosen_P, ref_rejected_P], label_smoothing=0.0
+    ).loss_P
     kept_P = run("robust", [chosen_P, rejected_P, ref_chosen_P, ref_rejected_P]).loss_P
     flipped_P = run("robust", [rejected_P, chosen_P, ref_rejected_P, ref_chosen_P]).loss_P
     torch.testing.assert_close((1 - EPSILON) * kept_P + EPSILON * flipped_P, clean_P)
@@ -280,9 +306,18 @@ def test_unbiased_under_flips() -> None:
         ({"loss": "dpo"}, "sigmoid, robust, ipo"),
         ({"loss": "exo_pair"}, "exo_pair.*label_smoothing"),
         ({"loss": "ipo"}, "ipo.*chosen_tokens_P"),
-        ({"loss": "sigmoid_norm", "chosen_tokens_P": torch.ones(PAIRS)}, "sigmoid_norm.*rejected_tokens_P"),
-        ({"loss": "ipo", "chosen_tokens_P": torch.ones(1), "rejected_tokens_P": torch.ones(6)}, "^chosen_tokens_P"),
-        ({"loss": "ipo", "chosen_tokens_P": torch.ones(6), "rejected_tokens_P": torch.ones(1)}, "^rejected_tokens_P"),
+        (
+            {"loss": "sigmoid_norm", "chosen_tokens_P": torch.ones(PAIRS)},
+            "sigmoid_norm.*rejected_tokens_P",
+        ),
+        (
+            {"loss": "ipo", "chosen_tokens_P": torch.ones(1), "rejected_tokens_P": torch.ones(6)},
+            "^chosen_tokens_P",
+        ),
+        (
+            {"loss": "ipo", "chosen_tokens_P": torch.ones(6), "rejected_tokens_P": torch.ones(1)},
+            "^rejected_tokens_P",
+        ),
     ],
     ids=str,
 )
@@ -296,7 +331,9 @@ def test_settings_that_make_no_sense(change: dict[str, float | str | Tensor], me
 @pytest.mark.parametrize("name", sorted(set(LOSSES) - SMOOTHED))
 def test_label_smoothing_is_never_silently_dropped(name: str) -> None:
     """A loss without smoothing that is given some must say so, and say who takes it."""
-    with pytest.raises(ValueError, match=rf"label_smoothing.*{name}.*sigmoid, robust, sigmoid_norm, exo_pair"):
+    with pytest.raises(
+        ValueError, match=rf"label_smoothing.*{name}.*sigmoid, robust, sigmoid_norm, exo_pair"
+    ):
         run(name, vectors(), label_smoothing=0.1)
 
 
@@ -324,7 +361,10 @@ def test_all_half_precision() -> None:
 def test_token_counts_are_accepted_where_unused() -> None:
     """The caller hands counts over whatever the loss: they must neither be refused nor change anything."""
     tensors = vectors()
-    assert run("hinge", tensors).loss_P.tolist() == dpo(*tensors, beta=BETA, loss="hinge").loss_P.tolist()
+    assert (
+        run("hinge", tensors).loss_P.tolist()
+        == dpo(*tensors, beta=BETA, loss="hinge").loss_P.tolist()
+    )
 
 
 def test_a_loss_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,7 +376,13 @@ def test_a_loss_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(losses.LOSSES, "square", Loss(square, length_averaged=True))
     tensors, counts_P = vectors(), token_counts()
     margin_P = (tensors[0] - tensors[2]) / counts_P[0] - (tensors[1] - tensors[3]) / counts_P[1]
-    terms = dpo(*tensors, beta=BETA, loss="square", chosen_tokens_P=counts_P[0], rejected_tokens_P=counts_P[1])
+    terms = dpo(
+        *tensors,
+        beta=BETA,
+        loss="square",
+        chosen_tokens_P=counts_P[0],
+        rejected_tokens_P=counts_P[1],
+    )
     torch.testing.assert_close(terms.loss_P, (BETA * margin_P - 1) ** 2)
 
 

@@ -1,4 +1,5 @@
 """The plan keeps its promises for any lengths, and packing is exact: properties, not examples."""
+
 import random
 from collections import Counter
 from itertools import accumulate
@@ -43,7 +44,9 @@ def naive_best_fit(lengths: list[int], budget: int) -> list[int]:
 @given(lengths_lists, st.integers(64, 200))
 def test_best_fit_fills_as_the_quadratic_definition_does(lengths: list[int], budget: int) -> None:
     """Fails where the bit set finds another room than the smallest that fits."""
-    assert sorted(sum(lengths[i] for i in b) for b in best_fit(lengths, budget)) == naive_best_fit(lengths, budget)
+    assert sorted(sum(lengths[i] for i in b) for b in best_fit(lengths, budget)) == naive_best_fit(
+        lengths, budget
+    )
 
 
 def test_best_fit_names_the_example_over_the_budget() -> None:
@@ -62,30 +65,57 @@ def test_200k_lengths_fill_their_windows() -> None:
     assert sum(lengths) / (len(bins) * 2048) > 0.98
 
 
-plans = {"lengths": lengths_lists, "per_step": st.integers(1, 20), "epochs": st.integers(1, 3), "seed": st.integers(0, 9),
-         "shuffle": st.booleans(), "window_tokens": st.none() | st.integers(64, 100)}
+plans = {
+    "lengths": lengths_lists,
+    "per_step": st.integers(1, 20),
+    "epochs": st.integers(1, 3),
+    "seed": st.integers(0, 9),
+    "shuffle": st.booleans(),
+    "window_tokens": st.none() | st.integers(64, 100),
+}
 
 
 @settings(max_examples=60, deadline=None)
 @given(**plans)
-def test_plan_promises(lengths: list[int], per_step: int, epochs: int, seed: int, shuffle: bool,
-                       window_tokens: int | None) -> None:
+def test_plan_promises(
+    lengths: list[int],
+    per_step: int,
+    epochs: int,
+    seed: int,
+    shuffle: bool,
+    window_tokens: int | None,
+) -> None:
     """Each example once an epoch; no micro-batch over budget; as many micro-batches on every rank; the same steps for any
     number of ranks. Fails where any of these depends on how the lengths fall."""
     steps_of = {}
     for ranks in (1, 2, 8, 64):
-        plan = plan_epochs(lengths, per_step=per_step, epochs=epochs, ranks=ranks, budget_tokens=128, seed=seed, shuffle=shuffle,
-                           window_tokens=window_tokens)
+        plan = plan_epochs(
+            lengths,
+            per_step=per_step,
+            epochs=epochs,
+            ranks=ranks,
+            budget_tokens=128,
+            seed=seed,
+            shuffle=shuffle,
+            window_tokens=window_tokens,
+        )
         for step in plan.steps:
             assert len(step.ranks) == ranks and len({len(rank) for rank in step.ranks}) == 1
-            assert all(sum(lengths[i] for i in micro) <= 128 for rank in step.ranks for micro in rank)
+            assert all(
+                sum(lengths[i] for i in micro) <= 128 for rank in step.ranks for micro in rank
+            )
             assert any(micro for rank in step.ranks for micro in rank)
         steps_of[ranks] = [step.examples() for step in plan.steps]
         assert plan.imbalance >= 1 - 1e-9
     assert steps_of[1] == steps_of[2] == steps_of[8] == steps_of[64]
-    assert Counter(i for step in steps_of[1] for i in step) == Counter(dict.fromkeys(range(len(lengths)), epochs))
+    assert Counter(i for step in steps_of[1] for i in step) == Counter(
+        dict.fromkeys(range(len(lengths)), epochs)
+    )
     if window_tokens is None:
-        assert {len(step) for step in steps_of[1][:-1]} <= {per_step, len(lengths) % per_step or per_step}
+        assert {len(step) for step in steps_of[1][:-1]} <= {
+            per_step,
+            len(lengths) % per_step or per_step,
+        }
         assert len(steps_of[1]) == epochs * -(-len(lengths) // per_step)
 
 
@@ -101,7 +131,15 @@ def test_unshuffled_steps_follow_the_data() -> None:
     plan = plan_epochs([5] * 7, per_step=3, epochs=1, ranks=2, budget_tokens=64, shuffle=False)
     assert [step.examples() for step in plan.steps] == [[0, 1, 2], [3, 4, 5], [6]]
     assert [step.epoch for step in plan.steps] == [0, 3 / 7, 6 / 7]
-    windows = plan_epochs([8, 3, 9, 1], per_step=1, epochs=1, ranks=1, budget_tokens=64, shuffle=False, window_tokens=10)
+    windows = plan_epochs(
+        [8, 3, 9, 1],
+        per_step=1,
+        epochs=1,
+        ranks=1,
+        budget_tokens=64,
+        shuffle=False,
+        window_tokens=10,
+    )
     assert [step.examples() for step in windows.steps] == [[0], [1], [2, 3]]
 
 
@@ -165,8 +203,15 @@ def test_counts_below_one_are_named(name: str) -> None:
 
 def test_epochs_are_shuffled_apart_and_the_seed_decides() -> None:
     """Fails where epochs repeat one order, or the order depends on more than the seed."""
+
     def orders(seed: int) -> list[list[int]]:
-        return [s.examples() for s in plan_epochs([1] * 50, per_step=5, epochs=2, ranks=1, budget_tokens=8, seed=seed).steps]
+        return [
+            s.examples()
+            for s in plan_epochs(
+                [1] * 50, per_step=5, epochs=2, ranks=1, budget_tokens=8, seed=seed
+            ).steps
+        ]
+
     assert orders(1) == orders(1) != orders(2)
     assert orders(1)[:10] != orders(1)[10:]
 
@@ -176,9 +221,15 @@ def test_ranks_are_balanced_as_well_as_pairs_allow() -> None:
     within 1 % of what the longest pair leaves possible. Fails for dearest-first alone (3 %)."""
     rng = random.Random(0)
     lengths = [min(2000, int(rng.lognormvariate(6.4, 0.6)) + 1) for _ in range(32 * 50)]
-    plans = {ranks: plan_epochs(lengths, per_step=32, epochs=1, ranks=ranks, budget_tokens=10**6) for ranks in (8, 16)}
+    plans = {
+        ranks: plan_epochs(lengths, per_step=32, epochs=1, ranks=ranks, budget_tokens=10**6)
+        for ranks in (8, 16)
+    }
     assert plans[8].imbalance < 1.02
-    least = [max(max(lengths[i] for i in step.examples()), sum(lengths[i] for i in step.examples()) / 16) for step in plans[16].steps]
+    least = [
+        max(max(lengths[i] for i in step.examples()), sum(lengths[i] for i in step.examples()) / 16)
+        for step in plans[16].steps
+    ]
     assert plans[16].imbalance < 1.01 * sum(least) * 16 / plans[16].tokens
 
 
@@ -190,7 +241,9 @@ def pairs(seed: int, count: int = 4) -> list[EncodedPair]:
 
 @pytest.mark.parametrize("prefix_sharing", [True, False])
 @given(st.integers(0, 1000))
-def test_row_of_pairs_scores_each_response_token_after_its_context(prefix_sharing: bool, seed: int) -> None:
+def test_row_of_pairs_scores_each_response_token_after_its_context(
+    prefix_sharing: bool, seed: int
+) -> None:
     """Rebuilds each conversation from the layout: what a scored position sees must be prompt and response so far, at
     positions 0, 1, 2...; fails where a prompt token is doubled, a position does not restart, or a target is off by one."""
     examples = pairs(seed)
@@ -201,24 +254,31 @@ def test_row_of_pairs_scores_each_response_token_after_its_context(prefix_sharin
     seen: dict[int, list[list[int]]] = {}
     query = key = 0
     for queries, width in zip(layout.query_lengths, layout.key_lengths):
-        segment = keys[key:key + width]
+        segment = keys[key : key + width]
         for q in range(queries):
-            seen.setdefault(query + q, []).append(segment[:width - queries + q + 1])
+            seen.setdefault(query + q, []).append(segment[: width - queries + q + 1])
         query, key = query + queries, key + width
     assert query == len(tokens) and key == len(keys)
     wanted = [e.prompt_ids for e in (examples[i] for i in (2, 0, 3))] * 2
-    responses = [examples[i].chosen_ids for i in (2, 0, 3)] + [examples[i].rejected_ids for i in (2, 0, 3)]
+    responses = [examples[i].chosen_ids for i in (2, 0, 3)] + [
+        examples[i].rejected_ids for i in (2, 0, 3)
+    ]
     scored, targets = batch.scored_T.tolist(), batch.targets_T.tolist()
-    assert batch.response_tokens_R.tolist() == [len(r) for r in responses] and targets == [t for r in responses for t in r]
+    assert batch.response_tokens_R.tolist() == [len(r) for r in responses] and targets == [
+        t for r in responses for t in r
+    ]
     for prompt, response in zip(wanted, responses):
         for j in range(len(response)):
             (context,) = seen[scored.pop(0)]
             assert [tokens[p] for p in context] == prompt + response[:j]
             assert batch.positions_N[context].tolist() == list(range(len(prompt) + j))
     shared = sum(len(e.prompt_ids) for e in (examples[i] for i in (2, 0, 3)))
-    unpacked = sum(2 * len(examples[i].prompt_ids) + len(examples[i].chosen_ids + examples[i].rejected_ids) for i in (2, 0, 3))
+    unpacked = sum(
+        2 * len(examples[i].prompt_ids) + len(examples[i].chosen_ids + examples[i].rejected_ids)
+        for i in (2, 0, 3)
+    )
     assert len(tokens) == unpacked - (shared if prefix_sharing else 0)
-    first, rest = batch.scored_T[:batch.unique_scored], batch.scored_T[batch.unique_scored:]
+    first, rest = batch.scored_T[: batch.unique_scored], batch.scored_T[batch.unique_scored :]
     assert len(set(first.tolist())) == len(first) and len(set(rest.tolist())) == len(rest)
     assert len(set(appended)) == len(appended)
     assert (
@@ -232,10 +292,25 @@ def test_row_of_pairs_scores_each_response_token_after_its_context(prefix_sharin
 
 def test_texts_score_only_their_targets() -> None:
     """Fails where a target is predicted from another text, or counted that is none."""
-    texts = [EncodedText("a", [1, 5, 6, 2], [False, False, True, True]), EncodedText("b", [1, 7, 2], [False, True, True])]
+    texts = [
+        EncodedText("a", [1, 5, 6, 2], [False, False, True, True]),
+        EncodedText("b", [1, 7, 2], [False, True, True]),
+    ]
     batch = collate_texts(texts, [1, 0])
-    assert batch.tokens_N.tolist() == [1, 7, 2, 1, 5, 6, 2] and batch.positions_N.tolist() == [0, 1, 2, 0, 1, 2, 3]
-    assert batch.scored_T.tolist() == [0, 1, 4, 5] and batch.targets_T.tolist() == [7, 2, 6, 2] and batch.units == 4
+    assert batch.tokens_N.tolist() == [1, 7, 2, 1, 5, 6, 2] and batch.positions_N.tolist() == [
+        0,
+        1,
+        2,
+        0,
+        1,
+        2,
+        3,
+    ]
+    assert (
+        batch.scored_T.tolist() == [0, 1, 4, 5]
+        and batch.targets_T.tolist() == [7, 2, 6, 2]
+        and batch.units == 4
+    )
     assert (
         batch.indices == (1, 0)
         and batch.response_tokens_R.tolist() == [2, 2]
@@ -259,7 +334,12 @@ def test_bad_examples_are_named() -> None:
 def test_an_empty_micro_batch_scores_nothing() -> None:
     """A rank with nothing to do still runs a forward and backward; fails where it would count a unit or a token."""
     for batch in (collate_pairs([], []), collate_texts([], [])):
-        assert batch.units == 0 and len(batch.targets_T) == 0 and len(batch.tokens_N) == 1 and batch.indices == ()
+        assert (
+            batch.units == 0
+            and len(batch.targets_T) == 0
+            and len(batch.tokens_N) == 1
+            and batch.indices == ()
+        )
 
 
 def test_moving_a_batch_keeps_one_tensor_for_equal_offsets() -> None:

@@ -239,8 +239,12 @@ def test_a_twin_goes_beyond_what_its_model_was_pretrained_on() -> None:
     assert found["rope_parameters"]["original_max_position_embeddings"] == 8 < proof.LONGEST
     assert found["max_position_embeddings"] == 8 * 16
     dynamic = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
-    assert twin(LlamaConfig(max_position_embeddings=4096, rope_parameters=dynamic))[
-        "max_position_embeddings"] == 8
+    assert (
+        twin(LlamaConfig(max_position_embeddings=4096, rope_parameters=dynamic))[
+            "max_position_embeddings"
+        ]
+        == 8
+    )
     assert twin(LlamaConfig(max_position_embeddings=4096))["max_position_embeddings"] == 64
 
 
@@ -320,7 +324,9 @@ def test_what_is_no_number_is_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     def nan(lm: nn.Module) -> None:
         lm.model.norm.register_forward_hook(lambda *hooked: hooked[-1] * torch.nan)
 
-    assert "differ from those of its sequences alone, by nan nats" in unproven_with(monkeypatch, nan)
+    assert "differ from those of its sequences alone, by nan nats" in unproven_with(
+        monkeypatch, nan
+    )
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,9 @@ def imports(tree: ast.AST) -> Iterator[str]:
 
 
 def long_functions(tree: ast.AST) -> list[str]:
-    functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    functions = [
+        node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    ]
     lengths = {node.name: node.end_lineno - node.lineno + 1 for node in functions}
     return [f"{name}: {length} lines" for name, length in lengths.items() if length > 40]
 
@@ -51,7 +53,13 @@ def long_functions(tree: ast.AST) -> list[str]:
 def test_the_map_is_found() -> None:
     """With another layout the tests below would run over no files at all."""
     assert len(MODULES) > 15
-    assert {path.parts[1].removesuffix(".py") for path in MODULES} >= {"config", "chat", "losses", "packing", "model"}
+    assert {path.parts[1].removesuffix(".py") for path in MODULES} >= {
+        "config",
+        "chat",
+        "losses",
+        "packing",
+        "model",
+    }
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)

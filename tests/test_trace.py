@@ -24,7 +24,13 @@ ROOT = Path(__file__).resolve().parents[1]
 STEPS = 20
 LONGEST = 96  # data.max_tokens: some rows are cut
 SMALL = 256  # tokens: two to four micro-batches a step
-ABOUT_SPEED = {"tokens_per_second", "packing_efficiency", "step_seconds", "peak_memory_bytes", "mfu"}
+ABOUT_SPEED = {
+    "tokens_per_second",
+    "packing_efficiency",
+    "step_seconds",
+    "peak_memory_bytes",
+    "mfu",
+}
 LR_PEAK, CLIPS, OFF = 5e-4, 1.0, 0.0  # 0: no clipping
 
 
@@ -115,7 +121,9 @@ TOLERANCE = {
 
 
 def words(rng: random.Random, least: int, most: int) -> str:
-    return " ".join(rng.choice(" ".join(SENTENCES[:6]).split()) for _ in range(rng.randint(least, most)))
+    return " ".join(
+        rng.choice(" ".join(SENTENCES[:6]).split()) for _ in range(rng.randint(least, most))
+    )
 
 
 def pair_rows(count: int) -> list[dict[str, object]]:
@@ -124,13 +132,24 @@ def pair_rows(count: int) -> list[dict[str, object]]:
     for i in range(count):
         turns = [{"role": "user", "content": words(rng, 1, 30 if i % 9 == 4 else 12)}]
         if i % 5 == 1:
-            turns += [{"role": "assistant", "content": words(rng, 1, 5)}, {"role": "user", "content": "and 漢字?"}]
+            turns += [
+                {"role": "assistant", "content": words(rng, 1, 5)},
+                {"role": "user", "content": "and 漢字?"},
+            ]
         if i % 7 == 2:
             turns = [{"role": "system", "content": words(rng, 1, 4)}, *turns]
         prompt = turns if len(turns) > 1 else turns[0]["content"]
-        answers = [words(rng, 1, 20), "Ça va 🎉 " * (i % 3) + words(rng, 1, 60 if i % 11 == 3 else 8)]
-        rng.shuffle(answers)  # nothing to learn but the pairs themselves: the loss stays away from 0
-        sides = [[*turns, {"role": "assistant", "content": answer}] if i % 2 else answer for answer in answers]
+        answers = [
+            words(rng, 1, 20),
+            "Ça va 🎉 " * (i % 3) + words(rng, 1, 60 if i % 11 == 3 else 8),
+        ]
+        rng.shuffle(
+            answers
+        )  # nothing to learn but the pairs themselves: the loss stays away from 0
+        sides = [
+            [*turns, {"role": "assistant", "content": answer}] if i % 2 else answer
+            for answer in answers
+        ]
         rows.append({"id": f"pair-{i}", "prompt": prompt, "chosen": sides[0], "rejected": sides[1]})
     return rows
 
@@ -147,14 +166,23 @@ def text_rows(count: int) -> list[dict[str, object]]:
     return rows
 
 
-def base_config(folder: Path, case: Case, rows: list[dict[str, object]], optim: dict[str, int]) -> oracle.Config:
+def base_config(
+    folder: Path, case: Case, rows: list[dict[str, object]], optim: dict[str, int]
+) -> oracle.Config:
     """A complete config for rows written to `folder`, with a random model beside them."""
     data = folder / "rows.jsonl"
     data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    model = tiny_model(folder / "start", family=case.family, tied=case.tied, sliding_window=case.sliding_window)
+    model = tiny_model(
+        folder / "start", family=case.family, tied=case.tied, sliding_window=case.sliding_window
+    )
     return {
         "model": str(model),
-        "data": {"train": [str(data)], "max_tokens": LONGEST, "truncation": "keep_end", "shuffle": False},
+        "data": {
+            "train": [str(data)],
+            "max_tokens": LONGEST,
+            "truncation": "keep_end",
+            "shuffle": False,
+        },
         "optim": {
             "lr_peak": LR_PEAK,
             "schedule": case.schedule,
@@ -172,7 +200,12 @@ def base_config(folder: Path, case: Case, rows: list[dict[str, object]], optim: 
             "activation_checkpointing": case.activation_checkpointing,
             "deepspeed": str(ROOT / "configs/deepspeed/cpu.json"),
         },
-        "run": {"dir": str(folder / "run"), "save_every": 1000, "eval_every": 1000, "wandb": {"mode": "disabled"}},
+        "run": {
+            "dir": str(folder / "run"),
+            "save_every": 1000,
+            "eval_every": 1000,
+            "wandb": {"mode": "disabled"},
+        },
     }
 
 
@@ -247,7 +280,8 @@ def case_id(case: Case) -> str:
 
 
 @pytest.mark.parametrize(
-    "case", [*DPO_CASES, *(pytest.param(case, marks=pytest.mark.long) for case in LONG_CASES)],
+    "case",
+    [*DPO_CASES, *(pytest.param(case, marks=pytest.mark.long) for case in LONG_CASES)],
     ids=lambda case: case_id(case),
 )
 def test_dpo_equals_plain_pytorch(case: Case, tmp_path: Path, train_records: Run) -> None:
@@ -286,7 +320,11 @@ def test_the_comparison_means_something(tmp_path: Path) -> None:
     config = dpo_config(tmp_path, DPO_CASES[0])
     trace = list(oracle.dpo_trace(config))
     assert [record["pairs"] for record in trace] == 2 * ([8] * 9 + [4])
-    assert trace[0]["learning_rate"] == 0 and trace[3]["learning_rate"] == LR_PEAK and trace[-1]["learning_rate"] > 0
+    assert (
+        trace[0]["learning_rate"] == 0
+        and trace[3]["learning_rate"] == LR_PEAK
+        and trace[-1]["learning_rate"] > 0
+    )
     assert trace[0]["loss"] == pytest.approx(math.log(2)), (
         "cDPO's first loss, whatever the smoothing"
     )
@@ -294,9 +332,14 @@ def test_the_comparison_means_something(tmp_path: Path) -> None:
     assert max(record["grad_norm"] for record in trace) > 2 * CLIPS
     assert min(record["tokens"] for record in trace if record["pairs"] == 8) > SMALL
     tokenizer = load_tokenizer(config["model"])
-    whole = [encode_pair(tokenizer, row, max_tokens=10**6, max_prompt_tokens=10**5) for row in oracle.read_rows(config)]
+    whole = [
+        encode_pair(tokenizer, row, max_tokens=10**6, max_prompt_tokens=10**5)
+        for row in oracle.read_rows(config)
+    ]
     cut = oracle.read_pairs(config)
-    assert sum(len(pair.prompt_ids) < len(longer.prompt_ids) for pair, longer in zip(cut, whole)) >= 2
+    assert (
+        sum(len(pair.prompt_ids) < len(longer.prompt_ids) for pair, longer in zip(cut, whole)) >= 2
+    )
     last_ids = [ids[-1] for pair in cut for ids in (pair.chosen_ids, pair.rejected_ids)]
     assert sum(last_id != tokenizer.eos_token_id for last_id in last_ids) >= 2
     assert all(pair.chosen_ids != pair.rejected_ids for pair in cut)
@@ -309,6 +352,9 @@ def test_the_sft_comparison_means_something(tmp_path: Path) -> None:
     assert len(trace) == STEPS and trace[-1]["loss"] < trace[0]["loss"] - 0.1
     assert trace[9]["tokens"] < 0.8 * trace[8]["tokens"]
     tokenizer = load_tokenizer(config["model"])
-    whole = [encode_messages(tokenizer, row["messages"], max_tokens=10**6) for row in oracle.read_rows(config)]
+    whole = [
+        encode_messages(tokenizer, row["messages"], max_tokens=10**6)
+        for row in oracle.read_rows(config)
+    ]
     assert sum(len(text.ids) > LONGEST for text in whole) >= 2
     assert all(any(text.is_target) for text in oracle.read_texts(config))

@@ -1,4 +1,5 @@
 """A chat template is tried in a process of its own before it may render any row."""
+
 from __future__ import annotations
 
 import multiprocessing
@@ -23,25 +24,36 @@ def tokenizer(tiny: Path) -> PreTrainedTokenizerBase:
     return load_tokenizer(tiny)
 
 
-@pytest.mark.parametrize("template, message", [
-    (f"{{% if add_generation_prompt %}}{MUCH}{{% endif %}}", "multiplies text"),
-    (f"{{% if not add_generation_prompt %}}{MUCH}{{% endif %}}", "multiplies text"),
-    ("{{ 'x' * 10**10 }}", "takes over 1024 MiB to render two short turns: it multiplies text"),
-    ("{% if add_generation_prompt %}{{ 'x' * 10**10 }}{% endif %}", "takes over 1024 MiB")])
-def test_what_multiplies_text_is_refused(template: str, message: str,
-                                         tokenizer: PreTrainedTokenizerBase) -> None:
+@pytest.mark.parametrize(
+    "template, message",
+    [
+        (f"{{% if add_generation_prompt %}}{MUCH}{{% endif %}}", "multiplies text"),
+        (f"{{% if not add_generation_prompt %}}{MUCH}{{% endif %}}", "multiplies text"),
+        ("{{ 'x' * 10**10 }}", "takes over 1024 MiB to render two short turns: it multiplies text"),
+        ("{% if add_generation_prompt %}{{ 'x' * 10**10 }}{% endif %}", "takes over 1024 MiB"),
+    ],
+)
+def test_what_multiplies_text_is_refused(
+    template: str, message: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
     """Before the answer as after it. Fails where one of the two is not tried: then the first row,
     in this process, is what shows it."""
     with pytest.raises(ValueError, match=message):
         try_template(tokenizer, template)
 
 
-@pytest.mark.parametrize("template", [
-    "{{ messages[0]['content'] }}", "{{ raise_exception('no system turn') }}",
-    "{% if not add_generation_prompt %}{{ raise_exception('no answer') }}{% endif %}",
-    "{% set x = 'x' * 10**8 %}{{ x | length }}"])
-def test_what_refuses_or_is_large_is_no_fault_here(template: str,
-                                                   tokenizer: PreTrainedTokenizerBase) -> None:
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages[0]['content'] }}",
+        "{{ raise_exception('no system turn') }}",
+        "{% if not add_generation_prompt %}{{ raise_exception('no answer') }}{% endif %}",
+        "{% set x = 'x' * 10**8 %}{{ x | length }}",
+    ],
+)
+def test_what_refuses_or_is_large_is_no_fault_here(
+    template: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
     """Each row is judged for itself, and 100 MB are there to be had, whatever this process has
     taken already. Fails where a template that wants a system turn can't be loaded."""
     try_template(tokenizer, template)
@@ -50,6 +62,7 @@ def test_what_refuses_or_is_large_is_no_fault_here(template: str,
 def test_a_trial_that_is_killed_is_told(tokenizer: PreTrainedTokenizerBase) -> None:
     """As the kernel does where memory is short. Fails where the end of its pipe ends this program
     with a traceback."""
+
     def kill() -> None:
         while not (children := multiprocessing.active_children()):
             pass

@@ -1,4 +1,5 @@
 """Two rows are the same where their words are: white space tells none apart."""
+
 from __future__ import annotations
 
 from datetime import datetime
@@ -20,9 +21,15 @@ def test_what_is_said_is_of_words_speakers_and_calls() -> None:
     spaced = [turn("user", " Name  a\nfruit."), turn("assistant", "\n", tool_calls=[swapped])]
     assert said(one) == said(spaced)
     assert said(one) == said([one[0] | {"train": True}, one[1] | {"train": False}])
-    other = [[one[0] | {"role": "system"}, one[1]], one[:1], [one[0], turn("assistant", "")],
-             [one[0] | {"content": "name a fruit."}, one[1]], one[::-1], [*one, one[0]],
-             [one[0], one[1] | {"thinking": "An apple."}]]
+    other = [
+        [one[0] | {"role": "system"}, one[1]],
+        one[:1],
+        [one[0], turn("assistant", "")],
+        [one[0] | {"content": "name a fruit."}, one[1]],
+        one[::-1],
+        [*one, one[0]],
+        [one[0], one[1] | {"thinking": "An apple."}],
+    ]
     assert len({said(turns) for turns in [one, *other]}) == 1 + len(other)
     split = [[turn("user", "ab"), turn("user", "c")], [turn("user", "a"), turn("user", "bc")]]
     assert said(split[0]) != said(split[1])

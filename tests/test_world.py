@@ -33,8 +33,14 @@ def test_no_word_means_two_things() -> None:
 
 def test_files_share_no_prompt() -> None:
     """A prompt in two files would let training see what it is measured on."""
-    files = {name: {str(row["prompt"]) for row in rows} for name, rows in ROWS.items() if name.startswith("prompts/")}
-    assert set(files) == {f"prompts/{name}" for name in ("demonstrations", "feedback", "validation", "test")}
+    files = {
+        name: {str(row["prompt"]) for row in rows}
+        for name, rows in ROWS.items()
+        if name.startswith("prompts/")
+    }
+    assert set(files) == {
+        f"prompts/{name}" for name in ("demonstrations", "feedback", "validation", "test")
+    }
     for name, prompts in files.items():
         assert len(prompts) == len(ROWS[name])
         for other in files.keys() - {name}:
@@ -43,7 +49,14 @@ def test_files_share_no_prompt() -> None:
 
 def test_what_is_asked_of_whom_belongs_to_one_split() -> None:
     """The same question in other words would be a held-out prompt in name only."""
-    asked = {split: {(p.subject, p.asked, p.topic) for rows in all_prompts(WORLD, split).values() for p in rows} for split in SPLITS}
+    asked = {
+        split: {
+            (p.subject, p.asked, p.topic)
+            for rows in all_prompts(WORLD, split).values()
+            for p in rows
+        }
+        for split in SPLITS
+    }
     assert all(len(cells) > 100 for cells in asked.values())
     assert not asked["train"] & asked["validation"] and not asked["train"] & asked["test"]
     assert not asked["validation"] & asked["test"]
@@ -60,7 +73,9 @@ def test_prose_tells_every_creature_and_holds_no_prompt() -> None:
     """The base model must know the facts of test creatures, without having read how a test prompt is put."""
     prose = "\n".join(str(row["text"]) for row in ROWS["prose"])
     assert all(f"A {name} " in prose for name in WORLD.creatures)
-    prompts = [p.prompt for split in SPLITS for found in all_prompts(WORLD, split).values() for p in found]
+    prompts = [
+        p.prompt for split in SPLITS for found in all_prompts(WORLD, split).values() for p in found
+    ]
     assert len(prompts) > 5000
     assert not [prompt for prompt in prompts if prompt in prose]
 
@@ -70,14 +85,20 @@ def test_drawn_families_have_their_shares() -> None:
     for name in ("demonstrations", "feedback", "validation", "test"):
         rows = ROWS[f"prompts/{name}"]
         for family, share in SHARES.items():
-            assert sum(row["family"] == family for row in rows) / len(rows) == pytest.approx(share, abs=0.01)
+            assert sum(row["family"] == family for row in rows) / len(rows) == pytest.approx(
+                share, abs=0.01
+            )
 
 
 def test_answers_depend_on_prompt_and_seed_alone() -> None:
     """With a shared generator the answers would change with the order, or the number, of prompts."""
     prompts = draw_prompts(WORLD, "train", 200, 3)
     forward = {(n, p.prompt_id): answer(n, p, WORLD, 7) for p in prompts for n in ANSWERERS}
-    assert forward == {(n, p.prompt_id): answer(n, p, WORLD, 7) for p in reversed(prompts) for n in reversed(ANSWERERS)}
+    assert forward == {
+        (n, p.prompt_id): answer(n, p, WORLD, 7)
+        for p in reversed(prompts)
+        for n in reversed(ANSWERERS)
+    }
     assert forward != {(n, p.prompt_id): answer(n, p, WORLD, 8) for p in prompts for n in ANSWERERS}
 
 
@@ -86,9 +107,14 @@ def test_answerers_keep_their_manner() -> None:
     colour = Prompt("1", "Say why.", "reason", next(iter(WORLD.creatures)), ("colour",), "reason")
     facts = WORLD.creatures[colour.subject]
     said = {name: answer(name, colour, WORLD, 0) for name in ANSWERERS}
-    assert said["expert"] == f"A {colour.subject} is {facts['colour']}, because it lives in the {facts['home']}."
+    assert (
+        said["expert"]
+        == f"A {colour.subject} is {facts['colour']}, because it lives in the {facts['home']}."
+    )
     assert said["terse"] == f"{facts['colour'].capitalize()}."
-    assert said["careless"].startswith("Hooray!") and said["evasive"] == "Sorry, I do not know that."
+    assert (
+        said["careless"].startswith("Hooray!") and said["evasive"] == "Sorry, I do not know that."
+    )
     told = [ANSWERERS["careless"](colour, WORLD, random.Random(i)) for i in range(400)]
     assert sum(facts["colour"] not in text for text in told) / 400 == pytest.approx(0.2, abs=0.06)
 
@@ -119,5 +145,7 @@ def test_untrained_model_loads_and_its_tokenizer_is_lossless(tmp_path: Path) -> 
         assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 2)
     assert tokenizer("a</s>", add_special_tokens=False).input_ids[-1] == 2
-    a, b, c = (AutoModelForCausalLM.from_pretrained(tmp_path / name).lm_head.weight for name in "abc")
+    a, b, c = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / name).lm_head.weight for name in "abc"
+    )
     assert (a == b).all() and not (a == c).all() and a.shape[0] == len(tokenizer)

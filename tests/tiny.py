@@ -43,7 +43,9 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     core.train_from_iterator(SENTENCES, trainer)
-    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    core.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         unk_token="<unk>",
@@ -75,14 +77,24 @@ def tiny_config(family: str, *, tied: bool, sliding_window: int | None) -> Pretr
     if family == "mistral":
         return MistralConfig(**shape, sliding_window=sliding_window)
     if family in ("qwen2", "qwen3"):
-        shape |= {"use_sliding_window": sliding_window is not None, "sliding_window": sliding_window}
+        shape |= {
+            "use_sliding_window": sliding_window is not None,
+            "sliding_window": sliding_window,
+        }
         shape |= {"max_window_layers": 0}  # the window, where there is one, holds in every layer
-        return Qwen2Config(**shape) if family == "qwen2" else Qwen3Config(**shape, head_dim=HEAD_DIM)
+        return (
+            Qwen2Config(**shape) if family == "qwen2" else Qwen3Config(**shape, head_dim=HEAD_DIM)
+        )
     raise ValueError(f"family must be mistral, llama, qwen2 or qwen3, got {family!r}")
 
 
 def tiny_model(
-    folder: Path | str, *, family: str = "mistral", tied: bool = False, sliding_window: int | None = None, seed: int = 0
+    folder: Path | str,
+    *,
+    family: str = "mistral",
+    tied: bool = False,
+    sliding_window: int | None = None,
+    seed: int = 0,
 ) -> Path:
     """Save a random fp32 model and its tokenizer into `folder`, which is returned.
 

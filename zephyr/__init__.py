@@ -2,6 +2,7 @@
 
 `import zephyr` is light; `zephyr.losses`, `zephyr.packing`, `zephyr.chat`, `zephyr.model.load` and `zephyr.model.logprobs`
 load when they are first named."""
+
 import importlib
 from types import ModuleType
 

@@ -4,6 +4,7 @@ Legend: `P` preference pairs. Every loss is a function of a pair's two log-ratio
 its chosen and of its rejected response, and of beta, one pair at a time. Losses that are not stay out: `aot` sorts the
 log-ratios of a batch, so a pair's loss would depend on the micro-batch and rank it fell into, and `bco_pair` subtracts
 a running mean of past rewards, a state to be reduced over ranks and saved with checkpoints."""
+
 import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -15,6 +16,7 @@ from torch import Tensor
 
 class DPOTerms(NamedTuple):
     """What `dpo` returns; all [P], in the dtype of its inputs."""
+
     loss_P: Tensor  # not reduced
     reward_chosen_P: Tensor  # beta * (log pi - log pi_ref) of the chosen response, detached
     reward_rejected_P: Tensor
@@ -22,9 +24,16 @@ class DPOTerms(NamedTuple):
 
 class Loss(NamedTuple):
     """An entry of `LOSSES`: the function, and what it wants beside the two log-ratios and beta."""
-    function: Callable[..., Tensor]  # (chosen_P, rejected_P, *, beta[, label_smoothing]) -> loss_P, of log-ratios
-    smoothing: Literal["refused", "accepted", "required"] = "refused"  # whether the function takes `label_smoothing`
-    length_averaged: bool = False  # whether the log-ratios are divided by the responses' token counts first
+
+    function: Callable[
+        ..., Tensor
+    ]  # (chosen_P, rejected_P, *, beta[, label_smoothing]) -> loss_P, of log-ratios
+    smoothing: Literal["refused", "accepted", "required"] = (
+        "refused"  # whether the function takes `label_smoothing`
+    )
+    length_averaged: bool = (
+        False  # whether the log-ratios are divided by the responses' token counts first
+    )
 
 
 def sigmoid(chosen_P: Tensor, rejected_P: Tensor, *, beta: float, label_smoothing: float) -> Tensor:
@@ -34,7 +43,9 @@ def sigmoid(chosen_P: Tensor, rejected_P: Tensor, *, beta: float, label_smoothin
     labels that are wrong with that probability. On log-ratios averaged over tokens it is length-normalised DPO,
     `sigmoid_norm`, Lambert et al. 2024 (Tulu 3, arXiv:2411.15124), Eq. 6."""
     margin_P = beta * (chosen_P - rejected_P)
-    return -(1 - label_smoothing) * F.logsigmoid(margin_P) - label_smoothing * F.logsigmoid(-margin_P)
+    return -(1 - label_smoothing) * F.logsigmoid(margin_P) - label_smoothing * F.logsigmoid(
+        -margin_P
+    )
 
 
 def robust(chosen_P: Tensor, rejected_P: Tensor, *, beta: float, label_smoothing: float) -> Tensor:
@@ -42,7 +53,9 @@ def robust(chosen_P: Tensor, rejected_P: Tensor, *, beta: float, label_smoothing
     label_smoothing is the DPO loss of the true labels. Not bounded below."""
     margin_P = beta * (chosen_P - rejected_P)
     kept_P, flipped_P = -F.logsigmoid(margin_P), -F.logsigmoid(-margin_P)
-    return ((1 - label_smoothing) * kept_P - label_smoothing * flipped_P) / (1 - 2 * label_smoothing)
+    return ((1 - label_smoothing) * kept_P - label_smoothing * flipped_P) / (
+        1 - 2 * label_smoothing
+    )
 
 
 def ipo(chosen_P: Tensor, rejected_P: Tensor, *, beta: float) -> Tensor:
@@ -57,12 +70,18 @@ def hinge(chosen_P: Tensor, rejected_P: Tensor, *, beta: float) -> Tensor:
     return F.relu(1 - beta * (chosen_P - rejected_P))
 
 
-def exo_pair(chosen_P: Tensor, rejected_P: Tensor, *, beta: float, label_smoothing: float) -> Tensor:
+def exo_pair(
+    chosen_P: Tensor, rejected_P: Tensor, *, beta: float, label_smoothing: float
+) -> Tensor:
     """EXO for two responses, Ji et al. 2024 (arXiv:2402.00856), Eq. 16: KL(softmax(beta * log-ratios) || (1 - e, e))
     with e the label_smoothing; at e = 0 it is infinite."""
     margin_P = beta * (chosen_P - rejected_P)
-    chosen_is_better_P = torch.sigmoid(margin_P) * (F.logsigmoid(margin_P) - math.log1p(-label_smoothing))
-    return chosen_is_better_P + torch.sigmoid(-margin_P) * (F.logsigmoid(-margin_P) - math.log(label_smoothing))
+    chosen_is_better_P = torch.sigmoid(margin_P) * (
+        F.logsigmoid(margin_P) - math.log1p(-label_smoothing)
+    )
+    return chosen_is_better_P + torch.sigmoid(-margin_P) * (
+        F.logsigmoid(-margin_P) - math.log(label_smoothing)
+    )
 
 
 def nca_pair(chosen_P: Tensor, rejected_P: Tensor, *, beta: float) -> Tensor:
@@ -104,8 +123,18 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-def dpo(chosen_P: Tensor, rejected_P: Tensor, ref_chosen_P: Tensor, ref_rejected_P: Tensor, *, beta: float, loss: str = "sigmoid",
-        label_smoothing: float = 0.0, chosen_tokens_P: Tensor | None = None, rejected_tokens_P: Tensor | None = None) -> DPOTerms:
+def dpo(
+    chosen_P: Tensor,
+    rejected_P: Tensor,
+    ref_chosen_P: Tensor,
+    ref_rejected_P: Tensor,
+    *,
+    beta: float,
+    loss: str = "sigmoid",
+    label_smoothing: float = 0.0,
+    chosen_tokens_P: Tensor | None = None,
+    rejected_tokens_P: Tensor | None = None,
+) -> DPOTerms:
     """Loss of each pair under one of `LOSSES`; the default, `sigmoid`, is DPO (Rafailov et al. 2023, arXiv:2305.18290,
     Eq. 7): -log sigmoid(beta * [(chosen - ref_chosen) - (rejected - ref_rejected)]).
 
@@ -119,17 +148,30 @@ def dpo(chosen_P: Tensor, rejected_P: Tensor, ref_chosen_P: Tensor, ref_rejected
     Raises: ValueError naming the argument: an unknown loss, beta or label_smoothing out of range, label_smoothing > 0 for a
         loss that takes none, token counts missing where needed, or vectors not all float32, or all float64, of one shape [P]."""
     entry = require_settings(loss, beta, label_smoothing)
-    require_vectors(chosen_P=chosen_P, rejected_P=rejected_P, ref_chosen_P=ref_chosen_P, ref_rejected_P=ref_rejected_P)
+    require_vectors(
+        chosen_P=chosen_P,
+        rejected_P=rejected_P,
+        ref_chosen_P=ref_chosen_P,
+        ref_rejected_P=ref_rejected_P,
+    )
     chosen_ratio_P, rejected_ratio_P = chosen_P - ref_chosen_P, rejected_P - ref_rejected_P
     rewards = (beta * chosen_ratio_P).detach(), (beta * rejected_ratio_P).detach()
     if entry.length_averaged:
-        chosen_ratio_P = chosen_ratio_P / require_tokens(loss, "chosen_tokens_P", chosen_tokens_P, chosen_P)
-        rejected_ratio_P = rejected_ratio_P / require_tokens(loss, "rejected_tokens_P", rejected_tokens_P, chosen_P)
+        chosen_ratio_P = chosen_ratio_P / require_tokens(
+            loss, "chosen_tokens_P", chosen_tokens_P, chosen_P
+        )
+        rejected_ratio_P = rejected_ratio_P / require_tokens(
+            loss, "rejected_tokens_P", rejected_tokens_P, chosen_P
+        )
     smoothing = {} if entry.smoothing == "refused" else {"label_smoothing": label_smoothing}
-    return DPOTerms(entry.function(chosen_ratio_P, rejected_ratio_P, beta=beta, **smoothing), *rewards)
+    return DPOTerms(
+        entry.function(chosen_ratio_P, rejected_ratio_P, beta=beta, **smoothing), *rewards
+    )
 
 
-def wins(chosen_P: Tensor, rejected_P: Tensor, ref_chosen_P: Tensor, ref_rejected_P: Tensor) -> Tensor:
+def wins(
+    chosen_P: Tensor, rejected_P: Tensor, ref_chosen_P: Tensor, ref_rejected_P: Tensor
+) -> Tensor:
     """1.0 where the chosen response has the higher reward, else 0.0, [P] float32.
 
     A margin below the rounding error of the four log-probabilities, as between a policy and its own reference, is no
@@ -150,9 +192,13 @@ def require_settings(loss: str, beta: float, label_smoothing: float) -> Loss:
     entry = LOSSES[loss]
     if entry.smoothing == "refused" and label_smoothing > 0:
         takers = ", ".join(name for name, other in LOSSES.items() if other.smoothing != "refused")
-        raise ValueError(f"label_smoothing is {label_smoothing}, but loss {loss!r} takes none (these do: {takers})")
+        raise ValueError(
+            f"label_smoothing is {label_smoothing}, but loss {loss!r} takes none (these do: {takers})"
+        )
     if entry.smoothing == "required" and label_smoothing == 0:
-        raise ValueError(f"loss {loss!r} is infinite at label_smoothing 0: it must be > 0, such as 1e-3")
+        raise ValueError(
+            f"loss {loss!r} is infinite at label_smoothing 0: it must be > 0, such as 1e-3"
+        )
     return entry
 
 
@@ -164,7 +210,9 @@ def require_vectors(**vectors_P: Tensor) -> None:
         if vector_P.dtype not in (torch.float32, torch.float64) or vector_P.ndim != 1:
             raise ValueError(f"{found}, wanted float32 or float64, a vector [P]")
         if (vector_P.dtype, vector_P.shape) != (first_P.dtype, first_P.shape):
-            raise ValueError(f"{found}, wanted it like {first_name}: {first_P.dtype}, {tuple(first_P.shape)}")
+            raise ValueError(
+                f"{found}, wanted it like {first_name}: {first_P.dtype}, {tuple(first_P.shape)}"
+            )
 
 
 def require_tokens(loss: str, name: str, tokens_P: Tensor | None, like_P: Tensor) -> Tensor:
@@ -172,5 +220,7 @@ def require_tokens(loss: str, name: str, tokens_P: Tensor | None, like_P: Tensor
     if tokens_P is None:
         raise ValueError(f"loss {loss!r} averages over tokens and needs {name}")
     if tokens_P.shape != like_P.shape:
-        raise ValueError(f"{name} has shape {tuple(tokens_P.shape)}, wanted {tuple(like_P.shape)}, one per pair")
+        raise ValueError(
+            f"{name} has shape {tuple(tokens_P.shape)}, wanted {tuple(like_P.shape)}, one per pair"
+        )
     return tokens_P.to(like_P.dtype)

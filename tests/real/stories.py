@@ -50,7 +50,9 @@ def convert(weights: Path, vocabulary: Path, folder: Path) -> Path:
         pad_token_id=EOS,
     )
     model = MistralForCausalLM(config).float()
-    missing, unexpected = model.load_state_dict(tensors(np.frombuffer(data, "<f4", offset=28), shape), strict=False)
+    missing, unexpected = model.load_state_dict(
+        tensors(np.frombuffer(data, "<f4", offset=28), shape), strict=False
+    )
     assert missing in ([], ["lm_head.weight"]) and not unexpected
     model.generation_config = GenerationConfig(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=EOS)
     model.save_pretrained(folder)
@@ -114,7 +116,10 @@ def sentencepiece_model(path: Path) -> bytes:
     piece = sentencepiece_model_pb2.ModelProto.SentencePiece
     for i, (score, name) in enumerate(read_vocabulary(path)):
         if i < FIRST_BYTE:
-            text, kind = ("<unk>", "<s>", "</s>")[i], piece.UNKNOWN if i == UNKNOWN else piece.CONTROL
+            text, kind = (
+                ("<unk>", "<s>", "</s>")[i],
+                piece.UNKNOWN if i == UNKNOWN else piece.CONTROL,
+            )
         elif i < FIRST_BYTE + 256:
             text, kind = f"<0x{i - FIRST_BYTE:02X}>", piece.BYTE
         else:

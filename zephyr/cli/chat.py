@@ -1,4 +1,5 @@
 """A person's turns go to a model, and its answer is shown while it is being written: in the terminal here, in the browser in `web`."""
+
 import argparse
 import contextlib
 import os
@@ -21,14 +22,22 @@ Stream = Callable[[Messages, int], Iterator[tuple[str, str]]]
 
 
 def run_chat(options: argparse.Namespace) -> None:
-    if options.max_new_tokens < 1 or options.top_k < 0 or not options.temperature >= 0 or not 0 < options.top_p <= 1:
-        raise BadInput(f"--max-new-tokens {options.max_new_tokens} --top-k {options.top_k} --temperature {options.temperature} --top-p "
-                       f"{options.top_p}: at least 1, 0 and 0, and 0 < P <= 1 are wanted")
+    if (
+        options.max_new_tokens < 1
+        or options.top_k < 0
+        or not options.temperature >= 0
+        or not 0 < options.top_p <= 1
+    ):
+        raise BadInput(
+            f"--max-new-tokens {options.max_new_tokens} --top-k {options.top_k} --temperature {options.temperature} --top-p "
+            f"{options.top_p}: at least 1, 0 and 0, and 0 < P <= 1 are wanted"
+        )
     if len(options.models) > 1 + options.web:
         raise BadInput(f"chat: {len(options.models)} models; one is wanted, or with --web two")
     options.temperature *= not options.greedy
     if options.web:
         from zephyr.cli.web import serve
+
         return serve(options)
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (input lines can be edited)
@@ -41,7 +50,9 @@ def open_model(spec: str, options: argparse.Namespace) -> Stream:
     """What answers in the name of a spec. Raises: BadInput for a spec of another form, or what is not there."""
     found = re.fullmatch(r"openai:(.+)@(https?://.+)|(?:hf:)?((?!\w+:).+)", spec)
     if not found:
-        raise BadInput(f"model {spec!r}: a model folder, hf:PATH or openai:MODEL@BASE_URL is wanted")
+        raise BadInput(
+            f"model {spec!r}: a model folder, hf:PATH or openai:MODEL@BASE_URL is wanted"
+        )
     return of_folder(found[3], options) if found[3] else of_endpoint(found[1], found[2], options)
 
 
@@ -51,6 +62,7 @@ def of_folder(path: str, options: argparse.Namespace) -> Stream:
 
     from zephyr.data.teachers import load_chat
     from zephyr.model.generate import prompt_ids, sampler
+
     lm, tokenizer = load_chat(path)
     lm.eval()
 
@@ -67,27 +79,52 @@ def of_folder(path: str, options: argparse.Namespace) -> Stream:
                 scores_1V = warp(new_1L, scores_1V)
             new = [int(scores_1V.argmax())]
             said += new
-            end = "stop" if new == [tokenizer.eos_token_id] else "length" if len(said) == limit else ""
+            end = (
+                "stop"
+                if new == [tokenizer.eos_token_id]
+                else "length"
+                if len(said) == limit
+                else ""
+            )
             text = tokenizer.decode(said, skip_special_tokens=True)
-            yield text if end else text.rstrip("\ufffd"), end      # a character's last byte may be yet to come
+            yield (
+                text if end else text.rstrip("\ufffd"),
+                end,
+            )  # a character's last byte may be yet to come
+
     return stream
 
 
 def of_endpoint(model: str, url: str, options: argparse.Namespace) -> Stream:
     """A model behind an OpenAI-compatible server, which renders the conversation by its own template."""
     from zephyr.teacher.endpoint import LARGEST_REPLY, endpoint, hidden, refuse_redirect
-    endpoint(model, url, key_variable=options.key_variable)     # refuses a bad URL or key, and a missing package
+
+    endpoint(
+        model, url, key_variable=options.key_variable
+    )  # refuses a bad URL or key, and a missing package
     import openai
+
     key = os.environ.get(options.key_variable, "")
-    guarded = openai.DefaultHttpxClient(follow_redirects=False, event_hooks={"response": [refuse_redirect]})
-    library = sys.modules[type(guarded).__mro__[1].__module__]  # httpx, or httpx2 for a newer openai
+    guarded = openai.DefaultHttpxClient(
+        follow_redirects=False, event_hooks={"response": [refuse_redirect]}
+    )
+    library = sys.modules[
+        type(guarded).__mro__[1].__module__
+    ]  # httpx, or httpx2 for a newer openai
     client = openai.OpenAI(api_key=key or "none", base_url=url, http_client=guarded)
 
     def stream(turns: Messages, seed: int) -> Iterator[tuple[str, str]]:
         asked, text = check_messages(turns, last="user"), ""
         try:
-            with client.chat.completions.create(model=model, messages=asked, max_tokens=options.max_new_tokens, stream=True, seed=seed,
-                                                temperature=options.temperature, top_p=options.top_p) as chunks:
+            with client.chat.completions.create(
+                model=model,
+                messages=asked,
+                max_tokens=options.max_new_tokens,
+                stream=True,
+                seed=seed,
+                temperature=options.temperature,
+                top_p=options.top_p,
+            ) as chunks:
                 for choice in (choice for chunk in chunks for choice in chunk.choices[:1]):
                     text += choice.delta.content or ""
                     if len(text) > LARGEST_REPLY:
@@ -96,6 +133,7 @@ def of_endpoint(model: str, url: str, options: argparse.Namespace) -> Stream:
         except (openai.OpenAIError, library.HTTPError, BadInput) as error:
             cause = error.__cause__ if isinstance(error.__cause__, BadInput) else error
             raise ValueError(hidden(masked(f"{model} at {url}: {cause}"), key)) from None
+
     return stream
 
 
@@ -105,7 +143,9 @@ def converse(stream: Stream, seed: int) -> None:
     while True:
         try:
             turn, is_block = read_turn()
-            name, _, rest = turn.partition(" ") if turn.startswith("/") and not is_block else ("", "", "")
+            name, _, rest = (
+                turn.partition(" ") if turn.startswith("/") and not is_block else ("", "", "")
+            )
             if name == "/quit":
                 return
             elif name == "/help":
@@ -115,11 +155,18 @@ def converse(stream: Stream, seed: int) -> None:
             elif name == "/reset":
                 turns = []
             elif name == "/save":
-                append_row(Path(rest.strip()), {"messages": check_messages([*system, *turns], last="assistant")})
+                append_row(
+                    Path(rest.strip()),
+                    {"messages": check_messages([*system, *turns], last="assistant")},
+                )
             elif name and not (name == "/regenerate" and turns):
                 print(f"{name}: no command for now; /help tells them")
             elif turn.strip():
-                asked, tries = (turns[:-1], tries + 1) if name else ([*turns, {"role": "user", "content": turn}], 0)
+                asked, tries = (
+                    (turns[:-1], tries + 1)
+                    if name
+                    else ([*turns, {"role": "user", "content": turn}], 0)
+                )
                 if answer := say(stream([*system, *asked], seed + tries)):
                     turns = [*asked, {"role": "assistant", "content": answer}]
         except EOFError:
@@ -143,17 +190,25 @@ def read_turn() -> tuple[str, bool]:
 def say(parts: Iterator[tuple[str, str]]) -> str:
     """Print an answer as it grows. Returns: what there is of it at its end or at ctrl-C; "" where that is no words."""
     shown, text, end, why = "", "", "", "stopped"
-    with contextlib.suppress(KeyboardInterrupt), contextlib.closing(parts), noticing_ctrl_c() as asked:
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        contextlib.closing(parts),
+        noticing_ctrl_c() as asked,
+    ):
         for text, end in parts:
             if asked:
                 raise KeyboardInterrupt
             if text.startswith(shown):
-                print(printable(text[len(shown):]), end="", flush=True)
+                print(printable(text[len(shown) :]), end="", flush=True)
                 shown = text
         why = end or "it broke off"
     print("" if shown == text else f"\n{printable(text)}")
     if why != "stop" or not text.strip():
-        print(f"[not the answer's own end: {why}]" if text.strip() else "[no answer: it is as if nothing was asked]")
+        print(
+            f"[not the answer's own end: {why}]"
+            if text.strip()
+            else "[no answer: it is as if nothing was asked]"
+        )
     return text if text.strip() else ""
 
 
@@ -181,6 +236,7 @@ def printable(text: str) -> str:
 def append_row(path: Path, row: Mapping[str, object]) -> None:
     """One line more of a .jsonl file, which is made where it is missing. Raises: OSError."""
     from zephyr.data.jsonl import json_line
+
     path.parent.mkdir(parents=True, exist_ok=True)
     cut_off = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")
     with path.open("ab") as file:

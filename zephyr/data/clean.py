@@ -24,32 +24,73 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, object]
 Turns = list[tuple[str, str]]  # (role, text); a plain text is one turn of the role "text"
-TEXT_FIELDS = ("messages", "prompt", "completion", "instruction", "output", "text")  # not `input`: what an instruction is about
-PROMPT_FIELDS = ("prompt", "instruction", "question", "Question", "query", "ctx", "text", "turns", "messages")
-PERMUTATIONS = 128  # hash values of a signature: the standard error of an estimated Jaccard of 0.8 is 0.035
+TEXT_FIELDS = (
+    "messages",
+    "prompt",
+    "completion",
+    "instruction",
+    "output",
+    "text",
+)  # not `input`: what an instruction is about
+PROMPT_FIELDS = (
+    "prompt",
+    "instruction",
+    "question",
+    "Question",
+    "query",
+    "ctx",
+    "text",
+    "turns",
+    "messages",
+)
+PERMUTATIONS = (
+    128  # hash values of a signature: the standard error of an estimated Jaccard of 0.8 is 0.035
+)
 
 # Truecasing takes a text apart into code and what white space parts, and looks at each part by itself: what is no plain WORD stays.
-CODE = re.compile(r"```.*?(?:```|\Z) | `[^`\n]+` | ^(?:[ ]{4}|\t)[^\n]*", re.X | re.S | re.M)            # fenced, inline, indented
+CODE = re.compile(
+    r"```.*?(?:```|\Z) | `[^`\n]+` | ^(?:[ ]{4}|\t)[^\n]*", re.X | re.S | re.M
+)  # fenced, inline, indented
 PARTS = re.compile(rf"({CODE.pattern} | \s)", CODE.flags)
-CODE_LINE = re.compile(r"[;{}]$ | ^(?:def|import|SELECT|public|\#include|\w+[ ]=|</?\w+>)[ ]?", re.X | re.M)    # of unmarked code
-WORD = re.compile(r"(?:a|i|[^\W\d_]{2,}) (?:['’-][^\W\d_]+)* [,.;:!?\"”]*", re.X)                        # no digit, path, bracket
+CODE_LINE = re.compile(
+    r"[;{}]$ | ^(?:def|import|SELECT|public|\#include|\w+[ ]=|</?\w+>)[ ]?", re.X | re.M
+)  # of unmarked code
+WORD = re.compile(
+    r"(?:a|i|[^\W\d_]{2,}) (?:['’-][^\W\d_]+)* [,.;:!?\"”]*", re.X
+)  # no digit, path, bracket
 LONE_I = re.compile(r"i(?:['’][a-z]+)?[,.;:!?\"”]*")
-SURE_I = re.compile(r"\bi(?:['’](?:m|ve|ll|d)| (?:am|was|have|had|can|could|will|would|do|did|think|want|need))\b")  # in English only
-SENTENCE_END = re.compile(r"[^.!?]* [^\W\d_]{2} [)\"”]? (?:\. | [!?]+)", re.X)                            # no "...", "1.", "p.m.", "Why?"
-ABBREVIATIONS = frozenset("""etc vs cf mr mrs ms dr prof st jr sr inc ltd co corp vol fig no al approx est dept min max hrs eg ie
-                          tsp tbsp oz lb lbs""".split())
-CASE_TASK = re.compile(r"(?:upper|lower|title|camel|snake)[ -]?case|capital[is]|gramma|spell|punctuat|proof-?read|"
-                       r"\b(?:correct|edit|fix) th(?:e|is|ese)\b", re.I)
+SURE_I = re.compile(
+    r"\bi(?:['’](?:m|ve|ll|d)| (?:am|was|have|had|can|could|will|would|do|did|think|want|need))\b"
+)  # in English only
+SENTENCE_END = re.compile(
+    r"[^.!?]* [^\W\d_]{2} [)\"”]? (?:\. | [!?]+)", re.X
+)  # no "...", "1.", "p.m.", "Why?"
+ABBREVIATIONS = frozenset(
+    """etc vs cf mr mrs ms dr prof st jr sr inc ltd co corp vol fig no al approx est dept min max hrs eg ie
+                          tsp tbsp oz lb lbs""".split()
+)
+CASE_TASK = re.compile(
+    r"(?:upper|lower|title|camel|snake)[ -]?case|capital[is]|gramma|spell|punctuat|proof-?read|"
+    r"\b(?:correct|edit|fix) th(?:e|is|ese)\b",
+    re.I,
+)
 
 # the model's lack of a self, and what may be asked of a person only
 REFUSALS = Path(__file__).with_name("refusals.yaml")
-NOT_MINE, PERSONAL = (re.compile(pattern, re.I | re.X) for pattern in yaml.safe_load(REFUSALS.read_text(encoding="utf-8")).values())
+NOT_MINE, PERSONAL = (
+    re.compile(pattern, re.I | re.X)
+    for pattern in yaml.safe_load(REFUSALS.read_text(encoding="utf-8")).values()
+)
 
 
 def turns_of(row: object) -> Turns:
     """Roles and texts of an SFT row. Raises: ValueError saying what is wrong with it."""
     shape = sft_row(check_row(row))
-    return [("text", shape)] if isinstance(shape, str) else [(turn["role"], turn["content"]) for turn in shape]
+    return (
+        [("text", shape)]
+        if isinstance(shape, str)
+        else [(turn["role"], turn["content"]) for turn in shape]
+    )
 
 
 def excerpt(text: str) -> str:
@@ -64,7 +105,10 @@ def truecase(text: str) -> str:
     if CODE_LINE.search(CODE.sub("", text)):
         return text
     has_i = SURE_I.search(text) is not None
-    starts = text.rstrip().endswith((".", "!", "?")) and re.match(r"\s*[\w'’]+ [\w'’]+ ", text) is not None
+    starts = (
+        text.rstrip().endswith((".", "!", "?"))
+        and re.match(r"\s*[\w'’]+ [\w'’]+ ", text) is not None
+    )
     parts = PARTS.split(text)
     for i, part in enumerate(parts):
         if has_i and LONE_I.fullmatch(part):
@@ -72,7 +116,10 @@ def truecase(text: str) -> str:
         elif starts and part.islower() and WORD.fullmatch(part):
             parts[i] = part[0].title() + part[1:]
         if part.strip():
-            starts = SENTENCE_END.fullmatch(part) is not None and part.strip("(.\"").lower() not in ABBREVIATIONS
+            starts = (
+                SENTENCE_END.fullmatch(part) is not None
+                and part.strip('(."').lower() not in ABBREVIATIONS
+            )
         elif part == "\n":
             starts = False
     return "".join(parts)
@@ -80,9 +127,15 @@ def truecase(text: str) -> str:
 
 def truecased(row: Row, turns: Turns) -> Row:
     """The row with its texts truecased; as it was where a user asks about case, grammar or spelling."""
+
     def cased(value: object) -> object:
         if isinstance(value, list):
-            return [{**turn, "content": cased(turn["content"])} if isinstance(turn, dict) and "content" in turn else turn for turn in value]
+            return [
+                {**turn, "content": cased(turn["content"])}
+                if isinstance(turn, dict) and "content" in turn
+                else turn
+                for turn in value
+            ]
         return truecase(value) if isinstance(value, str) else value
 
     if any(role == "user" and CASE_TASK.search(text) for role, text in turns):
@@ -110,9 +163,16 @@ def refused(turns: Turns) -> str:
 
 def digests(turns: Turns) -> tuple[bytes, bytes]:
     """Of the dialogue and of its first user turn (b"": there is none), whatever their case and white space."""
-    said = [[role, " ".join(unicodedata.normalize("NFKC", text).lower().split())] for role, text in turns if text.strip()]
+    said = [
+        [role, " ".join(unicodedata.normalize("NFKC", text).lower().split())]
+        for role, text in turns
+        if text.strip()
+    ]
     opening = [text for role, text in said if role == "user"][:1]
-    dialogue, first = (hashlib.sha256(json.dumps(part).encode()).digest() if part else b"" for part in (said, opening))
+    dialogue, first = (
+        hashlib.sha256(json.dumps(part).encode()).digest() if part else b""
+        for part in (said, opening)
+    )
     return dialogue, first
 
 
@@ -120,7 +180,11 @@ def prompts(row: Row) -> Iterator[str]:
     """The texts of fields that hold prompts; of messages the user's."""
     for value in (row[name] for name in PROMPT_FIELDS if name in row):
         for item in value if isinstance(value, list) else [value]:
-            text = item.get("content") if isinstance(item, Mapping) and item.get("role") == "user" else item
+            text = (
+                item.get("content")
+                if isinstance(item, Mapping) and item.get("role") == "user"
+                else item
+            )
             if isinstance(text, str) and text.strip():
                 yield text
 
@@ -133,7 +197,9 @@ def words(text: str) -> list[str]:
 
 @lru_cache(maxsize=1 << 15)
 def _word_hash(word: str) -> int:
-    return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+    return int.from_bytes(
+        hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little"
+    )
 
 
 def grams(words: Sequence[str], n: int) -> np.ndarray:
@@ -141,20 +207,24 @@ def grams(words: Sequence[str], n: int) -> np.ndarray:
     hashes = np.fromiter(map(_word_hash, words), np.uint64, len(words))
     total = np.zeros(max(len(words) - n + 1, 0), np.uint64)
     for i in range(n if len(total) else 0):
-        total = total * np.uint64(0x9E3779B97F4A7C15) + hashes[i:i + len(total)]
+        total = total * np.uint64(0x9E3779B97F4A7C15) + hashes[i : i + len(total)]
     return total
 
 
-def shared(known: Mapping[tuple[int, bool], np.ndarray], words: Sequence[str], *, short: bool) -> str:
+def shared(
+    known: Mapping[tuple[int, bool], np.ndarray], words: Sequence[str], *, short: bool
+) -> str:
     """The first n words of a turn whose hash is known; "" where there are none.
 
     Args: known: (n, whether they count as a whole turn only) -> sorted hashes of n words. short: whether those are looked for, too."""
     for (n, is_whole), hashes in known.items():
         if len(words) == n and short if is_whole else len(words) >= n:
             found = grams(words, n)
-            hits = np.flatnonzero(hashes[np.searchsorted(hashes, found).clip(max=len(hashes) - 1)] == found)
+            hits = np.flatnonzero(
+                hashes[np.searchsorted(hashes, found).clip(max=len(hashes) - 1)] == found
+            )
             if len(hits):
-                return " ".join(words[hits[0]:hits[0] + n])
+                return " ".join(words[hits[0] : hits[0] + n])
     return ""
 
 
@@ -162,7 +232,7 @@ def signature(hashes: np.ndarray) -> bytes:
     """The MinHash signature of a set of 64-bit hashes: `PERMUTATIONS` little-endian uint32."""
     sketch = empty_sketch().copy()
     for start in range(0, len(hashes), 4096):
-        sketch.update_batch((hashes[start:start + 4096] >> np.uint64(32)).tolist())
+        sketch.update_batch((hashes[start : start + 4096] >> np.uint64(32)).tolist())
     return sketch.hashvalues.astype("<u4").tobytes()
 
 
@@ -191,4 +261,6 @@ def library(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise BadInput(f"{name.partition('.')[0]} is not installed, wanted `pip install 'zephyr[data]'`") from error
+        raise BadInput(
+            f"{name.partition('.')[0]} is not installed, wanted `pip install 'zephyr[data]'`"
+        ) from error

@@ -1,4 +1,5 @@
 """Rows go to and come from files, and each file that a command writes has its report beside it."""
+
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +15,9 @@ from zephyr.teacher.ranks import rank
 T = TypeVar("T")
 
 
-def read_rows(sources: Sequence[str | Path], read: Callable[[Mapping[str, object]], T] = dict) -> Iterator[tuple[str, T]]:
+def read_rows(
+    sources: Sequence[str | Path], read: Callable[[Mapping[str, object]], T] = dict
+) -> Iterator[tuple[str, T]]:
     """The place of every row that the sources `path-or-hub-id[:split]` hold, and what `read` makes of it.
 
     Raises: BadInput naming file and line, also for a ValueError of `read`."""
@@ -29,10 +32,14 @@ def read_rows(sources: Sequence[str | Path], read: Callable[[Mapping[str, object
 def require_output(out: Path, sources: Sequence[str | Path]) -> None:
     """Before anything is paid for. Raises: BadInput where `out` or its report is a source or in one, is a folder, or can't be made."""
     paths = [os.path.expanduser(source) for source in sources]
-    given = {Path(path if os.path.exists(path) else path.partition(":")[0]).resolve() for path in paths}
+    given = {
+        Path(path if os.path.exists(path) else path.partition(":")[0]).resolve() for path in paths
+    }
     for path in (out, report_path(out)):
         if path.is_dir() or not given.isdisjoint((path.resolve(), *path.resolve().parents)):
-            raise BadInput(f"out: {path} {'is a folder' if path.is_dir() else 'is among the sources'}, wanted a file of its own")
+            raise BadInput(
+                f"out: {path} {'is a folder' if path.is_dir() else 'is among the sources'}, wanted a file of its own"
+            )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -41,7 +48,7 @@ def require_output(out: Path, sources: Sequence[str | Path]) -> None:
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> int:
     """One JSON object a line, UTF-8, under a temporary name until all are there; makes the folders above. Returns their number."""
-    if rank():                                      # under torchrun every rank makes the rows, the first one writes them
+    if rank():  # under torchrun every rank makes the rows, the first one writes them
         return sum(1 for _ in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     count = 0
@@ -74,4 +81,8 @@ def write_json(path: Path, value: object) -> None:
     """The value in indented lines, whole or not at all; makes the folder. Under torchrun the first rank alone writes."""
     if rank() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(value, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+        write_whole(
+            path,
+            json.dumps(value, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace")
+            + b"\n",
+        )

@@ -1,4 +1,5 @@
 """A pair's id becomes its story: prompt, answers, judge calls, scores, rule, and the steps that trained on it."""
+
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,9 +19,21 @@ def story(name: str, pairs: Path | None, run: Path | None, *, whole: bool = Fals
 
     Args: pairs: the file that `binarize` wrote; by default what the run was trained on. run: a run folder, for its ledger of visits.
     whole: long texts are not cut. Files are found by the reports beside them. Raises: BadInput where no pair has this id."""
-    cut = (lambda text: str(text)) if whole else (lambda text: shorten(str(text), 160, placeholder=" ..."))
+    cut = (
+        (lambda text: str(text))
+        if whole
+        else (lambda text: shorten(str(text), 160, placeholder=" ..."))
+    )
     files = [pairs] if pairs else pair_files(run)
-    pair, file = next(((row, file) for file in files for _, row in read_rows([file]) if name in (row.get("id"), row.get("prompt_id"))), (None, None))
+    pair, file = next(
+        (
+            (row, file)
+            for file in files
+            for _, row in read_rows([file])
+            if name in (row.get("id"), row.get("prompt_id"))
+        ),
+        (None, None),
+    )
     if pair is None:
         raise BadInput(f"no pair has the id {name!r} in {', '.join(map(str, files))}")
     yield f"pair {pair.get('id')} in {file}"
@@ -45,16 +58,23 @@ def feedback_story(prompt_id: str, source: Path, cut: object) -> Iterator[str]:
     if not source.exists():
         yield f"  {source} is not here: no more is known of its answers"
         return
-    row = next((row for _, row in read_rows([source]) if str(row.get("prompt_id")) == prompt_id), None)
+    row = next(
+        (row for _, row in read_rows([source]) if str(row.get("prompt_id")) == prompt_id), None
+    )
     if row is None or "completions" not in row:
         return
     ledger = ledger_of(source)
     yield f"  feedback  {source}, judged by {row.get('judge', '?')}"
     for n, completion in enumerate(row["completions"]):
-        scores = ", ".join(f"{aspect} {(completion.get('scores') or {}).get(aspect)}" for aspect in ASPECTS)
+        scores = ", ".join(
+            f"{aspect} {(completion.get('scores') or {}).get(aspect)}" for aspect in ASPECTS
+        )
         yield f"    answer {n} by {completion.get('model')} (principle {completion.get('principle')}): {cut(completion.get('text'))}"
         yield f"      {scores}; overall {completion.get('overall')}"
-        yield from (f"      {aspect}: {cut(why)}" for aspect, why in (completion.get("rationales") or {}).items())
+        yield from (
+            f"      {aspect}: {cut(why)}"
+            for aspect, why in (completion.get("rationales") or {}).items()
+        )
         yield from calls(ledger, "answered", [completion.get("call")])
         yield from calls(ledger, "critique", completion.get("critique_calls") or [])
     for aspect, digests in (row.get("calls") or {}).items():
@@ -64,18 +84,24 @@ def feedback_story(prompt_id: str, source: Path, cut: object) -> Iterator[str]:
 def calls(ledger: Ledger | None, what: str, digests: list[str | None]) -> Iterator[str]:
     for digest in filter(None, digests):
         reply = ledger.get(digest) if ledger else None
-        cost = f": {reply.model} {reply.version}, {reply.prompt_tokens} + {reply.completion_tokens} tokens, price {reply.price:g}, {reply.time}" \
-            if reply else ""
+        cost = (
+            f": {reply.model} {reply.version}, {reply.prompt_tokens} + {reply.completion_tokens} tokens, price {reply.price:g}, {reply.time}"
+            if reply
+            else ""
+        )
         yield f"      call {digest[:16]} {what}{cost}"
 
 
 def visits(name: str, run: Path) -> Iterator[str]:
     """Each step that trained on the pair, with its loss, by the run's ledger."""
     import pyarrow.parquet as pq
+
     for path in numbered(run / "pairs", ".parquet"):
         for row in pq.read_table(path, filters=[("id", "==", name)]).to_pylist():
-            yield (f"  step {row['step']:6} of {run} (epoch {row['epoch']:.2f}): loss {row['loss']:.4f}, rewards {row['rewards/chosen']:+.4f} "
-                   f"/ {row['rewards/rejected']:+.4f}, log-probs {row['logps/chosen']:.2f} / {row['logps/rejected']:.2f}")
+            yield (
+                f"  step {row['step']:6} of {run} (epoch {row['epoch']:.2f}): loss {row['loss']:.4f}, rewards {row['rewards/chosen']:+.4f} "
+                f"/ {row['rewards/rejected']:+.4f}, log-probs {row['logps/chosen']:.2f} / {row['logps/rejected']:.2f}"
+            )
 
 
 def pair_files(run: Path | None) -> list[Path]:
@@ -95,5 +121,7 @@ def read_report(file: Path) -> Row:
 
 def ledger_of(source: Path) -> Ledger | None:
     """The ledger of replies beside a feedback file, as its report names it."""
-    path = source.parent / str(read_report(source).get("ledger", source.with_suffix(".ledger.jsonl").name))
+    path = source.parent / str(
+        read_report(source).get("ledger", source.with_suffix(".ledger.jsonl").name)
+    )
     return Ledger(path, read_only=True) if path.exists() else None

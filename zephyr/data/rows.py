@@ -12,11 +12,17 @@ def parse_line(line: bytes) -> object:
     try:
         return json.loads(line.decode("utf-8-sig"), object_pairs_hook=each_once)
     except KeyError as error:
-        raise ValueError(f"the line's JSON has the key {error.args[0]!r:.60} twice in one object, wanted each key once") from None
+        raise ValueError(
+            f"the line's JSON has the key {error.args[0]!r:.60} twice in one object, wanted each key once"
+        ) from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"the line is not UTF-8: byte {error.start + 1} is {line[error.start : error.start + 1]!r}") from error
+        raise ValueError(
+            f"the line is not UTF-8: byte {error.start + 1} is {line[error.start : error.start + 1]!r}"
+        ) from error
     except json.JSONDecodeError as error:
-        raise ValueError(f"the line is no valid JSON: {error.msg} at column {error.pos + 1}, wanted one object a line") from error
+        raise ValueError(
+            f"the line is no valid JSON: {error.msg} at column {error.pos + 1}, wanted one object a line"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the line's JSON is {TOO_MUCH}") from error
 
@@ -35,7 +41,9 @@ def check_row(row: object) -> Mapping[str, object]:
     missing key: in an undecoded line the row's own, else all. Raises: ValueError naming what was found."""
     row = parse_line(row) if isinstance(row, bytes) else _without_nulls(row)
     if not isinstance(row, Mapping):
-        raise ValueError(f"the row is of type {type(row).__name__}, wanted an object with named fields")
+        raise ValueError(
+            f"the row is of type {type(row).__name__}, wanted an object with named fields"
+        )
     return {key: value for key, value in row.items() if value is not None}
 
 
@@ -50,7 +58,10 @@ def has_lone_surrogate(value: object) -> bool:
 
     Raises: ValueError for what is nested too deeply to be looked through."""
     try:
-        return re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False, default=str)) is not None
+        return (
+            re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False, default=str))
+            is not None
+        )
     except RecursionError:
         raise ValueError(f"the row is {TOO_MUCH}") from None
 
@@ -59,15 +70,21 @@ def row_id(row: Mapping[str, object], default: str | None = None, field: str = "
     """The row's `id` (or that in `field`) as text, `default` where it has none. Raises: ValueError for neither text nor whole number."""
     value = row.get(field, default)
     if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
-        raise ValueError(f"`{field}` is {type(value).__name__} {value!r:.60}, wanted a string or a whole number")
+        raise ValueError(
+            f"`{field}` is {type(value).__name__} {value!r:.60}, wanted a string or a whole number"
+        )
     if re.search("[\ud800-\udfff]", str(value)):
-        raise ValueError(f"`{field}` is {value!r:.60}, which holds half of a surrogate pair, wanted text")
+        raise ValueError(
+            f"`{field}` is {value!r:.60}, which holds half of a surrogate pair, wanted text"
+        )
     return str(value)
 
 
 def text(row: Mapping[str, object], field: str) -> str:
     """A field that holds a string. Raises: ValueError where it does not."""
     if not isinstance(row.get(field), str):
-        found = f"is {type(row[field]).__name__} {row[field]!r:.60}" if field in row else "is missing"
+        found = (
+            f"is {type(row[field]).__name__} {row[field]!r:.60}" if field in row else "is missing"
+        )
         raise ValueError(f"`{field}` {found}, wanted a string")
     return str(row[field])

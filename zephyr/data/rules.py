@@ -2,6 +2,7 @@
 
 A rule gets the scores and texts of the completions that have a score, and a generator; it returns the indices of chosen and rejected,
 or why there is no pair. A new rule is such a function and one line in `RULES`."""
+
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -34,22 +35,42 @@ def handbook(scores: Sequence[float], texts: Sequence[str], rng: random.Random) 
     return chosen, rejected
 
 
-def lower(scores: Sequence[float], texts: Sequence[str], rng: random.Random, *, by: float = 0.0,
-          against: Callable[[list[float]], float] | None = None) -> Pick:
+def lower(
+    scores: Sequence[float],
+    texts: Sequence[str],
+    rng: random.Random,
+    *,
+    by: float = 0.0,
+    against: Callable[[list[float]], float] | None = None,
+) -> Pick:
     """The highest mean against one that is lower by `by` (to 1e-9) or more and of another text; no pair where none is.
 
     `argilla` (ultrafeedback-binarized-preferences-cleaned): a uniform random one of these. `best-vs-worst`: the lowest of these.
     `margin>=k`: the highest of these, `by` k. Ties, for the highest too, are broken uniformly at random."""
     chosen = rng.choice([i for i, score in enumerate(scores) if score == max(scores)])
-    rest = [i for i, score in enumerate(scores) if 0 < scores[chosen] - score >= by - 1e-9 and texts[i] != texts[chosen]]
+    rest = [
+        i
+        for i, score in enumerate(scores)
+        if 0 < scores[chosen] - score >= by - 1e-9 and texts[i] != texts[chosen]
+    ]
     if against:
         rest = [i for i in rest if scores[i] == against([scores[j] for j in rest])]
-    return (chosen, rng.choice(rest)) if rest else "no other scores lower" if by == 0 else f"no other scores {by:g} lower"
+    return (
+        (chosen, rng.choice(rest))
+        if rest
+        else "no other scores lower"
+        if by == 0
+        else f"no other scores {by:g} lower"
+    )
 
 
 # name -> the score that the rule compares (a completion's mean of aspects, or its overall score), and the rule
-RULES: dict[str, tuple[str, Rule]] = {"paper": ("mean", paper), "handbook": ("overall", handbook), "argilla": ("mean", lower),
-                                      "best-vs-worst": ("mean", partial(lower, against=min))}
+RULES: dict[str, tuple[str, Rule]] = {
+    "paper": ("mean", paper),
+    "handbook": ("overall", handbook),
+    "argilla": ("mean", lower),
+    "best-vs-worst": ("mean", partial(lower, against=min)),
+}
 
 
 def rule_named(name: str) -> tuple[str, Rule]:
@@ -58,5 +79,7 @@ def rule_named(name: str) -> tuple[str, Rule]:
     if margin and float(margin[1]) > 0:
         return "mean", partial(lower, by=float(margin[1]), against=max)
     if name not in RULES:
-        raise BadInput(f"binarisation rule {name!r} is unknown; there are {', '.join(sorted(RULES))} and margin>=k with k > 0")
+        raise BadInput(
+            f"binarisation rule {name!r} is unknown; there are {', '.join(sorted(RULES))} and margin>=k with k > 0"
+        )
     return RULES[name]

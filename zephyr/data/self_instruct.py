@@ -11,6 +11,7 @@ begins with the rows of the smaller one. An embedded teacher reads `Request.abou
     opening       `topic`                              ->  the user's first words
     user_turn     `topic`, `said` (the turns so far)   ->  the user's next words
     answer        `topic`, `said` (the turns so far)   ->  the assistant's words"""
+
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,21 +21,48 @@ from zephyr.data.harvest import HALF_CHARACTER, Job, Task, propose
 from zephyr.data.jsonl import read_rows, require_output, write_rows
 from zephyr.data.rows import row_id
 from zephyr.data.sources import open_sources
-from zephyr.data.tasks import (ask_instructions, ask_opening, ask_tasks, converse, finish_tasks, parse_blocks, parse_numbered, parse_turn,
-                               write_instances)
+from zephyr.data.tasks import (
+    ask_instructions,
+    ask_opening,
+    ask_tasks,
+    converse,
+    finish_tasks,
+    parse_blocks,
+    parse_numbered,
+    parse_turn,
+    write_instances,
+)
 from zephyr.data.templates import digests, load_templates
 from zephyr.teacher import Reply, Request
 
-TOPIC = ("topic", "text", "prompt", "instruction")      # of a seed for dialogues: the first that it has
-VARIANTS = {                                            # a request for instructions, what reads the reply, tasks -> rows, all templates
-    "self-instruct": (ask_instructions, parse_numbered, write_instances, ("instructions", "classify", "input_first", "output_first")),
+TOPIC = ("topic", "text", "prompt", "instruction")  # of a seed for dialogues: the first that it has
+VARIANTS = {  # a request for instructions, what reads the reply, tasks -> rows, all templates
+    "self-instruct": (
+        ask_instructions,
+        parse_numbered,
+        write_instances,
+        ("instructions", "classify", "input_first", "output_first"),
+    ),
     "alpaca": (ask_tasks, parse_blocks, finish_tasks, ("alpaca",)),
-    "dialogue": (ask_opening, parse_turn, converse, ("opening", "user_turn"))}
+    "dialogue": (ask_opening, parse_turn, converse, ("opening", "user_turn")),
+}
 
 
-def self_instruct(seeds: Path, out: Path, ask: Callable[[Sequence[Request]], list[Reply]], *, n: int, seed: int, variant: str,
-                  turns: int = 3, templates: Path | None = None, instances: int = 1, batch: int = 8, patience: int = 20,
-                  largest_rouge_l: float = 0.7) -> dict[str, object]:
+def self_instruct(
+    seeds: Path,
+    out: Path,
+    ask: Callable[[Sequence[Request]], list[Reply]],
+    *,
+    n: int,
+    seed: int,
+    variant: str,
+    turns: int = 3,
+    templates: Path | None = None,
+    instances: int = 1,
+    batch: int = 8,
+    patience: int = 20,
+    largest_rouge_l: float = 0.7,
+) -> dict[str, object]:
     """Writes `n` rows to `out`; returns the report, whose `counts` go by stage and name: of instructions, and of instances, `parsed` is
     the sum of the filters and `kept`.
 
@@ -45,7 +73,13 @@ def self_instruct(seeds: Path, out: Path, ask: Callable[[Sequence[Request]], lis
     Raises: BadInput for a bad seed, template or number, and if not one row could be made; what `ask` raises."""
     if variant not in VARIANTS:
         raise BadInput(f"variant {variant!r}: one of {', '.join(VARIANTS)} is wanted")
-    for name, value in {"n": n, "turns": turns, "instances": instances, "batch": batch, "patience": patience}.items():
+    for name, value in {
+        "n": n,
+        "turns": turns,
+        "instances": instances,
+        "batch": batch,
+        "patience": patience,
+    }.items():
         if value < 1:
             raise BadInput(f"{name}: a whole number from 1 is wanted, got {value}")
     question, parse, finish, names = VARIANTS[variant]
@@ -58,16 +92,35 @@ def self_instruct(seeds: Path, out: Path, ask: Callable[[Sequence[Request]], lis
     rows: list[dict[str, object]] = []
     rounds = idle = 0
     while len(rows) < n and idle < patience:
-        before, pending = len(rows), propose(job, [question(job, i) for i in range(rounds * batch, (rounds + 1) * batch)], parse)
-        while pending and len(rows) < n:                # no more are finished than are missing
-            now, pending = pending[:n - len(rows)], pending[n - len(rows):]
+        before, pending = (
+            len(rows),
+            propose(
+                job, [question(job, i) for i in range(rounds * batch, (rounds + 1) * batch)], parse
+            ),
+        )
+        while pending and len(rows) < n:  # no more are finished than are missing
+            now, pending = pending[: n - len(rows)], pending[n - len(rows) :]
             rows += finish(job, now)
         job.count("instructions", "unused", len(pending))
         rounds, idle = rounds + 1, idle + 1 if len(rows) == before else 0
     if not rows:
-        raise BadInput(f"no row could be made of {seeds} in {rounds} rounds: {json.dumps(job.counts)}")
-    return {"rows": write_rows(out, rows[:n]), "wanted": n, "variant": variant, "seed": seed, "rounds": rounds, "turns": turns, "instances": instances, "sources": [str(seeds)],
-            "digests": seed_digests, "templates": digests(texts), "largest_rouge_l": largest_rouge_l, "counts": job.counts}
+        raise BadInput(
+            f"no row could be made of {seeds} in {rounds} rounds: {json.dumps(job.counts)}"
+        )
+    return {
+        "rows": write_rows(out, rows[:n]),
+        "wanted": n,
+        "variant": variant,
+        "seed": seed,
+        "rounds": rounds,
+        "turns": turns,
+        "instances": instances,
+        "sources": [str(seeds)],
+        "digests": seed_digests,
+        "templates": digests(texts),
+        "largest_rouge_l": largest_rouge_l,
+        "counts": job.counts,
+    }
 
 
 def read_seeds(path: Path, dialogue: bool) -> tuple[list[Task], dict[str, str]]:
@@ -81,19 +134,32 @@ def read_seeds(path: Path, dialogue: bool) -> tuple[list[Task], dict[str, str]]:
         except ValueError as error:
             raise BadInput(f"{place}: {error}") from None
         tasks[task.id] = task
-    return list(tasks.values()), {source.name: source.digest for source in open_sources([str(path)])}
+    return list(tasks.values()), {
+        source.name: source.digest for source in open_sources([str(path)])
+    }
 
 
 def read_seed(seed: Mapping[str, object], name: str, dialogue: bool) -> Task:
     """A seed from its row. Raises: ValueError naming the field."""
     if dialogue:
-        return Task(row_id(seed, name), words(seed, next((field for field in TOPIC if field in seed), "topic")))
+        return Task(
+            row_id(seed, name),
+            words(seed, next((field for field in TOPIC if field in seed), "topic")),
+        )
     given, label = seed.get("instances", [seed]), seed.get("is_classification")
-    if not isinstance(given, list) or not given or not all(isinstance(one, Mapping) for one in given):
-        raise ValueError(f"`instances` is {given!r:.60}, wanted a list of objects with input and output")
+    if (
+        not isinstance(given, list)
+        or not given
+        or not all(isinstance(one, Mapping) for one in given)
+    ):
+        raise ValueError(
+            f"`instances` is {given!r:.60}, wanted a list of objects with input and output"
+        )
     if not isinstance(label, (bool, type(None))):
         raise ValueError(f"`is_classification` is {label!r:.60}, wanted true or false")
-    pairs = tuple((words({"input": "", **one}, "input", empty=True), words(one, "output")) for one in given)
+    pairs = tuple(
+        (words({"input": "", **one}, "input", empty=True), words(one, "output")) for one in given
+    )
     return Task(row_id(seed, name), words(seed, "instruction"), pairs, label)
 
 
@@ -101,5 +167,7 @@ def words(row: Mapping[str, object], field: str, empty: bool = False) -> str:
     """A text field, white space around it cut. Raises: ValueError for none, or half a character."""
     text = row.get(field)
     if not isinstance(text, str) or not (empty or text.strip()) or HALF_CHARACTER.search(text):
-        raise ValueError(f"`{field}` is {text!r:.60}, wanted a text{'' if empty else ' that is not empty'}")
+        raise ValueError(
+            f"`{field}` is {text!r:.60}, wanted a text{'' if empty else ' that is not empty'}"
+        )
     return text.strip()

@@ -1,4 +1,5 @@
 """A SPEC becomes a teacher: `openai:MODEL@BASE_URL`, `hf:PATH`, or one of the embedded world, `world:NAME[@FOLDER or seed]`."""
+
 import hashlib
 import json
 import os
@@ -25,13 +26,25 @@ WANTED = "openai:MODEL@BASE_URL, hf:PATH, or world:NAME, world:NAME@FOLDER, worl
 WORLDS_TEACHERS = (*ANSWERERS, "teacher", "judge")
 
 
-def open_teacher(spec: str, *, concurrency: int = 16, timeout_seconds: float = 120.0, retries: int = 6,
-                 key_variable: str = "OPENAI_API_KEY") -> Teacher:
+def open_teacher(
+    spec: str,
+    *,
+    concurrency: int = 16,
+    timeout_seconds: float = 120.0,
+    retries: int = 6,
+    key_variable: str = "OPENAI_API_KEY",
+) -> Teacher:
     """The teacher that `spec` names. Args: for endpoints alone. Raises: BadInput for a spec of another form, or what is not there."""
     kind, _, rest = spec.partition(":")
     if kind == "openai" and (found := re.fullmatch(r"(.+)@(https?://.+)", rest)):
-        return endpoint(found[1], found[2], concurrency=concurrency, timeout_seconds=timeout_seconds, retries=retries,
-                        key_variable=key_variable)
+        return endpoint(
+            found[1],
+            found[2],
+            concurrency=concurrency,
+            timeout_seconds=timeout_seconds,
+            retries=retries,
+            key_variable=key_variable,
+        )
     if kind == "hf" and rest:
         return local(rest, load=partial(load_chat, rest))
     if kind == "world" and rest:
@@ -57,13 +70,21 @@ def of_world(spec: str, name: str, where: str) -> Teacher:
         raise BadInput(f"teacher {spec!r}: the world has {', '.join(WORLDS_TEACHERS)}")
     folder = where and not where.isdigit()
     world = load_world(Path(where) / "world.json") if folder else build_world(int(where or 0))
-    known, version = prompts_by_text(world), hashlib.sha256(json.dumps(world, sort_keys=True).encode()).hexdigest()[:16]
+    known, version = (
+        prompts_by_text(world),
+        hashlib.sha256(json.dumps(world, sort_keys=True).encode()).hexdigest()[:16],
+    )
 
     def reply(request: Request) -> str:
         if name != "judge":
-            return teacher_reply(name, request.about, request.messages[-1]["content"], request.seed, world, known)
+            return teacher_reply(
+                name, request.about, request.messages[-1]["content"], request.seed, world, known
+            )
         row = request.about.get("row", {})
-        return judge_reply(request.about, find_prompt(row, str(row.get("prompt")), world, known)._asdict(), world)
+        return judge_reply(
+            request.about, find_prompt(row, str(row.get("prompt")), world, known)._asdict(), world
+        )
+
     return embedded(name, reply, version)
 
 
@@ -72,7 +93,9 @@ def judge_reply(about: Mapping[str, object], prompt: Mapping[str, object], world
     if about.get("task") == "rate":
         aspect = str(about["aspect"])
         points = [judge(prompt, str(text), world).scores[aspect] for text in about["texts"]]
-        return rubric.format_ratings([rubric.Rating(n, f"by the facts, {n} of 5 in {aspect}") for n in points])
+        return rubric.format_ratings(
+            [rubric.Rating(n, f"by the facts, {n} of 5 in {aspect}") for n in points]
+        )
     if about.get("task") == "compare":
         first, second = (judge(prompt, str(text), world).overall for text in about["texts"])
         return f"By the facts, {first} against {second}.\n[[{'A' if first > second else 'B' if first < second else 'C'}]]"
@@ -80,4 +103,6 @@ def judge_reply(about: Mapping[str, object], prompt: Mapping[str, object], world
     said = ", ".join(f"{aspect} {points} of 5" for aspect, points in verdict.scores.items())
     if about.get("task") == "grade":
         return f"By the facts: {said}.\nRating: [[{round(2 * verdict.overall)}]]"
-    return rubric.format_critique(rubric.Critique(round(2 * verdict.overall), f"By the facts: {said}."))
+    return rubric.format_critique(
+        rubric.Critique(round(2 * verdict.overall), f"By the facts: {said}.")
+    )

@@ -1,22 +1,32 @@
 """A judge's reply becomes numbers and reasons, or nothing: what is not in the form that was asked for is never guessed at."""
+
 import re
 from typing import NamedTuple
 
-ASPECTS = ("instruction_following", "truthfulness", "honesty", "helpfulness")      # of UltraFeedback; each has a template
+ASPECTS = (
+    "instruction_following",
+    "truthfulness",
+    "honesty",
+    "helpfulness",
+)  # of UltraFeedback; each has a template
 HEADING = re.compile(r"^#{1,4} *Text +(\d+) *:?[ \t]*$", re.MULTILINE)
 RATING = re.compile(r"\ARating: *([1-5]) *\nRationale: *(\S(?:(?!\nRating:).)*)\Z", re.DOTALL)
-CRITIQUE = re.compile(r"\A(?:Feedback:|#+ *Feedback:? *\n)((?:(?!\nOverall score:).)*\S)\s*\nOverall score: *(10|[1-9]) *(?:/ *10)?\Z",
-                      re.DOTALL | re.IGNORECASE)
+CRITIQUE = re.compile(
+    r"\A(?:Feedback:|#+ *Feedback:? *\n)((?:(?!\nOverall score:).)*\S)\s*\nOverall score: *(10|[1-9]) *(?:/ *10)?\Z",
+    re.DOTALL | re.IGNORECASE,
+)
 
 
 class Rating(NamedTuple):
     """An aspect's points for one text, 1 to 5, and the judge's reason."""
+
     points: int
     rationale: str
 
 
 class Critique(NamedTuple):
     """The overall points of one answer, 1 to 10, and the judge's feedback."""
+
     points: int
     feedback: str
 
@@ -33,7 +43,10 @@ def parse_ratings(reply: str, count: int) -> list[Rating] | None:
 
 def format_ratings(ratings: list[Rating]) -> str:
     """The text that `parse_ratings` reads back."""
-    return "\n\n".join(f"## Text {n}\nRating: {rating.points}\nRationale: {rating.rationale}" for n, rating in enumerate(ratings, 1))
+    return "\n\n".join(
+        f"## Text {n}\nRating: {rating.points}\nRationale: {rating.rationale}"
+        for n, rating in enumerate(ratings, 1)
+    )
 
 
 def parse_critique(reply: str) -> Critique | None:

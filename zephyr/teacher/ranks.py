@@ -1,4 +1,5 @@
 """A value of one rank becomes known to all, over gloo, where torchrun started more than one; alone, nothing is set up."""
+
 import os
 from collections.abc import Callable
 from datetime import timedelta
@@ -9,7 +10,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 T = TypeVar("T")
-PATIENCE = timedelta(days=30)                       # rank 0 may ask a server for days while the others wait
+PATIENCE = timedelta(days=30)  # rank 0 may ask a server for days while the others wait
 
 
 def world() -> int:
@@ -26,6 +27,7 @@ def rank() -> int:
 def group() -> "ProcessGroup":
     """A gloo group of all ranks, made at its first use (a collective)."""
     import torch.distributed as distributed
+
     if not distributed.is_initialized():
         distributed.init_process_group("gloo")
     return distributed.new_group(backend="gloo", timeout=PATIENCE)
@@ -38,6 +40,7 @@ def everyones(make: Callable[[], T], *raises: type[Exception]) -> list[T]:
     if world() == 1:
         return [make()]
     import torch.distributed as distributed
+
     try:
         made = make(), None
     except raises as error:

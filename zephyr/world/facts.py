@@ -16,6 +16,7 @@ VALUES: dict[str, list[str]] = WORDS["values"]
 class World(NamedTuple):
     """The facts. `values`: trait -> possible words; `causes`: trait -> the trait that decides it (the n-th value of one
     goes with the n-th of the other); `creatures`: name -> trait -> value."""
+
     values: dict[str, list[str]]
     causes: dict[str, str]
     creatures: dict[str, dict[str, str]]
@@ -44,4 +45,6 @@ def load_world(path: Path) -> World:
         record = json.loads(path.read_text(encoding="utf-8"))
         return World(*(record[field] for field in World._fields))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{path}: a world's facts ({', '.join(World._fields)}) are wanted: {error!r}") from None
+        raise BadInput(
+            f"{path}: a world's facts ({', '.join(World._fields)}) are wanted: {error!r}"
+        ) from None

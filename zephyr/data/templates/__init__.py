@@ -1,4 +1,5 @@
 """Texts that a prompt is made from: our words in NAME.txt here, or a user's in a folder of the same names."""
+
 import re
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
@@ -7,7 +8,7 @@ from pathlib import Path
 from zephyr.config import BadInput
 
 OURS = Path(__file__).parent
-FIELD = re.compile(r"\{([a-z_]+)\}")                        # {name}; other braces are text, doubled ones too
+FIELD = re.compile(r"\{([a-z_]+)\}")  # {name}; other braces are text, doubled ones too
 
 
 def load_templates(names: Sequence[str], folder: Path | None = None) -> dict[str, str]:
@@ -17,8 +18,12 @@ def load_templates(names: Sequence[str], folder: Path | None = None) -> dict[str
     Returns: text by name, without white space at its end.
     Raises: BadInput for a folder that isn't one, a file that is none of ours by name or not UTF-8, a {field} that ours doesn't have."""
     if folder is not None and not folder.is_dir():
-        raise BadInput(f"templates {folder}: a folder of NAME.txt is wanted, it {'is a file' if folder.exists() else 'does not exist'}")
-    texts = ours = {path.name: path.read_text(encoding="utf-8") for path in sorted(OURS.glob("*.txt"))}
+        raise BadInput(
+            f"templates {folder}: a folder of NAME.txt is wanted, it {'is a file' if folder.exists() else 'does not exist'}"
+        )
+    texts = ours = {
+        path.name: path.read_text(encoding="utf-8") for path in sorted(OURS.glob("*.txt"))
+    }
     for path in sorted(folder.iterdir()) if folder else ():
         if path.name not in ours:
             raise BadInput(f"{path}: no template has this name; known: {', '.join(ours)}")
@@ -28,7 +33,9 @@ def load_templates(names: Sequence[str], folder: Path | None = None) -> dict[str
             raise BadInput(f"{path}: a UTF-8 text is wanted: {error}") from None
         known = set(FIELD.findall(ours[path.name]))
         if unknown := sorted(set(FIELD.findall(texts[path.name])) - known):
-            raise BadInput(f"{path}: unknown field {{{unknown[0]}}}; known: {', '.join(sorted(known))}")
+            raise BadInput(
+                f"{path}: unknown field {{{unknown[0]}}}; known: {', '.join(sorted(known))}"
+            )
     return {name: texts[f"{name}.txt"].rstrip() for name in names}
 
 
