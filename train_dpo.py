@@ -21,8 +21,8 @@ from transformers import PreTrainedTokenizerBase
 
 from zephyr import losses, reference
 from zephyr.chat import leading_bos
-from zephyr.cli.plan import estimate
 from zephyr.config import ConfigError, DPOConfig
+from zephyr.costs.predict import estimate
 from zephyr.data import (
     Pairs,
     Report,
@@ -34,17 +34,18 @@ from zephyr.data import (
     load_splits,
     run_tokenizer,
 )
-from zephyr.data.samples import sampler
+from zephyr.evaluation.samples import sampler
 from zephyr.model.load import DTYPES, digest, load_policy, require_runnable
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import PackedBatch, Plan, collate_pairs, plan_epochs, plan_pass
 from zephyr.report.finish import finish
 from zephyr.training import checkpoint
 from zephyr.training.engine import Engine
+from zephyr.training.flops import pair_flops
 from zephyr.training.folder import RunFolder, json_bytes
 from zephyr.training.launch import end, launch
 from zephyr.training.loop import Objective, Split, Stats, fit
-from zephyr.training.planner import describe, pair_flops, require_budget
+from zephyr.training.planner import describe, require_budget
 from zephyr.verify import preflight
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from zephyr.chat import leading_bos
-from zephyr.cli.plan import estimate
 from zephyr.config import SFTConfig
+from zephyr.costs.predict import estimate
 from zephyr.data import (
     Report,
     Texts,
@@ -29,16 +29,17 @@ from zephyr.data import (
     load_texts,
     run_tokenizer,
 )
-from zephyr.data.samples import sampler
+from zephyr.evaluation.samples import sampler
 from zephyr.model.load import DTYPES, digest, load_policy, require_runnable
 from zephyr.packing import PackedBatch, Plan, collate_texts, plan_epochs, plan_pass
 from zephyr.report.finish import finish
 from zephyr.training import checkpoint
 from zephyr.training.engine import Engine
+from zephyr.training.flops import text_flops
 from zephyr.training.folder import RunFolder, json_bytes
 from zephyr.training.launch import end, launch
 from zephyr.training.loop import Split, Stats, fit
-from zephyr.training.planner import describe, require_budget, text_flops
+from zephyr.training.planner import describe, require_budget
 from zephyr.verify import preflight
 
 

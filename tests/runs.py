@@ -15,9 +15,8 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import yaml
-from safetensors.numpy import load_file
-
 from processes import ROOT, free_port
+from safetensors.numpy import load_file
 
 LONG = ("optim.epochs=10", "run.save_every=1000")  # 30 steps of the config that `finished` wrote
 

@@ -8,20 +8,19 @@ import re
 from pathlib import Path
 
 import pytest
-
 from processes import ROOT, Launch
 from runs import records, rows, write_config, write_lines
+
 from zephyr import config as configs
-from zephyr.cli.chat import open_model
 from zephyr.cli.command import take_config
 from zephyr.config import BadInput, ConfigError, DPOConfig
 from zephyr.data.jsonl import write_rows
 from zephyr.data.sources import open_sources
-from zephyr.data.teachers import open_teacher
+from zephyr.playground.models import open_model
 from zephyr.report import page
-from zephyr.teacher import endpoint
+from zephyr.teacher import Ledger, endpoint
+from zephyr.teacher.spec import open_teacher
 from zephyr.training.checkpoint import write_whole
-from zephyr.teacher import Ledger
 from zephyr.training.folder import EXPORT, FILES, RunFolder
 
 SECRETS = {

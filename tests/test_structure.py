@@ -14,10 +14,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 MAP = [
     {"config", "chat", "losses"},
-    {"packing"},
+    {"packing", "world"},
     {"model", "training"},
-    {"reference", "verify", "judge", "teacher", "world"},
-    {"data"},
+    {"reference", "verify", "data"},
+    {"costs", "teacher"},
+    {"distill", "evaluation", "playground"},
     {"report"},
     {"cli"},
 ]

@@ -14,7 +14,7 @@ from lengths import dialogue_lengths, pair_lengths
 from transformers import MistralConfig
 
 from zephyr.packing import best_fit, collate_pairs, plan_epochs
-from zephyr.training.planner import pair_flops
+from zephyr.training.flops import pair_flops
 
 Lengths = Sequence[tuple[int, int, int]]
 LAYERS_7B = 6_979_321_856  # parameters outside embedding and head

@@ -21,11 +21,11 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
 import torch  # noqa: E402
+from lengths import pair_lengths, random_pairs  # noqa: E402
+from measure import save  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 from transformers import AutoModelForCausalLM, MistralConfig  # noqa: E402
 
-from lengths import pair_lengths, random_pairs  # noqa: E402
-from measure import save  # noqa: E402
 from zephyr import losses  # noqa: E402
 from zephyr.cli import costs  # noqa: E402
 from zephyr.config import Data, DPOConfig, Hardware, Optim  # noqa: E402

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from zephyr.chat import EncodedPair
-from zephyr.cli import costs
-from zephyr.cli.costs import PROFILES  # noqa: F401
+from zephyr.costs import work as costs
+from zephyr.costs.work import PROFILES  # noqa: F401
 
 
 def pair_lengths(

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_attention import dense_attention
 from torch import Tensor
 
-from test_attention import dense_attention
 from zephyr.chat import EncodedPair
 from zephyr.model import attention
 from zephyr.model.load import load_policy, recompute
@@ -242,9 +242,9 @@ def test_dpo_step_at_7b_width_under_zero3(
 
     from zephyr import losses, reference
     from zephyr.config import Hardware, Optim
+    from zephyr.model.memory import step_memory
     from zephyr.packing import plan_epochs
     from zephyr.training.engine import Engine
-    from zephyr.verify.memory import step_memory
     from zephyr.training.tolerance import GRADIENT
     from zephyr.verify.preflight import gradient_difference
 

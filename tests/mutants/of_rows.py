@@ -154,8 +154,8 @@ TURNS = of(
     "zephyr/chat/turns.py",
     " ".join(
         (
-            "tests/test_names.py",
-            "tests/test_chat_rows.py",
+            "tests/chat/test_names.py",
+            "tests/data/test_chat_rows.py",
             tests(
                 "data_fields",
                 "tools_reach_the_ids_where_the_template_writes_them",
@@ -259,7 +259,7 @@ WRITTEN = of(
                 "a_call_without_words_has_none_to_write",
             ),
             tests("data_lost", "words_beside_a_call_are_not_those_of_the_call"),
-            "tests/test_thoughts.py",
+            "tests/chat/test_thoughts.py",
         )
     ),
     ("SHORT = 20 ", "SHORT = 0 "),
@@ -304,7 +304,7 @@ WRITTEN = of(
 
 ROWS = of(
     "zephyr/data/rows.py",
-    "tests/test_rows.py "
+    "tests/data/test_rows.py "
     + tests("data_fields", "polarity_under_every_name", "nulls_of_arrow_are_no_keys"),
     ('line.decode("utf-8-sig")', 'line.decode("utf-8")'),
     ("byte {error.start + 1} is", "byte {error.start} is"),
@@ -339,8 +339,8 @@ SHAPES = of(
     "zephyr/data/shapes.py",
     " ".join(
         (
-            "tests/test_names.py",
-            "tests/test_data_shapes.py",
+            "tests/chat/test_names.py",
+            "tests/data/test_data_shapes.py",
             tests(
                 "data_lost",
                 "a_pair_with_two_prompts_is_refused",
@@ -545,7 +545,7 @@ SOURCES = of(
     "zephyr/data/sources.py",
     " ".join(
         (
-            "tests/test_data_sources.py",
+            "tests/data/test_data_sources.py",
             tests("data", "ids_must_differ"),
             tests("data_lost", "subsets_that_the_card_names"),
             tests("hostile_rows", "a_packed_list_has_a_limit", "a_line_at_the_limit_is_read"),
@@ -594,7 +594,7 @@ FOLDERS = of(
     "zephyr/data/folders.py",
     " ".join(
         (
-            "tests/test_data_folders.py",
+            "tests/data/test_data_folders.py",
             tests(
                 "data_sources",
                 "folder_and_its_splits",
@@ -663,7 +663,7 @@ FOLDERS = of(
 
 WORDS = of(
     "zephyr/data/words.py",
-    "tests/test_words.py",
+    "tests/data/test_words.py",
     ('[[of["role"], without_space', "[[without_space"),
     ('without_space(str(of["content"])),\n', 'str(of["content"]),\n'),
     ('"content", "train")}', '"content")}'),
@@ -684,7 +684,7 @@ WORDS = of(
 
 TRIAL = of(
     "zephyr/chat/trial.py",
-    "tests/test_trial.py " + tests("hostile_rows", "a_template_that_never_ends"),
+    "tests/chat/test_trial.py " + tests("hostile_rows", "a_template_that_never_ends"),
     ("((TURNS, False), (TURNS[:1], True))", "((TURNS, False),)"),
     ("((TURNS, False), (TURNS[:1], True))", "((TURNS[:1], True),)"),
     ("if isinstance(error.__cause__, MemoryError):", "if isinstance(error, MemoryError):"),
@@ -760,7 +760,7 @@ STORE = of(
 
 JSONL = of(
     "zephyr/data/jsonl.py",
-    "tests/test_jsonl.py",
+    "tests/data/test_jsonl.py",
     (
         "yield raw.place, read(check_row(raw.value))",
         "yield raw.default_id, read(check_row(raw.value))",
@@ -803,7 +803,7 @@ JSONL = of(
 
 TOKENIZER = of(
     "zephyr/data/tokenizer.py",
-    "tests/test_tokenizer.py",
+    "tests/data/test_tokenizer.py",
     ('and not (folder / "tokenizer.json").is_file()', ""),
     ("if len(tokenizer) > vocabulary:", "if len(tokenizer) >= vocabulary:"),
     ("if len(tokenizer) > vocabulary:", "if tokenizer.vocab_size > vocabulary:"),
@@ -901,7 +901,7 @@ WORKERS = of(
 
 NAMES = of(
     "zephyr/chat/names.py",
-    "tests/test_names.py",
+    "tests/chat/test_names.py",
     ("[-_\\s./\\[\\]]+", "[-_\\s/\\[\\]]+"),
     ("|(?<=[A-Z])(?=[A-Z][a-z])", "|(?<=[a-z])(?=[0-9])"),
     (".lower().strip", ".strip"),
@@ -925,7 +925,8 @@ NAMES = of(
 
 RATINGS = of(
     "zephyr/data/ratings.py",
-    "tests/test_names.py tests/test_rows.py " + tests("data_fields", "polarity_under_every_name"),
+    "tests/chat/test_names.py tests/data/test_rows.py "
+    + tests("data_fields", "polarity_under_every_name"),
     ("(non|not|un)_?(preferred|chosen)", "(nix)_?(preferred|chosen)"),
     (" or not LOWER.isdisjoint(words) else above", " else above"),
     ('-above if "rank" in plain(chosen)', 'above if "rank" in plain(chosen)'),

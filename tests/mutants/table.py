@@ -30,11 +30,11 @@ def of(file: str, tests: str, *changes: tuple[str, str]) -> list[Mutant]:
     return [Mutant(file, old, new, tuple(tests.split())) for old, new in changes]
 
 
-ENGINE = "tests/test_engine.py"
+ENGINE = "tests/training/test_engine.py"
 
 
 def engine(*names: str) -> str:
-    """Some tests of tests/test_engine.py, where all of them would take seconds more."""
+    """Some tests of tests/training/test_engine.py, where all of them would take seconds more."""
     return " ".join(f"{ENGINE}::test_{name}" for name in names)
 
 
@@ -66,8 +66,8 @@ OF_REFERENCE = engine(
     "parts_are_read_whole_and_the_first_value_stays",
     "a_store_of_other_values_is_found_out",
 )
-TRACE_DPO = "tests/test_trace.py::test_dpo_equals_plain_pytorch[robust-float32-forked-ranks-256-tokens-checkpointing-False-mistral]"
-TRACE_SFT = "tests/test_trace.py::test_sft_equals_plain_pytorch[sigmoid-float32-1-ranks-96-tokens-checkpointing-False-mistral]"
+TRACE_DPO = "tests/training/test_trace.py::test_dpo_equals_plain_pytorch[robust-float32-forked-ranks-256-tokens-checkpointing-False-mistral]"
+TRACE_SFT = "tests/training/test_trace.py::test_sft_equals_plain_pytorch[sigmoid-float32-1-ranks-96-tokens-checkpointing-False-mistral]"
 LOSSES = of(
     "zephyr/losses.py",
     "tests/test_losses.py",
@@ -145,7 +145,7 @@ LOSSES = of(
 
 COLLATE = of(
     "zephyr/packing/collate.py",
-    "tests/test_packing.py",
+    "tests/packing/test_packing.py",
     ("flat(range(keys - queries, keys) for queries", "flat(range(queries) for queries"),
     ("scored = [[prompt_end - 1, *place[:-1]]", "scored = [[prompt_end, *place[:-1]]"),
     ("scored = [[prompt_end - 1, *place[:-1]]", "scored = [[place.start - 1, *place[:-1]]"),
@@ -188,7 +188,7 @@ COLLATE = of(
 
 PLAN = of(
     "zephyr/packing/plan.py",
-    "tests/test_packing.py",
+    "tests/packing/test_packing.py",
     ("key=lengths.__getitem__, reverse=True", "key=lengths.__getitem__"),
     ("fitting = bisect_left(rooms, length)", "fitting = bisect_left(rooms, length + 1)"),
     ("if not 0 < length <= budget", "if not 0 <= length <= budget"),
@@ -226,7 +226,7 @@ PLAN = of(
 
 LOGPROBS = of(
     "zephyr/model/logprobs.py",
-    "tests/test_model.py",
+    "tests/model/test_model.py",
     (
         "logp_T[rows] = logit_C - top_T[rows] - sum_T[rows].log()",
         "logp_T[rows] = logit_C - sum_T[rows].log()",
@@ -269,7 +269,7 @@ LOGPROBS = of(
 
 ATTENTION = of(
     "zephyr/model/attention.py",
-    "tests/test_attention.py",
+    "tests/model/test_attention.py",
     ("device=device).tril(keys - queries)", "device=device).tril()"),
     ("sees.triu(keys - queries - window + 1)", "sees.triu(keys - queries - window)"),
     ("sees.triu(keys - queries - window + 1)", "sees.triu(1 - window)"),
@@ -433,7 +433,7 @@ LOOP = of(
 
 SCHEDULE = of(
     "zephyr/training/schedule.py",
-    "tests/test_training.py::test_schedules_by_hand tests/test_training.py::test_warm_up_is_rounded_up",
+    "tests/training/test_training.py::test_schedules_by_hand tests/training/test_training.py::test_warm_up_is_rounded_up",
     ("math.ceil(warmup_fraction * steps)", "math.floor(warmup_fraction * steps)"),
     ("math.ceil(warmup_fraction * steps)", "max(1, math.ceil(warmup_fraction * steps))"),
     ("if step < warmup_steps", "if step < warmup_steps - 1"),
@@ -451,7 +451,7 @@ SCHEDULE = of(
 
 SHARDS = of(
     "zephyr/training/shards.py",
-    f"tests/test_shards.py {OF_STATE} {engine('update_and_weight_are_those_of_the_weights')}",
+    f"tests/training/test_shards.py {OF_STATE} {engine('update_and_weight_are_those_of_the_weights')}",
     ("start = rank * size", "start = 0"),
     ("real = max(0, min(size, parameter.ds_numel - start))", "real = size"),
     (
@@ -491,7 +491,7 @@ SHARDS = of(
 
 CHECKPOINT = of(
     "zephyr/training/checkpoint.py",
-    f"tests/test_identity.py {OF_CHECKPOINT}",
+    f"tests/training/test_identity.py {OF_CHECKPOINT}",
     ('("beta", "loss", "label_smoothing")', '("beta", "label_smoothing")'),
     ('("beta", "loss", "label_smoothing")', '("beta", "loss")'),
     ('"run.seed": config.run.seed, ', ""),
@@ -575,8 +575,8 @@ REFERENCE = of(
 
 ENCODE = of(
     "zephyr/chat/encode.py",
-    "tests/test_chat_rows.py tests/test_encode.py "
-    "tests/test_data_fields.py::test_marks_of_a_template_inside_an_answer_are_the_answers",
+    "tests/data/test_chat_rows.py tests/data/test_encode.py "
+    "tests/data/test_data_fields.py::test_marks_of_a_template_inside_an_answer_are_the_answers",
     (
         "max(len(pair.chosen_ids), len(pair.rejected_ids)) <= max_tokens",
         "max(len(pair.chosen_ids), len(pair.rejected_ids)) < max_tokens",
@@ -653,7 +653,7 @@ ENCODE = of(
 SCRIPTS = (
     of(
         "train_dpo.py",
-        "tests/test_objective.py",
+        "tests/training/test_objective.py",
         ("beta=config.beta, loss=config.loss,", 'beta=config.beta, loss="sigmoid",'),
         ("beta=config.beta, loss=config.loss,", "beta=0.1, loss=config.loss,"),
         (
@@ -714,7 +714,7 @@ SCRIPTS = (
     )
     + of(
         "train_sft.py",
-        "tests/test_objective.py",
+        "tests/training/test_objective.py",
         ("return -policy(batch).sum(), {}", "return -policy(batch).mean(), {}"),
         ("return -policy(batch).sum(), {}", "return policy(batch).sum(), {}"),
     )

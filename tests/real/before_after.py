@@ -31,7 +31,7 @@ from zephyr.data import Pairs, encoding_resources, load_pairs, load_tokenizer  #
 from zephyr.data.jsonl import write_json, write_rows  # noqa: E402
 from zephyr.data.rows import check_row, row_id  # noqa: E402
 from zephyr.data.sources import open_sources  # noqa: E402
-from zephyr.judge.statistics import length_controlled, measured  # noqa: E402
+from zephyr.evaluation.statistics import length_controlled, measured  # noqa: E402
 from zephyr.model.load import DTYPES, load_policy  # noqa: E402
 from zephyr.model.logprobs import response_logprobs  # noqa: E402
 from zephyr.packing import collate_pairs, plan_pass  # noqa: E402

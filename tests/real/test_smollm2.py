@@ -22,7 +22,7 @@ import smollm2  # noqa: E402
 from processes import ROOT  # noqa: E402
 from test_transformers4 import version_4  # noqa: E402, F401
 
-from zephyr.chat import EncodedPair, encode_pair, encode_prompt  # noqa: E402
+from zephyr.chat import encode_pair, encode_prompt  # noqa: E402
 from zephyr.data import load_pairs, load_tokenizer  # noqa: E402
 from zephyr.model.load import load_policy  # noqa: E402
 from zephyr.model.logprobs import response_logprobs  # noqa: E402

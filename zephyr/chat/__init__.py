@@ -7,15 +7,13 @@ from zephyr.chat.encode import (
     encode_pair,
     encode_prompt,
     encode_text,
-)  # noqa: F401
-from zephyr.chat.encode import (
     kept_bos,
     leading_bos,
     template_with_bos,
     tokenize_pair,
     truncate_pair,
     turn_end,
-)  # noqa: F401
+)  # noqa: F401  # noqa: F401
 from zephyr.chat.template import (
     HANDBOOK_TEMPLATE,
     ZEPHYR_TEMPLATE,

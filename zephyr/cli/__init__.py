@@ -5,12 +5,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from zephyr.cli.academic import run_academic, tasks
-from zephyr.cli.chat import run_chat
 from zephyr.cli.command import Commands, declared, take_config
 from zephyr.cli.data import run_binarize, run_feedback, run_lineage, run_prepare, run_self_instruct
 from zephyr.cli.evaluation import run_alpaca_eval, run_mt_bench, run_win_rate
 from zephyr.config import BadInput
+from zephyr.evaluation.academic import run_academic, tasks
+from zephyr.playground.terminal import run_chat
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,7 +73,7 @@ def add_eval(commands: Commands) -> None:
 
 
 def run_plan(options: argparse.Namespace) -> None:
-    from zephyr.cli.plan import page
+    from zephyr.costs.predict import page
 
     print(page(options))
 
@@ -91,7 +91,7 @@ def run_report(options: argparse.Namespace) -> None:
 
 
 def run_verify(options: argparse.Namespace) -> int:
-    from zephyr.cli.verify import certify, read_config
+    from zephyr.verify.certificate import certify, read_config
 
     path = options.target / "config.yaml" if options.target.is_dir() else options.target
     out = options.out or (

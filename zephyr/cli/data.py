@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from zephyr.teacher import Budget, BudgetSpent, Ledger, Reply, Request, Teacher, ask
-from zephyr.teacher.ranks import rank
+from zephyr.training.ranks import rank
 
 Ask = Callable[[Teacher, Sequence[Request]], list[Reply]]
 
@@ -39,7 +39,7 @@ def asking(options: argparse.Namespace) -> Iterator[tuple[Ask, Callable[[], dict
 
 def opener(options: argparse.Namespace) -> Callable[[str], Teacher]:
     """What opens the teacher of a spec, as the options ask for."""
-    from zephyr.data.teachers import open_teacher
+    from zephyr.teacher.spec import open_teacher
 
     return partial(
         open_teacher,
@@ -60,7 +60,7 @@ def finish(out: Path, report: Mapping[str, object], summary: str) -> None:
 
 
 def run_self_instruct(options: argparse.Namespace) -> None:
-    from zephyr.data.self_instruct import self_instruct
+    from zephyr.distill.self_instruct import self_instruct
 
     teacher = opener(options)(options.teacher)
     with asking(options) as (ask, spent):
@@ -84,7 +84,7 @@ def run_self_instruct(options: argparse.Namespace) -> None:
 
 
 def run_prepare(options: argparse.Namespace) -> None:
-    from zephyr.data.prepare import PrepareSettings, prepare
+    from zephyr.distill.prepare import PrepareSettings, prepare
 
     settings = PrepareSettings(
         truecase=not options.no_truecase,
@@ -109,7 +109,7 @@ def run_prepare(options: argparse.Namespace) -> None:
 
 
 def run_feedback(options: argparse.Namespace) -> None:
-    from zephyr.data.feedback import collect_feedback
+    from zephyr.distill.feedback import collect_feedback
 
     *answerers, judge = map(opener(options), (*options.answerers, options.judge))
     with asking(options) as (ask, spent):
@@ -143,7 +143,7 @@ def say_unread(report: Mapping[str, object]) -> None:
 
 
 def run_binarize(options: argparse.Namespace) -> None:
-    from zephyr.data.binarize import binarize
+    from zephyr.distill.binarize import binarize
 
     report = binarize(
         options.sources,
@@ -162,7 +162,7 @@ def run_binarize(options: argparse.Namespace) -> None:
 
 
 def run_lineage(options: argparse.Namespace) -> None:
-    from zephyr.data.lineage import story
+    from zephyr.distill.lineage import story
 
     for line in story(options.id, options.pairs, options.run, whole=options.whole):
         print(line)

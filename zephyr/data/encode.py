@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from zephyr import chat
 from zephyr.chat import EncodedPair
 from zephyr.config import BadInput, Data
+from zephyr.data.shapes import nearest_column
 from zephyr.data.sources import Source, open_sources
 from zephyr.data.store import (
     PAIR_SCHEMA,
@@ -29,7 +30,6 @@ from zephyr.data.store import (
     digest_of,
     example_batch,
 )
-from zephyr.data.shapes import nearest_column
 from zephyr.data.workers import Chunk, Encoded, Options, encoded_chunks, nothing_left
 from zephyr.training.engine import Engine
 

@@ -10,7 +10,7 @@ from zephyr.config import BadInput
 from zephyr.data.rows import check_row
 from zephyr.data.sources import open_sources
 from zephyr.training.checkpoint import new_file, synced_digest, write_whole
-from zephyr.teacher.ranks import rank
+from zephyr.training.ranks import rank
 
 T = TypeVar("T")
 

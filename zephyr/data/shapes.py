@@ -34,8 +34,7 @@ from zephyr.chat.turns import (
     unread_keys,
     with_system,
 )
-from zephyr.data.pairwise import ROLES
-from zephyr.data.pairwise import SHAPES as JUDGED
+from zephyr.data.pairwise import PAIRWISE, ROLES
 from zephyr.data.ratings import (
     NOT_PREFERRED,
     SIDES,
@@ -491,7 +490,7 @@ def _texts(value: object) -> Iterable[str]:
 
 def _hint(row: Row, pairs: bool) -> str:
     """What may be done with a row of no known shape."""
-    judged = any(fields <= row.keys() for name, (fields, _) in JUDGED.items() if name != "hh-rlhf")
+    judged = any(fields <= row.keys() for name, fields in PAIRWISE.items() if name != "hh-rlhf")
     if judged or "completions" in row or {"response_source", "gpt4_score"} <= row.keys():
         return f"which {BINARIZE} makes pairs of"
     if HELPSTEER <= row.keys():

@@ -17,7 +17,8 @@ from zephyr.data.ratings import Tie
 from zephyr.data.rows import check_row, row_id
 from zephyr.data.shapes import pair_row, select, sft_conversation, suspicions
 from zephyr.data.sources import RawRow
-from zephyr.data.words import asked as words_asked, said as words_said
+from zephyr.data.words import asked as words_asked
+from zephyr.data.words import said as words_said
 
 CHUNK = 256  # rows that a process encodes at a time
 CHUNK_BYTES = 2**26  # but no more once they take this much

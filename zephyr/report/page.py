@@ -8,7 +8,6 @@ from importlib.metadata import distributions
 from itertools import groupby
 from pathlib import Path
 
-
 from zephyr.config import NOT_YAML, BadInput, read_yaml
 from zephyr.report.chart import chart, number
 from zephyr.training.checkpoint import numbered, write_whole
@@ -313,8 +312,8 @@ def pairs(name: str, run: Path) -> str:
 
 def samples(name: str, path: Path, evaluations: Sequence[Mapping[str, float | None]]) -> str:
     """The answers to each prompt, a column for each evaluation, with its win rate over the start."""
-    from zephyr.data.feedback import shown_prompt
     from zephyr.data.jsonl import read_rows
+    from zephyr.teacher.prompts import shown_prompt
 
     said: dict[str, dict[int, str]] = {}
     for place, row in read_rows([path]) if path.exists() else ():

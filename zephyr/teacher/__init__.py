@@ -7,7 +7,7 @@ from zephyr.teacher.endpoint import endpoint
 from zephyr.teacher.ledger import Ledger
 from zephyr.teacher.local import local
 from zephyr.teacher.request import Budget, BudgetSpent, Reply, Request, Teacher, now
-from zephyr.teacher import ranks
+from zephyr.training import ranks
 
 __all__ = [
     "Budget",

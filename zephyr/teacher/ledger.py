@@ -10,7 +10,7 @@ from types import NoneType
 
 from zephyr.config import BadInput
 from zephyr.teacher.request import Reply, Request, Spending
-from zephyr.teacher import ranks
+from zephyr.training import ranks
 
 START = b'{"digest": "'  # of every line
 LONGEST_LINE = (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from zephyr.config import BadInput
 from zephyr.teacher.request import Budget, BudgetSpent, Reply, Request, Teacher, now
-from zephyr.teacher import ranks
+from zephyr.training import ranks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

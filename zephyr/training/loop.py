@@ -14,8 +14,8 @@ from zephyr.config import BadInput, DPOConfig, Run, SFTConfig, to_yaml
 from zephyr.packing import PackedBatch, Plan
 from zephyr.training import alarms, checkpoint
 from zephyr.training.engine import Engine
+from zephyr.training.flops import mfu
 from zephyr.training.metrics import Ledger, Recorder, Row, Totals
-from zephyr.training.planner import mfu
 from zephyr.training.schedule import learning_rate
 from zephyr.training.tolerance import SUM, SUMS, response_nats
 

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from zephyr.chat import EncodedPair, EncodedText
 from zephyr.config import BadInput, DPOConfig, Run, SFTConfig
+from zephyr.model.memory import step_memory
 from zephyr.packing import PackedBatch
 from zephyr.training.engine import Engine
 from zephyr.training.folder import json_bytes
 from zephyr.training.loop import Split, total
 from zephyr.training.tolerance import GRADIENT, RESPONSE, TOKEN, allowed, response_nats
-from zephyr.verify.memory import step_memory
 
 ROWS_READ, ROWS_PACKED = 1000, 6
 Finding = dict[str, float | int]

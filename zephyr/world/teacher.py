@@ -39,7 +39,7 @@ def teacher_reply(
 ) -> str:
     """What `name` writes: an answerer, or `teacher`, which answers in a manner drawn anew each time, expert most often.
 
-    Args: about: the question in fields (`task`, and those that `zephyr.data.self_instruct` and `zephyr.data.feedback` list; none: an
+    Args: about: the question in fields (`task`, and those that `zephyr.distill.self_instruct` and `zephyr.distill.feedback` list; none: an
     answer is wanted). text: the user's last words."""
     rng = random.Random(f"{name}/{about.get('task')}/{text}/{seed}")
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import torch
+from rounds import Rounds
 from torch import Tensor, nn
 
 import train_dpo
-from rounds import Rounds
 from zephyr.config import Data, DPOConfig, Hardware, Optim, Reference, Run, Wandb
 from zephyr.data.store import Pairs, example_batch
 from zephyr.model.load import DTYPES, digest, load_policy
