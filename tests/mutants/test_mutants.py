@@ -7,14 +7,19 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import of_models
-import of_rows
+import of_chat
+import of_core
+import of_data
+import of_model
+import of_packing
+import of_training
+import of_verify
 import pytest
-import table
 from server import BROKEN, FAILED, PASSED, TestServer
 from table import Mutant
 
-MUTANTS = [*table.MUTANTS, *of_models.MUTANTS, *of_rows.MUTANTS]
+ROOMS = (of_core, of_chat, of_packing, of_model, of_training, of_verify, of_data)
+MUTANTS = [mutant for room in ROOMS for mutant in room.MUTANTS]
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = (
     "-x",
@@ -48,9 +53,9 @@ CORE = (
     "training/metrics",
     "training/launch",
     "training/alarms",
-    "training/planner",
+    "training/flops",
     "verify/preflight",
-    "verify/memory",
+    "model/memory",
     "reference",
     "chat/encode",
     "config",
