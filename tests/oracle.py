@@ -22,7 +22,7 @@ from transformers import AutoTokenizer
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from zephyr.chat import EncodedPair, EncodedText, encode_messages, encode_pair
-from zephyr.packing import best_fit
+from zephyr.packing import Layout, best_fit
 
 Config = dict[str, "str | int | float | bool | list[str] | Config"]  # a YAML file as it is read
 Record = dict[str, float]
@@ -269,3 +269,30 @@ def read_texts(config: Config) -> list[EncodedText]:
         )
         for row in read_rows(config)
     ]
+
+
+def dense_attention(
+    query_NHE: Tensor,
+    key_MKE: Tensor,
+    value_MKE: Tensor,
+    layout: Layout,
+    scale: float,
+    window: int | None,
+) -> Tensor:
+    """Softmax over all keys of the row under one [N, M] mask, written from the definition."""
+    mask_NM = torch.zeros(len(query_NHE), len(key_MKE), dtype=torch.bool)
+    q = k = 0
+    for queries, keys in zip(layout.query_lengths, layout.key_lengths):
+        for i in range(queries):
+            last = keys - queries + i  # the last query of a segment sees its last key
+            first = 0 if window is None else max(0, last - window + 1)
+            mask_NM[q + i, k + first : k + last + 1] = True
+        q, k = q + queries, k + keys
+    group = query_NHE.shape[1] // key_MKE.shape[1]
+    key_MHE, value_MHE = key_MKE.repeat_interleave(group, 1), value_MKE.repeat_interleave(group, 1)
+    score_HNM = torch.einsum("nhe,mhe->hnm", query_NHE, key_MHE) * scale
+    return torch.einsum(
+        "hnm,mhe->nhe",
+        score_HNM.masked_fill(~mask_NM.to(score_HNM.device), -torch.inf).softmax(-1),
+        value_MHE,
+    )

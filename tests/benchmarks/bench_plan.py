@@ -27,8 +27,8 @@ from torch.profiler import ProfilerActivity, profile  # noqa: E402
 from transformers import AutoModelForCausalLM, MistralConfig  # noqa: E402
 
 from zephyr import losses  # noqa: E402
-from zephyr.cli import costs  # noqa: E402
 from zephyr.config import Data, DPOConfig, Hardware, Optim  # noqa: E402
+from zephyr.costs import work as costs  # noqa: E402
 from zephyr.model.load import DTYPES, load_policy  # noqa: E402
 from zephyr.model.logprobs import response_logprobs  # noqa: E402
 from zephyr.packing import Plan, collate_pairs, plan_epochs  # noqa: E402

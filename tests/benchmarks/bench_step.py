@@ -45,8 +45,8 @@ from zephyr.data.store import Pairs, Texts, example_batch  # noqa: E402
 from zephyr.model.load import DTYPES, load_policy, recompute  # noqa: E402
 from zephyr.packing import plan_epochs  # noqa: E402
 from zephyr.training.engine import Engine  # noqa: E402
+from zephyr.training.flops import mfu  # noqa: E402
 from zephyr.training.loop import Split, reduced, run_step  # noqa: E402
-from zephyr.training.planner import mfu  # noqa: E402
 
 A = ParamSpec("A")
 R = TypeVar("R")

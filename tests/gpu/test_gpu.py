@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_attention import dense_attention
+from oracle import dense_attention
 from torch import Tensor
 
 from zephyr.chat import EncodedPair

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from oracle import dense_attention
 from tiny import tiny_model
 from torch import Tensor
 
@@ -41,33 +42,6 @@ def layout_of(
         for i, (p, c, r) in enumerate(prompts_chosen_rejected)
     ]
     return collate_pairs(pairs, range(len(pairs)), prefix_sharing=prefix_sharing).layout
-
-
-def dense_attention(
-    query_NHE: Tensor,
-    key_MKE: Tensor,
-    value_MKE: Tensor,
-    layout: Layout,
-    scale: float,
-    window: int | None,
-) -> Tensor:
-    """Softmax over all keys of the row under one [N, M] mask, written from the definition."""
-    mask_NM = torch.zeros(len(query_NHE), len(key_MKE), dtype=torch.bool)
-    q = k = 0
-    for queries, keys in zip(layout.query_lengths, layout.key_lengths):
-        for i in range(queries):
-            last = keys - queries + i  # the last query of a segment sees its last key
-            first = 0 if window is None else max(0, last - window + 1)
-            mask_NM[q + i, k + first : k + last + 1] = True
-        q, k = q + queries, k + keys
-    group = query_NHE.shape[1] // key_MKE.shape[1]
-    key_MHE, value_MHE = key_MKE.repeat_interleave(group, 1), value_MKE.repeat_interleave(group, 1)
-    score_HNM = torch.einsum("nhe,mhe->hnm", query_NHE, key_MHE) * scale
-    return torch.einsum(
-        "hnm,mhe->nhe",
-        score_HNM.masked_fill(~mask_NM.to(score_HNM.device), -torch.inf).softmax(-1),
-        value_MHE,
-    )
 
 
 def random_qkv(layout: Layout, heads: int, key_heads: int, size: int = 8) -> list[Tensor]:

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from processes import ROOT
 from tokenizer_kinds import KINDS, make_tokenizer
 from transformers import (
     AutoModelForCausalLM,
@@ -119,16 +118,6 @@ for folder in sys.argv[1:]:
                      "ends": lm.generation_config.eos_token_id, "top_p": lm.generation_config.top_p, "said": tokenizer.decode(said)}
 print(json.dumps(found))
 """
-
-
-@pytest.fixture(scope="module")
-def version_4() -> Path:
-    folder = Path(os.environ.get("ZEPHYR_TRANSFORMERS4") or ROOT / ".venv-transformers4")
-    if not (folder / "transformers").is_dir():
-        pytest.skip(
-            f"transformers 4.57 is not in {folder}; `make test-long` puts it there, ZEPHYR_TRANSFORMERS4 names another folder"
-        )
-    return folder
 
 
 def exported(folder: Path, family: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -20,7 +20,6 @@ import oracle  # noqa: E402
 import preferences  # noqa: E402
 import smollm2  # noqa: E402
 from processes import ROOT  # noqa: E402
-from test_transformers4 import version_4  # noqa: E402, F401
 
 from zephyr.chat import encode_pair, encode_prompt  # noqa: E402
 from zephyr.data import load_pairs, load_tokenizer  # noqa: E402
