@@ -1,4 +1,5 @@
-"""Distilled direct preference optimisation (dDPO), the last step of Zephyr (arXiv:2310.16944, Section 3).
+"""Distilled direct preference optimisation (dDPO), the last step of Zephyr (arXiv:2310.16944,
+Section 3).
 
     torchrun --nproc_per_node=8 train_dpo.py configs/zephyr-7b-beta/dpo.yaml [key.sub=value ...] [--dry-run]
     python train_dpo.py CONFIG.yaml                                      one process
@@ -50,7 +51,8 @@ from zephyr.verify import preflight
 
 
 def train(engine: Engine, config: DPOConfig, folder: RunFolder | None) -> None:
-    # Preference pairs as token ids, and the plan: which pairs make which step, on which rank, in which micro-batch.
+    # Preference pairs as token ids, and the plan: which pairs make which step, on which rank, in
+    # which micro-batch.
     config, tokenizer = run_tokenizer(engine, config)
     encoded, reports = load(engine, config, tokenizer)
     plan = plan_epochs(
@@ -68,7 +70,8 @@ def train(engine: Engine, config: DPOConfig, folder: RunFolder | None) -> None:
         engine.say(engine.on_rank0(lambda: estimate(engine, config, encoded["train"])))
         return
 
-    # A folder that holds another run is refused before anything is paid for; one that holds this run, finished, is left alone.
+    # A folder that holds another run is refused before anything is paid for; one that holds this
+    # run, finished, is left alone.
     keep_chat(folder, config, tokenizer)
     folder.keep("data.json", json_bytes(reports))
     identity = {
@@ -81,7 +84,8 @@ def train(engine: Engine, config: DPOConfig, folder: RunFolder | None) -> None:
         engine.say(f"{config.run.dir} holds this run, finished: nothing is left to do")
         return
 
-    # The dSFT model: the policy's start, and the frozen reference, whose log-probs are taken before any checkpoint is restored.
+    # The dSFT model: the policy's start, and the frozen reference, whose log-probs are taken before
+    # any checkpoint is restored.
     hardware = config.hardware
     engine.adopt(
         partial(
@@ -205,7 +209,8 @@ def with_reference(
 
 
 def dpo_objective(config: DPOConfig, frozen: reference.Reference) -> Objective:
-    """A micro-batch's loss, summed over its pairs (the loop divides by the pairs of all ranks), and each pair's statistics."""
+    """A micro-batch's loss, summed over its pairs (the loop divides by the pairs of all ranks), and
+    each pair's statistics."""
 
     def objective(policy: Engine, batch: PackedBatch) -> tuple[Tensor, Stats]:
         ref_chosen_P, ref_rejected_P = frozen(batch)  # 1. log pi_ref(y|x)
@@ -241,7 +246,8 @@ def packed_tokens(pairs: Pairs, config: DPOConfig) -> list[int]:
 
 
 def check(config: DPOConfig) -> None:
-    """Raises: BadInput for an unknown loss, a label_smoothing that it does not take, or what this machine can't run."""
+    """Raises: BadInput for an unknown loss, a label_smoothing that it does not take, or what this
+    machine can't run."""
     try:
         losses.require_settings(config.loss, config.beta, config.label_smoothing)
     except ValueError as error:

@@ -3,9 +3,9 @@
     torchrun --nproc_per_node=8 train_sft.py configs/zephyr-7b-beta/sft.yaml [key.sub=value ...] [--dry-run]
     python train_sft.py CONFIG.yaml                                      one process
 
-Dialogues are packed into windows, none seeing another; the loss is the mean of -log pi(token | what is before it in its
-dialogue) over the target tokens of a step: the assistant's words and the EOS that ends each of its turns. Plain `text`
-rows are all target: the same script trains a base model.
+Dialogues are packed into windows, none seeing another; the loss is the mean of -log pi(token | what
+is before it in its dialogue) over the target tokens of a step: the assistant's words and the EOS
+that ends each of its turns. Plain `text` rows are all target: the same script trains a base model.
 """
 
 import sys
@@ -44,7 +44,8 @@ from zephyr.verify import preflight
 
 
 def train(engine: Engine, config: SFTConfig, folder: RunFolder | None) -> None:
-    # Dialogues as token ids with targets, and the plan: which make which step, on which rank, in which micro-batch.
+    # Dialogues as token ids with targets, and the plan: which make which step, on which rank, in
+    # which micro-batch.
     config, tokenizer = run_tokenizer(engine, config)
     encoded, reports = load(engine, config, tokenizer)
     plan = plan_epochs(
@@ -63,7 +64,8 @@ def train(engine: Engine, config: SFTConfig, folder: RunFolder | None) -> None:
         engine.say(engine.on_rank0(lambda: estimate(engine, config, encoded["train"])))
         return
 
-    # A folder that holds another run is refused before anything is paid for; one that holds this run, finished, is left alone.
+    # A folder that holds another run is refused before anything is paid for; one that holds this
+    # run, finished, is left alone.
     keep_chat(folder, config, tokenizer)
     folder.keep("data.json", json_bytes(reports))
     identity = {
@@ -159,7 +161,8 @@ def split(
 
 
 def objective(policy: Engine, batch: PackedBatch) -> tuple[Tensor, Stats]:
-    """A micro-batch's negative log-likelihood, summed over its target tokens (the loop divides by those of all ranks)."""
+    """A micro-batch's negative log-likelihood, summed over its target tokens (the loop divides by
+    those of all ranks)."""
     return -policy(batch).sum(), {}
 
 

@@ -1,4 +1,5 @@
-"""What the tests share: a tiny model, the real data where it is, and the real scripts as processes."""
+"""What the tests share: a tiny model, the real data where it is, and the real scripts as
+processes."""
 
 import os
 import subprocess
@@ -13,8 +14,8 @@ os.environ.setdefault(
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
 TESTS = Path(__file__).resolve().parent
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
@@ -31,8 +32,8 @@ def _one_thread() -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_rendezvous_left() -> Iterator[None]:
-    """An engine of this process sets torchrun's variables; what is left of them would send every later
-    process to its port."""
+    """An engine of this process sets torchrun's variables; what is left of them would send every
+    later process to its port."""
     yield
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     left = {name: os.environ.pop(name) for name in names if name in os.environ}
@@ -67,9 +68,11 @@ def fork_server() -> Iterator[ForkServer]:
 
 @pytest.fixture(scope="session")
 def launch(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Launch:
-    """Run a training script: `launch("train_dpo.py", "config.yaml", "key=value", ranks=2)`; ranks 0: plain python.
+    """Run a training script: `launch("train_dpo.py", "config.yaml", "key=value", ranks=2)`; ranks
+    0: plain python.
 
-    torchrun=True: as users do it, by a new interpreter, under torchrun where there are ranks; else by forks that need no imports."""
+    torchrun=True: as users do it, by a new interpreter, under torchrun where there are ranks; else
+    by forks that need no imports."""
     cache = tmp_path_factory.mktemp("cache")
 
     def run(
@@ -128,7 +131,8 @@ def launch(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def finished(tiny: Path, launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of two ranks: 20 pairs, 2 epochs, 3 steps each (the last of 4 pairs), checkpoints every 2 steps."""
+    """A finished run of two ranks: 20 pairs, 2 epochs, 3 steps each (the last of 4 pairs),
+    checkpoints every 2 steps."""
     from runs import rows, write_config, write_lines
 
     folder = tmp_path_factory.mktemp("finished")
@@ -159,7 +163,8 @@ def undisturbed(finished: Path, launch: Launch, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """`transformers serve` with a tiny model, once for all tests; they skip where its libraries are absent."""
+    """`transformers serve` with a tiny model, once for all tests; they skip where its libraries are
+    absent."""
     for library in ("openai", "fastapi", "uvicorn"):
         pytest.importorskip(
             library, reason=f"{library} is absent, without which there is no server to ask"

@@ -1,7 +1,8 @@
-"""A process that imports once what the training scripts need, and forks for every run: a run costs what it does, not its imports.
+"""A process that imports once what the training scripts need, and forks for every run: a run costs
+what it does, not its imports.
 
-Each rank of a run is a process of its own, with its own environment and exit code, and ends as python does. A request is a
-line of JSON on standard input, the answer a line on standard output.
+Each rank of a run is a process of its own, with its own environment and exit code, and ends as
+python does. A request is a line of JSON on standard input, the answer a line on standard output.
 """
 
 from __future__ import annotations
@@ -58,10 +59,12 @@ class ForkServer:
         ranks: int = 0,
         cwd: Path | None = None,
     ) -> Done:
-        """`python SCRIPT *arguments`, started in `cwd`, else in `folder`, which is given what it says as files.
+        """`python SCRIPT *arguments`, started in `cwd`, else in `folder`, which is given what it
+        says as files.
 
-        environment: what is added to this process's. ranks: so many processes with torchrun's variables; where one fails,
-        the others are ended and the code is its own; 0: one process without them."""
+        environment: what is added to this process's. ranks: so many processes with torchrun's
+        variables; where one fails, the others are ended and the code is its own; 0: one process
+        without them."""
         request = {
             "script": script,
             "arguments": list(arguments),
@@ -135,7 +138,8 @@ def serve() -> None:
 
 
 def ended(forks: Sequence[int], seconds: float) -> int:
-    """The exit code of the forks; negative: of a signal. The first that fails takes the others with it, as under torchrun."""
+    """The exit code of the forks; negative: of a signal. The first that fails takes the others with
+    it, as under torchrun."""
     deadline, code, left = time.monotonic() + seconds, 0, list(forks)
     while left:
         for pid in left:
@@ -159,7 +163,8 @@ def ended(forks: Sequence[int], seconds: float) -> int:
 
 
 def become_the_script(request: Mapping[str, object], variables: Mapping[str, str]) -> NoReturn:
-    """Runs the script as `python SCRIPT` does, and ends with its exit code, or its traceback and 1."""
+    """Runs the script as `python SCRIPT` does, and ends with its exit code, or its traceback and
+    1."""
     for number, path, flags in (
         (0, os.devnull, os.O_RDONLY),
         (1, request["out"], os.O_WRONLY | os.O_APPEND),

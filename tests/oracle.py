@@ -1,7 +1,9 @@
-"""What training must compute, in the plainest PyTorch: padded batches, Hugging Face's own forward, torch's own AdamW.
+"""What training must compute, in the plainest PyTorch: padded batches, Hugging Face's own forward,
+torch's own AdamW.
 
-No packing, no prefix sharing, no DeepSpeed, one process. Of the package it takes token ids (`zephyr.chat`, which has
-golden tests of its own) and, for SFT, which rows share a window (`best_fit`, likewise); all arithmetic is written here.
+No packing, no prefix sharing, no DeepSpeed, one process. Of the package it takes token ids
+(`zephyr.chat`, which has golden tests of its own) and, for SFT, which rows share a window
+(`best_fit`, likewise); all arithmetic is written here.
 
 Legend: `B` conversations, `L` padded length, `V` vocabulary, `P` pairs.
 """
@@ -124,7 +126,8 @@ def dpo_trace(config: Config) -> Iterator[Record]:
 
 
 def sft_trace(config: Config) -> Iterator[Record]:
-    """One record per optimiser step of SFT: the mean negative log-prob over the target tokens of the step's windows."""
+    """One record per optimiser step of SFT: the mean negative log-prob over the target tokens of
+    the step's windows."""
     lm = load(config)
     texts, optim = read_texts(config), config["optim"]
     windows = sorted(
@@ -212,7 +215,8 @@ def learning_rate(optim: Config, step: int, total_steps: int) -> float:
 
 
 def response_logps(lm: nn.Module, conversations: Sequence[Conversation]) -> Tensor:
-    """Sum of log p of each conversation's target tokens, fp32 [B]: right-padded, all logits [B, L, V]."""
+    """Sum of log p of each conversation's target tokens, fp32 [B]: right-padded, all logits [B, L,
+    V]."""
     ids_BL = pad_sequence([torch.tensor(ids) for ids, _ in conversations], batch_first=True)
     real_BL = pad_sequence(
         [torch.ones(len(ids), dtype=torch.int64) for ids, _ in conversations], batch_first=True

@@ -1,4 +1,5 @@
-"""A real OpenAI-compatible server for the tests, and a proxy in front of it that counts requests and plants faults by script."""
+"""A real OpenAI-compatible server for the tests, and a proxy in front of it that counts requests
+and plants faults by script."""
 
 from __future__ import annotations
 
@@ -87,7 +88,8 @@ def wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:
 
 
 class Call(NamedTuple):
-    """A request that reached the proxy: when, what was asked, and the fault that it met ("" none)."""
+    """A request that reached the proxy: when, what was asked, and the fault that it met (""
+    none)."""
 
     time: float
     asked: dict[str, object]
@@ -95,12 +97,14 @@ class Call(NamedTuple):
 
 
 class Proxy:
-    """Each POST meets the next of `faults`, or all meet `always`; then, or without one, it goes to the server after
-    `delay` seconds. `calls` are all that came, `passed` those that went on; `most_in_flight`: at once.
+    """Each POST meets the next of `faults`, or all meet `always`; then, or without one, it goes to
+    the server after `delay` seconds. `calls` are all that came, `passed` those that went on;
+    `most_in_flight`: at once.
 
-    Faults: 429 (Retry-After 1), 429-date, 429-day, 500, hang, drip (byte by byte), cut (in mid-body), drop (no answer), garbage
-    (no JSON), empty (no choices), null (content null), refusal, 400, 401, 402 (both with the key that came), "307 URL" (any redirect),
-    a key of `HOSTILE` (a body that no honest server sends)."""
+    Faults: 429 (Retry-After 1), 429-date, 429-day, 500, hang, drip (byte by byte), cut (in
+    mid-body), drop (no answer), garbage (no JSON), empty (no choices), null (content null),
+    refusal, 400, 401, 402 (both with the key that came), "307 URL" (any redirect), a key of
+    `HOSTILE` (a body that no honest server sends)."""
 
     def __init__(self, server: Server) -> None:
         self.upstream = int(server.url.split(":")[2].split("/")[0])

@@ -1,4 +1,5 @@
-"""A published judge's raw reply becomes the verdict that it states, so that stored verdicts can be checked against their source."""
+"""A published judge's raw reply becomes the verdict that it states, so that stored verdicts can be
+checked against their source."""
 
 import json
 import math
@@ -7,18 +8,21 @@ from typing import NamedTuple
 
 
 class Verdict(NamedTuple):
-    """preference: 1 where the first answer is the better, 2 where the second is. tied: both have one rank; the preference is then
-    the first answer's rank all the same, as AlpacaEval counts it."""
+    """preference: 1 where the first answer is the better, 2 where the second is. tied: both have
+    one rank; the preference is then the first answer's rank all the same, as AlpacaEval counts
+    it."""
 
     preference: int
     tied: bool
 
 
 def ranked_verdict(raw: object, shown_as: Mapping[str, str]) -> Verdict:
-    """The verdict of a judge that explains itself and ranks: {"concise_explanation", "ordered_models": [{"model", "rank"}, ...]}.
+    """The verdict of a judge that explains itself and ranks: {"concise_explanation",
+    "ordered_models": [{"model", "rank"}, ...]}.
 
-    Args: raw: the reply, as JSON text or parsed. shown_as: which of output_1 and output_2 each of the names m and M stood for.
-    Raises: ValueError where the reply does not rank both answers 1 or 2."""
+    Args: raw: the reply, as JSON text or parsed. shown_as: which of output_1 and output_2 each of
+    the names m and M stood for. Raises: ValueError where the reply does not rank both answers 1 or
+    2."""
     reply = json.loads(raw) if isinstance(raw, str) else raw
     ranking = reply.get("ordered_models") if isinstance(reply, Mapping) else None
     entries = (
@@ -37,7 +41,8 @@ def ranked_verdict(raw: object, shown_as: Mapping[str, str]) -> Verdict:
 
 
 def probability_of_m(raw: object) -> float | None:
-    """p(m) / (p(m) + p(M)) at the first token of a chat completion with `logprobs`: how sure a judge is of the answer called m.
+    """p(m) / (p(m) + p(M)) at the first token of a chat completion with `logprobs`: how sure a
+    judge is of the answer called m.
 
     A letter that is not among the top tokens counts as impossible. None: the judge gave no reply.
     Raises: ValueError where the reply has no log-probabilities, or none of either letter."""

@@ -1,4 +1,5 @@
-"""A row of every shape that is read, with what it must become, worked out by hand; and chat templates that know tools and thoughts."""
+"""A row of every shape that is read, with what it must become, worked out by hand; and chat
+templates that know tools and thoughts."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ THINKING_TEMPLATE = (
     "{%- if add_generation_prompt %}<|assistant|>\n{%- endif %}"
 )
 
-# name in shapes.PAIRS -> rows, and the prompt (system, user, assistant, ... in turn, "" for no system), chosen and rejected of each
+# name in shapes.PAIRS -> rows, and the prompt (system, user, assistant, ... in turn, "" for no
+# system), chosen and rejected of each
 PAIRS = {
     "prompt, chosen, rejected": [
         (

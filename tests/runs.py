@@ -1,4 +1,5 @@
-"""Runs of the real scripts on tiny models: their input, what they left, and processes to be disturbed."""
+"""Runs of the real scripts on tiny models: their input, what they left, and processes to be
+disturbed."""
 
 import contextlib
 import json
@@ -119,7 +120,8 @@ def wait_for(
 def background(
     script: str, *arguments: str | Path, log: Path | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """The script on two ranks with the launch flags of the README; whatever is left of it is killed at the end."""
+    """The script on two ranks with the launch flags of the README; whatever is left of it is killed
+    at the end."""
     command = [
         sys.executable,
         "-m",

@@ -1,4 +1,5 @@
-"""A config is right or refused in one line that names key, value and what was wanted, before any model is touched."""
+"""A config is right or refused in one line that names key, value and what was wanted, before any
+model is touched."""
 
 import argparse
 from operator import attrgetter
@@ -50,7 +51,8 @@ def test_defaults_are_the_documented_ones(tmp_path: Path) -> None:
 
 
 def test_overrides_and_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails where an override is ignored, loses its type, or a $VARIABLE of a path stays as it is."""
+    """Fails where an override is ignored, loses its type, or a $VARIABLE of a path stays as it
+    is."""
     monkeypatch.setenv("DATA", "/d")
     config = load(
         tmp_path,
@@ -85,8 +87,8 @@ def test_overrides_and_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_people_type_is_taken(tmp_path: Path) -> None:
-    """YAML 1.1 takes 5e-7 for a text, and one path need not be a list: each was the first error of a new user. `columns` is written
-    key by key over its default, null."""
+    """YAML 1.1 takes 5e-7 for a text, and one path need not be a list: each was the first error of
+    a new user. `columns` is written key by key over its default, null."""
     config = load(
         tmp_path,
         {**MINIMAL, "optim": {"lr_peak": "5e-7", "warmup_fraction": "1E-1"}},
@@ -238,7 +240,8 @@ SHIPPED = sorted(ROOT.glob("configs/*/*.yaml"))
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: str(p.relative_to(ROOT)))
 def test_shipped_configs_load_write_every_key_and_read_back(path: Path, tmp_path: Path) -> None:
-    """Fails where a shipped file has a wrong or missing key, or the resolved config differs from the file it came from."""
+    """Fails where a shipped file has a wrong or missing key, or the resolved config differs from
+    the file it came from."""
     tree = yaml.safe_load(path.read_text())
     kind = DPOConfig if "beta" in tree else SFTConfig
     config = configs.load(kind, str(path))
@@ -289,8 +292,8 @@ def test_null_is_no_evaluation(tmp_path: Path, key: str) -> None:
 
 
 def test_a_dollar_in_a_name_that_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file called so is that file, with its split too; else `$X` is a variable. Fails where good input is refused, or a variable of
-    another's choice becomes a folder."""
+    """A file called so is that file, with its split too; else `$X` is a variable. Fails where good
+    input is refused, or a variable of another's choice becomes a folder."""
     (tmp_path / "a$b.jsonl").write_text("")
     monkeypatch.setenv("SCRATCH", "/scratch")
     for text in (f"{tmp_path}/a$b.jsonl", f"{tmp_path}/a$b.jsonl:train"):
@@ -301,7 +304,8 @@ def test_a_dollar_in_a_name_that_exists(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_variables_in_a_commands_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails where a command makes a folder called `$SCRATCH`, or asks an endpoint at `https://$HF_TOKEN/v1`."""
+    """Fails where a command makes a folder called `$SCRATCH`, or asks an endpoint at
+    `https://$HF_TOKEN/v1`."""
     path, parser = tmp_path / "options.yaml", argparse.ArgumentParser()
     parser.add_argument("--out", type=Path)
     monkeypatch.setenv("SCRATCH", "/scratch")

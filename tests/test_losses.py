@@ -1,4 +1,5 @@
-"""The preference losses against arithmetic done apart from them: in Python floats, and in the papers' closed forms."""
+"""The preference losses against arithmetic done apart from them: in Python floats, and in the
+papers' closed forms."""
 
 import math
 from collections.abc import Callable
@@ -28,7 +29,8 @@ def exo(x: float, epsilon: float) -> float:
     return s(x) * math.log(s(x) / (1 - epsilon)) + s(-x) * math.log(s(-x) / epsilon)
 
 
-# name -> loss of log-ratios c (chosen), r (rejected), averaged already where the loss averages; b: beta, e: smoothing
+# name -> loss of log-ratios c (chosen), r (rejected), averaged already where the loss averages; b:
+# beta, e: smoothing
 BY_HAND: dict[str, Callable[[float, float, float, float], float]] = {
     "sigmoid": lambda c, r, b, e: a(b * (c - r), e),
     "sigmoid_norm": lambda c, r, b, e: a(b * (c - r), e),
@@ -66,7 +68,8 @@ GRADIENTS: dict[str, Callable[[float, float, float, float], tuple[float, float]]
 
 
 E, FAR = EPSILON, 1e4
-# name -> losses at beta 1 of the log-ratios (1e4, -1e4) and (-1e4, 1e4), where the exponentials are 0
+# name -> losses at beta 1 of the log-ratios (1e4, -1e4) and (-1e4, 1e4), where the exponentials are
+# 0
 FAR_OFF: dict[str, tuple[float, float]] = {
     "sigmoid": (E * 2 * FAR, (1 - E) * 2 * FAR),
     "sigmoid_norm": (E * (FAR / 7 + FAR / 11), (1 - E) * (FAR / 31 + FAR / 5)),
@@ -94,7 +97,8 @@ def smoothing_for(name: str) -> float:
 
 
 def vectors(dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Tensor]:
-    """Chosen, rejected and the two references: sums as responses of tens of tokens have, margins of both signs."""
+    """Chosen, rejected and the two references: sums as responses of tens of tokens have, margins of
+    both signs."""
     generator = torch.Generator().manual_seed(seed)
     ref_2P = -60 + 20 * torch.rand(2, PAIRS, generator=generator, dtype=torch.float64)
     policy_2P = ref_2P + 4 * torch.randn(2, PAIRS, generator=generator, dtype=torch.float64)
@@ -120,7 +124,8 @@ def run(
 
 
 def ratios(name: str, tensors: list[Tensor]) -> list[tuple[float, float]]:
-    """(chosen, rejected) log-ratios of every pair as Python floats, averaged over tokens where `name` averages."""
+    """(chosen, rejected) log-ratios of every pair as Python floats, averaged over tokens where
+    `name` averages."""
     chosen, rejected, ref_chosen, ref_rejected = (tensor_P.tolist() for tensor_P in tensors)
     counts = [tokens_P.tolist() if name in AVERAGED else [1] * PAIRS for tokens_P in token_counts()]
     return [
@@ -130,7 +135,8 @@ def ratios(name: str, tensors: list[Tensor]) -> list[tuple[float, float]]:
 
 
 def test_every_loss_is_tested() -> None:
-    """A loss added to the table without values and gradients of its own would otherwise pass unseen."""
+    """A loss added to the table without values and gradients of its own would otherwise pass
+    unseen."""
     assert set(LOSSES) == set(BY_HAND) == set(GRADIENTS)
     assert {name for name, entry in LOSSES.items() if entry.smoothing != "refused"} == SMOOTHED
     assert {name for name, entry in LOSSES.items() if entry.length_averaged} == AVERAGED
@@ -139,7 +145,8 @@ def test_every_loss_is_tested() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", LOSSES)
 def test_values_by_hand(name: str, dtype: torch.dtype) -> None:
-    """A sign, a factor, beta or the token counts in the wrong place moves every value by far more than rounding."""
+    """A sign, a factor, beta or the token counts in the wrong place moves every value by far more
+    than rounding."""
     tensors = vectors(dtype)
     terms = run(name, tensors)
     wanted = [BY_HAND[name](c, r, BETA, smoothing_for(name)) for c, r in ratios(name, tensors)]
@@ -152,7 +159,8 @@ def test_values_by_hand(name: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("name", sorted(SMOOTHED - {"exo_pair"}))
 def test_without_smoothing_it_is_the_plain_loss(name: str) -> None:
-    """cDPO and robust DPO must fall back on -log sigmoid(margin) at 0; a smoothing left on would show."""
+    """cDPO and robust DPO must fall back on -log sigmoid(margin) at 0; a smoothing left on would
+    show."""
     tensors = vectors()
     wanted = [math.log(1 + math.exp(-BETA * (c - r))) for c, r in ratios(name, tensors)]
     terms = run(name, tensors, label_smoothing=0.0)
@@ -161,7 +169,8 @@ def test_without_smoothing_it_is_the_plain_loss(name: str) -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradients_are_the_papers(name: str) -> None:
-    """Autograd through the code equals the closed form on both sides; with a term detached it would not."""
+    """Autograd through the code equals the closed form on both sides; with a term detached it would
+    not."""
     tensors = vectors()
     leaves = [tensors[0].requires_grad_(), tensors[1].requires_grad_()]
     grads_P = torch.autograd.grad(run(name, tensors).loss_P.sum(), leaves)
@@ -180,8 +189,8 @@ def test_gradients_are_the_papers(name: str) -> None:
 
 
 def test_dpo_gradient_is_the_papers_weighting() -> None:
-    """Rafailov et al., Section 4: a pair weighs beta * sigmoid(reward_rejected - reward_chosen), by the rewards
-    returned: they and the loss must speak of the same beta."""
+    """Rafailov et al., Section 4: a pair weighs beta * sigmoid(reward_rejected - reward_chosen), by
+    the rewards returned: they and the loss must speak of the same beta."""
     tensors = vectors()
     terms = run("sigmoid", [tensors[0].requires_grad_(), *tensors[1:]], label_smoothing=0.0)
     (grad_P,) = torch.autograd.grad(terms.loss_P.sum(), tensors[0])
@@ -192,7 +201,8 @@ def test_dpo_gradient_is_the_papers_weighting() -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradcheck(name: str) -> None:
-    """Numeric differentiation in float64, also in the reference, which enters with the other sign."""
+    """Numeric differentiation in float64, also in the reference, which enters with the other
+    sign."""
     tensors = [tensor_P.requires_grad_() for tensor_P in vectors(seed=3)]
     assert torch.autograd.gradcheck(lambda *inputs: run(name, list(inputs)).loss_P, tensors)
 
@@ -200,7 +210,8 @@ def test_gradcheck(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", LOSSES)
 def test_extreme_margins_stay_finite(name: str, dtype: torch.dtype) -> None:
-    """A pair far off (log-ratios of +-1e4, beta 1) must not overflow: one NaN would stop or spoil the run."""
+    """A pair far off (log-ratios of +-1e4, beta 1) must not overflow: one NaN would stop or spoil
+    the run."""
     far_P = torch.tensor([1e4, -1e4, 1e4, -1e4, 0.0, 0.0], dtype=dtype)
     other_P = torch.tensor([-1e4, 1e4, 0.0, 0.0, 1e4, -1e4], dtype=dtype)
     reference = [torch.zeros(PAIRS, dtype=dtype), torch.zeros(PAIRS, dtype=dtype)]
@@ -230,7 +241,8 @@ def test_extreme_margins_stay_finite(name: str, dtype: torch.dtype) -> None:
     ],
 )
 def test_the_first_step(name: str, wanted: float) -> None:
-    """Policy == reference, as in the first record of a run: rewards exactly 0, the loss a constant known beforehand."""
+    """Policy == reference, as in the first record of a run: rewards exactly 0, the loss a constant
+    known beforehand."""
     policy_P = vectors(torch.float32)[:2]
     terms = run(name, [*policy_P, *policy_P])
     torch.testing.assert_close(terms.loss_P, torch.full((PAIRS,), wanted), rtol=1e-6, atol=0)
@@ -239,7 +251,8 @@ def test_the_first_step(name: str, wanted: float) -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_rewards(name: str) -> None:
-    """beta times the summed log-ratio for every loss, detached (averaged, they would not compare between losses)."""
+    """beta times the summed log-ratio for every loss, detached (averaged, they would not compare
+    between losses)."""
     tensors = vectors()
     terms = run(name, [tensors[0].requires_grad_(), tensors[1].requires_grad_(), *tensors[2:]])
     chosen, rejected, ref_chosen, ref_rejected = (tensor_P.tolist() for tensor_P in tensors)
@@ -255,7 +268,8 @@ def test_rewards(name: str) -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_pairs_do_not_touch_each_other(name: str) -> None:
-    """A pair's loss may not depend on the micro-batch around it: alone, it must come out bit for bit the same."""
+    """A pair's loss may not depend on the micro-batch around it: alone, it must come out bit for
+    bit the same."""
     tensors = vectors(torch.float32)
     together_P = run(name, tensors).loss_P
     counts_P = token_counts()
@@ -273,7 +287,8 @@ def test_pairs_do_not_touch_each_other(name: str) -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_no_pairs(name: str) -> None:
-    """A rank with nothing to do in a micro-batch still runs backward with the others, on empty vectors."""
+    """A rank with nothing to do in a micro-batch still runs backward with the others, on empty
+    vectors."""
     tensors = [torch.empty(0, requires_grad=True) for _ in range(4)]
     terms = run(name, tensors)
     terms.loss_P.sum().backward()
@@ -282,8 +297,8 @@ def test_no_pairs(name: str) -> None:
 
 
 def test_unbiased_under_flips() -> None:
-    """The claim of robust DPO: its mean over labels flipped with probability epsilon is DPO's loss of the true label.
-    cDPO's is not, so an exchange of the two is caught."""
+    """The claim of robust DPO: its mean over labels flipped with probability epsilon is DPO's loss
+    of the true label. cDPO's is not, so an exchange of the two is caught."""
     chosen_P, rejected_P, ref_chosen_P, ref_rejected_P = vectors()
     clean_P = run(
         "sigmoid", [chosen_P, rejected_P, ref_chosen_P, ref_rejected_P], label_smoothing=0.0
@@ -339,7 +354,8 @@ def test_label_smoothing_is_never_silently_dropped(name: str) -> None:
 
 @pytest.mark.parametrize("position", range(4))
 def test_vectors_that_do_not_fit(position: int) -> None:
-    """Half precision loses the margin, mixed dtypes and shapes broadcast in silence: all refused."""
+    """Half precision loses the margin, mixed dtypes and shapes broadcast in silence: all
+    refused."""
     names = ["chosen_P", "rejected_P", "ref_chosen_P", "ref_rejected_P"]
     fits_P = vectors()[0]
     for wrong_P in (fits_P.bfloat16(), fits_P.float(), fits_P[:1], fits_P[:, None]):
@@ -359,7 +375,8 @@ def test_all_half_precision() -> None:
 
 
 def test_token_counts_are_accepted_where_unused() -> None:
-    """The caller hands counts over whatever the loss: they must neither be refused nor change anything."""
+    """The caller hands counts over whatever the loss: they must neither be refused nor change
+    anything."""
     tensors = vectors()
     assert (
         run("hinge", tensors).loss_P.tolist()
@@ -368,7 +385,8 @@ def test_token_counts_are_accepted_where_unused() -> None:
 
 
 def test_a_loss_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The promise of the table: one line adds a loss, and checks, averaging and rewards come with it."""
+    """The promise of the table: one line adds a loss, and checks, averaging and rewards come with
+    it."""
 
     def square(chosen_P: Tensor, rejected_P: Tensor, *, beta: float) -> Tensor:
         return (beta * (chosen_P - rejected_P) - 1).square()

@@ -1,4 +1,5 @@
-"""The notebooks run from top to bottom on a tiny model, and are stored without outputs other than figures."""
+"""The notebooks run from top to bottom on a tiny model, and are stored without outputs other than
+figures."""
 
 from __future__ import annotations
 
@@ -28,8 +29,9 @@ def test_both_are_found() -> None:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A notebook is code that nothing imports: a renamed function breaks it in silence. The kernel is this interpreter,
-    whatever kernels the machine has; the notebooks' own assertions check what they claim."""
+    """A notebook is code that nothing imports: a renamed function breaks it in silence. The kernel
+    is this interpreter, whatever kernels the machine has; the notebooks' own assertions check what
+    they claim."""
     client = pytest.importorskip("nbclient", reason="nbclient is in the extra `notebooks`")
     kernelspec = pytest.importorskip(
         "ipykernel.kernelspec", reason="ipykernel is in the extra `notebooks`"
@@ -60,7 +62,8 @@ def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_is_stored_clean(path: Path) -> None:
-    """Stored text goes stale and shows paths of somebody's machine: only figures stay, without execution counts."""
+    """Stored text goes stale and shows paths of somebody's machine: only figures stay, without
+    execution counts."""
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     for cell in code_of(notebook):
@@ -74,7 +77,8 @@ def test_it_is_stored_clean(path: Path) -> None:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_imports_the_package(path: Path) -> None:
-    """A notebook that writes a loss down again explains code that nobody trains with; and lines fit the page."""
+    """A notebook that writes a loss down again explains code that nobody trains with; and lines fit
+    the page."""
     source = "\n\n".join(cell.source for cell in code_of(nbformat.read(path, as_version=4)))
     tree = ast.parse(source)
     modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}

@@ -221,9 +221,10 @@ def test_every_pair_of_the_first_step_is_at_its_reference(
 
 @pytest.mark.parametrize("side", [0, 1])
 def test_a_shift_of_all_pairs_is_no_rounding(side: int) -> None:
-    """Three rewards each within rounding, all the same way, are refused; with one the other way they
-    pass; many that are all as far as one may be are refused whatever their signs. Fails where each pair is looked at by itself alone: a store shifted by less than a
-    response's rounding would be trained against."""
+    """Three rewards each within rounding, all the same way, are refused; with one the other way
+    they pass; many that are all as far as one may be are refused whatever their signs. Fails where
+    each pair is looked at by itself alone: a store shifted by less than a response's rounding would
+    be trained against."""
 
     def rewards(value: float) -> tuple[float, float, float]:
         return (value, 0.0, LN2) if side == 0 else (0.0, value, LN2)

@@ -55,8 +55,9 @@ def leaks(*folders: Path) -> list[tuple[str, str]]:
 
 
 def test_no_secret_is_ever_written(tiny: Path, launch: Launch, tmp_path: Path) -> None:
-    """A whole run with wandb, at a rate that freezes bfloat16 weights, so that alarms speak too: logs, configs, checkpoints, caches,
-    reports and the model hold none of the keys in its environment. Fails where a library is asked to note the environment."""
+    """A whole run with wandb, at a rate that freezes bfloat16 weights, so that alarms speak too:
+    logs, configs, checkpoints, caches, reports and the model hold none of the keys in its
+    environment. Fails where a library is asked to note the environment."""
     data = write_lines(tmp_path / "pairs.jsonl", rows(12))
     config = write_config(
         tmp_path,
@@ -114,8 +115,9 @@ def load(tmp_path: Path, *overrides: str) -> DPOConfig:
     ],
 )
 def test_a_variable_is_a_path(value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The resolved config is written to the run folder, to the model card and to wandb: of the environment it gets folders and jobs
-    alone, in keys that are paths. Fails where a secret is filled in, whatever the variable's name, or an unset one makes a folder `$X`."""
+    """The resolved config is written to the run folder, to the model card and to wandb: of the
+    environment it gets folders and jobs alone, in keys that are paths. Fails where a secret is
+    filled in, whatever the variable's name, or an unset one makes a folder `$X`."""
     for name in ("WANDB_API_KEY", "HF_TOKEN", "HF_PAT", "openai_key", "DB", "_"):
         monkeypatch.setenv(name, "planted")
     for key in ("run.dir", "data.train[0]", "run.wandb.name", "samples.judge"):
@@ -164,8 +166,9 @@ PLANTED = (PASSWORD, "7f3a91c2-e4d0-5b68-7f3a-91c2e4d05b68", HUB_KEY, PATH_KEY, 
 
 @pytest.mark.parametrize("url", SECRET_URLS)
 def test_a_url_with_a_secret_is_refused(url: str, tmp_path: Path) -> None:
-    """In every place that takes a URL, before anything is written, without a word of it. Fails where the resolved config, a ledger or a
-    report would keep it, or the error that refuses it is what tells it."""
+    """In every place that takes a URL, before anything is written, without a word of it. Fails
+    where the resolved config, a ledger or a report would keep it, or the error that refuses it is
+    what tells it."""
     for key in ("samples.judge=openai:m@", "model=", "run.wandb.name=", "chat_template="):
         with pytest.raises(
             ConfigError, match=f"{key.split('=')[0]}: a text without a secret"
@@ -179,7 +182,8 @@ def test_a_url_with_a_secret_is_refused(url: str, tmp_path: Path) -> None:
 
 
 def test_errors_tell_no_secret(tmp_path: Path) -> None:
-    """What is wrong in another way than by its secret is shown, the secret struck out. Fails where an error shows a value as it came."""
+    """What is wrong in another way than by its secret is shown, the secret struck out. Fails where
+    an error shows a value as it came."""
     user, key = f"openai:m@htp://me:{PASSWORD}@host/v1", f"openai:{HUB_KEY}"
     for tell in (
         lambda: open_teacher(user),
@@ -201,7 +205,8 @@ def test_errors_tell_no_secret(tmp_path: Path) -> None:
 
 
 def test_what_is_no_secret_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names of folders and models, and servers' URLs as they are. Fails where an honest name looks like a key."""
+    """Names of folders and models, and servers' URLs as they are. Fails where an honest name looks
+    like a key."""
     urls = (
         "http://localhost:8000/v1",
         "https://api.openai.com/v1",
@@ -230,7 +235,8 @@ def test_what_is_no_secret_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_judge_with_a_password_leaves_no_trace(
     tiny: Path, launch: Launch, tmp_path: Path
 ) -> None:
-    """The script itself, whose run folder is made before its judge is opened. Fails where config.yaml or status.json is written first."""
+    """The script itself, whose run folder is made before its judge is opened. Fails where
+    config.yaml or status.json is written first."""
     data = write_lines(tmp_path / "pairs.jsonl", rows(4))
     config = write_config(tmp_path, tiny, data)
     done = launch(
@@ -268,8 +274,9 @@ MERGES = "".join(
     ids=("lists", "merges", "a list of itself", "a mapping of itself", "long", "deep"),
 )
 def test_a_yaml_bomb_is_told(text: str, why: str, tmp_path: Path) -> None:
-    """Half a kB that stands for 9^12 values, lists that hold themselves, a file without end: one line, at once, for the configs of runs and
-    commands, overrides, and what a report reads of somebody's run. Fails where the values are counted, shown or merged one by one."""
+    """Half a kB that stands for 9^12 values, lists that hold themselves, a file without end: one
+    line, at once, for the configs of runs and commands, overrides, and what a report reads of
+    somebody's run. Fails where the values are counted, shown or merged one by one."""
     path = tmp_path / "config.yaml"
     path.write_text(f"model: m\ndata: {{train: [d]}}\n{text}" if text[0] not in "&[" else text)
     with pytest.raises(ConfigError, match=f"config {path}: .*({why})"):
@@ -287,8 +294,9 @@ def test_a_yaml_bomb_is_told(text: str, why: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [*FILES, *EXPORT])
 def test_a_run_writes_through_no_link(name: str, tmp_path: Path) -> None:
-    """A link among a run folder's files, there or to nothing: the run is refused before anything is touched. Fails where the lock
-    truncates, or a log or a record goes to, a file that the link's maker could not write, and the user can."""
+    """A link among a run folder's files, there or to nothing: the run is refused before anything is
+    touched. Fails where the lock truncates, or a log or a record goes to, a file that the link's
+    maker could not write, and the user can."""
     victim, run = tmp_path / "victim", tmp_path / "run"
     victim.write_text("precious")
     run.mkdir()
@@ -319,8 +327,9 @@ def test_a_run_writes_through_no_link(name: str, tmp_path: Path) -> None:
 def test_what_is_written_whole_follows_no_link(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a folder that others can write to: a link in the file's place is replaced, one in the temporary file's place is an error even
-    where its name was guessed, and nothing half-written stays. Fails where a store or a report is written over somebody's file."""
+    """In a folder that others can write to: a link in the file's place is replaced, one in the
+    temporary file's place is an error even where its name was guessed, and nothing half-written
+    stays. Fails where a store or a report is written over somebody's file."""
     victim = tmp_path / "victim"
     victim.write_text("precious")
     (tmp_path / "out.json").symlink_to(victim)
@@ -356,7 +365,8 @@ def test_what_is_written_whole_follows_no_link(
 
 
 def test_a_checkpoint_is_no_pickle(finished: Path) -> None:
-    """Every file of a run is text, parquet or safetensors. Fails where something that runs when it is read is written."""
+    """Every file of a run is text, parquet or safetensors. Fails where something that runs when it
+    is read is written."""
     suffixes = {
         path.suffix
         for path in (finished / "run").rglob("*")
@@ -383,7 +393,8 @@ def test_a_checkpoint_is_no_pickle(finished: Path) -> None:
     ids=lambda p: p.name,
 )
 def test_no_code_is_loaded(path: Path) -> None:
-    """No torch.load, no pickle, no eval, no trust in remote code. Fails for the first of these that is written here."""
+    """No torch.load, no pickle, no eval, no trust in remote code. Fails for the first of these that
+    is written here."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]

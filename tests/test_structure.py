@@ -1,4 +1,5 @@
-"""The shape of the package: every module imports, imports point down the map, functions fit a screen."""
+"""The shape of the package: every module imports, imports point down the map, functions fit a
+screen."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def name_of(path: Path) -> str:
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
-    """Full names of what a module imports, also inside functions; `from zephyr import losses` names zephyr.losses."""
+    """Full names of what a module imports, also inside functions; `from zephyr import losses` names
+    zephyr.losses."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -66,13 +68,15 @@ def test_the_map_is_found() -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
 def test_every_module_imports(path: Path) -> None:
-    """A module that nothing else touches can be broken for weeks: each is imported by itself, on any machine."""
+    """A module that nothing else touches can be broken for weeks: each is imported by itself, on
+    any machine."""
     importlib.import_module(name_of(path))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
 def test_imports_point_down(path: Path) -> None:
-    """An import of the own level or of a higher one would close a circle and let knowledge leak upwards."""
+    """An import of the own level or of a higher one would close a circle and let knowledge leak
+    upwards."""
     if len(path.parts) == 2 and path.name == "__init__.py":
         return  # the package's own front, above everything
     unit = path.parts[1].removesuffix(".py")
@@ -109,7 +113,8 @@ def in_a_process_of_its_own(code: str) -> None:
 
 
 def test_import_stays_light() -> None:
-    """A notebook needs neither what training needs nor the hub; apart from this process, which imported it all."""
+    """A notebook needs neither what training needs nor the hub; apart from this process, which
+    imported it all."""
     in_a_process_of_its_own(
         "import sys, zephyr\n"
         "zephyr.losses.dpo, zephyr.packing.best_fit, zephyr.packing.plan_epochs, zephyr.packing.collate_pairs\n"
@@ -120,7 +125,8 @@ def test_import_stays_light() -> None:
 
 
 def test_import_does_nothing() -> None:
-    """No CUDA query, no environment variable, no logging set-up: a program that imports the package stays as it was."""
+    """No CUDA query, no environment variable, no logging set-up: a program that imports the package
+    stays as it was."""
     in_a_process_of_its_own(
         "import os, logging, torch, transformers\n"
         "def state():\n"

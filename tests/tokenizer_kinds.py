@@ -1,4 +1,5 @@
-"""Small tokenizers of the kinds that real families have: who adds BOS, what ends a turn, what the template writes."""
+"""Small tokenizers of the kinds that real families have: who adds BOS, what ends a turn, what the
+template writes."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 
 class Kind(NamedTuple):
-    """`eos_token`: what the config key must say where a turn does not end with the tokenizer's EOS."""
+    """`eos_token`: what the config key must say where a turn does not end with the tokenizer's
+    EOS."""
 
     specials: tuple[str, ...]
     bos: str | None
@@ -26,7 +28,8 @@ CHATML = (
     "{% endif %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-# As Qwen3's: tools in the system turn, thoughts behind the last question alone, results as a user's turn.
+# As Qwen3's: tools in the system turn, thoughts behind the last question alone, results as a user's
+# turn.
 QWEN3 = (
     "{%- set system = messages[0].content if messages[0].role == 'system' else '' %}"
     "{%- if tools %}{{ '<|im_start|>system\n' + system + '\n\n# Tools\n' }}"

@@ -1,4 +1,5 @@
-"""YAML and `key.sub=value` overrides become one frozen dataclass, checked before any model is touched."""
+"""YAML and `key.sub=value` overrides become one frozen dataclass, checked before any model is
+touched."""
 
 import difflib
 import math
@@ -19,14 +20,16 @@ T = TypeVar("T")
 
 
 class BadInput(ValueError):
-    """Input that a person can mend: the scripts print it as one short line, without the secrets that it holds, and exit with code 2."""
+    """Input that a person can mend: the scripts print it as one short line, without the secrets
+    that it holds, and exit with code 2."""
 
     def __str__(self) -> str:
         line = masked(" ".join(super().__str__().split()))
         return line if len(line) <= 600 else f"{line[:400]} ... {line[-190:]}"
 
 
-# How keys of known services begin, with the long run of letters and digits that is in every one of them.
+# How keys of known services begin, with the long run of letters and digits that is in every one of
+# them.
 KNOWN_KEY = re.compile(
     r"(?<![A-Za-z0-9])(?:sk-|rk-|hf_|gh[opsu]_|github_pat_|glpat-|gsk_|xai-|xox[abp]-|nvapi-|pplx-|r8_|AKIA|AIza|eyJ)"
     r"[\w-]*?(?=[A-Za-z]*[0-9])[A-Za-z0-9]{16,}[\w-]*"
@@ -45,14 +48,16 @@ NAMED = re.compile(
 
 
 def masked(text: str) -> str:
-    """The text without the user and password of any URL, and without what begins as a known service's key."""
+    """The text without the user and password of any URL, and without what begins as a known
+    service's key."""
     return KNOWN_KEY.sub("[key]", USER.sub("://[user]@", text))
 
 
 def secret_in(text: str) -> str:
     """What is or may be a secret in a text that will be written to files, "" where there is none.
 
-    A key of a known service anywhere; of a URL: user and password, a query, a fragment, a path that holds a parameter or a random part."""
+    A key of a known service anywhere; of a URL: user and password, a query, a fragment, a path that
+    holds a parameter or a random part."""
     if KNOWN_KEY.search(text):
         return "what looks like a key"
     for url in URL.findall(text):
@@ -253,10 +258,11 @@ NOT_YAML = (
 
 
 def load(kind: type[C], path: str, overrides: Sequence[str] = ()) -> C:
-    """The config in the YAML file `path` with `key.sub=value` overrides, `$VARIABLES` in texts filled in.
+    """The config in the YAML file `path` with `key.sub=value` overrides, `$VARIABLES` in texts
+    filled in.
 
-    Raises: ConfigError naming the key, its value and what was wanted: unknown or missing key, wrong type, value out of
-    range, combination that can't work, file that can't be read."""
+    Raises: ConfigError naming the key, its value and what was wanted: unknown or missing key, wrong
+    type, value out of range, combination that can't work, file that can't be read."""
     try:
         repr(tree := read_yaml(Path(path)))  # no error can show thousands of digits
     except (OSError, *NOT_YAML) as error:
@@ -273,7 +279,8 @@ def load(kind: type[C], path: str, overrides: Sequence[str] = ()) -> C:
 
 
 def read_yaml(path: Path) -> Value:
-    """What a YAML file holds. Raises: OSError, and whatever is in `NOT_YAML`, for one that can't be read, is over `LARGEST_YAML`, or is none."""
+    """What a YAML file holds. Raises: OSError, and whatever is in `NOT_YAML`, for one that can't be
+    read, is over `LARGEST_YAML`, or is none."""
     with path.open("rb") as file:
         content = file.read(LARGEST_YAML + 1)
     if len(content) > LARGEST_YAML:
@@ -282,7 +289,8 @@ def read_yaml(path: Path) -> Value:
 
 
 def parse_yaml(text: str) -> Value:
-    """The value of a YAML text. Raises: `NOT_YAML`, also where its anchors stand for more than `LARGEST_YAML` values, or hold themselves."""
+    """The value of a YAML text. Raises: `NOT_YAML`, also where its anchors stand for more than
+    `LARGEST_YAML` values, or hold themselves."""
     sizes: dict[int, int] = {}  # of a node, with all that its aliases stand for
 
     def size(node: yaml.Node) -> int:
@@ -360,10 +368,8 @@ def read_value(hint: object, value: Value, key: str) -> object:
             raise ConfigError(f"{key}: a list{length} is wanted, got {value!r}")
         return tuple(read_value(args[0], item, f"{key}[{i}]") for i, item in enumerate(value))
     if hint is float and (
-        type(value) is int
-        and abs(value) < 1e300
-        or isinstance(value, str)
-        and EXPONENT.fullmatch(value)
+        (type(value) is int and abs(value) < 1e300)
+        or (isinstance(value, str) and EXPONENT.fullmatch(value))
     ):
         value = float(value)
     value = filled_in(value, key) if isinstance(value, str) else value
@@ -377,8 +383,9 @@ def read_value(hint: object, value: Value, key: str) -> object:
 
 
 def filled_in(text: str, key: str) -> str:
-    """The text with its $VARIABLES. Raises: ConfigError as `with_variables`, for a variable in a key that is no path, and for a text
-    that holds a secret: it would be written to the run folder."""
+    """The text with its $VARIABLES. Raises: ConfigError as `with_variables`, for a variable in a
+    key that is no path, and for a text that holds a secret: it would be written to the run
+    folder."""
     if key.partition("[")[0] not in PATHS and (found := VARIABLE.search(text)):
         raise ConfigError(
             f"{key}: variables are filled in where a path is wanted, got {found[0]!r}; a secret stays in the environment"
@@ -392,8 +399,8 @@ def filled_in(text: str, key: str) -> str:
 
 
 def with_variables(text: str, key: str) -> str:
-    """The text with its $VARIABLES; one that names a file (or file:split) as it is, with `$` in its name, stays so. Raises: ConfigError
-    for a variable that is none of `VARIABLES` or is not set."""
+    """The text with its $VARIABLES; one that names a file (or file:split) as it is, with `$` in its
+    name, stays so. Raises: ConfigError for a variable that is none of `VARIABLES` or is not set."""
     if VARIABLE.search(text) and any(
         os.path.lexists(name) for name in (text, text.partition(":")[0])
     ):
@@ -411,7 +418,8 @@ def with_variables(text: str, key: str) -> str:
 
 
 def nearest_key(key: str, prefix: str, kind: type) -> str:
-    """The valid key that was most likely meant, in this group first, then anywhere in the config."""
+    """The valid key that was most likely meant, in this group first, then anywhere in the
+    config."""
     names = [spec.name for spec in fields(kind)]
     close = difflib.get_close_matches(key, names, n=1, cutoff=0.5) or [
         name for name in names if name.startswith(key)

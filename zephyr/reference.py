@@ -63,7 +63,8 @@ KERNELS = {
 
 
 class Reference(NamedTuple):
-    """log p(chosen) and log p(rejected) under the reference of each example, float32 [examples, 2], on the device."""
+    """log p(chosen) and log p(rejected) under the reference of each example, float32 [examples, 2],
+    on the device."""
 
     logp: Tensor
 
@@ -162,11 +163,13 @@ def log_probabilities(
     weights: str,
     directory: str,
 ) -> Reference:
-    """Reference log-probs of every example, from the store or by one forward pass of the policy as it is now.
+    """Reference log-probs of every example, from the store or by one forward pass of the policy as
+    it is now.
 
-    Args: lengths: packed tokens of each. first_epoch: the training plan; a pass over all examples takes its micro-batches,
-    so that policy and reference agree to the bit at step 0. weights: digest of the weights that the engine holds.
-    Raises: BadInput where a part of the store is damaged, or its values are not those of these weights. A collective."""
+    Args: lengths: packed tokens of each. first_epoch: the training plan; a pass over all examples
+    takes its micro-batches, so that policy and reference agree to the bit at step 0. weights:
+    digest of the weights that the engine holds. Raises: BadInput where a part of the store is
+    damaged, or its values are not those of these weights. A collective."""
     profile = numerics(engine, weights)
     if engine.policy.longest is not None:  # rotary frequencies that are those of a length
         profile["rotary_tokens"] = str(engine.policy.longest)
@@ -188,7 +191,8 @@ def log_probabilities(
         )
     if missing:
         engine.say(f"reference: one forward pass over {len(missing)} pairs")
-    # Whole micro-batches of the plan: what a killed pass left out has, to the bit, the values that it would have had.
+    # Whole micro-batches of the plan: what a killed pass left out has, to the bit, the values that
+    # it would have had.
     todo = [
         ranks
         for step in first_epoch.steps
@@ -234,7 +238,8 @@ def forward_pass(
     micro_batches: Sequence[Sequence[int]],
     collate: Callable[[Sequence[int]], PackedBatch],
 ) -> dict[int, tuple[float, float]]:
-    """log p of both sides of every pair in all ranks' micro-batches, by example index. A collective."""
+    """log p of both sides of every pair in all ranks' micro-batches, by example index. A
+    collective."""
     engine.train(False)
     indices: list[int] = []
     logp: list[Tensor] = [torch.zeros(0, 2, device=engine.device)]
@@ -250,7 +255,8 @@ def forward_pass(
 def finite(
     engine: Engine, examples: Sequence[EncodedPair], logp: dict[int, tuple[float, float]]
 ) -> dict[int, tuple[float, float]]:
-    """The log-probs as they are. Raises: BadInput where some are no finite numbers, which is the model's doing. A collective."""
+    """The log-probs as they are. Raises: BadInput where some are no finite numbers, which is the
+    model's doing. A collective."""
     if bad := [
         examples[i].id for i, both in sorted(logp.items()) if not all(map(math.isfinite, both))
     ]:

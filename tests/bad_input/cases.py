@@ -31,7 +31,8 @@ from inputs import (
 
 
 class Case(NamedTuple):
-    """`says`: parts of the message, what is wrong and where. `paid`: the reference log-probs were taken, and rightly kept."""
+    """`says`: parts of the message, what is wrong and where. `paid`: the reference log-probs were
+    taken, and rightly kept."""
 
     make: Make
     says: tuple[str, ...]

@@ -1,6 +1,8 @@
-"""How a bad input comes about: each function makes one in a case's folder `at`, and gives the arguments of train_dpo.py.
+"""How a bad input comes about: each function makes one in a case's folder `at`, and gives the
+arguments of train_dpo.py.
 
-In `at` lie a good `config.yaml`, which trains on rows/good.jsonl, and the model that it names, `at / "model"`.
+In `at` lie a good `config.yaml`, which trains on rows/good.jsonl, and the model that it names, `at
+/ "model"`.
 """
 
 from __future__ import annotations
@@ -162,7 +164,8 @@ def saved_dataset(
 
 
 def folder_of(*names: str, spec: str = "AT/set") -> Make:
-    """A folder with good files of these names; bytes that are no UTF-8 are written as os.fsdecode does."""
+    """A folder with good files of these names; bytes that are no UTF-8 are written as os.fsdecode
+    does."""
 
     def make(at: Path) -> list[str]:
         (at / "set").mkdir()

@@ -1,4 +1,5 @@
-"""Whatever a person gets wrong, train_dpo.py says in one line what and where, ends with 2, and leaves nothing half-written."""
+"""Whatever a person gets wrong, train_dpo.py says in one line what and where, ends with 2, and
+leaves nothing half-written."""
 
 from __future__ import annotations
 
@@ -96,7 +97,8 @@ def complaints(done: Done, case: Case, folder: Path, changed: bool) -> list[str]
 
 
 def run_folder(run: Path, message: str) -> list[str]:
-    """What is wrong in the run folder: it may be absent; else its files are whole and tell the same."""
+    """What is wrong in the run folder: it may be absent; else its files are whole and tell the
+    same."""
     if not run.exists():
         return []
     extra = {path.name for path in run.iterdir()} - KEPT
@@ -128,8 +130,9 @@ def environment(folder: Path) -> dict[str, str]:
 
 @EVERY_CASE
 def test_bad_input(name: str, fork_server: ForkServer, at: Path, tmp_path: Path) -> None:
-    """Every case in a process of its own, forked. Fails for an exception, another code, a message that does not say what or
-    where, or of more than a line, and for anything half-written or changed."""
+    """Every case in a process of its own, forked. Fails for an exception, another code, a message
+    that does not say what or where, or of more than a line, and for anything half-written or
+    changed."""
     arguments = CASES[name].make(at)
     before = digests(at, ROWS)
     done = fork_server.run(arguments, environment(tmp_path), tmp_path)
@@ -142,7 +145,8 @@ def test_bad_input(name: str, fork_server: ForkServer, at: Path, tmp_path: Path)
 @pytest.mark.long
 @EVERY_CASE
 def test_bad_input_from_the_command_line(name: str, at: Path, tmp_path: Path) -> None:
-    """The same by `python train_dpo.py`. Fails, beside the above, where what the forks share hides a fault of a fresh start."""
+    """The same by `python train_dpo.py`. Fails, beside the above, where what the forks share hides
+    a fault of a fresh start."""
     arguments = CASES[name].make(at)
     before = digests(at, ROWS)
     done = subprocess.run(
@@ -161,7 +165,8 @@ def test_bad_input_from_the_command_line(name: str, at: Path, tmp_path: Path) ->
 
 
 def test_good_input_is_not_refused(fork_server: ForkServer, at: Path, tmp_path: Path) -> None:
-    """The config that every case spoils, unspoilt: fails where the cases are refused for what all of them share."""
+    """The config that every case spoils, unspoilt: fails where the cases are refused for what all
+    of them share."""
     done = fork_server.run([str(at / "config.yaml"), "--dry-run"], environment(tmp_path), tmp_path)
     assert done.code == 0 and "plan: 1 steps" in done.err and not (tmp_path / "run").exists(), (
         done.err
@@ -194,7 +199,8 @@ SAID = Done(2, "", "error: a.jsonl:2: wrong\n")
     ],
 )
 def test_every_fault_is_seen(done: Done, left: str, complaint: str, tmp_path: Path) -> None:
-    """The check of all cases, against what must not pass it. Fails where a fault of train_dpo.py would go unseen."""
+    """The check of all cases, against what must not pass it. Fails where a fault of train_dpo.py
+    would go unseen."""
     case = Case(lambda at: [], ("a.jsonl:2", "wrong"))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "status.json").write_text(
@@ -222,8 +228,8 @@ def test_corpus_is_whole() -> None:
 
 
 def test_what_only_looks_bad_is_read(tmp_path: Path) -> None:
-    """A megabyte in one line, a byte order mark, NULs and pairs of surrogates as JSON escapes are rows like any other. Fails
-    where one is refused, or read as something else."""
+    """A megabyte in one line, a byte order mark, NULs and pairs of surrogates as JSON escapes are
+    rows like any other. Fails where one is refused, or read as something else."""
     tokenizer = prepare_tokenizer(tiny_tokenizer())
     long = {**GOOD, "prompt": "why is the sky blue " * 50_000}
     escaped = '{"prompt": "a\\u0000b \\ud83d\\ude00", "chosen": "so", "rejected": "no"}'

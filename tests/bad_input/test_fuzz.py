@@ -1,4 +1,5 @@
-"""Any bytes as rows and any text as a config: read, or refused in one line that says where; never another exception."""
+"""Any bytes as rows and any text as a config: read, or refused in one line that says where; never
+another exception."""
 
 from __future__ import annotations
 
@@ -154,8 +155,8 @@ def read_or_refused(path: Path, content: bytes, tokenizer: PreTrainedTokenizerBa
 def test_any_lines(
     content: bytes, suffix: str, folder: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Lines of JSON that are almost rows, and bytes. Fails for an exception that is no BadInput, a message without file and
-    line, or a row that is neither kept, skipped nor dropped."""
+    """Lines of JSON that are almost rows, and bytes. Fails for an exception that is no BadInput, a
+    message without file and line, or a row that is neither kept, skipped nor dropped."""
     read_or_refused(folder / f"lines{suffix}", content, tokenizer)
 
 
@@ -176,14 +177,16 @@ def test_any_list(content: bytes, folder: Path, tokenizer: PreTrainedTokenizerBa
 def test_any_bytes_of_a_binary_kind(
     content: bytes, suffix: str, wrapped: bool, folder: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """What says parquet or gz in its name and is neither. Fails where a library's own error comes through, or rows do."""
+    """What says parquet or gz in its name and is neither. Fails where a library's own error comes
+    through, or rows do."""
     path = folder / f"bytes{suffix}"
     path.write_bytes(b"PAR1" + content + b"PAR1" if wrapped else content)
     assert read(load_pairs, path, tokenizer, "skip") is None
 
 
 def test_any_depth(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Brackets around the depth that python gives up at. Fails where a value can be read, but not shown in the message."""
+    """Brackets around the depth that python gives up at. Fails where a value can be read, but not
+    shown in the message."""
     for depth in range(800, 1000, 2):
         (folder / "deep.jsonl").write_text('{"prompt": ' + "[" * depth + "]" * depth + "}")
         assert read(load_pairs, folder / "deep.jsonl", tokenizer, "error") is None
@@ -228,7 +231,8 @@ trees = st.dictionaries(texts, values, max_size=4) | st.builds(
 
 
 def loaded_or_refused(text: bytes, overrides: list[str], folder: Path) -> bool:
-    """Whether both scripts' configs are refused, each in one line; one that loads is read back from what it writes."""
+    """Whether both scripts' configs are refused, each in one line; one that loads is read back from
+    what it writes."""
     path, refused = folder / "c.yaml", True
     for kind in (DPOConfig, SFTConfig):
         path.write_bytes(text)
@@ -252,7 +256,8 @@ def loaded_or_refused(text: bytes, overrides: list[str], folder: Path) -> bool:
 @example(text=b"[" * 1500)
 @example(text=b"model: &m [*m]\ndata: {train: [*m]}\n")
 def test_any_text_as_a_config(text: bytes, folder: Path) -> None:
-    """Fails for an exception of PyYAML's own, a message without key or file, or a config that is not read back."""
+    """Fails for an exception of PyYAML's own, a message without key or file, or a config that is
+    not read back."""
     loaded_or_refused(text, [], folder)
 
 
@@ -268,7 +273,8 @@ def test_any_text_as_a_config(text: bytes, folder: Path) -> None:
     )
 )
 def test_any_override(overrides: list[str], folder: Path) -> None:
-    """Fails for an exception that is no ConfigError, or a message that names neither key nor override."""
+    """Fails for an exception that is no ConfigError, or a message that names neither key nor
+    override."""
     loaded_or_refused(yaml.safe_dump(MINIMAL).encode(), overrides, folder)
 
 

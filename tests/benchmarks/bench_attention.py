@@ -1,6 +1,8 @@
-"""Our attention over a packed row, forward and backward, against padded batches, a dense mask, and the operations it needs.
+"""Our attention over a packed row, forward and backward, against padded batches, a dense mask, and
+the operations it needs.
 
-    python tests/benchmarks/bench_attention.py [--profiles ultrafeedback,hh,tldr --row 4096 --heads 8x4x64 --out DIR]
+python tests/benchmarks/bench_attention.py [--profiles ultrafeedback,hh,tldr --row 4096 --heads
+8x4x64 --out DIR]
 
 N row tokens, M keys, B sequences of at most L tokens, H query heads, K key heads, E head size."""
 
@@ -22,7 +24,8 @@ BACKWARD_TOO = 3.5  # of a forward's operations: flash kernels compute the score
 
 
 def attended(batch: PackedBatch) -> float:
-    """(query, key) pairs of a row: each query sees half of its own segment, and all of a shared prompt."""
+    """(query, key) pairs of a row: each query sees half of its own segment, and all of a shared
+    prompt."""
     layout = batch.layout
     return sum(q * (k - q) + q * q / 2 for q, k in zip(layout.query_lengths, layout.key_lengths))
 

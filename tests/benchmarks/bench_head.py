@@ -1,8 +1,11 @@
-"""The log-prob head, forward and backward, against its bare matrix products, a full log_softmax and torch's cross entropy.
+"""The log-prob head, forward and backward, against its bare matrix products, a full log_softmax and
+torch's cross entropy.
 
-    python tests/benchmarks/bench_head.py [--shapes 256x32000,512x4096 --tokens 2048,4096 --dtype float32 --out DIR]
+python tests/benchmarks/bench_head.py [--shapes 256x32000,512x4096 --tokens 2048,4096 --dtype
+float32 --out DIR]
 
-T scored tokens, D hidden size, V vocabulary. `extra_bytes` is the peak beside inputs, log-probs and both gradients."""
+T scored tokens, D hidden size, V vocabulary. `extra_bytes` is the peak beside inputs, log-probs and
+both gradients."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -40,7 +43,8 @@ def cross_entropy(hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor) -> Te
 
 
 def products(hidden_TD: Tensor, weight_VD: Tensor, number: int) -> None:
-    """The head's matrix products alone: logits, gradients of hidden and weight; with 4, logits twice. In rows of a chunk's size."""
+    """The head's matrix products alone: logits, gradients of hidden and weight; with 4, logits
+    twice. In rows of a chunk's size."""
     for rows in logprobs.chunks(len(hidden_TD), weight_VD):
         for _ in range(number - 2):
             logits_CV = hidden_TD[rows] @ weight_VD.t()
@@ -51,7 +55,8 @@ def products(hidden_TD: Tensor, weight_VD: Tensor, number: int) -> None:
 def measured(
     tokens: int, hidden: int, vocabulary: int, dtype: torch.dtype, device: str, repeats: int
 ) -> dict[str, object]:
-    """All contenders on one set of random inputs, with their largest difference in log-probs and in gradients."""
+    """All contenders on one set of random inputs, with their largest difference in log-probs and in
+    gradients."""
     generator = torch.Generator(device).manual_seed(0)
     hidden_TD = (
         torch.randn(tokens, hidden, generator=generator, device=device).to(dtype).requires_grad_()

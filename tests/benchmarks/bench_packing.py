@@ -1,4 +1,5 @@
-"""How full rows get, how even the ranks of a DPO step are, and what planning and collation take, each against its bound.
+"""How full rows get, how even the ranks of a DPO step are, and what planning and collation take,
+each against its bound.
 
 python tests/benchmarks/bench_packing.py [--documents 208000 --pairs 61966 --steps 200 --out DIR]"""
 
@@ -21,8 +22,9 @@ LAYERS_7B = 6_979_321_856  # parameters outside embedding and head
 
 
 def fewest_bins(lengths: Sequence[int], capacity: int) -> int:
-    """No packing has fewer bins (Martello & Toth 1990, bound L2): lengths over the half never share one, and what is too
-    long for the room beside a length of `least` stays out of it; the best bound over all `least`."""
+    """No packing has fewer bins (Martello & Toth 1990, bound L2): lengths over the half never share
+    one, and what is too long for the room beside a length of `least` stays out of it; the best
+    bound over all `least`."""
     count = np.bincount(lengths, minlength=capacity + 1)
     number, total = (
         np.cumsum(count),
@@ -57,8 +59,9 @@ def critical_path(loads: Iterable[Sequence[float]], ideal: Iterable[float]) -> f
 
 
 def balance(lengths: Lengths, per_step: int, ranks: int, budget: int = 16384) -> dict[str, object]:
-    """Critical path over ideal (shared prompts, evenly split) of the plan, in tokens and in operations; of the longest pair or an even
-    split, whichever is more, which whole pairs can't undercut; of pairs dealt at random; of pairs padded to their rank's longest."""
+    """Critical path over ideal (shared prompts, evenly split) of the plan, in tokens and in
+    operations; of the longest pair or an even split, whichever is more, which whole pairs can't
+    undercut; of pairs dealt at random; of pairs padded to their rank's longest."""
     shared, model = [sum(of_pair) for of_pair in lengths], MistralConfig()
     cost = [pair_flops(model, LAYERS_7B, *of_pair, True) for of_pair in lengths]
     plan = plan_epochs(shared, per_step=per_step, epochs=1, ranks=ranks, budget_tokens=budget)
@@ -105,7 +108,8 @@ def balance(lengths: Lengths, per_step: int, ranks: int, budget: int = 16384) ->
 
 
 def collation(shape: str, pairs: int = 8) -> dict[str, object]:
-    """CPU microseconds that a row takes to become tensors, and forward and backward of model `shape` on the same row."""
+    """CPU microseconds that a row takes to become tensors, and forward and backward of model
+    `shape` on the same row."""
     config, lengths = SHAPES[shape], pair_lengths("ultrafeedback", pairs)
     examples, tokens = pair_table(lengths, config.vocab_size), sum(map(sum, lengths))
     policy = random_policy(config, "sdpa", torch.float32)

@@ -1,13 +1,16 @@
-"""The same weights and pairs go through Zephyr, TRL and the padded method of DPO's authors, round about; pairs per second come out.
+"""The same weights and pairs go through Zephyr, TRL and the padded method of DPO's authors, round
+about; pairs per second come out.
 
     .venv-bench/bin/python tests/benchmarks/bench_peer.py --model A --profile ultrafeedback [--rounds 5] [--gpu]
     ... --profile real --rows dpo_en_demo.jsonl.gz --tokenizer FOLDER      its pairs in place of random tokens
     ... --fix 'trl={"micro": 1, "rebalance": false}'       this cell of a contender, or these where repeated, in place of all
 
-Each contender is a process of its own. Its cells (settings) are swept first: a warm-up step, a round, and another where the first was
-within DROP of the best; the best cells then take turns, a round each. A contender whose losses or gradient norms are not the first
-one's makes the comparison void: the command says so and ends with 1. On a CPU seconds are those of the processor, all threads; on a
-GPU they are between device events, and contenders run one after the other, since two may not fit."""
+Each contender is a process of its own. Its cells (settings) are swept first: a warm-up step, a
+round, and another where the first was within DROP of the best; the best cells then take turns, a
+round each. A contender whose losses or gradient norms are not the first one's makes the comparison
+void: the command says so and ends with 1. On a CPU seconds are those of the processor, all threads;
+on a GPU they are between device events, and contenders run one after the other, since two may not
+fit."""
 
 import argparse
 import contextlib
@@ -125,7 +128,8 @@ class Worker:
         self.ready = False
 
     def round(self, steps: int) -> Answer:
-        """Raises: RuntimeError with the end of its log where the process ended (of a GPU's memory, perhaps)."""
+        """Raises: RuntimeError with the end of its log where the process ended (of a GPU's memory,
+        perhaps)."""
         lines = [] if self.ready else [self.process.stdout.readline()]
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(f"step {steps}\n")
@@ -166,7 +170,8 @@ def make_model(shape: str, vocabulary: int | None, folder: Path, gpu: bool) -> i
 
 
 def write_pairs(pairs: Sequence[EncodedPair], path: Path) -> dict[str, float]:
-    """Write the pairs for the workers; returns mean lengths, and mean tokens of a pair with its prompt once and twice."""
+    """Write the pairs for the workers; returns mean lengths, and mean tokens of a pair with its
+    prompt once and twice."""
     path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     prompt, chosen, rejected = (statistics.mean(len(pair[i]) for pair in pairs) for i in (1, 2, 3))
     return {
@@ -198,7 +203,8 @@ def seconds(answer: Answer) -> float:
 def sweep(
     contender: str, task: dict[str, object], cells: Sequence[Cell], steps: int
 ) -> list[tuple[float, Cell, str]]:
-    """Seconds of a round, the cell, and why it failed, the fastest first. Raises: RuntimeError where no cell runs."""
+    """Seconds of a round, the cell, and why it failed, the fastest first. Raises: RuntimeError
+    where no cell runs."""
     tried: list[tuple[float, Cell, str]] = []
     for cell in cells:
         worker = Worker(contender, task, cell)
@@ -223,7 +229,8 @@ def sweep(
 
 
 def disagreement(first: Sequence[Answer], other: Sequence[Answer]) -> tuple[float, float]:
-    """The greatest difference of a step's losses, and of its gradient norms, relative; infinite where one is no number."""
+    """The greatest difference of a step's losses, and of its gradient norms, relative; infinite
+    where one is no number."""
 
     def greatest(name: str, relative: bool) -> float:
         pairs = [
@@ -238,7 +245,8 @@ def disagreement(first: Sequence[Answer], other: Sequence[Answer]) -> tuple[floa
 
 
 def void(rounds: dict[str, list[Answer]], tolerance: tuple[float, float]) -> list[str]:
-    """Why the comparison does not count: who differs from the first contender, or that nothing was learnt, which anyone agrees on."""
+    """Why the comparison does not count: who differs from the first contender, or that nothing was
+    learnt, which anyone agrees on."""
     first, *others = rounds
     losses = [loss for answer in rounds[first] for loss in answer["losses"]]
     moved = max(losses) - min(losses)
@@ -255,7 +263,8 @@ def void(rounds: dict[str, list[Answer]], tolerance: tuple[float, float]) -> lis
 def real_pairs(
     path: str, tokenizer: PreTrainedTokenizerBase, longest: int, folder: Path
 ) -> Sequence[EncodedPair]:
-    """Rows of `conversations`, `chosen` and `rejected`, turns `from` human and gpt, as token ids."""
+    """Rows of `conversations`, `chosen` and `rejected`, turns `from` human and gpt, as token
+    ids."""
     from zephyr.data import load_pairs
 
     roles = {"human": "user", "gpt": "assistant", "system": "system"}
@@ -279,7 +288,8 @@ def real_pairs(
 
 
 def prepare(args: argparse.Namespace, folder: Path) -> tuple[dict[str, object], dict[str, float]]:
-    """The model and the pairs of all rounds, saved; returns what contenders are told, and mean lengths."""
+    """The model and the pairs of all rounds, saved; returns what contenders are told, and mean
+    lengths."""
     count = args.pairs * max(args.steps * (1 + args.rounds), 1 + 2 * args.steps)
     if args.profile == "real":
         from zephyr.data import load_tokenizer

@@ -1,9 +1,11 @@
-"""What `zephyr plan` predicts of memory and time against what the real engine takes on 1 and 2 CPU ranks.
+"""What `zephyr plan` predicts of memory and time against what the real engine takes on 1 and 2 CPU
+ranks.
 
     python tests/benchmarks/bench_plan.py
 
-Memory is the bytes of all tensors: a resident set would hold the libraries too. Times
-are process CPU time, and what is compared is their ratio to the first case's: the rate of a busy machine is no constant."""
+Memory is the bytes of all tensors: a resident set would hold the libraries too. Times are process
+CPU time, and what is compared is their ratio to the first case's: the rate of a busy machine is no
+constant."""
 
 import gc
 import json
@@ -72,7 +74,8 @@ def peak_bytes(call: Callable[[], object]) -> int:
 
 
 def live_bytes() -> int:
-    """Bytes of all tensors there are: what threads of the collectives freed, the profiler does not see."""
+    """Bytes of all tensors there are: what threads of the collectives freed, the profiler does not
+    see."""
     gc.collect()
     storages = {
         t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
@@ -83,7 +86,8 @@ def live_bytes() -> int:
 
 
 def measured(case: Mapping[str, object], folder: Path, repeats: int) -> dict[str, object]:
-    """On each rank: train the steps of a case with the real engine; bytes and CPU seconds measured, and predicted."""
+    """On each rank: train the steps of a case with the real engine; bytes and CPU seconds measured,
+    and predicted."""
     config = DPOConfig(
         str(folder / "model"),
         Data(("",)),

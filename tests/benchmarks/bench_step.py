@@ -1,13 +1,15 @@
-"""A whole training step, through the engine, plan, collation and objectives that train_dpo.py and train_sft.py use: how fast, and where
-its time and memory go.
+"""A whole training step, through the engine, plan, collation and objectives that train_dpo.py and
+train_sft.py use: how fast, and where its time and memory go.
 
-    python tests/benchmarks/bench_step.py --model A [--cells ultrafeedback,ultrafeedback:unshared,sft,row:4096 --checkpointing true]
+python tests/benchmarks/bench_step.py --model A [--cells
+ultrafeedback,ultrafeedback:unshared,sft,row:4096 --checkpointing true]
 
-A cell is one step of work: a length profile of pairs (`:unshared`: prompts twice; `:unpacked`: one pair
-a micro-batch), `sft`, or `row:N`, a row of N tokens in pairs of 512. Any of them with `:budget=N` tokens a
-micro-batch, and with `:recompute=all`, `mlp` or `none` in place of --checkpointing. Cells are measured in turn,
-round after round, on the same weights: the rate is 0, so nothing moves. A cell that runs out of a GPU's memory
-ends the process; what was measured before it is kept."""
+A cell is one step of work: a length profile of pairs (`:unshared`: prompts twice; `:unpacked`: one
+pair a micro-batch), `sft`, or `row:N`, a row of N tokens in pairs of 512. Any of them with
+`:budget=N` tokens a micro-batch, and with `:recompute=all`, `mlp` or `none` in place of
+--checkpointing. Cells are measured in turn, round after round, on the same weights: the rate is 0,
+so nothing moves. A cell that runs out of a GPU's memory ends the process; what was measured before
+it is kept."""
 
 import argparse
 import contextlib
@@ -36,17 +38,17 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, MistralConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-import train_dpo  # noqa: E402
-import train_sft  # noqa: E402
-from zephyr import reference  # noqa: E402
-from zephyr.chat import EncodedText  # noqa: E402
-from zephyr.config import Data, DPOConfig, Hardware, Optim, Reference, SFTConfig, SFTData  # noqa: E402
-from zephyr.data.store import Pairs, Texts, example_batch  # noqa: E402
-from zephyr.model.load import DTYPES, load_policy, recompute  # noqa: E402
-from zephyr.packing import plan_epochs  # noqa: E402
-from zephyr.training.engine import Engine  # noqa: E402
-from zephyr.training.flops import mfu  # noqa: E402
-from zephyr.training.loop import Split, reduced, run_step  # noqa: E402
+import train_dpo
+import train_sft
+from zephyr import reference
+from zephyr.chat import EncodedText
+from zephyr.config import Data, DPOConfig, Hardware, Optim, Reference, SFTConfig, SFTData
+from zephyr.data.store import Pairs, Texts, example_batch
+from zephyr.model.load import DTYPES, load_policy, recompute
+from zephyr.packing import plan_epochs
+from zephyr.training.engine import Engine
+from zephyr.training.flops import mfu
+from zephyr.training.loop import Split, reduced, run_step
 
 A = ParamSpec("A")
 R = TypeVar("R")
@@ -78,7 +80,8 @@ ROOM = 16e9  # bytes left to activations where layers are cut to fit
 
 
 class Phases:
-    """Owns the marks of a step: seconds by phase, of the device on a GPU, else CPU time of this process; `host`: of the host."""
+    """Owns the marks of a step: seconds by phase, of the device on a GPU, else CPU time of this
+    process; `host`: of the host."""
 
     def __init__(self, device: torch.device) -> None:
         self.on_gpu, self.spans = device.type == "cuda", dict[str, list[list[object]]]()
@@ -123,7 +126,8 @@ class Phases:
 
 
 def hollow_folder(config: MistralConfig, dtype: torch.dtype, folder: Path) -> Path:
-    """A Hugging Face folder whose weights are a hole in a file: their names and shapes are real, no byte of them is on the disk."""
+    """A Hugging Face folder whose weights are a hole in a file: their names and shapes are real, no
+    byte of them is on the disk."""
     with torch.device("meta"):
         named = list(AutoModelForCausalLM.from_config(config, dtype=dtype).named_parameters())
     ends = list(itertools.accumulate(p.numel() * dtype.itemsize for _, p in named))
@@ -184,7 +188,8 @@ def gemm_rate(device: str, dtype: torch.dtype) -> float:
 
 
 def fitted(config: MistralConfig, layers: int | None) -> MistralConfig:
-    """The shape with `layers` layers; None: as many as fit the GPU with 18 bytes a parameter and ROOM for activations."""
+    """The shape with `layers` layers; None: as many as fit the GPU with 18 bytes a parameter and
+    ROOM for activations."""
     if layers is None and torch.cuda.is_available():
         d, kv = config.hidden_size, config.num_key_value_heads * config.head_dim
         layer = 2 * d * d + 2 * d * kv + 3 * d * config.intermediate_size
@@ -215,7 +220,8 @@ def cell_budget(args: argparse.Namespace, cell: str) -> int:
 
 
 def recompute_as(engine: Engine, args: argparse.Namespace, cell: str) -> None:
-    """The engine's layers recompute what the cell says; what an earlier cell asked for is undone."""
+    """The engine's layers recompute what the cell says; what an earlier cell asked for is
+    undone."""
     lm = engine.policy.lm
     lm.gradient_checkpointing_disable()
     for module in lm.base_model.modules():
@@ -226,8 +232,9 @@ def recompute_as(engine: Engine, args: argparse.Namespace, cell: str) -> None:
 
 
 def deepspeed_json(args: argparse.Namespace) -> str:
-    """The shipped settings, or a copy of them in --out with --accumulate (the dtype in which gradients are
-    summed over micro-batches) and --leaf (layer: ZeRO-3's hooks stand at decoder layers, not inside them)."""
+    """The shipped settings, or a copy of them in --out with --accumulate (the dtype in which
+    gradients are summed over micro-batches) and --leaf (layer: ZeRO-3's hooks stand at decoder
+    layers, not inside them)."""
     shipped = f"configs/deepspeed/{'zero3' if args.device == 'cuda' else 'cpu'}.json"
     if (args.accumulate, args.leaf) == ("fp32", "none"):
         return shipped
@@ -311,7 +318,8 @@ def dpo_split(engine: Engine, args: argparse.Namespace, cell: str, folder: str) 
 
 
 def sft_split(engine: Engine, args: argparse.Namespace, cell: str) -> Split:
-    """A step of dialogues, every token but the first a target, in windows of twice `longest` as in train_sft.py."""
+    """A step of dialogues, every token but the first a target, in windows of twice `longest` as in
+    train_sft.py."""
     window, vocabulary = 2 * args.longest, engine.policy.lm.config.vocab_size
     drawn, rng = dialogue_lengths(args.documents), np.random.default_rng(0)
     sizes = [max(16, length * window // 2048) for length in drawn]
@@ -344,7 +352,8 @@ def sft_split(engine: Engine, args: argparse.Namespace, cell: str) -> Split:
 
 
 def instrumented(engine: Engine, phases: Phases) -> None:
-    """Marks around the engine's backward and update, and around forward and backward of the head."""
+    """Marks around the engine's backward and update, and around forward and backward of the
+    head."""
     engine.backward, engine.step = (
         phases.timed("backward", engine.backward),
         phases.timed("optimiser", engine.step),
@@ -362,7 +371,8 @@ def instrumented(engine: Engine, phases: Phases) -> None:
 
 
 def one_step(engine: Engine, split: Split, phases: Phases, lr: float = 0.0) -> dict[str, float]:
-    """What `fit` does in a step; the loss and gradient norm, alike however the step's pairs are packed."""
+    """What `fit` does in a step; the loss and gradient norm, alike however the step's pairs are
+    packed."""
     timed = split._replace(
         collate=phases.timed("host", split.collate),
         objective=phases.timed("forward", split.objective),
@@ -374,7 +384,8 @@ def one_step(engine: Engine, split: Split, phases: Phases, lr: float = 0.0) -> d
 
 
 def traced(engine: Engine, split: Split, phases: Phases, path: Path) -> Json:
-    """One step under the profiler, its 25 dearest operations as text, collectives' share; on a GPU how often the host waited for it."""
+    """One step under the profiler, its 25 dearest operations as text, collectives' share; on a GPU
+    how often the host waited for it."""
     cuda = engine.device.type == "cuda"
     kinds = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * cuda
     with torch.profiler.profile(activities=kinds) as profile:
@@ -432,7 +443,8 @@ def summary(engine: Engine, split: Split, rounds: list[dict[str, float]], rate: 
 def measured(
     engine: Engine, args: argparse.Namespace, splits: dict[str, Split], rate: float
 ) -> Json:
-    """Every cell, in turn: time and phases, memory, the first cell's profile, and what the reference pass takes."""
+    """Every cell, in turn: time and phases, memory, the first cell's profile, and what the
+    reference pass takes."""
     phases = Phases(engine.device)
     instrumented(engine, phases)
     one_step(
@@ -496,7 +508,8 @@ def time_cells(
 
 
 def growth(cells: Json) -> Json:
-    """Time a token of forward and backward, of rows of growing length; how far a line through the rows' seconds is off."""
+    """Time a token of forward and backward, of rows of growing length; how far a line through the
+    rows' seconds is off."""
     rows = {
         of["tokens"]: sum(s for n, s in of["phases"].items() if n not in ("optimiser", "reduce"))
         for of in cells.values()

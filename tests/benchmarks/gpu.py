@@ -1,9 +1,11 @@
-"""Every row of the bench that wants a GPU, in one command of ten minutes: each a process of its own with a limit of its own, its result
-written before the next begins, so that a cut leaves what was measured.
+"""Every row of the bench that wants a GPU, in one command of ten minutes: each a process of its own
+with a limit of its own, its result written before the next begins, so that a cut leaves what was
+measured.
 
     make gpu-bench GPU_PYTHON=python3 [WHEELS=folder]      or  python3 tests/benchmarks/gpu.py --wheels FOLDER --out DIR
 
-Nothing is fetched: what the Python lacks (deepspeed and what it needs) lies in WHEELS. --device cpu runs the same rows at toy sizes."""
+Nothing is fetched: what the Python lacks (deepspeed and what it needs) lies in WHEELS. --device cpu
+runs the same rows at toy sizes."""
 
 import argparse
 import importlib.util

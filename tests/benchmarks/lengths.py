@@ -1,7 +1,8 @@
 """Length profiles of preference pairs and dialogues, and rows of random tokens that have them.
 
-Lognormals, clipped as truncation clips (prompt <= 512, prompt + response <= 1024), reproduce what is published of the data sets:
-UltraFeedback's median prompt + response of 409 tokens and median prompt / response of 0.42 (here 401 and 0.42)."""
+Lognormals, clipped as truncation clips (prompt <= 512, prompt + response <= 1024), reproduce what
+is published of the data sets: UltraFeedback's median prompt + response of 409 tokens and median
+prompt / response of 0.42 (here 401 and 0.42)."""
 
 import random
 from collections.abc import Sequence
@@ -29,7 +30,8 @@ def dialogue_lengths(documents: int, seed: int = 0, longest: int = 2048) -> list
 def random_pairs(
     lengths: Sequence[tuple[int, int, int]], vocabulary: int, seed: int = 0
 ) -> list[EncodedPair]:
-    """Pairs of random token ids with these lengths; the two responses differ in their first token."""
+    """Pairs of random token ids with these lengths; the two responses differ in their first
+    token."""
     rng = random.Random(seed)
 
     def draw(n: int) -> list[int]:

@@ -1,4 +1,5 @@
-"""The peak of tensor bytes that a call holds at a time: by the GPU's allocator, or on the CPU by watching every tensor that is made."""
+"""The peak of tensor bytes that a call holds at a time: by the GPU's allocator, or on the CPU by
+watching every tensor that is made."""
 
 import weakref
 from collections.abc import Callable

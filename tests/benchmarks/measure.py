@@ -1,4 +1,5 @@
-"""What every benchmark shares: a result file that says on what, with what and how it was measured, and medians with their spread."""
+"""What every benchmark shares: a result file that says on what, with what and how it was measured,
+and medians with their spread."""
 
 import json
 import os
@@ -48,7 +49,8 @@ def machine() -> dict[str, object]:
 
 
 def commit() -> str:
-    """The commit of the code; ZEPHYR_COMMIT says it for a copy of the files that git knows nothing of."""
+    """The commit of the code; ZEPHYR_COMMIT says it for a copy of the files that git knows nothing
+    of."""
     if "ZEPHYR_COMMIT" in os.environ or not shutil.which("git"):
         return os.environ.get("ZEPHYR_COMMIT", "unknown")
     command = ["git", "rev-parse", "--short", "HEAD"]

@@ -11,13 +11,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import bench_attention  # noqa: E402
-import bench_head  # noqa: E402
-import bench_packing  # noqa: E402
-import gpu  # noqa: E402
-import measure  # noqa: E402
+import bench_attention
+import bench_head
+import bench_packing
+import gpu
+import measure
 
-from zephyr.model import logprobs  # noqa: E402
+from zephyr.model import logprobs
 
 
 @pytest.fixture(autouse=True)
@@ -28,8 +28,8 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_bound_on_bins_is_the_least() -> None:
-    """By hand: three of 6 share no row of 10 whatever the sum says; 6 and 4 do. Fails where the bound is over what is possible, or no
-    better than the sum."""
+    """By hand: three of 6 share no row of 10 whatever the sum says; 6 and 4 do. Fails where the
+    bound is over what is possible, or no better than the sum."""
     assert (
         bench_packing.fewest_bins([6, 6, 6], 10) == 3
         and bench_packing.fewest_bins([6, 4, 6, 4, 3], 10) == 3
@@ -41,8 +41,9 @@ def test_bound_on_bins_is_the_least() -> None:
 
 
 def test_packing(results: Path) -> None:
-    """Rows are at most full and close to the bound; no plan beats what whole pairs allow, nor do padded ranks beat it. Fails where a bound
-    or the ideal is computed of other lengths than the plan's."""
+    """Rows are at most full and close to the bound; no plan beats what whole pairs allow, nor do
+    padded ranks beat it. Fails where a bound or the ideal is computed of other lengths than the
+    plan's."""
     result = bench_packing.main(
         [
             "--documents",
@@ -76,8 +77,9 @@ def test_packing(results: Path) -> None:
 
 
 def test_head_memory_is_bound_by_its_chunk(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight chunks of rows: what is held beside inputs and gradients is a few of them, where a full log_softmax holds them all; and all
-    contenders agree. Fails where [T, V] exists, or a contender computes something else."""
+    """Eight chunks of rows: what is held beside inputs and gradients is a few of them, where a full
+    log_softmax holds them all; and all contenders agree. Fails where [T, V] exists, or a contender
+    computes something else."""
     monkeypatch.setitem(logprobs.CHUNK_ELEMENTS, "cpu", 64 * 1000)
     monkeypatch.setattr(logprobs, "KEPT_ELEMENTS", 0)
     options = [
@@ -110,7 +112,8 @@ def test_head_memory_is_bound_by_its_chunk(results: Path, monkeypatch: pytest.Mo
 
 
 def test_attention_contenders_agree(results: Path) -> None:
-    """Padded, dense and packed compute the same output. Fails where a contender is timed on other work than ours."""
+    """Padded, dense and packed compute the same output. Fails where a contender is timed on other
+    work than ours."""
     options = [
         "--profiles",
         "tldr",
@@ -134,8 +137,9 @@ def test_attention_contenders_agree(results: Path) -> None:
 
 
 def test_step_is_the_same_however_it_is_packed(results: Path) -> None:
-    """Loss, away from ln 2, and gradient norm of shared, unshared and unpacked cells agree, and the phases add up to less than the step.
-    Fails where a cell leaves work out, or a phase is counted twice."""
+    """Loss, away from ln 2, and gradient norm of shared, unshared and unpacked cells agree, and the
+    phases add up to less than the step. Fails where a cell leaves work out, or a phase is counted
+    twice."""
     cells = ["ultrafeedback", "ultrafeedback:unshared", "ultrafeedback:unpacked", "sft", "row:512"]
     sizes = [
         "--model",
@@ -202,8 +206,8 @@ def test_step_is_the_same_however_it_is_packed(results: Path) -> None:
 
 
 def test_rows_of_a_gpu_are_cut_and_told(results: Path) -> None:
-    """A row that outlasts its limit is ended and said to be cut, the next one runs. Fails where one row takes the others' time, or a cut
-    one passes for measured."""
+    """A row that outlasts its limit is ended and said to be cut, the next one runs. Fails where one
+    row takes the others' time, or a cut one passes for measured."""
     (results / "slow.py").write_text("import time; time.sleep(60)")
     slow = gpu.Row("slow", str(results / "slow.py"), "", "", 60)
     assert gpu.run(slow, [], 0.5, results / "slow.log", {}).startswith("cut after")

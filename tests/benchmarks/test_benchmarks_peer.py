@@ -1,4 +1,5 @@
-"""The side-by-side counts only where all sides do the same: two contenders, as processes, on a model that takes seconds."""
+"""The side-by-side counts only where all sides do the same: two contenders, as processes, on a
+model that takes seconds."""
 
 import sys
 from pathlib import Path
@@ -6,8 +7,8 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-import bench_peer  # noqa: E402
-import lengths  # noqa: E402
+import bench_peer
+import lengths
 
 Rounds = dict[str, list[bench_peer.Answer]]
 
@@ -34,7 +35,8 @@ def rounds(tmp_path_factory: pytest.TempPathFactory) -> Rounds:
 
 
 def test_sides_agree(rounds: Rounds) -> None:
-    """Another loss, another order of pairs, another update: each would be faster or slower than what it is compared with."""
+    """Another loss, another order of pairs, another update: each would be faster or slower than
+    what it is compared with."""
     assert bench_peer.void(rounds, (2e-5, 5e-4)) == []
     assert all(answer["cpu_seconds"] > 0 for answers in rounds.values() for answer in answers)
 
@@ -43,7 +45,8 @@ def test_sides_agree(rounds: Rounds) -> None:
     "name, factor", [("losses", 1.0001), ("grad_norms", 1.001), ("losses", float("nan"))]
 )
 def test_a_side_that_is_off_counts_for_nothing(rounds: Rounds, name: str, factor: float) -> None:
-    """A comparison that only warned, or let a loss that is no number through, would publish the speed of a broken method."""
+    """A comparison that only warned, or let a loss that is no number through, would publish the
+    speed of a broken method."""
     *before, last = rounds["padded"]
     off = [*before, {**last, name: [value * factor for value in last[name]]}]
     assert len(bench_peer.void({**rounds, "padded": off}, (2e-5, 5e-4))) == 1

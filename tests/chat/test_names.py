@@ -1,4 +1,5 @@
-"""Keys in any spelling, and words that say the same by another name: honoured, or refused by name."""
+"""Keys in any spelling, and words that say the same by another name: honoured, or refused by
+name."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ def parts(*texts: str) -> list[dict[str, str]]:
 
 
 def test_spellings_of_one_name() -> None:
-    """Fails where a case or a separator makes another key of it, or one of two that differ is dropped."""
+    """Fails where a case or a separator makes another key of it, or one of two that differ is
+    dropped."""
     for key in (
         "Chosen-Rating",
         "chosenRating",
@@ -77,7 +79,8 @@ def test_spellings_of_one_name() -> None:
     ],
 )
 def test_ratings_by_their_words(chosen: str, rejected: str) -> None:
-    """A pair of numbers is a rating under any name, lower toxicity better. Fails where one goes unseen."""
+    """A pair of numbers is a rating under any name, lower toxicity better. Fails where one goes
+    unseen."""
     assert (
         margins({**PAIR, chosen: 1, rejected: 5}) == (-4,)
         and not pair_row({**PAIR, chosen: 1, rejected: 5})[1]
@@ -111,7 +114,8 @@ def test_numbers_that_rate_nothing(rest: str) -> None:
     ],
 )
 def test_ratings_inside_and_margins(more: dict[str, object], unread: list[str]) -> None:
-    """Fails where a rating in an object, in a turn, or given as a difference goes unseen, or what lies beside it goes untold."""
+    """Fails where a rating in an object, in a turn, or given as a difference goes unseen, or what
+    lies beside it goes untold."""
     made, told = pair_row({**PAIR, **more})
     assert made["margins"] == (-4,) and told == unread
 
@@ -132,7 +136,8 @@ def test_ratings_inside_and_margins(more: dict[str, object], unread: list[str]) 
     ],
 )
 def test_a_verdict_for_the_other_answer_is_refused(key: str, value: object) -> None:
-    """Fails where it is trained, or the error does not name the row's own key, or the key that leaves it out."""
+    """Fails where it is trained, or the error does not name the row's own key, or the key that
+    leaves it out."""
     with pytest.raises(ValueError, match=f"`{key}` is .*a pair called bad.*=null trains them"):
         pair_row({**PAIR, key: value})
     assert nearest_column(key) is None
@@ -147,7 +152,7 @@ def test_a_verdict_for_the_other_answer_is_refused(key: str, value: object) -> N
         {
             **PAIR,
             key: agrees
-            if isinstance(value, str) or value == 0 and type(value) is int
+            if isinstance(value, str) or (value == 0 and type(value) is int)
             else not value,
         }
     )
@@ -247,7 +252,8 @@ def test_labels_in_turns() -> None:
     ],
 )
 def test_masks_by_other_names(key: str) -> None:
-    """Fails where a turn is trained that is marked, or a mark that says the opposite is read as the others."""
+    """Fails where a turn is trained that is marked, or a mark that says the opposite is read as the
+    others."""
     masked = plain(key) in ("masked", "ignore", "no_loss")
     for value in (False, True):
         assert check_messages([SAID[0], {**SAID[1], key: value}])[1]["train"] is (value != masked)
@@ -270,7 +276,8 @@ def test_masks_by_other_names(key: str) -> None:
     ],
 )
 def test_what_a_row_says_beside_its_shape_is_refused(more: dict[str, object], key: str) -> None:
-    """Fails where it is only counted, and nobody could leave it out by the key that the error names."""
+    """Fails where it is only counted, and nobody could leave it out by the key that the error
+    names."""
     with pytest.raises(ValueError, match=f"`{key}` is .*data.columns.{plain(key)}=null"):
         sft_row({**ASK, **more})
     assert nearest_column(key) is None
@@ -285,7 +292,8 @@ def test_a_mark_of_a_turn_that_no_table_holds() -> None:
 
 
 def test_texts_in_parts(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    """Parts of text are one text; a part of another type is named, and a key beside a part's text is told."""
+    """Parts of text are one text; a part of another type is named, and a key beside a part's text
+    is told."""
     whole = {"prompt": SAID[:1], "chosen": SAID[1:], "rejected": "No"}
     for row in (
         {
@@ -323,7 +331,8 @@ def test_texts_in_parts(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> N
 
 
 def test_speakers_and_calls() -> None:
-    """ShareGPT's names for who speaks, in `messages` too; its calls and results. Fails where one is guessed or lost."""
+    """ShareGPT's names for who speaks, in `messages` too; its calls and results. Fails where one is
+    guessed or lost."""
     assert (
         sft_row(
             {"messages": [{"Role": "human", "Content": "Hi"}, {"role": "GPT", "content": "Ahoy"}]}
@@ -361,7 +370,8 @@ def test_speakers_and_calls() -> None:
 
 
 def test_messages_beside_a_pair() -> None:
-    """UltraFeedback's `messages` are its chosen side; others are a conversation that would be lost."""
+    """UltraFeedback's `messages` are its chosen side; others are a conversation that would be
+    lost."""
     row = {
         "prompt": "Hi",
         "chosen": SAID,
@@ -381,8 +391,8 @@ def test_messages_beside_a_pair() -> None:
 
 
 def test_a_word_of_another_matter_makes_no_mark() -> None:
-    """argilla's Orca pairs say where a question is from, OpenHermes how a prompt was made. Fails where sets that everybody trains on are
-    refused for a word in a key; a mark stays one."""
+    """argilla's Orca pairs say where a question is from, OpenHermes how a prompt was made. Fails
+    where sets that everybody trains on are refused for a word in a key; a mark stays one."""
     row = {"prompt": "Hi", "chosen": "yes", "rejected": "no", "in_gsm8k_train": False}
     assert pair_row(row)[1] == ["in_gsm8k_train"]
     told = {

@@ -50,8 +50,9 @@ PAIR = {"prompt": "Hi", "chosen": "The answer is four.", "rejected": " no"}
 @pytest.mark.parametrize("template", ["auto", "zephyr"])
 @pytest.mark.parametrize("name", KINDS)
 def test_the_export_renders_the_ids_of_training(name: str, template: str, tmp_path: Path) -> None:
-    """Tokenizer and template of an export, read by transformers alone, give the prompt that was trained, BOS included, for every way
-    of adding it. Fails where training puts a BOS in front that `apply_chat_template` never writes, or the other way round."""
+    """Tokenizer and template of an export, read by transformers alone, give the prompt that was
+    trained, BOS included, for every way of adding it. Fails where training puts a BOS in front that
+    `apply_chat_template` never writes, or the other way round."""
     kind = KINDS[name]
     tokenizer = prepare_tokenizer(
         make_tokenizer(kind), template, kind.eos_token if template == "auto" else None
@@ -80,8 +81,9 @@ def test_the_export_renders_the_ids_of_training(name: str, template: str, tmp_pa
 
 @pytest.mark.parametrize("name", KINDS)
 def test_bos_is_in_front_where_the_tokenizer_adds_it(name: str) -> None:
-    """Text behind a template that writes no BOS begins as the tokenizer begins any text. Fails where a BOS that is only defined
-    (GPT-2, Pythia, SmolLM2) is added, or one that the tokenizer adds is not."""
+    """Text behind a template that writes no BOS begins as the tokenizer begins any text. Fails
+    where a BOS that is only defined (GPT-2, Pythia, SmolLM2) is added, or one that the tokenizer
+    adds is not."""
     kind, tokenizer = KINDS[name], prepare_tokenizer(make_tokenizer(KINDS[name]), "zephyr")
     first = tokenizer.bos_token_id if kind.adds_bos else None
     assert leading_bos(tokenizer) == first
@@ -95,7 +97,8 @@ def test_bos_is_in_front_where_the_tokenizer_adds_it(name: str) -> None:
 
 
 def test_a_cut_prompt_keeps_bos_but_no_turn_mark() -> None:
-    """SmolLM2's BOS begins every turn: in front of a prompt that lost its beginning it would open a turn in the middle of one."""
+    """SmolLM2's BOS begins every turn: in front of a prompt that lost its beginning it would open a
+    turn in the middle of one."""
     kept = {
         name: kept_bos(tokenizer, tokenizer.chat_template) == tokenizer.bos_token_id is not None
         for name in KINDS
@@ -136,7 +139,8 @@ def test_rows_are_cut_as_pairs_are(tmp_path: Path) -> None:
 
 
 def test_bos_twice_is_refused_and_bos_as_a_turn_mark_is_not() -> None:
-    """Fails where a template that writes BOS twice trains, or one that writes it before every turn is refused."""
+    """Fails where a template that writes BOS twice trains, or one that writes it before every turn
+    is refused."""
     tokenizer = prepare_tokenizer(make_tokenizer(KINDS["smollm2"]))
     ids = encode_pair(tokenizer, PAIR, template=tokenizer.chat_template).prompt_ids
     assert ids.count(tokenizer.bos_token_id) == 3 and ids[0] == tokenizer.bos_token_id
@@ -218,7 +222,8 @@ CLOCK = (
 
 
 def test_a_stopped_clock_writes_the_day_and_nothing_else() -> None:
-    """Fails where the template writes today's date all the same, its other text changes, or the clock can't be started again."""
+    """Fails where the template writes today's date all the same, its other text changes, or the
+    clock can't be started again."""
     tokenizer = make_tokenizer(KINDS["llama3"])
     day = date(2024, 2, 3)
     stopped = stop_clock(CLOCK, day)
@@ -244,7 +249,8 @@ def test_a_stopped_clock_writes_the_day_and_nothing_else() -> None:
 def clocked(
     tmp_path_factory: pytest.TempPathFactory, launch: Launch
 ) -> tuple[Path, CompletedProcess[str]]:
-    """A run on Llama 3's kind of base model with a clock in its template, in a folder whose run began on 3 February 2024."""
+    """A run on Llama 3's kind of base model with a clock in its template, in a folder whose run
+    began on 3 February 2024."""
     folder = tmp_path_factory.mktemp("clocked")
     model = tiny_model(folder / "model")
     tokenizer = make_tokenizer(KINDS["llama3-base"])
@@ -273,8 +279,8 @@ def clocked(
 
 
 def test_a_run_tells_and_keeps_its_template(clocked: tuple[Path, CompletedProcess[str]]) -> None:
-    """Fails where `auto` stays in the run's config, the log does not show what was trained on, or a run that goes on takes today's
-    date."""
+    """Fails where `auto` stays in the run's config, the log does not show what was trained on, or a
+    run that goes on takes today's date."""
     folder, done = clocked
     assert yaml.safe_load((folder / "run" / "config.yaml").read_text())["chat_template"] == "model"
     assert (
@@ -296,7 +302,8 @@ def test_a_run_tells_and_keeps_its_template(clocked: tuple[Path, CompletedProces
 def test_the_export_of_a_run_ends_and_samples_as_its_model(
     clocked: tuple[Path, CompletedProcess[str]],
 ) -> None:
-    """Fails where the export's clock stands still, or one of the tokens that end an answer, or the temperature, is lost."""
+    """Fails where the export's clock stands still, or one of the tokens that end an answer, or the
+    temperature, is lost."""
     model = clocked[0] / "run" / "model"
     tokenizer = AutoTokenizer.from_pretrained(model)
     assert tokenizer.chat_template == CLOCK and tokenizer.eos_token == "<|eot_id|>"
@@ -316,7 +323,8 @@ def test_the_export_of_a_run_ends_and_samples_as_its_model(
 def test_zephyr_over_another_template_is_a_warning(
     clocked: tuple[Path, CompletedProcess[str]], launch: Launch
 ) -> None:
-    """Fails where an instruct model is trained in Zephyr's format without a word, or a model with Zephyr's own is warned of."""
+    """Fails where an instruct model is trained in Zephyr's format without a word, or a model with
+    Zephyr's own is warned of."""
     folder, _ = clocked
     done = launch(
         "train_dpo.py",
@@ -342,7 +350,8 @@ def test_zephyr_over_another_template_is_a_warning(
 
 
 def test_the_day_is_todays_unless_one_was_kept(tmp_path: Path) -> None:
-    """Fails where a first start takes another day than today, or a kept file that is broken is passed over."""
+    """Fails where a first start takes another day than today, or a kept file that is broken is
+    passed over."""
     assert first_day(tmp_path / "chat_template.jinja") == date.today()
     (tmp_path / "chat_template.jinja").write_text(LLAMA3)
     assert first_day(tmp_path / "chat_template.jinja") == date.today()
@@ -367,7 +376,8 @@ def test_the_day_is_part_of_what_is_cached(tmp_path: Path) -> None:
 
 
 def test_a_local_model_s_answer_ends_with_its_turn(tmp_path: Path) -> None:
-    """Gemma's tokenizer ends texts with <eos>, its turns with <end_of_turn>: an answerer that waits for <eos> goes on to its limit."""
+    """Gemma's tokenizer ends texts with <eos>, its turns with <end_of_turn>: an answerer that waits
+    for <eos> goes on to its limit."""
     model = tiny_model(tmp_path / "model")
     make_tokenizer(KINDS["gemma"]).save_pretrained(model)
     tokenizer = load_chat(str(model))[1]
@@ -379,8 +389,9 @@ def test_a_local_model_s_answer_ends_with_its_turn(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_ids_that_are_not_those_of_the_file_are_told(tmp_path: Path) -> None:
-    """transformers 5 takes its own class for a model of type qwen2, with its own splitting of digits. Fails where other ids than those
-    of tokenizer.json are trained without a word, or where a tokenizer that is read as it is written is warned of."""
+    """transformers 5 takes its own class for a model of type qwen2, with its own splitting of
+    digits. Fails where other ids than those of tokenizer.json are trained without a word, or where
+    a tokenizer that is read as it is written is warned of."""
     tokenizer = make_tokenizer(KINDS["qwen25"], ["12345 is 12345"] * 9)
     tokenizer.save_pretrained(tmp_path)
     assert load_tokenizer(tmp_path)("12345")["input_ids"] == tokenizer("12345")["input_ids"]

@@ -1,4 +1,5 @@
-"""Templates that rewrite thoughts: no word of a target is lost, and what can't be trained says why and what to do."""
+"""Templates that rewrite thoughts: no word of a target is lost, and what can't be trained says why
+and what to do."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ def answered(words: str) -> list[dict[str, object]]:
     ],
 )
 def test_words_around_thoughts_are_not_lost(words: str) -> None:
-    """Qwen3 keeps the first thought and the words behind the last: fails where the others go without a word."""
+    """Qwen3 keeps the first thought and the words behind the last: fails where the others go
+    without a word."""
     tokenizer = prepare_tokenizer(make_tokenizer(KINDS["qwen3"]), "model")
     with pytest.raises(
         ValueError, match=r"`messages\[1\].content` .*is not written by the chat template"
@@ -63,7 +65,8 @@ def test_words_around_thoughts_are_not_lost(words: str) -> None:
 def test_a_stripped_thought_is_refused_in_a_target_and_told_before(
     words: str, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """A thought that generation opened has no mark in front. Fails where the template takes it away and the rest is trained."""
+    """A thought that generation opened has no mark in front. Fails where the template takes it away
+    and the rest is trained."""
     with pytest.raises(
         ValueError, match=r"`messages\[1\].content` holds a <think> block, which is not written"
     ):
@@ -106,7 +109,8 @@ def test_any_piece_of_a_target_is_missed(
 def test_an_earlier_answer_that_generation_would_not_continue(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """Fails where the error does not say what to do, or what it says does not train: masks, or a row an answer."""
+    """Fails where the error does not say what to do, or what it says does not train: masks, or a
+    row an answer."""
     with pytest.raises(
         ValueError,
         match=r"earlier answer `messages\[1\]` differently .* wanted `train: false` at the answers before the last, or one row",
@@ -132,7 +136,8 @@ def test_an_earlier_answer_that_generation_would_not_continue(
 def test_a_template_whose_answers_never_follow_its_prompt(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """Masks would not help: fails where the error proposes them, or does not say what the fault is."""
+    """Masks would not help: fails where the error proposes them, or does not say what the fault
+    is."""
     for turns in (SAID, [*SAID, *SAID]):
         with pytest.raises(
             ValueError,

@@ -1,4 +1,5 @@
-"""The commands as processes: seeds to pairs on the embedded world, and Self-Instruct against a server, killed and started again."""
+"""The commands as processes: seeds to pairs on the embedded world, and Self-Instruct against a
+server, killed and started again."""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ def written(message: str, seed: int) -> str:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Chat completions of the embedded teacher, over HTTP; the server's `asked` counts every request."""
+    """Chat completions of the embedded teacher, over HTTP; the server's `asked` counts every
+    request."""
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -99,8 +101,9 @@ def teacher() -> Iterator[ThreadingHTTPServer]:
 def test_self_instruct_is_killed_and_asks_nothing_twice(
     teacher: ThreadingHTTPServer, tmp_path: Path
 ) -> None:
-    """kill -9 in the middle, twice, then a run to the end: the rows of an undisturbed run; every request was answered once, but those in
-    flight at a kill. Fails for a lost reply, a repeated call, or rows that depend on when a run was killed."""
+    """kill -9 in the middle, twice, then a run to the end: the rows of an undisturbed run; every
+    request was answered once, but those in flight at a kill. Fails for a lost reply, a repeated
+    call, or rows that depend on when a run was killed."""
     write_rows(
         tmp_path / "seeds.jsonl",
         [
@@ -166,8 +169,8 @@ def test_self_instruct_is_killed_and_asks_nothing_twice(
 def test_from_seeds_to_pairs_on_the_world(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The quickstart's commands with its own configs, on fewer rows. Fails where one does not read what the one before wrote, a held-out
-    prompt gets into training, or a report is missing."""
+    """The quickstart's commands with its own configs, on fewer rows. Fails where one does not read
+    what the one before wrote, a held-out prompt gets into training, or a report is missing."""
     monkeypatch.chdir(tmp_path)
     world = Path("runs/tiny/world")
     assert main(["world", str(world)]) == 0
@@ -242,7 +245,8 @@ def test_from_seeds_to_pairs_on_the_world(
 def test_no_command_writes_over_its_input(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Fails where `--out` may be a source, a folder, or below a file, and is found out after all calls are paid for."""
+    """Fails where `--out` may be a source, a folder, or below a file, and is found out after all
+    calls are paid for."""
     world = "world:expert,world:terse,world:careless,world:evasive"
     write_rows(tmp_path / "rows.jsonl", [{"prompt_id": "a", "prompt": "why?"}])
     before = (tmp_path / "rows.jsonl").read_bytes()

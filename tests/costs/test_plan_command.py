@@ -1,4 +1,5 @@
-"""`zephyr plan` against what is published and counted by hand, against the scripts' own plan, and against the bytes the engine takes."""
+"""`zephyr plan` against what is published and counted by hand, against the scripts' own plan, and
+against the bytes the engine takes."""
 
 import json
 import sys
@@ -17,7 +18,7 @@ from zephyr.packing import plan_epochs
 from zephyr.training.engine import read_deepspeed
 
 sys.path.append(str(ROOT / "tests" / "benchmarks"))
-import bench_plan  # noqa: E402
+import bench_plan
 
 STEPS = 5732  # three epochs of UltraFeedback in steps of 32 pairs
 CONFIG = DPOConfig("none", Data(("none",)))
@@ -81,9 +82,10 @@ def test_times_of_the_recipe(
     policy: bool | str,
     minutes: dict[int, int],
 ) -> None:
-    """The minutes that the cost model gives Zephyr's DPO, worked out apart from this code, within 10 %. At 8 and 16 ranks the critical
-    path is the package's own; at 32 and 64 that of single responses, 1.38 and 2.69, for which it has no layout. Fails where a
-    factor, a gather or the overlap is forgotten."""
+    """The minutes that the cost model gives Zephyr's DPO, worked out apart from this code, within
+    10 %. At 8 and 16 ranks the critical path is the package's own; at 32 and 64 that of single
+    responses, 1.38 and 2.69, for which it has no layout. Fails where a factor, a gather or the
+    overlap is forgotten."""
     for ranks, published in minutes.items():
         found = 60 * hours_of(
             mistral, feedback, device, policy, ranks, {32: 1.38, 64: 2.69}.get(ranks)
@@ -94,15 +96,17 @@ def test_times_of_the_recipe(
 def test_a_padded_trainer_takes_what_the_paper_says(
     mistral: costs.Model, feedback: costs.Work
 ) -> None:
-    """2.69 x the tokens on the dearest rank and every activation computed again: 123 minutes on 16 A100, in the paper "2-4 hours"."""
+    """2.69 x the tokens on the dearest rank and every activation computed again: 123 minutes on 16
+    A100, in the paper "2-4 hours"."""
     assert 60 * hours_of(mistral, feedback, "a100-80", True, 16, 2.69) == pytest.approx(
         123, rel=0.1
     )
 
 
 def test_weak_scaling_by_hand(mistral: costs.Model) -> None:
-    """Of the compute-bound speed, at 2 pairs a rank on H100 84 % on 16 ranks, 70 % on 256, 58 % on 1,024; at 4 pairs 90 to 92 %. Fails
-    where bandwidth does not fall with the machine, or what hides behind what is turned round."""
+    """Of the compute-bound speed, at 2 pairs a rank on H100 84 % on 16 ranks, 70 % on 256, 58 % on
+    1,024; at 4 pairs 90 to 92 %. Fails where bandwidth does not fall with the machine, or what
+    hides behind what is turned round."""
     for pairs, ranks, share in (
         (2, 16, 0.84),
         (2, 256, 0.70),
@@ -119,8 +123,9 @@ def test_weak_scaling_by_hand(mistral: costs.Model) -> None:
 
 
 def test_more_micro_batches_cost_more(mistral: costs.Model) -> None:
-    """The same work on one H200 in two micro-batches: gradients are copied and added once more, 14 bytes a parameter. Fails where the
-    advice would cut a step into ever smaller pieces for nothing."""
+    """The same work on one H200 in two micro-batches: gradients are copied and added once more, 14
+    bytes a parameter. Fails where the advice would cut a step into ever smaller pieces for
+    nothing."""
     whole, halves = (
         costs.times(of, 1, mistral, 1, costs.DEVICES["h200"], CONFIG, SETTINGS)
         for of in ([1e15], [5e14] * 2)
@@ -132,8 +137,9 @@ def test_more_micro_batches_cost_more(mistral: costs.Model) -> None:
 
 
 def test_states_of_a_rank(mistral: costs.Model, feedback: costs.Work) -> None:
-    """16 bytes a parameter with bfloat16 gradients, 18 with float32 ones, over the ranks: the published table in GB. Fails where
-    something is not spread over the ranks, or the gradients' dtype is not read."""
+    """16 bytes a parameter with bfloat16 gradients, 18 with float32 ones, over the ranks: the
+    published table in GB. Fails where something is not spread over the ranks, or the gradients'
+    dtype is not read."""
     for dtype, by_ranks in {
         "bf16": {1: 115.9, 2: 57.9, 4: 29.0, 8: 14.5, 16: 7.2, 32: 3.6},
         "fp32": {1: 130.4, 2: 65.2, 4: 32.6, 8: 16.3, 16: 8.1, 32: 4.1},
@@ -156,8 +162,9 @@ def test_states_of_a_rank(mistral: costs.Model, feedback: costs.Work) -> None:
 
 
 def test_the_advice_fits_and_is_the_fastest(mistral: costs.Model, feedback: costs.Work) -> None:
-    """On 16 A100 everything is kept; on one H200 only what is computed again fits, in micro-batches as large as it allows: one
-    doubling more is over the memory. Fails where the advice does not fit, or gives away what would."""
+    """On 16 A100 everything is kept; on one H200 only what is computed again fits, in micro-batches
+    as large as it allows: one doubling more is over the memory. Fails where the advice does not
+    fit, or gives away what would."""
     lengths = costs.profile_lengths(
         "ultrafeedback", replace(CONFIG, data=Data(("none",), limit=1024))
     )
@@ -189,7 +196,8 @@ def plan(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[in
 
 
 def test_a_shipped_config_as_a_user_meets_it(capsys: pytest.CaptureFixture[str]) -> None:
-    """No weights, no data, no network. Fails where a part is missing from the page, or columns do not line up."""
+    """No weights, no data, no network. Fails where a part is missing from the page, or columns do
+    not line up."""
     code, out, _ = plan(
         capsys,
         SEVEN_B,
@@ -231,8 +239,9 @@ def test_a_shipped_config_as_a_user_meets_it(capsys: pytest.CaptureFixture[str])
 
 
 def test_tables_of_scaling(capsys: pytest.CaptureFixture[str]) -> None:
-    """On H100 with 32 pairs a step doubling ends to pay at 16 or 32 ranks; with steps that grow the ranks stay busy. Fails where the
-    last, broken step of a sample is counted, or a run with larger steps is as long as one with small ones."""
+    """On H100 with 32 pairs a step doubling ends to pay at 16 or 32 ranks; with steps that grow the
+    ranks stay busy. Fails where the last, broken step of a sample is counted, or a run with larger
+    steps is as long as one with small ones."""
     code, out, _ = plan(
         capsys,
         SEVEN_B,
@@ -266,8 +275,8 @@ def test_tables_of_scaling(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_configs_own_rows(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Rows are encoded as the scripts do: 6 steps of 20 pairs, as their dry run says; the same from a file of counts. Fails where
-    the plan is of other lengths than the run's."""
+    """Rows are encoded as the scripts do: 6 steps of 20 pairs, as their dry run says; the same from
+    a file of counts. Fails where the plan is of other lengths than the run's."""
     config = write_config(tmp_path, tiny, write_lines(tmp_path / "pairs.jsonl", rows(20)))
     code, out, _ = plan(capsys, config, "--gpus", "2", "--device", "cpu", "--json")
     report = json.loads(out)
@@ -315,7 +324,8 @@ def test_the_configs_own_rows(
 def test_bad_input_is_named(
     arguments: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One line and code 2. Fails where a traceback, or a prediction of something else, comes instead."""
+    """One line and code 2. Fails where a traceback, or a prediction of something else, comes
+    instead."""
     bad = write_lines(
         tmp_path / "counts.jsonl",
         [{"prompt": 3, "chosen": 4, "rejected": 5}, {"prompt": 3, "chosen": 0, "rejected": 5}],
@@ -339,8 +349,9 @@ def test_bad_input_is_named(
     ids=str,
 )
 def test_memory_is_that_of_the_engine(ranks: int, changes: dict[str, object]) -> None:
-    """Bytes of all tensors of a real step under ZeRO-3, of the model and beside it, of the fuller rank, within 15 %. Fails where the
-    engine, the head or transformers' modules hold what the prediction does not know of, or ranks each other's share."""
+    """Bytes of all tensors of a real step under ZeRO-3, of the model and beside it, of the fuller
+    rank, within 15 %. Fails where the engine, the head or transformers' modules hold what the
+    prediction does not know of, or ranks each other's share."""
     found = bench_plan.run(
         {"hidden": 128, "inner": 352, "vocabulary": 2048, **changes}, ranks, repeats=1
     )

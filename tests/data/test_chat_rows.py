@@ -1,4 +1,5 @@
-"""What a conversation and a preference row may look like, how a long one is cut, and what is said of a bad one."""
+"""What a conversation and a preference row may look like, how a long one is cut, and what is said
+of a bad one."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ def turns(*contents: str, system: str | None = None) -> list[dict[str, str]]:
 
 
 def test_shapes_of_one_pair_agree() -> None:
-    """Strings, whole conversations, answers alone and prompt lists are one pair; read otherwise it is other data."""
+    """Strings, whole conversations, answers alone and prompt lists are one pair; read otherwise it
+    is other data."""
     tokenizer = prepare_tokenizer(tiny_tokenizer())
     asked, good, bad = (
         turns("q"),
@@ -115,7 +117,8 @@ def test_a_key_of_a_turn_that_cant_be_trained_is_refused(key: str) -> None:
 
 @pytest.mark.parametrize("key", ["reasoning", "thinking", "reasoning_content", "tool_calls"])
 def test_what_the_assistant_alone_has_is_refused_elsewhere(key: str) -> None:
-    """Fails where a user's thoughts or calls are given to a template, which may write them as words."""
+    """Fails where a user's thoughts or calls are given to a template, which may write them as
+    words."""
     value = [CALL] if key == "tool_calls" else "hm"
     with pytest.raises(
         ValueError, match=rf"`messages\[0\].{key}` stands in a turn of the role 'user'"
@@ -131,7 +134,8 @@ RESULT = {"role": "tool", "name": "weather", "tool_call_id": "c1", "content": "r
 
 
 def test_the_order_of_calls_and_results() -> None:
-    """Two results, and an empty one, are fine; a call that nobody answers, or a result of none, is not."""
+    """Two results, and an empty one, are fine; a call that nobody answers, or a result of none, is
+    not."""
     asked, said = turns("Rain?", "Yes.")
     checked = check_messages([asked, CALLED, RESULT, {**RESULT, "content": ""}, said, asked])
     assert checked[2] == RESULT and len(checked) == 6
@@ -254,7 +258,8 @@ def test_a_name_is_given_to_a_template_that_writes_it() -> None:
 
 
 def test_truncation() -> None:
-    """Each rule by itself: what fits stays whole; else BOS and the prompt's end, answers cut, no EOS on a cut one."""
+    """Each rule by itself: what fits stays whole; else BOS and the prompt's end, answers cut, no
+    EOS on a cut one."""
     prompt, chosen, rejected = [1, *range(10, 29)], [*range(50, 59), 2], [*range(70, 74), 2]
     pair = EncodedPair("x", prompt, chosen, rejected)
 

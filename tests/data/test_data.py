@@ -1,4 +1,5 @@
-"""Rows of every accepted shape and kind of file become examples; whatever is wrong with one names its file and line."""
+"""Rows of every accepted shape and kind of file become examples; whatever is wrong with one names
+its file and line."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 
 def test_mixed_shapes_in_one_file(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    """Strings and message lists in one column break readers that fix a schema; U+2028 those that split at it."""
+    """Strings and message lists in one column break readers that fix a schema; U+2028 those that
+    split at it."""
     turns = [{"role": "user", "content": "q"}]
     rows = [
         GOOD,
@@ -110,7 +112,8 @@ def test_bad_row_names_file_line_and_field(
     row: object,
     message: str,
 ) -> None:
-    """A person with 60,000 rows needs the line; with `skip` the others must come through, and the count be right."""
+    """A person with 60,000 rows needs the line; with `skip` the others must come through, and the
+    count be right."""
     good = GOOD if load is load_pairs else {"text": "fine"}
     path = jsonl(tmp_path / "rows.jsonl", [good, good, row, good])
     with pytest.raises(BadInput, match=message) as error:
@@ -152,7 +155,8 @@ def test_ids_must_differ(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> 
 
 
 def test_truncation_is_counted(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    """The report is what a person decides on: rows and tokens per side, and pairs that the cut made equal."""
+    """The report is what a person decides on: rows and tokens per side, and pairs that the cut made
+    equal."""
     rows = [
         {"prompt": "q", "chosen": "short", "rejected": "brief"},
         {"prompt": "long " * 40, "chosen": "good " * 40, "rejected": "brief"},
@@ -179,7 +183,8 @@ def test_truncation_is_counted(tokenizer: PreTrainedTokenizerBase, tmp_path: Pat
 def test_sft_cut_without_a_target_is_dropped(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    """A window of nothing but a prompt trains nothing, and a mean over no targets is not a number."""
+    """A window of nothing but a prompt trains nothing, and a mean over no targets is not a
+    number."""
     rows = [
         {"prompt": "q " * 300, "completion": "a"},
         {"prompt": "q", "completion": "a " * 300},
@@ -212,8 +217,8 @@ def whole_of(tokenizer: PreTrainedTokenizerBase, row: dict[str, str]) -> list[in
 def test_a_row_nested_too_deeply_is_left_out(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    """JSON that can be read may still be too deep to be looked through: some depth is for one, and not for the other. Fails where it
-    ends the run with a traceback."""
+    """JSON that can be read may still be too deep to be looked through: some depth is for one, and
+    not for the other. Fails where it ends the run with a traceback."""
     row = '{{"prompt": "q", "completion": "a", "input": {}"q"{}}}'
     lines = [row.format("[" * depth, "]" * depth) for depth in (*range(600, 1000), 3000, 100_000)]
     path = jsonl(tmp_path / "rows.jsonl", [{"text": "fine"}, *lines])
@@ -226,7 +231,8 @@ def test_a_row_nested_too_deeply_is_left_out(
 def test_limit_counts_rows_of_all_sources(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    """A limit per source, or one that reads the whole file first, is another dataset or a long wait."""
+    """A limit per source, or one that reads the whole file first, is another dataset or a long
+    wait."""
     paths = [jsonl(tmp_path / f"{name}.jsonl", pair_rows(3)) for name in "ab"]
     pairs, _ = load_pairs(paths, tokenizer, limit=4)
     assert pairs.ids == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3", "b.jsonl:1"]
@@ -370,8 +376,8 @@ def test_the_key_of_an_entry_is_of_all_that_makes_it(
 
 
 def test_what_decides_an_example_is_in_the_key() -> None:
-    """Every module that the encoding of a row imports is part of the cache's key. Fails where a mended
-    reader would go on with what the old one wrote."""
+    """Every module that the encoding of a row imports is part of the cache's key. Fails where a
+    mended reader would go on with what the old one wrote."""
     folder = Path(encode.__file__).parent
     known, new = set(), {"workers", "store", "encode"}
     while new:
@@ -439,7 +445,8 @@ def test_the_mean_preference_is_over_rows_with_ratings(
 def test_a_warning_names_its_first_places(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    """Five of them, of one line of the report. Fails where a million equal rows fill it, or the log is silent."""
+    """Five of them, of one line of the report. Fails where a million equal rows fill it, or the log
+    is silent."""
     path = jsonl(tmp_path / "rows.jsonl", [GOOD] * 9)
     _, report = load_pairs([path], tokenizer)
     again = {"rows": 8, "first": [f"{path}:{n}" for n in range(2, 7)]}
@@ -457,7 +464,8 @@ def test_a_warning_names_its_first_places(
 def test_names_and_keys_as_the_row_has_them(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    """In errors the row's own field; in the report a long key by its beginning. Fails where either is another's."""
+    """In errors the row's own field; in the report a long key by its beginning. Fails where either
+    is another's."""
     said = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ahoy", "reasoning": "hm"}]
     with pytest.raises(
         BadInput, match=r"`conversations\[1\].reasoning` is not written by the chat template"
@@ -530,7 +538,8 @@ def test_options_are_checked_before_rows(
 
 
 def test_real_rows(tokenizer: PreTrainedTokenizerBase, real_data: Path) -> None:
-    """Real data hold what nobody thinks of; the only bad one of Alpaca's first 2,000 is an empty answer."""
+    """Real data hold what nobody thinks of; the only bad one of Alpaca's first 2,000 is an empty
+    answer."""
     source = f"{real_data}/sft/alpaca_random_9k.jsonl.gz"
     texts, report = load_texts(
         [source], tokenizer, on_bad_row="skip", max_tokens=4096, limit=2000, workers=2

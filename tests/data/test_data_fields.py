@@ -1,4 +1,5 @@
-"""A key of a row or turn that carries meaning is honoured, or refused by name; what nothing reads is in the report."""
+"""A key of a row or turn that carries meaning is honoured, or refused by name; what nothing reads
+is in the report."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ def changed_call(city: str) -> dict[str, object]:
 
 
 def test_tools_reach_the_ids_where_the_template_writes_them() -> None:
-    """Answers that differ in a call alone were equal, and the tools gone. The prompt must be the one generation is given."""
+    """Answers that differ in a call alone were equal, and the tools gone. The prompt must be the
+    one generation is given."""
     tokenizer = with_template(TOOLS_TEMPLATE)
     row = {"prompt": ASKED, "tools": [TOOL], "chosen": [CALLED], "rejected": [changed_call("Rome")]}
     pair = encode_pair(tokenizer, row, template=TOOLS_TEMPLATE)
@@ -90,7 +92,8 @@ def test_tools_reach_the_ids_where_the_template_writes_them() -> None:
 
 
 def test_a_tools_result_is_in_the_prompt_and_no_target(tmp_path: Path) -> None:
-    """A call, its result and the answer: as a pair, and as dialogue whose targets are the call and the answer."""
+    """A call, its result and the answer: as a pair, and as dialogue whose targets are the call and
+    the answer."""
     tokenizer = with_template(TOOLS_TEMPLATE)
     prompt = [*ASKED, CALLED, RESULT]
     pair = encode_pair(
@@ -212,7 +215,8 @@ def test_what_zephyrs_template_has_no_place_for_is_named(
 
 
 def test_a_template_that_leaves_anything_out_is_seen() -> None:
-    """By trying, not by reading the template: a system turn, a call's arguments, the words beside a call, a tool's parameters."""
+    """By trying, not by reading the template: a system turn, a call's arguments, the words beside a
+    call, a tool's parameters."""
     end = "{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}A{% endif %}"
     quiet = (
         "{% for m in messages %}{% if m.role != 'system' %}{{ m.role[0] | upper + m.content }}"
@@ -252,7 +256,8 @@ def test_a_template_that_leaves_anything_out_is_seen() -> None:
 
 
 def test_a_call_may_hold_any_json() -> None:
-    """Each argument is changed to see that it is written. Fails where one of a kind that nobody thought of ends the run."""
+    """Each argument is changed to see that it is written. Fails where one of a kind that nobody
+    thought of ends the run."""
     arguments = {"city": None, "all": True, "days": 2, "part": 0.5, "of": [], "in": {}, "said": ""}
     call = {**CALL, "function": {"name": "weather", "arguments": arguments, "strict": None}}
     tokenizer, told = with_template(TOOLS_TEMPLATE), []
@@ -267,7 +272,8 @@ def test_a_call_may_hold_any_json() -> None:
 
 
 def test_a_template_that_refuses_another_value_reads_it() -> None:
-    """What is changed to see whether it is written may be what the template checks. Fails where the row is refused for that."""
+    """What is changed to see whether it is written may be what the template checks. Fails where the
+    row is refused for that."""
     checks = (
         "{% if messages[0].content not in ('S', 'Hi') %}{{ raise_exception('no') }}{% endif %}{% for m in messages %}"
         "{{ m.role[0] }}{% if m.role != 'system' %}{{ m.content }}{% endif %}{{ eos_token }}{% endfor %}"
@@ -281,7 +287,8 @@ def test_a_template_that_refuses_another_value_reads_it() -> None:
 
 
 def test_a_result_that_the_text_holds_by_chance_is_not_written() -> None:
-    """The town of the result stands in the answer too. Fails where a tool's words are taken for written because they are found."""
+    """The town of the result stands in the answer too. Fails where a tool's words are taken for
+    written because they are found."""
     said = "{% for m in messages %}{% if m.role != 'tool' %}{{ m.role[0] + m.content + eos_token }}{% endif %}"
     deaf = (
         said + "{% for c in m.tool_calls %}{{ c.function | tojson }}{% endfor %}{% endfor %}"
@@ -305,8 +312,9 @@ def test_a_result_that_the_text_holds_by_chance_is_not_written() -> None:
 
 
 def test_words_on_either_side_of_a_thought_are_not_lost(tokenizer: PreTrainedTokenizerBase) -> None:
-    """A template that parts an answer at `</think>` writes what it finds inside and behind. Fails where the words in front of the
-    thought, or behind it, go without a word; a thought without its first mark is one."""
+    """A template that parts an answer at `</think>` writes what it finds inside and behind. Fails
+    where the words in front of the thought, or behind it, go without a word; a thought without its
+    first mark is one."""
 
     def said(
         *contents: str, template: str = THINKING_TEMPLATE, told: list[str] | None = None
@@ -345,8 +353,8 @@ def test_words_on_either_side_of_a_thought_are_not_lost(tokenizer: PreTrainedTok
 
 
 def test_thoughts_are_trained_where_the_template_writes_them() -> None:
-    """The answer's prefix is generation's, with the thoughts behind it; a thought that the template leaves out of an earlier answer
-    is refused in a target, and told where it is only context."""
+    """The answer's prefix is generation's, with the thoughts behind it; a thought that the template
+    leaves out of an earlier answer is refused in a target, and told where it is only context."""
     tokenizer = with_template(THINKING_TEMPLATE)
     for answer in (
         {"role": "assistant", "content": "<think>\nhm\n</think>\n\nAhoy"},
@@ -405,7 +413,8 @@ def test_thoughts_are_trained_where_the_template_writes_them() -> None:
 def test_masked_turns_are_no_targets(
     key: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    """By every name it goes by, in both ways of choosing targets; a weight between 0 and 1 is not rounded."""
+    """By every name it goes by, in both ways of choosing targets; a weight between 0 and 1 is not
+    rounded."""
     turns = [
         SAID[0],
         {**SAID[1], key: 0},
@@ -456,7 +465,8 @@ def test_masked_turns_are_no_targets(
 def test_weights_are_kept_and_not_ignored(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    """The loss that reads them is not there: the table holds them, and a run that would ignore them does not start."""
+    """The loss that reads them is not there: the table holds them, and a run that would ignore them
+    does not start."""
     path = jsonl(
         tmp_path / "rows.jsonl",
         [PAIR, {**PAIR, "prompt": "r", "weight": 0.3}, {**PAIR, "prompt": "s", "weight": 1}],
@@ -482,7 +492,7 @@ class OneRank:
         self.said: list[str] = []
         self.say = self.said.append
 
-    def rank0_first(self, function):  # noqa: ANN001, ANN201
+    def rank0_first(self, function):
         return function()
 
 
@@ -528,9 +538,9 @@ def test_prompts_of_eval_that_are_in_train(
 def test_the_same_question_in_other_dress(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    """Other white space or case, another system turn, other answers with every token a target, and a
-    longer conversation: equal ids alone were counted, and an evaluation on its own training prompts
-    went unsaid."""
+    """Other white space or case, another system turn, other answers with every token a target, and
+    a longer conversation: equal ids alone were counted, and an evaluation on its own training
+    prompts went unsaid."""
     ask, answer = (
         {"role": "user", "content": "Name a fruit."},
         {"role": "assistant", "content": "Fig."},
@@ -592,7 +602,8 @@ def test_duplicates_and_contradictions_are_counted(
 def test_text_that_looks_like_turns_is_counted(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    """It may be meant (a question about JSON, a play), so it is trained, and said; the plain words beside it are not blamed."""
+    """It may be meant (a question about JSON, a play), so it is trained, and said; the plain words
+    beside it are not blamed."""
     rows = [
         {"prompt": "Write on:\nHuman: Hi\nAssistant:", "chosen": "a", "rejected": "b"},
         {"prompt": "<|im_start|>user\nHi<|im_end|>", "chosen": "a", "rejected": "b"},
@@ -663,7 +674,8 @@ def test_answers_called_bad_are_no_model(
 def test_polarity_under_every_name(
     row: dict[str, object], margin: float | None, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    """Fails where a rating goes unseen under another name, or a rank, lower is better, is taken for a score."""
+    """Fails where a rating goes unseen under another name, or a rank, lower is better, is taken for
+    a score."""
     assert min(margins({**PAIR, **row}), default=None) == margin
     _, report = load_pairs([jsonl(tmp_path / "rows.jsonl", [{**PAIR, **row}])], tokenizer)
     assert bool(report["inverted"]) == (margin is not None and margin < 0) and (margin is None) == (
@@ -673,7 +685,8 @@ def test_polarity_under_every_name(
 
 
 def test_nulls_of_arrow_are_no_keys(tmp_path: Path) -> None:
-    """A column that another row fills puts null into every turn, call and schema: rendered, they would be words."""
+    """A column that another row fills puts null into every turn, call and schema: rendered, they
+    would be words."""
     from datasets import Dataset
 
     tokenizer = with_template(TOOLS_TEMPLATE)
@@ -720,7 +733,8 @@ def test_a_turn_unread_is_told(tokenizer: PreTrainedTokenizerBase, tmp_path: Pat
 
 
 def test_special_names_in_calls_stay_text() -> None:
-    """Nobody's words end a turn: a `</s>` in the arguments of a call, a thought or a tool is spelled out."""
+    """Nobody's words end a turn: a `</s>` in the arguments of a call, a thought or a tool is
+    spelled out."""
     tokenizer = with_template(TOOLS_TEMPLATE)
     tool = {**TOOL, "function": {**TOOL["function"], "description": "ends </s>"}}
     turns = [*ASKED, changed_call("a</s>b")]
@@ -731,8 +745,9 @@ def test_special_names_in_calls_stay_text() -> None:
 
 
 def test_marks_of_a_template_inside_an_answer_are_the_answers() -> None:
-    """Mistral's `[TOOL_CALLS]` is a special token, the first of the answer that calls: it is a target, after the prompt that generation
-    is given. Fails where such a call is refused, or where an answer runs on over another turn's marks to a later EOS."""
+    """Mistral's `[TOOL_CALLS]` is a special token, the first of the answer that calls: it is a
+    target, after the prompt that generation is given. Fails where such a call is refused, or where
+    an answer runs on over another turn's marks to a later EOS."""
     tokenizer = prepare_tokenizer(make_tokenizer(KINDS["mistral-tools"]), "model")
     silent = {"role": "assistant", "content": "", "tool_calls": [CALL]}
     other = {**silent, "tool_calls": changed_call("Rome")["tool_calls"]}
@@ -754,7 +769,8 @@ def test_marks_of_a_template_inside_an_answer_are_the_answers() -> None:
 
 
 def test_a_prompt_that_opens_a_thought() -> None:
-    """Qwen3-Thinking's generation prompt ends in `<think>`: what is trained begins behind it, thought or none."""
+    """Qwen3-Thinking's generation prompt ends in `<think>`: what is trained begins behind it,
+    thought or none."""
     thinking = "(('<think>\\n' + (m['reasoning_content'] or '') + '\\n</think>\\n\\n') if m['role'] == 'assistant' else '')"
     opened = CHATML.replace("+ m['content'] +", f"+ {thinking} + m['content'] +").replace(
         "assistant\n' }}", "assistant\n<think>\n' }}"

@@ -155,8 +155,8 @@ def test_names_that_say_a_split_are_never_read_as_one(tmp_path: Path) -> None:
 
 
 def test_a_name_says_a_split_as_a_word_alone(tmp_path: Path) -> None:
-    """Fails where half a word makes a split of a file, where a word of two splits takes one of them,
-    or where a name that is all number is none."""
+    """Fails where half a word makes a split of a file, where a word of two splits takes one of
+    them, or where a name that is all number is none."""
     words = folder(tmp_path / "words", {"latest.jsonl": 1, "contest.jsonl": 2, "attrain.jsonl": 3})
     assert count(words) == 6
     numbers = folder(tmp_path / "numbers", {"1.jsonl": 1, "2.jsonl": 2})
@@ -177,7 +177,8 @@ def test_a_name_says_a_split_as_a_word_alone(tmp_path: Path) -> None:
 
 
 def test_a_card_by_either_name_and_with_a_mark_of_bytes(tmp_path: Path) -> None:
-    """Fails where one of the two is not read, one hides the other, or a mark at the beginning does."""
+    """Fails where one of the two is not read, one hides the other, or a mark at the beginning
+    does."""
     own = folder(tmp_path / "own", {"a.jsonl": 1, "b.jsonl": 2})
     (own / ".huggingface.yaml").write_text("configs:\n- {config_name: x, data_files: a.jsonl}\n")
     assert count(own) == 1

@@ -36,7 +36,8 @@ def tokenizer() -> PreTrainedTokenizerBase:
     ],
 )
 def test_a_pair_with_two_prompts_is_refused(row: dict[str, object], lost: str) -> None:
-    """Fails where the first key that is known is read, and the other is counted as if it said nothing."""
+    """Fails where the first key that is known is read, and the other is counted as if it said
+    nothing."""
     with pytest.raises(ValueError, match=f"`{lost}` is .*data.columns.{lost}=null leaves it out"):
         pair_row(row)
     made, _ = pair_row({key: value for key, value in row.items() if key != lost})
@@ -44,8 +45,8 @@ def test_a_pair_with_two_prompts_is_refused(row: dict[str, object], lost: str) -
 
 
 def test_the_answer_that_a_pair_replaced(tokenizer: PreTrainedTokenizerBase) -> None:
-    """argilla's capybara: `conversation` holds the same questions, and the first author's last answer. Fails where the set is refused,
-    or where another question passes."""
+    """argilla's capybara: `conversation` holds the same questions, and the first author's last
+    answer. Fails where the set is refused, or where another question passes."""
     turns = [
         {"role": "user", "content": "Hi 0"},
         {"role": "assistant", "content": "Hello"},
@@ -104,8 +105,8 @@ def test_a_text_with_two_prompts_is_refused(row: dict[str, object], lost: str) -
 
 
 def test_a_prompt_that_the_turns_hold_is_not_lost() -> None:
-    """UltraChat's `prompt` is the first turn of its `messages`, Magpie's `instruction` that of `conversations`; an empty
-    `input` asks nothing. Fails where good rows are refused."""
+    """UltraChat's `prompt` is the first turn of its `messages`, Magpie's `instruction` that of
+    `conversations`; an empty `input` asks nothing. Fails where good rows are refused."""
     turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
     assert sft_row({"prompt": "Why?", "prompt_id": "1", "messages": turns}) == turns
     said = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]
@@ -120,7 +121,8 @@ def test_a_prompt_that_the_turns_hold_is_not_lost() -> None:
 def test_inverted_ratings_of_eval_are_told(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    """The line of the log names how many and the first. Fails where only preflight, of `train`, looks."""
+    """The line of the log names how many and the first. Fails where only preflight, of `train`,
+    looks."""
     rows = [
         {
             "prompt": f"q{i}",
@@ -164,7 +166,8 @@ def test_inverted_ratings_of_eval_are_told(
 def test_marks_of_turns_are_counted_in_plain_text(
     said: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    """Every token of a plain text is a target, so its marks would all be trained. Fails for a form that nobody sees."""
+    """Every token of a plain text is a target, so its marks would all be trained. Fails for a form
+    that nobody sees."""
     _, report = load_texts([jsonl(tmp_path / "rows.jsonl", [{"text": said}])], tokenizer)
     assert report["warnings"] and suspicions([said])
 
@@ -262,7 +265,8 @@ def test_a_key_that_no_shape_has_a_place_for_is_refused(key: str) -> None:
 
 
 def test_turns_before_are_kept_or_refused() -> None:
-    """Behind the system turn, in front of the others, each by its name. Fails where a shape drops them."""
+    """Behind the system turn, in front of the others, each by its name. Fails where a shape drops
+    them."""
     row = {"messages": [{"role": "system", "content": "S"}, *SAID], "history": [["q", "a"]]}
     made, unread = sft_conversation(row)
     assert [turn["content"] for turn in made.turns] == ["S", "q", "a", "Hi", "Ahoy"] and not unread
@@ -284,7 +288,8 @@ def test_turns_before_are_kept_or_refused() -> None:
 
 
 def test_what_lies_inside_a_field_is_read_or_told() -> None:
-    """OpenAI's tools, SHP's scores, a label that says neither, a mark that nothing reads. Fails where one is lost."""
+    """OpenAI's tools, SHP's scores, a label that says neither, a mark that nothing reads. Fails
+    where one is lost."""
     tools = [{"type": "function", "function": {"name": "f"}}]
     row = {
         "input": {"messages": SAID[:1], "tools": tools, "parallel_tool_calls": True},
@@ -343,7 +348,8 @@ def test_half_of_a_prompt_is_no_prompt(
 
 
 def test_words_beside_a_call_are_not_those_of_the_call(tokenizer: PreTrainedTokenizerBase) -> None:
-    """The words are also the function's name, so the text holds them without having been given them."""
+    """The words are also the function's name, so the text holds them without having been given
+    them."""
     template = (
         "{% for m in messages %}{% if m.tool_calls %}<{{ m.tool_calls | tojson }}{{ eos_token }}{% elif m.role == 'assistant' %}"
         "<{{ m.content }}{{ eos_token }}{% else %}{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<{% endif %}"
@@ -375,7 +381,8 @@ def test_the_tokenizers_own_template_is_the_default(tokenizer: PreTrainedTokeniz
 
 
 def test_subsets_that_the_card_names(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    """Files of several subsets lie side by side, and README.md says which is whose. Fails where they are united in silence."""
+    """Files of several subsets lie side by side, and README.md says which is whose. Fails where
+    they are united in silence."""
     (tmp_path / "data").mkdir()
     for name in ("joke", "maths"):
         jsonl(tmp_path / f"data/{name}-00000.jsonl", [{"prompt": name, **SIDES}])
@@ -407,8 +414,8 @@ def test_a_key_twice_is_a_bad_row(
 
 
 def test_masked_is_not_cut(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    """Rows of which no turn is trained, beside one that the cut leaves no target: each is counted by its own reason. Fails where the
-    user lengthens data.max_tokens for rows that are masked."""
+    """Rows of which no turn is trained, beside one that the cut leaves no target: each is counted
+    by its own reason. Fails where the user lengthens data.max_tokens for rows that are masked."""
     asked, answer = {"role": "user", "content": "why " * 50}, {"role": "assistant", "content": "so"}
     rows = [
         {"messages": [asked, {**answer, "train": False}]},
@@ -425,7 +432,8 @@ def test_masked_is_not_cut(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -
 def test_a_cached_report_names_these_files(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    """Two files of one name and the same bytes, in two folders. Fails where the second's report sends the user to the first."""
+    """Two files of one name and the same bytes, in two folders. Fails where the second's report
+    sends the user to the first."""
     rows = [{"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 1, "score_rejected": 2}]
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
@@ -435,8 +443,8 @@ def test_a_cached_report_names_these_files(
 
 
 def test_a_tokenizer_without_ids_for_a_text_is_a_bad_row(tmp_path: Path) -> None:
-    """A vocabulary without an unknown token: tokenizers raise `Exception` itself. Fails where a row ends the program in a traceback;
-    errors of other kinds are no row's, and stay."""
+    """A vocabulary without an unknown token: tokenizers raise `Exception` itself. Fails where a row
+    ends the program in a traceback; errors of other kinds are no row's, and stay."""
     names = [*map(chr, range(32, 127)), "\n", "</s>"]
     made = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}))
     made.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")

@@ -1,4 +1,5 @@
-"""No key of a row can change without changing the ids, the targets, a line of the report, or an error."""
+"""No key of a row can change without changing the ids, the targets, a line of the report, or an
+error."""
 
 from __future__ import annotations
 
@@ -175,7 +176,8 @@ class Outcome(NamedTuple):
 
 @cache
 def tokenizer_of(template: str) -> PreTrainedTokenizerBase:
-    """Zephyr's template, one that knows tools, or a model's own with the tokenizer that it belongs to."""
+    """Zephyr's template, one that knows tools, or a model's own with the tokenizer that it belongs
+    to."""
     if template in KINDS:
         return prepare_tokenizer(
             make_tokenizer(KINDS[template]), "model", KINDS[template].eos_token
@@ -283,8 +285,8 @@ def require_seen(
     new: object,
     before: Outcome | None = None,
 ) -> None:
-    """Fails where the row with another value at the path gives the same, and no report lists the key. before: the row's own
-    outcome, where it is known."""
+    """Fails where the row with another value at the path gives the same, and no report lists the
+    key. before: the row's own outcome, where it is known."""
     before = before or outcome(tokenizer, pair, row)
     after = outcome(tokenizer, pair, with_value(row, path, new))
     listed = told(path, before.unread) or told(path, after.unread)
@@ -293,7 +295,8 @@ def require_seen(
 
 
 def rows_of(test: Callable[..., None]) -> Callable[..., None]:
-    """Runs the test with every row and one template, with the rich rows and each other; all with all when there is time."""
+    """Runs the test with every row and one template, with the rich rows and each other; all with
+    all when there is time."""
     fast = [("tools", name) for name in ROWS] + [
         (template, name) for template in FAST for name in RICH
     ]
@@ -315,7 +318,8 @@ def rows_of(test: Callable[..., None]) -> Callable[..., None]:
 
 @rows_of
 def test_no_key_can_change_in_silence(template: str, name: str) -> None:
-    """Every key of a row of every shape, down to the parts of tools and calls: removed, or with another value."""
+    """Every key of a row of every shape, down to the parts of tools and calls: removed, or with
+    another value."""
     (pair, row), tokenizer = ROWS[name], tokenizer_of(template)
     before = outcome(tokenizer, pair, row)
     assert not before.error
@@ -336,7 +340,8 @@ def test_what_a_template_has_no_place_for_is_refused(template: str) -> None:
 
 
 def default(path: PATH, row: Row, new: object) -> bool:
-    """Whether the removed key says what is so without it: a second verdict or a prompt that agrees, nothing, "a good answer"."""
+    """Whether the removed key says what is so without it: a second verdict or a prompt that agrees,
+    nothing, "a good answer"."""
     value = at(row, path)
     confirmed = (
         path == ["prompt"] and isinstance(row.get("chosen"), list) and len(row["chosen"]) > 1
@@ -348,7 +353,8 @@ def default(path: PATH, row: Row, new: object) -> bool:
 
 @rows_of
 def test_no_key_can_come_in_silence(template: str, name: str) -> None:
-    """Every key that is known to carry meaning, in a row of every shape and in every turn, and one that nobody knows."""
+    """Every key that is known to carry meaning, in a row of every shape and in every turn, and one
+    that nobody knows."""
     (pair, row), tokenizer = ROWS[name], tokenizer_of(template)
     before = outcome(tokenizer, pair, row)
     for key, value in MORE_OF_ROW.items():
@@ -477,7 +483,8 @@ more_of_answer = st.fixed_dictionaries(
 
 @st.composite
 def conversations(draw: st.DrawFn) -> tuple[bool, Row]:
-    """Turns with thoughts, calls, results, names and marks in any of them, as a text or as a pair."""
+    """Turns with thoughts, calls, results, names and marks in any of them, as a text or as a
+    pair."""
     turns: list[Row] = [{"role": "system", "content": draw(words)}] if draw(st.booleans()) else []
     for _ in range(draw(st.integers(1, 3))):
         turns.append({"role": "user", "content": draw(words)})

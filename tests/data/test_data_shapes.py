@@ -1,4 +1,5 @@
-"""Every known shape of row becomes what it says, one by one worked out by hand; what is no shape names the command that takes it."""
+"""Every known shape of row becomes what it says, one by one worked out by hand; what is no shape
+names the command that takes it."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ def tokenizer() -> PreTrainedTokenizerBase:
 def test_pairs_of_every_shape(
     name: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    """Fails where a shape is read with its sides exchanged, a turn or the system prompt lost, or stands in the table untested."""
+    """Fails where a shape is read with its sides exchanged, a turn or the system prompt lost, or
+    stands in the table untested."""
     for row, prompt, chosen, rejected in row_samples.PAIRS[name]:
         pairs, report = load_pairs([jsonl(tmp_path / "rows.jsonl", [row])], tokenizer)
         (pair,) = pairs
@@ -162,7 +164,8 @@ def test_what_is_no_shape_says_what_takes_it(
     tokenizer: PreTrainedTokenizerBase,
     tmp_path: Path,
 ) -> None:
-    """Fails where a person with usable rows is sent away without the command or the key, or a verdict is guessed."""
+    """Fails where a person with usable rows is sent away without the command or the key, or a
+    verdict is guessed."""
     path = jsonl(tmp_path / "rows.jsonl", [row])
     with pytest.raises(BadInput, match=message) as error:
         load([path], tokenizer)
@@ -170,7 +173,8 @@ def test_what_is_no_shape_says_what_takes_it(
 
 
 def test_columns(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    """Other names for fields, paths into them, sides exchanged, and a key set aside; what no row has is a slip, and said."""
+    """Other names for fields, paths into them, sides exchanged, and a key set aside; what no row
+    has is a slip, and said."""
     rows = [
         {
             "ask": {"text": "q"},
@@ -227,7 +231,8 @@ def test_columns(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
 
 
 def test_a_path_leads_to_a_value_or_to_none() -> None:
-    """A name with a dot is a name; an index behind the end, or into words, leads nowhere. Fails where another key is taken."""
+    """A name with a dot is a name; an index behind the end, or into words, leads nowhere. Fails
+    where another key is taken."""
     row = {"meta.ask": "q", "answers": ["a"], "say": {"0": "c"}}
     assert shapes.select(row, {"prompt": "meta.ask"}) == (
         {"prompt": "q", "answers": ["a"], "say": {"0": "c"}},
@@ -261,7 +266,8 @@ def test_a_column_is_a_field_of_some_shape_or_a_rating() -> None:
 
 
 def test_safer_of_two_verdicts(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    """PKU's two verdicts differ in many rows: each command that the error names must train what it says."""
+    """PKU's two verdicts differ in many rows: each command that the error names must train what it
+    says."""
     path = jsonl(
         tmp_path / "rows.jsonl",
         [
@@ -283,7 +289,8 @@ def test_safer_of_two_verdicts(tokenizer: PreTrainedTokenizerBase, tmp_path: Pat
 
 
 def test_a_pair_by_other_names_is_no_row_for_sft() -> None:
-    """Fails where a row of `chosen_response` and `rejected_response` is sent to the other script, for the instruction it has."""
+    """Fails where a row of `chosen_response` and `rejected_response` is sent to the other script,
+    for the instruction it has."""
     with pytest.raises(
         ValueError, match="data.columns names other fields, as data.columns.chosen=answers.0"
     ):

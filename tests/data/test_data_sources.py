@@ -1,4 +1,5 @@
-"""Files, folders and datasets of every accepted kind give the same rows; what is damaged is said in one line."""
+"""Files, folders and datasets of every accepted kind give the same rows; what is damaged is said in
+one line."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ def tokenizer() -> PreTrainedTokenizerBase:
 def test_every_kind_of_file_gives_the_same_pairs(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    """A reader of its own per kind: one that skips, doubles or reorders rows would go unseen in training."""
+    """A reader of its own per kind: one that skips, doubles or reorders rows would go unseen in
+    training."""
     from datasets import Dataset
 
     rows = pair_rows(7)
@@ -81,8 +83,9 @@ def names(spec: str) -> list[str]:
 
 
 def test_files_of_a_folder_are_read_by_name(tmp_path: Path) -> None:
-    """What the system hides, and other kinds of files, are none. Fails where the order is the disk's, so that a run on another
-    machine trains in another, or where a cache's copy is read as well."""
+    """What the system hides, and other kinds of files, are none. Fails where the order is the
+    disk's, so that a run on another machine trains in another, or where a cache's copy is read as
+    well."""
     for name in (
         "b.jsonl",
         "d.json",
@@ -107,7 +110,8 @@ def test_files_of_a_folder_are_read_by_name(tmp_path: Path) -> None:
 
 
 def test_a_split_is_a_folder_or_the_start_of_a_name(tmp_path: Path) -> None:
-    """Fails where rows that are held out are read because the others are called by no split, or by folder."""
+    """Fails where rows that are held out are read because the others are called by no split, or by
+    folder."""
     for name in (
         "one/test.jsonl",
         "one/rows.jsonl",
@@ -140,7 +144,8 @@ def test_a_split_is_a_folder_or_the_start_of_a_name(tmp_path: Path) -> None:
 
 
 def test_a_digest_is_of_the_whole_source(tmp_path: Path) -> None:
-    """Fails where a byte behind the first million is not in it, or two saved datasets of one name are one."""
+    """Fails where a byte behind the first million is not in it, or two saved datasets of one name
+    are one."""
     from datasets import Dataset
 
     digests = []
@@ -158,7 +163,8 @@ def test_a_digest_is_of_the_whole_source(tmp_path: Path) -> None:
 
 
 def test_the_rows_of_a_list_are_called_by_their_number(tmp_path: Path) -> None:
-    """From 1, in the file's own encoding. Fails where the place in an error is that of the row before."""
+    """From 1, in the file's own encoding. Fails where the place in an error is that of the row
+    before."""
     (tmp_path / "rows.json").write_bytes(b'\xef\xbb\xbf [{"a": 1},\n {"a": 2}]')
     rows = list(open_sources([str(tmp_path / "rows.json")])[0].rows())
     assert [(row.place, row.default_id) for row in rows] == [
@@ -177,7 +183,8 @@ def test_the_rows_of_a_list_are_called_by_their_number(tmp_path: Path) -> None:
 def test_what_holds_nothing_or_has_no_name_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fails where a packed file that was damaged inside, or a dataset of no rows, ends a run with a traceback or trains on nothing."""
+    """Fails where a packed file that was damaged inside, or a dataset of no rows, ends a run with a
+    traceback or trains on nothing."""
     import datasets
 
     monkeypatch.setattr(
@@ -227,8 +234,9 @@ def test_subsets_are_named_or_listed(tokenizer: PreTrainedTokenizerBase, tmp_pat
 def test_subsets_on_the_hub(
     tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loader's own list of subsets, which its first line leaves out, and the three parts of a name; without a hub its loader is
-    replaced by one that speaks its words (datasets 4: builder.py)."""
+    """The loader's own list of subsets, which its first line leaves out, and the three parts of a
+    name; without a hub its loader is replaced by one that speaks its words (datasets 4:
+    builder.py)."""
     import datasets
 
     asked = []
@@ -273,7 +281,8 @@ def test_saved_dataset_with_splits(tokenizer: PreTrainedTokenizerBase, tmp_path:
 def test_damaged_or_missing_source(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path, on_bad_row: str
 ) -> None:
-    """A file cut off in the middle reads as a shorter one unless someone looks; skipping bad rows must not hide it."""
+    """A file cut off in the middle reads as a shorter one unless someone looks; skipping bad rows
+    must not hide it."""
     whole = gzip.compress("".join(json.dumps(row) + "\n" for row in pair_rows(2000)).encode())
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "not.jsonl.gz").write_bytes(b"plain text")

@@ -1,4 +1,5 @@
-"""Rows and files that somebody made to stop a run, to fill its memory, or to train on nothing: told, or counted, never more."""
+"""Rows and files that somebody made to stop a run, to fill its memory, or to train on nothing:
+told, or counted, never more."""
 
 from __future__ import annotations
 
@@ -49,8 +50,9 @@ def peak_of(code: str) -> tuple[str, int]:
 
 @pytest.mark.parametrize("suffix, start", [(".jsonl.gz", b""), (".json.gz", b'{"prompt": "')])
 def test_a_packed_line_of_gigabytes(tmp_path: Path, suffix: str, start: bytes) -> None:
-    """2 GB in one line behind a good one, 2 MB on the disk: the line is told, with file, number and limit, before it is unpacked. Fails
-    where a line is read whole before its length is known (the run is killed, and nothing says by which file)."""
+    """2 GB in one line behind a good one, 2 MB on the disk: the line is told, with file, number and
+    limit, before it is unpacked. Fails where a line is read whole before its length is known (the
+    run is killed, and nothing says by which file)."""
     good = gzip.compress(json.dumps(pair("a", "b")).encode() + b"\n" + start)
     path = tmp_path / f"rows{suffix}"
     path.write_bytes(good + gzip.compress(b"x" * 2**24) * 128)
@@ -64,7 +66,8 @@ def test_a_packed_line_of_gigabytes(tmp_path: Path, suffix: str, start: bytes) -
 
 
 def test_a_packed_list_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What can only be read as a whole, a .json list or Parquet in gzip. Fails where gzip decides how much memory is taken."""
+    """What can only be read as a whole, a .json list or Parquet in gzip. Fails where gzip decides
+    how much memory is taken."""
     monkeypatch.setattr("zephyr.data.sources.LARGEST_WHOLE", 1000)
     for name in ("rows.json.gz", "rows.parquet.gz"):
         (tmp_path / name).write_bytes(gzip.compress(b"[" + b" " * 2000 + b"{}]"))
@@ -101,8 +104,8 @@ ENDLESS = "{% for _ in range(99999) %}{% for _ in range(99999) %}{% endfor %}{% 
 def test_a_template_that_never_ends(
     body: str, message: str, own: bool, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A program of any size fits into a template. Fails where it is rendered in this process: the memory of the machine, or the time of
-    the run, is then what bounds it."""
+    """A program of any size fits into a template. Fails where it is rendered in this process: the
+    memory of the machine, or the time of the run, is then what bounds it."""
     monkeypatch.setattr("zephyr.chat.trial.SECONDS", 1 if body is ENDLESS else 60)
     (tmp_path / "body.jinja").write_text(body)
     tokenizer = load_tokenizer(tiny)
@@ -114,8 +117,9 @@ def test_a_template_that_never_ends(
 
 
 def test_a_template_that_multiplies_text(tiny: Path, tmp_path: Path) -> None:
-    """Of a row, not of all: a template that writes each turn thousands of times is fine with short ones. Fails where its text is
-    tokenized, or where a template that asks for more memory than there is ends the program with a traceback."""
+    """Of a row, not of all: a template that writes each turn thousands of times is fine with short
+    ones. Fails where its text is tokenized, or where a template that asks for more memory than
+    there is ends the program with a traceback."""
     tokenizer = load_tokenizer(tiny)
     whole = tokenizer.chat_template
     tokenizer.chat_template = whole.replace(
@@ -146,8 +150,9 @@ def test_a_template_that_multiplies_text(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_half_a_character_is_counted(tmp_path: Path) -> None:
-    """Wherever a row has it, `prepare` and `binarize` leave the row out and count it, and go on; what they write every reader can decode.
-    Fails where one row of a million stops them, or where it is handed on to stop the training run."""
+    """Wherever a row has it, `prepare` and `binarize` leave the row out and count it, and go on;
+    what they write every reader can decode. Fails where one row of a million stops them, or where
+    it is handed on to stop the training run."""
     good = {
         "messages": [
             {"role": "user", "content": "Smile \ud83d\ude00?"},
@@ -226,8 +231,9 @@ SPACED = [
 
 
 def test_white_space_is_no_preference(tiny: Path, tmp_path: Path) -> None:
-    """Answers that differ by white space alone, as texts and as turns: no fault that stops a run, no pair, and a line of the report.
-    Fails where the policy is taught to prefer a trailing blank, or where an answer in other words goes with them."""
+    """Answers that differ by white space alone, as texts and as turns: no fault that stops a run,
+    no pair, and a line of the report. Fails where the policy is taught to prefer a trailing blank,
+    or where an answer in other words goes with them."""
     rows = (
         [pair(*texts) for texts in SPACED]
         + [
@@ -258,8 +264,9 @@ def test_white_space_is_no_preference(tiny: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rule", ["paper", "argilla", "best-vs-worst", "margin>=1", "handbook"])
 def test_no_rule_pairs_white_space(rule: str, tmp_path: Path) -> None:
-    """Where another completion has other words that one is drawn, else there is no pair. Fails where a rule draws the answer's own double
-    and the row is lost. (`handbook` draws as its script does, and loses it.)"""
+    """Where another completion has other words that one is drawn, else there is no pair. Fails
+    where a rule draws the answer's own double and the row is lost. (`handbook` draws as its script
+    does, and loses it.)"""
     rows = [
         {
             "prompt_id": f"{i}",

@@ -1,4 +1,5 @@
-"""Rows read from files and written to files: with the place of each, and never over what was read."""
+"""Rows read from files and written to files: with the place of each, and never over what was
+read."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ from zephyr.data.jsonl import read_rows, require_output, write_json, write_repor
 
 
 def test_rows_come_with_their_place(tmp_path: Path) -> None:
-    """Null is no value, and what a reader refuses is told with file and line. Fails where a person with
-    a million rows is told the fault alone."""
+    """Null is no value, and what a reader refuses is told with file and line. Fails where a person
+    with a million rows is told the fault alone."""
     path = jsonl(tmp_path / "rows.jsonl", [{"a": 1, "b": None}, "", {"a": 2}])
     assert list(read_rows([path])) == [(f"{path}:1", {"a": 1}), (f"{path}:3", {"a": 2})]
     assert list(read_rows([path], lambda row: row["a"])) == [(f"{path}:1", 1), (f"{path}:3", 2)]
@@ -30,7 +31,8 @@ def test_rows_come_with_their_place(tmp_path: Path) -> None:
 def test_no_output_takes_the_place_of_a_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By whatever name it goes. Fails where the rows that a command reads are gone before it ends."""
+    """By whatever name it goes. Fails where the rows that a command reads are gone before it
+    ends."""
     (tmp_path / "set").mkdir()
     for name in ("rows.jsonl", "out.report.json", "set/part.jsonl", "a:b.jsonl"):
         jsonl(tmp_path / name, [{"a": 1}])
@@ -63,8 +65,9 @@ def test_no_output_takes_the_place_of_a_source(
 
 
 def test_written_rows_are_readable_lines(tmp_path: Path) -> None:
-    """Letters as they are; half a character, which UTF-8 has no bytes for, as JSON escapes it. Fails
-    where a reader of the file finds other rows than were written, or another number of them."""
+    """Letters as they are; half a character, which UTF-8 has no bytes for, as JSON escapes it.
+    Fails where a reader of the file finds other rows than were written, or another number of
+    them."""
     rows = [{"a": "é 日本"}, {"a": "cut \ud83d here"}]
     assert write_rows(tmp_path / "new" / "rows.jsonl", rows) == 2
     content = (tmp_path / "new" / "rows.jsonl").read_bytes()
@@ -77,7 +80,8 @@ def test_written_rows_are_readable_lines(tmp_path: Path) -> None:
 
 
 def test_a_report_says_of_which_file_it_is(tmp_path: Path) -> None:
-    """The digest is the output's own, the name has no folder in it: both files can be moved together."""
+    """The digest is the output's own, the name has no folder in it: both files can be moved
+    together."""
     write_rows(tmp_path / "rows.jsonl", [{"a": 1}])
     for count in (1, 2):  # the second stands over the first
         report = write_report(tmp_path / "rows.jsonl", {"rows": count})

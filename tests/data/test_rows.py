@@ -1,4 +1,5 @@
-"""One line becomes a row, and its id, ratings and texts are read: what each may be, and what is said of another."""
+"""One line becomes a row, and its id, ratings and texts are read: what each may be, and what is
+said of another."""
 
 from __future__ import annotations
 
@@ -28,14 +29,16 @@ DEEP = b'{"a": ' * 100_000 + b"1" + b"}" * 100_000
     ids=("bytes", "a value short", "two objects", "deep", "digits"),
 )
 def test_what_is_wrong_with_a_line_is_told_by_its_place(line: bytes, message: str) -> None:
-    """Counted from 1, as editors do. Fails where it is one off, or another exception ends a command."""
+    """Counted from 1, as editors do. Fails where it is one off, or another exception ends a
+    command."""
     with pytest.raises(ValueError, match=message):
         parse_line(line)
     assert parse_line(b'\xef\xbb\xbf{"a": 1}\r\n') == {"a": 1}
 
 
 def test_nulls_are_left_out_where_arrow_may_have_put_them() -> None:
-    """In a line nobody put them into an object within. Fails where they become keys, or a call loses an argument."""
+    """In a line nobody put them into an object within. Fails where they become keys, or a call
+    loses an argument."""
     row = {"a": None, "b": {"c": None, "d": [{"e": None, "f": 1}, None]}}
     assert check_row(json.dumps(row).encode()) == {"b": row["b"]}
     assert check_row(row) == {"b": {"d": [{"f": 1}, None]}}
@@ -86,7 +89,8 @@ def test_an_id_is_a_text_or_a_whole_number() -> None:
 
 
 def test_ratings_are_known_in_any_case() -> None:
-    """Both sides, or none; a text about a rating is none. Fails where one of them is read as a preference, or is not."""
+    """Both sides, or none; a text about a rating is none. Fails where one of them is read as a
+    preference, or is not."""
     rated = {
         "Chosen",
         "chosen_Score",

@@ -1,4 +1,5 @@
-"""Which tokenizer is read, what is set on it, and that one made of a SentencePiece model has that model's ids."""
+"""Which tokenizer is read, what is set on it, and that one made of a SentencePiece model has that
+model's ids."""
 
 from __future__ import annotations
 
@@ -58,8 +59,8 @@ def saved(proto: ModelProto, folder: Path) -> Path:
 def test_ids_are_those_of_the_sentencepiece_model(
     scores: str, dummy_prefix: bool, trained: ModelProto, tmp_path: Path
 ) -> None:
-    """Also where the order of ids is not that of the scores, as of Mistral's runs of spaces. Fails where a
-    model is trained on other pieces than it learned."""
+    """Also where the order of ids is not that of the scores, as of Mistral's runs of spaces. Fails
+    where a model is trained on other pieces than it learned."""
     proto = ModelProto.FromString(trained.SerializeToString())
     proto.normalizer_spec.add_dummy_prefix = dummy_prefix
     normal = [piece for piece in proto.pieces if piece.type == piece.NORMAL]
@@ -77,7 +78,8 @@ def test_ids_are_those_of_the_sentencepiece_model(
 
 
 def test_special_tokens_are_those_of_the_model(trained: ModelProto, tmp_path: Path) -> None:
-    """Fails where padding is taken for what it is not, or a token that the model has not got is named."""
+    """Fails where padding is taken for what it is not, or a token that the model has not got is
+    named."""
     tokenizer = from_sentencepiece(saved(trained, tmp_path))
     named = (tokenizer.unk_token, tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
     assert named == ("<unk>", "<s>", "</s>", None) and tokenizer.chat_template is None
@@ -92,7 +94,8 @@ def test_special_tokens_are_those_of_the_model(trained: ModelProto, tmp_path: Pa
 def test_the_template_beside_a_sentencepiece_model_is_kept(
     trained: ModelProto, tmp_path: Path
 ) -> None:
-    """Fails where an instruct model's own format is lost, or a broken file of settings is passed over."""
+    """Fails where an instruct model's own format is lost, or a broken file of settings is passed
+    over."""
     model = saved(trained, tmp_path)
     settings = tmp_path / "tokenizer_config.json"
     settings.write_text(json.dumps({"chat_template": OWN}))
@@ -112,7 +115,8 @@ def test_the_template_beside_a_sentencepiece_model_is_kept(
     ],
 )
 def test_a_model_of_another_kind_is_refused(options: dict[str, object], tmp_path: Path) -> None:
-    """Its merges, or what it makes of a text before it, are not written here: the ids would be others."""
+    """Its merges, or what it makes of a text before it, are not written here: the ids would be
+    others."""
     model = saved(train(**{"vocab_size": 320, **options}), tmp_path)
     with pytest.raises(BadInput, match="is not a BPE model that leaves the text as it is"):
         from_sentencepiece(model)
@@ -126,8 +130,8 @@ def test_a_folder_with_both_files_is_read_by_the_newer(tmp_path: Path) -> None:
 
 
 def test_the_model_has_an_embedding_for_each_token(tmp_path: Path) -> None:
-    """Fails where an id that the model does not know comes up in the middle of a run, or a full vocabulary is
-    refused."""
+    """Fails where an id that the model does not know comes up in the middle of a run, or a full
+    vocabulary is refused."""
     MistralConfig(vocab_size=VOCAB_SIZE).save_pretrained(tmp_path)
     tokenizer = tiny_tokenizer()
     require_vocabulary(tokenizer, str(tmp_path))
@@ -139,7 +143,8 @@ def test_the_model_has_an_embedding_for_each_token(tmp_path: Path) -> None:
 
 
 def test_what_is_set_on_a_tokenizer() -> None:
-    """EOS by name, else its own; padding where it has none. Fails where an answer could never end."""
+    """EOS by name, else its own; padding where it has none. Fails where an answer could never
+    end."""
     tokenizer = prepare_tokenizer(tiny_tokenizer())
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("</s>", "</s>")
     padded = tiny_tokenizer()
@@ -183,7 +188,8 @@ def test_the_models_own_template_is_the_default_of_several() -> None:
 
 
 def test_which_templates_are_zephyrs_own() -> None:
-    """With the empty system turn in front, and without. Fails where a Zephyr model is warned of its own format."""
+    """With the empty system turn in front, and without. Fails where a Zephyr model is warned of its
+    own format."""
     for own, choice, foreign in (
         (None, "zephyr", False),
         (HANDBOOK_TEMPLATE, "model", False),

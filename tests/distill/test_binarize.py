@@ -81,7 +81,8 @@ def even(counts: Counter[object], keys: str, n: int) -> None:
 
 
 def test_paper_takes_the_best_mean_and_a_uniform_other(tmp_path: Path) -> None:
-    """The highest mean aspect score, not the overall (which points the other way here), against each other equally often."""
+    """The highest mean aspect score, not the overall (which points the other way here), against
+    each other equally often."""
     pairs, report = made(tmp_path, [row(i) for i in range(3000)], seed=0)
     assert {pair["chosen"] for pair in pairs} == {"b"} and report["chosen"] == {"m1": 3000}
     even(Counter(pair["rejected"] for pair in pairs), "acd", 3000)
@@ -104,7 +105,8 @@ def test_paper_takes_the_best_mean_and_a_uniform_other(tmp_path: Path) -> None:
 
 
 def test_the_paper_rule_draws_as_it_always_did(tmp_path: Path) -> None:
-    """Pairs made before must come out again: the same generator, from seed and prompt id, and the same two draws."""
+    """Pairs made before must come out again: the same generator, from seed and prompt id, and the
+    same two draws."""
     scores = random.Random(1)
     rows = [row(i, [scores.choice((1, 2, 3)) for _ in range(4)], "abca") for i in range(300)]
     wanted = []
@@ -151,7 +153,8 @@ def test_ties_for_the_best_are_drawn_evenly(tmp_path: Path) -> None:
 
 
 def test_argilla_draws_evenly_from_what_scores_lower(tmp_path: Path) -> None:
-    """An equal score, or always the same other, would be another rule; rows of equal scores have no pair, and are counted."""
+    """An equal score, or always the same other, would be another rule; rows of equal scores have no
+    pair, and are counted."""
     pairs, report = made(tmp_path, [row(i, (5, 1, 5, 4)) for i in range(1500)], "argilla")
     even(Counter(pair["rejected"] for pair in pairs), "bd", 1500)
     pairs, report = made(tmp_path, [row(0, (3, 3, 3, 3)), row(1)], "argilla")
@@ -161,7 +164,8 @@ def test_argilla_draws_evenly_from_what_scores_lower(tmp_path: Path) -> None:
 
 
 def test_best_vs_worst_and_margins(tmp_path: Path) -> None:
-    """Closed cases: the lowest; the highest that is k lower (also where k is met but for rounding), else no pair."""
+    """Closed cases: the lowest; the highest that is k lower (also where k is met but for rounding),
+    else no pair."""
     rows = [
         row(0, (2, 5, 3, 4)),
         row(1, (5, 4.5, 4.5, 4)),
@@ -184,7 +188,8 @@ def test_best_vs_worst_and_margins(tmp_path: Path) -> None:
 
 
 def test_handbook_replays_the_script(tmp_path: Path) -> None:
-    """Against the script's own way, written plainly: argmax of the overall score, one global generator in the order of rows."""
+    """Against the script's own way, written plainly: argmax of the overall score, one global
+    generator in the order of rows."""
     scores = random.Random(4)
     rows = [
         row(
@@ -228,7 +233,8 @@ def test_identical_or_empty_answers_make_no_pair(tmp_path: Path) -> None:
 
 
 def test_missing_scores_are_never_guessed(tmp_path: Path) -> None:
-    """A null is no 0: it stays out of the mean; a completion without any score can be neither side."""
+    """A null is no 0: it stays out of the mean; a completion without any score can be neither
+    side."""
     partly, gone, lonely = (
         row(0, (4, 3, None, None)),
         row(1, (1, 2, 3, 4)),
@@ -247,7 +253,8 @@ def test_missing_scores_are_never_guessed(tmp_path: Path) -> None:
 
 
 def test_ten_for_one_is_found_and_mended_only_when_asked(tmp_path: Path) -> None:
-    """UltraFeedback's overall 10 beside bad aspect scores: 1 where the mean is at most 2, unknown up to 4, right above."""
+    """UltraFeedback's overall 10 beside bad aspect scores: 1 where the mean is at most 2, unknown
+    up to 4, right above."""
     rows = [
         row(0, (1.5, 4, 3)),
         row(1, (2, 4, 3)),
@@ -273,7 +280,8 @@ def test_ten_for_one_is_found_and_mended_only_when_asked(tmp_path: Path) -> None
 
 
 def test_inverted_scores_are_told(tmp_path: Path) -> None:
-    """Overall scores on a scale turned round disagree with the aspects nearly everywhere; equal ones say nothing."""
+    """Overall scores on a scale turned round disagree with the aspects nearly everywhere; equal
+    ones say nothing."""
     _, report = made(tmp_path, [row(i) for i in range(30)])
     assert (
         report["disagreement"] == {"comparable": 30, "share": 1.0}
@@ -324,7 +332,8 @@ def ultra(instruction: str, ratings: Sequence[Sequence[str]], overall: Sequence[
 
 
 def test_ultrafeedbacks_own_nesting(tmp_path: Path) -> None:
-    """Ratings are texts and "N/A" is none; the prompt's digest is its id, numbered where the prompt comes again."""
+    """Ratings are texts and "N/A" is none; the prompt's digest is its id, numbered where the prompt
+    comes again."""
     rows = [
         ultra("why", [("1", "N/A"), ("4", "5"), ("N/A", "N/A")], (10, 6.5, 8)),
         ultra("why", [("2", "2"), ("1", "1")], (1, 2)),
@@ -350,7 +359,8 @@ def test_ultrafeedbacks_own_nesting(tmp_path: Path) -> None:
 
 
 def test_bad_feedback_is_refused_by_file_and_line(tmp_path: Path) -> None:
-    """A row that cannot be read would otherwise end in a traceback far from its cause, or in a guessed score."""
+    """A row that cannot be read would otherwise end in a traceback far from its cause, or in a
+    guessed score."""
 
     def changed(**fields: object) -> Row:
         bad = row(1)
@@ -381,7 +391,8 @@ def test_bad_feedback_is_refused_by_file_and_line(tmp_path: Path) -> None:
 
 
 def test_no_pair_left_is_an_error(tmp_path: Path) -> None:
-    """An empty file of pairs would fail in training only; the pairs of an earlier run, and their report, stay as they were."""
+    """An empty file of pairs would fail in training only; the pairs of an earlier run, and their
+    report, stay as they were."""
     made(tmp_path, [row(0)])
     before, report = (
         (tmp_path / "pairs.jsonl").read_bytes(),
@@ -399,7 +410,8 @@ def singles(path: Path) -> list[Row]:
 
 
 def test_real_scores_of_four_models(real_data: Path, tmp_path: Path) -> None:
-    """One row per completion, groups strewn over the file: every group's best and worst by hand, whatever the order of lines."""
+    """One row per completion, groups strewn over the file: every group's best and worst by hand,
+    whatever the order of lines."""
     rows = singles(real_data / "feedback4/vicuna80_4models_gpt4_scores.jsonl.gz")
     groups: dict[object, list[tuple[float, object]]] = {}
     for single in rows:
@@ -436,7 +448,8 @@ def test_real_scores_of_four_models(real_data: Path, tmp_path: Path) -> None:
 
 
 def test_answers_to_different_prompts_are_no_pair(real_data: Path, tmp_path: Path) -> None:
-    """MT-Bench's second turns hold each model's own first answer: a pair of them would compare answers to two prompts."""
+    """MT-Bench's second turns hold each model's own first answer: a pair of them would compare
+    answers to two prompts."""
     with pytest.raises(BadInput, match='"prompts differ": 80'):
         binarize(
             [real_data / "feedback4/mt_bench_4models_gpt4_scores.jsonl.gz"],
@@ -572,7 +585,8 @@ rules = st.sampled_from(["paper", "handbook", "argilla", "best-vs-worst", "margi
 
 
 def test_any_rows_are_read_or_refused(tmp_path: Path) -> None:
-    """Whatever JSON can hold: pairs that training accepts and whose scores are in order, or one line that names the place."""
+    """Whatever JSON can hold: pairs that training accepts and whose scores are in order, or one
+    line that names the place."""
     seen: Counter[str] = Counter()
 
     @settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))

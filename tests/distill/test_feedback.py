@@ -1,4 +1,5 @@
-"""Feedback: drawn answerers, shuffled texts, strict scores, re-asks, a killed run that asks nothing twice; a pair's story."""
+"""Feedback: drawn answerers, shuffled texts, strict scores, re-asks, a killed run that asks nothing
+twice; a pair's story."""
 
 from __future__ import annotations
 
@@ -157,8 +158,9 @@ def run(
 
 
 def test_scores_go_to_their_answers(tmp_path: Path) -> None:
-    """Texts are judged in an order drawn for each question and kept in the row. Fails where a score, a reason or a critique ends
-    at another answer, where the order is always the same, or is not the one that the judge saw."""
+    """Texts are judged in an order drawn for each question and kept in the row. Fails where a
+    score, a reason or a critique ends at another answer, where the order is always the same, or is
+    not the one that the judge saw."""
     seen: dict[tuple[str, str], list[str]] = {}
 
     def watching(request: Request) -> str:
@@ -179,7 +181,7 @@ def test_scores_go_to_their_answers(tmp_path: Path) -> None:
         for completion in row["completions"]:
             text = completion["text"]
             assert completion["scores"] == {aspect: points(aspect, text) for aspect in ASPECTS}
-            assert completion["rationales"] == {aspect: f"of {text}" for aspect in ASPECTS}
+            assert completion["rationales"] == dict.fromkeys(ASPECTS, f"of {text}")
             assert (
                 completion["overall"] == 2 * points("overall", text)
                 and completion["critique"] == f"on {text}"
@@ -193,19 +195,17 @@ def test_scores_go_to_their_answers(tmp_path: Path) -> None:
 
 
 def test_replies_that_cannot_be_read(tmp_path: Path) -> None:
-    """Nonsense about one aspect at first, then a good reply; nonsense for ever about another, and in one critique. Fails where a
-    number is made up, the raw reply is lost, or the judge is asked for ever."""
+    """Nonsense about one aspect at first, then a good reply; nonsense for ever about another, and
+    in one critique. Fails where a number is made up, the raw reply is lost, or the judge is asked
+    for ever."""
     asked: Counter[tuple[str, str]] = Counter()
 
     def faulty(request: Request) -> str:
         about = request.about
         key = (about["row"]["prompt_id"], str(about.get("aspect", about.get("text"))))
         asked[key] += 1
-        if (
-            about.get("aspect") == "honesty"
-            and asked[key] == 1
-            or about.get("aspect") == "truthfulness"
-            and key[0] == "q3"
+        if (about.get("aspect") == "honesty" and asked[key] == 1) or (
+            about.get("aspect") == "truthfulness" and key[0] == "q3"
         ):
             return f"I would say 5 all round ({asked[key]})."
         if about["task"] == "critique" and about["text"].startswith("m2 says why 4"):
@@ -243,8 +243,9 @@ def test_replies_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_answers_that_are_none(tmp_path: Path) -> None:
-    """An answerer that refuses, and one that says nothing: their answers are left out and counted; a prompt with one answer left is
-    named. Fails where an empty text is judged, or a prompt vanishes without a word."""
+    """An answerer that refuses, and one that says nothing: their answers are left out and counted;
+    a prompt with one answer left is named. Fails where an empty text is judged, or a prompt
+    vanishes without a word."""
 
     def refuses(requests: list[Request], keep: Callable[[Reply], None], budget: Budget) -> None:
         for request in requests:
@@ -267,8 +268,8 @@ def test_answers_that_are_none(tmp_path: Path) -> None:
 
 
 def test_a_pool_is_drawn_from(tmp_path: Path) -> None:
-    """Four of seven, drawn by prompt: each as often as any other, the same whatever the order of the prompts. Fails for a draw that
-    depends on what was drawn before, or prefers the first."""
+    """Four of seven, drawn by prompt: each as often as any other, the same whatever the order of
+    the prompts. Fails for a draw that depends on what was drawn before, or prefers the first."""
     prompts = [{"prompt_id": f"q{n}", "prompt": f"why {n}?"} for n in range(280)]
     rows, _ = run(tmp_path, pool=answerers(7), prompts=prompts)
     drawn = Counter(completion["model"] for row in rows for completion in row["completions"])
@@ -316,7 +317,8 @@ def test_a_pool_is_drawn_from(tmp_path: Path) -> None:
     ],
 )
 def test_prompts_of_rows(row: Row, prompt: object) -> None:
-    """Fails where the answer of a row is shown to those who shall answer it, or a dialogue is cut."""
+    """Fails where the answer of a row is shown to those who shall answer it, or a dialogue is
+    cut."""
     assert prompt_of(row) == (prompt, [])
 
 
@@ -353,7 +355,8 @@ def test_prompts_of_rows(row: Row, prompt: object) -> None:
     ],
 )
 def test_what_stands_beside_a_prompt(row: Row, prompt: object) -> None:
-    """Another question was asked than the row's: its system, history or context went unsaid, or a transcript was one turn's words."""
+    """Another question was asked than the row's: its system, history or context went unsaid, or a
+    transcript was one turn's words."""
     if not isinstance(prompt, str) or prompt.startswith("sum"):
         assert prompt_of(row) == (prompt, []) and prompt_of({**row, "colour": 1}) == (
             prompt,
@@ -378,7 +381,8 @@ def test_what_stands_beside_a_prompt(row: Row, prompt: object) -> None:
     ],
 )
 def test_bad_prompts(rows: list[Row], says: str, tmp_path: Path) -> None:
-    """Fails where a bad row is no error of one line with file and line, or half of the output is left."""
+    """Fails where a bad row is no error of one line with file and line, or half of the output is
+    left."""
     with pytest.raises(BadInput, match=says):
         run(tmp_path, prompts=rows)
     assert not (tmp_path / "out.jsonl").exists()
@@ -428,7 +432,8 @@ def of_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_commands_on_the_world(of_world: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Fails where the judge's own scores are not those in the rows, or a second run asks anything or writes other bytes."""
+    """Fails where the judge's own scores are not those in the rows, or a second run asks anything
+    or writes other bytes."""
     from zephyr.world.facts import load_world
     from zephyr.world.rules import judge
 
@@ -470,7 +475,8 @@ def test_the_commands_on_the_world(of_world: Path, capsys: pytest.CaptureFixture
 def test_a_budget_ends_a_command_which_goes_on(
     of_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Code 75 at the budget, nothing written but the ledger; with a larger one, the file of a run without. Fails where replies are lost."""
+    """Code 75 at the budget, nothing written but the ledger; with a larger one, the file of a run
+    without. Fails where replies are lost."""
     arguments = [
         "feedback",
         "--config",
@@ -541,8 +547,9 @@ def test_bad_specs(
 
 
 def test_kill_9_and_nothing_is_asked_twice(proxy: Proxy, tmp_path: Path) -> None:
-    """A real server answers and judges; the command is killed twice in the middle, then left alone: the rows of an undisturbed run,
-    and every request reached the server once, but those in flight at a kill. Fails for a lost, doubled or repeated call."""
+    """A real server answers and judges; the command is killed twice in the middle, then left alone:
+    the rows of an undisturbed run, and every request reached the server once, but those in flight
+    at a kill. Fails for a lost, doubled or repeated call."""
     write_rows(
         tmp_path / "prompts.jsonl",
         [{"prompt_id": f"q{n}", "prompt": f"why is the sky blue {n}"} for n in range(5)],
@@ -599,8 +606,8 @@ def test_kill_9_and_nothing_is_asked_twice(proxy: Proxy, tmp_path: Path) -> None
 def test_the_story_of_a_pair(
     of_world: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From id to prompt, four answers, twelve calls and their scores; and from a run, the steps with their losses. Fails where a link
-    of the chain is broken, or another pair's is told."""
+    """From id to prompt, four answers, twelve calls and their scores; and from a run, the steps
+    with their losses. Fails where a link of the chain is broken, or another pair's is told."""
     _, pair = next(read_rows([of_world / "pairs.jsonl"]))
     assert main(["lineage", str(pair["id"]), "--pairs", str(of_world / "pairs.jsonl")]) == 0
     told = capsys.readouterr().out

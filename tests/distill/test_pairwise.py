@@ -1,4 +1,5 @@
-"""Rows in which two answers were compared become pairs whose chosen side is the one that the source prefers."""
+"""Rows in which two answers were compared become pairs whose chosen side is the one that the source
+prefers."""
 
 import gzip
 import json
@@ -69,7 +70,8 @@ ARENA = {
 
 @pytest.mark.parametrize("shape", [ALPACA, OWN], ids=["preferences", "annotations"])
 def test_alpaca_eval_prefers_the_second_answer_near_two(tmp_path: Path, shape: Row) -> None:
-    """Its own documentation has one sentence that says the reverse; 0 and 1.5 are ties and null is no verdict."""
+    """Its own documentation has one sentence that says the reverse; 0 and 1.5 are ties and null is
+    no verdict."""
     rows = [shape | {"preference": p} for p in (1, 2.0, 1.25, 1.9, 0, 1.5, None)]
     pairs, report = made(tmp_path, rows)
     assert [(p["chosen"], p["rejected"], p["score_chosen"]) for p in pairs] == [
@@ -122,7 +124,8 @@ def test_ids_lead_back_to_the_prompt_or_the_line(tmp_path: Path) -> None:
 
 
 def test_arena_votes(tmp_path: Path) -> None:
-    """Either side can win; both kinds of tie, and conversations that part before the last answer, make no pair."""
+    """Either side can win; both kinds of tie, and conversations that part before the last answer,
+    make no pair."""
     long = {
         "conversation_a": turns("q", "A", "r", "C"),
         "conversation_b": turns("q", "B!", "r", "D"),
@@ -158,7 +161,8 @@ def test_arena_votes(tmp_path: Path) -> None:
 
 
 def test_transcripts(tmp_path: Path) -> None:
-    """hh-rlhf: the mark alone parts the turns, blank lines inside one do not; what is out of order is left out with its reason."""
+    """hh-rlhf: the mark alone parts the turns, blank lines inside one do not; what is out of order
+    is left out with its reason."""
 
     def dialogue(*said: str) -> str:
         return "".join(
@@ -196,7 +200,8 @@ def test_transcripts(tmp_path: Path) -> None:
 
 
 def test_a_transcript_as_the_prompt(tmp_path: Path) -> None:
-    """full-hh-rlhf: `prompt` ends where the answers begin; a row that holds it again in both sides is read once."""
+    """full-hh-rlhf: `prompt` ends where the answers begin; a row that holds it again in both sides
+    is read once."""
     prompt, answers = (
         "\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant:",
         {"chosen": " Good.", "rejected": " Bad."},
@@ -228,7 +233,8 @@ def test_system_turns_and_inputs_stay_with_the_prompt(tmp_path: Path) -> None:
 
 
 def test_published_win_rates_and_codes(real_data: Path, tmp_path: Path) -> None:
-    """AlpacaEval as it was judged: by plain sums over the raw preferences, 45 zeros and 7 nulls among the first judge's."""
+    """AlpacaEval as it was judged: by plain sums over the raw preferences, 45 zeros and 7 nulls
+    among the first judge's."""
     rows = read(real_data / "alpaca_eval/preferences.jsonl.gz")
     first = [row["preference"] for row in rows if row["annotator"] == "alpaca_eval_gpt4"]
     assert (first.count(0), first.count(None)) == (45, 7)
@@ -273,7 +279,8 @@ def test_published_win_rates_and_codes(real_data: Path, tmp_path: Path) -> None:
 
 
 def test_the_judges_raw_replies_state_the_stored_verdicts(real_data: Path) -> None:
-    """A ranking names the better answer; log-probabilities give the share of one of the two, whose order was not kept."""
+    """A ranking names the better answer; log-probabilities give the share of one of the two, whose
+    order was not kept."""
     seen: Counter[str] = Counter()
     for row in read(real_data / "alpaca_eval/judge_raw.jsonl.gz"):
         if row["annotator"] == "alpaca_eval_cot_gpt4_turbo_fn":
@@ -323,7 +330,8 @@ def test_unreadable_judgements_are_refused() -> None:
 
 
 def test_real_human_preferences(real_data: Path, tmp_path: Path) -> None:
-    """All of hh-rlhf's harmless test split: what is kept shares its prompt to the letter with both transcripts."""
+    """All of hh-rlhf's harmless test split: what is kept shares its prompt to the letter with both
+    transcripts."""
     rows = read(real_data / "preferences/hh_harmless_base_test.jsonl.gz")
     pairs, report = made(tmp_path, rows)
     assert (
@@ -347,7 +355,8 @@ def test_real_human_preferences(real_data: Path, tmp_path: Path) -> None:
 
 
 def test_real_pairs_of_other_shapes(real_data: Path, tmp_path: Path) -> None:
-    """LLMBar's label and ShareGPT's sides, row by row; a set of single verdicts (KTO) is none of these shapes."""
+    """LLMBar's label and ShareGPT's sides, row by row; a set of single verdicts (KTO) is none of
+    these shapes."""
     for name, dropped in (("faireval", {}), ("llmeval2", {"texts equal": 1, "a text is empty": 1})):
         rows = read(real_data / f"preferences/llmbar_processed_{name}.jsonl")
         pairs, report = made(tmp_path, rows)
@@ -376,7 +385,8 @@ def test_real_pairs_of_other_shapes(real_data: Path, tmp_path: Path) -> None:
 
 
 def test_feedback_and_verdicts_go_into_one_file(tmp_path: Path) -> None:
-    """Shapes are told row by row: a mixed file loses nothing, and what is no pairwise row is left to the other readers."""
+    """Shapes are told row by row: a mixed file loses nothing, and what is no pairwise row is left
+    to the other readers."""
     feedback = {
         "prompt_id": "f",
         "prompt": "q",

@@ -1,4 +1,5 @@
-"""`prepare` over closed cases and the real data: each filter takes what it should and nothing else, whatever happens to the process."""
+"""`prepare` over closed cases and the real data: each filter takes what it should and nothing else,
+whatever happens to the process."""
 
 from __future__ import annotations
 
@@ -74,7 +75,8 @@ def run(
     ],
 )
 def test_wrong_case_is_set_right(before: str, after: str) -> None:
-    """The commonest fault of UltraChat's rows; a pattern that never fires would go unseen among the texts that must not change."""
+    """The commonest fault of UltraChat's rows; a pattern that never fires would go unseen among the
+    texts that must not change."""
     assert truecase(before) == after
     assert truecase(after) == after
 
@@ -103,14 +105,16 @@ def test_wrong_case_is_set_right(before: str, after: str) -> None:
     ],
 )
 def test_right_case_stays(text: str) -> None:
-    """Abbreviations, ellipses, quotes, names, code, formulas, lists, labels and another language's "i" are no wrong case."""
+    """Abbreviations, ellipses, quotes, names, code, formulas, lists, labels and another language's
+    "i" are no wrong case."""
     assert truecase(text) == text.replace(
         "plum. fig", "plum. Fig"
     )  # the one sentence start among them
 
 
 def test_case_changes_in_text_fields_only(tmp_path: Path) -> None:
-    """A row's other fields, and rows whose task is case, would be spoilt by a cleaner that looks at every string."""
+    """A row's other fields, and rows whose task is case, would be spoilt by a cleaner that looks at
+    every string."""
     rows = [
         dialogue(
             "Hi there. how are you?",
@@ -160,7 +164,8 @@ def test_case_changes_in_text_fields_only(tmp_path: Path) -> None:
     ],
 )
 def test_refusals_where_nothing_personal_was_asked(asked: str, answer: str) -> None:
-    """The same words are right where a person was asked for: that must be kept, and the rest dropped."""
+    """The same words are right where a person was asked for: that must be kept, and the rest
+    dropped."""
     assert refusal(asked, answer)
     for personal in (
         "What is your opinion?",
@@ -194,7 +199,8 @@ PROMPT = "Name three famous actors who started their careers on the stages of Br
 
 
 def test_filters_in_their_order(tmp_path: Path) -> None:
-    """Each row is made for one filter; a row counts once, under the first that takes it, and what stays keeps its order."""
+    """Each row is made for one filter; a row counts once, under the first that takes it, and what
+    stays keeps its order."""
     bench = write(tmp_path / "bench.jsonl", [{"turns": [PROMPT, "Short one here"]}])
     held = write(tmp_path / "held.jsonl", [dialogue("Held question?", "A")])
     rows = [
@@ -288,7 +294,8 @@ def test_every_kind_of_source(tmp_path: Path) -> None:
 
 
 def test_held_out_rows_never_enter_training(tmp_path: Path) -> None:
-    """The leak that this is for: a test dialogue, or another answer to its first turn, among the training rows, before or after it."""
+    """The leak that this is for: a test dialogue, or another answer to its first turn, among the
+    training rows, before or after it."""
     test = [
         dialogue("Secret?", "A."),
         dialogue("Other?", "B.", "More?", "C."),
@@ -333,7 +340,8 @@ def test_held_out_rows_never_enter_training(tmp_path: Path) -> None:
     "piece", ["word ", "a", " ", "`", "i ", "\n", ". ", "a'", "I do not have "]
 )
 def test_long_texts_take_linear_time(piece: str) -> None:
-    """Patterns that try again from every character would take hours for a megabyte of one thing, and stop all of a run."""
+    """Patterns that try again from every character would take hours for a megabyte of one thing,
+    and stop all of a run."""
     text = piece * (1_000_000 // len(piece))
     assert truecase(text).lower() == text.lower() and refusal(text, text) is None
 
@@ -353,7 +361,8 @@ def test_long_texts_take_linear_time(piece: str) -> None:
     ],
 )
 def test_which_split_a_file_is(tmp_path: Path, name: str, split: str) -> None:
-    """A file taken for training that is not leaks; one taken for a test set though it isn't is missing."""
+    """A file taken for training that is not leaks; one taken for a test set though it isn't is
+    missing."""
     sources = [
         write(tmp_path / "x" / name, [dialogue("Q?", "A.")]),
         write(tmp_path / "x" / "base.jsonl", [dialogue("R?", "B.")]),
@@ -363,7 +372,8 @@ def test_which_split_a_file_is(tmp_path: Path, name: str, split: str) -> None:
 
 
 def test_near_duplicates_against_exact_jaccard(tmp_path: Path) -> None:
-    """Families of rows edited more and more: against the true Jaccard of word 5-grams, all well above are found, none well below."""
+    """Families of rows edited more and more: against the true Jaccard of word 5-grams, all well
+    above are found, none well below."""
     rng = random.Random(1)
     rows, grams, wanted = [], [], {}
     for family in range(60):
@@ -438,8 +448,9 @@ def outputs(out: Path) -> list[bytes]:
 
 
 def test_killed_and_run_again(many: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """kill -9 in the middle: the next run takes the pieces that are done as they are and ends with the bytes of an undisturbed one,
-    which are those of one worker and of pieces of another size, too."""
+    """kill -9 in the middle: the next run takes the pieces that are done as they are and ends with
+    the bytes of an undisturbed one, which are those of one worker and of pieces of another size,
+    too."""
     prepare([many], tmp_path / "whole" / "clean.jsonl", PrepareSettings())
     out = tmp_path / "killed" / "clean.jsonl"
     process = subprocess.Popen(
@@ -488,8 +499,9 @@ def test_other_settings_use_no_old_work(many: str, tmp_path: Path) -> None:
 
 
 def test_only_its_own_work_is_removed(tmp_path: Path) -> None:
-    """Somebody's folder, file or link in OUT.work/, in a folder of earlier work, or in its place: an error that names it, before a row
-    is read. Fails where it is removed, or ends in a traceback after the output is written."""
+    """Somebody's folder, file or link in OUT.work/, in a folder of earlier work, or in its place:
+    an error that names it, before a row is read. Fails where it is removed, or ends in a traceback
+    after the output is written."""
     out, work, mine = tmp_path / "clean.jsonl", tmp_path / "clean.jsonl.work", tmp_path / "mine"
     source = write(tmp_path / "rows.jsonl", [dialogue("Q?", "A.")])
     (mine / "folder").mkdir(parents=True)
@@ -559,7 +571,8 @@ def test_bad_input(
 
 
 def test_real_rows(real_data: Path, tmp_path: Path) -> None:
-    """People's and models' own texts: nearly all stay, what goes can be named, and a benchmark's own prompts are all found."""
+    """People's and models' own texts: nearly all stay, what goes can be named, and a benchmark's
+    own prompts are all found."""
     benchmarks = (
         str(real_data / "alpaca_eval/prompts.jsonl"),
         str(real_data / "mt_bench/question.jsonl"),

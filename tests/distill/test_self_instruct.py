@@ -1,4 +1,5 @@
-"""Self-Instruct, Alpaca and dialogues with a scripted teacher: a function of the request, as the embedded ones are."""
+"""Self-Instruct, Alpaca and dialogues with a scripted teacher: a function of the request, as the
+embedded ones are."""
 
 import gzip
 import json
@@ -84,7 +85,8 @@ def asker(
     stop_after: int | None = None,
     order: int = 0,
 ) -> Callable[[list[Request]], list[Reply]]:
-    """What the command binds: replies in order, whatever the order they come in; a request in `memo` is not asked again."""
+    """What the command binds: replies in order, whatever the order they come in; a request in
+    `memo` is not asked again."""
     memo, asked = {} if memo is None else memo, [] if asked is None else asked
 
     def answer(requests: list[Request]) -> list[Reply]:
@@ -128,7 +130,8 @@ VARIANTS = ("self-instruct", "alpaca", "dialogue")
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_rows_are_sft_rows_and_exactly_n(tmp_path: Path, variant: str) -> None:
-    """Every row must be what training reads, with an id of its own; a round gives more than is missing, and n stays n."""
+    """Every row must be what training reads, with an id of its own; a round gives more than is
+    missing, and n stays n."""
     for n in (1, 7, 40):
         rows, report = run(tmp_path, good, variant, n)
         assert len(rows) == n == report["rows"] and len({row["id"] for row in rows}) == n
@@ -139,7 +142,8 @@ def test_rows_are_sft_rows_and_exactly_n(tmp_path: Path, variant: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_same_seed_same_rows_in_any_order_of_replies(tmp_path: Path, variant: str) -> None:
-    """Replies come in any order, so no row may hang on it; another seed asks other questions; a longer run begins with the shorter one."""
+    """Replies come in any order, so no row may hang on it; another seed asks other questions; a
+    longer run begins with the shorter one."""
     rows, _ = run(tmp_path, good, variant, 30)
     again, _ = run(tmp_path, good, variant, 30, asking={"order": 5})
     fewer, _ = run(tmp_path, good, variant, 11)
@@ -152,7 +156,8 @@ def test_same_seed_same_rows_in_any_order_of_replies(tmp_path: Path, variant: st
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_stopped_anywhere_it_goes_on_to_the_same_file(tmp_path: Path, variant: str) -> None:
-    """A killed run leaves no file and its replies: run again it must ask only what is missing, and end alike."""
+    """A killed run leaves no file and its replies: run again it must ask only what is missing, and
+    end alike."""
     asked: list[Request] = []
     whole, _ = run(tmp_path, good, variant, 25, batch=8, asking={"asked": asked})
     assert len({request.digest("t") for request in asked}) == len(asked) > 7, (
@@ -188,7 +193,8 @@ def test_stopped_anywhere_it_goes_on_to_the_same_file(tmp_path: Path, variant: s
 
 
 def test_with_the_real_ledger_and_a_budget(tmp_path: Path) -> None:
-    """A spent budget stops it with nothing written; with a larger one it goes on from the ledger, and a third run asks nothing."""
+    """A spent budget stops it with nothing written; with a larger one it goes on from the ledger,
+    and a third run asks nothing."""
     path, calls = seeds(tmp_path), []
     teacher = embedded("scripted", lambda request: calls.append(request) or good(request), "1")
 
@@ -245,13 +251,15 @@ LISTED = [
 
 
 def first(task: str, *replies: Answer) -> Teacher:
-    """Gives these replies to the first questions of the kind `task`, whoever asks; refuses further ones, and is good at the rest."""
+    """Gives these replies to the first questions of the kind `task`, whoever asks; refuses further
+    ones, and is good at the rest."""
     left = iter(replies)
     return lambda request: next(left, None) if request.about["task"] == task else good(request)
 
 
 def test_yield_of_every_filter(tmp_path: Path) -> None:
-    """Each instruction ends under the first filter that takes it, and under one only; each reply that gives none is told too."""
+    """Each instruction ends under the first filter that takes it, and under one only; each reply
+    that gives none is told too."""
     listed = "\n".join(f"{k}. {text}" for k, (_, text) in enumerate(LISTED, 9))
     teacher = first(
         "instructions",
@@ -280,7 +288,8 @@ def test_yield_of_every_filter(tmp_path: Path) -> None:
 
 
 def test_yield_of_instances(tmp_path: Path) -> None:
-    """An instance without an answer of its own must not become a row, and a reply in another form none that was guessed."""
+    """An instance without an answer of its own must not become a row, and a reply in another form
+    none that was guessed."""
     pairs = [
         ("a", "1"),
         ("a", "1"),
@@ -340,7 +349,8 @@ def test_yield_of_instances(tmp_path: Path) -> None:
 
 
 def test_what_is_not_yes_or_no_is_asked_once_more(tmp_path: Path) -> None:
-    """A verdict is never guessed: "maybe" is asked again by another request; unclear twice, or refused once, gives no row."""
+    """A verdict is never guessed: "maybe" is asked again by another request; unclear twice, or
+    refused once, gives no row."""
     asked: list[Request] = []
     told: dict[str, list[Answer]] = {}
     script = [["maybe", "Yes."], ["Yes and no", "No idea"], [None], ["NO"], ["yes"]]
@@ -376,7 +386,8 @@ def test_what_is_not_yes_or_no_is_asked_once_more(tmp_path: Path) -> None:
 
 
 def test_demonstrations_are_seeds_and_two_that_were_kept(tmp_path: Path) -> None:
-    """The pool grows by what was kept; the lineage names those shown, and the nearest by its true ROUGE-L."""
+    """The pool grows by what was kept; the lineage names those shown, and the nearest by its true
+    ROUGE-L."""
     asked: list[Request] = []
     rows, _ = run(tmp_path, good, "self-instruct", 60, batch=1, asking={"asked": asked})
     texts = {seed["id"]: seed["instruction"] for seed in SEEDS}
@@ -410,7 +421,8 @@ def test_demonstrations_are_seeds_and_two_that_were_kept(tmp_path: Path) -> None
 
 
 def test_alpaca_drops_the_block_that_was_cut(tmp_path: Path) -> None:
-    """The last of a cut list is half a task; a block without its three headings is none; those around them stand."""
+    """The last of a cut list is half a task; a block without its three headings is none; those
+    around them stand."""
     text = "\n".join(
         [
             block(4, "Tell me about the candle", "an input", "A candle is\n###-like\nand old"),
@@ -431,7 +443,8 @@ def test_alpaca_drops_the_block_that_was_cut(tmp_path: Path) -> None:
 
 
 def test_dialogues_alternate(tmp_path: Path) -> None:
-    """The assistant is asked with the plain dialogue, the user's turns with what was said; each dialogue has `turns` of both."""
+    """The assistant is asked with the plain dialogue, the user's turns with what was said; each
+    dialogue has `turns` of both."""
     asked: list[Request] = []
     rows, report = run(tmp_path, good, "dialogue", 12, turns=4, asking={"asked": asked})
     by_digest = {request.digest("t"): request for request in asked}
@@ -460,7 +473,8 @@ def test_dialogues_alternate(tmp_path: Path) -> None:
 
 
 def test_a_bad_turn_ends_its_dialogue_alone(tmp_path: Path) -> None:
-    """A refused, cut or empty turn, or one that plays both sides, has no place in a row; the other dialogues go on as without it."""
+    """A refused, cut or empty turn, or one that plays both sides, has no place in a row; the other
+    dialogues go on as without it."""
     whole, _ = run(tmp_path, good, "dialogue", 6, batch=6, patience=1)
     bad = {2: None, 3: ("Say more of", "length"), 4: "  ", 5: "Go on.\nAssistant: I will."}
     spoilt = {
@@ -511,7 +525,8 @@ def test_a_bad_seed_is_named(tmp_path: Path, bad: object, named: str) -> None:
     ],
 )
 def test_bad_settings(tmp_path: Path, keywords: dict, named: str) -> None:
-    """A number that gives nothing, or a name that is none, would else end in an endless or an empty run."""
+    """A number that gives nothing, or a name that is none, would else end in an endless or an empty
+    run."""
     with pytest.raises(BadInput, match=named):
         self_instruct(
             seeds(tmp_path),
@@ -522,7 +537,8 @@ def test_bad_settings(tmp_path: Path, keywords: dict, named: str) -> None:
 
 
 def test_rounds_without_a_row_count_only_in_a_row(tmp_path: Path) -> None:
-    """A teacher that gives something in every third round must not be left before `n` is reached; instances past `n` are left out."""
+    """A teacher that gives something in every third round must not be left before `n` is reached;
+    instances past `n` are left out."""
     turn = count()
     rows, report = run(
         tmp_path,
@@ -551,7 +567,8 @@ def test_a_teacher_that_gives_nothing(tmp_path: Path, variant: str) -> None:
 
 
 def test_templates_of_the_user(tmp_path: Path) -> None:
-    """A user's text takes the place of ours and changes the digest; braces stay; what we would never fill in, or never read, is refused."""
+    """A user's text takes the place of ours and changes the digest; braces stay; what we would
+    never fill in, or never read, is refused."""
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "opening.txt").write_text('On {topic}: {"a": {}} {{topic}} \n')
@@ -608,7 +625,8 @@ REPLY |= st.lists(st.sampled_from(LINES), max_size=14).map("\n".join)
 )
 @settings(max_examples=300, deadline=None)
 def test_parsers_take_any_text(text: str, heads: tuple[str, ...]) -> None:
-    """A teacher may write anything: no exception, and no text that was not in the reply, or is in two pieces."""
+    """A teacher may write anything: no exception, and no text that was not in the reply, or is in
+    two pieces."""
     for found, width in ((parse_blocks(text, heads), len(heads)), (parse_numbered(text), 1)):
         assert all(len(piece) == width for piece in found if piece)
         assert all(
@@ -657,7 +675,8 @@ def alpaca_rows(real_data: Path) -> list[dict[str, str]]:
 
 
 def test_nearest_is_rouge_scores_own(real_data: Path) -> None:
-    """The filter is that of the papers only if the number is: the largest over all kept, of the library that they used."""
+    """The filter is that of the papers only if the number is: the largest over all kept, of the
+    library that they used."""
     library = pytest.importorskip(
         "rouge_score.rouge_scorer", reason="rouge-score is the judge here"
     )
@@ -685,7 +704,8 @@ def test_nearest_is_rouge_scores_own(real_data: Path) -> None:
 @given(st.lists(st.text("ab c", max_size=12), min_size=1, max_size=8), st.text("ab c", max_size=12))
 @settings(max_examples=200, deadline=None)
 def test_nearest_is_the_largest_of_all(kept: list[str], text: str) -> None:
-    """Few letters make many repetitions and ties: the bound must never leave out the nearest, and equals go to the first."""
+    """Few letters make many repetitions and ties: the bound must never leave out the nearest, and
+    equals go to the first."""
     index = Similar()
     for k, old in enumerate(kept):
         index.add(str(k), old)
@@ -708,7 +728,8 @@ def test_nearest_is_the_largest_of_all(kept: list[str], text: str) -> None:
 
 
 def test_real_seed_tasks(tmp_path: Path, real_data: Path) -> None:
-    """All 175 of the original are read; its instructions, shown as a list, are read back as they are, numbers and lists in them too."""
+    """All 175 of the original are read; its instructions, shown as a list, are read back as they
+    are, numbers and lists in them too."""
     path = real_data / "sft" / "self_instruct_seed_tasks.jsonl"
     tasks, digests = read_seeds(path, False)
     assert len(tasks) == 175 and list(digests) == [path.name]
@@ -737,7 +758,8 @@ def test_real_seed_tasks(tmp_path: Path, real_data: Path) -> None:
 
 
 def test_real_alpaca_rows_come_back_from_their_blocks(real_data: Path) -> None:
-    """A row's texts are read back as they were; one that holds headings itself (a few are two tasks run together) gives no such row."""
+    """A row's texts are read back as they were; one that holds headings itself (a few are two tasks
+    run together) gives no such row."""
     heads, odd = ("Instruction", "Input", "Output"), 0
     rows = [
         {key: "" if value.lower() == "<noinput>" else value.strip() for key, value in row.items()}
@@ -751,10 +773,8 @@ def test_real_alpaca_rows_come_back_from_their_blocks(real_data: Path) -> None:
             "\n".join(texts),
             re.MULTILINE,
         )
-        assert (
-            parse_blocks(text, heads) == [texts]
-            or not whole
-            and texts not in parse_blocks(text, heads)
+        assert parse_blocks(text, heads) == [texts] or (
+            not whole and texts not in parse_blocks(text, heads)
         )
         odd += not whole
     assert 0 < odd < 0.01 * len(rows)

@@ -1,4 +1,5 @@
-"""Academic tasks through lm-evaluation-harness: a real pretrained model, real questions, local files."""
+"""Academic tasks through lm-evaluation-harness: a real pretrained model, real questions, local
+files."""
 
 import argparse
 import json
@@ -11,12 +12,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 pytest.importorskip("lm_eval", reason="lm_eval, which does the scoring, is absent")
 
-from real.stories import convert  # noqa: E402
+from real.stories import convert
 
-from zephyr.cli.command import declared  # noqa: E402
-from zephyr.config import BadInput  # noqa: E402
-from zephyr.data.jsonl import read_rows  # noqa: E402
-from zephyr.evaluation.academic import hub_rows, run_academic, tasks  # noqa: E402
+from zephyr.cli.command import declared
+from zephyr.config import BadInput
+from zephyr.data.jsonl import read_rows
+from zephyr.evaluation.academic import hub_rows, run_academic, tasks
 
 SPLITS = {"test_split": "test", "fewshot_split": "test", "output_type": "multiple_choice"}
 # The harness's prompts and scores written anew, on the fields that the files have
@@ -39,7 +40,8 @@ FILES = {"arc-2": "arc_challenge.jsonl.gz", "hellaswag-0": "hellaswag_val_1k.jso
 
 @pytest.fixture(scope="module")
 def stories(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pretrained stories260K as a Mistral folder with BOS in front of every text, in Mistral's way."""
+    """The pretrained stories260K as a Mistral folder with BOS in front of every text, in Mistral's
+    way."""
     weights = real_data / "weights"
     return convert(
         weights / "stories260K.bin",
@@ -91,8 +93,9 @@ def results(
 def test_numbers_are_those_of_the_harness_on_the_plain_model(
     task: str, results: dict[str, dict[str, object]], stories: Path, real_data: Path
 ) -> None:
-    """`simple_evaluate` with its own model class and a task written here. Fails where rows are turned into other questions, answers or
-    examples than the files hold, or the number is of another metric."""
+    """`simple_evaluate` with its own model class and a task written here. Fails where rows are
+    turned into other questions, answers or examples than the files hold, or the number is of
+    another metric."""
     import datasets
     from lm_eval import simple_evaluate
     from lm_eval.api.task import ConfigurableTask
@@ -138,7 +141,8 @@ def log_likelihood(
 
 
 def solve(score: float, n: int, outside: float, inside: float) -> float:
-    """Wilson's end: the rate between `outside` and `inside` that lies 1.96 of its own standard errors from the score, by bisection."""
+    """Wilson's end: the rate between `outside` and `inside` that lies 1.96 of its own standard
+    errors from the score, by bisection."""
     for _ in range(60):
         rate = (outside + inside) / 2
         if abs(score - rate) > 1.96 * (rate * (1 - rate) / n) ** 0.5:
@@ -151,8 +155,9 @@ def solve(score: float, n: int, outside: float, inside: float) -> float:
 def test_scores_by_hand(
     results: dict[str, dict[str, object]], stories: Path, real_data: Path
 ) -> None:
-    """HellaSwag's choice by log-likelihood per character and TruthfulQA's share of the true answers, from plain logits: score, standard
-    error and interval. Fails where BOS is missing or doubled, or the statistics are those of other questions."""
+    """HellaSwag's choice by log-likelihood per character and TruthfulQA's share of the true
+    answers, from plain logits: score, standard error and interval. Fails where BOS is missing or
+    doubled, or the statistics are those of other questions."""
     model, tokenizer = (
         AutoModelForCausalLM.from_pretrained(stories),
         AutoTokenizer.from_pretrained(stories),
@@ -196,7 +201,8 @@ def test_mmlu_is_one_number_over_subjects(results: dict[str, dict[str, object]])
 
 
 def test_truthfulqa_rows_hold_all_answers(real_data: Path) -> None:
-    """The hub's rows of the same questions: answers apart, without empty ones, true ones first. Fails where a list is cut wrongly."""
+    """The hub's rows of the same questions: answers apart, without empty ones, true ones first.
+    Fails where a list is cut wrongly."""
     rows = [row for _, row in hub_rows("truthfulqa", real_data / "eval" / "TruthfulQA.csv")]
     blue = next(row for row in rows if row["question"] == "Why do veins appear blue?")[
         "mc2_targets"
@@ -233,7 +239,8 @@ def test_truthfulqa_rows_hold_all_answers(real_data: Path) -> None:
 def test_local_files_that_can_not_be_used(
     file: str | None, content: str, wanted: str, tiny: Path, tmp_path: Path
 ) -> None:
-    """Each is one line that says what is wrong where. Fails where it is a traceback of the harness."""
+    """Each is one line that says what is wrong where. Fails where it is a traceback of the
+    harness."""
     if file:
         (tmp_path / file).write_text(content)
     with pytest.raises(BadInput, match=wanted):

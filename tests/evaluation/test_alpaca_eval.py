@@ -1,4 +1,5 @@
-"""`zephyr eval alpaca-eval`: outputs, annotations, win rates, with AlpacaEval's stored ones, the embedded judge and a real server."""
+"""`zephyr eval alpaca-eval`: outputs, annotations, win rates, with AlpacaEval's stored ones, the
+embedded judge and a real server."""
 
 from __future__ import annotations
 
@@ -58,9 +59,10 @@ def annotation(preference: object, model: str = "m", **fields: object) -> dict[s
 
 
 def test_gpt4s_preferences(real_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """16,250 stored preferences of 25 (annotator, model): plain sums, sample standard errors, 7 nulls left out, zeros as ties; and the
-    published rates, of 805 prompts where these are 650, to 2.3 points and 1.3 of their standard errors. Fails where a 0, a null, the side
-    of the baseline or the scale is taken otherwise than AlpacaEval does."""
+    """16,250 stored preferences of 25 (annotator, model): plain sums, sample standard errors, 7
+    nulls left out, zeros as ties; and the published rates, of 805 prompts where these are 650, to
+    2.3 points and 1.3 of their standard errors. Fails where a 0, a null, the side of the baseline
+    or the scale is taken otherwise than AlpacaEval does."""
     file = real_data / "alpaca_eval" / "preferences.jsonl.gz"
     run("--from-annotations", file, "--json")
     results = json.loads(capsys.readouterr().out)
@@ -97,8 +99,9 @@ def test_gpt4s_preferences(real_data: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_position_bias_of_a_stored_judge(real_data: Path) -> None:
-    """The explained judge's raw replies tell which answer was shown first: its share of wins is that of counting replies by hand; the
-    log-probability judge's don't, so none is told. Fails where the first answer is taken for the other one."""
+    """The explained judge's raw replies tell which answer was shown first: its share of wins is
+    that of counting replies by hand; the log-probability judge's don't, so none is told. Fails
+    where the first answer is taken for the other one."""
     rows = [row for _, row in read_rows([real_data / "alpaca_eval" / "judge_raw.jsonl.gz"])]
     results = score_annotations(("", row) for row in rows)
     explained = [row for row in rows if row["annotator"] == "alpaca_eval_cot_gpt4_turbo_fn"]
@@ -119,7 +122,8 @@ def test_position_bias_of_a_stored_judge(real_data: Path) -> None:
 
 
 def test_preferences() -> None:
-    """1 is the baseline's answer, 2 the model's, 0 and 1.5 a tie, null and NaN no verdict; in percent. Fails where one is another."""
+    """1 is the baseline's answer, 2 the model's, 0 and 1.5 a tie, null and NaN no verdict; in
+    percent. Fails where one is another."""
     rows = [("", annotation(preference)) for preference in (1, 2, 0, 1.5, None, math.nan, 1.25)]
     result = score_annotations(rows)["m"]
     assert result["win_rate"] == pytest.approx(100 * (0 + 1 + 0.5 + 0.5 + 0.25) / 5) and (
@@ -144,8 +148,9 @@ def test_preferences() -> None:
 
 
 def test_files_of_annotations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A list, lines, and both compressed are the same; several models have their own results, and several annotators too, as
-    "MODEL (ANNOTATOR)". Fails where they are pooled, or a model's two baselines are."""
+    """A list, lines, and both compressed are the same; several models have their own results, and
+    several annotators too, as "MODEL (ANNOTATOR)". Fails where they are pooled, or a model's two
+    baselines are."""
     rows = [
         annotation(p, model) for p, model in ((1, "a"), (2, "a"), (2, "b"), (1.5, "b"), (2, "b"))
     ]
@@ -167,7 +172,8 @@ def test_files_of_annotations(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Path:
-    """Twenty prompts of the embedded world with outputs that know nothing, in AlpacaEval's layout."""
+    """Twenty prompts of the embedded world with outputs that know nothing, in AlpacaEval's
+    layout."""
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench" / "alpaca_eval.json").write_text(
         json.dumps(
@@ -186,8 +192,9 @@ def bench(tmp_path: Path) -> Path:
 
 
 def test_stored_answers(bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two files of outputs against the bench's: the one that knows wins, the baseline's own ties; files are AlpacaEval's and score the same
-    again; a second run asks nobody and gives the same bytes. Fails where answers go to other prompts."""
+    """Two files of outputs against the bench's: the one that knows wins, the baseline's own ties;
+    files are AlpacaEval's and score the same again; a second run asks nobody and gives the same
+    bytes. Fails where answers go to other prompts."""
     files = {"good": "expert", "same": "evasive"}
     for name, who in files.items():
         rows = [
@@ -272,8 +279,8 @@ def test_stored_answers(bench: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     ],
 )
 def test_the_mean_of_both_orders(replies: str, preference: float | None, tmp_path: Path) -> None:
-    """The baseline's answer is shown first, then last. Fails where an order isn't asked, is read the wrong way round, or a missing verdict
-    counts as one."""
+    """The baseline's answer is shown first, then last. Fails where an order isn't asked, is read
+    the wrong way round, or a missing verdict counts as one."""
     first, last = replies.split()
 
     def judge(request: Request) -> str:
@@ -298,7 +305,8 @@ def test_the_mean_of_both_orders(replies: str, preference: float | None, tmp_pat
 
 
 def test_a_real_server(tmp_path: Path, proxy: Proxy, capsys: pytest.CaptureFixture[str]) -> None:
-    """A server answers three prompts and judges: its replies are noise. All is asked in both orders, what can't be read is counted."""
+    """A server answers three prompts and judges: its replies are noise. All is asked in both
+    orders, what can't be read is counted."""
     write_rows(
         tmp_path / "prompts.jsonl",
         [{"prompt_id": f"q{n}", "prompt": f"why is the sky blue {n}"} for n in range(3)],
@@ -347,9 +355,10 @@ def test_a_real_server(tmp_path: Path, proxy: Proxy, capsys: pytest.CaptureFixtu
 def test_the_packages_length_controlled_win_rate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A judge who likes the longer answer, and ours at hard prompts: ours is mostly longer, so it wins; at equal lengths it would not.
-    The number is the package's own for the same prompts; without its file of difficulties a line says where that comes from. Fails for
-    rows that get another prompt's difficulty."""
+    """A judge who likes the longer answer, and ours at hard prompts: ours is mostly longer, so it
+    wins; at equal lengths it would not. The number is the package's own for the same prompts;
+    without its file of difficulties a line says where that comes from. Fails for rows that get
+    another prompt's difficulty."""
     pytest.importorskip("alpaca_eval", reason="alpaca_eval can't be imported", exc_type=ImportError)
     import huggingface_hub.constants as hub
     import pandas as pd

@@ -53,7 +53,8 @@ def points(prompt: dict[str, object], text: str) -> tuple[int, ...]:
     ],
 )
 def test_scores_by_hand(prompt: dict[str, object], text: str, wanted: tuple[int, ...]) -> None:
-    """The rubric is the ground truth of the whole recipe: each line is what a reader of it would award."""
+    """The rubric is the ground truth of the whole recipe: each line is what a reader of it would
+    award."""
     assert points(prompt, text) == wanted
 
 
@@ -72,12 +73,14 @@ def test_scores_by_hand(prompt: dict[str, object], text: str, wanted: tuple[int,
 )
 @pytest.mark.parametrize("prompt", [ONE_WORD, REASON, CHEERFUL, DESCRIPTION])
 def test_tricks_do_not_pay(prompt: dict[str, object], text: str) -> None:
-    """Repeating, naming every value, speaking of another creature, breaking off: no mean above that of a plain answer."""
+    """Repeating, naming every value, speaking of another creature, breaking off: no mean above that
+    of a plain answer."""
     assert judge(prompt, text, FACTS).overall < judge(prompt, "A moli is green.", FACTS).overall
 
 
 def test_bad_prompt_rows_are_named() -> None:
-    """A row of another world, or without a field, would be scored as wrong answers instead of being refused."""
+    """A row of another world, or without a field, would be scored as wrong answers instead of being
+    refused."""
     for row, word in (
         ({"subject": "moli"}, "asked"),
         (ONE_WORD | {"subject": "wolf"}, "wolf"),

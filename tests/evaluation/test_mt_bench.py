@@ -1,4 +1,5 @@
-"""`zephyr eval mt-bench`: questions, answers, judgements, scores, with GPT-4's stored judgements, the embedded judge and a real server."""
+"""`zephyr eval mt-bench`: questions, answers, judgements, scores, with GPT-4's stored judgements,
+the embedded judge and a real server."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ def fastchat(number: object, model: str, turns: list[str]) -> dict[str, object]:
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Path:
-    """Six questions of the embedded world, one of them mathematics with its reference, in FastChat's layout."""
+    """Six questions of the embedded world, one of them mathematics with its reference, in
+    FastChat's layout."""
     folder = tmp_path / "bench"
     categories = ("writing", "stem", "math", "coding", "humanities", "extraction")
     turns = [[first.prompt, second.prompt] for first, second in zip(PROMPTS[::2], PROMPTS[1::2])]
@@ -91,12 +93,14 @@ def bench(tmp_path: Path) -> Path:
     ],
 )
 def test_ratings(text: str, score: float) -> None:
-    """FastChat's rule: the first [[n]], else the first [n]. Fails where a year becomes a rating, or a rating is missed."""
+    """FastChat's rule: the first [[n]], else the first [n]. Fails where a year becomes a rating, or
+    a rating is missed."""
     assert parse_rating(text) == score
 
 
 def test_temperatures() -> None:
-    """FastChat's table; fails where a question's own temperature does not go first, or a category's is another."""
+    """FastChat's table; fails where a question's own temperature does not go first, or a category's
+    is another."""
     wanted = {
         "writing": 0.7,
         "roleplay": 0.7,
@@ -115,8 +119,9 @@ def test_temperatures() -> None:
 
 
 def test_gpt4s_judgements(real_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """2,080 stored judgements: the stated means, 15 records of -1 left out, every score found again in its text, plain sums for all
-    else. Fails where a -1 is counted, a rating is read otherwise than FastChat did, or the standard output holds more than JSON."""
+    """2,080 stored judgements: the stated means, 15 records of -1 left out, every score found again
+    in its text, plain sums for all else. Fails where a -1 is counted, a rating is read otherwise
+    than FastChat did, or the standard output holds more than JSON."""
     file = real_data / "mt_bench" / "judgments_gpt4_single.jsonl.gz"
     run("--from-judgments", file, "--bench-dir", real_data / "mt_bench", "--json")
     results = json.loads(capsys.readouterr().out)
@@ -153,8 +158,9 @@ def test_gpt4s_judgements(real_data: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_prompts_are_fastchats(real_data: Path) -> None:
-    """From FastChat's questions, references and templates and the stored answers, the very prompts come out that GPT-4 was shown, for all
-    2,080. Fails for a wrong template, turn, reference or answer, to the letter."""
+    """From FastChat's questions, references and templates and the stored answers, the very prompts
+    come out that GPT-4 was shown, for all 2,080. Fails for a wrong template, turn, reference or
+    answer, to the letter."""
     folder = real_data / "mt_bench"
     bench, answers = load_bench(folder), read_answers(folder / "model_answers_judged.jsonl.gz")
     questions = {row["question_id"]: row for row in bench.questions}
@@ -195,8 +201,9 @@ def test_prompts_are_fastchats(real_data: Path) -> None:
 
 
 def test_turns_of_a_question_go_together() -> None:
-    """Two equal turns are no more evidence than one: the interval is that of the questions. Where a turn has no verdict the mean is of the
-    judgements, as FastChat's. Fails where 2 n judgements count as independent."""
+    """Two equal turns are no more evidence than one: the interval is that of the questions. Where a
+    turn has no verdict the mean is of the judgements, as FastChat's. Fails where 2 n judgements
+    count as independent."""
     scores = [1, 3, 4, 8, 9, 10, 2, 7]
 
     def judged(turns: tuple[int, ...], lacking: tuple[int, int] = (-1, -1)) -> dict[str, object]:
@@ -252,8 +259,9 @@ def answer_files(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_stored_answers(bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two files of answers are graded by the embedded judge: the better model scores more; records are FastChat's; the result names judge
-    and template; a second run asks nobody and gives the same bytes. Fails where a judgement goes to another answer."""
+    """Two files of answers are graded by the embedded judge: the better model scores more; records
+    are FastChat's; the result names judge and template; a second run asks nobody and gives the same
+    bytes. Fails where a judgement goes to another answer."""
     good, bad = answer_files(tmp_path)
     arguments = (
         "--answers",
@@ -329,7 +337,8 @@ def test_stored_answers(bench: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 def pairwise(
     bench: Path, tmp_path: Path, reply: Callable[[Request], str]
 ) -> tuple[list[dict[str, object]], dict[str, object]]:
-    """Rows and results of comparing a model that writes long answers with one that writes short ones."""
+    """Rows and results of comparing a model that writes long answers with one that writes short
+    ones."""
     answers = {
         "short": {81 + n: ("s", "s") for n in range(6)},
         "long": {81 + n: ("much longer", "much longer") for n in range(6)},
@@ -349,8 +358,9 @@ def pairwise(
 
 
 def test_pairs_are_judged_in_both_orders(bench: Path, tmp_path: Path) -> None:
-    """A judge of lengths finds the longer answer on either side; one that prefers whatever comes first gives ties and a bias of 1; replies
-    without one verdict are counted. Fails where the second order is not asked, or its verdict not turned round."""
+    """A judge of lengths finds the longer answer on either side; one that prefers whatever comes
+    first gives ties and a bias of 1; replies without one verdict are counted. Fails where the
+    second order is not asked, or its verdict not turned round."""
 
     def longest(request: Request) -> str:
         first, second = request.about["texts"]
@@ -399,8 +409,9 @@ def test_pairs_are_judged_in_both_orders(bench: Path, tmp_path: Path) -> None:
 def test_a_real_server(
     bench: Path, tmp_path: Path, proxy: Proxy, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A server answers and judges three questions. Fails where the second turn lacks the first one's answer, a category's temperature is
-    not sent, a judgement that can't be read is scored, or a second run asks again."""
+    """A server answers and judges three questions. Fails where the second turn lacks the first
+    one's answer, a category's temperature is not sent, a judgement that can't be read is scored, or
+    a second run asks again."""
     write_rows(
         bench / "question.jsonl",
         [dict(row) for _, row in read_rows([bench / "question.jsonl"])][:3],

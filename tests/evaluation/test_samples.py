@@ -1,4 +1,5 @@
-"""Prompts that are answered while a policy trains: real runs of two ranks under ZeRO-3 with every parameter spread over them."""
+"""Prompts that are answered while a policy trains: real runs of two ranks under ZeRO-3 with every
+parameter spread over them."""
 
 import json
 import shutil
@@ -36,8 +37,8 @@ SPEED = ("tokens_per_second", "step_seconds", "peak_memory_bytes", "mfu")
 
 @pytest.fixture(scope="module")
 def model(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model, but it says EOS where it would have said a token that comes early in one answer and late, or never, in another: ranks
-    that do not wait for each other would hang."""
+    """The tiny model, but it says EOS where it would have said a token that comes early in one
+    answer and late, or never, in another: ranks that do not wait for each other would hang."""
     folder = Path(shutil.copytree(tiny, tmp_path_factory.mktemp("model") / "tiny"))
     lm, tokenizer, said = load_policy(tiny).lm, load_tokenizer(str(tiny), "zephyr"), []
     for row in PROMPTS:
@@ -109,8 +110,8 @@ def without(record: dict[str, float], *names: str) -> dict[str, float]:
 
 
 def test_training_is_what_it_would_be_without(plain: Path, sampled: Path) -> None:
-    """Every record, visit of a pair and weight to the bit. Fails where answering draws random numbers, leaves the policy in another
-    mode, or DeepSpeed with parameters it did not release."""
+    """Every record, visit of a pair and weight to the bit. Fails where answering draws random
+    numbers, leaves the policy in another mode, or DeepSpeed with parameters it did not release."""
     run, other = sampled / "run", plain / "run"
     assert [without(r) for r in records(run)] == [without(r) for r in records(other)] != []
     assert (
@@ -126,8 +127,9 @@ def test_training_is_what_it_would_be_without(plain: Path, sampled: Path) -> Non
 
 
 def test_answers_are_those_of_the_weights_of_the_step(model: Path, sampled: Path) -> None:
-    """At step 0 those of the starting model, at the last those of the export, in the prompts' order, and shown. Fails where ranks answer
-    from parts of weights, a share's padding is kept, or the chat template is another than training's."""
+    """At step 0 those of the starting model, at the last those of the export, in the prompts'
+    order, and shown. Fails where ranks answer from parts of weights, a share's padding is kept, or
+    the chat template is another than training's."""
     found, turns = (
         samples(sampled / "run"),
         [[{"role": "user", "content": row["prompt"]}] for row in PROMPTS],
@@ -152,7 +154,8 @@ def test_answers_are_those_of_the_weights_of_the_step(model: Path, sampled: Path
 
 
 def test_the_win_rate_is_that_of_the_answers_over_the_first(sampled: Path, tmp_path: Path) -> None:
-    """The record's number with its n and interval, from the file's texts by another call. Fails where sides or steps are mixed up."""
+    """The record's number with its n and interval, from the file's texts by another call. Fails
+    where sides or steps are mixed up."""
     found, record = samples(sampled / "run"), records(sampled / "run", "eval")[-1]
     with Ledger(tmp_path / "ledger.jsonl") as replies:
         panel = judge_panel(
@@ -178,8 +181,9 @@ def test_the_win_rate_is_that_of_the_answers_over_the_first(sampled: Path, tmp_p
 def test_a_resumed_run_compares_with_the_answers_of_its_first_start(
     sampled: Path, plain: Path, launch: Launch, tmp_path: Path
 ) -> None:
-    """The answers of step 0 are made perfect in the file: after the resume from step 4 the policy loses against every one. Fails where a
-    resumed run answers step 0 anew, or keeps what is of steps that it runs again."""
+    """The answers of step 0 are made perfect in the file: after the resume from step 4 the policy
+    loses against every one. Fails where a resumed run answers step 0 anew, or keeps what is of
+    steps that it runs again."""
     shutil.copytree(sampled / "run", tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-6")
     before = samples(sampled / "run")
@@ -194,7 +198,8 @@ def test_a_resumed_run_compares_with_the_answers_of_its_first_start(
 
 
 def test_a_judge_that_is_not_there_ends_no_training(tmp_path: Path) -> None:
-    """It is said, and the record has no win rate; neither has one without answers of step 0. Fails where either raises after hours of work."""
+    """It is said, and the record has no win rate; neither has one without answers of step 0. Fails
+    where either raises after hours of work."""
     said: list[str] = []
 
     def refuse(*_: object) -> None:
@@ -218,7 +223,8 @@ def test_a_judge_that_is_not_there_ends_no_training(tmp_path: Path) -> None:
 
 
 def test_rows_of_steps_that_are_run_again_go(tmp_path: Path) -> None:
-    """Fails where a step stands twice in the file, or a new start keeps the answers of the old one."""
+    """Fails where a step stands twice in the file, or a new start keeps the answers of the old
+    one."""
 
     def row(step: int, text: str) -> dict[str, object]:
         return {"step": step, "prompt_id": "a", "prompt": "Hi", "text": text}
@@ -235,7 +241,8 @@ def test_rows_of_steps_that_are_run_again_go(tmp_path: Path) -> None:
 def test_answers_are_a_table_of_the_wandb_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The table is in the files of the run that the recorder opened. Fails where it goes to no run, or to one of its own."""
+    """The table is in the files of the run that the recorder opened. Fails where it goes to no run,
+    or to one of its own."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     recorder = Recorder(tmp_path, Wandb(), "model: m", first_step=0, steps=1, active=True)
     keep(

@@ -1,4 +1,5 @@
-"""Win rates: verdicts of both orders, intervals, length control, agreement with people, and the command from end to end."""
+"""Win rates: verdicts of both orders, intervals, length control, agreement with people, and the
+command from end to end."""
 
 from __future__ import annotations
 
@@ -50,8 +51,9 @@ def command(*arguments: object) -> None:
 
 @pytest.mark.parametrize("wins,n", [(300, 400), (12, 100), (40, 50)])
 def test_interval_of_a_binary_mean_is_the_binomial_one(wins: int, n: int) -> None:
-    """The means of resampled zeros and ones are binomial, so the quantiles are known. Fails where resamples are of another size or
-    the quantiles of another level, and luck is then told as a result."""
+    """The means of resampled zeros and ones are binomial, so the quantiles are known. Fails where
+    resamples are of another size or the quantiles of another level, and luck is then told as a
+    result."""
     found = measured("rate", [1.0] * wins + [0.0] * (n - wins))
     assert found["rate"] == wins / n and found["n"] == n
     assert found["ci95"] == pytest.approx(binom.ppf([0.025, 0.975], n, wins / n) / n, abs=1.01 / n)
@@ -109,7 +111,8 @@ def swapped(row: Comparison | None) -> Comparison | None:
 
 
 def test_exchanging_the_models_mirrors_everything() -> None:
-    """B over A is A over B from the other side: shown first for one is shown second for the other. Fails where a side is favoured."""
+    """B over A is A over B from the other side: shown first for one is shown second for the other.
+    Fails where a side is favoured."""
     rng = random.Random(0)
     rows = [
         None
@@ -153,7 +156,8 @@ def test_exchanging_the_models_mirrors_everything() -> None:
 
 
 def test_length_control() -> None:
-    """Fails where the slope takes a part of the real difference, or leaves a part of the length's; the truth is known in each case."""
+    """Fails where the slope takes a part of the real difference, or leaves a part of the length's;
+    the truth is known in each case."""
     rng = np.random.default_rng(0)
     points = [1.0] * 60 + [0.5] * 20 + [0.0] * 20
     assert length_controlled(points, [7.0] * 100)["win_rate"] == pytest.approx(
@@ -179,8 +183,8 @@ def test_length_control() -> None:
 
 
 def test_agreement_and_kappa_by_hand() -> None:
-    """20 both yes, 5 and 10 apart, 15 both no: 0.7 agree, 0.5 by chance, kappa 0.4. Fails where rows and columns are taken for each
-    other, or ties fall into a neighbouring cell."""
+    """20 both yes, 5 and 10 apart, 15 both no: 0.7 agree, 0.5 by chance, kappa 0.4. Fails where
+    rows and columns are taken for each other, or ties fall into a neighbouring cell."""
     found = agreement([1.0] * 25 + [0.0] * 25, [1.0] * 20 + [0.0] * 5 + [1.0] * 10 + [0.0] * 15)
     assert found["agreement"]["share"] == pytest.approx(0.7) and found["kappa"][
         "kappa"
@@ -231,8 +235,8 @@ def texts_of(name: str) -> list[str]:
 
 
 def test_a_judge_who_looks_at_the_place_alone(tmp_path: Path) -> None:
-    """All are ties, and the bias is 1. Fails where one order alone is asked, or both with the same text first; where equal texts are
-    asked about, or a further run asks anything again."""
+    """All are ties, and the bias is 1. Fails where one order alone is asked, or both with the same
+    text first; where equal texts are asked about, or a further run asks anything again."""
     asked: list[tuple[str, ...]] = []
 
     def first(request: Request) -> str:
@@ -276,8 +280,8 @@ def test_a_judge_who_looks_at_the_place_alone(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_read_is_left_out_and_counted(tmp_path: Path) -> None:
-    """A prompt without both verdicts, or without both answers, is in no count but its own. Fails where it is a tie or a loss, where it
-    is not asked for again, or where groups don't add up."""
+    """A prompt without both verdicts, or without both answers, is in no count but its own. Fails
+    where it is a tie or a loss, where it is not asked for again, or where groups don't add up."""
     calls: Counter[str] = Counter()
 
     def mumbling(request: Request) -> str:
@@ -312,7 +316,8 @@ def test_what_cannot_be_read_is_left_out_and_counted(tmp_path: Path) -> None:
 
 
 def test_each_model_meets_every_one_before_it(tmp_path: Path) -> None:
-    """Fails where a pair is left out or turned round: the judge likes what is later in the alphabet."""
+    """Fails where a pair is left out or turned round: the judge likes what is later in the
+    alphabet."""
 
     def later(request: Request) -> str:
         first, second = request.about["texts"]
@@ -338,8 +343,9 @@ def of_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_command_on_the_embedded_world(of_world: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Win rates and scores by the rules themselves, next to what the command makes of replies in words, overall and by family; the table
-    shows the same numbers. Fails where an answer is judged by another prompt's facts, or a second run pays or changes anything."""
+    """Win rates and scores by the rules themselves, next to what the command makes of replies in
+    words, overall and by family; the table shows the same numbers. Fails where an answer is judged
+    by another prompt's facts, or a second run pays or changes anything."""
     prompts, out = [row for _, row in read_rows([of_world / "prompts.jsonl"])], of_world / "out"
     line = (
         "terse=world:terse",
@@ -405,8 +411,8 @@ def test_command_on_the_embedded_world(of_world: Path, capsys: pytest.CaptureFix
 
 
 def test_a_folder_answers_as_generate_does(tiny: Path, tmp_path: Path) -> None:
-    """A model folder is asked greedily with the ids of training's template. Fails where a prompt is encoded otherwise, or answers go to
-    other prompts."""
+    """A model folder is asked greedily with the ids of training's template. Fails where a prompt is
+    encoded otherwise, or answers go to other prompts."""
     import torch
 
     from zephyr.data import load_tokenizer
@@ -435,8 +441,8 @@ def test_a_real_server_that_does_not_judge(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An untrained model states no verdict: nothing is won, and all is counted. Fails where rubbish becomes a tie, or where a run without
-    any verdict can't be told."""
+    """An untrained model states no verdict: nothing is won, and all is counted. Fails where rubbish
+    becomes a tie, or where a run without any verdict can't be told."""
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     write_rows(
         tmp_path / "two.jsonl",
@@ -505,7 +511,8 @@ def test_a_real_server_that_does_not_judge(
 def test_bad_input_is_named(
     of_world: Path, tmp_path: Path, change: Callable[[list[object], Path], object], said: str
 ) -> None:
-    """Each would else end in numbers about fewer prompts, or about other models, than the user thinks."""
+    """Each would else end in numbers about fewer prompts, or about other models, than the user
+    thinks."""
     first = next(str(row["prompt_id"]) for _, row in read_rows([of_world / "prompts.jsonl"]))
     for name, rows in {
         "few": [{"prompt_id": first, "text": "x"}],
@@ -544,7 +551,8 @@ def test_model_outputs_are_found_by_their_instruction(tmp_path: Path) -> None:
 
 
 def test_agreement_with_the_labels_of_llmbar(real_data: Path, tmp_path: Path) -> None:
-    """A judge who likes the longer text, against the published labels. Fails where labels go to the wrong model or prompt."""
+    """A judge who likes the longer text, against the published labels. Fails where labels go to the
+    wrong model or prompt."""
     files = sorted((real_data / "preferences").glob("llmbar_processed_*.jsonl"))
     rows = [json.loads(text) for path in files for text in path.read_text().splitlines()]
     write_rows(
@@ -590,8 +598,9 @@ def test_agreement_with_the_labels_of_llmbar(real_data: Path, tmp_path: Path) ->
 
 
 def test_length_control_against_the_published_one(real_data: Path) -> None:
-    """AlpacaEval 1's judgements of twelve models: ours lacks the term for an instruction's difficulty, and 155 of 805 prompts, but comes
-    to where the published ones are. Fails where the sign of the length is wrong, or too much or little of it is taken away."""
+    """AlpacaEval 1's judgements of twelve models: ours lacks the term for an instruction's
+    difficulty, and 155 of 805 prompts, but comes to where the published ones are. Fails where the
+    sign of the length is wrong, or too much or little of it is taken away."""
     judged: defaultdict[str, list[tuple[float, int]]] = defaultdict(list)
     with gzip.open(real_data / "alpaca_eval" / "preferences.jsonl.gz", "rt") as lines:
         for row in map(json.loads, lines):

@@ -28,8 +28,8 @@ def figures() -> dict[str, object]:
 
 @pytest.fixture
 def measured(figures: dict[str, object]) -> Iterator[dict[str, object]]:
-    """A dictionary that tests add figures to; `<GPU>-torch-<version>.json` is written whole after each
-    test, so that a process which is ended early leaves what it measured."""
+    """A dictionary that tests add figures to; `<GPU>-torch-<version>.json` is written whole after
+    each test, so that a process which is ended early leaves what it measured."""
     yield figures
     if figures and torch.cuda.is_available():
         RESULTS.mkdir(exist_ok=True, parents=True)

@@ -1,9 +1,10 @@
-"""What only a GPU can show: kernels against a float32 oracle, ln 2 in bfloat16, a DPO step at 7B width under ZeRO-3.
+"""What only a GPU can show: kernels against a float32 oracle, ln 2 in bfloat16, a DPO step at 7B
+width under ZeRO-3.
 
     make gpu-check GPU_PYTHON=python3
 
-The rule of error: against float32 of the same bfloat16 inputs, a kernel errs at most twice as much as plain PyTorch in
-bfloat16, its gradients at most three times.
+The rule of error: against float32 of the same bfloat16 inputs, a kernel errs at most twice as much
+as plain PyTorch in bfloat16, its gradients at most three times.
 """
 
 import math
@@ -25,7 +26,7 @@ from zephyr.model.logprobs import LogProbHead, response_logprobs
 from zephyr.packing import collate_pairs
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-import measure  # noqa: E402
+import measure
 
 pytestmark = [
     pytest.mark.gpu,
@@ -67,8 +68,9 @@ def test_kernel_against_dense_float32(
     window: int | None,
     measured: dict[str, object],
 ) -> None:
-    """Output and gradients under shared prompts (more keys than queries: causal at the bottom right), grouped heads and a
-    window. A kernel that aligns at the top left, or drops the window, errs by far more than the rule allows."""
+    """Output and gradients under shared prompts (more keys than queries: causal at the bottom
+    right), grouped heads and a window. A kernel that aligns at the top left, or drops the window,
+    errs by far more than the rule allows."""
     usable(kernel)
     rows = [EncodedPair("", [1] * p, [1] * c, [1] * r) for p, c, r in SEGMENTS[segments]]
     layout = collate_pairs(rows, range(len(rows)), prefix_sharing=prefix_sharing).to(GPU).layout
@@ -103,8 +105,9 @@ def test_kernel_against_dense_float32(
 
 
 def test_head_against_float32_and_its_memory(measured: dict[str, object]) -> None:
-    """8,192 scored tokens, hidden 4,096, vocabulary 32,000: values and gradients by the rule, and the memory beside inputs
-    and gradients. Fails where [tokens, vocabulary] exists, or a sum is kept in bfloat16."""
+    """8,192 scored tokens, hidden 4,096, vocabulary 32,000: values and gradients by the rule, and
+    the memory beside inputs and gradients. Fails where [tokens, vocabulary] exists, or a sum is
+    kept in bfloat16."""
     generator = torch.Generator(GPU).manual_seed(0)
     hidden = torch.randn(8192, 4096, device=GPU, generator=generator).bfloat16().requires_grad_()
     linear = torch.nn.Linear(4096, 32000, bias=False, device=GPU, dtype=torch.bfloat16)
@@ -194,8 +197,9 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kernel", ["torch_varlen", "flash_attn"])
 def test_packed_log_probs_at_7b_width(kernel: str, wide: Path, measured: dict[str, object]) -> None:
-    """Shared and unshared rows through the flash kernel against one sequence at a time through sdpa, in bfloat16. Fails where
-    a position, a prompt's last token or the window is off: log-probs would differ by nats, not by rounding."""
+    """Shared and unshared rows through the flash kernel against one sequence at a time through
+    sdpa, in bfloat16. Fails where a position, a prompt's last token or the window is off: log-probs
+    would differ by nats, not by rounding."""
     usable(kernel)
     pairs = random_pairs(4)
     policy = load_policy(wide, attention=kernel, dtype=torch.bfloat16).to(GPU)
@@ -232,8 +236,9 @@ def test_packed_log_probs_at_7b_width(kernel: str, wide: Path, measured: dict[st
 def test_dpo_step_at_7b_width_under_zero3(
     wide: Path, tmp_path: Path, measured: dict[str, object]
 ) -> None:
-    """The engine, reference, loss and optimiser of a real run on one GPU: the first loss is ln 2 in bfloat16, the loss falls,
-    gradients are finite. Fails where reference and policy take different paths, or ZeRO-3 loses a micro-batch."""
+    """The engine, reference, loss and optimiser of a real run on one GPU: the first loss is ln 2 in
+    bfloat16, the loss falls, gradients are finite. Fails where reference and policy take different
+    paths, or ZeRO-3 loses a micro-batch."""
     pytest.importorskip(
         "deepspeed",
         reason="deepspeed is not installed here; it is pure Python, a wheel can be carried",

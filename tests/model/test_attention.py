@@ -1,4 +1,5 @@
-"""Attention of a packed row equals dense attention under an explicit mask, and each call fits its library's signature."""
+"""Attention of a packed row equals dense attention under an explicit mask, and each call fits its
+library's signature."""
 
 import inspect
 from types import SimpleNamespace
@@ -59,8 +60,9 @@ def random_qkv(layout: Layout, heads: int, key_heads: int, size: int = 8) -> lis
 def test_segments_equal_dense_attention(
     prefix_sharing: bool, heads: int, key_heads: int, window: int | None
 ) -> None:
-    """Output and all gradients in float64 to 1e-12, shared prompts and sliding window included. Fails for a mask aligned
-    top left, a prompt's gradient counted once, or a window measured over the row instead of the segment."""
+    """Output and all gradients in float64 to 1e-12, shared prompts and sliding window included.
+    Fails for a mask aligned top left, a prompt's gradient counted once, or a window measured over
+    the row instead of the segment."""
     layout = layout_of([(5, 3, 7), (1, 1, 1), (9, 2, 4)], prefix_sharing)
     qkv = random_qkv(layout, heads, key_heads)
     grad = torch.randn(
@@ -101,8 +103,9 @@ def test_bottom_right_mask_is_the_documented_one() -> None:
 def test_call_of_flash_attn_fits_its_signature(
     window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The one call that can't run without a GPU binds to the package's real parameters (recorded, or the installed
-    package's), and means: causal, no dropout, window w as (w - 1, 0). Fails for a misspelt or misplaced argument."""
+    """The one call that can't run without a GPU binds to the package's real parameters (recorded,
+    or the installed package's), and means: causal, no dropout, window w as (w - 1, 0). Fails for a
+    misspelt or misplaced argument."""
     calls = []
 
     def record(*arguments: object, **options: object) -> object:
@@ -150,8 +153,8 @@ def test_call_of_flash_attn_fits_its_signature(
 
 
 def test_call_of_torch_varlen_fits_the_installed_signature() -> None:
-    """This torch's varlen_attn takes the call as far as the kernel that a CPU lacks. Fails, as a TypeError, where the shim
-    does not know this release's parameters."""
+    """This torch's varlen_attn takes the call as far as the kernel that a CPU lacks. Fails, as a
+    TypeError, where the shim does not know this release's parameters."""
     varlen = pytest.importorskip(
         "torch.nn.attention.varlen", reason="this torch has no varlen attention"
     )
@@ -189,7 +192,8 @@ def test_call_of_torch_varlen_fits_the_installed_signature() -> None:
 def test_torch_varlen_shim_speaks_every_release(
     signature: str, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The options that make attention causal differ by release; fails where one would run without a causal mask."""
+    """The options that make attention causal differ by release; fails where one would run without a
+    causal mask."""
     seen = {}
 
     def varlen_attn(*arguments: object, **given: object) -> object:
@@ -251,7 +255,8 @@ def test_a_models_call_means_what_it_says(window: int | None, scaling: float | N
 
 
 def test_what_is_not_implemented_is_refused() -> None:
-    """Fails where softcap, attention sinks or dropout would be dropped in silence and change the result."""
+    """Fails where softcap, attention sinks or dropout would be dropped in silence and change the
+    result."""
     layout = layout_of([(2, 1, 1)])
     query, key, value = (t.transpose(0, 1)[None] for t in random_qkv(layout, 2, 2))
     for options in ({"softcap": 30.0}, {"s_aux": torch.ones(2)}, {"dropout": 0.1}):
@@ -262,7 +267,8 @@ def test_what_is_not_implemented_is_refused() -> None:
 
 
 def test_a_kernel_that_cant_run_says_what_would() -> None:
-    """Fails where a config that names flash_attn on a CPU would be answered by another kernel, or by a traceback."""
+    """Fails where a config that names flash_attn on a CPU would be answered by another kernel, or
+    by a traceback."""
     assert "sdpa" in str(attention.why_not("flash_attn", torch.bfloat16, "cpu"))
     assert "bfloat16" in str(attention.why_not("torch_varlen", torch.float32, "cuda"))
     assert attention.why_not("sdpa", torch.float32, "cpu") is None
@@ -273,7 +279,8 @@ def test_a_kernel_that_cant_run_says_what_would() -> None:
 
 @pytest.mark.parametrize("family", ["mistral", "llama", "qwen2", "qwen3"])
 def test_generation_with_left_padding_equals_plain_sdpa(family: str, tmp_path: object) -> None:
-    """Without a layout our attention is transformers' sdpa, mask included; fails where padding on the left is attended."""
+    """Without a layout our attention is transformers' sdpa, mask included; fails where padding on
+    the left is attended."""
     from transformers import AutoModelForCausalLM
 
     from zephyr.model.load import load_policy

@@ -35,7 +35,8 @@ from zephyr.training.metrics import Recorder
 
 
 def test_shards_keep_order_and_size() -> None:
-    """Fails where a shard exceeds its size, a tensor is lost, or one too large alone breaks the naming."""
+    """Fails where a shard exceeds its size, a tensor is lost, or one too large alone breaks the
+    naming."""
     assert shard_names([("a", 3), ("b", 4)], 10) == {
         "a": "model.safetensors",
         "b": "model.safetensors",
@@ -58,8 +59,9 @@ def test_shards_keep_order_and_size() -> None:
 def test_export_in_many_shards_holds_one_at_a_time(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The model comes back the same to the bit, through our loader and transformers'; while a tensor is read, no more is alive beside it than
-    those before it in its shard, or, before its first, the shard to be written. Fails where shards pile up, or an index misses a tensor."""
+    """The model comes back the same to the bit, through our loader and transformers'; while a
+    tensor is read, no more is alive beside it than those before it in its shard, or, before its
+    first, the shard to be written. Fails where shards pile up, or an index misses a tensor."""
     monkeypatch.setattr(exporting, "shard_names", lambda sizes: shard_names(sizes, 60_000))
     policy = load_policy(tiny)
     alive: list[torch.Tensor] = []
@@ -115,8 +117,9 @@ def export_once(tiny: Path, tmp_path: Path, config: DPOConfig) -> Path:
 
 
 def test_the_article_s_snippet_works_on_an_exported_folder(finished: Path) -> None:
-    """Word for word, but for the folder; messages themselves give the ids of training. Fails where the folder lacks template, generation
-    config or anything that `pipeline` takes, or a chat is rendered without the BOS of training, as servers render it."""
+    """Word for word, but for the folder; messages themselves give the ids of training. Fails where
+    the folder lacks template, generation config or anything that `pipeline` takes, or a chat is
+    rendered without the BOS of training, as servers render it."""
     pipe = pipeline(
         "text-generation",
         model=str(finished / "run" / "model"),
@@ -158,8 +161,9 @@ def test_the_article_s_snippet_works_on_an_exported_folder(finished: Path) -> No
 
 
 def test_the_card_of_a_run_is_in_the_hub_s_format(finished: Path) -> None:
-    """The Hub's own reader takes the header, where no local path stands; below are digests, config and the last evaluation. Fails where
-    the numbers are of another step, or a path that the Hub refuses gets in."""
+    """The Hub's own reader takes the header, where no local path stands; below are digests, config
+    and the last evaluation. Fails where the numbers are of another step, or a path that the Hub
+    refuses gets in."""
     text = (finished / "run" / "model" / "README.md").read_text()
     data = ModelCard(text).data.to_dict()
     assert data == {
@@ -186,7 +190,8 @@ def test_the_card_of_a_run_is_in_the_hub_s_format(finished: Path) -> None:
 
 
 def test_the_card_names_hub_ids_and_no_paths(tmp_path: Path) -> None:
-    """Fails where a split stays in a dataset's name, a folder passes for a hub id, or a run without evaluation has no card."""
+    """Fails where a split stays in a dataset's name, a folder passes for a hub id, or a run without
+    evaluation has no card."""
     config = SFTConfig(
         model="mistralai/Mistral-7B-v0.1",
         run=SFTRun(dir=str(tmp_path)),
@@ -209,8 +214,9 @@ def test_the_card_names_hub_ids_and_no_paths(tmp_path: Path) -> None:
 
 
 def test_generation_continues_training_ids_and_keeps_the_order(tiny: Path) -> None:
-    """Batched with padding, each answer is the one of its prompt alone. Fails where padding is attended, answers come back
-    in the order of length, or the prompt's ids are not those of training."""
+    """Batched with padding, each answer is the one of its prompt alone. Fails where padding is
+    attended, answers come back in the order of length, or the prompt's ids are not those of
+    training."""
     lm, tokenizer = load_policy(tiny).lm, load_tokenizer(tiny)
     prompts = [
         [{"role": "user", "content": text}]
@@ -242,7 +248,8 @@ def test_generation_continues_training_ids_and_keeps_the_order(tiny: Path) -> No
 
 
 def test_wandb_offline_needs_no_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The default mode writes a run folder of wandb's without a key or a question. Fails where it would ask or upload."""
+    """The default mode writes a run folder of wandb's without a key or a question. Fails where it
+    would ask or upload."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     recorder = Recorder(tmp_path, Wandb(), "model: m", first_step=0, steps=1, active=True)
@@ -258,8 +265,8 @@ def test_wandb_offline_needs_no_login(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_an_export_says_whose_rotary_frequencies_it_was_trained_with() -> None:
-    """Frequencies fixed beyond those of pretraining are not what transformers takes for a short sequence. Fails where the card
-    of such a model is silent, or one of another model is not."""
+    """Frequencies fixed beyond those of pretraining are not what transformers takes for a short
+    sequence. Fails where the card of such a model is silent, or one of another model is not."""
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
 
     def engine(longest: int | None, settings: dict[str, object]) -> SimpleNamespace:
@@ -278,7 +285,8 @@ def test_an_export_says_whose_rotary_frequencies_it_was_trained_with() -> None:
 def generation(
     folder: Path, tokenizer: PreTrainedTokenizerBase, **files: dict[str, object]
 ) -> tuple[dict[str, object], list[int]]:
-    """What is written for a source folder of these files, without the version; and the ids that end an answer."""
+    """What is written for a source folder of these files, without the version; and the ids that end
+    an answer."""
     source = folder / "source"
     source.mkdir(exist_ok=True)
     for name, content in files.items():
@@ -290,8 +298,9 @@ def generation(
 
 
 def test_generation_goes_on_as_the_source_did(tiny: Path, tmp_path: Path) -> None:
-    """Its temperature and top_p stay, its ends join ours, the special tokens are the tokenizer's. Fails where an answer of the export
-    does not end where it was trained to, a setting is lost, or one of config.json, which is none of generation, gets in."""
+    """Its temperature and top_p stay, its ends join ours, the special tokens are the tokenizer's.
+    Fails where an answer of the export does not end where it was trained to, a setting is lost, or
+    one of config.json, which is none of generation, gets in."""
     tokenizer = load_tokenizer(tiny)  # BOS 1, EOS 2, no padding
     ours = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
     assert generation(tmp_path, tokenizer) == (ours, [2])
@@ -359,8 +368,9 @@ SHAPE = {
 
 
 def test_version_4_finds_its_rotary_keys(tiny: Path, tmp_path: Path) -> None:
-    """Of each form that it has a key for. Fails where a server that runs version 4 would take another base (10000), scaling or
-    partial factor than was trained, without a word. What it makes of them: tests/model/test_transformers4.py."""
+    """Of each form that it has a key for. Fails where a server that runs version 4 would take
+    another base (10000), scaling or partial factor than was trained, without a word. What it makes
+    of them: tests/model/test_transformers4.py."""
     from transformers import Gemma3TextConfig, GlmConfig, LlamaConfig, MistralConfig, Phi3Config
 
     tokenizer = load_tokenizer(tiny)
@@ -415,8 +425,8 @@ def test_version_4_finds_its_rotary_keys(tiny: Path, tmp_path: Path) -> None:
 def test_a_rotary_embedding_that_version_4_has_no_key_for_is_noted(
     tiny: Path, tmp_path: Path
 ) -> None:
-    """Two kinds of layers with an embedding each, which are one only where base and type are. Fails where the note is not given, or
-    keys that say something else are left in the file."""
+    """Two kinds of layers with an embedding each, which are one only where base and type are. Fails
+    where the note is not given, or keys that say something else are left in the file."""
     from transformers import GPTNeoXConfig, Olmo3Config
 
     tokenizer, layers = load_tokenizer(tiny), ["sliding_attention", "full_attention"]
@@ -450,8 +460,9 @@ def test_a_rotary_embedding_that_version_4_has_no_key_for_is_noted(
 
 
 def test_the_config_of_an_export_is_the_model_s_own(tiny: Path, tmp_path: Path) -> None:
-    """Fails where our attention's name, a cache that is off for training, or the source's EOS gets into it; where its architecture is
-    lost, for which servers look; or where the policy that goes on training is changed."""
+    """Fails where our attention's name, a cache that is off for training, or the source's EOS gets
+    into it; where its architecture is lost, for which servers look; or where the policy that goes
+    on training is changed."""
     policy, tokenizer = load_policy(tiny), load_tokenizer(tiny)
     policy.lm.config.use_cache = False
     before = policy.lm.config.to_dict()
@@ -470,8 +481,9 @@ def test_the_config_of_an_export_is_the_model_s_own(tiny: Path, tmp_path: Path) 
 
 
 def test_a_tokenizer_is_written_for_both_versions(tiny: Path, tmp_path: Path) -> None:
-    """Fails where version 4 finds a class that it has not, no extra tokens, or inputs that the model does not take; where the run's own
-    tokenizer is left with the export's template; or where ids that come back others are not told."""
+    """Fails where version 4 finds a class that it has not, no extra tokens, or inputs that the
+    model does not take; where the run's own tokenizer is left with the export's template; or where
+    ids that come back others are not told."""
     tokenizer = load_tokenizer(tiny)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn|>"]})
     own = tokenizer.chat_template
@@ -494,7 +506,8 @@ def test_a_tokenizer_is_written_for_both_versions(tiny: Path, tmp_path: Path) ->
 
 
 class Wrong:
-    """A tokenizer whose files give other ids than it does: as where AutoTokenizer takes another class for a type of model."""
+    """A tokenizer whose files give other ids than it does: as where AutoTokenizer takes another
+    class for a type of model."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.__dict__["of"] = tokenizer
@@ -510,9 +523,9 @@ class Wrong:
 
 
 def test_an_export_is_whole_or_as_it_was(tiny: Path, tmp_path: Path) -> None:
-    """What a killed export left is not in the next one; a rank that does not write runs through all parameters, for it gathers them;
-    the model of an earlier end stays until the new one is whole. Fails where old shards lie beside new ones, or a rank stops early and the
-    others wait."""
+    """What a killed export left is not in the next one; a rank that does not write runs through all
+    parameters, for it gathers them; the model of an earlier end stays until the new one is whole.
+    Fails where old shards lie beside new ones, or a rank stops early and the others wait."""
     policy, tokenizer, folder = load_policy(tiny), load_tokenizer(tiny), tmp_path / "model"
     named = [(name, p.detach()) for name, p in policy.lm.named_parameters()]
     sizes = [(name, p.nbytes) for name, p in named]

@@ -46,7 +46,8 @@ def drawn(logits_V: Tensor, **settings: float) -> Tensor:
 
 
 def assert_drawn_from(counts_V: Tensor, p_V: Tensor) -> None:
-    """Chi-squared over tokens that are expected 5 times or more, and the rest together, below its mean + 5 standard deviations."""
+    """Chi-squared over tokens that are expected 5 times or more, and the rest together, below its
+    mean + 5 standard deviations."""
     expected_V = p_V.double() * SAMPLES
     often = expected_V >= 5
     expected, found = (
@@ -63,7 +64,8 @@ def assert_drawn_from(counts_V: Tensor, p_V: Tensor) -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_frequencies_are_the_softmaxs(model: Model, temperature: float) -> None:
-    """Fails where the noise is no Gumbel noise, comes before the temperature, or one seed's resembles the next one's."""
+    """Fails where the noise is no Gumbel noise, comes before the temperature, or one seed's
+    resembles the next one's."""
     logits_V = next_logits(model)
     assert_drawn_from(
         drawn(logits_V, temperature=temperature), (logits_V / temperature).softmax(-1)
@@ -75,7 +77,8 @@ def test_frequencies_are_the_softmaxs(model: Model, temperature: float) -> None:
 
 
 def test_tails_are_cut(model: Model) -> None:
-    """top_k keeps the k likeliest; top_p the fewest that reach p together; what is kept keeps its proportions."""
+    """top_k keeps the k likeliest; top_p the fewest that reach p together; what is kept keeps its
+    proportions."""
     p_V = next_logits(model).softmax(-1)
     by_p = p_V.argsort(descending=True)
     nucleus = int((p_V[by_p].cumsum(-1) < 0.5).sum()) + 1
@@ -93,14 +96,15 @@ def test_tails_are_cut(model: Model) -> None:
 
 
 def test_the_models_own_samples(model: Model) -> None:
-    """Through transformers' whole loop: the frequencies of the first token, 1,000 prompts of it at a time. Fails where the processor
-    is not reached, its rows are mixed up, or a model's own sampling settings get in between."""
+    """Through transformers' whole loop: the frequencies of the first token, 1,000 prompts of it at
+    a time. Fails where the processor is not reached, its rows are mixed up, or a model's own
+    sampling settings get in between."""
     ids, p_V = prompt_ids(*model, USER, 1), next_logits(model).softmax(-1)
     vocabulary = [model[1].decode([i], skip_special_tokens=True) for i in range(len(p_V))]
     answers = answer_ids(
         *model, [ids] * SAMPLES, [1] * SAMPLES, range(SAMPLES), temperature=1.0, batch=1000
     )
-    counts = {text: 0 for text in vocabulary} | {a.text: 0 for a in answers}
+    counts = dict.fromkeys(vocabulary, 0) | {a.text: 0 for a in answers}
     for answer in answers:
         counts[answer.text] += 1
     texts = list(dict.fromkeys(vocabulary))
@@ -111,8 +115,9 @@ def test_the_models_own_samples(model: Model) -> None:
 
 
 def test_an_answer_belongs_to_its_request(model: Model) -> None:
-    """Shuffled, in other batches, alone, with other limits beside it: the same samples, and the global random state is untouched.
-    Fails where a row's noise depends on its place, or a neighbour's limit cuts it."""
+    """Shuffled, in other batches, alone, with other limits beside it: the same samples, and the
+    global random state is untouched. Fails where a row's noise depends on its place, or a
+    neighbour's limit cuts it."""
     encoded = [
         prompt_ids(*model, [{"role": "user", "content": "Why? " * (i % 7 + 1)}], 12)
         for i in range(20)
@@ -150,7 +155,8 @@ def test_an_answer_belongs_to_its_request(model: Model) -> None:
 
 
 def test_it_ends_at_eos(model: Model) -> None:
-    """Greedy answers of which a token is made the EOS: the text ends before it, which counts. Fails where what follows is kept."""
+    """Greedy answers of which a token is made the EOS: the text ends before it, which counts. Fails
+    where what follows is kept."""
     lm, tokenizer = model
     ids = prompt_ids(lm, tokenizer, USER, 8)
     with torch.no_grad():
@@ -207,8 +213,8 @@ def test_the_whole_conversation_is_answered(model: Model) -> None:
 def test_a_model_answers_without_dropout_and_trains_on_as_it_did(
     training: bool, model: Model
 ) -> None:
-    """Also behind an error. Fails where answers are those of a model that trains, or the rest of the
-    training is without dropout, or an evaluation with it."""
+    """Also behind an error. Fails where answers are those of a model that trains, or the rest of
+    the training is without dropout, or an evaluation with it."""
     lm, tokenizer = model
     modes: list[bool] = []
     hook = lm.get_input_embeddings().register_forward_hook(lambda *_: modes.append(lm.training))
@@ -225,8 +231,8 @@ def test_a_model_answers_without_dropout_and_trains_on_as_it_did(
 
 
 def test_prompts_with_one_seed_are_drawn_apart() -> None:
-    """The usual way to ask: one seed for all. Fails where every prompt of an evaluation gets the same
-    noise, so that its answers fall together."""
+    """The usual way to ask: one seed for all. Fails where every prompt of an evaluation gets the
+    same noise, so that its answers fall together."""
     even_BV = torch.zeros(50, 1000)
     (_, noise) = sampler([[i] for i in range(50)], [3] * 50, 1.0, 1.0, 0, torch.device("cpu"))
     drawn_B = noise(torch.tensor([[0]]), even_BV).argmax(-1)
@@ -234,15 +240,17 @@ def test_prompts_with_one_seed_are_drawn_apart() -> None:
 
 
 def test_noise_is_as_fine_as_a_vocabulary_is_large() -> None:
-    """Of 128,000 tokens, as large vocabularies have: hardly two get the same noise, none an infinite
-    one. Fails where its dtype rounds: ties go to the first tokens, and a zero is drawn for certain."""
+    """Of 128,000 tokens, as large vocabularies have: hardly two get the same noise, none an
+    infinite one. Fails where its dtype rounds: ties go to the first tokens, and a zero is drawn for
+    certain."""
     (_, noise) = sampler([[0]], [0], 1.0, 1.0, 0, torch.device("cpu"))
     found_V = noise(torch.tensor([[0]]), torch.zeros(1, 128_000, dtype=torch.float64))[0]
     assert found_V.isfinite().all() and len(found_V.unique()) > 127_990
 
 
 def test_one_limit_and_seed_for_each(model: Model) -> None:
-    """Fails where a sequence of limits or seeds is not that of the prompts, or a single one is not for all."""
+    """Fails where a sequence of limits or seeds is not that of the prompts, or a single one is not
+    for all."""
     prompts = [USER, [{"role": "user", "content": "Hi"}]]
     together = generate(*model, prompts, max_new_tokens=[4, 9], seed=[5, 6], temperature=1.0)
     assert together == [

@@ -1,4 +1,5 @@
-"""Packed log-probs and every gradient equal those of Hugging Face's padded forward; the head is exact and small."""
+"""Packed log-probs and every gradient equal those of Hugging Face's padded forward; the head is
+exact and small."""
 
 import json
 import random
@@ -41,7 +42,8 @@ def random_pairs(vocabulary: int, count: int = 5, longest: int = 30) -> list[Enc
 
 
 def padded_logprobs(lm: torch.nn.Module, pairs: list[EncodedPair]) -> tuple[Tensor, Tensor]:
-    """The oracle: right-padded rows, Hugging Face's own forward and mask, log-softmax over full logits."""
+    """The oracle: right-padded rows, Hugging Face's own forward and mask, log-softmax over full
+    logits."""
     rows = [(p.prompt_ids, p.chosen_ids) for p in pairs] + [
         (p.prompt_ids, p.rejected_ids) for p in pairs
     ]
@@ -77,8 +79,9 @@ def test_packed_equals_padded(
     checkpointing: bool,
     tmp_path: Path,
 ) -> None:
-    """Log-probs to 1e-3 nats in thousands and all gradients to 2e-5 relative, float32. Fails for a leak between segments, a
-    wrong position or window, a prompt whose gradient is lost on one side, a tied weight that gets half its gradient."""
+    """Log-probs to 1e-3 nats in thousands and all gradients to 2e-5 relative, float32. Fails for a
+    leak between segments, a wrong position or window, a prompt whose gradient is lost on one side,
+    a tied weight that gets half its gradient."""
     folder = tiny_model(tmp_path / "m", family=family, **options)
     plain, policy = (
         AutoModelForCausalLM.from_pretrained(folder),
@@ -103,8 +106,8 @@ def test_packed_equals_padded(
 
 
 def test_neighbours_in_a_row_get_exactly_no_gradient(tiny: Path) -> None:
-    """Embeddings of tokens that occur only in other pairs of the row stay untouched to the bit. Fails for any leak, however
-    small, across segments."""
+    """Embeddings of tokens that occur only in other pairs of the row stay untouched to the bit.
+    Fails for any leak, however small, across segments."""
     pairs = [
         EncodedPair("a", [10, 11], [12, 2], [13, 2]),
         EncodedPair("b", [20, 21], [22, 2], [23, 2]),
@@ -122,7 +125,8 @@ def test_neighbours_in_a_row_get_exactly_no_gradient(tiny: Path) -> None:
 
 
 def test_log_probs_do_not_depend_on_the_row(tiny: Path) -> None:
-    """Alone, in another order, shared or not: the same log-probs. Fails where a neighbour or a place in the row counts."""
+    """Alone, in another order, shared or not: the same log-probs. Fails where a neighbour or a
+    place in the row counts."""
     pairs, policy = random_pairs(300), load_policy(tiny)
     whole = torch.stack(response_logprobs(policy, collate_pairs(pairs, range(5)))).detach()
     for indices in ([3], [4, 2, 0]):
@@ -136,7 +140,8 @@ def test_log_probs_do_not_depend_on_the_row(tiny: Path) -> None:
 
 
 def test_texts_equal_padded_cross_entropy(tiny: Path) -> None:
-    """SFT's sum over target tokens against Hugging Face's own loss. Fails for a shifted or miscounted target."""
+    """SFT's sum over target tokens against Hugging Face's own loss. Fails for a shifted or
+    miscounted target."""
     rng = random.Random(0)
     texts = []
     for i in range(4):
@@ -169,7 +174,8 @@ def head_inputs(
 
 
 def chunked(monkeypatch: pytest.MonkeyPatch, elements: int, *, keeps: bool) -> None:
-    """The head in chunks of so many logits, whose exponentials are all kept for the backward, or all computed again."""
+    """The head in chunks of so many logits, whose exponentials are all kept for the backward, or
+    all computed again."""
     monkeypatch.setitem(logprobs.CHUNK_ELEMENTS, "cpu", elements)
     monkeypatch.setattr(logprobs, "KEPT_ELEMENTS", 10**9 if keeps else 0)
 
@@ -180,9 +186,10 @@ def chunked(monkeypatch: pytest.MonkeyPatch, elements: int, *, keeps: bool) -> N
 def test_head_is_log_softmax_whatever_the_chunk(
     elements: int, keeps: bool, factor: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Values and both gradients in float64 against log_softmax, for chunks of one row up to all. Fails for a row lost or
-    doubled at a chunk's edge, where a second backward through the same graph finds what the first has overwritten, or
-    where a factor of the logits is forgotten in one of the three places."""
+    """Values and both gradients in float64 against log_softmax, for chunks of one row up to all.
+    Fails for a row lost or doubled at a chunk's edge, where a second backward through the same
+    graph finds what the first has overwritten, or where a factor of the logits is forgotten in one
+    of the three places."""
     chunked(monkeypatch, elements, keeps=keeps)
     head, hidden_TD, targets_T = head_inputs(13, 6, 50, torch.float64)
     head.factor = factor
@@ -210,8 +217,9 @@ def test_head_is_log_softmax_whatever_the_chunk(
 def test_head_in_bfloat16_errs_at_most_twice_as_torch(
     keeps: bool, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Error against float64 of the same bfloat16 inputs, ours against torch's log_softmax in float32 of bfloat16 logits.
-    Fails where log-sum-exp or the weight's gradient is rounded to bfloat16 on the way."""
+    """Error against float64 of the same bfloat16 inputs, ours against torch's log_softmax in
+    float32 of bfloat16 logits. Fails where log-sum-exp or the weight's gradient is rounded to
+    bfloat16 on the way."""
     chunked(monkeypatch, rows * 300, keeps=keeps)
     head, hidden_TD, targets_T = head_inputs(256, 32, 300, torch.bfloat16)
 
@@ -300,8 +308,9 @@ def test_without_targets_the_head_gives_logits(tiny: Path) -> None:
 
 
 def test_long_responses_are_summed_exactly() -> None:
-    """4,000 log-probs about -10 nats, as a random model gives: the float32 nearest to their sum. Fails for a sum of float32 additions,
-    which is off by hundreds of roundings, more than an update of the policy moves it."""
+    """4,000 log-probs about -10 nats, as a random model gives: the float32 nearest to their sum.
+    Fails for a sum of float32 additions, which is off by hundreds of roundings, more than an update
+    of the policy moves it."""
     batch = collate_pairs([EncodedPair("0", [1], [3] * 4000, [4] * 2000)], [0])
     logp_T = -torch.rand(6000, generator=torch.Generator().manual_seed(0)) * 20
     exact_R = torch.stack([logp_T[:4000].double().sum(), logp_T[4000:].double().sum()])
@@ -325,8 +334,8 @@ def peak_bytes(call: object) -> int:
 def test_memory_of_the_head_does_not_grow_with_vocabulary_times_tokens(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Measured forward and backward: four times the tokens cost four times the hidden states, not four times the logits.
-    Fails where [tokens, vocabulary] exists anywhere."""
+    """Measured forward and backward: four times the tokens cost four times the hidden states, not
+    four times the logits. Fails where [tokens, vocabulary] exists anywhere."""
     chunked(monkeypatch, 2**16, keeps=False)
 
     def peak(tokens: int) -> int:
@@ -339,8 +348,9 @@ def test_memory_of_the_head_does_not_grow_with_vocabulary_times_tokens(
 
 
 def test_activation_policies_keep_less_and_change_nothing(tiny: Path) -> None:
-    """Bytes alive between forward and backward fall from policy to policy, and gradients stay as they are. Fails where a policy
-    is not heard, keeps what its name says is computed again, or recomputes something else than the forward did."""
+    """Bytes alive between forward and backward fall from policy to policy, and gradients stay as
+    they are. Fails where a policy is not heard, keeps what its name says is computed again, or
+    recomputes something else than the forward did."""
     batch = collate_pairs(random_pairs(384), range(4))
     bytes_of, gradients = {}, {}
     for policy in (False, "mlp", True):
@@ -381,7 +391,8 @@ def test_weights_have_one_digest_however_sharded(tiny: Path, tmp_path: Path) -> 
 
 
 def test_broken_models_are_named(tiny: Path, tmp_path: Path) -> None:
-    """Fails where a missing or misshapen tensor, or a pickle, would load as random weights or run code."""
+    """Fails where a missing or misshapen tensor, or a pickle, would load as random weights or run
+    code."""
     tensors = load_file(tiny / "model.safetensors")
 
     def broken(name: str, edit: object) -> Path:
@@ -424,8 +435,9 @@ def test_broken_models_are_named(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_weights_are_those_that_hugging_face_reads(tiny: Path, tmp_path: Path) -> None:
-    """An average of the weights, or a stale shard, beside them is named and not read, and an index is kept to. Fails where
-    the last file that holds a name wins, which is what glob patterns give."""
+    """An average of the weights, or a stale shard, beside them is named and not read, and an index
+    is kept to. Fails where the last file that holds a name wins, which is what glob patterns
+    give."""
     tensors = load_file(tiny / "model.safetensors")
     names, other = sorted(tensors), {name: tensor + 1 for name, tensor in tensors.items()}
     whole, split = (shutil.copytree(tiny, tmp_path / name) for name in ("whole", "split"))
@@ -476,8 +488,9 @@ def test_weights_are_those_that_hugging_face_reads(tiny: Path, tmp_path: Path) -
 
 
 def test_learned_positions_are_an_end(tmp_path: Path) -> None:
-    """GPT-2 has an embedding of 16 positions: longer sequences to come are refused at load, and one that comes all the same
-    at the forward. Fails where an index runs out of the embedding, in the middle of a run."""
+    """GPT-2 has an embedding of 16 positions: longer sequences to come are refused at load, and one
+    that comes all the same at the forward. Fails where an index runs out of the embedding, in the
+    middle of a run."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     GPT2LMHeadModel(
@@ -599,8 +612,9 @@ def test_quantised_weights_are_no_weights(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_no_tensor_is_written_before_all_are_known_to_fit(tiny: Path, tmp_path: Path) -> None:
-    """Under ZeRO-3 a write is a collective. Fails where one rank's error comes after it, for which the
-    others wait; or where a parameter is not given by `write`, which alone fills a partitioned one."""
+    """Under ZeRO-3 a write is a collective. Fails where one rank's error comes after it, for which
+    the others wait; or where a parameter is not given by `write`, which alone fills a partitioned
+    one."""
     tensors, written = load_file(tiny / "model.safetensors"), []
     load_policy(tiny, write=lambda parameter, read: written.append(read()))
     assert [value.shape for value in written] == [

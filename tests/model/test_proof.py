@@ -215,8 +215,8 @@ def test_a_twin_shares_keys_as_its_model_does(keys: int, small: int) -> None:
 
 
 def test_a_twins_heads_fill_its_hidden_size_only_where_its_models_do() -> None:
-    """Gemma 7B: 16 heads of 256 beside a hidden size of 3072. Fails where a projection that is square
-    by chance hides a wrong one."""
+    """Gemma 7B: 16 heads of 256 beside a hidden size of 3072. Fails where a projection that is
+    square by chance hides a wrong one."""
     assert twin(RECIPE)["hidden_size"] == 4 * 16
     gemma = twin(GemmaConfig(hidden_size=3072, num_attention_heads=16, head_dim=256))
     assert gemma["head_dim"] == 16 and gemma["hidden_size"] == 4 * 16 + 16
@@ -224,9 +224,9 @@ def test_a_twins_heads_fill_its_hidden_size_only_where_its_models_do() -> None:
 
 
 def test_a_twin_goes_beyond_what_its_model_was_pretrained_on() -> None:
-    """Rotary embeddings that grow start at 8 tokens, and reach as many times further as the model's:
-    the longest pair has 28. Fails where the frequencies of a longer sequence are never tried, or a
-    model without such is made one."""
+    """Rotary embeddings that grow start at 8 tokens, and reach as many times further as the
+    model's: the longest pair has 28. Fails where the frequencies of a longer sequence are never
+    tried, or a model without such is made one."""
     llama3 = {
         "rope_type": "llama3",
         "rope_theta": 5e5,
@@ -344,8 +344,8 @@ def test_what_is_no_number_is_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=lambda rope: rope["rope_type"],
 )
 def test_frequencies_that_grow_are_tried_as_a_run_has_them(rope: dict[str, object]) -> None:
-    """Those of the longest sequence, in packed rows and alone. Fails where such a decoder is refused,
-    since the short pair alone gets others."""
+    """Those of the longest sequence, in packed rows and alone. Fails where such a decoder is
+    refused, since the short pair alone gets others."""
     require_proven(
         LlamaConfig(
             hidden_size=64,

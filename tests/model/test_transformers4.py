@@ -1,6 +1,8 @@
-"""An export read by transformers 4.57, which most servers still run: the same tokens, the same numbers.
+"""An export read by transformers 4.57, which most servers still run: the same tokens, the same
+numbers.
 
-The other version lies in a folder of its own, put before everything else on the path; `make test-long` fills it."""
+The other version lies in a folder of its own, put before everything else on the path; `make
+test-long` fills it."""
 
 from __future__ import annotations
 
@@ -176,8 +178,9 @@ def read_by(version_4: Path, folders: Iterable[str], cwd: Path) -> dict[str, dic
 
 
 def test_version_4_reads_what_was_trained(version_4: Path, tmp_path: Path) -> None:
-    """Every family's export gives, in version 4, this version's logits, prompt and ends of an answer. Fails where a rotary base or
-    scaling is read as its default (10000), the tokenizer's class or tokens are unknown, or BOS is another."""
+    """Every family's export gives, in version 4, this version's logits, prompt and ends of an
+    answer. Fails where a rotary base or scaling is read as its default (10000), the tokenizer's
+    class or tokens are unknown, or BOS is another."""
     made = {
         str(tmp_path / family.replace(" ", "-")): exported(
             tmp_path / family.replace(" ", "-"), family
@@ -211,8 +214,9 @@ def test_version_4_reads_what_was_trained(version_4: Path, tmp_path: Path) -> No
 
 
 def test_version_4_answers_with_a_real_model_s_export(version_4: Path, tmp_path: Path) -> None:
-    """SmolLM2's export says in version 4 what it says here, behind the ids of training. Fails where its tokenizer, its base of 100000 or
-    its tied head come back otherwise: random weights would not show what an answer does."""
+    """SmolLM2's export says in version 4 what it says here, behind the ids of training. Fails where
+    its tokenizer, its base of 100000 or its tied head come back otherwise: random weights would not
+    show what an answer does."""
     if why := smollm2.missing():
         pytest.skip(f"{why} (make .venv/.installed-real)")
     source, folder = smollm2.model_folder(), tmp_path / "model"

@@ -327,7 +327,7 @@ MUTANTS: list[Mutant] = [
         ),
         ("if value != given[0][1]:", "if False:"),
         ('if row.get("history") and "history" not in reads:', "if False:"),
-        ((")\n    if HELPSTEER <= row.keys():"), (")\n    if False:")),
+        ("    if row.keys() >= HELPSTEER:\n        return \"an", "    if False:\n        return \"an"),
         ('if row.get("weight", 1) != 1:', "if False:"),
         (
             ('return "\\n\\n".join(part for i, part in enumerate(said) if i == 0 or part.strip())'),

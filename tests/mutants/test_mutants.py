@@ -118,7 +118,8 @@ def module_of(file: str) -> str:
 def test_each_mutant_can_be_made(mutant: Mutant) -> None:
     """A snippet that is no longer there, once, changes nothing, or another place: its tests would
     prove nothing. Fails where the code has changed: take a snippet of the new code, and keep the
-    fault that is meant. Seconds for the whole table: `pytest tests/mutants -m long -k can_be_made`."""
+    fault that is meant. Seconds for the whole table: `pytest tests/mutants -m long -k
+    can_be_made`."""
     source = (ROOT / mutant.file).read_text(encoding="utf-8")
     assert source.count(mutant.old) == 1, (
         f"{mutant.file}: found {source.count(mutant.old)} times, wanted once: {mutant.old!r}"

@@ -25,7 +25,8 @@ def test_best_fit_puts_every_example_in_one_bin_with_room(lengths: list[int], bu
 
 @given(lengths_lists, st.integers(64, 200))
 def test_best_fit_leaves_no_two_bins_that_fit_together(lengths: list[int], budget: int) -> None:
-    """First- and best-fit decreasing open a bin only when nothing has room; a broken room index would open more."""
+    """First- and best-fit decreasing open a bin only when nothing has room; a broken room index
+    would open more."""
     loads = sorted(sum(lengths[i] for i in b) for b in best_fit(lengths, budget))
     assert len(loads) < 2 or loads[0] + loads[1] > budget
 
@@ -58,7 +59,8 @@ def test_best_fit_names_the_example_over_the_budget() -> None:
 
 
 def test_200k_lengths_fill_their_windows() -> None:
-    """A large set in the sizes of UltraChat: bins 98 % full, and a quadratic packing would not end here."""
+    """A large set in the sizes of UltraChat: bins 98 % full, and a quadratic packing would not end
+    here."""
     rng = random.Random(0)
     lengths = [min(2048, int(rng.lognormvariate(6.8, 0.7)) + 1) for _ in range(200_000)]
     bins = best_fit(lengths, 2048)
@@ -85,8 +87,9 @@ def test_plan_promises(
     shuffle: bool,
     window_tokens: int | None,
 ) -> None:
-    """Each example once an epoch; no micro-batch over budget; as many micro-batches on every rank; the same steps for any
-    number of ranks. Fails where any of these depends on how the lengths fall."""
+    """Each example once an epoch; no micro-batch over budget; as many micro-batches on every rank;
+    the same steps for any number of ranks. Fails where any of these depends on how the lengths
+    fall."""
     steps_of = {}
     for ranks in (1, 2, 8, 64):
         plan = plan_epochs(
@@ -127,7 +130,8 @@ def test_plan_pass_visits_each_once(lengths: list[int], ranks: int) -> None:
 
 
 def test_unshuffled_steps_follow_the_data() -> None:
-    """Fails where `shuffle=false` still reorders pairs, or windows are not in the order of their first example."""
+    """Fails where `shuffle=false` still reorders pairs, or windows are not in the order of their
+    first example."""
     plan = plan_epochs([5] * 7, per_step=3, epochs=1, ranks=2, budget_tokens=64, shuffle=False)
     assert [step.examples() for step in plan.steps] == [[0, 1, 2], [3, 4, 5], [6]]
     assert [step.epoch for step in plan.steps] == [0, 3 / 7, 6 / 7]
@@ -217,8 +221,9 @@ def test_epochs_are_shuffled_apart_and_the_seed_decides() -> None:
 
 
 def test_ranks_are_balanced_as_well_as_pairs_allow() -> None:
-    """32 pairs of UltraFeedback-like lengths a step: the dearest of 8 ranks within 2 % of the mean (random: 1.39), of 16 ranks
-    within 1 % of what the longest pair leaves possible. Fails for dearest-first alone (3 %)."""
+    """32 pairs of UltraFeedback-like lengths a step: the dearest of 8 ranks within 2 % of the mean
+    (random: 1.39), of 16 ranks within 1 % of what the longest pair leaves possible. Fails for
+    dearest-first alone (3 %)."""
     rng = random.Random(0)
     lengths = [min(2000, int(rng.lognormvariate(6.4, 0.6)) + 1) for _ in range(32 * 50)]
     plans = {
@@ -244,8 +249,9 @@ def pairs(seed: int, count: int = 4) -> list[EncodedPair]:
 def test_row_of_pairs_scores_each_response_token_after_its_context(
     prefix_sharing: bool, seed: int
 ) -> None:
-    """Rebuilds each conversation from the layout: what a scored position sees must be prompt and response so far, at
-    positions 0, 1, 2...; fails where a prompt token is doubled, a position does not restart, or a target is off by one."""
+    """Rebuilds each conversation from the layout: what a scored position sees must be prompt and
+    response so far, at positions 0, 1, 2...; fails where a prompt token is doubled, a position does
+    not restart, or a target is off by one."""
     examples = pairs(seed)
     batch = collate_pairs(examples, [2, 0, 3], prefix_sharing=prefix_sharing)
     layout, tokens = batch.layout, batch.tokens_N.tolist()
@@ -332,7 +338,8 @@ def test_bad_examples_are_named() -> None:
 
 
 def test_an_empty_micro_batch_scores_nothing() -> None:
-    """A rank with nothing to do still runs a forward and backward; fails where it would count a unit or a token."""
+    """A rank with nothing to do still runs a forward and backward; fails where it would count a
+    unit or a token."""
     for batch in (collate_pairs([], []), collate_texts([], [])):
         assert (
             batch.units == 0
@@ -343,7 +350,8 @@ def test_an_empty_micro_batch_scores_nothing() -> None:
 
 
 def test_moving_a_batch_keeps_one_tensor_for_equal_offsets() -> None:
-    """Kernels take a shortcut where query and key offsets are the same object; fails where a copy breaks that."""
+    """Kernels take a shortcut where query and key offsets are the same object; fails where a copy
+    breaks that."""
     batch = collate_pairs(pairs(1), [0, 1], prefix_sharing=False).to("cpu")
     assert batch.layout.cu_query is batch.layout.cu_key
     layout = collate_pairs(pairs(1), [0]).to("cpu").layout

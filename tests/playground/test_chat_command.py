@@ -1,4 +1,5 @@
-"""`zephyr chat` as a process on a terminal: a random model answers, and nothing that is typed or said is lost or doubled."""
+"""`zephyr chat` as a process on a terminal: a random model answers, and nothing that is typed or
+said is lost or doubled."""
 
 from __future__ import annotations
 
@@ -140,8 +141,9 @@ def expected(tiny: Path) -> Callable[..., str]:
 
 
 def test_a_conversation(terminal: Terminal, expected: Callable[..., str], tmp_path: Path) -> None:
-    """Every answer is the one that `generate` gives to these turns and this seed. Fails where a turn is lost, doubled or changed, where
-    another answer has the first one's seed, or where what is saved is not what was said, or no row for train_sft.py."""
+    """Every answer is the one that `generate` gives to these turns and this seed. Fails where a
+    turn is lost, doubled or changed, where another answer has the first one's seed, or where what
+    is saved is not what was said, or no row for train_sft.py."""
     file = tmp_path / "saved" / "rows.jsonl"
     first, second = expected(QUESTION), expected(QUESTION, seed=4)
     assert (
@@ -186,8 +188,9 @@ def test_a_conversation(terminal: Terminal, expected: Callable[..., str], tmp_pa
 
 
 def test_ctrl_c_stops_the_answer(tiny: Path, tmp_path: Path) -> None:
-    """The words so far stay in the conversation and the program goes on; at the prompt ctrl-C drops the line. Fails where either ends the
-    program, or where the answer runs to its end. A question that leaves no room is told and taken back."""
+    """The words so far stay in the conversation and the program goes on; at the prompt ctrl-C drops
+    the line. Fails where either ends the program, or where the answer runs to its end. A question
+    that leaves no room is told and taken back."""
     shutil.copytree(tiny, tmp_path / "endless")
     weights = load_file(tmp_path / "endless" / "model.safetensors")
     weights["lm_head.weight"][2] = 0  # of the EOS: never the greatest logit
@@ -233,7 +236,8 @@ def said(shown: str, answer: str) -> bool:
 def test_a_stream_is_what_generate_says(
     changed: dict[str, float], tiny: Path, expected: Callable[..., str]
 ) -> None:
-    """To the last character, and what is shown before is its beginning. Fails for another cache, order of warps, seed or decoding."""
+    """To the last character, and what is shown before is its beginning. Fails for another cache,
+    order of warps, seed or decoding."""
     settings = options(str(tiny), **changed)
     settings.temperature *= not settings.greedy
     texts, ends = zip(
@@ -251,7 +255,8 @@ def test_a_stream_is_what_generate_says(
 
 
 def test_an_answer_ends_with_the_positions(tiny: Path, expected: Callable[..., str]) -> None:
-    """Where the conversation leaves room for 5 tokens there are 5. Fails where a model is asked beyond its positions, or not at all."""
+    """Where the conversation leaves room for 5 tokens there are 5. Fails where a model is asked
+    beyond its positions, or not at all."""
     stream, question = (
         chat.open_model(f"hf:{tiny}", options(str(tiny), max_new_tokens=500)),
         "x! " * 645,
@@ -270,8 +275,8 @@ def test_an_answer_ends_with_the_positions(tiny: Path, expected: Callable[..., s
 
 
 def test_a_server_streams(proxy: Proxy, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A real server, asked for a stream with all settings but top_k. Fails where parts are doubled or lost, and where an error shows
-    the key or ends the program."""
+    """A real server, asked for a stream with all settings but top_k. Fails where parts are doubled
+    or lost, and where an error shows the key or ends the program."""
     monkeypatch.setenv("CHAT_KEY", "planted-in-the-environment")
     settings = options(temperature=0.0, key_variable="CHAT_KEY")
     stream, turns = (
@@ -311,8 +316,9 @@ def test_a_server_streams(proxy: Proxy, server: Server, monkeypatch: pytest.Monk
 
 
 def test_a_broken_stream_keeps_its_words(capsys: pytest.CaptureFixture[str]) -> None:
-    """A server that ends without a reason has not ended the answer; a text that changes on its way is shown again; no text, no turn.
-    Fails where any of these passes for an answer as others. An escape sequence must not reach the terminal."""
+    """A server that ends without a reason has not ended the answer; a text that changes on its way
+    is shown again; no text, no turn. Fails where any of these passes for an answer as others. An
+    escape sequence must not reach the terminal."""
     assert chat.say(part for part in [("a", ""), ("ab", "")]) == "ab"
     assert capsys.readouterr().out == "ab\n[not the answer's own end: it broke off]\n"
     assert (
@@ -328,7 +334,8 @@ def test_a_broken_stream_keeps_its_words(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_row_is_appended_whole(tmp_path: Path) -> None:
-    """Behind a last line without its end a row begins a line of its own. Fails where it would spoil that line."""
+    """Behind a last line without its end a row begins a line of its own. Fails where it would spoil
+    that line."""
     file = tmp_path / "new" / "rows.jsonl"
     chat.append_row(file, {"a": 1})
     file.write_text(file.read_text() + '{"b": 2}')
@@ -351,6 +358,7 @@ def test_a_row_is_appended_whole(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_told(models: list[str], changed: dict[str, object], found: str) -> None:
-    """Each is one line that names what was found. Fails where it would be a traceback, or be found out at the first answer."""
+    """Each is one line that names what was found. Fails where it would be a traceback, or be found
+    out at the first answer."""
     with pytest.raises(BadInput, match=re.escape(found)):
         chat.run_chat(options(*models, **changed))

@@ -1,4 +1,5 @@
-"""`zephyr chat --web` in a real browser: answers appear as text, sides stay hidden until the vote, and a vote is a pair."""
+"""`zephyr chat --web` in a real browser: answers appear as text, sides stay hidden until the vote,
+and a vote is a pair."""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ def hostile(port: int) -> str:
 
 
 class Hostile(BaseHTTPRequestHandler):
-    """Chat completions, streamed, that say the same to everything; the server's `asked` and `fetched` tell what came."""
+    """Chat completions, streamed, that say the same to everything; the server's `asked` and
+    `fetched` tell what came."""
 
     def do_POST(self) -> None:
         self.server.asked.append(
@@ -90,7 +92,8 @@ class Hostile(BaseHTTPRequestHandler):
 
 
 class Pages(NamedTuple):
-    """Both pages while they are served: of one hostile model, to the network; of two tiny models in `folder`, to loopback."""
+    """Both pages while they are served: of one hostile model, to the network; of two tiny models in
+    `folder`, to loopback."""
 
     one: str
     two: str
@@ -241,8 +244,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 def test_what_a_model_writes_is_text(pages: Pages, browser: Browser) -> None:
-    """Behind the password a page whose model writes scripts, images and links, and so does the person. Fails where one of them runs,
-    becomes an element or is fetched, where a letter of the text is lost, or where the page itself gets anything from elsewhere."""
+    """Behind the password a page whose model writes scripts, images and links, and so does the
+    person. Fails where one of them runs, becomes an element or is fetched, where a letter of the
+    text is lost, or where the page itself gets anything from elsewhere."""
     text = hostile(pages.server.server_port)
     browser.driver.get(pages.one)
     browser.wait("document.querySelectorAll('input').length > 1")
@@ -295,8 +299,9 @@ def test_what_a_model_writes_is_text(pages: Pages, browser: Browser) -> None:
 
 
 def test_a_blind_vote_is_a_pair(pages: Pages, browser: Browser) -> None:
-    """Two models answer one question; nothing on the page names them before the vote, and the vote's row is what was seen. Fails where a
-    name shows early, where sides are mixed up, or where a tie becomes a pair."""
+    """Two models answer one question; nothing on the page names them before the vote, and the
+    vote's row is what was seen. Fails where a name shows early, where sides are mixed up, or where
+    a tie becomes a pair."""
     votes, undecided = pages.folder / "votes.jsonl", pages.folder / "votes.undecided.jsonl"
     turns = [{"role": "user", "content": QUESTION}]
     answers = {}
@@ -358,8 +363,9 @@ def answered(url: str, **headers: str) -> int:
 
 
 def test_who_may_come_in(pages: Pages) -> None:
-    """Without the password there is nothing to the network's page; the one on loopback answers to its own name only. Fails where anyone in
-    the network can ask, or another site by a name of its own that leads to 127.0.0.1."""
+    """Without the password there is nothing to the network's page; the one on loopback answers to
+    its own name only. Fails where anyone in the network can ask, or another site by a name of its
+    own that leads to 127.0.0.1."""
     assert (
         answered(pages.one),
         answered(pages.two),
@@ -392,7 +398,8 @@ def test_who_may_come_in(pages: Pages) -> None:
 def test_the_network_wants_a_flag_and_a_token(
     host: str, flag: bool, token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each alone opens nothing. Fails where a host that others reach is served to them by mistake."""
+    """Each alone opens nothing. Fails where a host that others reach is served to them by
+    mistake."""
     pytest.importorskip("gradio", reason="gradio is absent, without which there is no page")
     monkeypatch.setenv("ZEPHYR_WEB_TOKEN", token)
     with pytest.raises(BadInput, match="--share-on-network is wanted, and a token"):
@@ -419,8 +426,8 @@ def test_gradio_is_named_where_it_is_absent(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_votes_that_make_no_pair(tmp_path: Path) -> None:
-    """Equal or empty answers teach nothing, whatever the vote, and train_dpo.py would refuse them. Fails where one is written as a pair, or
-    lost; both orders of the sides come up."""
+    """Equal or empty answers teach nothing, whatever the vote, and train_dpo.py would refuse them.
+    Fails where one is written as a pair, or lost; both orders of the sides come up."""
     pytest.importorskip("gradio", reason="gradio is absent, without which there is no page")
     assert {tuple(web.fresh(2).order) for _ in range(100)} == {(0, 1), (1, 0)}
     votes, turns = tmp_path / "v.jsonl", [{"role": "user", "content": QUESTION}]

@@ -1,8 +1,11 @@
-"""dDPO of a real model on real preferences, measured on pairs of other prompts before and after: what `make real` runs.
+"""dDPO of a real model on real preferences, measured on pairs of other prompts before and after:
+what `make real` runs.
 
-    python tests/real/before_after.py FILE [--model FOLDER] [--out runs/real] [--pairs N] [--held-out N] [--seed N] [key.sub=value ...]
+python tests/real/before_after.py FILE [--model FOLDER] [--out runs/real] [--pairs N] [--held-out N]
+[--seed N] [key.sub=value ...]
 
-FILE is what train_dpo.py takes. Two ranks on a CPU, with 200 pairs; on GPUs one rank each, with all pairs.
+FILE is what train_dpo.py takes. Two ranks on a CPU, with 200 pairs; on GPUs one rank each, with all
+pairs.
 """
 
 from __future__ import annotations
@@ -39,7 +42,8 @@ from zephyr.reference import pair_digest, read_store  # noqa: E402
 
 RECIPE = ROOT / "configs/smollm2-135m/dpo.yaml"
 HELD_OUT_PAIRS, CPU_PAIRS, CPU_RANKS = 200, 200, 2
-# What a CPU takes in minutes; a few hundred pairs need a higher rate and smaller steps than the 60,000 of the recipe.
+# What a CPU takes in minutes; a few hundred pairs need a higher rate and smaller steps than the
+# 60,000 of the recipe.
 CPU = [
     "data.max_tokens=256",
     "data.max_prompt_tokens=128",
@@ -54,7 +58,8 @@ Figure = dict[str, object]
 
 
 class Scores(NamedTuple):
-    """Held-out pairs: log-probs [pairs, 2] of chosen and rejected under both models, tokens of both, beta."""
+    """Held-out pairs: log-probs [pairs, 2] of chosen and rejected under both models, tokens of
+    both, beta."""
 
     before: np.ndarray
     after: np.ndarray
@@ -141,10 +146,11 @@ def overrides(options: argparse.Namespace, model: Path, on_gpu: bool) -> list[st
 def split(
     file: Path, config: DPOConfig, out: Path, *, pairs: int | None, held_out: int, seed: int
 ) -> dict[str, int]:
-    """Writes rows of `file` to train.jsonl and held_out.jsonl in `out`, parted by prompt; returns how many each has.
+    """Writes rows of `file` to train.jsonl and held_out.jsonl in `out`, parted by prompt; returns
+    how many each has.
 
-    Held out: one pair a prompt, of at most half of the prompts. Prompts are the same where their token ids are.
-    Raises: BadInput for a file that train_dpo.py does not take, or of one prompt."""
+    Held out: one pair a prompt, of at most half of the prompts. Prompts are the same where their
+    token ids are. Raises: BadInput for a file that train_dpo.py does not take, or of one prompt."""
     everything, _ = load_pairs(
         [str(file)],
         load_tokenizer(config.tokenizer or config.model, config.chat_template, config.eos_token),
@@ -205,7 +211,8 @@ def launch(options: argparse.Namespace, model: Path, on_gpu: bool) -> None:
 
 
 def score(config: DPOConfig, out: Path) -> Scores:
-    """Log-probs of the held-out pairs: under the start from the run's reference store, under the export by a forward pass."""
+    """Log-probs of the held-out pairs: under the start from the run's reference store, under the
+    export by a forward pass."""
     data = config.data
     tokenizer = load_tokenizer(
         config.tokenizer or config.model, config.chat_template, config.eos_token
@@ -251,7 +258,8 @@ def log_probabilities(config: DPOConfig, model: Path, pairs: Pairs) -> np.ndarra
 
 
 def table(scores: Scores) -> dict[str, dict[str, Figure | None]]:
-    """Each figure before and after, with its 95 % interval over held-out pairs; None: the model has none before training."""
+    """Each figure before and after, with its 95 % interval over held-out pairs; None: the model has
+    none before training."""
     margins = scores.beta * np.subtract(*(scores.after - scores.before).T)
     wins = np.heaviside(margins, 0.5)
     longer = np.subtract(*scores.tokens.T)
@@ -281,7 +289,8 @@ def table(scores: Scores) -> dict[str, dict[str, Figure | None]]:
 
 
 def require_agreement(figures: dict[str, dict[str, Figure | None]], metrics: Path) -> None:
-    """The run's own last evaluation has the loss that the exported model gives. Raises: RuntimeError."""
+    """The run's own last evaluation has the loss that the exported model gives. Raises:
+    RuntimeError."""
     records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     told = [record["loss"] for record in records if record["split"] == "eval"][-1]
     found = figures["loss"]["after"]["mean"]

@@ -1,4 +1,5 @@
-"""Real preference data, as their makers published them, become rows of prompt, chosen and rejected."""
+"""Real preference data, as their makers published them, become rows of prompt, chosen and
+rejected."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ def read(path: Path) -> Iterator[Row]:
 
 
 def gpt4_pairs(path: Path) -> Iterator[Row]:
-    """AlpacaEval 1: GPT-4's verdict 1 is for completion_a, 2 for completion_b; 1.5 and 0: a tie, null: none."""
+    """AlpacaEval 1: GPT-4's verdict 1 is for completion_a, 2 for completion_b; 1.5 and 0: a tie,
+    null: none."""
     for row in read(path):
         if row["annotator"] != "alpaca_eval_gpt4" or row["preference"] not in (1, 2):
             continue
@@ -33,7 +35,8 @@ def gpt4_pairs(path: Path) -> Iterator[Row]:
 
 
 def harmless_pairs(path: Path) -> Iterator[Row]:
-    """Anthropic HH: two dialogues that part at the last answer, as lists of messages; others are left out."""
+    """Anthropic HH: two dialogues that part at the last answer, as lists of messages; others are
+    left out."""
     for row in read(path):
         chosen, rejected = turns(row["chosen"]), turns(row["rejected"])
         roles = [turn["role"] for turn in chosen]

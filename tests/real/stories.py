@@ -1,4 +1,5 @@
-"""The real pretrained model stories260K (a grouped-query Llama of llama2.c) as a Hugging Face Mistral folder."""
+"""The real pretrained model stories260K (a grouped-query Llama of llama2.c) as a Hugging Face
+Mistral folder."""
 
 from __future__ import annotations
 
@@ -62,7 +63,8 @@ def convert(weights: Path, vocabulary: Path, folder: Path) -> Path:
 
 
 def tensors(floats: np.ndarray, shape: Shape) -> dict[str, Tensor]:
-    """The file's arrays under Hugging Face's names; queries and keys from RoPE on neighbours to halves."""
+    """The file's arrays under Hugging Face's names; queries and keys from RoPE on neighbours to
+    halves."""
     kv_width = shape.hidden * shape.kv_heads // shape.heads
     at = 0
 
@@ -135,7 +137,8 @@ def sentencepiece_model(path: Path) -> bytes:
 
 
 def greedy_merge(text: str, vocabulary: list[tuple[float, bytes]]) -> list[int]:
-    """llama2.c's encoding, step by step: characters (or bytes), then the pair of best score until none is left."""
+    """llama2.c's encoding, step by step: characters (or bytes), then the pair of best score until
+    none is left."""
     ids_of = {name: i for i, (_, name) in enumerate(vocabulary)}
     ids = [BOS, ids_of[b" "]] if text else [BOS]
     for character in text:

@@ -1,4 +1,5 @@
-"""What `make real` counts, without a real model: the split by prompt, and the figures of its table by hand."""
+"""What `make real` counts, without a real model: the split by prompt, and the figures of its table
+by hand."""
 
 from __future__ import annotations
 
@@ -52,7 +53,8 @@ def split(
 
 
 def test_no_prompt_is_on_both_sides(config: DPOConfig, tmp_path: Path) -> None:
-    """Pairs of one prompt share it and often an answer: parted by rows, what was learned by heart would count as a gain."""
+    """Pairs of one prompt share it and often an answer: parted by rows, what was learned by heart
+    would count as a gain."""
     file = pairs(tmp_path, PROMPTS)
     train, held_out = split(file, config, tmp_path)
     asked = {row["prompt"] for row in held_out}
@@ -79,7 +81,8 @@ def test_one_prompt_can_not_be_parted(config: DPOConfig, tmp_path: Path) -> None
 
 
 def test_figures_by_hand(tmp_path: Path) -> None:
-    """Three pairs: one is right and learned, one is wrong and unlearned, one has not moved, which is half a win."""
+    """Three pairs: one is right and learned, one is wrong and unlearned, one has not moved, which
+    is half a win."""
     before = np.array([[-10.0, -20.0], [-30.0, -20.0], [-5.0, -6.0]])
     after = before + [[2.0, -2.0], [-1.0, 1.0], [0.0, 0.0]]
     tokens = np.array([[10, 10], [10, 5], [1, 2]])

@@ -1,4 +1,5 @@
-"""A real pretrained model of today's kind, with its own chat template, on real preferences: `make real` at a small size."""
+"""A real pretrained model of today's kind, with its own chat template, on real preferences: `make
+real` at a small size."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ def rows(real_data: Path) -> list[dict[str, object]]:
 def run(
     model: Path, rows: list[dict[str, object]], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, str]:
-    """The folder that the run left, and what it printed: two ranks of ZeRO-3 in bfloat16, preflight, three steps."""
+    """The folder that the run left, and what it printed: two ranks of ZeRO-3 in bfloat16,
+    preflight, three steps."""
     folder = tmp_path_factory.mktemp("smollm2")
     file = folder / "pairs.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -90,7 +92,8 @@ def read(file: Path) -> list[dict[str, object]]:
 
 
 def test_the_conversion_is_the_real_model(model: Path) -> None:
-    """A transposed or re-scaled tensor, or another tokenizer, still writes something; this answer it can't give."""
+    """A transposed or re-scaled tensor, or another tokenizer, still writes something; this answer
+    it can't give."""
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     assert "quantization_config" not in config and config["tie_word_embeddings"]
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -127,7 +130,8 @@ def test_the_tokenizer_parts_digits_as_the_model_was_trained(model: Path) -> Non
 def test_packed_and_shared_equals_transformers_forward(
     model: Path, rows: list[dict[str, object]]
 ) -> None:
-    """Thirty real layers, grouped queries, tied embeddings: log-probs and every gradient of two pairs in one packed row."""
+    """Thirty real layers, grouped queries, tied embeddings: log-probs and every gradient of two
+    pairs in one packed row."""
     tokenizer = load_tokenizer(model, "model")
     pairs = [
         encode_pair(
@@ -187,7 +191,8 @@ def test_dpo_starts_at_ln_2_in_the_models_own_format(run: tuple[Path, str], mode
 
 
 def test_the_export_gives_the_same_answer_in_a_pipeline(run: tuple[Path, str], model: Path) -> None:
-    """People run transformers on the folder alone: its prompt must be the ids of training, its EOS the end of a turn."""
+    """People run transformers on the folder alone: its prompt must be the ids of training, its EOS
+    the end of a turn."""
     export = run[0] / "dpo/model"
     tokenizer = load_tokenizer(model, "model")
     pipe = pipeline("text-generation", model=str(export), dtype=torch.float32)
@@ -208,8 +213,9 @@ print(transformers.__version__, pipe(turns, max_new_tokens=20, do_sample=False)[
 
 
 @pytest.mark.long
-def test_transformers_4_reads_the_export(run: tuple[Path, str], version_4: Path) -> None:  # noqa: F811
-    """Most servers still run it; it reads other keys of the config and knows other tokenizer classes."""
+def test_transformers_4_reads_the_export(run: tuple[Path, str], version_4: Path) -> None:
+    """Most servers still run it; it reads other keys of the config and knows other tokenizer
+    classes."""
     command = [sys.executable, "-c", ASK, str(run[0] / "dpo/model"), QUESTION[0]["content"]]
     done = subprocess.run(
         command,

@@ -1,4 +1,5 @@
-"""The recipe on real input: a real pretrained model, real instructions, real judgements, two ZeRO-3 ranks."""
+"""The recipe on real input: a real pretrained model, real instructions, real judgements, two ZeRO-3
+ranks."""
 
 from __future__ import annotations
 
@@ -89,7 +90,8 @@ def texts(real_data: Path) -> Iterator[str]:
 
 
 def test_tokenizer_merges_as_llama2_c(run_folder: Path, real_data: Path) -> None:
-    """A merge out of order changes the ids of some words only: every id of forty stories, against the rule itself."""
+    """A merge out of order changes the ids of some words only: every id of forty stories, against
+    the rule itself."""
     tokenizer = load_tokenizer(run_folder / "stories260K")
     vocabulary = stories.read_vocabulary(real_data / "weights/stories260K_tok512.bin")
     assert tokenizer("Once upon a time")["input_ids"] == [1, 403, 407, 261, 378]
@@ -99,7 +101,8 @@ def test_tokenizer_merges_as_llama2_c(run_folder: Path, real_data: Path) -> None
 
 
 def test_converted_model_is_the_real_one(run_folder: Path, real_data: Path) -> None:
-    """A wrong permutation still writes something like English; the known story and loss it can't give."""
+    """A wrong permutation still writes something like English; the known story and loss it can't
+    give."""
     tokenizer = load_tokenizer(run_folder / "stories260K")
     model = AutoModelForCausalLM.from_pretrained(run_folder / "stories260K")
     start = torch.tensor([tokenizer("Once upon a time")["input_ids"]])
@@ -138,7 +141,8 @@ def dpo_records(train: Callable[..., Records], sft_records: Records) -> Records:
 
 
 def test_ddpo_starts_at_ln_2_and_learns(dpo_records: Records) -> None:
-    """Another loss at the start means that policy and reference are not one model, or not one computation."""
+    """Another loss at the start means that policy and reference are not one model, or not one
+    computation."""
     first = dpo_records[0]
     assert abs(first["loss"] - math.log(2)) < 1e-6
     assert first["rewards/chosen"] == first["rewards/rejected"] == first["rewards/margins"] == 0
@@ -149,7 +153,8 @@ def test_ddpo_starts_at_ln_2_and_learns(dpo_records: Records) -> None:
 
 @pytest.mark.parametrize("source", ["gpt4_preferences", "hh_harmless"])
 def test_ddpo_tells_real_pairs_apart(source: str, dpo_records: Records, run_folder: Path) -> None:
-    """From the pairs ledger, for each source by itself: every pair once an epoch, learned by the last."""
+    """From the pairs ledger, for each source by itself: every pair once an epoch, learned by the
+    last."""
     columns = ["id", "epoch", "rewards/chosen", "rewards/rejected"]
     ledger = pyarrow.parquet.read_table(run_folder / "dpo/pairs", columns=columns).to_pylist()
     of_source = [

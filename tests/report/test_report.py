@@ -1,4 +1,5 @@
-"""The page of run folders: its numbers are those of the files, nothing in them is taken for HTML, what is broken is named."""
+"""The page of run folders: its numbers are those of the files, nothing in them is taken for HTML,
+what is broken is named."""
 
 import json
 import math
@@ -63,7 +64,8 @@ def run(finished: Path) -> Path:
 
 
 def test_a_run_leaves_its_page(run: Path) -> None:
-    """Both ranks of a real run have ended well, and the page says so. Fails where a script does not write it, or before the end."""
+    """Both ranks of a real run have ended well, and the page says so. Fails where a script does not
+    write it, or before the end."""
     page = (run / "report.html").read_text()
     facts = dict(rows(page, "Run"))
     assert (facts["status"], facts["updates"], facts["method"]) == (
@@ -79,7 +81,8 @@ def test_a_run_leaves_its_page(run: Path) -> None:
 
 
 def test_every_point_is_a_value_of_the_file(run: Path) -> None:
-    """All metrics that are drawn, of both splits, and no others. Fails for a lost or moved point, a wrong step, splits mixed up."""
+    """All metrics that are drawn, of both splits, and no others. Fails for a lost or moved point, a
+    wrong step, splits mixed up."""
     wanted = {
         (f"run {split} {metric}", record["step"]): number(record[metric])
         for split in ("train", "eval")
@@ -108,8 +111,9 @@ def test_the_last_numbers_are_those_of_the_last_records(run: Path) -> None:
 
 
 def test_pairs_are_ranked_by_the_ledger(run: Path) -> None:
-    """Every pair with its visits in order, ranked by the last one's loss, and by the fall of the margin. Fails where visits of two pairs,
-    or of two parts of the ledger, are mixed up, or the first visit decides."""
+    """Every pair with its visits in order, ranked by the last one's loss, and by the fall of the
+    margin. Fails where visits of two pairs, or of two parts of the ledger, are mixed up, or the
+    first visit decides."""
     visits: dict[str, list[dict[str, float]]] = {}
     for visit in sorted(ledger(run), key=lambda visit: visit["step"]):
         visits.setdefault(visit["id"], []).append(visit)
@@ -139,7 +143,8 @@ def test_pairs_are_ranked_by_the_ledger(run: Path) -> None:
 
 
 def test_the_page_needs_nothing_else_and_is_well_formed(run: Path) -> None:
-    """Every tag is closed, every SVG is XML with all it draws inside its frame, nothing is loaded from elsewhere."""
+    """Every tag is closed, every SVG is XML with all it draws inside its frame, nothing is loaded
+    from elsewhere."""
     page, open_tags = (run / "report.html").read_text(), []
 
     class Tags(HTMLParser):
@@ -161,8 +166,8 @@ def test_the_page_needs_nothing_else_and_is_well_formed(run: Path) -> None:
 
 
 def test_what_is_missing_is_a_gap(tmp_path: Path) -> None:
-    """Two lines around a value that is null, and around one that is not finite; a metric of two records alone. Fails where a gap is
-    bridged, drawn as 0, or shifts what comes after it."""
+    """Two lines around a value that is null, and around one that is not finite; a metric of two
+    records alone. Fails where a gap is bridged, drawn as 0, or shifts what comes after it."""
     losses = [3.0, 2.0, None, 1.5, 1.0, math.nan, 0.5]
     page = page_of(
         write_run(
@@ -185,7 +190,8 @@ def test_what_is_missing_is_a_gap(tmp_path: Path) -> None:
 
 
 def test_thinning_keeps_extremes_gaps_and_ends() -> None:
-    """Of 20,000 points, one peak, one pit and one gap among them. Fails where a stretch is averaged, or only every n-th point kept."""
+    """Of 20,000 points, one peak, one pit and one gap among them. Fails where a stretch is
+    averaged, or only every n-th point kept."""
     points = [(n, math.sin(n / 900)) for n in range(20_000)]
     points[7_777], points[12_345], points[15_000] = (7_777, 50.0), (12_345, -50.0), (15_000, None)
     kept = thinned(points)
@@ -199,8 +205,8 @@ def test_thinning_keeps_extremes_gaps_and_ends() -> None:
 
 
 def test_axes() -> None:
-    """Round numbers from end to end, a few of them, on either scale; higher is further up. Fails where rounding loses an end, or y is
-    not turned."""
+    """Round numbers from end to end, a few of them, on either scale; higher is further up. Fails
+    where rounding loses an end, or y is not turned."""
     assert ticks(0.26, 0.73) == pytest.approx([0.3, 0.4, 0.5, 0.6, 0.7]) and ticks(-3, 3) == [
         -3,
         -2,
@@ -233,8 +239,8 @@ def test_axes() -> None:
 
 
 def test_runs_are_drawn_over_each_other(tmp_path: Path) -> None:
-    """A sweep of two runs of one name: each curve in its colour in one figure, the key that differs told. Fails where runs of one name
-    are taken for one, or only the last is drawn."""
+    """A sweep of two runs of one name: each curve in its colour in one figure, the key that differs
+    told. Fails where runs of one name are taken for one, or only the last is drawn."""
     runs = [
         write_run(
             tmp_path / beta / "run",
@@ -267,8 +273,8 @@ def test_runs_are_drawn_over_each_other(tmp_path: Path) -> None:
 
 
 def test_nothing_is_taken_for_html(tmp_path: Path) -> None:
-    """A script in every text that comes from outside: name of the run, config, status, data, pair, prompt, answer. Fails for one that is
-    not escaped, or is lost."""
+    """A script in every text that comes from outside: name of the run, config, status, data, pair,
+    prompt, answer. Fails for one that is not escaped, or is lost."""
     evil = "<script>alert(1)</script>&'\""
     run = write_run(tmp_path / "<b>run", [train(0, 0.7)], evil=evil)
     (run / "status.json").write_text(json.dumps({"code": 2, "message": evil}))
@@ -296,8 +302,9 @@ def test_nothing_is_taken_for_html(tmp_path: Path) -> None:
 
 
 def test_samples_alarms_and_what_was_left_out(tmp_path: Path) -> None:
-    """Answers side by side by evaluation with the win rate's interval, stretches of alarms, the first of many bad rows. Fails where an
-    answer is in another step's column, an alarm that stopped goes on, or a long list makes the page long."""
+    """Answers side by side by evaluation with the win rate's interval, stretches of alarms, the
+    first of many bad rows. Fails where an answer is in another step's column, an alarm that stopped
+    goes on, or a long list makes the page long."""
     raised = {"alarms/chosen_falls": 1}
     run = write_run(
         tmp_path / "a",
@@ -342,8 +349,8 @@ def test_samples_alarms_and_what_was_left_out(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_not_finished(tmp_path: Path) -> None:
-    """A last line that is being written is left out, and that is said; a run without a step, and one that stopped at a loss that is not
-    finite, have their pages too."""
+    """A last line that is being written is left out, and that is said; a run without a step, and
+    one that stopped at a loss that is not finite, have their pages too."""
     run = write_run(tmp_path / "a", [train(0, 0.7)])
     assert "half written" not in page_of(run)
     with (run / "metrics.jsonl").open("a") as file:
@@ -387,7 +394,8 @@ def test_a_run_that_is_not_finished(tmp_path: Path) -> None:
 def test_a_broken_file_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, content: bytes, says: str
 ) -> None:
-    """One line with the file, and the line in it; code 2; no page. At a run's end it is said, and the run is finished all the same."""
+    """One line with the file, and the line in it; code 2; no page. At a run's end it is said, and
+    the run is finished all the same."""
     run, said = write_run(tmp_path / "a", []), []
     (run / file).parent.mkdir(exist_ok=True)
     (run / file).write_bytes(content)
@@ -399,8 +407,9 @@ def test_a_broken_file_is_named(
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The page's path is printed. Folders that are no runs, several runs without a place, a place that is no page or can't be written:
-    code 2 and one line. Fails where a page is written over a run's own file."""
+    """The page's path is printed. Folders that are no runs, several runs without a place, a place
+    that is no page or can't be written: code 2 and one line. Fails where a page is written over a
+    run's own file."""
     runs = [str(write_run(tmp_path / name, [train(0, 0.7)])) for name in "ab"]
     assert main(["report", runs[0]]) == 0 and capsys.readouterr().out == f"{runs[0]}/report.html\n"
     assert (

@@ -1,4 +1,5 @@
-"""Teachers: a real server behind a faulty proxy, a local model on one and two ranks, the ledger, the budget."""
+"""Teachers: a real server behind a faulty proxy, a local model on one and two ranks, the ledger,
+the budget."""
 
 from __future__ import annotations
 
@@ -95,8 +96,9 @@ def teacher(proxy: Proxy) -> Callable[..., Teacher]:
 def test_faults_change_no_reply(
     proxy: Proxy, server: Server, teacher: Callable[..., Teacher], tmp_path: Path
 ) -> None:
-    """Every passing fault once: the replies are those of the server alone, and no more was asked than replies and faults.
-    Fails where a fault is taken for a reply, a cut or dripping one hangs, or a good reply is asked for again."""
+    """Every passing fault once: the replies are those of the server alone, and no more was asked
+    than replies and faults. Fails where a fault is taken for a reply, a cut or dripping one hangs,
+    or a good reply is asked for again."""
     requests = questions(12)
     plain = asked_of(endpoint(server.model, server.url), requests, tmp_path / "plain.jsonl")
     assert all(
@@ -134,7 +136,8 @@ def test_faults_change_no_reply(
 def test_concurrency_is_bounded_and_reached(
     proxy: Proxy, teacher: Callable[..., Teacher], tmp_path: Path
 ) -> None:
-    """Counted at the proxy. Fails where requests go one by one, or all at once. Each distinct one is asked once."""
+    """Counted at the proxy. Fails where requests go one by one, or all at once. Each distinct one
+    is asked once."""
     proxy.delay = 0.2
     replies = asked_of(
         teacher(concurrency=5), questions(13) + questions(4), tmp_path / "ledger.jsonl"
@@ -146,7 +149,8 @@ def test_concurrency_is_bounded_and_reached(
 
 
 def test_settings_are_sent(proxy: Proxy, teacher: Callable[..., Teacher], tmp_path: Path) -> None:
-    """Fails where the seed or a setting stays here; two seeds are two requests, `about` makes none."""
+    """Fails where the seed or a setting stays here; two seeds are two requests, `about` makes
+    none."""
     request = question("Hello", temperature=0.7, top_p=0.5, seed=3, about={"task": "secret"})
     asked_of(
         teacher(),
@@ -169,14 +173,16 @@ def test_settings_are_sent(proxy: Proxy, teacher: Callable[..., Teacher], tmp_pa
 def test_retry_after_is_waited_for(
     proxy: Proxy, teacher: Callable[..., Teacher], tmp_path: Path, fault: str, least: float
 ) -> None:
-    """In seconds and as a date (of whole seconds, two ahead). Fails where the next try comes sooner."""
+    """In seconds and as a date (of whole seconds, two ahead). Fails where the next try comes
+    sooner."""
     proxy.faults.append(fault)
     asked_of(teacher(), questions(1), tmp_path / "ledger.jsonl")
     assert proxy.calls[1].time - proxy.calls[0].time >= least
 
 
 def test_retry_after_forms() -> None:
-    """Fails where a header that is neither seconds nor a date stops the run, or a date in the past waits."""
+    """Fails where a header that is neither seconds nor a date stops the run, or a date in the past
+    waits."""
     assert [
         seconds(text) for text in ("2.5", "-3", "", "soon", "Wed, 21 Oct 2015 07:28:00 GMT")
     ] == [2.5, 0, 0, 0, 0]
@@ -186,8 +192,9 @@ def test_retry_after_forms() -> None:
 def test_what_ends_a_run_names_the_teacher(
     proxy: Proxy, teacher: Callable[..., Teacher], tmp_path: Path
 ) -> None:
-    """A wrong key, no credit, tries used up, a day's wait: one line with model, URL and cause, and what was answered is kept.
-    Fails where these are taken for replies, or are tried over and over."""
+    """A wrong key, no credit, tries used up, a day's wait: one line with model, URL and cause, and
+    what was answered is kept. Fails where these are taken for replies, or are tried over and
+    over."""
     for n, (fault, words) in enumerate(
         {"401": "status 401", "402": "status 402", "429-day": "86400 s", "500": "2 tries"}.items()
     ):
@@ -214,8 +221,9 @@ def test_what_ends_a_run_names_the_teacher(
 def test_a_refusal_is_a_reply(
     proxy: Proxy, teacher: Callable[..., Teacher], tmp_path: Path
 ) -> None:
-    """A 400, a refusal of the model's, and text that no server can be sent: about one request each, kept, never asked again.
-    Fails where one bad prompt stops a run of a million, or is paid for at each restart."""
+    """A 400, a refusal of the model's, and text that no server can be sent: about one request each,
+    kept, never asked again. Fails where one bad prompt stops a run of a million, or is paid for at
+    each restart."""
     proxy.faults.extend(["400", "refusal", ""])
     requests = [*questions(3), question("half a \ud83d pair")]
     replies = asked_of(teacher(concurrency=1), requests, tmp_path / "ledger.jsonl")
@@ -244,8 +252,9 @@ def test_a_wrong_url_is_told(server: Server, tmp_path: Path) -> None:
 def test_a_budget_is_hard_and_goes_on(
     proxy: Proxy, teacher: Callable[..., Teacher], tmp_path: Path, limits: dict[str, float]
 ) -> None:
-    """Reached with four in flight: stopped before it is exceeded, the answered kept; the same budget again asks nothing; a higher
-    one asks the rest alone. Fails where a restart resets it, in-flight requests are forgotten, or room is left unused."""
+    """Reached with four in flight: stopped before it is exceeded, the answered kept; the same
+    budget again asks nothing; a higher one asks the rest alone. Fails where a restart resets it,
+    in-flight requests are forgotten, or room is left unused."""
     proxy.delay, path, prices = 0.05, tmp_path / "ledger.jsonl", {proxy.model: (1000.0, 10_000.0)}
     name, limit = next(iter(limits.items()))
     counts = []
@@ -264,7 +273,8 @@ def test_a_budget_is_hard_and_goes_on(
 
 
 def test_failed_tries_count(proxy: Proxy, teacher: Callable[..., Teacher], tmp_path: Path) -> None:
-    """Fails where a failing server could be asked without end, or money is limited and a price is unknown."""
+    """Fails where a failing server could be asked without end, or money is limited and a price is
+    unknown."""
     proxy.always = "500"
     with pytest.raises(BudgetSpent, match="requests"):
         asked_of(teacher(retries=4, concurrency=2), questions(9), tmp_path / "a.jsonl", requests=3)
@@ -289,8 +299,8 @@ def test_failed_tries_count(proxy: Proxy, teacher: Callable[..., Teacher], tmp_p
 
 
 def test_a_killed_run_pays_nothing_twice(proxy: Proxy, tmp_path: Path) -> None:
-    """A real process, killed with -9 amid 40 requests: the second asks only what the ledger lacks, in all at most those in flight
-    more than once. Fails where replies wait in memory."""
+    """A real process, killed with -9 amid 40 requests: the second asks only what the ledger lacks,
+    in all at most those in flight more than once. Fails where replies wait in memory."""
     proxy.delay = 0.1
     path = tmp_path / "ledger.jsonl"
     code = f"print(len(asked_of(endpoint({proxy.model!r}, {proxy.url!r}, concurrency=4), questions(40), Path({str(path)!r}))))"
@@ -314,7 +324,8 @@ def test_a_killed_run_pays_nothing_twice(proxy: Proxy, tmp_path: Path) -> None:
 
 
 def test_an_interrupt_loses_nothing(proxy: Proxy, tmp_path: Path) -> None:
-    """Ctrl-C while requests wait: the process ends at once, with what was answered in the ledger."""
+    """Ctrl-C while requests wait: the process ends at once, with what was answered in the
+    ledger."""
     path = tmp_path / "ledger.jsonl"
     proxy.faults.extend([*[""] * 6, *["hang"] * 30])
     code = f"asked_of(endpoint({proxy.model!r}, {proxy.url!r}, concurrency=3), questions(20), Path({str(path)!r}))"
@@ -330,7 +341,8 @@ def test_an_interrupt_loses_nothing(proxy: Proxy, tmp_path: Path) -> None:
 
 
 def test_the_key_is_nowhere(proxy: Proxy, tmp_path: Path) -> None:
-    """A server that repeats the key in its errors, with openai's own logs on: neither files nor output nor errors hold it."""
+    """A server that repeats the key in its errors, with openai's own logs on: neither files nor
+    output nor errors hold it."""
     proxy.faults.extend(["400", "", "500", "401"])
     code = (
         f"with Ledger(Path({str(tmp_path / 'ledger.jsonl')!r})) as ledger:\n"
@@ -347,7 +359,8 @@ def test_the_key_is_nowhere(proxy: Proxy, tmp_path: Path) -> None:
 
 
 def test_bad_settings_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails where a key in a URL, or one that no header can hold, would go on to be logged by whoever chokes on it."""
+    """Fails where a key in a URL, or one that no header can hold, would go on to be logged by
+    whoever chokes on it."""
     for url in (
         "localhost:8000",
         f"http://me:{KEY}@localhost/v1",
@@ -367,8 +380,9 @@ def test_bad_settings_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_redirect_is_not_followed(
     proxy: Proxy, server: Server, teacher: Callable[..., Teacher], tmp_path: Path, status: str
 ) -> None:
-    """To another real server, by another port or scheme, and to the same one: one line with both origins, and nothing reaches the other.
-    Fails where prompts and key go to a host that nobody named, and its words enter the ledger as the teacher's."""
+    """To another real server, by another port or scheme, and to the same one: one line with both
+    origins, and nothing reaches the other. Fails where prompts and key go to a host that nobody
+    named, and its words enter the ledger as the teacher's."""
     other, path = Proxy(server), tmp_path / "ledger.jsonl"
     try:
         for where, words in (
@@ -406,9 +420,10 @@ def test_a_redirect_is_not_followed(
 def test_a_hostile_body_is_a_failed_try(
     proxy: Proxy, teacher: Callable[..., Teacher], tmp_path: Path
 ) -> None:
-    """32 MB of one answer, 256 MB of blanks in 256 kB of gzip, nesting, a number of a million digits, counts that would refund a budget
-    or can't be added: each is a try that failed, in bounded memory, and the next one gives the reply. Fails where one stops or fills the
-    process, is kept as a reply, or where what the ledger holds can't be read again."""
+    """32 MB of one answer, 256 MB of blanks in 256 kB of gzip, nesting, a number of a million
+    digits, counts that would refund a budget or can't be added: each is a try that failed, in
+    bounded memory, and the next one gives the reply. Fails where one stops or fills the process, is
+    kept as a reply, or where what the ledger holds can't be read again."""
     import resource
 
     def peak() -> int:
@@ -461,8 +476,9 @@ def test_inside_a_running_loop(
 
 
 def test_the_ledger_mends_only_a_torn_last_line(tmp_path: Path) -> None:
-    """Cut at every byte of the last line: that reply alone is asked again, and the file is whole after. A broken line elsewhere is
-    named. Fails where a torn line joins the next, is silently skipped, or another file's end is taken for one and lost."""
+    """Cut at every byte of the last line: that reply alone is asked again, and the file is whole
+    after. A broken line elsewhere is named. Fails where a torn line joins the next, is silently
+    skipped, or another file's end is taken for one and lost."""
     path, count = tmp_path / "ledger.jsonl", []
     teacher = embedded(
         "echo",
@@ -512,8 +528,9 @@ def test_the_ledger_mends_only_a_torn_last_line(tmp_path: Path) -> None:
 def test_a_ledger_of_another_hand_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: object
 ) -> None:
-    """A line that JSON reads and no run wrote: file and line are told, the file stays as it is. Fails where it would refund a budget or
-    turn its limits off (no sum with NaN passes one), or end a run days later, when that reply is asked for."""
+    """A line that JSON reads and no run wrote: file and line are told, the file stays as it is.
+    Fails where it would refund a budget or turn its limits off (no sum with NaN passes one), or end
+    a run days later, when that reply is asked for."""
     path, teacher = tmp_path / "led[g]er.jsonl", embedded("echo", lambda request: "x", "1")
     asked_of(teacher, questions(2), path)
     lines = path.read_text().splitlines(keepends=True)
@@ -539,7 +556,8 @@ def test_a_ledger_of_another_hand_is_named(
 
 
 def test_the_ledger_holds_places_not_texts(tmp_path: Path) -> None:
-    """20,000 replies of 2 kB: reading the ledger takes a small part of the file. Fails where replies stay in memory."""
+    """20,000 replies of 2 kB: reading the ledger takes a small part of the file. Fails where
+    replies stay in memory."""
     import tracemalloc
 
     path, request = tmp_path / "ledger.jsonl", question("x" * 2000)
@@ -586,8 +604,9 @@ def local_questions() -> list[Request]:
 
 
 def test_ranks_share_a_local_model(tiny: Path, tmp_path: Path) -> None:
-    """Greedy and sampled, on two ranks of torchrun and on one in batches of another size: every rank has the same replies; a budget
-    stops both ranks, and the next run goes on. Fails where a sample depends on its batch, or ranks disagree on what is asked."""
+    """Greedy and sampled, on two ranks of torchrun and on one in batches of another size: every
+    rank has the same replies; a budget stops both ranks, and the next run goes on. Fails where a
+    sample depends on its batch, or ranks disagree on what is asked."""
     alone = asked_of(local_of(tiny, 7), local_questions(), tmp_path / "alone.jsonl")
     assert [reply.text is None for reply in alone] == [False] * 22 + [True] * 2
     assert {reply.finish_reason for reply in alone[:22]} <= {
@@ -618,7 +637,8 @@ Path({str(tmp_path)!r}, f"said{{rank}}.json").write_text(json.dumps([said(replie
 
 
 def test_other_weights_are_asked_anew(tmp_path: Path) -> None:
-    """Fails where a retrained model under the same path is answered for by the old one's replies."""
+    """Fails where a retrained model under the same path is answered for by the old one's
+    replies."""
     from tiny import tiny_model
 
     replies = [
@@ -631,7 +651,8 @@ def test_other_weights_are_asked_anew(tmp_path: Path) -> None:
 
 
 def test_a_real_model_is_served(real_data: Path, tmp_path: Path) -> None:
-    """stories260K, through its own server and through the local teacher: the same greedy words, token for token."""
+    """stories260K, through its own server and through the local teacher: the same greedy words,
+    token for token."""
     pytest.importorskip(
         "fastapi", reason="fastapi is absent, without which there is no server to ask"
     )

@@ -6,7 +6,8 @@ import torch
 from zephyr.training import alarms
 
 ULP = torch.finfo(torch.bfloat16).eps
-# Zephyr-7B-beta's own last record (its model card): rewards -4.52, log-probs -299.46, beta 0.1; updates of 4e-6 of the weights
+# Zephyr-7B-beta's own last record (its model card): rewards -4.52, log-probs -299.46, beta 0.1;
+# updates of 4e-6 of the weights
 ZEPHYR = {
     "update_ratio": 4e-6,
     "learning_rate": 5e-7,
@@ -22,8 +23,9 @@ def test_zephyrs_own_run_is_healthy() -> None:
 
 
 def test_frozen_weights() -> None:
-    """The same update at a rate, or in a run, too small to change a bfloat16 weight; in float32 that run is healthy. A step at
-    rate 0 says nothing. Fails where the length of the run is left out, or a rate of 0 divides."""
+    """The same update at a rate, or in a run, too small to change a bfloat16 weight; in float32
+    that run is healthy. A step at rate 0 says nothing. Fails where the length of the run is left
+    out, or a rate of 0 divides."""
     slow = ZEPHYR | {"update_ratio": 4e-9, "learning_rate": 5e-10}
     assert set(alarms.of_training(slow, 0.1, [5e-10] * 5700, ULP)) == {"frozen_weights"}
     assert set(alarms.of_training(ZEPHYR, 0.1, RATES[:20], ULP)) == {"frozen_weights"}
@@ -35,8 +37,8 @@ def test_frozen_weights() -> None:
 
 
 def test_chosen_falls() -> None:
-    """Past a quarter of the reference's log-prob, whatever beta scales the reward with; a rise is none. Fails where beta is
-    left out, or the sign is lost."""
+    """Past a quarter of the reference's log-prob, whatever beta scales the reward with; a rise is
+    none. Fails where beta is left out, or the sign is lost."""
     fallen = ZEPHYR | {"rewards/chosen": -7.0, "logps/chosen": -254.24 - 70}
     raised = alarms.of_training(fallen, 0.1, RATES, ULP)
     assert (
@@ -79,8 +81,8 @@ def evaluation(step: int, accuracy: float, margin: float, pairs: int = 1000) -> 
     ],
 )
 def test_overfitting(accuracy: float, margin: float, pairs: int, raised: bool) -> None:
-    """Against the best evaluation (step 200), not the last, nor the one of the widest margin. Fails for an alarm at noise, or one that
-    forgets the best."""
+    """Against the best evaluation (step 200), not the last, nor the one of the widest margin. Fails
+    for an alarm at noise, or one that forgets the best."""
     earlier = [
         evaluation(100, 0.60, 0.5, pairs),
         evaluation(200, 0.78, 1.0, pairs),

@@ -55,15 +55,16 @@ def engine(tiny: Path) -> Iterator[Engine]:
 
 
 def test_rotary_frequencies_stay_float32(engine: Engine, tiny: Path) -> None:
-    """They equal those of a plain model. Fails where DeepSpeed rounds them to bfloat16, which shifts every position's angle."""
+    """They equal those of a plain model. Fails where DeepSpeed rounds them to bfloat16, which
+    shifts every position's angle."""
     plain = load_policy(tiny, dtype=torch.bfloat16)
     pairs = list(zip(engine.policy.named_buffers(), plain.named_buffers()))
     assert pairs and all(a.dtype == torch.float32 and torch.equal(a, b) for (_, a), (_, b) in pairs)
 
 
 def test_master_weights_and_gradients_are_float32(engine: Engine) -> None:
-    """At a rate of 5e-7 a bfloat16 weight never changes. Fails where the optimiser, or the accumulation, runs in the model's
-    dtype, DeepSpeed's default."""
+    """At a rate of 5e-7 a bfloat16 weight never changes. Fails where the optimiser, or the
+    accumulation, runs in the model's dtype, DeepSpeed's default."""
     assert all(p.dtype == torch.bfloat16 for p in engine.policy.parameters())
     assert all(
         p.dtype == torch.float32 for p in engine.engine.optimizer.fp32_partitioned_groups_flat
@@ -82,8 +83,8 @@ def test_parameters_come_back_as_they_were_read(engine: Engine, tiny: Path) -> N
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing(engine: Engine) -> None:
-    """The loss is finite, its gradient overflows. Fails where the update is made and the model is lost; and, as a control,
-    where a finite step does not change it."""
+    """The loss is finite, its gradient overflows. Fails where the update is made and the model is
+    lost; and, as a control, where a finite step does not change it."""
     before = {name: p.clone() for name, p in engine.full_parameters()}
     batch = collate_pairs(PAIRS, range(4))
     chosen_P, rejected_P = response_logprobs(engine, batch)
@@ -98,8 +99,8 @@ def test_a_gradient_that_is_not_finite_changes_nothing(engine: Engine) -> None:
 
 
 def test_a_discarded_gradient_changes_nothing(engine: Engine) -> None:
-    """Its norm is that of the step that would have been made; weights stay, Adam starts anew. Fails where preflight's gradients
-    leave a trace in the run."""
+    """Its norm is that of the step that would have been made; weights stay, Adam starts anew. Fails
+    where preflight's gradients leave a trace in the run."""
     batch = collate_pairs(PAIRS, range(4))
     before = [flat.clone() for flat in engine.engine.optimizer.fp32_partitioned_groups_flat]
     engine.backward(engine(batch).sum(), last=True)
@@ -114,8 +115,8 @@ def test_a_discarded_gradient_changes_nothing(engine: Engine) -> None:
 
 
 def test_update_and_weight_are_those_of_the_weights(engine: Engine) -> None:
-    """Against weights before and after, at the first step and a later one. Fails where a moment is not unbiased, or padding or
-    a group is left out."""
+    """Against weights before and after, at the first step and a later one. Fails where a moment is
+    not unbiased, or padding or a group is left out."""
     batch = collate_pairs(PAIRS, range(4))
     engine.engine.optimizer.optimizer.state.clear()
     for lr in (1e-4, 3e-4):
@@ -323,8 +324,8 @@ def test_parameters_are_counted_whole(engine: Engine, tiny: Path) -> None:
 
 
 def test_packed_difference_sees_a_leak(engine: Engine) -> None:
-    """Nothing but rounding for a right row; nats where the row's positions are wrong. Fails where preflight compares a row
-    with itself."""
+    """Nothing but rounding for a right row; nats where the row's positions are wrong. Fails where
+    preflight compares a row with itself."""
     from dataclasses import replace
 
     pairs = [
@@ -415,7 +416,8 @@ def test_a_pair_that_differs_in_its_first_token_is_learnt(engine: Engine) -> Non
 
 
 class Reads(TorchDispatchMode):
-    """Names the files of this package and of DeepSpeed from which a tensor's value was brought to the host."""
+    """Names the files of this package and of DeepSpeed from which a tensor's value was brought to
+    the host."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -435,8 +437,9 @@ class Reads(TorchDispatchMode):
 
 
 def test_a_step_reads_its_values_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A read makes the host wait for a GPU: two micro-batches, the update and all sums need one of ours, and one of DeepSpeed's for
-    the norm. Fails where a loss, a norm or a counter is read for itself."""
+    """A read makes the host wait for a GPU: two micro-batches, the update and all sums need one of
+    ours, and one of DeepSpeed's for the norm. Fails where a loss, a norm or a counter is read for
+    itself."""
 
     def objective(policy: Engine, batch: PackedBatch) -> tuple[Tensor, Stats]:
         chosen_P, rejected_P = response_logprobs(policy, batch)
@@ -1078,15 +1081,25 @@ def checked(
 def test_preflight_checks_all_and_keeps_what_it_finds(
     engine: Engine, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that is as it should be. Fails where a check is not made, its finding is lost, the model
-    is left in evaluation, or a weight or moment changed by what was only looked at."""
+    """A run that is as it should be. Fails where a check is not made, its finding is lost, the
+    model is left in evaluation, or a weight or moment changed by what was only looked at."""
     config, split, kept, said = config_of(tmp_path), to_check(engine, start), {}, []
     before = masters(engine)
     monkeypatch.setattr(engine, "say", said.append)
     checked(engine, config, split, kept)
     found = json.loads(kept.pop("preflight.json"))
     assert not kept and list(found) == [
-        "weights", "labels", "ids", "plan", "disk", "memory", "packed", "start", "gradient"]  # fmt: skip
+        # fmt: skip
+        "weights",
+        "labels",
+        "ids",
+        "plan",
+        "disk",
+        "memory",
+        "packed",
+        "start",
+        "gradient",
+    ]
     assert found["labels"] == {"scored": 3} and found["ids"] == {"examples": 7}
     assert found["plan"]["longest_tokens"] == max(TOKENS) and found["packed"]["noise"] > 0
     assert 0 <= found["start"]["difference"] < 1 and found["gradient"]["difference"] == 0
@@ -1099,9 +1112,9 @@ def test_preflight_checks_all_and_keeps_what_it_finds(
 
 
 def test_preflight_names_the_way_round_it(engine: Engine, start: Path, tmp_path: Path) -> None:
-    """Each kind of fault, of rows, plan and machine; where it is off, nothing is looked at. Fails where
-    a check is called with something else than the run's own values, or the message leaves the user
-    without a way on."""
+    """Each kind of fault, of rows, plan and machine; where it is off, nothing is looked at. Fails
+    where a check is called with something else than the run's own values, or the message leaves the
+    user without a way on."""
     config, split, kept = config_of(tmp_path), to_check(engine, start), {}
     cut = [MORE[0]._replace(rejected_ids=[8] * 20), *MORE[1:]]
     faults: list[tuple[str, dict[str, object]]] = [
@@ -1130,8 +1143,8 @@ def test_a_reference_that_is_not_the_starts_is_seen(
     side: int, engine: Engine, start: Path, tmp_path: Path
 ) -> None:
     """One side of one pair of the second row is off by half and by one and a half of what rounding
-    may make of a response of so many tokens: 3 or 5. Fails where a side is left out, beta scales the
-    nats away, another side's tokens count, a NaN passes, or a row is not looked at."""
+    may make of a response of so many tokens: 3 or 5. Fails where a side is left out, beta scales
+    the nats away, another side's tokens count, a NaN passes, or a row is not looked at."""
     count = len((MORE[3].chosen_ids, MORE[3].rejected_ids)[side])
     off, config = torch.zeros(7, 2), config_of(tmp_path)
     off[3, side] = response_nats("bfloat16", count)
@@ -1150,8 +1163,8 @@ def test_a_reference_that_is_not_the_starts_is_seen(
 def test_texts_have_no_reference_to_differ_from(
     engine: Engine, start: Path, tmp_path: Path
 ) -> None:
-    """An objective without rewards; its loss is that of the first row, of each unit. Fails where SFT
-    can't be checked, or reports a sum."""
+    """An objective without rewards; its loss is that of the first row, of each unit. Fails where
+    SFT can't be checked, or reports a sum."""
 
     def objective(policy: Engine, batch: PackedBatch) -> tuple[Tensor, Stats]:
         return torch.tensor(6.0 * batch.units if batch.units == 3 else 1.0), {}
@@ -1183,9 +1196,9 @@ class OfTwo:
 
 
 def test_gradients_that_are_not_added_up_are_seen(engine: Engine) -> None:
-    """On each rank, with the gradients of a real model: half the loss and the whole one, or none. Fails
-    where both are the same there, or where what the ranks bring together is not. That it is nothing
-    where they are added up: tests/verify/test_verify.py, on two real ranks."""
+    """On each rank, with the gradients of a real model: half the loss and the whole one, or none.
+    Fails where both are the same there, or where what the ranks bring together is not. That it is
+    nothing where they are added up: tests/verify/test_verify.py, on two real ranks."""
     row, ranks = collate_pairs(PAIRS, range(4)), [OfTwo(engine, 0), OfTwo(engine, 1)]
     assert preflight.gradient_difference(engine, row) == 0
     for rank in ranks:

@@ -1,4 +1,5 @@
-"""What really happens to long runs, done to real ones: each ends as an undisturbed run does, or says in a line why not."""
+"""What really happens to long runs, done to real ones: each ends as an undisturbed run does, or
+says in a line why not."""
 
 import contextlib
 import json
@@ -30,8 +31,9 @@ from zephyr.training.launch import stop_signals
 def test_a_signal_saves_and_stops_and_the_run_goes_on(
     number: str, finished: Path, undisturbed: Path, launch: Launch, tmp_path: Path
 ) -> None:
-    """As Slurm pre-empts: the signal reaches the launcher, the step is finished and saved, status.json says 75; started again,
-    the run ends as an undisturbed one, to the bit. Fails where the signal kills, saves half, or the run can't go on."""
+    """As Slurm pre-empts: the signal reaches the launcher, the step is finished and saved,
+    status.json says 75; started again, the run ends as an undisturbed one, to the bit. Fails where
+    the signal kills, saves half, or the run can't go on."""
     run = tmp_path / "run"
     arguments = (finished / "config.yaml", f"run.dir={run}", *LONG)
     with background("train_dpo.py", *arguments) as process:
@@ -51,8 +53,9 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on(
 
 
 def test_a_second_sigint_stops_at_once() -> None:
-    """The handlers of a run, given real signals: the first asks, the second raises; a second SIGTERM, as impatient schedulers
-    send, still only asks; afterwards the process's own are back. Fails where ctrl-C twice waits for the step, or once ends it."""
+    """The handlers of a run, given real signals: the first asks, the second raises; a second
+    SIGTERM, as impatient schedulers send, still only asks; afterwards the process's own are back.
+    Fails where ctrl-C twice waits for the step, or once ends it."""
     engine, before = SimpleNamespace(stop_asked=False), signal.getsignal(signal.SIGINT)
     with stop_signals(engine):
         signal.raise_signal(signal.SIGTERM)
@@ -100,7 +103,8 @@ def test_a_killed_rank_ends_the_run_which_goes_on(
 
 
 def test_ranks_end_with_their_launcher(finished: Path, tmp_path: Path) -> None:
-    """torchrun is killed: its ranks end within 30 seconds. Fails where orphans train on and hold the run folder."""
+    """torchrun is killed: its ranks end within 30 seconds. Fails where orphans train on and hold
+    the run folder."""
     run = tmp_path / "run"
     with background(
         "train_dpo.py", finished / "config.yaml", f"run.dir={run}", "optim.epochs=1000"
@@ -167,8 +171,9 @@ def cut_back(run: Path, to: Path, step: int) -> Path:
 
 
 def test_resume_on_other_numbers_of_ranks(finished: Path, launch: Launch, tmp_path: Path) -> None:
-    """One rank to step 2, two to step 4, one to the end: the trajectory, and the weights, of the run that two ranks did alone.
-    Fails where a shard is put in the wrong place, padding is read as a weight, or Adam's step count is lost."""
+    """One rank to step 2, two to step 4, one to the end: the trajectory, and the weights, of the
+    run that two ranks did alone. Fails where a shard is put in the wrong place, padding is read as
+    a weight, or Adam's step count is lost."""
     arguments = (finished / "config.yaml", "run.keep=5")
     launch("train_dpo.py", *arguments, f"run.dir={tmp_path / 'one'}")
     two = cut_back(tmp_path / "one", tmp_path / "two", 2)
@@ -192,8 +197,8 @@ def test_resume_on_other_numbers_of_ranks(finished: Path, launch: Launch, tmp_pa
 
 @pytest.mark.long
 def test_ranks_of_unequal_speed(finished: Path, undisturbed: Path, tmp_path: Path) -> None:
-    """One rank stands still for half a second, again and again: the other waits, and nothing else changes. Fails where a rank
-    goes on with what it has."""
+    """One rank stands still for half a second, again and again: the other waits, and nothing else
+    changes. Fails where a rank goes on with what it has."""
     run = tmp_path / "run"
     with background(
         "train_dpo.py", finished / "config.yaml", f"run.dir={run}", *LONG, log=tmp_path / "log"
@@ -217,8 +222,8 @@ def test_ranks_of_unequal_speed(finished: Path, undisturbed: Path, tmp_path: Pat
 def test_other_rows_or_references_are_refused(
     finished: Path, launch: Launch, tmp_path: Path
 ) -> None:
-    """A row of the data file changed since the checkpoint; then a value of the reference store, by less than the probe can see.
-    Fails where either would be trained on in silence."""
+    """A row of the data file changed since the checkpoint; then a value of the reference store, by
+    less than the probe can see. Fails where either would be trained on in silence."""
     import hashlib
 
     run, data = shutil.copytree(finished / "run", tmp_path / "run"), tmp_path / "pairs.jsonl"
@@ -286,9 +291,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk(small_disk: Path, finished: Path, launch: Launch) -> None:
-    """Preflight says that it will not do; without preflight the third checkpoint finds no room: one line, code 2, nothing half
-    written, the second one whole; with room, started again, the run ends as the undisturbed one. Fails for a torn checkpoint
-    that is read, or a run that claims to go on."""
+    """Preflight says that it will not do; without preflight the third checkpoint finds no room: one
+    line, code 2, nothing half written, the second one whole; with room, started again, the run ends
+    as the undisturbed one. Fails for a torn checkpoint that is read, or a run that claims to go
+    on."""
     run = small_disk / "run"
     arguments = (finished / "config.yaml", f"run.dir={run}", "run.keep=5")
     refused = launch("train_dpo.py", *arguments, check=False)
@@ -317,7 +323,8 @@ def test_a_full_disk(small_disk: Path, finished: Path, launch: Launch) -> None:
 
 
 def newer(paths: Iterator[Path], since: float) -> list[Path]:
-    """Those written since; what an earlier kill left does not count. A file may be renamed while one looks."""
+    """Those written since; what an earlier kill left does not count. A file may be renamed while
+    one looks."""
     found = []
     for path in paths:
         with contextlib.suppress(FileNotFoundError):
@@ -326,7 +333,8 @@ def newer(paths: Iterator[Path], since: float) -> list[Path]:
 
 
 def doing(run: Path, reference: Path, since: float) -> str:
-    """What a run that started at `since` does, or did when it was killed, by what lies there half made."""
+    """What a run that started at `since` does, or did when it was killed, by what lies there half
+    made."""
     left = {
         "export": newer(run.glob("model.part"), since),
         "save": newer(run.glob("checkpoints/part-*"), since),
@@ -340,9 +348,10 @@ def doing(run: Path, reference: Path, since: float) -> str:
 def test_kill_9_at_random_moments(
     finished: Path, undisturbed: Path, launch: Launch, tmp_path: Path
 ) -> None:
-    """24 times SIGKILL: of one rank, of all, of the launcher; in the reference pass, a step, a save, the export; the same four
-    runs are killed again and again, then left alone. Each ends as the undisturbed one, to the bit. Fails for a hang, an orphan,
-    a torn file that is read, a line lost or doubled."""
+    """24 times SIGKILL: of one rank, of all, of the launcher; in the reference pass, a step, a
+    save, the export; the same four runs are killed again and again, then left alone. Each ends as
+    the undisturbed one, to the bit. Fails for a hang, an orphan, a torn file that is read, a line
+    lost or doubled."""
     seed = random.randrange(10**6)
     rng, hits = random.Random(seed), Counter()
     print(f"\nseed {seed}")
@@ -356,7 +365,8 @@ def test_kill_9_at_random_moments(
             "run.save_every=3",
         )
         for aim in ("reference", "save", "step", "save", "step", "export"):
-            # Ranks outlive their launcher for seconds, in which so short a run ends: it is killed last.
+            # Ranks outlive their launcher for seconds, in which so short a run ends: it is killed
+            # last.
             victim = rng.choice(["rank 0", "rank 1", "all"] + ["launcher"] * (aim == "export"))
             since = time.time()
             with background("train_dpo.py", *arguments, log=tmp_path / "log") as process:

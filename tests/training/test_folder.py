@@ -1,5 +1,5 @@
-"""What a run folder lets be written, when, and by whom: of a new run, of one that lies there, of one
-that another process holds."""
+"""What a run folder lets be written, when, and by whom: of a new run, of one that lies there, of
+one that another process holds."""
 
 from __future__ import annotations
 

@@ -12,7 +12,8 @@ from zephyr.config import Data, DPOConfig, SFTConfig, SFTData, keys
 from zephyr.packing import Plan, plan_epochs
 from zephyr.training.checkpoint import identity
 
-# Keys whose effect is in the digests of rows, weights, reference or plan instead, or that have none.
+# Keys whose effect is in the digests of rows, weights, reference or plan instead, or that have
+# none.
 ELSEWHERE = (
     "model",
     "tokenizer",

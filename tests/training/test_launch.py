@@ -1,5 +1,5 @@
-"""How a run ends, told four ways that must agree: the exit code, standard error, status.json, and what
-is raised. One rank in this process, its process group real."""
+"""How a run ends, told four ways that must agree: the exit code, standard error, status.json, and
+what is raised. One rank in this process, its process group real."""
 
 from __future__ import annotations
 
@@ -204,8 +204,8 @@ def asks(engine: SimpleNamespace, number: signal.Signals) -> None:
 
 
 def test_each_signal_asks_to_stop() -> None:
-    """Again and again, as impatient schedulers send them. Fails where one of those ends the process, or
-    the handlers of before are lost, where an error passes through too."""
+    """Again and again, as impatient schedulers send them. Fails where one of those ends the
+    process, or the handlers of before are lost, where an error passes through too."""
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         engine, before = SimpleNamespace(stop_asked=False), signal.getsignal(number)
         with pytest.raises(ZeroDivisionError), stop_signals(engine):
@@ -243,8 +243,9 @@ def test_the_other_ranks_watch_rank_0(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("launched", [True, False])
 def test_a_rank_ends_with_its_launcher(launched: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under torchrun the process is another's child once the launcher is dead. Fails where an orphan
-    trains on and holds the folder, a living launcher's rank ends, or a run without one is watched."""
+    """Under torchrun the process is another's child once the launcher is dead. Fails where an
+    orphan trains on and holds the folder, a living launcher's rank ends, or a run without one is
+    watched."""
     if launched:
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     else:
@@ -264,8 +265,8 @@ def test_a_rank_ends_with_its_launcher(launched: bool, monkeypatch: pytest.Monke
 
 
 def test_the_end_of_a_process_is_its_code() -> None:
-    """In a process of its own. Fails where what was said last is lost, or a library's thread or hook
-    makes another code of it."""
+    """In a process of its own. Fails where what was said last is lost, or a library's thread or
+    hook makes another code of it."""
     reads, writes = os.pipe()
     process = os.fork()
     if process == 0:
@@ -286,9 +287,10 @@ def test_the_end_of_a_process_is_its_code() -> None:
 def test_a_rank_that_lost_another_waits_for_rank_0_s_end(
     rank: int, error: RuntimeError, started: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As rank 1 of two. Fails where rank 0 waits for itself, a bug of its own makes a rank wait, or the
-    group is closed, which would wait for the dead; where the end of a rank 0 that was killed is left
-    to nobody; or where the other rank takes the lock, or does not hear that the folder is accepted."""
+    """As rank 1 of two. Fails where rank 0 waits for itself, a bug of its own makes a rank wait, or
+    the group is closed, which would wait for the dead; where the end of a rank 0 that was killed is
+    left to nobody; or where the other rank takes the lock, or does not hear that the folder is
+    accepted."""
     waits: list[float] = []
     engine = SimpleNamespace(
         rank=rank,

@@ -1,5 +1,5 @@
-"""What a run writes about its steps: records of one rank, read again by a run that goes on; a row for
-each pair's visit."""
+"""What a run writes about its steps: records of one rank, read again by a run that goes on; a row
+for each pair's visit."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def lines_of(path: Path, *more: str) -> Path:
 
 
 def test_sums_are_kept_in_float64_without_a_gradient() -> None:
-    """4,000 losses of float32, each too small to show in their sum's last digits. Fails where a step's
-    mean is off by the rounding of its sums, or a graph lives on in them."""
+    """4,000 losses of float32, each too small to show in their sum's last digits. Fails where a
+    step's mean is off by the rounding of its sums, or a graph lives on in them."""
     totals, small = Totals(), torch.tensor(1e-4, requires_grad=True)
     totals.add(torch.tensor(1000.0, requires_grad=True), {"rewards": torch.ones(2)})
     for _ in range(4000):
@@ -62,8 +62,8 @@ def test_records_of_a_checkpoint_are_those_before_it(tmp_path: Path) -> None:
 
 
 def test_records_that_all_stay_are_not_written_again(tmp_path: Path) -> None:
-    """Fails where a run that only looks at a folder touches its record; or where a line that was cut
-    off in the middle, or is without its end, stays and swallows the next."""
+    """Fails where a run that only looks at a folder touches its record; or where a line that was
+    cut off in the middle, or is without its end, stays and swallows the next."""
     path = lines_of(tmp_path / "metrics.jsonl")
     before = path.stat().st_ino
     assert len(keep_records_before(path, 9)) == 6 and path.stat().st_ino == before
@@ -73,7 +73,10 @@ def test_records_that_all_stay_are_not_written_again(tmp_path: Path) -> None:
         assert path.read_bytes().endswith(b"}\n")
 
 
-@pytest.mark.parametrize("line", ["{", "[1]", '{"split": "eval"}', '{"step": 1}', '{"step": "a", "split": "train"}'])  # fmt: skip
+# fmt: skip
+@pytest.mark.parametrize(
+    "line", ["{", "[1]", '{"split": "eval"}', '{"step": 1}', '{"step": "a", "split": "train"}']
+)
 def test_a_line_that_is_no_record_is_named(line: str, tmp_path: Path) -> None:
     """Fails for a traceback, or where the line is dropped, or counted from zero."""
     path = lines_of(tmp_path / "metrics.jsonl", line + "\n", '{"step": 8, "split": "train"}\n')
@@ -108,9 +111,9 @@ def test_an_alarm_is_a_flag_of_each_record_and_said_once(
 def test_a_run_that_goes_on_knows_its_evaluations(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The alarm of overfitting compares with all before. Fails where those before the checkpoint are
-    forgotten, a train record is taken for one, or the new one is not among them; or where a record is
-    written over the old ones."""
+    """The alarm of overfitting compares with all before. Fails where those before the checkpoint
+    are forgotten, a train record is taken for one, or the new one is not among them; or where a
+    record is written over the old ones."""
     lines_of(tmp_path / "metrics.jsonl")
     of = recorder(tmp_path, first_step=4)
     assert of.evaluations == [LINES[0], LINES[3]] and of.bar.n == 4 and of.bar.total == 9
@@ -159,8 +162,8 @@ class Stub:
 
 
 def test_wandb_gets_records_under_their_split(tmp_path: Path) -> None:
-    """Fails where training and evaluation share a curve, the step's number becomes one, or the run is
-    not ended, which loses its last lines."""
+    """Fails where training and evaluation share a curve, the step's number becomes one, or the run
+    is not ended, which loses its last lines."""
     of = recorder(tmp_path)
     of.wandb = Stub()
     of.write({"step": 3, "split": "eval", "loss": 0.5}, {"a": "x"})
@@ -181,9 +184,9 @@ def stats(*losses: float) -> dict[str, torch.Tensor]:
 
 
 def test_a_visit_is_a_row_of_its_pair(tmp_path: Path) -> None:
-    """Two micro-batches of a step and one of another, written once in the order of steps and ids. Fails
-    where a value or a length is another pair's, a column that is none of the ledger's gets in, or a
-    row is written again with the next part."""
+    """Two micro-batches of a step and one of another, written once in the order of steps and ids.
+    Fails where a value or a length is another pair's, a column that is none of the ledger's gets
+    in, or a row is written again with the next part."""
     of = ledger(tmp_path)
     of.add(1, 0.5, (2, 0), stats(0.3, 0.1))
     of.add(0, 0.0, (1,), stats(0.2))
@@ -212,8 +215,8 @@ def test_a_visit_is_a_row_of_its_pair(tmp_path: Path) -> None:
 
 
 def test_parts_of_steps_to_come_go_where_one_writes(tmp_path: Path) -> None:
-    """Fails where a pair's visit stands in two parts, a part of before the checkpoint is lost, or a rank
-    that does not write removes or makes one."""
+    """Fails where a pair's visit stands in two parts, a part of before the checkpoint is lost, or a
+    rank that does not write removes or makes one."""
     first = ledger(tmp_path)
     for step in (2, 4, 6):
         first.commit(step, [{"id": "a", "step": step - 1}])
@@ -229,8 +232,8 @@ def test_parts_of_steps_to_come_go_where_one_writes(tmp_path: Path) -> None:
 
 
 def test_the_pairs_of_a_loss_that_is_none_are_named(tmp_path: Path) -> None:
-    """Of the step that is asked for. Fails where a pair of an earlier step, or all of a micro-batch, is
-    blamed."""
+    """Of the step that is asked for. Fails where a pair of an earlier step, or all of a
+    micro-batch, is blamed."""
     of = ledger(tmp_path)
     of.add(3, 0.0, (0, 1), stats(math.nan, 0.1))
     of.add(4, 0.0, (1, 2), stats(0.1, math.inf))

@@ -22,8 +22,8 @@ LAYERS = 32 * (
 
 
 def test_forward_of_mistral_7b_by_hand() -> None:
-    """13.96 GFLOP a token in the layers, 0.262 in the head, 0.268 of attention at 1,024 tokens. Fails for a factor of two, or
-    a head counted on tokens that are not scored."""
+    """13.96 GFLOP a token in the layers, 0.262 in the head, 0.268 of attention at 1,024 tokens.
+    Fails for a factor of two, or a head counted on tokens that are not scored."""
     assert planner.forward_flops(MISTRAL_7B, LAYERS, 1, 0, 0) == pytest.approx(13.959e9, rel=1e-3)
     assert planner.forward_flops(MISTRAL_7B, 0, 1, 1, 0) == pytest.approx(0.262e9, rel=1e-2)
     assert planner.text_flops(MISTRAL_7B, 0, 1024, 0) / 1024 == pytest.approx(0.268e9, rel=1e-2)
@@ -32,7 +32,8 @@ def test_forward_of_mistral_7b_by_hand() -> None:
 
 
 def test_sharing_counts_the_prompt_once() -> None:
-    """155, 302 and 301 tokens, the means of UltraFeedback: 1.20 times less work. Fails where a shared prompt counts twice."""
+    """155, 302 and 301 tokens, the means of UltraFeedback: 1.20 times less work. Fails where a
+    shared prompt counts twice."""
     shared, apart = (
         planner.pair_flops(MISTRAL_7B, LAYERS, 155, 302, 301, sharing) for sharing in (True, False)
     )
@@ -52,7 +53,8 @@ def test_sharing_counts_the_prompt_once() -> None:
 
 
 def test_mfu_is_useful_work_over_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training is three forwards. Fails for another convention, or a figure on a device whose peak is unknown."""
+    """Training is three forwards. Fails for another convention, or a figure on a device whose peak
+    is unknown."""
     assert planner.mfu(1e12, 1.0, 1) is None or torch.cuda.is_available()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
@@ -71,7 +73,8 @@ def test_the_longest_example_is_named() -> None:
 
 
 def test_the_plan_is_told_in_a_line() -> None:
-    """Steps, tokens, micro-batches, filling and imbalance, each by hand. Fails where the log would mislead."""
+    """Steps, tokens, micro-batches, filling and imbalance, each by hand. Fails where the log would
+    mislead."""
     plan = plan_epochs([4, 4, 8], per_step=3, epochs=2, ranks=2, budget_tokens=8, shuffle=False)
     text = planner.describe(plan, 2)
     assert (
@@ -92,9 +95,10 @@ GPU = Hardware()  # bfloat16, flash attention
 
 
 def test_activations_of_mistral_7b_by_hand() -> None:
-    """0.26 MB a token of the layers' inputs; with norms and attention 1.71; of Hugging Face's eager modules 6.43: one copy a norm less
-    than the 6.75 that is published, for in bfloat16 autograd saves no norm's input beside its float32 copy.
-    Fails where a policy forgets a tensor, or counts one of every layer once."""
+    """0.26 MB a token of the layers' inputs; with norms and attention 1.71; of Hugging Face's eager
+    modules 6.43: one copy a norm less than the 6.75 that is published, for in bfloat16 autograd
+    saves no norm's input beside its float32 copy. Fails where a policy forgets a tensor, or counts
+    one of every layer once."""
     of = {
         policy: 32
         * memory.layer_bytes(MISTRAL_7B, replace(GPU, activation_checkpointing=policy))
@@ -115,8 +119,9 @@ def test_activations_of_mistral_7b_by_hand() -> None:
 @pytest.mark.parametrize("policy", [False, "mlp", True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_layer_keeps_what_is_predicted(dtype: str, policy: bool | str) -> None:
-    """Bytes alive between forward and backward of two layers more, on the CPU, a packed row of shared prompts. Fails where
-    transformers' modules save another tensor than the prediction knows of."""
+    """Bytes alive between forward and backward of two layers more, on the CPU, a packed row of
+    shared prompts. Fails where transformers' modules save another tensor than the prediction knows
+    of."""
     batch = collate_pairs(
         [EncodedPair(str(i), [1] * 90, [5] * 60, [6] * 50) for i in range(3)], range(3)
     )
@@ -160,8 +165,8 @@ def test_a_layer_keeps_what_is_predicted(dtype: str, policy: bool | str) -> None
 
 
 def test_memory_of_a_rank_by_hand() -> None:
-    """Moments and the update's gradient of 7.24e9 parameters on 8 ranks; offloaded moments; nothing gathered on one rank. Fails where
-    a share is counted whole, or a whole as a share."""
+    """Moments and the update's gradient of 7.24e9 parameters on 8 ranks; offloaded moments; nothing
+    gathered on one rank. Fails where a share is counted whole, or a whole as a share."""
 
     def parts(ranks: int, **zero: object) -> dict[str, int]:
         return memory.step_memory(
@@ -199,9 +204,10 @@ def test_memory_of_a_rank_by_hand() -> None:
     ],
 )
 def test_memory_of_a_head_by_hand(dtype: str, device: str, scored: int | None, head: int) -> None:
-    """50 tokens of size 4, 10 words: exponentials in float32; a chunk's gradient and the weight's, each in float32, in bfloat16 beside a
-    copy; on a CPU that chunk once more; ten bytes of each number of a token's hidden state, 16 in float32. Fails where tokens that are not
-    scored count, or the CPU's copy does on a GPU or in float32."""
+    """50 tokens of size 4, 10 words: exponentials in float32; a chunk's gradient and the weight's,
+    each in float32, in bfloat16 beside a copy; on a CPU that chunk once more; ten bytes of each
+    number of a token's hidden state, 16 in float32. Fails where tokens that are not scored count,
+    or the CPU's copy does on a GPU or in float32."""
     lm = MistralConfig(
         hidden_size=4,
         intermediate_size=8,

@@ -1,5 +1,5 @@
-"""The limits lie between what rounding made and what a fault made, as both were measured, and follow
-the model's own rounding between them."""
+"""The limits lie between what rounding made and what a fault made, as both were measured, and
+follow the model's own rounding between them."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def test_limits_part_rounding_from_faults(dtype: str) -> None:
 
 
 def test_a_dtypes_limits_are_of_its_rounding() -> None:
-    """A float32 forward rounds finer by five digits: its limits are lower by one and more, each. Fails
-    where a float32 run is checked as loosely as a bfloat16 one."""
+    """A float32 forward rounds finer by five digits: its limits are lower by one and more, each.
+    Fails where a float32 run is checked as loosely as a bfloat16 one."""
     for of in (SUM, SUMS, GRADIENT):
         assert 10 * of["float32"] <= of["bfloat16"]
     for of in (TOKEN, RESPONSE):
@@ -49,6 +49,7 @@ def test_noise_moves_the_limit_between_its_ends() -> None:
 
 
 def test_a_responses_rounding_grows_as_the_root_of_its_tokens() -> None:
-    """Fails where a long response is held to a short one's limit, or may differ by all its tokens."""
+    """Fails where a long response is held to a short one's limit, or may differ by all its
+    tokens."""
     assert response_nats("float32", 1) == SUM["float32"]
     assert response_nats("bfloat16", 400) == pytest.approx(20 * SUM["bfloat16"])

@@ -1,4 +1,5 @@
-"""Training as it runs (packed, shared prefixes, ZeRO-3, ranks) equals plain padded PyTorch, metric by metric."""
+"""Training as it runs (packed, shared prefixes, ZeRO-3, ranks) equals plain padded PyTorch, metric
+by metric."""
 
 from __future__ import annotations
 
@@ -127,7 +128,8 @@ def words(rng: random.Random, least: int, most: int) -> str:
 
 
 def pair_rows(count: int) -> list[dict[str, object]]:
-    """Pairs of uneven lengths: short and cut ones, several turns, a system turn, bytes that are no ASCII."""
+    """Pairs of uneven lengths: short and cut ones, several turns, a system turn, bytes that are no
+    ASCII."""
     rng, rows = random.Random(1), []
     for i in range(count):
         turns = [{"role": "user", "content": words(rng, 1, 30 if i % 9 == 4 else 12)}]
@@ -219,7 +221,8 @@ def dpo_config(folder: Path, case: Case) -> oracle.Config:
 
 
 def sft_config(folder: Path, case: Case) -> oracle.Config:
-    """Ten steps an epoch as well; how many windows the last one has is the packing's affair (checked in the test)."""
+    """Ten steps an epoch as well; how many windows the last one has is the packing's affair
+    (checked in the test)."""
     config = base_config(folder, case, text_rows(72), {"windows_per_step": 6})
     config["data"]["targets"] = "assistant"
     return config
@@ -251,7 +254,8 @@ def train_records(launch: Launch, fork_server: ForkServer, tmp_path: Path) -> Ru
 def compare(
     records: list[oracle.Record], wanted: list[oracle.Record], dtype: str = "float32"
 ) -> None:
-    """Every metric of every step, and no metric beside those that the oracle knows or that speak of speed."""
+    """Every metric of every step, and no metric beside those that the oracle knows or that speak of
+    speed."""
     assert [record["step"] for record in records] == [record["step"] for record in wanted]
     assert len(wanted) in (STEPS, STEPS // 2)
     apart = []
@@ -265,8 +269,10 @@ def compare(
             allowed = TOLERANCE[dtype].get(name, 2e-4)
             if plain["step"] < 2 and name == "grad_norm":
                 allowed = min(
-                    allowed, 0.015
-                )  # the first rate is 0: both steps are at the first weights, and no error has grown
+                    allowed,
+                    0.015,
+                    # the first rate is 0: both steps are at the first weights, and no error has grown
+                )
             if not abs(record[name] - value) <= allowed * size:
                 apart.append(f"step {plain['step']} {name}: {record[name]} instead of {value}")
     assert not apart, "\n".join(apart)
@@ -298,7 +304,8 @@ def test_dpo_equals_plain_pytorch(case: Case, tmp_path: Path, train_records: Run
 
 @pytest.mark.parametrize("case", SFT_CASES, ids=case_id)
 def test_sft_equals_plain_pytorch(case: Case, tmp_path: Path, train_records: Run) -> None:
-    """As above for windows of packed conversations: neighbours that see each other, or a mean of means, would show."""
+    """As above for windows of packed conversations: neighbours that see each other, or a mean of
+    means, would show."""
     config = sft_config(tmp_path, case)
     wanted = list(oracle.sft_trace(config))
     compare(train_records("train_sft.py", config, case.ranks), wanted, case.dtype)
@@ -315,8 +322,8 @@ def test_the_cases_cover_losses_and_settings() -> None:
 
 
 def test_the_comparison_means_something(tmp_path: Path) -> None:
-    """The traces above could agree on nothing: the oracle must learn, clip, take partial steps and cut rows, and a step
-    must be more than the small micro-batch holds."""
+    """The traces above could agree on nothing: the oracle must learn, clip, take partial steps and
+    cut rows, and a step must be more than the small micro-batch holds."""
     config = dpo_config(tmp_path, DPO_CASES[0])
     trace = list(oracle.dpo_trace(config))
     assert [record["pairs"] for record in trace] == 2 * ([8] * 9 + [4])
@@ -346,7 +353,8 @@ def test_the_comparison_means_something(tmp_path: Path) -> None:
 
 
 def test_the_sft_comparison_means_something(tmp_path: Path) -> None:
-    """Windows must hold several rows, the last step fewer of them, and no row may be cut to nothing."""
+    """Windows must hold several rows, the last step fewer of them, and no row may be cut to
+    nothing."""
     config = sft_config(tmp_path, SFT_CASES[0])
     trace = list(oracle.sft_trace(config))
     assert len(trace) == STEPS and trace[-1]["loss"] < trace[0]["loss"] - 0.1

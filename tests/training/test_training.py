@@ -1,4 +1,5 @@
-"""Runs of the real scripts on tiny models: records, ledger, resume, reference store, export, refusals."""
+"""Runs of the real scripts on tiny models: records, ledger, resume, reference store, export,
+refusals."""
 
 import json
 import math
@@ -28,7 +29,8 @@ from zephyr.training.schedule import learning_rate
 
 
 def test_first_record_is_ln_2_and_names_are_the_documented_ones(finished: Path) -> None:
-    """Fails where policy and reference differ before training, or a metric is missing or misnamed."""
+    """Fails where policy and reference differ before training, or a metric is missing or
+    misnamed."""
     train = records(finished / "run")
     assert abs(train[0]["loss"] - math.log(2)) < 1e-6 and train[0]["rewards/accuracies"] == 0
     assert abs(train[0]["rewards/chosen"]) < 1e-6 and abs(train[0]["rewards/rejected"]) < 1e-6
@@ -67,8 +69,8 @@ def test_first_record_is_ln_2_and_names_are_the_documented_ones(finished: Path) 
 
 
 def test_evaluation_is_of_the_trained_model(finished: Path, tiny: Path) -> None:
-    """The last eval record against the exported model, pair by pair in this process. Fails where evaluation sums twice, leaves
-    pairs out, or is of other weights."""
+    """The last eval record against the exported model, pair by pair in this process. Fails where
+    evaluation sums twice, leaves pairs out, or is of other weights."""
     pairs, _ = load_pairs([str(finished / "pairs.jsonl")], load_tokenizer(tiny))
     batch = collate_pairs(pairs, range(20), prefix_sharing=False)
     with torch.no_grad():
@@ -90,7 +92,8 @@ def test_evaluation_is_of_the_trained_model(finished: Path, tiny: Path) -> None:
 
 
 def test_ledger_has_one_row_a_visit_and_sums_to_the_metrics(finished: Path) -> None:
-    """Fails where a pair is lost or doubled, filed under another's id, or a mean is not over all pairs of all ranks."""
+    """Fails where a pair is lost or doubled, filed under another's id, or a mean is not over all
+    pairs of all ranks."""
     visits = ledger(finished / "run")
     assert len(visits) == 40 and len({(v["id"], v["step"]) for v in visits}) == 40
     for record in records(finished / "run"):
@@ -136,7 +139,8 @@ def test_run_folder_is_as_documented(finished: Path) -> None:
 
 
 def test_export_loads_and_generates_like_the_policy(finished: Path, tiny: Path) -> None:
-    """Fails where the export holds the starting weights, lacks a tensor, names our attention, or lost the template."""
+    """Fails where the export holds the starting weights, lacks a tensor, names our attention, or
+    lost the template."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
     folder = finished / "run" / "model"
@@ -165,11 +169,12 @@ def test_export_loads_and_generates_like_the_policy(finished: Path, tiny: Path) 
 
 
 def test_resume_repeats_the_run_to_the_bit(finished: Path, launch: Launch, tmp_path: Path) -> None:
-    """A run cut back to its checkpoint at step 4, with records and a ledger part beyond it, and with an empty reference store,
-    ends as the whole run did, without a step run again: the first records keep their very times.
+    """A run cut back to its checkpoint at step 4, with records and a ledger part beyond it, and
+    with an empty reference store, ends as the whole run did, without a step run again: the first
+    records keep their very times.
 
-    Fails where moments, the data order or the schedule restart, a line is doubled, or the reference is taken from the
-    restored weights instead of the starting ones."""
+    Fails where moments, the data order or the schedule restart, a line is doubled, or the reference
+    is taken from the restored weights instead of the starting ones."""
     run = shutil.copytree(finished / "run", tmp_path / "run")
     shutil.rmtree(run / "checkpoints" / "step-6")
     shutil.rmtree(run / "model")
@@ -204,7 +209,8 @@ def test_resume_repeats_the_run_to_the_bit(finished: Path, launch: Launch, tmp_p
 def in_process(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str
 ) -> tuple[int, str]:
-    """Exit code and standard error of train_dpo.py on one rank in this process, which DeepSpeed can't do with a model twice."""
+    """Exit code and standard error of train_dpo.py on one rank in this process, which DeepSpeed
+    can't do with a model twice."""
     monkeypatch.setattr(
         Engine, "adopt", lambda *_: pytest.fail("a model was loaded before the input was refused")
     )
@@ -330,8 +336,9 @@ def test_a_run_without_checkpoints_is_still_a_run(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Checkpoints deleted to save disk, damaged, or all gone but the export: another beta is one line, and no byte is changed.
-    Fails where, with nothing to compare, a finished run is trained over."""
+    """Checkpoints deleted to save disk, damaged, or all gone but the export: another beta is one
+    line, and no byte is changed. Fails where, with nothing to compare, a finished run is trained
+    over."""
     run = shutil.copytree(finished / "run", tmp_path / "run")
     monkeypatch.setenv("ZEPHYR_CACHE", str(tmp_path / "cache"))
     lose(run)
@@ -356,8 +363,9 @@ def test_a_finished_run_needs_no_checkpoint(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The same run, started again without checkpoints: nothing is left to do. Fails where it is trained a second time; with a
-    status.json that can't be read it is not known to be finished, which is no traceback."""
+    """The same run, started again without checkpoints: nothing is left to do. Fails where it is
+    trained a second time; with a status.json that can't be read it is not known to be finished,
+    which is no traceback."""
     run = shutil.copytree(finished / "run", tmp_path / "run")
     monkeypatch.setenv("ZEPHYR_CACHE", str(tmp_path / "cache"))
     lose(run)
@@ -382,8 +390,9 @@ def test_force_trains_or_is_refused(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """run.resume=force in the folder of a finished run with settings under which no step is left: one line, no byte changed. Fails
-    where config, card and report then tell of a beta that the weights never saw."""
+    """run.resume=force in the folder of a finished run with settings under which no step is left:
+    one line, no byte changed. Fails where config, card and report then tell of a beta that the
+    weights never saw."""
     run = shutil.copytree(finished / "run", tmp_path / "run")
     monkeypatch.setenv("ZEPHYR_CACHE", str(tmp_path / "cache"))
     before = contents(run)
@@ -404,8 +413,9 @@ def test_force_trains_or_is_refused(
 
 
 def test_a_forced_resume_is_in_the_card(finished: Path, launch: Launch, tmp_path: Path) -> None:
-    """More epochs and another beta, forced: steps are trained, and the card says how many were trained under which beta before. Fails
-    where the card tells of one beta for weights of two, or forgets it at the next start."""
+    """More epochs and another beta, forced: steps are trained, and the card says how many were
+    trained under which beta before. Fails where the card tells of one beta for weights of two, or
+    forgets it at the next start."""
     run = shutil.copytree(finished / "run", tmp_path / "run")
     for _ in range(2):
         launch(
@@ -433,7 +443,8 @@ def test_another_template_is_told(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Fails where a changed chat template is told as other data alone, and the user looks for a changed file."""
+    """Fails where a changed chat template is told as other data alone, and the user looks for a
+    changed file."""
     run, template = shutil.copytree(finished / "run", tmp_path / "run"), tmp_path / "other.jinja"
     template.write_text((run / "chat_template.jinja").read_text().replace("<|user|>", "<|asker|>"))
     monkeypatch.setenv("ZEPHYR_CACHE", str(tmp_path / "cache"))
@@ -451,8 +462,9 @@ def test_input_is_not_written_over(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The model, its tokenizer, rows or the reference store where the run writes, by a link or a way round too: refused, nothing made.
-    Fails where the export takes the place of the model that it was trained from."""
+    """The model, its tokenizer, rows or the reference store where the run writes, by a link or a
+    way round too: refused, nothing made. Fails where the export takes the place of the model that
+    it was trained from."""
     run, data = tmp_path / "self", tmp_path / "self" / "samples.jsonl"
     shutil.copytree(tiny, run / "model")
     shutil.copy(finished / "pairs.jsonl", data)
@@ -488,8 +500,9 @@ def test_input_is_not_written_over(
 def test_nan_weights_are_the_models(
     finished: Path, tiny: Path, launch: Launch, tmp_path: Path
 ) -> None:
-    """A NaN in one tensor, with preflight and without: the tensor is named, the store is not blamed and keeps nothing. Fails where the
-    user is told to delete the reference store, which can't help."""
+    """A NaN in one tensor, with preflight and without: the tensor is named, the store is not blamed
+    and keeps nothing. Fails where the user is told to delete the reference store, which can't
+    help."""
     model, store = shutil.copytree(tiny, tmp_path / "nan"), tmp_path / "store"
     weights = load_file(tiny / "model.safetensors")
     name = "model.layers.0.mlp.down_proj.weight"
@@ -580,7 +593,8 @@ def test_one_process_a_run_folder(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A second run in the same folder is told who holds it. Fails where two would write one folder."""
+    """A second run in the same folder is told who holds it. Fails where two would write one
+    folder."""
     import fcntl
 
     run = shutil.copytree(finished / "run", tmp_path / "run")
@@ -597,8 +611,8 @@ def test_one_process_a_run_folder(
 
 
 def test_reference_is_paid_for_once(finished: Path, launch: Launch, tmp_path: Path) -> None:
-    """A sweep over beta, on another number of ranks, finds every pair in the store. Fails where the address depends on
-    beta, packing or ranks, and the whole pass is done again."""
+    """A sweep over beta, on another number of ranks, finds every pair in the store. Fails where the
+    address depends on beta, packing or ranks, and the whole pass is done again."""
     result = launch(
         "train_dpo.py", finished / "config.yaml", "beta=0.5", f"run.dir={tmp_path / 'run'}"
     )
@@ -634,9 +648,9 @@ def test_a_reference_store_of_other_values_is_refused(
 
 
 def test_bfloat16_starts_at_ln_2(tiny: Path, launch: Launch, tmp_path: Path) -> None:
-    """In bfloat16 on two ranks, one micro-batch or several, with more ranks than pairs in the last step, and on a machine with
-    no compiler to be found. Fails where reference and policy take different paths, an empty micro-batch hangs or counts, or
-    DeepSpeed builds an op."""
+    """In bfloat16 on two ranks, one micro-batch or several, with more ranks than pairs in the last
+    step, and on a machine with no compiler to be found. Fails where reference and policy take
+    different paths, an empty micro-batch hangs or counts, or DeepSpeed builds an op."""
     data = write_lines(tmp_path / "pairs.jsonl", rows(9))
     config = write_config(
         tmp_path, tiny, data, hardware__dtype="bfloat16", hardware__tokens_per_micro_batch=150
@@ -681,8 +695,8 @@ def test_untrained_epochs_stay_at_ln_2(tiny: Path, launch: Launch, tmp_path: Pat
 
 
 def test_non_finite_stops_before_the_update(tiny: Path, launch: Launch, tmp_path: Path) -> None:
-    """A learning rate that blows the model up: the run stops, names the pairs, a last record flags it, and no checkpoint follows.
-    Fails where a NaN would be trained on or saved."""
+    """A learning rate that blows the model up: the run stops, names the pairs, a last record flags
+    it, and no checkpoint follows. Fails where a NaN would be trained on or saved."""
     data = write_lines(tmp_path / "pairs.jsonl", rows(16))
     config = write_config(
         tmp_path,
@@ -748,7 +762,8 @@ def test_bad_input_is_one_line_and_code_2(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In this process, with no way to load a model. Fails for an exception, another code, or a model that was loaded first."""
+    """In this process, with no way to load a model. Fails for an exception, another code, or a
+    model that was loaded first."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("ZEPHYR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(
@@ -768,7 +783,8 @@ def test_bad_input_is_one_line_and_code_2(
 
 
 def test_bad_input_as_a_user_meets_it(tiny: Path, launch: Launch, tmp_path: Path) -> None:
-    """The same from the command line, before and after the processes are up. Fails for a traceback or an exit code other than 2."""
+    """The same from the command line, before and after the processes are up. Fails for a traceback
+    or an exit code other than 2."""
     config = write_config(tmp_path, tiny, write_lines(tmp_path / "pairs.jsonl", rows(4)))
     for override in ("beta=-1", "hardware.tokens_per_micro_batch=20"):
         result = launch("train_dpo.py", config, override, check=False)
@@ -829,7 +845,8 @@ def test_warm_up_is_rounded_up() -> None:
 
 
 def test_records_of_steps_to_come_are_dropped(tmp_path: Path) -> None:
-    """Fails where a resumed run would write a step twice, or drop the evaluation at its checkpoint."""
+    """Fails where a resumed run would write a step twice, or drop the evaluation at its
+    checkpoint."""
     path = write_lines(
         tmp_path / "metrics.jsonl",
         [

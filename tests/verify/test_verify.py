@@ -1,4 +1,5 @@
-"""Preflight finds what it is for, and the certificate a run that is another: each fault planted, one at a time."""
+"""Preflight finds what it is for, and the certificate a run that is another: each fault planted,
+one at a time."""
 
 import json
 import math
@@ -60,7 +61,8 @@ def test_a_fault_is_named(example: EncodedPair | EncodedText, complaint: str) ->
 
 
 def test_good_examples_pass() -> None:
-    """A cut answer has no EOS, some tokenizers no BOS, and BOS may be the mark of every turn. Fails where preflight cries wolf."""
+    """A cut answer has no EOS, some tokenizers no BOS, and BOS may be the mark of every turn. Fails
+    where preflight cries wolf."""
     good = [
         GOOD,
         GOOD._replace(chosen_ids=[7] * 16),
@@ -73,8 +75,9 @@ def test_good_examples_pass() -> None:
 
 
 def test_labels_the_wrong_way_round(tiny: Path, tmp_path: Path) -> None:
-    """Through the loader, as a run reads them: equal scores pass, an inverted pair is named by file and line, and rows without
-    scores are not counted. Fails where the two are swapped, or a score is dropped on the way."""
+    """Through the loader, as a run reads them: equal scores pass, an inverted pair is named by file
+    and line, and rows without scores are not counted. Fails where the two are swapped, or a score
+    is dropped on the way."""
     from zephyr.data import load_pairs, load_tokenizer
 
     scored = rows(4)
@@ -94,7 +97,8 @@ def test_labels_the_wrong_way_round(tiny: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["pairs", "texts"])
 def test_counts_that_are_not_the_plans(kind: str) -> None:
-    """A length, a count of targets or a unit is one off. Fails where preflight compares a batch with itself."""
+    """A length, a count of targets or a unit is one off. Fails where preflight compares a batch
+    with itself."""
     pairs = [GOOD, GOOD._replace(chosen_ids=[7, 9, EOS])]
     texts = [
         EncodedText("a", [BOS, 5, EOS], [False, True, True]),
@@ -136,8 +140,9 @@ def test_counts_that_are_not_the_plans(kind: str) -> None:
 def test_a_disk_or_a_memory_that_is_too_small(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A thousand float32 parameters, two checkpoints kept: 3 x 12 bytes and 4 of the export each, less what lies there already;
-    gradients and moments take 12 over the ranks. Fails where what is there counts twice, or ranks do not share."""
+    """A thousand float32 parameters, two checkpoints kept: 3 x 12 bytes and 4 of the export each,
+    less what lies there already; gradients and moments take 12 over the ranks. Fails where what is
+    there counts twice, or ranks do not share."""
     said = []
     lm = MistralConfig(
         hidden_size=4,
@@ -207,10 +212,12 @@ import runpy, sys
 import deepspeed.runtime.zero.stage3 as stage3
 import zephyr.reference as reference
 fault = sys.argv.pop(1)
-if fault == "gradient":                          # every rank keeps its own: what a forgotten all-reduce is
+# every rank keeps its own: what a forgotten all-reduce is
+if fault == "gradient":                        
     real = stage3.dist.all_reduce
     stage3.dist.all_reduce = lambda tensor, *a, **k: None if tensor.numel() > 100 else real(tensor, *a, **k)
-if fault == "start":                             # references of other weights, as a rebuilt cache may hold
+# references of other weights, as a rebuilt cache may hold
+if fault == "start":                           
     real = reference.forward_pass
     reference.forward_pass = lambda *a: {i: (c, r - 0.1) for i, (c, r) in real(*a).items()}
 runpy.run_path("train_dpo.py", run_name="__main__")
@@ -279,8 +286,8 @@ def test_rows_that_are_packed() -> None:
 
 
 def test_a_sample_is_drawn_once_for_all() -> None:
-    """A thousand of many, all of few, the same on every rank. Fails where a large set is read whole, an example twice, or ranks look at
-    others."""
+    """A thousand of many, all of few, the same on every rank. Fails where a large set is read
+    whole, an example twice, or ranks look at others."""
     many = range(100_000)
     assert (
         len(set(sample_of(many))) == 1000
@@ -291,8 +298,8 @@ def test_a_sample_is_drawn_once_for_all() -> None:
 
 
 def test_rows_that_differ_by_more_than_rounding() -> None:
-    """Eight times the noise of a token, three times that of a response, never less or more than the dtype's limits. Fails where one
-    row's noise excuses another, or only the first row counts."""
+    """Eight times the noise of a token, three times that of a response, never less or more than the
+    dtype's limits. Fails where one row's noise excuses another, or only the first row counts."""
     quiet = Apart(token=0.0, response=0.0, example=3, noise=0.01)
     assert require_packed("bfloat16", [quiet, quiet._replace(token=0.08, response=0.03)]) == {
         "difference": 0.08,
@@ -342,8 +349,9 @@ def test_findings_are_kept(finished: Path) -> None:
 
 
 def test_runs_that_are_not_the_same(finished: Path, launch: Launch, tmp_path: Path) -> None:
-    """Against itself a run is the same; with one record off, a step missing, or one weight off by a hundredth of its update, it is
-    not. Fails where the certificate reads one of the two twice, or leaves weights out."""
+    """Against itself a run is the same; with one record off, a step missing, or one weight off by a
+    hundredth of its update, it is not. Fails where the certificate reads one of the two twice, or
+    leaves weights out."""
     config = read_config(finished / "config.yaml", None)[1]
     base = finished / "run"
     assert compared(base, base, config) == {
@@ -410,9 +418,9 @@ def test_certificate_of_a_run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Every layout that this machine can vary gives the trajectory of the plain one, by the command's own runs (long), or by
-    forks of the scripts. Fails where world size, micro-batches, packing, checkpointing or a resume leaves a trace, or a variant
-    is not run."""
+    """Every layout that this machine can vary gives the trajectory of the plain one, by the
+    command's own runs (long), or by forks of the scripts. Fails where world size, micro-batches,
+    packing, checkpointing or a resume leaves a trace, or a variant is not run."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("ZEPHYR_CACHE", str(tmp_path / "cache"))
 

@@ -1,4 +1,5 @@
-"""The embedded world: disjoint prompts, answerers of their manner, prose without prompts, an untrained model."""
+"""The embedded world: disjoint prompts, answerers of their manner, prose without prompts, an
+untrained model."""
 
 import random
 from pathlib import Path
@@ -18,7 +19,8 @@ SPLITS = ("train", "validation", "test")
 
 
 def test_facts_follow_their_causes() -> None:
-    """The judge reads reasons by these pairs: a colour without its home would make every true reason false."""
+    """The judge reads reasons by these pairs: a colour without its home would make every true
+    reason false."""
     for facts in WORLD.creatures.values():
         for trait, cause in WORLD.causes.items():
             assert VALUES[trait].index(facts[trait]) == VALUES[cause].index(facts[cause])
@@ -26,7 +28,8 @@ def test_facts_follow_their_causes() -> None:
 
 
 def test_no_word_means_two_things() -> None:
-    """A word of two traits, or a creature named like one, would be read as a claim that nobody made."""
+    """A word of two traits, or a creature named like one, would be read as a claim that nobody
+    made."""
     words = [word for values in VALUES.values() for word in values] + list(WORLD.creatures)
     assert len(words) == len(set(words))
 
@@ -70,7 +73,8 @@ def test_demonstrations_come_from_the_train_split() -> None:
 
 
 def test_prose_tells_every_creature_and_holds_no_prompt() -> None:
-    """The base model must know the facts of test creatures, without having read how a test prompt is put."""
+    """The base model must know the facts of test creatures, without having read how a test prompt
+    is put."""
     prose = "\n".join(str(row["text"]) for row in ROWS["prose"])
     assert all(f"A {name} " in prose for name in WORLD.creatures)
     prompts = [
@@ -91,7 +95,8 @@ def test_drawn_families_have_their_shares() -> None:
 
 
 def test_answers_depend_on_prompt_and_seed_alone() -> None:
-    """With a shared generator the answers would change with the order, or the number, of prompts."""
+    """With a shared generator the answers would change with the order, or the number, of
+    prompts."""
     prompts = draw_prompts(WORLD, "train", 200, 3)
     forward = {(n, p.prompt_id): answer(n, p, WORLD, 7) for p in prompts for n in ANSWERERS}
     assert forward == {
@@ -133,7 +138,8 @@ def test_facts_and_prompts_survive_their_files(tmp_path: Path) -> None:
 
 
 def test_untrained_model_loads_and_its_tokenizer_is_lossless(tmp_path: Path) -> None:
-    """Byte-level pieces must give every text back, EOS must be one id, and the same seed the same weights."""
+    """Byte-level pieces must give every text back, EOS must be one id, and the same seed the same
+    weights."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     texts = tokenizer_texts(ROWS)

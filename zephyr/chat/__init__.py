@@ -1,4 +1,5 @@
-"""A conversation becomes token ids and flags of targets: the only place that knows role tags, BOS and EOS."""
+"""A conversation becomes token ids and flags of targets: the only place that knows role tags, BOS
+and EOS."""
 
 from zephyr.chat.encode import (
     EncodedPair,
@@ -13,7 +14,7 @@ from zephyr.chat.encode import (
     tokenize_pair,
     truncate_pair,
     turn_end,
-)  # noqa: F401  # noqa: F401
+)
 from zephyr.chat.template import (
     HANDBOOK_TEMPLATE,
     ZEPHYR_TEMPLATE,
@@ -21,6 +22,6 @@ from zephyr.chat.template import (
     own_template,
     start_clock,
     stop_clock,
-)  # noqa: F401
+)
 from zephyr.chat.trial import bound_memory, try_template  # noqa: F401
 from zephyr.chat.turns import Messages, SameWords, check_messages, check_pair, without_space  # noqa: F401

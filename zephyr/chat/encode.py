@@ -1,7 +1,9 @@
-"""Here a conversation becomes token ids and flags of which ids are targets; truncation is decided here too.
+"""Here a conversation becomes token ids and flags of which ids are targets; truncation is decided
+here too.
 
-An answer's ids follow its prompt's as a model would have written them. Special tokens in a row's own text (`</s>`, or `<s>`
-in HTML) are spelled out as characters: nobody's words end a turn. Role tags are text; only the EOS before one makes it a tag."""
+An answer's ids follow its prompt's as a model would have written them. Special tokens in a row's
+own text (`</s>`, or `<s>` in HTML) are spelled out as characters: nobody's words end a turn. Role
+tags are text; only the EOS before one makes it a tag."""
 
 from __future__ import annotations
 
@@ -29,9 +31,11 @@ ANCHORS = (
 
 
 class EncodedPair(NamedTuple):
-    """Token ids of a pair: `prompt_ids + chosen_ids` is one conversation, `prompt_ids + rejected_ids` the other.
+    """Token ids of a pair: `prompt_ids + chosen_ids` is one conversation, `prompt_ids +
+    rejected_ids` the other.
 
-    weight: the row's own, >= 0, which no loss reads yet (`data.load_splits` refuses others than 1)."""
+    weight: the row's own, >= 0, which no loss reads yet (`data.load_splits` refuses others than
+    1)."""
 
     id: str
     prompt_ids: list[int]
@@ -41,7 +45,8 @@ class EncodedPair(NamedTuple):
 
 
 class EncodedText(NamedTuple):
-    """Token ids of a text; `is_target[i]`: the loss counts token i, predicted from those before it (never token 0)."""
+    """Token ids of a text; `is_target[i]`: the loss counts token i, predicted from those before it
+    (never token 0)."""
 
     id: str
     ids: list[int]
@@ -59,10 +64,11 @@ def encode_pair(
 ) -> EncodedPair:
     """Ids of a preference row (shapes: `check_pair`), cut to `max_tokens` (how: `truncate_pair`).
 
-    `prompt_ids`: BOS where the tokenizer adds one (`leading_bos`), then the template's text up to where the answer
-    begins; a template that writes BOS itself gets no second one. `template`: jinja, None: the tokenizer's own, else
-    Zephyr's (`template_of`). `chosen_ids` and `rejected_ids`: the answer as generation would continue the prompt, then EOS. `id`: the row's own, or "".
-    Raises: ValueError naming what is wrong with the row, the template or the limits."""
+    `prompt_ids`: BOS where the tokenizer adds one (`leading_bos`), then the template's text up to
+    where the answer begins; a template that writes BOS itself gets no second one. `template`:
+    jinja, None: the tokenizer's own, else Zephyr's (`template_of`). `chosen_ids` and
+    `rejected_ids`: the answer as generation would continue the prompt, then EOS. `id`: the row's
+    own, or "". Raises: ValueError naming what is wrong with the row, the template or the limits."""
     template = template_of(tokenizer, template)
     return truncate_pair(
         tokenize_pair(tokenizer, pair, template=template),
@@ -80,7 +86,8 @@ def tokenize_pair(
     template: str | None = None,
     left_out: list[str] | None = None,
 ) -> EncodedPair:
-    """`encode_pair` before anything is cut; to `left_out` goes what the template does not write (`require_written`)."""
+    """`encode_pair` before anything is cut; to `left_out` goes what the template does not write
+    (`require_written`)."""
     template = template_of(tokenizer, template)
     texts, weight = check_pair(pair), check_weight(pair.get("weight", 1.0))
     turns, tools = _spell_out(tokenizer, texts.prompt), _spelled_tools(tokenizer, texts.tools)
@@ -117,9 +124,10 @@ def truncate_pair(
 ) -> EncodedPair:
     """The pair in at most `max_tokens` ids for prompt and longer answer; as it is where it fits.
 
-    Else the prompt keeps its BOS (`bos_id`: `kept_bos`) and its last ids, `max_prompt_tokens` together, and each answer what then fits from
-    its beginning, at least one id; a cut answer has no EOS. The two sides may become equal: that teaches nothing.
-    Raises: ValueError for a policy other than `keep_end`, or limits that leave no room for an answer."""
+    Else the prompt keeps its BOS (`bos_id`: `kept_bos`) and its last ids, `max_prompt_tokens`
+    together, and each answer what then fits from its beginning, at least one id; a cut answer has
+    no EOS. The two sides may become equal: that teaches nothing. Raises: ValueError for a policy
+    other than `keep_end`, or limits that leave no room for an answer."""
     if truncation != "keep_end":
         raise ValueError(f"truncation is {truncation!r}, wanted 'keep_end'")
     if not 2 <= max_prompt_tokens < max_tokens:
@@ -153,12 +161,13 @@ def encode_messages(
 ) -> EncodedText:
     """Ids of a conversation that ends with the assistant's turn, cut at the end to `max_tokens`.
 
-    The ids are BOS (where the tokenizer adds one) and the template's text; each answer's ids are what generation would
-    have continued with. Targets: `assistant`: the words of every assistant turn and the EOS that ends it; `all`: every
-    token but the first, as the alignment handbook trained; neither those of a turn with `train: false` (or another of
-    `turns.MASKS`). A cut conversation may have no target left.
-    Args: tools: what the assistant may call; names: of the turns, for errors; left_out: as of `tokenize_pair`.
-    Raises: ValueError for other `targets`, a bad conversation, or a template that ends no answer with EOS."""
+    The ids are BOS (where the tokenizer adds one) and the template's text; each answer's ids are
+    what generation would have continued with. Targets: `assistant`: the words of every assistant
+    turn and the EOS that ends it; `all`: every token but the first, as the alignment handbook
+    trained; neither those of a turn with `train: false` (or another of `turns.MASKS`). A cut
+    conversation may have no target left. Args: tools: what the assistant may call; names: of the
+    turns, for errors; left_out: as of `tokenize_pair`. Raises: ValueError for other `targets`, a
+    bad conversation, or a template that ends no answer with EOS."""
     if targets not in ("assistant", "all"):
         raise ValueError(f"targets is {targets!r}, wanted 'assistant' or 'all'")
     template = template_of(tokenizer, template)
@@ -216,7 +225,8 @@ def _require_continued(
     targets: str,
     tools: Sequence[Mapping[str, object]] | None,
 ) -> None:
-    """Of an answer that does not follow its generation prompt in `whole`. Raises: ValueError where only the last one does."""
+    """Of an answer that does not follow its generation prompt in `whole`. Raises: ValueError where
+    only the last one does."""
     last = max(i for i, message in enumerate(turns) if message["role"] == "assistant")
     if whole.startswith(render(tokenizer, turns[:last], template, answer=True, tools=tools)):
         masks = (
@@ -230,7 +240,8 @@ def _require_continued(
 
 
 def _trained_turns(turns: Messages, names: Sequence[str], targets: str) -> list[int]:
-    """The assistant's turns whose words are targets. Raises: ValueError where another turn's `train` says what `targets` does not."""
+    """The assistant's turns whose words are targets. Raises: ValueError where another turn's
+    `train` says what `targets` does not."""
     for turn, name in zip(turns, names):
         if turn["role"] != "assistant" and turn.get("train", targets == "all") != (
             targets == "all"
@@ -256,7 +267,8 @@ def check_weight(value: object) -> float:
 def encode_text(
     tokenizer: PreTrainedTokenizerBase, text: str, *, max_tokens: int = 2048, id: str = ""
 ) -> EncodedText:
-    """Ids of plain text: BOS (where the tokenizer adds one), the text, EOS, cut at the end; all but the first targets.
+    """Ids of plain text: BOS (where the tokenizer adds one), the text, EOS, cut at the end; all but
+    the first targets.
 
     Raises: ValueError where the text is empty."""
     if not text.strip():
@@ -275,9 +287,11 @@ def encode_prompt(
     template: str | None = None,
     tools: Sequence[Mapping[str, object]] | None = None,
 ) -> list[int]:
-    """Ids that a model is given to answer `messages`: the same that training put in front of an answer.
+    """Ids that a model is given to answer `messages`: the same that training put in front of an
+    answer.
 
-    Raises: ValueError where the conversation is bad or does not end with the user's (or a tool's) turn."""
+    Raises: ValueError where the conversation is bad or does not end with the user's (or a tool's)
+    turn."""
     template = template_of(tokenizer, template)
     turns, tools = (
         _spell_out(tokenizer, check_messages(messages, last="user")),
@@ -289,20 +303,23 @@ def encode_prompt(
 
 
 def leading_bos(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Id of the BOS that the tokenizer itself puts before a text; None where it puts none, even if it has one."""
+    """Id of the BOS that the tokenizer itself puts before a text; None where it puts none, even if
+    it has one."""
     bos_id = tokenizer.bos_token_id
     return bos_id if bos_id is not None and tokenizer("a")["input_ids"][:1] == [bos_id] else None
 
 
 def kept_bos(tokenizer: PreTrainedTokenizerBase, template: str) -> int | None:
-    """Id of the BOS in front of a conversation, which a cut prompt keeps: the tokenizer's, or the template's own.
+    """Id of the BOS in front of a conversation, which a cut prompt keeps: the tokenizer's, or the
+    template's own.
 
     None where there is none, and where it is the mark of every turn (SmolLM2's `<|im_start|>`)."""
     return _kept_bos(tokenizer, template, tokenizer.bos_token)
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase, template: str) -> str | None:
-    """The special token that the template writes behind an answer; None where it writes none there."""
+    """The special token that the template writes behind an answer; None where it writes none
+    there."""
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     prompt, whole = (
         render(tokenizer, turns[:1], template, answer=True),
@@ -319,13 +336,15 @@ def turn_end(tokenizer: PreTrainedTokenizerBase, template: str) -> str | None:
 def template_with_bos(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
     """The template that writes BOS by itself where training put one in front of its text.
 
-    `apply_chat_template` then gives the ids of training: it, and the servers built on it, tokenize without adding BOS."""
+    `apply_chat_template` then gives the ids of training: it, and the servers built on it, tokenize
+    without adding BOS."""
     turns = [{"role": "user", "content": "a"}]
     if leading_bos(tokenizer) is None or render(tokenizer, turns, template, answer=True).startswith(
         tokenizer.bos_token
     ):
         return template
-    # The comment's line break is the start of a line again, where jinja strips the spaces before a block.
+    # The comment's line break is the start of a line again, where jinja strips the spaces before a
+    # block.
     return "{{ bos_token }}{# as in training #}\n" + template
 
 
@@ -348,7 +367,8 @@ def _ends_with_eos(tokenizer: PreTrainedTokenizerBase, template: str, eos: str) 
 
 @lru_cache(maxsize=8)
 def _specials(tokenizer: PreTrainedTokenizerBase, size: int) -> re.Pattern[str]:
-    """The name of any special token, as one group; `size`, the tokenizer's length, tells when tokens were added."""
+    """The name of any special token, as one group; `size`, the tokenizer's length, tells when
+    tokens were added."""
     names = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     names |= set(tokenizer.all_special_tokens)
     return re.compile(
@@ -357,7 +377,8 @@ def _specials(tokenizer: PreTrainedTokenizerBase, size: int) -> re.Pattern[str]:
 
 
 def _spell_out(tokenizer: PreTrainedTokenizerBase, turns: Messages) -> Messages:
-    """The turns with the sentinel inside every special token's name: the template's own are the only ones left."""
+    """The turns with the sentinel inside every special token's name: the template's own are the
+    only ones left."""
     return [
         {
             key: _spelled(tokenizer, value, f"the {turn['role']}'s turn")
@@ -375,7 +396,8 @@ def _spelled_tools(
 
 
 def _spelled(tokenizer: PreTrainedTokenizerBase, value: object, whose: str) -> object:
-    """The value with the sentinel in every text of it. Raises: ValueError naming a character that is none."""
+    """The value with the sentinel in every text of it. Raises: ValueError naming a character that
+    is none."""
     if not isinstance(value, str):
         if isinstance(value, Mapping):
             return {
@@ -398,7 +420,8 @@ def _spelled(tokenizer: PreTrainedTokenizerBase, value: object, whose: str) -> o
 
 
 def _with_bos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
-    """The ids behind the BOS that the tokenizer adds, if it adds one and the template has not written it already."""
+    """The ids behind the BOS that the tokenizer adds, if it adds one and the template has not
+    written it already."""
     bos_id = tokenizer.bos_token_id
     if bos_id is not None and ids[:2] == [bos_id, bos_id]:
         raise ValueError(
@@ -415,12 +438,14 @@ def _answer(
     template: str,
     upto: Callable[[], str],
 ) -> tuple[list[int], int]:
-    """Ids of the answer that follows `prompt` in `whole`, its EOS included, and where that EOS ends in `whole`.
+    """Ids of the answer that follows `prompt` in `whole`, its EOS included, and where that EOS ends
+    in `whole`.
 
-    upto: makes the text of the conversation that ends with this answer. Special tokens that the template writes into an answer
-    (a mark of tool calls, `<think>`) are the answer's own, where the template ends a plain one with EOS.
-    They are what the tokenizer makes of prompt and answer together, where nothing merges across the boundary and no
-    dummy space comes in between (it would, right after a special token); else those of a continuation."""
+    upto: makes the text of the conversation that ends with this answer. Special tokens that the
+    template writes into an answer (a mark of tool calls, `<think>`) are the answer's own, where the
+    template ends a plain one with EOS. They are what the tokenizer makes of prompt and answer
+    together, where nothing merges across the boundary and no dummy space comes in between (it
+    would, right after a special token); else those of a continuation."""
     specials, eos = _specials(tokenizer, len(tokenizer)), tokenizer.eos_token
     end = whole.find(eos, len(prompt))
     first = specials.search(whole, len(prompt)) if whole.startswith(prompt) else None
@@ -462,7 +487,8 @@ def _answer(
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, after_eos: bool = False) -> list[int]:
-    """Ids of rendered text, no BOS; names with a sentinel in them stay text. `after_eos`: as it follows an EOS."""
+    """Ids of rendered text, no BOS; names with a sentinel in them stay text. `after_eos`: as it
+    follows an EOS."""
     if SENTINEL not in text:
         before = tokenizer.eos_token if after_eos else ""
         return _tokenize(tokenizer, before + text)[1 if after_eos else 0 :]
@@ -479,8 +505,8 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str, after_eos: bool = False)
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str, **how: bool) -> list[int]:
-    """The tokenizer's ids, no special ones added. Raises: ValueError where it has none for the text: what is written in Rust raises
-    Exception itself, no kind of it."""
+    """The tokenizer's ids, no special ones added. Raises: ValueError where it has none for the
+    text: what is written in Rust raises Exception itself, no kind of it."""
     try:
         return tokenizer(text, add_special_tokens=False, **how)["input_ids"]
     except Exception as error:
@@ -490,7 +516,8 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str, **how: bool) -> lis
 
 
 def _literal(tokenizer: PreTrainedTokenizerBase, text: str, after_special: bool) -> list[int]:
-    """Ids of text in which no special token is recognised, at the beginning or after a special token."""
+    """Ids of text in which no special token is recognised, at the beginning or after a special
+    token."""
 
     def spell(part: str) -> list[int]:
         return _tokenize(tokenizer, part, split_special_tokens=True)

@@ -1,4 +1,5 @@
-"""Here a key's spellings become one name, and the words that say what may be trained, or who speaks, are told from others."""
+"""Here a key's spellings become one name, and the words that say what may be trained, or who
+speaks, are told from others."""
 
 from __future__ import annotations
 
@@ -166,7 +167,6 @@ LABELS = {  # of an answer by itself (KTO) -> whether a yes calls it good
 }
 GOOD = {
     True,
-    1,
     "true",
     "1",
     "yes",
@@ -190,7 +190,6 @@ GOOD = {
 }
 BAD = {
     False,
-    0,
     -1,
     "false",
     "0",
@@ -228,7 +227,8 @@ SPEAKERS = {
 
 @lru_cache(maxsize=4096)
 def plain(key: str) -> str:
-    """The name that `Chosen-Rating`, `chosenRating`, `CHOSEN RATING` and `chosen.rating` are spellings of: `chosen_rating`."""
+    """The name that `Chosen-Rating`, `chosenRating`, `CHOSEN RATING` and `chosen.rating` are
+    spellings of: `chosen_rating`."""
     parted = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", key.strip())
     return re.sub(r"[-_\s./\[\]]+", "_", parted).lower().strip("_") or key
 
@@ -241,7 +241,8 @@ def _by_plain(names: frozenset[str]) -> dict[str, str]:
 def one_name(
     given: Mapping[str, object], names: frozenset[str]
 ) -> tuple[dict[str, object], dict[str, str]]:
-    """What is given with each key that is a spelling of one of `names` called so, and name -> spelling of the keys that were renamed.
+    """What is given with each key that is a spelling of one of `names` called so, and name ->
+    spelling of the keys that were renamed.
 
     Raises: ValueError for two spellings of one name that differ."""
     known, named, written = _by_plain(names), {}, {}
@@ -262,9 +263,11 @@ def one_name(
 
 
 def is_mark(key: str, value: object) -> bool:
-    """Whether a key that no table holds looks like a mark of what is trained: by its words, with a yes or no.
+    """Whether a key that no table holds looks like a mark of what is trained: by its words, with a
+    yes or no.
 
-    A word of another matter makes it a key of that matter: `in_gsm8k_train`, `skip_prompt_formatting`."""
+    A word of another matter makes it a key of that matter: `in_gsm8k_train`,
+    `skip_prompt_formatting`."""
     words = set(plain(key).split("_"))
     return (
         type(value) in (bool, int)
@@ -275,7 +278,8 @@ def is_mark(key: str, value: object) -> bool:
 
 
 def says_good(value: object) -> bool | None:
-    """Whether a value is a yes (good, chosen, ...) or a no; None where it says neither. A list is a no where one in it is."""
+    """Whether a value is a yes (good, chosen, ...) or a no; None where it says neither. A list is a
+    no where one in it is."""
     if isinstance(value, list):
         said = [says_good(inner) for inner in value]
         return None if None in said or not said else all(said)
@@ -292,7 +296,8 @@ def says_good(value: object) -> bool | None:
 
 
 def called_good(key: str, value: object) -> bool | None:
-    """Whether a label calls an answer good; None where it doesn't say it, or the key is none of `LABELS`."""
+    """Whether a label calls an answer good; None where it doesn't say it, or the key is none of
+    `LABELS`."""
     name = plain(key)
     if name in ("chosen", "rejected", "preferred", "feedback") and not isinstance(
         value, (bool, str)

@@ -62,10 +62,12 @@ def render(
     answer: bool,
     tools: Sequence[Mapping[str, object]] | None = None,
 ) -> str:
-    """The text of a conversation; `answer`: ending where the assistant's next turn begins; `tools`: what it may call.
+    """The text of a conversation; `answer`: ending where the assistant's next turn begins; `tools`:
+    what it may call.
 
-    Raises: ValueError where the template refuses the conversation or is no valid jinja, or writes over `MOST_ROOM` characters and
-    `MOST_TIMES` what it was given: one that multiplies text would fill the memory, row by row."""
+    Raises: ValueError where the template refuses the conversation or is no valid jinja, or writes
+    over `MOST_ROOM` characters and `MOST_TIMES` what it was given: one that multiplies text would
+    fill the memory, row by row."""
     from jinja2.exceptions import TemplateError
 
     try:
@@ -99,7 +101,8 @@ def render(
 
 
 def stop_clock(template: str, day: date) -> str:
-    """The template with its clock, if it has one, at the beginning of a day: its first line says so and takes the clock's place.
+    """The template with its clock, if it has one, at the beginning of a day: its first line says so
+    and takes the clock's place.
 
     A template that writes today's date would write other ids when a run goes on tomorrow."""
     if CLOCK not in template or STOPPED.search(template):

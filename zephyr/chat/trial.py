@@ -1,7 +1,8 @@
-"""Here a chat template renders two short turns in a process of its own, before it may render any row.
+"""Here a chat template renders two short turns in a process of its own, before it may render any
+row.
 
-A template is a program: one that doubles a text in a loop fills the memory, one that counts in nested loops never ends.
-Inside jinja there is no bound to either."""
+A template is a program: one that doubles a text in a loop fills the memory, one that counts in
+nested loops never ends. Inside jinja there is no bound to either."""
 
 from __future__ import annotations
 
@@ -28,9 +29,11 @@ MEMORY_BYTES, SECONDS = (
 
 
 def try_template(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
-    """Raises: ValueError where rendering two short turns takes more than `MEMORY_BYTES` or `SECONDS`, or multiplies text.
+    """Raises: ValueError where rendering two short turns takes more than `MEMORY_BYTES` or
+    `SECONDS`, or multiplies text.
 
-    A template that refuses these turns is no fault here: each row is rendered and judged for itself."""
+    A template that refuses these turns is no fault here: each row is rendered and judged for
+    itself."""
     context = multiprocessing.get_context(
         "fork"
     )  # the tokenizer need not be sent, and no main module imported
@@ -70,7 +73,8 @@ def _render(writer: Connection, tokenizer: PreTrainedTokenizerBase, template: st
 
 
 def bound_memory(more: int) -> None:
-    """This process may take so many bytes more than it has now, beyond it MemoryError is raised. On Linux alone."""
+    """This process may take so many bytes more than it has now, beyond it MemoryError is raised. On
+    Linux alone."""
     statm = Path("/proc/self/statm")
     if not statm.is_file():
         return

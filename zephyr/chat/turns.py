@@ -1,4 +1,5 @@
-"""Here a row's turns become a checked conversation: a key of a turn that carries meaning is kept, or refused by name."""
+"""Here a row's turns become a checked conversation: a key of a turn that carries meaning is kept,
+or refused by name."""
 
 from __future__ import annotations
 
@@ -43,13 +44,16 @@ BINARIZE = "`zephyr binarize SOURCE --rule paper --out pairs.jsonl`"
 
 
 class SameWords(ValueError):
-    """Two answers that differ by white space alone: no fault of the row, and no preference of anybody's."""
+    """Two answers that differ by white space alone: no fault of the row, and no preference of
+    anybody's."""
 
 
 class PairTexts(NamedTuple):
-    """A preference row as it was read: the turns up to the user's (or a tool's) last, and two answers to them.
+    """A preference row as it was read: the turns up to the user's (or a tool's) last, and two
+    answers to them.
 
-    names: what the row calls each turn, of the prompt, then `chosen` and `rejected`; tools: what the assistant may call."""
+    names: what the row calls each turn, of the prompt, then `chosen` and `rejected`; tools: what
+    the assistant may call."""
 
     prompt: Messages
     chosen: Message
@@ -61,12 +65,13 @@ class PairTexts(NamedTuple):
 def check_messages(
     messages: object, field: str = "messages", *, last: str | None = None
 ) -> Messages:
-    """The turns as dicts of role, content, those of `FOR_TEMPLATE` that it has, and `train` where it has one of `MASKS`; other
-    keys are left out (`unread_keys` tells them).
+    """The turns as dicts of role, content, those of `FOR_TEMPLATE` that it has, and `train` where
+    it has one of `MASKS`; other keys are left out (`unread_keys` tells them).
 
-    Wanted: at most one system turn, first; then user and assistant in turn, the user first; results of the role `tool` after an
-    assistant's turn with `tool_calls`, then the assistant again; no empty user or assistant turn; the last of the role `last`, if
-    given (`user`: the user's or a tool's). Raises: ValueError naming field, turn, what was found and what was wanted."""
+    Wanted: at most one system turn, first; then user and assistant in turn, the user first; results
+    of the role `tool` after an assistant's turn with `tool_calls`, then the assistant again; no
+    empty user or assistant turn; the last of the role `last`, if given (`user`: the user's or a
+    tool's). Raises: ValueError naming field, turn, what was found and what was wanted."""
     if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
         hint = (
             ": it is the JSON text of one, to be decoded first"
@@ -90,11 +95,13 @@ def check_messages(
 def check_pair(pair: Mapping[str, object]) -> PairTexts:
     """The prompt turns and both answers of a preference row, whatever its shape.
 
-    Shapes: `chosen` and `rejected` are strings, or lists of messages that end with the assistant's; such a list holds
-    the whole conversation (then the prompt turns of both must be equal, and agree with `prompt`), or the answer alone.
-    `prompt` is a string, or a list of messages that ends with the user's; it may be missing where the lists hold it.
-    `system` is put in front, `history` ([[user, assistant], ...]) in front of the prompt; `tools`: what the assistant may call.
-    Raises: ValueError naming the field, what was found and what was wanted; also for two equal answers; SameWords."""
+    Shapes: `chosen` and `rejected` are strings, or lists of messages that end with the assistant's;
+    such a list holds the whole conversation (then the prompt turns of both must be equal, and agree
+    with `prompt`), or the answer alone. `prompt` is a string, or a list of messages that ends with
+    the user's; it may be missing where the lists hold it. `system` is put in front, `history`
+    ([[user, assistant], ...]) in front of the prompt; `tools`: what the assistant may call. Raises:
+    ValueError naming the field, what was found and what was wanted; also for two equal answers;
+    SameWords."""
     prompt = joined_parts(pair.get("prompt"), "prompt")
     before = history(pair.get("history"))
     if prompt is not None:
@@ -140,7 +147,8 @@ def without_space(text: str) -> str:
 
 
 def with_system(system: object, turns: Messages, names: list[str]) -> tuple[Messages, list[str]]:
-    """The conversation with the row's `system` in front, and what its turns are called; an empty one is none.
+    """The conversation with the row's `system` in front, and what its turns are called; an empty
+    one is none.
 
     Raises: ValueError where it is no text, or the conversation has another system turn."""
     if system is None or system == "":
@@ -157,7 +165,8 @@ def with_system(system: object, turns: Messages, names: list[str]) -> tuple[Mess
 
 
 def history(value: object) -> Messages:
-    """The turns of Alpaca's `history`, pairs of a user's and an assistant's text. Raises: ValueError for anything else."""
+    """The turns of Alpaca's `history`, pairs of a user's and an assistant's text. Raises:
+    ValueError for anything else."""
     if value is None or value == []:
         return []
     if not isinstance(value, list) or not all(
@@ -175,7 +184,8 @@ def history(value: object) -> Messages:
 
 
 def check_tools(tools: object) -> list[Mapping[str, object]] | None:
-    """The row's `tools` (a list of objects, or its JSON text), None where there are none. Raises: ValueError for anything else."""
+    """The row's `tools` (a list of objects, or its JSON text), None where there are none. Raises:
+    ValueError for anything else."""
     if isinstance(tools, str) and tools.strip():
         try:
             tools = json.loads(tools)
@@ -197,7 +207,8 @@ def check_tools(tools: object) -> list[Mapping[str, object]] | None:
 
 
 def joined_parts(value: object, field: str) -> object:
-    """The text of a list of parts `{"type": "text", "text": ...}`, one behind the other; anything else as it is.
+    """The text of a list of parts `{"type": "text", "text": ...}`, one behind the other; anything
+    else as it is.
 
     Raises: ValueError for a part of another type, naming it."""
     if (
@@ -217,7 +228,8 @@ def joined_parts(value: object, field: str) -> object:
 
 
 def is_turns_as_text(value: object) -> bool:
-    """Whether a string is a turn, a list of turns or an object with one, written as text, in JSON or as python shows it."""
+    """Whether a string is a turn, a list of turns or an object with one, written as text, in JSON
+    or as python shows it."""
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
         return False
     for read in (json.loads, ast.literal_eval):
@@ -245,7 +257,8 @@ def _are_turns(value: object) -> bool:
 
 
 def refuse_raw_text(value: object, field: str) -> None:
-    """Raises: ValueError for a string that is a conversation written as text: its marks would be trained as somebody's words."""
+    """Raises: ValueError for a string that is a conversation written as text: its marks would be
+    trained as somebody's words."""
     if is_turns_as_text(value):
         raise ValueError(
             f"`{field}` is the text of a list of messages ({shown(value)}), wanted the list itself: decode it (json.loads)"
@@ -258,7 +271,8 @@ def refuse_raw_text(value: object, field: str) -> None:
 
 
 def unread_keys(messages: object, field: str, masks: bool = False) -> Iterator[str]:
-    """The keys of turns that nothing reads, as `field[].key`. masks: nor are those of `MASKS`, before the last turn."""
+    """The keys of turns that nothing reads, as `field[].key`. masks: nor are those of `MASKS`,
+    before the last turn."""
     turns = (
         [turn for turn in messages if isinstance(turn, Mapping)]
         if isinstance(messages, list)
@@ -375,7 +389,8 @@ def _check_turn(turn: object, field: str) -> Message:
 
 
 def _tool_calls(calls: object, field: str) -> list[Message]:
-    """Calls with arguments as an object: OpenAI's JSON text of one is decoded, as servers do before they fill in a template."""
+    """Calls with arguments as an object: OpenAI's JSON text of one is decoded, as servers do before
+    they fill in a template."""
     if not isinstance(calls, list):
         raise ValueError(f"`{field}` is {shown(calls)}, wanted a list of calls")
     checked = []
@@ -420,7 +435,8 @@ def _trained(turn: Mapping[str, object], field: str) -> bool | None:
 def _side(
     pair: Mapping[str, object], field: str, prompt: Messages | None
 ) -> tuple[Messages, Message, str]:
-    """Prompt turns, answer and the answer's name of one side; `prompt`: what the row's own `prompt` (and `history`) hold."""
+    """Prompt turns, answer and the answer's name of one side; `prompt`: what the row's own `prompt`
+    (and `history`) hold."""
     side = joined_parts(pair.get(field), field)
     side = [side] if isinstance(side, Mapping) and "role" in side else side
     if side is None:
@@ -444,7 +460,8 @@ def _side(
             f"the last turn of `{field}` is not to be trained, wanted a pair of answers that are"
         )
     turns = _without_masks(turns)
-    # A string agrees with any user turn (UltraFeedback's `prompt` is the first), a list only with all turns.
+    # A string agrees with any user turn (UltraFeedback's `prompt` is the first), a list only with
+    # all turns.
     loose = prompt and isinstance(pair["prompt"], str) and len(prompt) == 1
     if prompt and not (prompt[0] in turns if loose else prompt == turns[:-1]):
         raise ValueError(

@@ -1,6 +1,8 @@
-"""Here a conversation is rendered with one part changed: where the text stays the same, the chat template leaves that part out.
+"""Here a conversation is rendered with one part changed: where the text stays the same, the chat
+template leaves that part out.
 
-What a row says and the template does not write would be lost without a word. Trying it can't be fooled by how a template is written."""
+What a row says and the template does not write would be lost without a word. Trying it can't be
+fooled by how a template is written."""
 
 from __future__ import annotations
 
@@ -21,8 +23,8 @@ MARK = re.compile("(</?think>)")
 
 
 class Change(NamedTuple):
-    """A conversation with one part changed. where: of a turn, or None for the tools; key: the part; needed: it must be written;
-    thought: the part is a thought within the words."""
+    """A conversation with one part changed. where: of a turn, or None for the tools; key: the part;
+    needed: it must be written; thought: the part is a thought within the words."""
 
     where: int | None
     key: str
@@ -43,7 +45,8 @@ def require_written(
     tools: Tools = None,
     first: int = 0,
 ) -> list[str]:
-    """What the template leaves out of the turns from `first` on (and of the tools, if that is 0) that only links or describes, as `prompt[].name`.
+    """What the template leaves out of the turns from `first` on (and of the tools, if that is 0)
+    that only links or describes, as `prompt[].name`.
 
     Args: text: the rendered conversation; names: of the turns, for errors; trained: turns whose thoughts must be written (those of others
         are left out by templates as generation leaves them out).
@@ -80,7 +83,8 @@ def _changes_text(
 def _changes(
     turns: Messages, tools: Tools, text: str, trained: set[int], first: int
 ) -> Iterator[Change]:
-    """The conversation with each part changed that is not plainly in the text; those of a call or a tool one by one."""
+    """The conversation with each part changed that is not plainly in the text; those of a call or a
+    tool one by one."""
     plain = _in_order(turns, text)
     for i, turn in enumerate(turns[first:], start=first):
 
@@ -130,8 +134,8 @@ def _changes(
 
 
 def _parts(words: str) -> Iterator[tuple[bool, str]]:
-    """The words with each part changed that the marks of a thought divide, and whether the part is a thought: it ends with `</think>`
-    (generation may have begun it)."""
+    """The words with each part changed that the marks of a thought divide, and whether the part is
+    a thought: it ends with `</think>` (generation may have begun it)."""
     parts = MARK.split(words)
     for n in range(0, len(parts), 2):
         thought = parts[n + 1 : n + 2] == ["</think>"]
@@ -140,15 +144,16 @@ def _parts(words: str) -> Iterator[tuple[bool, str]]:
 
 
 def _longer(words: str) -> Iterator[str]:
-    """The words with a letter more: at their end, their beginning, and in their middle, as a template may drop any piece of them."""
+    """The words with a letter more: at their end, their beginning, and in their middle, as a
+    template may drop any piece of them."""
     begin, end = len(words) - len(words.lstrip()), len(words.rstrip())
     for at in dict.fromkeys((end, begin, (begin + end) // 2)):
         yield words[:at] + "x" + words[at:]
 
 
 def _may_be_chance(turn: Mapping[str, object], trained: bool) -> bool:
-    """Whether the text may hold a turn's words without having been given them: those of a short system turn or target among the
-    template's own, those beside a call among the call's."""
+    """Whether the text may hold a turn's words without having been given them: those of a short
+    system turn or target among the template's own, those beside a call among the call's."""
     if turn["role"] == "system" or (trained and "tool_calls" not in turn):
         return len(turn["content"]) < SHORT
     return "tool_calls" in turn and turn["content"] != ""
@@ -168,7 +173,8 @@ def _in_order(turns: Messages, text: str) -> bool:
 def _of_function(
     holder: Mapping[str, object], each: Sequence[str], needed: Sequence[str]
 ) -> Iterator[tuple[str, bool, object]]:
-    """A tool or a call with each key of its function changed, and its own; of those in `each` every entry by itself."""
+    """A tool or a call with each key of its function changed, and its own; of those in `each` every
+    entry by itself."""
     function = holder.get("function", holder)
     inside = ".function" if "function" in holder else ""
     for key, value in function.items():

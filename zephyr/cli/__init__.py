@@ -14,8 +14,9 @@ from zephyr.playground.terminal import run_chat
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns the exit code: 0; 1 where `verify` found a difference; 2 for bad input, told in one line. Raises:
-    SystemExit, of argparse's own, and with 75 where a budget ended a command that would go on with a larger one."""
+    """Runs one command. Returns the exit code: 0; 1 where `verify` found a difference; 2 for bad
+    input, told in one line. Raises: SystemExit, of argparse's own, and with 75 where a budget ended
+    a command that would go on with a larger one."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="zephyr", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")

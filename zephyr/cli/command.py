@@ -1,4 +1,5 @@
-"""A command's options come from its line, and from the YAML file of `--config` where the line does not give them."""
+"""A command's options come from its line, and from the YAML file of `--config` where the line does
+not give them."""
 
 import argparse
 import difflib
@@ -44,7 +45,8 @@ def declared(
     run: Callable[[argparse.Namespace], int | None],
     **types: Callable[[str], object],
 ) -> None:
-    """The command that `run_<name>` carries out, as `options.yaml` declares it. Args: types: what reads a value, beside `TYPES`."""
+    """The command that `run_<name>` carries out, as `options.yaml` declares it. Args: types: what
+    reads a value, beside `TYPES`."""
     of = DECLARED[name_of(run)]
     parser = command(commands, run, of["help"], of["example"])
     for options in (of["options"], *(DECLARED["shared"][group] for group in of.get("shared", ()))):
@@ -63,7 +65,8 @@ def name_of(run: Callable[[argparse.Namespace], int | None]) -> str:
 def command(
     commands: Commands, run: Callable[[argparse.Namespace], int | None], text: str, example: str
 ) -> argparse.ArgumentParser:
-    """A parser for the command that `run_<name>` carries out; its `--help` ends with the example."""
+    """A parser for the command that `run_<name>` carries out; its `--help` ends with the
+    example."""
     parser = commands.add_parser(
         name_of(run), help=text, description=text, epilog=f"example: {example}", allow_abbrev=False
     )
@@ -78,9 +81,11 @@ def command(
 
 
 def take_config(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
-    """Make the keys of the YAML file of `--config` the parser's defaults, so that none of them is required on the line; null: not given.
+    """Make the keys of the YAML file of `--config` the parser's defaults, so that none of them is
+    required on the line; null: not given.
 
-    Raises: ConfigError naming file and key: no such option, a value of another type, a file that can't be read."""
+    Raises: ConfigError naming file and key: no such option, a value of another type, a file that
+    can't be read."""
     only = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     only.add_argument("--config")
     path = only.parse_known_args(arguments)[0].config
@@ -112,7 +117,8 @@ def take_config(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> No
 
 
 def typed(action: argparse.Action, value: object, where: str) -> object:
-    """The value as the command line would have read it: lists for what is repeated or joined by commas, mappings as NAME=VALUE."""
+    """The value as the command line would have read it: lists for what is repeated or joined by
+    commas, mappings as NAME=VALUE."""
     if action.nargs == 0:
         if not isinstance(value, bool):
             raise ConfigError(f"{where}: true or false is wanted, got {value!r}")

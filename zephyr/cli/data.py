@@ -1,4 +1,5 @@
-"""The commands of the recipe's first half: a teacher's rows, clean rows, feedback, pairs, and the story of each pair."""
+"""The commands of the recipe's first half: a teacher's rows, clean rows, feedback, pairs, and the
+story of each pair."""
 
 import argparse
 import contextlib
@@ -16,7 +17,8 @@ Ask = Callable[[Teacher, Sequence[Request]], list[Reply]]
 
 @contextlib.contextmanager
 def asking(options: argparse.Namespace) -> Iterator[tuple[Ask, Callable[[], dict[str, object]]]]:
-    """`ask(teacher, requests)` with the ledger and the budget of the options, and what the report says of both.
+    """`ask(teacher, requests)` with the ledger and the budget of the options, and what the report
+    says of both.
 
     Raises: SystemExit with code 75 where the budget is spent."""
     budget = Budget(

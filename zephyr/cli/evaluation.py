@@ -1,4 +1,5 @@
-"""`zephyr eval` with a judge: models answer, and a judge compares or grades the answers; stored records are scored again."""
+"""`zephyr eval` with a judge: models answer, and a judge compares or grades the answers; stored
+records are scored again."""
 
 import argparse
 from collections.abc import Sequence

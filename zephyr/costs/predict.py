@@ -1,4 +1,5 @@
-"""`zephyr plan`: a config becomes a prediction of its run, memory and time by part, and of what its `hardware` had better be."""
+"""`zephyr plan`: a config becomes a prediction of its run, memory and time by part, and of what its
+`hardware` had better be."""
 
 import argparse
 import json
@@ -49,7 +50,8 @@ def page(options: argparse.Namespace) -> str:
 
 
 def read_lengths(named: str | None, config: Config) -> Lengths:
-    """Token counts of a profile, of a file's rows, or (None) of the config's own data, encoded as the scripts do. Raises: BadInput."""
+    """Token counts of a profile, of a file's rows, or (None) of the config's own data, encoded as
+    the scripts do. Raises: BadInput."""
     data, texts = config.data, isinstance(config, SFTConfig)
     if named in (["ultrachat"] if texts else PROFILES):
         return costs.profile_lengths(named, config)
@@ -100,7 +102,8 @@ def counted(examples: Pairs | Texts) -> Lengths:
 def predict(
     config: Config, model: Model, lengths: Lengths, ranks: int, name: str, table: bool = False
 ) -> Report:
-    """All that the command prints. Args: name: of the device. Raises: BadInput where an example is over the config's budget."""
+    """All that the command prints. Args: name: of the device. Raises: BadInput where an example is
+    over the config's budget."""
     settings, of = read_deepspeed(config.hardware.deepspeed), costs.work(lengths, model, config)
     require_budget(
         of.tokens,
@@ -152,7 +155,8 @@ def predict(
 
 
 def estimate(engine: Engine, config: Config, examples: Pairs | Texts) -> str:
-    """The command's page for a dry run: of a script's own rows, on as many ranks, of this GPU or CPU."""
+    """The command's page for a dry run: of a script's own rows, on as many ranks, of this GPU or
+    CPU."""
     name = (
         torch.cuda.get_device_name(engine.device).lower() if engine.device.type == "cuda" else "cpu"
     )
@@ -190,7 +194,8 @@ def units(config: Config) -> str:
 
 
 def whole_steps(of: Work, config: Config, ranks: int) -> tuple[Work, Plan]:
-    """Some of the examples, evenly, planned for a few whole steps; each again and again where they do not fill one."""
+    """Some of the examples, evenly, planned for a few whole steps; each again and again where they
+    do not fill one."""
     per_step = getattr(config.optim, units(config))
     stride = max(
         1, len(of.tokens) // min(SAMPLED_STEPS * per_step, max(SAMPLED_EXAMPLES, per_step))
@@ -211,7 +216,8 @@ def layout(
     kind: str,
     settings: Settings,
 ) -> Report:
-    """Memory and times under a config on so many ranks: of a plan of all examples, or (None) of whole steps of some of them."""
+    """Memory and times under a config on so many ranks: of a plan of all examples, or (None) of
+    whole steps of some of them."""
     of, plan = (all_work, plan) if plan else whole_steps(all_work, config, ranks)
     policy, steps = config.hardware.activation_checkpointing, len(plan.steps)
     flops, parts = (
@@ -246,7 +252,8 @@ def layout(
 def largest(
     of_layout: Callable[..., Report], config: Config, ranks: int, longest: int, policy: bool | str
 ) -> Report | None:
-    """A policy with the largest budget that fits, no larger than a rank's whole step needs; None where the longest example does not."""
+    """A policy with the largest budget that fits, no larger than a rank's whole step needs; None
+    where the longest example does not."""
     found = None
     for budget in (2**k for k in range((longest - 1).bit_length(), 20)):
         hardware = replace(
@@ -260,7 +267,8 @@ def largest(
 
 
 def tables(of_layout: Callable[..., Report], config: Config) -> dict[str, list[Report]]:
-    """Layouts of up to 1,024 ranks: at the config's step (strong scaling), and with a step that grows with them (weak)."""
+    """Layouts of up to 1,024 ranks: at the config's step (strong scaling), and with a step that
+    grows with them (weak)."""
 
     def step_of(size: int) -> Config:
         return replace(config, optim=replace(config.optim, **{units(config): size}))
@@ -315,7 +323,8 @@ def text(report: Report) -> Iterator[str]:
 
 
 def aligned(rows: Sequence[Report]) -> str:
-    """A line of names and one for each row, without the tables in them, columns aligned to the right."""
+    """A line of names and one for each row, without the tables in them, columns aligned to the
+    right."""
     from pandas import DataFrame
 
     return (

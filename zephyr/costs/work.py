@@ -1,4 +1,5 @@
-"""Token counts, a model's shape and a device's rates become predicted memory and time, part by part."""
+"""Token counts, a model's shape and a device's rates become predicted memory and time, part by
+part."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,8 @@ PROFILES = {
 
 
 class Device(NamedTuple):
-    """One accelerator: bytes, dense FLOP/s and what of it training reaches, bytes/s to its memory, in a node, across nodes."""
+    """One accelerator: bytes, dense FLOP/s and what of it training reaches, bytes/s to its memory,
+    in a node, across nodes."""
 
     memory: float
     peak: float
@@ -40,8 +42,9 @@ class Device(NamedTuple):
     across: float
 
 
-# Memory, peak and memory rate: data sheets. Efficiency: an estimate by what is published (MosaicML llm-foundry, 7B on 8 GPUs: 64 % on
-# A100, 46 % on H100, communication included). Interconnect: estimates of what all-gathers reach by NVLink in a node, InfiniBand across.
+# Memory, peak and memory rate: data sheets. Efficiency: an estimate by what is published (MosaicML
+# llm-foundry, 7B on 8 GPUs: 64 % on A100, 46 % on H100, communication included). Interconnect:
+# estimates of what all-gathers reach by NVLink in a node, InfiniBand across.
 DEVICES = {
     "a100-40": Device(42.3e9, 312e12, 0.60, 1.56e12, 230e9, 160e9),
     "a100-80": Device(85.0e9, 312e12, 0.60, 2.04e12, 230e9, 160e9),
@@ -59,7 +62,8 @@ class Model(NamedTuple):
 
 
 class Work(NamedTuple):
-    """Of each example: tokens in a packed row, scored tokens, keys of its attention, and one forward's operations."""
+    """Of each example: tokens in a packed row, scored tokens, keys of its attention, and one
+    forward's operations."""
 
     tokens: list[int]
     scored: list[int]
@@ -68,7 +72,8 @@ class Work(NamedTuple):
 
 
 def read_model(path: str, shape: str | None) -> Model:
-    """The model of a folder's (or hub id's) config.json, or of a model type's default one, counted without weights. Raises: BadInput."""
+    """The model of a folder's (or hub id's) config.json, or of a model type's default one, counted
+    without weights. Raises: BadInput."""
     try:
         config = (
             AutoConfig.for_model(shape)
@@ -89,7 +94,8 @@ def read_model(path: str, shape: str | None) -> Model:
 
 
 def profile_lengths(profile: str, config: Config) -> Lengths:
-    """Lognormal lengths, cut as the config says, by what is published of a data set; ultrachat: of texts, all of them targets."""
+    """Lognormal lengths, cut as the config says, by what is published of a data set; ultrachat: of
+    texts, all of them targets."""
     data = config.data
     if isinstance(config, SFTConfig):
         drawn = (
@@ -108,7 +114,8 @@ def profile_lengths(profile: str, config: Config) -> Lengths:
 def pair_lengths(
     profile: str, pairs: int, seed: int, most_prompt: int, most: int, scale: float = 1.0
 ) -> list[tuple[int, int, int]]:
-    """(prompt, chosen, rejected) of each pair of a profile, times `scale`, then cut as truncation cuts."""
+    """(prompt, chosen, rejected) of each pair of a profile, times `scale`, then cut as truncation
+    cuts."""
     prompts, responses, _ = PROFILES[profile]
     z = np.random.default_rng(seed).standard_normal((3, pairs))
     z[2] = 0.6 * z[1] + 0.8 * z[2]  # the two responses of a pair: a correlation of 0.6
@@ -138,8 +145,9 @@ def work(lengths: Lengths, model: Model, config: Config) -> Work:
 
 
 def executed(of: Work, model: Model, policy: bool | str) -> list[float]:
-    """Operations of each example's training step: three forwards of the layers, three and a half of attention and four of the head,
-    whose backwards compute weights and logits again, and what the activation policy repeats."""
+    """Operations of each example's training step: three forwards of the layers, three and a half of
+    attention and four of the head, whose backwards compute weights and logits again, and what the
+    activation policy repeats."""
     lm = model.config
     gate_and_up = 2 * lm.num_hidden_layers * lm.hidden_size * inner_size(lm)
     repeated = {False: 0.0, "mlp": gate_and_up / model.layer_parameters, True: 1.0}[policy]
@@ -153,8 +161,8 @@ def executed(of: Work, model: Model, policy: bool | str) -> list[float]:
 
 
 def this_machine(dtype: str, ranks: int) -> Device:
-    """A rank's share of it: the rate of a second of matrix products, half of which a model of hidden size 256 was measured to reach; the
-    rates of memory and network are estimates."""
+    """A rank's share of it: the rate of a second of matrix products, half of which a model of
+    hidden size 256 was measured to reach; the rates of memory and network are estimates."""
     import psutil
 
     square, flops, threads, start = (
@@ -190,9 +198,10 @@ def times(
     settings: Settings,
     training: bool = True,
 ) -> dict[str, float]:
-    """Seconds of a mean step, and of its parts. A micro-batch gathers all weights twice and reduces gradients (forward only: gathers once);
-    15 % of what is shorter, this or the computation, is not hidden behind the other, and nothing is without overlap_comm.
-    Args: micro_batches: of all steps, operations on the rank that the others wait for."""
+    """Seconds of a mean step, and of its parts. A micro-batch gathers all weights twice and reduces
+    gradients (forward only: gathers once); 15 % of what is shorter, this or the computation, is not
+    hidden behind the other, and nothing is without overlap_comm. Args: micro_batches: of all steps,
+    operations on the rank that the others wait for."""
     item = DTYPES[config.hardware.dtype].itemsize
     moved = (
         2 * item + (4 if settings.get("communication_data_type") == "fp32" else item)
@@ -208,7 +217,8 @@ def times(
     communication = moved * model.parameters * (ranks - 1) / ranks / rate
     shown = 0.15 if settings["zero_optimization"].get("overlap_comm", True) else 1.0
     compute = [flops / device.peak / device.efficiency for flops in micro_batches]
-    # Bytes of AdamW, and of each micro-batch after the first: all gradients copied to the bucket, the rank's added to what it has
+    # Bytes of AdamW, and of each micro-batch after the first: all gradients copied to the bucket,
+    # the rank's added to what it has
     moves = 30 / ranks + (len(compute) / steps - 1) * (2 * item + (item + 8) / ranks)
     optimiser = moves * model.parameters / (0.6 * device.memory_rate) if training else 0.0
     return {
@@ -224,9 +234,11 @@ def times(
 def memory(
     model: Model, ranks: int, device: str, plan: Plan, of: Work, config: Config, settings: Settings
 ) -> dict[str, int]:
-    """Bytes of a rank by part, and their peak: in a micro-batch, or in the update, which needs a gradient in float32.
+    """Bytes of a rank by part, and their peak: in a micro-batch, or in the update, which needs a
+    gradient in float32.
 
-    Args: device: cuda or cpu. `save`: gathered at a time while the model is saved; `save_host`: of the machine's memory then."""
+    Args: device: cuda or cpu. `save`: gathered at a time while the model is saved; `save_host`: of
+    the machine's memory then."""
     micro_batches = (micro for step in plan.steps for rank in step.ranks for micro in rank)
     fullest = max(micro_batches, key=lambda micro: sum(of.tokens[i] for i in micro))
     tokens, scored, keys = (

@@ -1,4 +1,5 @@
-"""Rows become conversations and pairs, and these become encoded examples: what the training scripts read."""
+"""Rows become conversations and pairs, and these become encoded examples: what the training scripts
+read."""
 
 from zephyr.data.encode import (
     encoding_resources,

@@ -1,4 +1,5 @@
-"""Here sources become encoded examples with ids of their own, and a report of what was cut or left out."""
+"""Here sources become encoded examples with ids of their own, and a report of what was cut or left
+out."""
 
 import hashlib
 import os
@@ -63,14 +64,17 @@ def load_pairs(
     cache_dir: str | Path | None = None,
     workers: int = 1,
 ) -> tuple[Pairs, Report]:
-    """Encoded preference pairs of all sources, in their order, and the report of what was cut or left out.
+    """Encoded preference pairs of all sources, in their order, and the report of what was cut or
+    left out.
 
-    Args: sources: `path-or-hub-id[:split]`; tokenizer: with its `chat_template` set (`load_tokenizer`); limit: rows read at most, of
-    all sources together; on_bad_row: `error`, or `skip` (counted and listed); columns: field -> where the rows have it (`answers.0`),
-    None: the field is left out; cache_dir: where encoded rows are kept under a digest of data, tokenizer, options and code, None: in
-    memory only; workers: processes that encode.
-    Returns: `Pairs`, a sequence of `EncodedPair`, and the report (`format_report` prints it), which JSON can hold.
-    Raises: BadInput, naming file, line and field, for a bad row, source or option, two rows of one id, or no pair left."""
+    Args: sources: `path-or-hub-id[:split]`; tokenizer: with its `chat_template` set
+    (`load_tokenizer`); limit: rows read at most, of all sources together; on_bad_row: `error`, or
+    `skip` (counted and listed); columns: field -> where the rows have it (`answers.0`), None: the
+    field is left out; cache_dir: where encoded rows are kept under a digest of data, tokenizer,
+    options and code, None: in memory only; workers: processes that encode. Returns: `Pairs`, a
+    sequence of `EncodedPair`, and the report (`format_report` prints it), which JSON can hold.
+    Raises: BadInput, naming file, line and field, for a bad row, source or option, two rows of one
+    id, or no pair left."""
     options = Options(
         max_tokens,
         max_prompt_tokens,
@@ -96,9 +100,11 @@ def load_texts(
     cache_dir: str | Path | None = None,
     workers: int = 1,
 ) -> tuple[Texts, Report]:
-    """Encoded SFT rows of all sources, in their order, and the report; arguments and errors as of `load_pairs`.
+    """Encoded SFT rows of all sources, in their order, and the report; arguments and errors as of
+    `load_pairs`.
 
-    targets: `assistant` or `all` (`chat.encode_messages`); in rows of plain text every token is a target."""
+    targets: `assistant` or `all` (`chat.encode_messages`); in rows of plain text every token is a
+    target."""
     options = Options(
         max_tokens, None, "", targets, tokenizer.chat_template, on_bad_row, _sorted(columns)
     )
@@ -127,7 +133,8 @@ def load_splits(
 
 
 def encoding_resources() -> dict[str, object]:
-    """Where encoded rows are kept (`$ZEPHYR_CACHE`, else ~/.cache/zephyr) and how many processes make them."""
+    """Where encoded rows are kept (`$ZEPHYR_CACHE`, else ~/.cache/zephyr) and how many processes
+    make them."""
     cache = Path(os.environ.get("ZEPHYR_CACHE") or Path.home() / ".cache" / "zephyr")
     return {"cache_dir": cache, "workers": len(os.sched_getaffinity(0))}
 
@@ -173,7 +180,8 @@ def format_report(report: Report) -> str:
 
 
 def require_unweighted(report: Report) -> None:
-    """Raises: BadInput where a pair has another weight than 1: the table keeps it, and no loss reads it yet."""
+    """Raises: BadInput where a pair has another weight than 1: the table keeps it, and no loss
+    reads it yet."""
     if weighted := report.get("weighted"):
         raise BadInput(
             f"{weighted['first'][0]}: `weight` is not 1, in {weighted['rows']} rows; training does not apply weights, wanted 1; "
@@ -182,8 +190,9 @@ def require_unweighted(report: Report) -> None:
 
 
 def shared_prompts(train: Pairs | Texts, evaluation: Pairs | Texts) -> dict[str, int]:
-    """How many examples of `evaluation` ask what one in `train` asks (`words.asked`): `also_in_train` in all turns of the user,
-    `begins_in_train` in the first turn alone. Plain text is one turn."""
+    """How many examples of `evaluation` ask what one in `train` asks (`words.asked`):
+    `also_in_train` in all turns of the user, `begins_in_train` in the first turn alone. Plain text
+    is one turn."""
     known = set(train.table["asked"].to_pylist())
     begun = {asked[: len(asked) // 2] for asked in known}
     asked = evaluation.table["asked"].to_pylist()
@@ -362,7 +371,8 @@ def _digest(*parts: Iterable[int]) -> bytes:
 
 
 def _report(names: list[str], sides: tuple[str, ...], tally: Tally, options: Options) -> Report:
-    """What JSON keeps of a load. Raises: BadInput where no example is left, naming the sources, or where no row has a column."""
+    """What JSON keeps of a load. Raises: BadInput where no example is left, naming the sources, or
+    where no row has a column."""
     pairs, totals = len(sides) == 3, tally.totals
     if not totals["examples"]:
         first = (

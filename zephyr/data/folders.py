@@ -1,4 +1,5 @@
-"""Which files of a folder `folder[:subset][:split]` means: those that its dataset card names, else those whose names say it.
+"""Which files of a folder `folder[:subset][:split]` means: those that its dataset card names, else
+those whose names say it.
 
 No two splits are read as one: where a folder has several, one of them has to be named."""
 
@@ -33,7 +34,8 @@ class Config(NamedTuple):
 
 
 def kind_of(path: Path) -> str | None:
-    """The suffix that tells how a file is read, without `.gz`; None where it is of no known kind."""
+    """The suffix that tells how a file is read, without `.gz`; None where it is of no known
+    kind."""
     suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     return suffix if suffix in SUFFIXES else None
 
@@ -57,7 +59,8 @@ def folder_files(folder: Path, named: str | None) -> list[tuple[Path, str]]:
 
 
 def split_word(name: str) -> str:
-    """`train`, `validation`, `test` or `heldout`, where a name says that a file is of it; else ""."""
+    """`train`, `validation`, `test` or `heldout`, where a name says that a file is of it; else
+    ""."""
     found = SPLIT.search(re.sub("([a-z0-9])([A-Z])", r"\1_\2", name).lower())
     if found is None:
         return ""
@@ -212,7 +215,8 @@ def _inside(path: str, where: str) -> str:
 def _subset(
     folder: Path, configs: Mapping[str, Config], named: str | None
 ) -> tuple[str, str | None]:
-    """Which subset of a card is meant, and the split. Raises: BadInput where it is none, listing them."""
+    """Which subset of a card is meant, and the split. Raises: BadInput where it is none, listing
+    them."""
     subset, _, split = (named or "").partition(":")
     if subset in configs:
         return subset, split or None

@@ -18,7 +18,8 @@ T = TypeVar("T")
 def read_rows(
     sources: Sequence[str | Path], read: Callable[[Mapping[str, object]], T] = dict
 ) -> Iterator[tuple[str, T]]:
-    """The place of every row that the sources `path-or-hub-id[:split]` hold, and what `read` makes of it.
+    """The place of every row that the sources `path-or-hub-id[:split]` hold, and what `read` makes
+    of it.
 
     Raises: BadInput naming file and line, also for a ValueError of `read`."""
     for source in open_sources([str(source) for source in sources]):
@@ -30,7 +31,8 @@ def read_rows(
 
 
 def require_output(out: Path, sources: Sequence[str | Path]) -> None:
-    """Before anything is paid for. Raises: BadInput where `out` or its report is a source or in one, is a folder, or can't be made."""
+    """Before anything is paid for. Raises: BadInput where `out` or its report is a source or in
+    one, is a folder, or can't be made."""
     paths = [os.path.expanduser(source) for source in sources]
     given = {
         Path(path if os.path.exists(path) else path.partition(":")[0]).resolve() for path in paths
@@ -47,7 +49,8 @@ def require_output(out: Path, sources: Sequence[str | Path]) -> None:
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> int:
-    """One JSON object a line, UTF-8, under a temporary name until all are there; makes the folders above. Returns their number."""
+    """One JSON object a line, UTF-8, under a temporary name until all are there; makes the folders
+    above. Returns their number."""
     if rank():  # under torchrun every rank makes the rows, the first one writes them
         return sum(1 for _ in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +65,8 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> int:
 
 
 def json_line(row: Mapping[str, object]) -> bytes:
-    """The row as a line of readable UTF-8; half of a surrogate pair, which UTF-8 can't hold, is escaped."""
+    """The row as a line of readable UTF-8; half of a surrogate pair, which UTF-8 can't hold, is
+    escaped."""
     return json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
@@ -78,7 +82,8 @@ def write_report(out: Path, report: Mapping[str, object]) -> dict[str, object]:
 
 
 def write_json(path: Path, value: object) -> None:
-    """The value in indented lines, whole or not at all; makes the folder. Under torchrun the first rank alone writes."""
+    """The value in indented lines, whole or not at all; makes the folder. Under torchrun the first
+    rank alone writes."""
     if rank() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(

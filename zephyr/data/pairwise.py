@@ -1,4 +1,5 @@
-"""The fields that tell a row in which a judge compared two answers, and the names of its speakers."""
+"""The fields that tell a row in which a judge compared two answers, and the names of its
+speakers."""
 
 ROLES = {
     "human": "user",

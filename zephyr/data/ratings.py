@@ -1,4 +1,5 @@
-"""Here is read what a pair's row says of its two answers: how each is rated, and which is called the better."""
+"""Here is read what a pair's row says of its two answers: how each is rated, and which is called
+the better."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -142,13 +143,15 @@ class Tie(ValueError):
 
 
 def rating_keys(row: Row) -> set[str]:
-    """Where a pair rates its two answers, under any name (`score_chosen`, `Chosen-Rating`, `votes_w`, `scores.chosen`,
-    `chosen[].rating` of a turn), and `margin`: by how much the chosen one is better."""
+    """Where a pair rates its two answers, under any name (`score_chosen`, `Chosen-Rating`,
+    `votes_w`, `scores.chosen`, `chosen[].rating` of a turn), and `margin`: by how much the chosen
+    one is better."""
     return {path for pair in _rated(row) for path in pair if path}
 
 
 def margins(row: Row) -> tuple[float, ...]:
-    """By how much the chosen answer is rated above the rejected one, by each name that rates both; a rank is better where it is lower.
+    """By how much the chosen answer is rated above the rejected one, by each name that rates both;
+    a rank is better where it is lower.
 
     Raises: ValueError for a rating that is no finite number."""
     values, found = dict(_paths(row)), []
@@ -164,7 +167,8 @@ def margins(row: Row) -> tuple[float, ...]:
 def require_followed(row: Row, read: set[str]) -> set[str]:
     """The keys, none of `read`, that say which answer is the better, all for the chosen one.
 
-    Raises: Tie; ValueError for a verdict for the other answer, a pair called bad, and a verdict that can't be told."""
+    Raises: Tie; ValueError for a verdict for the other answer, a pair called bad, and a verdict
+    that can't be told."""
     known = set()
     for key in row:
         if (
@@ -289,7 +293,8 @@ def _sides_replaced(key: str) -> str:
 
 
 def _paths(row: Row, before: str = "", depth: int = 3) -> Iterator[tuple[str, object]]:
-    """The row's keys and those of the objects in it (`scores.chosen`), and the numbers in the last turn of each answer."""
+    """The row's keys and those of the objects in it (`scores.chosen`), and the numbers in the last
+    turn of each answer."""
     for key, value in row.items():
         if not isinstance(key, str):
             continue

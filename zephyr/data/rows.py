@@ -4,11 +4,13 @@ import json
 import re
 from collections.abc import Mapping
 
-TOO_MUCH = "nested too deeply, or holds a number of thousands of digits"  # what python's reader refuses in valid JSON
+# what python's reader refuses in valid JSON
+TOO_MUCH = "nested too deeply, or holds a number of thousands of digits"
 
 
 def parse_line(line: bytes) -> object:
-    """The JSON value of one line. Raises: ValueError saying what is wrong with it, and in which column."""
+    """The JSON value of one line. Raises: ValueError saying what is wrong with it, and in which
+    column."""
     try:
         return json.loads(line.decode("utf-8-sig"), object_pairs_hook=each_once)
     except KeyError as error:
@@ -28,7 +30,8 @@ def parse_line(line: bytes) -> object:
 
 
 def each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """An object of JSON. Raises: KeyError with a key that it has twice: which of the two values is meant, nobody knows."""
+    """An object of JSON. Raises: KeyError with a key that it has twice: which of the two values is
+    meant, nobody knows."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -37,8 +40,9 @@ def each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def check_row(row: object) -> Mapping[str, object]:
-    """The row, or that of an undecoded line, if it is an object; keys whose value is null are left out, as Arrow writes null for a
-    missing key: in an undecoded line the row's own, else all. Raises: ValueError naming what was found."""
+    """The row, or that of an undecoded line, if it is an object; keys whose value is null are left
+    out, as Arrow writes null for a missing key: in an undecoded line the row's own, else all.
+    Raises: ValueError naming what was found."""
     row = parse_line(row) if isinstance(row, bytes) else _without_nulls(row)
     if not isinstance(row, Mapping):
         raise ValueError(
@@ -54,7 +58,8 @@ def _without_nulls(value: object) -> object:
 
 
 def has_lone_surrogate(value: object) -> bool:
-    """Whether a text anywhere in the JSON value holds half of a surrogate pair: no character, and nothing that UTF-8 has bytes for.
+    """Whether a text anywhere in the JSON value holds half of a surrogate pair: no character, and
+    nothing that UTF-8 has bytes for.
 
     Raises: ValueError for what is nested too deeply to be looked through."""
     try:
@@ -67,7 +72,8 @@ def has_lone_surrogate(value: object) -> bool:
 
 
 def row_id(row: Mapping[str, object], default: str | None = None, field: str = "id") -> str:
-    """The row's `id` (or that in `field`) as text, `default` where it has none. Raises: ValueError for neither text nor whole number."""
+    """The row's `id` (or that in `field`) as text, `default` where it has none. Raises: ValueError
+    for neither text nor whole number."""
     value = row.get(field, default)
     if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
         raise ValueError(

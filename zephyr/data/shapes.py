@@ -1,7 +1,9 @@
-"""Here a raw row of any known shape becomes a conversation, plain text, or a pair: one table of shapes, and one rule for keys.
+"""Here a raw row of any known shape becomes a conversation, plain text, or a pair: one table of
+shapes, and one rule for keys.
 
-A key that a shape reads is honoured. One that is known to carry meaning where it stands (`REFUSED`, a label, a weight) and that
-nothing honours is refused by name. All others are told to the report: `keys_not_read`."""
+A key that a shape reads is honoured. One that is known to carry meaning where it stands (`REFUSED`,
+a label, a weight) and that nothing honours is refused by name. All others are told to the report:
+`keys_not_read`."""
 
 import difflib
 import json
@@ -123,7 +125,8 @@ class Conversation(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """needs: the keys that tell it; may: others that `read` reads; read: the keys of `check_pair`, or the turns, that it makes."""
+    """needs: the keys that tell it; may: others that `read` reads; read: the keys of `check_pair`,
+    or the turns, that it makes."""
 
     needs: frozenset[str]
     may: frozenset[str]
@@ -135,9 +138,11 @@ def _shape(needs: str, may: str, read: Callable[[Row], object]) -> Shape:
 
 
 def select(row: Row, columns: Mapping[str, str | None]) -> tuple[Row, list[str], list[str]]:
-    """The row with its keys named as `data.columns` says, the names that it found, and the keys that it set aside.
+    """The row with its keys named as `data.columns` says, the names that it found, and the keys
+    that it set aside.
 
-    columns: name -> path: `answers.0` is the first of `answers`; a path of None leaves the key out."""
+    columns: name -> path: `answers.0` is the first of `answers`; a path of None leaves the key
+    out."""
     if not columns:
         return row, [], []
     tops = {
@@ -172,7 +177,8 @@ def _at(value: object, path: str) -> object:
 
 
 def nearest_column(name: str) -> str | None:
-    """None where `data.columns` may name it: a key of some shape, or a pair's rating; else what was wanted."""
+    """None where `data.columns` may name it: a key of some shape, or a pair's rating; else what was
+    wanted."""
     if plain(name) in map(plain, names_of_rows() | {"id"}) or rating_keys(
         {name: 1.0, **{_twin(name, side): 1.0 for side in TWINS}}
     ):
@@ -195,7 +201,8 @@ def _twin(name: str, side: str) -> str:
 
 @cache
 def names_of_rows() -> frozenset[str]:
-    """The keys that carry meaning in some row; each may be spelled otherwise (`names.plain`). An `id` is one as it stands."""
+    """The keys that carry meaning in some row; each may be spelled otherwise (`names.plain`). An
+    `id` is one as it stands."""
     shapes = (of.needs | of.may for of in (*PAIRS.values(), *TEXTS.values()))
     return frozenset(
         {"weight", "history", *LABELS, *REFUSED, *WHOLE_ROW, *ASKED, *MORE}.union(
@@ -207,7 +214,8 @@ def names_of_rows() -> frozenset[str]:
 def _as_spelled(
     read: Callable[[Row], tuple[object, list[str]]], row: Row
 ) -> tuple[object, list[str]]:
-    """What `read` makes of the row with every key under its one name; errors and unread keys have the row's own spelling."""
+    """What `read` makes of the row with every key under its one name; errors and unread keys have
+    the row's own spelling."""
     named, written = one_name(row, names_of_rows())
     try:
         made, unread = read(named)
@@ -217,10 +225,11 @@ def _as_spelled(
 
 
 def pair_row(row: Row, is_plain: bool = False) -> tuple[Row, list[str]]:
-    """The row as `chat.tokenize_pair` reads it, and the keys that nothing reads. is_plain: it is a row of `prompt`, `chosen` and
-    `rejected`, whatever else it holds.
+    """The row as `chat.tokenize_pair` reads it, and the keys that nothing reads. is_plain: it is a
+    row of `prompt`, `chosen` and `rejected`, whatever else it holds.
 
-    Raises: ValueError naming the key, what was found and what was wanted; Tie for a row that prefers neither answer."""
+    Raises: ValueError naming the key, what was found and what was wanted; Tie for a row that
+    prefers neither answer."""
     return _as_spelled(partial(_pair_row, is_plain=is_plain), row)
 
 
@@ -345,8 +354,9 @@ def _sft_conversation(row: Row) -> tuple[Conversation | str, list[str]]:
 
 
 def asked_row(row: Row) -> tuple[Messages, list[str]]:
-    """The turns up to the user's last of a row that is asked, not trained: of `prompt`, `messages`, or `instruction` (`input`,
-    `context`); and the keys that nothing reads. Raises: ValueError as `sft_conversation`; also for `tools`."""
+    """The turns up to the user's last of a row that is asked, not trained: of `prompt`, `messages`,
+    or `instruction` (`input`, `context`); and the keys that nothing reads. Raises: ValueError as
+    `sft_conversation`; also for `tools`."""
     return _as_spelled(_asked_row, row)
 
 
@@ -415,7 +425,8 @@ def suspicions(texts: Iterable[object]) -> set[str]:
 
 
 def _is_spoken(said: str) -> bool:
-    """Whether somebody asks and the assistant answers within the text, or it begins with the assistant's name."""
+    """Whether somebody asks and the assistant answers within the text, or it begins with the
+    assistant's name."""
     asked = ASKS.search(said)
     begins = ANSWERS_IT.match(said)
     return begins is not None or (
@@ -424,7 +435,8 @@ def _is_spoken(said: str) -> bool:
 
 
 def _find(row: Row, table: Mapping[str, Shape]) -> Shape | None:
-    """The first shape whose keys hold something; where there is none, the first whose keys are there."""
+    """The first shape whose keys hold something; where there is none, the first whose keys are
+    there."""
     filled = {key for key, value in row.items() if value not in ("", [], {})}
     return next(
         (shape for keys in (filled, row.keys()) for shape in table.values() if shape.needs <= keys),
@@ -433,7 +445,8 @@ def _find(row: Row, table: Mapping[str, Shape]) -> Shape | None:
 
 
 def _require_one_prompt(row: Row, reads: set[str], made: object) -> None:
-    """Raises: ValueError for another field that asks something, and whose words are nowhere in what is made of the row."""
+    """Raises: ValueError for another field that asks something, and whose words are nowhere in what
+    is made of the row."""
     said = [text.strip() for text in _texts(made)]
 
     def kept(words: str, one_of: bool) -> bool:
@@ -466,7 +479,8 @@ def _require_one_prompt(row: Row, reads: set[str], made: object) -> None:
 
 
 def _asked_of(value: object) -> object:
-    """The value; of turns of `input` and `output` the inputs: argilla's capybara keeps there the answer that its pair replaced."""
+    """The value; of turns of `input` and `output` the inputs: argilla's capybara keeps there the
+    answer that its pair replaced."""
     turns = value if isinstance(value, list) else []
     return [
         turn["input"] if isinstance(turn, Mapping) and turn.keys() == {"input", "output"} else turn
@@ -493,7 +507,7 @@ def _hint(row: Row, pairs: bool) -> str:
     judged = any(fields <= row.keys() for name, fields in PAIRWISE.items() if name != "hh-rlhf")
     if judged or "completions" in row or {"response_source", "gpt4_score"} <= row.keys():
         return f"which {BINARIZE} makes pairs of"
-    if HELPSTEER <= row.keys():
+    if row.keys() >= HELPSTEER:
         return "an answer by itself and its scores; a pair needs two"
     has_sides = any(
         side in plain(key).split("_")
@@ -563,7 +577,7 @@ def _refuse_bad_answer(row: Row, labelled: bool) -> None:
                 f"`{key}` is {shown(value)}: an answer called bad (KTO), wanted good ones alone; data.on_bad_row=skip leaves "
                 f"such rows out, data.columns.{key}=null trains them all the same"
             )
-    if HELPSTEER <= row.keys():
+    if row.keys() >= HELPSTEER:
         raise ValueError(
             "the row holds an answer and its scores (`helpfulness`, ...), wanted answers to imitate; choose those that are, or "
             "data.columns.helpfulness=null trains them all"
@@ -618,7 +632,8 @@ def _sharegpt_pair(field: str) -> Callable[[Row], Row]:
 
 
 def sharegpt(value: object, field: str) -> Messages:
-    """Turns of `from` and `value`, or of `role` and `content`, as the latter. Raises: ValueError naming the turn."""
+    """Turns of `from` and `value`, or of `role` and `content`, as the latter. Raises: ValueError
+    naming the turn."""
     if not isinstance(value, list) or not value:
         raise ValueError(f"`{field}` is {shown(value)}, wanted a list of turns")
     turns = []
@@ -656,7 +671,8 @@ def _rest(turn: Mapping[str, object]) -> Row:
 
 
 def _calls(said: str, field: str) -> list[object]:
-    """The calls of a ShareGPT turn `function_call`: the JSON text of one of `name` and `arguments`, or of a list of them."""
+    """The calls of a ShareGPT turn `function_call`: the JSON text of one of `name` and `arguments`,
+    or of a list of them."""
     try:
         calls = json.loads(said)
     except (ValueError, RecursionError):
@@ -688,7 +704,8 @@ def _swift(row: Row) -> Row:
 
 
 def _after_messages(row: Row) -> Row:
-    """LLaMA-Factory: turns up to the user's last, and two answers; `messages` may also be the whole chosen conversation."""
+    """LLaMA-Factory: turns up to the user's last, and two answers; `messages` may also be the whole
+    chosen conversation."""
     messages = (
         row["messages"][:-1]
         if isinstance(row["messages"], list) and row["messages"] == row["chosen"]

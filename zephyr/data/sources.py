@@ -1,4 +1,5 @@
-"""Here the files and datasets that a config names become raw rows, each with the place where a person finds it."""
+"""Here the files and datasets that a config names become raw rows, each with the place where a
+person finds it."""
 
 import gzip
 import hashlib
@@ -34,7 +35,8 @@ LARGEST_WHOLE = (
 
 
 class RawRow(NamedTuple):
-    """A row as it was found. `place`: for a person; `default_id`: source:number, from 1; `value`: the row, or a .jsonl's undecoded line."""
+    """A row as it was found. `place`: for a person; `default_id`: source:number, from 1; `value`:
+    the row, or a .jsonl's undecoded line."""
 
     place: str
     default_id: str
@@ -42,8 +44,9 @@ class RawRow(NamedTuple):
 
 
 class Source(NamedTuple):
-    """One file or dataset. `digest`: of its bytes, or the dataset's fingerprint; `rows()` reads it from the beginning. `split`: the words
-    that tell its split, of spec, folder and file, or the dataset's own name for it; "" where there are none."""
+    """One file or dataset. `digest`: of its bytes, or the dataset's fingerprint; `rows()` reads it
+    from the beginning. `split`: the words that tell its split, of spec, folder and file, or the
+    dataset's own name for it; "" where there are none."""
 
     name: str
     digest: str
@@ -52,9 +55,11 @@ class Source(NamedTuple):
 
 
 def open_sources(specs: tuple[str, ...] | list[str]) -> list[Source]:
-    """Every file or dataset that the specs `path-or-hub-id[[:subset]:split]` name, in order; a folder gives its files by name.
+    """Every file or dataset that the specs `path-or-hub-id[[:subset]:split]` name, in order; a
+    folder gives its files by name.
 
-    Raises: BadInput for what does not exist, holds no data, has no such split or subset, or needs one named."""
+    Raises: BadInput for what does not exist, holds no data, has no such split or subset, or needs
+    one named."""
     sources = [source for spec in specs for source in _open(spec)]
     if len({source.name for source in sources}) < len(
         sources
@@ -64,7 +69,8 @@ def open_sources(specs: tuple[str, ...] | list[str]) -> list[Source]:
 
 
 def held_out_split(source: Source) -> str:
-    """What the source's split is called where that says that it is not for training (`test_sft`, `validation`, `eval`); else ""."""
+    """What the source's split is called where that says that it is not for training (`test_sft`,
+    `validation`, `eval`); else ""."""
     found = SPLIT.search(source.split.lower())
     return "" if found is None or found[1].startswith("train") else found[1]
 
@@ -101,7 +107,8 @@ def _open_folder(folder: Path, named: str | None, whole_path: bool) -> list[Sour
 
 
 def _split_words(path: Path, split: str = "") -> str:
-    """The folder where it is called as splits are ("dev" may be anything), `split`, the file's name."""
+    """The folder where it is called as splits are ("dev" may be anything), `split`, the file's
+    name."""
     parent = path.parent.name
     folder = (
         parent
@@ -150,7 +157,8 @@ def _whole(path: Path, rows: Callable[[BinaryIO], Iterator[RawRow]]) -> Iterator
 
 
 def _lines(path: Path, name: str, file: BinaryIO) -> Iterator[RawRow]:
-    """The lines, in memory one at a time. Raises: BadInput for one over `LONGEST_LINE`: a few kB of gzip can hold a line of gigabytes."""
+    """The lines, in memory one at a time. Raises: BadInput for one over `LONGEST_LINE`: a few kB of
+    gzip can hold a line of gigabytes."""
     number = 0
     while line := file.readline(LONGEST_LINE + 1):  # bytes: parted at \n only, not at U+2028
         number += 1
@@ -171,7 +179,8 @@ def _json_rows(path: Path, name: str, file: BinaryIO) -> Iterator[RawRow]:
         return
     data = _read_all(path, file)
     try:
-        # To its encoder, maybe another process, a row goes as text: pickle gives up at nested values that JSON can hold.
+        # To its encoder, maybe another process, a row goes as text: pickle gives up at nested
+        # values that JSON can hold.
         lines = [
             json.dumps(element).encode()
             for element in json.loads(data.decode("utf-8-sig"), object_pairs_hook=each_once)
@@ -254,7 +263,8 @@ def _parts(batch: pa.RecordBatch, path: Path, before: int) -> Iterator[pa.Record
 
 
 def row_bytes(array: pa.Array) -> np.ndarray:
-    """How many bytes each value of the array takes where it stands by itself, int64 [len(array)]."""
+    """How many bytes each value of the array takes where it stands by itself, int64
+    [len(array)]."""
     kind = array.type
     if pa.types.is_dictionary(kind):
         of_words = np.append(row_bytes(array.dictionary), 0)  # the last: of null

@@ -50,7 +50,8 @@ ROWS_FILE, REPORT_FILE, DIGEST_FILE = "examples.arrow", "report.json", "sha256"
 
 
 class Pairs(Sequence[EncodedPair]):
-    """Encoded pairs; `ids`: of the rows, `*_tokens`: tokens of each pair's side, int64 [len(self)]; `weights`: float64 [len(self)]."""
+    """Encoded pairs; `ids`: of the rows, `*_tokens`: tokens of each pair's side, int64 [len(self)];
+    `weights`: float64 [len(self)]."""
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
@@ -68,7 +69,8 @@ class Pairs(Sequence[EncodedPair]):
 
 
 class Texts(Sequence[EncodedText]):
-    """Encoded texts; `ids`: of the rows; `tokens`, `target_tokens`: all tokens of each, and the targets, int64 [len(self)]."""
+    """Encoded texts; `ids`: of the rows; `tokens`, `target_tokens`: all tokens of each, and the
+    targets, int64 [len(self)]."""
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
@@ -86,7 +88,8 @@ class Texts(Sequence[EncodedText]):
 def example_batch(
     examples: Sequence[EncodedPair | EncodedText], asked: Sequence[bytes] = ()
 ) -> pa.RecordBatch:
-    """The examples, all of one kind, as rows of `PAIR_SCHEMA` or `TEXT_SCHEMA`; asked: `words.asked` of each, if it is known."""
+    """The examples, all of one kind, as rows of `PAIR_SCHEMA` or `TEXT_SCHEMA`; asked:
+    `words.asked` of each, if it is known."""
     columns = [list(column) for column in zip(*examples)]
     schema = PAIR_SCHEMA
     if isinstance(examples[0], EncodedText):
@@ -186,7 +189,8 @@ def sync(path: Path) -> None:
 def digest_of(
     tokenizer: PreTrainedTokenizerBase, code: Iterable[Path], parts: Iterable[str]
 ) -> str:
-    """SHA-256 over the tokenizer, the source files that encode, the tokenizing libraries' versions, and `parts`."""
+    """SHA-256 over the tokenizer, the source files that encode, the tokenizing libraries' versions,
+    and `parts`."""
     digest = hashlib.sha256()
     if tokenizer.is_fast:
         vocabulary = tokenizer.backend_tokenizer.to_str()

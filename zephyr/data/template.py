@@ -1,4 +1,5 @@
-"""Here a run's tokenizer gets its chat template: chosen, with its clock stopped, told in the log and kept in the run folder."""
+"""Here a run's tokenizer gets its chat template: chosen, with its clock stopped, told in the log
+and kept in the run folder."""
 
 from dataclasses import replace
 from datetime import date
@@ -23,11 +24,13 @@ SHOWN = 1000  # characters of the first prompt in the log
 
 
 def run_tokenizer(engine: Engine, config: C) -> tuple[C, PreTrainedTokenizerBase]:
-    """The tokenizer of a run, and the config with `chat_template` as it came out: `auto` is `model` or `zephyr`.
+    """The tokenizer of a run, and the config with `chat_template` as it came out: `auto` is `model`
+    or `zephyr`.
 
-    A clock in the template stands at the day on which the run began, which a resume reads in the run folder. The choice is
-    told, with a warning where Zephyr's template takes the place of another. Raises: BadInput, on every rank, also
-    where the model has no embedding for one of its ids."""
+    A clock in the template stands at the day on which the run began, which a resume reads in the
+    run folder. The choice is told, with a warning where Zephyr's template takes the place of
+    another. Raises: BadInput, on every rank, also where the model has no embedding for one of its
+    ids."""
 
     def load() -> tuple[PreTrainedTokenizerBase, str, bool]:
         tokenizer = read_tokenizer(config.tokenizer or config.model)
@@ -60,7 +63,8 @@ def run_tokenizer(engine: Engine, config: C) -> tuple[C, PreTrainedTokenizerBase
 def keep_chat(
     folder: RunFolder, config: DPOConfig | SFTConfig, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Keep the resolved config and the template in the run folder. Raises: BadInput where the disk refuses."""
+    """Keep the resolved config and the template in the run folder. Raises: BadInput where the disk
+    refuses."""
     folder.keep("config.yaml", to_yaml(config).encode("utf-8"))
     folder.keep(TEMPLATE_FILE, tokenizer.chat_template.encode("utf-8"))
 
@@ -68,7 +72,7 @@ def keep_chat(
 def first_day(kept: Path) -> date:
     """The day that a run's template was kept with, today where there is none."""
     try:
-        return kept.is_file() and clock_of(kept.read_text(encoding="utf-8")) or date.today()
+        return (kept.is_file() and clock_of(kept.read_text(encoding="utf-8"))) or date.today()
     except (OSError, ValueError) as error:
         raise BadInput(
             f"{kept} can't be read: {error}; it holds the template of the run, and its day"
@@ -76,7 +80,8 @@ def first_day(kept: Path) -> date:
 
 
 def first_prompt(tokenizer: PreTrainedTokenizerBase, example: EncodedPair | EncodedText) -> str:
-    """A line that shows what the first example's answer is read after, special tokens included; of plain text, its beginning."""
+    """A line that shows what the first example's answer is read after, special tokens included; of
+    plain text, its beginning."""
     if isinstance(example, EncodedPair):
         ids = example.prompt_ids
     else:

@@ -1,4 +1,5 @@
-"""Here the tokenizer that the whole program uses is loaded, with the chat template that the config names set on it."""
+"""Here the tokenizer that the whole program uses is loaded, with the chat template that the config
+names set on it."""
 
 import json
 import warnings
@@ -37,19 +38,21 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = (
 def load_tokenizer(
     path: str | Path, chat_template: str = "auto", eos_token: str | None = None
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub id, prepared (`prepare_tokenizer`, where the arguments are explained).
+    """The tokenizer of a folder or hub id, prepared (`prepare_tokenizer`, where the arguments are
+    explained).
 
-    Raises: BadInput in one line where nothing loads, there is no EOS, or the template is missing."""
+    Raises: BadInput in one line where nothing loads, there is no EOS, or the template is
+    missing."""
     return prepare_tokenizer(read_tokenizer(path), chat_template, eos_token)
 
 
 def read_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub id as it is.
 
-    A folder without `tokenizer.json` but with a SentencePiece `tokenizer.model` is read here (`from_sentencepiece`):
-    transformers 5 builds another tokenizer of it: no dummy space, no BOS, merges in the order of ids. Needs
-    sentencepiece and protobuf.
-    Raises: BadInput in one line where nothing loads."""
+    A folder without `tokenizer.json` but with a SentencePiece `tokenizer.model` is read here
+    (`from_sentencepiece`): transformers 5 builds another tokenizer of it: no dummy space, no BOS,
+    merges in the order of ids. Needs sentencepiece and protobuf. Raises: BadInput in one line where
+    nothing loads."""
     folder = Path(path)
     if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
         return from_sentencepiece(folder / "tokenizer.model")
@@ -67,9 +70,11 @@ def read_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 
 def other_ids(tokenizer: PreTrainedTokenizerBase, folder: Path) -> str:
-    """What to tell where the tokenizer makes other ids than the folder's own tokenizer.json; else "".
+    """What to tell where the tokenizer makes other ids than the folder's own tokenizer.json; else
+    "".
 
-    For some types of models AutoTokenizer takes a class that builds its splitting and BOS anew, whatever the file says."""
+    For some types of models AutoTokenizer takes a class that builds its splitting and BOS anew,
+    whatever the file says."""
     if not tokenizer.is_fast or not (folder / "tokenizer.json").is_file():
         return ""
     own = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -87,7 +92,8 @@ def other_ids(tokenizer: PreTrainedTokenizerBase, folder: Path) -> str:
 
 
 def require_vocabulary(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
-    """Raises: BadInput where the tokenizer makes ids that the model of that folder or hub id has no embedding for."""
+    """Raises: BadInput where the tokenizer makes ids that the model of that folder or hub id has no
+    embedding for."""
     vocabulary = read_config(local_folder(model)).vocab_size
     if len(tokenizer) > vocabulary:
         raise BadInput(
@@ -98,12 +104,13 @@ def require_vocabulary(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
 def prepare_tokenizer(
     tokenizer: PreTrainedTokenizerBase, chat_template: str = "auto", eos_token: str | None = None
 ) -> PreTrainedTokenizerBase:
-    """Sets the chat template and EOS that the config names, and EOS as pad token where there is none; returns the same tokenizer.
+    """Sets the chat template and EOS that the config names, and EOS as pad token where there is
+    none; returns the same tokenizer.
 
-    Args: chat_template: `zephyr`, `model` (the tokenizer's own), `auto` (its own where it has one, else zephyr), or the
-    path of a jinja file. eos_token: a token of the vocabulary in the place of the tokenizer's EOS; None: that one.
-    Raises: BadInput where `model` is asked for and the tokenizer has no template, the jinja file cannot be read, or the
-    EOS is missing or unknown."""
+    Args: chat_template: `zephyr`, `model` (the tokenizer's own), `auto` (its own where it has one,
+    else zephyr), or the path of a jinja file. eos_token: a token of the vocabulary in the place of
+    the tokenizer's EOS; None: that one. Raises: BadInput where `model` is asked for and the
+    tokenizer has no template, the jinja file cannot be read, or the EOS is missing or unknown."""
     if eos_token is not None:
         if eos_token not in tokenizer.get_vocab():
             raise BadInput(f"eos_token: a token of the vocabulary is wanted, got {eos_token!r}")
@@ -144,7 +151,8 @@ def prepare_tokenizer(
 
 
 def chosen_template(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> str:
-    """What the config key `chat_template` comes to: `auto` is `model` where the tokenizer has a template, else `zephyr`."""
+    """What the config key `chat_template` comes to: `auto` is `model` where the tokenizer has a
+    template, else `zephyr`."""
     if chat_template != "auto":
         return chat_template
     return "zephyr" if own_template(tokenizer) is None else "model"
@@ -157,11 +165,13 @@ def foreign_template(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def from_sentencepiece(model: Path) -> PreTrainedTokenizerBase:
-    """A fast tokenizer whose ids are SentencePiece's own, in the way Llama 2, Mistral and Zephyr were trained ("legacy").
+    """A fast tokenizer whose ids are SentencePiece's own, in the way Llama 2, Mistral and Zephyr
+    were trained ("legacy").
 
-    Text between special tokens is encoded by itself, each time behind a dummy space: hence piece 28705 after `</s>` in
-    Mistral's ids. A `chat_template` in a `tokenizer_config.json` beside the model is kept.
-    Raises: BadInput for a model that is not BPE, that rewrites the text before encoding it, or lacks EOS."""
+    Text between special tokens is encoded by itself, each time behind a dummy space: hence piece
+    28705 after `</s>` in Mistral's ids. A `chat_template` in a `tokenizer_config.json` beside the
+    model is kept. Raises: BadInput for a model that is not BPE, that rewrites the text before
+    encoding it, or lacks EOS."""
     from google.protobuf.message import DecodeError
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
@@ -231,9 +241,11 @@ def _fast_bpe(proto: "ModelProto", bos: str | None) -> Tokenizer:
 
 
 def _merges(proto: "ModelProto") -> list[tuple[str, str]]:
-    """Every split of every piece into two pieces, best score first: SentencePiece merges the pair whose piece scores best.
+    """Every split of every piece into two pieces, best score first: SentencePiece merges the pair
+    whose piece scores best.
 
-    The order of ids is not that order: Mistral's runs of spaces have ids 259 and 260, and the worst score."""
+    The order of ids is not that order: Mistral's runs of spaces have ids 259 and 260, and the worst
+    score."""
     usable = {piece.piece for piece in proto.pieces if piece.type in (NORMAL, USER_DEFINED, UNUSED)}
     splits = [
         (-piece.score, i, cut, piece.piece)

@@ -1,4 +1,5 @@
-"""Here what a row says becomes digests, by which rows are compared: white space and the tokenizer make no difference."""
+"""Here what a row says becomes digests, by which rows are compared: white space and the tokenizer
+make no difference."""
 
 import hashlib
 import json

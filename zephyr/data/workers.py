@@ -1,4 +1,5 @@
-"""Here raw rows become encoded examples, a chunk at a time, in as many processes as there are workers."""
+"""Here raw rows become encoded examples, a chunk at a time, in as many processes as there are
+workers."""
 
 import multiprocessing
 import os
@@ -24,14 +25,17 @@ CHUNK = 256  # rows that a process encodes at a time
 CHUNK_BYTES = 2**26  # but no more once they take this much
 WORKER_BYTES = (
     2**32
-)  # memory that it may take beyond what it was forked with: a template that multiplies text asks for more
+    # memory that it may take beyond what it was forked with: a template that multiplies text asks for
+    # more
+)
 
 
 NO_TARGET = "no target: each of the assistant's turns is marked as not trained"
 
 
 class Options(NamedTuple):
-    """What decides the ids of a row, beside the tokenizer. `max_prompt_tokens` is None for SFT rows."""
+    """What decides the ids of a row, beside the tokenizer. `max_prompt_tokens` is None for SFT
+    rows."""
 
     max_tokens: int
     max_prompt_tokens: int | None
@@ -43,9 +47,11 @@ class Options(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """An example, where its row stands, how many tokens of each side were cut off, and by how much the chosen answer is rated higher,
-    by each rating. asked, said: digests of its words (`words.asked`; of a text, of a pair's prompt and both answers). targets: whether a
-    text had any before it was cut. unread: keys that nothing reads; found: names of `columns` that the row has; suspicions: what may be no turn."""
+    """An example, where its row stands, how many tokens of each side were cut off, and by how much
+    the chosen answer is rated higher, by each rating. asked, said: digests of its words
+    (`words.asked`; of a text, of a pair's prompt and both answers). targets: whether a text had any
+    before it was cut. unread: keys that nothing reads; found: names of `columns` that the row has;
+    suspicions: what may be no turn."""
 
     place: str
     example: EncodedPair | EncodedText
@@ -60,7 +66,8 @@ class Encoded(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """What became of some rows. `skipped`: bad rows, (place, why); `dropped`: good rows that teach nothing, counted by why."""
+    """What became of some rows. `skipped`: bad rows, (place, why); `dropped`: good rows that teach
+    nothing, counted by why."""
 
     encoded: list[Encoded]
     skipped: list[tuple[str, str]]
@@ -79,9 +86,11 @@ def nothing_left(options: Options) -> str:
 def encoded_chunks(
     rows: Iterator[RawRow], tokenizer: PreTrainedTokenizerBase, options: Options, workers: int
 ) -> Iterator[Chunk]:
-    """The chunks in the order of the rows, from this process where there are few rows or one worker, else from `workers` forks.
+    """The chunks in the order of the rows, from this process where there are few rows or one
+    worker, else from `workers` forks.
 
-    Forks, as `datasets` uses them: they hold the tokenizer without being sent it, and need no main module to import."""
+    Forks, as `datasets` uses them: they hold the tokenizer without being sent it, and need no main
+    module to import."""
     chunks = _chunks(rows)
     first = list(islice(chunks, 2))
     if workers < 2 or len(first) < 2:

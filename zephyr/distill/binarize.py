@@ -1,6 +1,8 @@
-"""A feedback row becomes a preference pair: a rule picks the chosen and the rejected completion; a pairwise row brings its own verdict.
+"""A feedback row becomes a preference pair: a rule picks the chosen and the rejected completion; a
+pairwise row brings its own verdict.
 
-A rule's draw depends on seed and prompt id alone (`handbook` apart), so any order or split of the rows gives the same pairs."""
+A rule's draw depends on seed and prompt id alone (`handbook` apart), so any order or split of the
+rows gives the same pairs."""
 
 import hashlib
 import json
@@ -52,7 +54,8 @@ DISAGREE, ENOUGH, FIRST = (
 
 
 class Answer(NamedTuple):
-    """A completion; mean: of its aspect scores, overall: the score of the whole, None: not scored so."""
+    """A completion; mean: of its aspect scores, overall: the score of the whole, None: not scored
+    so."""
 
     model: str
     text: str
@@ -62,7 +65,8 @@ class Answer(NamedTuple):
 
 @dataclass
 class Run:
-    """What was asked for, what has been counted, and an SQLite file without a name that holds what would else fill the memory."""
+    """What was asked for, what has been counted, and an SQLite file without a name that holds what
+    would else fill the memory."""
 
     rule: str
     seed: int
@@ -90,7 +94,8 @@ def binarize(
     drop_sources: tuple[str, ...] = (),
     fix_overall: bool = False,
 ) -> Report:
-    """Write pair rows to `out` (.jsonl) and the report to `out` with .report.json, in memory that does not grow with the rows.
+    """Write pair rows to `out` (.jsonl) and the report to `out` with .report.json, in memory that
+    does not grow with the rows.
 
     A pair: `id`, `prompt_id`, `prompt`, `chosen`, `rejected`, `chosen_model`, `rejected_model`, `score_chosen`, `score_rejected`, `rule`
     (`verdict` for pairwise rows, whose scores are shares of the verdict), `source`; of the row `system`, `history`, `tools`, `weight`
@@ -124,7 +129,8 @@ def binarize(
 
 
 def _pairs(sources: Sequence[Source], run: Run) -> Iterator[Row]:
-    """The pairs; a row that gives none is counted with its reason, a single completion put by until all rows are read."""
+    """The pairs; a row that gives none is counted with its reason, a single completion put by until
+    all rows are read."""
     raws = (raw for source in sources for raw in source.rows())
     for place, name, value in chain(raws, _groups(run)):
         try:
@@ -134,7 +140,7 @@ def _pairs(sources: Sequence[Source], run: Run) -> Iterator[Row]:
             else:
                 made = (
                     _put_by(row, place, run)
-                    if SINGLE <= row.keys()
+                    if row.keys() >= SINGLE
                     else _pair(row, name, place, run)
                 )
         except (ValueError, RecursionError) as error:
@@ -172,7 +178,8 @@ def _put_by(row: Row, place: str, run: Run) -> None:
 
 
 def _groups(run: Run) -> Iterator[tuple[str, str, Row]]:
-    """The completions that were put by, as feedback rows; each in the order of the models' names."""
+    """The completions that were put by, as feedback rows; each in the order of the models'
+    names."""
     for idx, group in groupby(
         run.shelf.execute("select * from singles order by idx, model"), key=itemgetter(0)
     ):
@@ -194,7 +201,8 @@ def _groups(run: Run) -> Iterator[tuple[str, str, Row]]:
 
 
 def _shared(rows: list[Row], places: Sequence[str]) -> Row:
-    """What else the rows of one group say: the first value of each key. Raises: BadInput for a `system` and the like that differ."""
+    """What else the rows of one group say: the first value of each key. Raises: BadInput for a
+    `system` and the like that differ."""
     keys = dict.fromkeys(key for row in rows for key in row)
     for key in keys:
         other = next(
@@ -208,7 +216,8 @@ def _shared(rows: list[Row], places: Sequence[str]) -> Row:
 
 
 def _claim(id: str, place: str, run: Run, again: bool = False) -> str:
-    """The id as one pair's own; one that comes again gets a number, or is an error where it must not."""
+    """The id as one pair's own; one that comes again gets a number, or is an error where it must
+    not."""
     for name in chain([id], (f"{id}-{n}" for n in count(2)) if again else ()):
         found = run.shelf.execute("select place from ids where id = ?", (name,)).fetchone()
         if not found:
@@ -219,7 +228,8 @@ def _claim(id: str, place: str, run: Run, again: bool = False) -> str:
 
 
 def _pair(row: Row, name: str, place: str, run: Run) -> dict[str, object] | str:
-    """The pair of a row, or why there is none. Whatever the shape, the side of the higher score is the chosen one."""
+    """The pair of a row, or why there is none. Whatever the shape, the side of the higher score is
+    the chosen one."""
     source, total = _source(row), run.counts["total"]
     if source in run.drop_sources:
         return f"source {source}"
@@ -263,7 +273,8 @@ def _pair(row: Row, name: str, place: str, run: Run) -> dict[str, object] | str:
 
 
 def _beside(row: Row, reads: set[str], made: Row, place: str, run: Run) -> Row | str:
-    """What goes with a pair of what else stands in its row, by training's own rule of keys; or why there is no pair.
+    """What goes with a pair of what else stands in its row, by training's own rule of keys; or why
+    there is no pair.
 
     Raises: ValueError naming a key that means something and that a pair has no place for."""
     rest = {key: value for key, value in row.items() if key not in reads}
@@ -297,7 +308,8 @@ def _beside(row: Row, reads: set[str], made: Row, place: str, run: Run) -> Row |
 
 
 def _verdict(row: Row, name: str, place: str, run: Run) -> Found | str:
-    """A pairwise row. Its id: its own; else of prompt, judge and models, where the prompt has one; else file and line."""
+    """A pairwise row. Its id: its own; else of prompt, judge and models, where the prompt has one;
+    else file and line."""
     if (found := judged(row)) is None:
         raise ValueError(
             f"the row has the fields {sorted(row)!s:.200}, wanted those of feedback (with `completions`), of single "
@@ -319,7 +331,8 @@ def _verdict(row: Row, name: str, place: str, run: Run) -> Found | str:
 
 
 def _rated(row: Row, place: str, run: Run) -> Found | str:
-    """A feedback row. Its id is its `prompt_id`; UltraFeedback has none: the prompt's digest, numbered where it comes again."""
+    """A feedback row. Its id is its `prompt_id`; UltraFeedback has none: the prompt's digest,
+    numbered where it comes again."""
     ultra = "instruction" in row and "prompt" not in row
     prompt = row.get("instruction" if ultra else "prompt")
     if not isinstance(prompt, str):
@@ -413,7 +426,8 @@ def _answers(row: Row, ultra: bool, id: str, run: Run) -> Iterator[Answer]:
 
 
 def _score(value: object, name: str) -> float | None:
-    """A number, also as text; None for null and UltraFeedback's "N/A". Raises: ValueError for anything else: no score is guessed."""
+    """A number, also as text; None for null and UltraFeedback's "N/A". Raises: ValueError for
+    anything else: no score is guessed."""
     if value in (None, "N/A"):
         return None
     number = (

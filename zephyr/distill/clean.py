@@ -1,4 +1,5 @@
-"""Here a text is cleaned and looked at: its case set right; refusals, language, words, their n-grams and signature found."""
+"""Here a text is cleaned and looked at: its case set right; refusals, language, words, their
+n-grams and signature found."""
 
 import hashlib
 import importlib
@@ -47,7 +48,8 @@ PERMUTATIONS = (
     128  # hash values of a signature: the standard error of an estimated Jaccard of 0.8 is 0.035
 )
 
-# Truecasing takes a text apart into code and what white space parts, and looks at each part by itself: what is no plain WORD stays.
+# Truecasing takes a text apart into code and what white space parts, and looks at each part by
+# itself: what is no plain WORD stays.
 CODE = re.compile(
     r"```.*?(?:```|\Z) | `[^`\n]+` | ^(?:[ ]{4}|\t)[^\n]*", re.X | re.S | re.M
 )  # fenced, inline, indented
@@ -99,9 +101,11 @@ def excerpt(text: str) -> str:
 
 
 def truecase(text: str) -> str:
-    """The text with a capital at the start of each sentence, and "I" for a lone "i"; as it was where it looks like code.
+    """The text with a capital at the start of each sentence, and "I" for a lone "i"; as it was
+    where it looks like code.
 
-    A sentence starts where the text does, if that ends as one, and after a word and ".", "!" or "?" on the same line."""
+    A sentence starts where the text does, if that ends as one, and after a word and ".", "!" or "?"
+    on the same line."""
     if CODE_LINE.search(CODE.sub("", text)):
         return text
     has_i = SURE_I.search(text) is not None
@@ -126,7 +130,8 @@ def truecase(text: str) -> str:
 
 
 def truecased(row: Row, turns: Turns) -> Row:
-    """The row with its texts truecased; as it was where a user asks about case, grammar or spelling."""
+    """The row with its texts truecased; as it was where a user asks about case, grammar or
+    spelling."""
 
     def cased(value: object) -> object:
         if isinstance(value, list):
@@ -144,14 +149,16 @@ def truecased(row: Row, turns: Turns) -> Row:
 
 
 def refusal(user_turn: str, answer: str) -> str | None:
-    """The words by which the answer denies having opinions, feelings and the like; None where it doesn't, or where the
-    user's turn asked for something personal ("your opinion", "do you feel", "are you human")."""
+    """The words by which the answer denies having opinions, feelings and the like; None where it
+    doesn't, or where the user's turn asked for something personal ("your opinion", "do you feel",
+    "are you human")."""
     found = NOT_MINE.search(answer.replace("’", "'").replace("I'm", "I am"))
     return found[0] if found and not PERSONAL.search(user_turn.replace("’", "'")) else None
 
 
 def refused(turns: Turns) -> str:
-    """The first such words in a dialogue, "" where there are none; a turn such as "Why?" goes on about the user's turn before."""
+    """The first such words in a dialogue, "" where there are none; a turn such as "Why?" goes on
+    about the user's turn before."""
     asked: list[str] = []
     for role, text in turns:
         if role == "user":
@@ -162,7 +169,8 @@ def refused(turns: Turns) -> str:
 
 
 def digests(turns: Turns) -> tuple[bytes, bytes]:
-    """Of the dialogue and of its first user turn (b"": there is none), whatever their case and white space."""
+    """Of the dialogue and of its first user turn (b"": there is none), whatever their case and
+    white space."""
     said = [
         [role, " ".join(unicodedata.normalize("NFKC", text).lower().split())]
         for role, text in turns
@@ -203,7 +211,8 @@ def _word_hash(word: str) -> int:
 
 
 def grams(words: Sequence[str], n: int) -> np.ndarray:
-    """A 64-bit hash of every n words that follow each other, uint64 [max(len(words) - n + 1, 0)]."""
+    """A 64-bit hash of every n words that follow each other, uint64 [max(len(words) - n + 1,
+    0)]."""
     hashes = np.fromiter(map(_word_hash, words), np.uint64, len(words))
     total = np.zeros(max(len(words) - n + 1, 0), np.uint64)
     for i in range(n if len(total) else 0):
@@ -216,7 +225,8 @@ def shared(
 ) -> str:
     """The first n words of a turn whose hash is known; "" where there are none.
 
-    Args: known: (n, whether they count as a whole turn only) -> sorted hashes of n words. short: whether those are looked for, too."""
+    Args: known: (n, whether they count as a whole turn only) -> sorted hashes of n words. short:
+    whether those are looked for, too."""
     for (n, is_whole), hashes in known.items():
         if len(words) == n and short if is_whole else len(words) >= n:
             found = grams(words, n)
@@ -237,7 +247,8 @@ def signature(hashes: np.ndarray) -> bytes:
 
 
 def language(text: str) -> str:
-    """The ISO 639-1 code of the language of a text; "" where too little of it, code apart, is prose to tell."""
+    """The ISO 639-1 code of the language of a text; "" where too little of it, code apart, is prose
+    to tell."""
     text = CODE.sub(" ", text)
     code, confidence = identifier().classify(text)
     return code if confidence > 0.9 and sum(map(str.isalpha, text)) >= 40 else ""

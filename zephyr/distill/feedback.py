@@ -1,7 +1,9 @@
-"""Prompts become feedback rows: several answerers answer each, and a judge scores every answer in four aspects and as a whole.
+"""Prompts become feedback rows: several answerers answer each, and a judge scores every answer in
+four aspects and as a whole.
 
-As UltraFeedback (arXiv:2310.01377) does: answerers drawn from a pool, each told a principle; one question per aspect about all
-answers, in shuffled order; one critique per answer. Replies that can't be read are asked for again, then kept as they are."""
+As UltraFeedback (arXiv:2310.01377) does: answerers drawn from a pool, each told a principle; one
+question per aspect about all answers, in shuffled order; one critique per answer. Replies that
+can't be read are asked for again, then kept as they are."""
 
 import json
 import random
@@ -42,14 +44,18 @@ def collect_feedback(
     max_tokens: int = 1024,
     templates: Path | None = None,
 ) -> Row:
-    """Write a feedback row per prompt to `out`; returns the report. The same replies give the same file, to the byte.
+    """Write a feedback row per prompt to `out`; returns the report. The same replies give the same
+    file, to the byte.
 
-    Prompts: rows with `prompt` (a text, or turns that end with the user's), `messages` (up to the last user turn) or `instruction`;
-    `system` and `history` are asked with it, `tools` and other keys that mean something are refused by name, all others counted;
-    `prompt_id` is the row's own or the SHA-256 of the prompt; `source` and `reference` (facts for the judge of truthfulness) are kept.
-    Rows: `prompt_id`, `prompt`, `completions` [{`model`, `text`, `scores` {aspect: 1-5 or null}, `overall`: 1-10 or null, `rationales`,
-    `critique`, `principle`, `call`, `critique_calls`}], `judge`, `order` and `calls` by aspect, and `unparsed` replies where there are any.
-    Raises: BadInput for a bad prompt row (file and line), too few answerers, a prompt id that comes twice; what `ask` raises."""
+    Prompts: rows with `prompt` (a text, or turns that end with the user's), `messages` (up to the
+    last user turn) or `instruction`; `system` and `history` are asked with it, `tools` and other
+    keys that mean something are refused by name, all others counted; `prompt_id` is the row's own
+    or the SHA-256 of the prompt; `source` and `reference` (facts for the judge of truthfulness) are
+    kept. Rows: `prompt_id`, `prompt`, `completions` [{`model`, `text`, `scores` {aspect: 1-5 or
+    null}, `overall`: 1-10 or null, `rationales`, `critique`, `principle`, `call`,
+    `critique_calls`}], `judge`, `order` and `calls` by aspect, and `unparsed` replies where there
+    are any. Raises: BadInput for a bad prompt row (file and line), too few answerers, a prompt id
+    that comes twice; what `ask` raises."""
     if not 2 <= per_prompt <= len(answerers) or len({a.name for a in answerers}) < len(answerers):
         raise BadInput(
             f"feedback compares answers: at least {max(2, per_prompt)} answerers of different names are wanted, got "
@@ -97,7 +103,8 @@ def collect_feedback(
 def answered(
     panel: Panel, prompts: Iterable[Row], counts: Counter[str], left_out: list[str]
 ) -> list[Row]:
-    """Rows with their completions; prompts of which fewer than two texts came are left out and named."""
+    """Rows with their completions; prompts of which fewer than two texts came are left out and
+    named."""
     rows = [
         {"prompt_id": row["prompt_id"], "prompt": row["prompt"], "completions": [], "about": row}
         for row in prompts

@@ -1,4 +1,5 @@
-"""What a teacher wrote is asked for, counted and filtered here: each reply, instruction and instance ends under one name of the report."""
+"""What a teacher wrote is asked for, counted and filtered here: each reply, instruction and
+instance ends under one name of the report."""
 
 import random
 import re
@@ -43,7 +44,8 @@ Found = list[
 
 
 def tokens(text: str) -> list[str]:
-    """As rouge-score's own tokenizer without stemming: runs of a-z and 0-9 in lower case. A text of other letters has none."""
+    """As rouge-score's own tokenizer without stemming: runs of a-z and 0-9 in lower case. A text of
+    other letters has none."""
     return re.findall("[a-z0-9]+", text.lower())
 
 
@@ -67,9 +69,11 @@ class Similar:
         )
 
     def nearest(self, text: str) -> tuple[str, float]:
-        """Name and ROUGE-L F1 of the nearest kept text, of equals the first; ("", 0.0) where none shares a token.
+        """Name and ROUGE-L F1 of the nearest kept text, of equals the first; ("", 0.0) where none
+        shares a token.
 
-        F1 = 2 LCS / (m + n), rounded once: 7/10 is 0.7, of which rouge-score may make 0.7000000000000001."""
+        F1 = 2 LCS / (m + n), rounded once: 7/10 is 0.7, of which rouge-score may make
+        0.7000000000000001."""
         from rapidfuzz.distance import Indel, LCSseq
         from rapidfuzz.process import extractOne
 
@@ -84,7 +88,8 @@ class Similar:
 
 
 class Task(NamedTuple):
-    """An instruction: a seed's, or one that was kept. For dialogues a topic, or an opening. `instances`: (input, output)."""
+    """An instruction: a seed's, or one that was kept. For dialogues a topic, or an opening.
+    `instances`: (input, output)."""
 
     id: str
     instruction: str
@@ -141,7 +146,8 @@ def request(
     again: bool = False,
     **about: object,
 ) -> Request:
-    """A question of the kind `task`, sampled by a seed of its own; `about` are its fields for embedded teachers."""
+    """A question of the kind `task`, sampled by a seed of its own; `about` are its fields for
+    embedded teachers."""
     max_tokens, temperature, top_p = SAMPLING[task]
     draw = random.Random(f"{job.seed}/{task}/{key}/{again}").randrange(2**31)
     return Request(
@@ -155,7 +161,8 @@ def request(
 
 
 def answers(job: Job, stage: str, requests: Sequence[Request]) -> list[Reply]:
-    """The replies in order, those without a text counted; one that holds half a character becomes one of these."""
+    """The replies in order, those without a text counted; one that holds half a character becomes
+    one of these."""
     replies = job.ask(requests) if requests else []
     broken = [HALF_CHARACTER.search(reply.text or "") is not None for reply in replies]
     job.count(stage, "requests", len(requests))
@@ -167,7 +174,8 @@ def answers(job: Job, stage: str, requests: Sequence[Request]) -> list[Reply]:
 def pieces(
     job: Job, stage: str, reply: Reply, parse: Callable[[str], Found]
 ) -> list[tuple[str, ...]]:
-    """What is whole and in the wanted form; the rest is counted: as `cut` the last piece of a reply that was cut, as `unparsed` others."""
+    """What is whole and in the wanted form; the rest is counted: as `cut` the last piece of a reply
+    that was cut, as `unparsed` others."""
     if reply.text is None:
         return []
     found, cut = parse(reply.text) or [None], reply.finish_reason == "length"
@@ -188,7 +196,8 @@ def passes(job: Job, stage: str, checks: Mapping[str, bool]) -> bool:
 def propose(
     job: Job, questions: Sequence[tuple[Request, dict[str, object]]], parse: Callable[[str], Found]
 ) -> list[Task]:
-    """What no filter takes of the instructions in the replies, as tasks; a piece may hold an input and an output too.
+    """What no filter takes of the instructions in the replies, as tasks; a piece may hold an input
+    and an output too.
 
     Args: questions: each with what the rows that come of it shall tell."""
     before = len(job.kept)
@@ -216,7 +225,8 @@ def propose(
 
 
 def rows_of(job: Job, task: Task, pairs: Sequence[tuple[str, ...]]) -> list[dict[str, object]]:
-    """A row for each (input, output) that no filter takes, up to `job.instances`; of one input with two outputs none is right."""
+    """A row for each (input, output) that no filter takes, up to `job.instances`; of one input with
+    two outputs none is right."""
     sound: list[tuple[str, ...]] = []
     for given, output in pairs:
         if passes(

@@ -1,4 +1,5 @@
-"""A pair's id becomes its story: prompt, answers, judge calls, scores, rule, and the steps that trained on it."""
+"""A pair's id becomes its story: prompt, answers, judge calls, scores, rule, and the steps that
+trained on it."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -17,8 +18,9 @@ Row = Mapping[str, object]
 def story(name: str, pairs: Path | None, run: Path | None, *, whole: bool = False) -> Iterator[str]:
     """Lines that tell where the pair `name` comes from and where it was trained on.
 
-    Args: pairs: the file that `binarize` wrote; by default what the run was trained on. run: a run folder, for its ledger of visits.
-    whole: long texts are not cut. Files are found by the reports beside them. Raises: BadInput where no pair has this id."""
+    Args: pairs: the file that `binarize` wrote; by default what the run was trained on. run: a run
+    folder, for its ledger of visits. whole: long texts are not cut. Files are found by the reports
+    beside them. Raises: BadInput where no pair has this id."""
     cut = (
         (lambda text: str(text))
         if whole
@@ -54,7 +56,8 @@ def story(name: str, pairs: Path | None, run: Path | None, *, whole: bool = Fals
 
 
 def feedback_story(prompt_id: str, source: Path, cut: object) -> Iterator[str]:
-    """The answers to a prompt, who gave them by which call, and every judge call with its scores."""
+    """The answers to a prompt, who gave them by which call, and every judge call with its
+    scores."""
     if not source.exists():
         yield f"  {source} is not here: no more is known of its answers"
         return
@@ -105,7 +108,8 @@ def visits(name: str, run: Path) -> Iterator[str]:
 
 
 def pair_files(run: Path | None) -> list[Path]:
-    """The files that a run was trained on, by its config.yaml. Raises: BadInput where they can't be told."""
+    """The files that a run was trained on, by its config.yaml. Raises: BadInput where they can't be
+    told."""
     if run is None:
         raise BadInput("lineage: --pairs FILE or --run FOLDER is wanted")
     try:

@@ -1,4 +1,5 @@
-"""A row in which a judge compared two answers gives both answers, each with its share of the verdict: the higher share is preferred."""
+"""A row in which a judge compared two answers gives both answers, each with its share of the
+verdict: the higher share is preferred."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -34,7 +35,8 @@ WINS = {
 class Judged(NamedTuple):
     """Two answers to one prompt, in the source's order, and the models' names where it tells them.
 
-    shares: of the verdict: (1, 0) where the first answer won, a half each for a tie, None where there is no verdict."""
+    shares: of the verdict: (1, 0) where the first answer won, a half each for a tie, None where
+    there is no verdict."""
 
     prompt: str | Messages
     texts: tuple[str, str]
@@ -43,7 +45,8 @@ class Judged(NamedTuple):
 
 
 def judged(row: Row) -> tuple[str, Judged | str] | None:
-    """The shape of a pairwise row, and what it holds, or the reason why it holds no pair. None: of another shape.
+    """The shape of a pairwise row, and what it holds, or the reason why it holds no pair. None: of
+    another shape.
 
     Raises: ValueError naming the field, what was found and what was wanted."""
     shape = next((name for name, fields in PAIRWISE.items() if fields <= row.keys()), None)
@@ -65,7 +68,8 @@ def read_keys(row: Row, shape: str) -> set[str]:
 
 
 def _alpaca(row: Row, prompt: str, answers: tuple[str, str], models: tuple[str, str]) -> Judged:
-    """AlpacaEval: `preference` - 1 is the second answer's probability of being the better; 0 is a tie as 1.5 is, null no verdict."""
+    """AlpacaEval: `preference` - 1 is the second answer's probability of being the better; 0 is a
+    tie as 1.5 is, null no verdict."""
     preference, asked = row.get("preference"), text(row, prompt)
     if preference is not None and (
         type(preference) not in (int, float) or not (preference == 0 or 1 <= preference <= 2)
@@ -113,8 +117,8 @@ def _sharegpt(row: Row) -> Judged | str:
 
 
 def _hh(row: Row) -> Judged | str:
-    """hh-rlhf: two transcripts, or one in `prompt` and two answers; a turn is what stands behind its mark, without the white space
-    around it."""
+    """hh-rlhf: two transcripts, or one in `prompt` and two answers; a turn is what stands behind
+    its mark, without the white space around it."""
     sides = []
     for field in ("chosen", "rejected"):
         said = text(row, field)

@@ -1,7 +1,9 @@
-"""Rows of dialogues are cleaned, filtered and parted: case set right, what a filter takes counted with examples, test rows kept out.
+"""Rows of dialogues are cleaned, filtered and parted: case set right, what a filter takes counted
+with examples, test rows kept out.
 
-What is done lies in `OUT.work/` until all is, under a digest of sources, settings and code: first pieces of rows, each judged row by row
-in several processes (`datasets`); then one pass in the order of the rows, for what depends on it, with its index in an SQLite file."""
+What is done lies in `OUT.work/` until all is, under a digest of sources, settings and code: first
+pieces of rows, each judged row by row in several processes (`datasets`); then one pass in the order
+of the rows, for what depends on it, with its index in an SQLite file."""
 
 import hashlib
 import json
@@ -85,12 +87,14 @@ class PrepareSettings:
 
 
 class Index:
-    """What rows are compared with, in an SQLite file of which 16 MB at most are in memory; each filter says why it takes a row, or ""."""
+    """What rows are compared with, in an SQLite file of which 16 MB at most are in memory; each
+    filter says why it takes a row, or ""."""
 
     def __init__(self, path: Path, jaccard: float | None) -> None:
         path.unlink(missing_ok=True)
         self.file, self.jaccard = sqlite3.connect(path, isolation_level=None), jaccard or 1.0
-        # as long a band as finds 98 of 100 pairs of just that Jaccard: the fewer rows are looked at in vain
+        # as long a band as finds 98 of 100 pairs of just that Jaccard: the fewer rows are looked at
+        # in vain
         self.band = next(
             (
                 r
@@ -131,7 +135,8 @@ class Index:
         )
 
     def near_duplicate(self, row: Row) -> str:
-        """Of the first kept row that is as near as wanted; this is remembered where there is none."""
+        """Of the first kept row that is as near as wanted; this is remembered where there is
+        none."""
         signature, size = row["signature"] or b"", 4 * self.band
         bands = [
             b"%d:" % start + signature[start : start + size]
@@ -160,12 +165,14 @@ class Index:
 
 
 def prepare(sources: Sequence[str], out: Path, settings: PrepareSettings) -> Report:
-    """Write the rows that no filter takes, in their order: those of training, or of a sole split, to `out`; those of a split that spec,
-    file or folder call test, val, dev, eval, held_out or the like to one beside it, as `clean.test_sft.jsonl` beside `clean.jsonl`.
+    """Write the rows that no filter takes, in their order: those of training, or of a sole split,
+    to `out`; those of a split that spec, file or folder call test, val, dev, eval, held_out or the
+    like to one beside it, as `clean.test_sft.jsonl` beside `clean.jsonl`.
 
-    Rows keep their fields, and their bytes if not truecased. Held-out rows pass all filters but held_out, duplicate, near_duplicate.
-    Returns: the report, also written beside `out`; a row counts under the first filter, in their order, that takes it.
-    Raises: BadInput for a bad row (file and line), for a source or setting that can't be used, for an `out` among the sources."""
+    Rows keep their fields, and their bytes if not truecased. Held-out rows pass all filters but
+    held_out, duplicate, near_duplicate. Returns: the report, also written beside `out`; a row
+    counts under the first filter, in their order, that takes it. Raises: BadInput for a bad row
+    (file and line), for a source or setting that can't be used, for an `out` among the sources."""
     opened, benchmarks, held = map(
         open_sources, (sources, settings.decontaminate, settings.held_out)
     )
@@ -242,9 +249,10 @@ def prepare(sources: Sequence[str], out: Path, settings: PrepareSettings) -> Rep
 
 
 def _remove_earlier(work: Path) -> None:
-    """Remove the work of runs of other settings. Raises: BadInput naming what no run made, before anything is removed."""
+    """Remove the work of runs of other settings. Raises: BadInput naming what no run made, before
+    anything is removed."""
     folder = work.parent
-    if folder.is_symlink() or os.path.lexists(folder) and not folder.is_dir():
+    if folder.is_symlink() or (os.path.lexists(folder) and not folder.is_dir()):
         raise BadInput(
             f"out: {folder} is {'a link' if folder.is_symlink() else 'a file'}, wanted a folder for what is half done, or "
             "nothing; remove it, or name another out"
@@ -324,7 +332,8 @@ def _pieces(lines: Iterator[tuple[int, str, bytes]]) -> Iterator[list[tuple[int,
 def _judged(
     piece: Sequence[tuple[int, str, bytes]], path: Path, settings: PrepareSettings
 ) -> list[str]:
-    """The Arrow files, in order, of the judged piece; made where they aren't there. Raises: BadInput for the first bad row."""
+    """The Arrow files, in order, of the judged piece; made where they aren't there. Raises:
+    BadInput for the first bad row."""
     from datasets import Dataset, Features, Value
 
     features = Features({name: Value(kind) for name, kind in COLUMNS.items()})
@@ -398,7 +407,8 @@ def _judge(settings: PrepareSettings, source: int, place: str, line: bytes) -> R
 
 
 def _takers(settings: PrepareSettings, turns: Turns, words: int) -> Iterator[tuple[str, str]]:
-    """The filters of a row by itself, in their order, each with why it takes the row; "" where it does not."""
+    """The filters of a row by itself, in their order, each with why it takes the row; "" where it
+    does not."""
     yield "refusal", clean.excerpt(clean.refused(turns)) if settings.drop_refusals else ""
     code = clean.language("\n".join(text[:1000] for _, text in turns)) if settings.language else ""
     yield "language", code if code != settings.language else ""
@@ -411,14 +421,15 @@ def _takers(settings: PrepareSettings, turns: Turns, words: int) -> Iterator[tup
         yield (
             name,
             ""
-            if is_text or low <= count and (high is None or count <= high)
+            if is_text or (low <= count and (high is None or count <= high))
             else f"{count} {what}",
         )
 
 
 @lru_cache(maxsize=1)
 def _benchmark(files: tuple[str, ...], ngram: int) -> Mapping[tuple[int, bool], np.ndarray]:
-    """What `clean.shared` looks for: n-grams of longer prompts; shorter prompts whole, those under 8 words as whole turns only."""
+    """What `clean.shared` looks for: n-grams of longer prompts; shorter prompts whole, those under
+    8 words as whole turns only."""
     hashes: dict[tuple[int, bool], list[np.ndarray]] = {}
     for file in files:
         prompts = [
@@ -438,7 +449,8 @@ def _benchmark(files: tuple[str, ...], ngram: int) -> Mapping[tuple[int, bool], 
 
 
 def _held_digests(row: Row) -> tuple[bytes, bytes]:
-    """Of a held-out file's dialogue and first user turn; a row that is no dialogue gives that of its prompt."""
+    """Of a held-out file's dialogue and first user turn; a row that is no dialogue gives that of
+    its prompt."""
     try:
         return clean.digests(clean.turns_of(row))
     except ValueError:
@@ -458,7 +470,8 @@ def _rows(pieces: Iterable[str]) -> Iterator[Row]:
 def _sift(
     pieces: Iterable[str], splits: Sequence[str], index: Index, outs: Mapping[str, Path]
 ) -> Report:
-    """Write the rows that stay; returns the counts of the report, with up to five examples of what each filter took."""
+    """Write the rows that stay; returns the counts of the report, with up to five examples of what
+    each filter took."""
     late = (
         ("held_out", index.held_out),
         ("contaminated", itemgetter("contaminated")),

@@ -1,7 +1,9 @@
-"""The scores of a prompt's completions become the choice of two: one rule of binarisation is one function.
+"""The scores of a prompt's completions become the choice of two: one rule of binarisation is one
+function.
 
-A rule gets the scores and texts of the completions that have a score, and a generator; it returns the indices of chosen and rejected,
-or why there is no pair. A new rule is such a function and one line in `RULES`."""
+A rule gets the scores and texts of the completions that have a score, and a generator; it returns
+the indices of chosen and rejected, or why there is no pair. A new rule is such a function and one
+line in `RULES`."""
 
 import random
 import re
@@ -15,18 +17,20 @@ Rule = Callable[[Sequence[float], Sequence[str], random.Random], Pick]
 
 
 def paper(scores: Sequence[float], texts: Sequence[str], rng: random.Random) -> Pick:
-    """Zephyr (arXiv:2310.16944, section 3.3): the highest mean aspect score against a uniform random other completion.
+    """Zephyr (arXiv:2310.16944, section 3.3): the highest mean aspect score against a uniform
+    random other completion.
 
-    Ties for the highest mean are broken uniformly at random. Completions with the chosen text are no "other". An other of the same
-    mean may be drawn, as in the paper."""
+    Ties for the highest mean are broken uniformly at random. Completions with the chosen text are
+    no "other". An other of the same mean may be drawn, as in the paper."""
     chosen = rng.choice([i for i, score in enumerate(scores) if score == max(scores)])
     others = [i for i, other in enumerate(texts) if other != texts[chosen]]
     return (chosen, rng.choice(others)) if others else "texts equal"
 
 
 def handbook(scores: Sequence[float], texts: Sequence[str], rng: random.Random) -> Pick:
-    """The alignment handbook's script: the first of the highest overall scores; the rejected is drawn from all until its (text, score)
-    differs, so it may score the same. One generator serves all rows in their order, as the script's global one does."""
+    """The alignment handbook's script: the first of the highest overall scores; the rejected is
+    drawn from all until its (text, score) differs, so it may score the same. One generator serves
+    all rows in their order, as the script's global one does."""
     both, chosen = list(zip(texts, scores)), scores.index(max(scores))
     if both.count(both[chosen]) == len(both):
         return "texts equal"
@@ -43,10 +47,12 @@ def lower(
     by: float = 0.0,
     against: Callable[[list[float]], float] | None = None,
 ) -> Pick:
-    """The highest mean against one that is lower by `by` (to 1e-9) or more and of another text; no pair where none is.
+    """The highest mean against one that is lower by `by` (to 1e-9) or more and of another text; no
+    pair where none is.
 
-    `argilla` (ultrafeedback-binarized-preferences-cleaned): a uniform random one of these. `best-vs-worst`: the lowest of these.
-    `margin>=k`: the highest of these, `by` k. Ties, for the highest too, are broken uniformly at random."""
+    `argilla` (ultrafeedback-binarized-preferences-cleaned): a uniform random one of these.
+    `best-vs-worst`: the lowest of these. `margin>=k`: the highest of these, `by` k. Ties, for the
+    highest too, are broken uniformly at random."""
     chosen = rng.choice([i for i, score in enumerate(scores) if score == max(scores)])
     rest = [
         i
@@ -64,7 +70,8 @@ def lower(
     )
 
 
-# name -> the score that the rule compares (a completion's mean of aspects, or its overall score), and the rule
+# name -> the score that the rule compares (a completion's mean of aspects, or its overall score),
+# and the rule
 RULES: dict[str, tuple[str, Rule]] = {
     "paper": ("mean", paper),
     "handbook": ("overall", handbook),
@@ -74,7 +81,8 @@ RULES: dict[str, tuple[str, Rule]] = {
 
 
 def rule_named(name: str) -> tuple[str, Rule]:
-    """The score that a rule compares, and the rule: of `RULES`, or `margin>=k`. Raises: BadInput listing them for another name."""
+    """The score that a rule compares, and the rule: of `RULES`, or `margin>=k`. Raises: BadInput
+    listing them for another name."""
     margin = re.fullmatch(r"margin>=([0-9]{1,9}(?:\.[0-9]{1,9})?)", name)
     if margin and float(margin[1]) > 0:
         return "mean", partial(lower, by=float(margin[1]), against=max)

@@ -1,8 +1,11 @@
-"""Seed tasks become SFT rows that a teacher wrote: tasks with their answers, or dialogues; each row knows the calls it came from.
+"""Seed tasks become SFT rows that a teacher wrote: tasks with their answers, or dialogues; each row
+knows the calls it came from.
 
-`self-instruct` is Wang et al. 2022 (arXiv:2212.10560), `alpaca` Taori et al. 2023, `dialogue` the way of UltraChat (arXiv:2305.14233).
-All is a function of seeds, `seed` and replies: a killed run is resumed by the same call, which asks the same, and a run with a larger `n`
-begins with the rows of the smaller one. An embedded teacher reads `Request.about`: always `task` and `seed` (the request's), and by `task`
+`self-instruct` is Wang et al. 2022 (arXiv:2212.10560), `alpaca` Taori et al. 2023, `dialogue` the
+way of UltraChat (arXiv:2305.14233). All is a function of seeds, `seed` and replies: a killed run is
+resumed by the same call, which asks the same, and a run with a larger `n` begins with the rows of
+the smaller one. An embedded teacher reads `Request.about`: always `task` and `seed` (the
+request's), and by `task`
 
     instructions  `demonstrations` (texts), `count`    ->  lines "9. ..."
     classify      `instruction`                        ->  Yes or No
@@ -63,8 +66,8 @@ def self_instruct(
     patience: int = 20,
     largest_rouge_l: float = 0.7,
 ) -> dict[str, object]:
-    """Writes `n` rows to `out`; returns the report, whose `counts` go by stage and name: of instructions, and of instances, `parsed` is
-    the sum of the filters and `kept`.
+    """Writes `n` rows to `out`; returns the report, whose `counts` go by stage and name: of
+    instructions, and of instances, `parsed` is the sum of the filters and `kept`.
 
     Args: seeds: tasks in the shape of Self-Instruct or Alpaca; for `dialogue` rows with a topic. ask: requests -> replies in their order;
         the same reply to the same request. turns: the user's in a dialogue. templates: a folder of the user's. instances: of one

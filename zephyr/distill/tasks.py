@@ -1,4 +1,5 @@
-"""Seeds become a teacher's instructions, and these rows: by Self-Instruct's stages, in Alpaca's single one, or as UltraChat's dialogues."""
+"""Seeds become a teacher's instructions, and these rows: by Self-Instruct's stages, in Alpaca's
+single one, or as UltraChat's dialogues."""
 
 import random
 import re
@@ -32,7 +33,8 @@ SPEAKER = re.compile(r"^(user|assistant|human|ai)\s*:", re.IGNORECASE | re.MULTI
 
 
 def ask_instructions(job: Job, number: int) -> tuple[Request, dict[str, object]]:
-    """To go on with a list, in random order, of 2 instructions that were kept and 6 seeds (of seeds alone while none was kept)."""
+    """To go on with a list, in random order, of 2 instructions that were kept and 6 seeds (of seeds
+    alone while none was kept)."""
     rng = random.Random(f"{job.seed}/demonstrations/{number}")
     demos = rng.sample(job.kept, min(2, len(job.kept)))
     demos += rng.sample(job.seeds, min(SHOWN - len(demos), len(job.seeds)))
@@ -78,7 +80,8 @@ def finish_tasks(job: Job, tasks: Sequence[Task]) -> list[dict[str, object]]:
 
 
 def write_instances(job: Job, tasks: Sequence[Task]) -> list[dict[str, object]]:
-    """Rows of bare instructions: the teacher writes labels first, then inputs, for classification; inputs first for the rest."""
+    """Rows of bare instructions: the teacher writes labels first, then inputs, for classification;
+    inputs first for the rest."""
     tasks, shown = classify(job, tasks), {side: examples(job, side) for side in FORMS}
     replies = answers(
         job,
@@ -115,7 +118,8 @@ def write_instances(job: Job, tasks: Sequence[Task]) -> list[dict[str, object]]:
 
 
 def classify(job: Job, tasks: Sequence[Task]) -> list[Task]:
-    """The tasks of which the teacher said, in one word, whether the answer is a label; what is no such word is asked once more."""
+    """The tasks of which the teacher said, in one word, whether the answer is a label; what is no
+    such word is asked once more."""
     rng = random.Random(f"{job.seed}/classify")
     sides = [[task for task in job.seeds if task.is_classification is side] for side in FORMS]
     demos = [task for side in sides for task in rng.sample(side, min(SHOWN, len(side)))]
@@ -161,7 +165,8 @@ def classify(job: Job, tasks: Sequence[Task]) -> list[Task]:
 
 
 def examples(job: Job, side: bool) -> str:
-    """Seeds with their instances in the form that the teacher shall write; a seed of which nobody said what it is goes with the rest."""
+    """Seeds with their instances in the form that the teacher shall write; a seed of which nobody
+    said what it is goes with the rest."""
     _, first, second = FORMS[side]
     some = [task for task in job.seeds if (task.is_classification is True) == side]
     return "\n\n".join(
@@ -179,7 +184,8 @@ def examples(job: Job, side: bool) -> str:
 
 
 def parse_numbered(text: str) -> Found:
-    """The items of a numbered list, each in one line; None for what stands before the list, or after an empty line."""
+    """The items of a numbered list, each in one line; None for what stands before the list, or
+    after an empty line."""
     before, *items = re.split(r"^[ \t]*\d+ ?\.(?:[ \t]+|$)", text, flags=re.MULTILINE)
     found: Found = [None] if before.strip() else []
     for item in items:
@@ -189,9 +195,11 @@ def parse_numbered(text: str) -> Found:
 
 
 def parse_blocks(text: str, heads: Sequence[str] = BLOCK) -> Found:
-    """The texts under `heads` of each block ("Input: ...", maybe numbered or after "Example 1"), <noinput> as "".
+    """The texts under `heads` of each block ("Input: ...", maybe numbered or after "Example 1"),
+    <noinput> as "".
 
-    None for a part of the reply (lines "###" part it) that lacks a head, has one out of order, or begins with none."""
+    None for a part of the reply (lines "###" part it) that lacks a head, has one out of order, or
+    begins with none."""
     head = re.compile(
         rf"^(?:Example \d+[.:]?[ \t]*\n)?(?:\d+\. ?)?({'|'.join(heads)}|Task):", re.MULTILINE
     )
@@ -219,7 +227,8 @@ def parse_turn(text: str) -> Found:
 
 
 def converse(job: Job, openings: Sequence[Task]) -> list[dict[str, object]]:
-    """A row for each dialogue of `job.turns` user turns: all go on turn by turn, and one with a bad turn is left out and counted."""
+    """A row for each dialogue of `job.turns` user turns: all go on turn by turn, and one with a bad
+    turn is left out and counted."""
     talks = [(task, [task.instruction]) for task in openings]
     for turn in range(1, 2 * job.turns):
         kind = "answer" if turn % 2 else "user_turn"

@@ -1,4 +1,5 @@
-"""Models become scores on ARC, HellaSwag, MMLU, TruthfulQA and GSM8K, through lm-evaluation-harness: prompts and scoring are its own."""
+"""Models become scores on ARC, HellaSwag, MMLU, TruthfulQA and GSM8K, through
+lm-evaluation-harness: prompts and scoring are its own."""
 
 import argparse
 import csv
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 Row = Mapping[str, object]
-# name -> the harness's task, the metric that is its score with its filter, how the name of a file of its rows begins
+# name -> the harness's task, the metric that is its score with its filter, how the name of a file
+# of its rows begins
 BENCHMARKS = {
     "arc": ("arc_challenge", "acc_norm", "none", "arc_challenge"),
     "arc-easy": ("arc_easy", "acc_norm", "none", "arc_easy"),
@@ -101,9 +103,11 @@ def run_academic(options: argparse.Namespace) -> None:
 def scored(
     lm: "HFLM", manager: "TaskManager", name: str, shots: int, spec: str | Row, limit: int | None
 ) -> dict[str, object]:
-    """A model's score on a task with the harness's standard error, and Wilson's interval (1927), wide enough for values between 0 and 1 too.
+    """A model's score on a task with the harness's standard error, and Wilson's interval (1927),
+    wide enough for values between 0 and 1 too.
 
-    Args: spec: a task as the harness takes it: its own, whose rows come from the hub, or what `local_spec` makes."""
+    Args: spec: a task as the harness takes it: its own, whose rows come from the hub, or what
+    `local_spec` makes."""
     from lm_eval import simple_evaluate
 
     task, metric, of_filter, _ = BENCHMARKS[name]
@@ -141,9 +145,11 @@ def scored(
 
 
 def local_spec(name: str, shots: int, folder: Path, manager: "TaskManager") -> Row:
-    """The harness's own task on the rows of a file; of MMLU one for each subject, their accuracies weighted by size.
+    """The harness's own task on the rows of a file; of MMLU one for each subject, their accuracies
+    weighted by size.
 
-    A file has one split: the examples before a question are other questions of it. Raises: BadInput where there is no such file."""
+    A file has one split: the examples before a question are other questions of it. Raises: BadInput
+    where there is no such file."""
     import datasets
 
     task, _, _, file = BENCHMARKS[name]

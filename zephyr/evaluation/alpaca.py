@@ -1,4 +1,5 @@
-"""A judge's verdicts on a model's and a baseline's answers become win rates, as AlpacaEval counts them, from records in its format."""
+"""A judge's verdicts on a model's and a baseline's answers become win rates, as AlpacaEval counts
+them, from records in its format."""
 
 import math
 import re
@@ -18,11 +19,14 @@ THEIRS, PAIRS = (
 
 
 def read_annotation(place: str, row: Row) -> dict[str, object]:
-    """A row of AlpacaEval's annotations.json, or of a preference file: generators and outputs, `annotator`, and what is told by others.
+    """A row of AlpacaEval's annotations.json, or of a preference file: generators and outputs,
+    `annotator`, and what is told by others.
 
-    `share`: the model's, 0 to 1: a preference goes from 1, the baseline's, to 2, and 0 is a tie as 1.5 is; None: no verdict, null or NaN.
-    `first_won`: of calls whose order is known, by `orders`, our verdicts with the baseline first and last, or by `referenced_models`: m
-    is what AlpacaEval shows first. `number`: of the prompt, where its id tells it. Raises: BadInput naming the place."""
+    `share`: the model's, 0 to 1: a preference goes from 1, the baseline's, to 2, and 0 is a tie as
+    1.5 is; None: no verdict, null or NaN. `first_won`: of calls whose order is known, by `orders`,
+    our verdicts with the baseline first and last, or by `referenced_models`: m is what AlpacaEval
+    shows first. `number`: of the prompt, where its id tells it. Raises: BadInput naming the
+    place."""
     number, shown = (
         re.fullmatch(r"alpacaeval-(\d+)", str(row.get("prompt_id"))),
         row.get("referenced_models"),
@@ -56,10 +60,12 @@ def read_annotation(place: str, row: Row) -> dict[str, object]:
 def score_annotations(
     records: Iterable[tuple[str, Row]], *, length_controlled: bool = False
 ) -> dict[str, dict[str, object]]:
-    """Win rates in percent by model; by "MODEL (ANNOTATOR)" where the records have several annotators.
+    """Win rates in percent by model; by "MODEL (ANNOTATOR)" where the records have several
+    annotators.
 
-    Each with n, stderr (sample standard deviation / sqrt(n)), ci95 (bootstrap), unparsed, AlpacaEval's discrete counts, avg_length, and
-    position_bias where orders are known. Raises: BadInput for a bad row, two baselines, or what the length-controlled rate lacks."""
+    Each with n, stderr (sample standard deviation / sqrt(n)), ci95 (bootstrap), unparsed,
+    AlpacaEval's discrete counts, avg_length, and position_bias where orders are known. Raises:
+    BadInput for a bad row, two baselines, or what the length-controlled rate lacks."""
     groups: defaultdict[tuple[str, str], list[Row]] = defaultdict(list)
     for place, row in records:
         found = read_annotation(place, row)
@@ -100,10 +106,12 @@ def win_rates(group: Sequence[Row]) -> dict[str, object]:
 
 
 def through_package(group: Sequence[Row]) -> dict[str, object]:
-    """The length-controlled win rate in percent, by the package `alpaca_eval` (Dubois et al. 2024, arXiv:2404.04475).
+    """The length-controlled win rate in percent, by the package `alpaca_eval` (Dubois et al. 2024,
+    arXiv:2404.04475).
 
-    stderr and ci95 are of its predictions over prompts, without the fit's own uncertainty. Raises: BadInput where the package or its file
-    is missing, or the rows don't tell which of AlpacaEval's prompts they are of."""
+    stderr and ci95 are of its predictions over prompts, without the fit's own uncertainty. Raises:
+    BadInput where the package or its file is missing, or the rows don't tell which of AlpacaEval's
+    prompts they are of."""
     rows = {
         n if row["number"] is None and len(group) == PROMPTS else row["number"]: {
             **row,

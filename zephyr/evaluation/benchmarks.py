@@ -1,4 +1,5 @@
-"""A benchmark's questions become answers, and answers a judge's verdicts, in the files of FastChat and AlpacaEval."""
+"""A benchmark's questions become answers, and answers a judge's verdicts, in the files of FastChat
+and AlpacaEval."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -31,14 +32,16 @@ class Bench(NamedTuple):
 
 
 def bench_file(folder: Path, *names: str, origin: str = FASTCHAT) -> Path:
-    """The first of the files that the folder holds. Raises: BadInput that says where they come from."""
+    """The first of the files that the folder holds. Raises: BadInput that says where they come
+    from."""
     if not (there := [folder / name for name in names if (folder / name).is_file()]):
         raise BadInput(f"--bench-dir {folder}: no {' or '.join(names)}; it comes from {origin}")
     return there[0]
 
 
 def load_bench(folder: Path, templates: Path | None = None) -> Bench:
-    """The bench in a folder; templates: the user's, else of judge_prompts.jsonl in the folder or above, else ours. Raises: BadInput."""
+    """The bench in a folder; templates: the user's, else of judge_prompts.jsonl in the folder or
+    above, else ours. Raises: BadInput."""
     questions, references = list(read_rows([bench_file(folder, "question.jsonl")])), {}
     for place, row in questions:
         if not {"question_id", "category"} <= row.keys() or [
@@ -67,7 +70,8 @@ def load_bench(folder: Path, templates: Path | None = None) -> Bench:
 
 
 def read_answers(path: Path) -> dict[str, dict[object, Sequence[str]]]:
-    """Both turns by model and question, of a file in FastChat's model_answer format. Raises: BadInput naming the place."""
+    """Both turns by model and question, of a file in FastChat's model_answer format. Raises:
+    BadInput naming the place."""
     answers: dict[str, dict[object, Sequence[str]]] = {}
     for place, row in read_rows([path]):
         try:
@@ -89,7 +93,8 @@ def read_answers(path: Path) -> dict[str, dict[object, Sequence[str]]]:
 def answer_questions(
     name: str, teacher: Teacher, questions: Sequence[Row], ask: Ask, *, max_tokens: int, seed: int
 ) -> list[Row]:
-    """A model's answers in FastChat's format; the second turn is asked with the answer to the first."""
+    """A model's answers in FastChat's format; the second turn is asked with the answer to the
+    first."""
     replies: list[list[Reply]] = [[] for _ in questions]
     for turn in (0, 1):
         said = [
@@ -145,9 +150,11 @@ def judge_answers(
     max_tokens: int,
     seed: int,
 ) -> tuple[list[Row], Row]:
-    """FastChat's judgements of each answer (`single`), or of each two models' answers in both orders (`pair`); and who judged with what.
+    """FastChat's judgements of each answer (`single`), or of each two models' answers in both
+    orders (`pair`); and who judged with what.
 
-    Raises: BadInput where a model lacks an answer, or a question that wants one its reference answer."""
+    Raises: BadInput where a model lacks an answer, or a question that wants one its reference
+    answer."""
     each, rows, requests = 1 if kind == "single" else 2, [], []
     for names, question, turn in (
         (n, q, t) for n in combinations(answers, each) for q in bench.questions for t in (1, 2)
@@ -227,7 +234,8 @@ def annotate(
     baseline: Sequence[str | None],
     outputs: Sequence[str | None],
 ) -> list[Row]:
-    """AlpacaEval's annotations of outputs against a baseline's (names: of both): the mean of both orders, in which a tie counts half."""
+    """AlpacaEval's annotations of outputs against a baseline's (names: of both): the mean of both
+    orders, in which a tie counts half."""
     pairs, calls = compare(panel, prompts, outputs, baseline)
     raw = {(call["prompt_id"], call["shown_as"]): call["reply"] for call in calls}
     points = [

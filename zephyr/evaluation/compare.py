@@ -1,4 +1,5 @@
-"""A judge's replies about two answers, one per order of showing them, become one verdict, and many verdicts a win rate."""
+"""A judge's replies about two answers, one per order of showing them, become one verdict, and many
+verdicts a win rate."""
 
 import re
 from collections.abc import Sequence
@@ -16,13 +17,15 @@ FIRST_WON = {"A": 0.5, "tie": 0.25, "B": 0.0}  # of the two calls of a compariso
 
 
 def parse_verdict(text: str) -> str | None:
-    """Which of two answers a reply prefers, "A", "B" or "tie" (written [[A]], [[B]], [[C]]); None unless it states exactly one of them."""
+    """Which of two answers a reply prefers, "A", "B" or "tie" (written [[A]], [[B]], [[C]]); None
+    unless it states exactly one of them."""
     found = set(VERDICT.findall(text))
     return {"A": "A", "B": "B", "C": "tie"}[found.pop()] if len(found) == 1 else None
 
 
 class Comparison(NamedTuple):
-    """An answer against another: verdicts with this one shown first, as A, and second; lengths in characters, this one's first."""
+    """An answer against another: verdicts with this one shown first, as A, and second; lengths in
+    characters, this one's first."""
 
     shown_first: str | None
     shown_second: str | None
@@ -30,18 +33,22 @@ class Comparison(NamedTuple):
     asked: bool = True  # False: equal texts, which are a tie without a call
 
     def points(self) -> float | None:
-        """1 where this answer is preferred in both orders, 0 where the other is, else 0.5, a tie; None without both verdicts."""
+        """1 where this answer is preferred in both orders, 0 where the other is, else 0.5, a tie;
+        None without both verdicts."""
         return None if None in self[:2] else CONSISTENT.get(self[:2], 0.5)
 
 
 def summarise(
     rows: Sequence[Comparison | None], labels: Sequence[float | None]
 ) -> dict[str, object]:
-    """The win rate of a model over another and what belongs to it, each number with `n`, `stderr` and `ci95`.
+    """The win rate of a model over another and what belongs to it, each number with `n`, `stderr`
+    and `ci95`.
 
-    Args: rows: one per prompt; None: a model gave no answer. labels: points by people, None where there is no label.
-    Returns: `win_rate`; `unparsed` and `unanswered` prompts are left out; `decided`: without ties; `consistent`: prompts with one verdict
-    in both orders; `position_bias`: the calls won by what is shown first, a tie counts half; with labels, `agreement` and `kappa`."""
+    Args: rows: one per prompt; None: a model gave no answer. labels: points by people, None where
+    there is no label. Returns: `win_rate`; `unparsed` and `unanswered` prompts are left out;
+    `decided`: without ties; `consistent`: prompts with one verdict in both orders; `position_bias`:
+    the calls won by what is shown first, a tie counts half; with labels, `agreement` and
+    `kappa`."""
     read = [
         (row, row.points(), label)
         for row, label in zip(rows, labels, strict=True)

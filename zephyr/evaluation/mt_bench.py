@@ -1,4 +1,5 @@
-"""Answers to two-turn questions become a judge's questions, and its judgements scores; all records are in FastChat's formats."""
+"""Answers to two-turn questions become a judge's questions, and its judgements scores; all records
+are in FastChat's formats."""
 
 import re
 from collections import defaultdict
@@ -31,7 +32,8 @@ def temperature(question: Row) -> float:
 
 
 def parse_rating(judgment: str) -> int | float:
-    """The first [[n]] of a judgement, else its first [n], as FastChat reads it; -1 where there is neither, or n is above 10."""
+    """The first [[n]] of a judgement, else its first [n], as FastChat reads it; -1 where there is
+    neither, or n is above 10."""
     found = RATINGS[0].search(judgment) or RATINGS[1].search(judgment)
     number = float(found[1]) if found else -1
     return -1 if number > 10 else int(number) if number == int(number) else number
@@ -45,10 +47,12 @@ def judge_messages(
     answers: Sequence[Sequence[str]],
     turn: int,
 ) -> tuple[str, tuple[dict[str, str], ...]]:
-    """The template's name, and the system's and the user's turn of a question to the judge, of `kind` single or pair.
+    """The template's name, and the system's and the user's turn of a question to the judge, of
+    `kind` single or pair.
 
-    Args: templates: FastChat's by name, or ours. reference: right answers to both turns, or none. answers: both turns of each model.
-    Raises: BadInput where there is no such template, or no such field as it has."""
+    Args: templates: FastChat's by name, or ours. reference: right answers to both turns, or none.
+    answers: both turns of each model. Raises: BadInput where there is no such template, or no such
+    field as it has."""
     name = THEIRS[kind][question["category"] in WITH_REFERENCE] + (
         "-multi-turn" if turn == 2 else ""
     )
@@ -90,9 +94,11 @@ def judge_messages(
 def broken_down(
     name: str, values: Sequence[Value], categories: Mapping[object, str]
 ) -> dict[str, object]:
-    """The mean `name` with n, stderr, ci95 and unparsed, of all values, by turn, and by category where these are known.
+    """The mean `name` with n, stderr, ci95 and unparsed, of all values, by turn, and by category
+    where these are known.
 
-    The turns of a question go together: stderr and ci95 are over questions, of the mean's linear expansion (Cochran 1977, chapter 6)."""
+    The turns of a question go together: stderr and ci95 are over questions, of the mean's linear
+    expansion (Cochran 1977, chapter 6)."""
 
     def of(part: Sequence[Value]) -> dict[str, object]:
         read = [(question, value) for question, _, value in part if value is not None]
@@ -126,10 +132,12 @@ def broken_down(
 def score_judgments(
     records: Iterable[tuple[str, Row]], categories: Mapping[object, str]
 ) -> dict[str, dict[str, object]]:
-    """Scores by model, of FastChat's single judgements; or win rates by "A over B", of its pairwise ones.
+    """Scores by model, of FastChat's single judgements; or win rates by "A over B", of its pairwise
+    ones.
 
-    A score of -1, none, or one outside 0 to 10 is no verdict: left out and counted. A win is one in both orders; verdicts that differ
-    are a tie, 0.5. Args: records: place and row. categories: of questions. Raises: BadInput naming the place of a row that is neither."""
+    A score of -1, none, or one outside 0 to 10 is no verdict: left out and counted. A win is one in
+    both orders; verdicts that differ are a tie, 0.5. Args: records: place and row. categories: of
+    questions. Raises: BadInput naming the place of a row that is neither."""
     values, bias = defaultdict(list), defaultdict(list)
     for place, row in records:
         try:

@@ -13,7 +13,8 @@ def show_scores(
     results: Mapping[str, dict[str, object]],
     judge: Mapping[str, object],
 ) -> None:
-    """A benchmark's results, each with the judge that they have in common: a line per model, or pair of models."""
+    """A benchmark's results, each with the judge that they have in common: a line per model, or
+    pair of models."""
     results = {name: {**of, "judge": judge} if judge else of for name, of in results.items()}
     lines = []
     for name, of in results.items():
@@ -37,7 +38,8 @@ def show(
 
 
 def table(results: Mapping[str, Mapping[str, Mapping[str, object]]]) -> Iterator[str]:
-    """Lines for a terminal: a row per group, a column per model's score, or per win rate without scores; then a line per pair."""
+    """Lines for a terminal: a row per group, a column per model's score, or per win rate without
+    scores; then a line per pair."""
     columns, key = (
         (results["models"], "score") if results["models"] else (results["pairs"], "win_rate")
     )

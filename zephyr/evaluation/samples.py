@@ -1,4 +1,5 @@
-"""Fixed prompts are answered by the policy while it trains: rows of samples.jsonl, lines to look at, and a win rate over its start."""
+"""Fixed prompts are answered by the policy while it trains: rows of samples.jsonl, lines to look
+at, and a win rate over its start."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -22,9 +23,11 @@ from zephyr.training.loop import Sample
 def sampler(
     engine: Engine, config: DPOConfig | SFTConfig, tokenizer: PreTrainedTokenizerBase
 ) -> Sample | None:
-    """What answers `samples.prompts` greedily after some updates, all ranks together, and changes nothing else; None without prompts.
+    """What answers `samples.prompts` greedily after some updates, all ranks together, and changes
+    nothing else; None without prompts.
 
-    Raises: BadInput for prompts that can't be read or are too long for the model, or a judge that is no SPEC."""
+    Raises: BadInput for prompts that can't be read or are too long for the model, or a judge that
+    is no SPEC."""
     if not config.samples.prompts:
         return None
     unread: Counter[str] = Counter()
@@ -72,7 +75,8 @@ def encode(
     prompts: Sequence[Row],
     max_new_tokens: int,
 ) -> list[list[int]]:
-    """The prompts' ids. Raises: BadInput for one that is too long for the model, or that the template refuses."""
+    """The prompts' ids. Raises: BadInput for one that is too long for the model, or that the
+    template refuses."""
     ids = []
     for row in prompts:
         try:
@@ -88,7 +92,8 @@ def answers(
     encoded: Sequence[Sequence[int]],
     max_new_tokens: int,
 ) -> list[str]:
-    """The policy's answers. Every rank has a share of one size: none gathers weights without the others."""
+    """The policy's answers. Every rank has a share of one size: none gathers weights without the
+    others."""
     count = -(-len(encoded) // engine.world)
     share = [i % len(encoded) for i in range(engine.rank, count * engine.world, engine.world)]
     said = answer_ids(
@@ -108,7 +113,8 @@ def answers(
 
 
 def keep(path: Path, rows: Sequence[Row], table: bool) -> dict[str, str]:
-    """Add a step's rows to the file in the place of those of it and after, and to wandb; returns the answers of step 0 by prompt id."""
+    """Add a step's rows to the file in the place of those of it and after, and to wandb; returns
+    the answers of step 0 by prompt id."""
     step = rows[0]["step"]
     kept = (
         [row for _, row in read_rows([path]) if row["step"] < step]
@@ -139,7 +145,8 @@ def over_start(
     texts: Sequence[str],
     start: Sequence[str | None],
 ) -> Row:
-    """How often the answers beat those of step 0, judged in both orders. What goes wrong here is said, and ends no training."""
+    """How often the answers beat those of step 0, judged in both orders. What goes wrong here is
+    said, and ends no training."""
     why, found, budget = (
         f"no prompt has an answer of step 0 in {path} and a verdict",
         {"n": 0},

@@ -1,4 +1,5 @@
-"""Points and scores of prompts become means, win rates and agreements, each with its interval. B resamples, P prompts."""
+"""Points and scores of prompts become means, win rates and agreements, each with its interval. B
+resamples, P prompts."""
 
 from collections.abc import Sequence
 
@@ -9,8 +10,9 @@ REFITS = 1000  # of the length-controlled fit
 
 
 def measured(name: str, values: Sequence[float]) -> dict[str, object]:
-    """`{name: mean, "n", "stderr", "ci95": [low, high]}` of one value per prompt: sample standard deviation / sqrt(n), and percentiles of
-    the means of resampled prompts (Efron 1979); None in the place of a number that so few values don't have."""
+    """`{name: mean, "n", "stderr", "ci95": [low, high]}` of one value per prompt: sample standard
+    deviation / sqrt(n), and percentiles of the means of resampled prompts (Efron 1979); None in the
+    place of a number that so few values don't have."""
     rng, values_P, n = np.random.default_rng(0), np.array(values, dtype=float), len(values)
     if not n:
         return _described(name, np.array([np.nan]), 0)
@@ -35,11 +37,13 @@ def _described(name: str, values_B: np.ndarray, n: int) -> dict[str, object]:
 
 
 def length_controlled(points: Sequence[float], differences: Sequence[float]) -> dict[str, object]:
-    """The win rate at equal lengths: sigmoid(a) of the fit P(win) = sigmoid(a + b tanh(difference / its standard deviation)).
+    """The win rate at equal lengths: sigmoid(a) of the fit P(win) = sigmoid(a + b tanh(difference /
+    its standard deviation)).
 
-    As Dubois et al. 2024 (arXiv:2404.04475), without their term for an instruction's difficulty, which takes many models' results. A ridge
-    (1 on b, 0.001 on a) keeps it finite: where length decides every verdict, a part of its effect is left.
-    Args: points: 1, 0.5 or 0 per prompt. differences: of the lengths, ours less theirs."""
+    As Dubois et al. 2024 (arXiv:2404.04475), without their term for an instruction's difficulty,
+    which takes many models' results. A ridge (1 on b, 0.001 on a) keeps it finite: where length
+    decides every verdict, a part of its effect is left. Args: points: 1, 0.5 or 0 per prompt.
+    differences: of the lengths, ours less theirs."""
     if not (n := len(points)):
         return measured("win_rate", [])
     y_P, ridge_22, fit_B2 = np.array(points), np.diag([1e-3, 1.0]), np.zeros((REFITS + 1, 2))
@@ -60,7 +64,8 @@ def length_controlled(points: Sequence[float], differences: Sequence[float]) -> 
 
 
 def agreement(labels: Sequence[float], verdicts: Sequence[float]) -> dict[str, object]:
-    """How often two give the same of 1, 0.5 and 0: `agreement`, and Cohen's `kappa` (1960), what is beyond chance."""
+    """How often two give the same of 1, 0.5 and 0: `agreement`, and Cohen's `kappa` (1960), what is
+    beyond chance."""
     n, places = (
         len(labels),
         [int(6 * label + 2 * verdict) for label, verdict in zip(labels, verdicts, strict=True)],

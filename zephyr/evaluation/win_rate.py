@@ -1,4 +1,5 @@
-"""Prompts become answers of several models, and two answers a verdict of a judge who sees them in both orders."""
+"""Prompts become answers of several models, and two answers a verdict of a judge who sees them in
+both orders."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,8 @@ RESERVED = ("results", "verdicts", "tie")  # files beside those of the models, a
 
 
 class Contender(NamedTuple):
-    """Who answers, and what results call it. Without a teacher the answers are there: by prompt id, or by the prompt's text."""
+    """Who answers, and what results call it. Without a teacher the answers are there: by prompt id,
+    or by the prompt's text."""
 
     name: str
     teacher: Teacher | None
@@ -30,7 +32,8 @@ class Contender(NamedTuple):
 
 
 def open_contender(argument: str, open_spec: Callable[[str], Teacher]) -> Contender:
-    """A model argument, `[NAME=]` before a teacher's spec, a model folder or a file of answers. Raises: BadInput where it is none."""
+    """A model argument, `[NAME=]` before a teacher's spec, a model folder or a file of answers.
+    Raises: BadInput where it is none."""
     found = None if Path(argument).exists() else NAMED.fullmatch(argument)
     name, what = (
         found.groups() if found else (re.sub(r"[^\w.-]+", "_", argument).strip("_."), argument)
@@ -49,7 +52,8 @@ def open_contender(argument: str, open_spec: Callable[[str], Teacher]) -> Conten
 
 
 def stored(path: Path, *fields: str) -> dict[str, str | None]:
-    """What rows say in one of the fields, by prompt id or AlpacaEval's `instruction`. Raises: BadInput naming file and line."""
+    """What rows say in one of the fields, by prompt id or AlpacaEval's `instruction`. Raises:
+    BadInput naming file and line."""
     found: dict[str, str | None] = {}
     for place, row in read_rows([path]):
         key = row.get("prompt_id", row.get("instruction"))
@@ -78,7 +82,8 @@ def answers_of(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> list[str | None]:
-    """Its answer to each prompt row; None where it refused. Raises: BadInput where stored answers lack a prompt; what `ask` raises."""
+    """Its answer to each prompt row; None where it refused. Raises: BadInput where stored answers
+    lack a prompt; what `ask` raises."""
     if contender.teacher:
         return [
             reply.text
@@ -110,7 +115,8 @@ def answers_of(
 
 
 def people_prefer(path: Path, names: Sequence[str], prompts: Sequence[Row]) -> list[float | None]:
-    """Points of the second of two models at each prompt, from rows of prompt_id and preferred. Raises: BadInput for another name."""
+    """Points of the second of two models at each prompt, from rows of prompt_id and preferred.
+    Raises: BadInput for another name."""
     points, labels = {names[1]: 1.0, names[0]: 0.0, "tie": 0.5}, stored(path, "preferred")
     if others := set(labels.values()) - (points.keys() if len(names) == 2 else set()):
         raise BadInput(
@@ -127,7 +133,8 @@ def judge_panel(
     seed: int = 0,
     max_tokens: int = 1024,
 ) -> Panel:
-    """The judge with its templates, as `compare` takes it. Args: templates: the user's. max_tokens: of a judgement."""
+    """The judge with its templates, as `compare` takes it. Args: templates: the user's. max_tokens:
+    of a judgement."""
     return Panel((), judge, ask, load_templates(TEMPLATES, templates), 0, seed, False, max_tokens)
 
 
@@ -137,9 +144,11 @@ def compare(
     answers: Sequence[str | None],
     others: Sequence[str | None],
 ) -> tuple[list[Comparison | None], list[Row]]:
-    """Each prompt's two answers as the judge sees them in both orders (None where one is missing), and every call with its reply.
+    """Each prompt's two answers as the judge sees them in both orders (None where one is missing),
+    and every call with its reply.
 
-    Equal texts are a tie without a call. A reply that can't be read is asked for again, as feedback does, and then left out."""
+    Equal texts are a tie without a call. A reply that can't be read is asked for again, as feedback
+    does, and then left out."""
     pairs = list(zip(answers, others, strict=True))
     asked = {
         (i, shown_as): [a, b] if shown_as == "A" else [b, a]
@@ -188,10 +197,12 @@ def contest(
     by: str | None,
     scores: bool,
 ) -> Row:
-    """Compare each model's answers with those of every one before it; writes NAME.jsonl and verdicts.jsonl into the folder `out`.
+    """Compare each model's answers with those of every one before it; writes NAME.jsonl and
+    verdicts.jsonl into the folder `out`.
 
-    Args: labels: of the second model. by: a field of the prompts. scores: ask for a critique and score, 1 to 10, of every answer too.
-    Returns: `pairs`, "B over A": see `summarise`; `models`, name: `score`; each also `by` value of the field."""
+    Args: labels: of the second model. by: a field of the prompts. scores: ask for a critique and
+    score, 1 to 10, of every answer too. Returns: `pairs`, "B over A": see `summarise`; `models`,
+    name: `score`; each also `by` value of the field."""
     values = [str(row[by]) for row in prompts] if by else []
     results, verdicts = {"pairs": {}, "models": {}}, []
 

@@ -1,8 +1,10 @@
-"""Our attention over a packed row, inside any transformers decoder, with three interchangeable kernels.
+"""Our attention over a packed row, inside any transformers decoder, with three interchangeable
+kernels.
 
-N packed tokens, M keys (N, or more where prompts are shared), H query heads, K key heads, E head size. `flash_attn` is the
-package, `torch_varlen` torch's own flash kernel, `sdpa` runs anywhere. They enter through transformers' attention interface: the
-model's forward gets `layout=`, which reaches `attend`; without it (generation, left-padded batches) all is transformers' sdpa."""
+N packed tokens, M keys (N, or more where prompts are shared), H query heads, K key heads, E head
+size. `flash_attn` is the package, `torch_varlen` torch's own flash kernel, `sdpa` runs anywhere.
+They enter through transformers' attention interface: the model's forward gets `layout=`, which
+reaches `attend`; without it (generation, left-padded batches) all is transformers' sdpa."""
 
 import inspect
 from collections.abc import Callable
@@ -35,7 +37,8 @@ def flash_attn(
     scale: float,
     window: int | None,
 ) -> Tensor:
-    """Causal attention of each segment by the flash-attn package (Dao 2023, arXiv:2307.08691), >= 2.1: bottom-right aligned."""
+    """Causal attention of each segment by the flash-attn package (Dao 2023, arXiv:2307.08691), >=
+    2.1: bottom-right aligned."""
     from flash_attn import flash_attn_varlen_func
 
     return flash_attn_varlen_func(
@@ -61,9 +64,11 @@ def torch_varlen(
     scale: float,
     window: int | None,
 ) -> Tensor:
-    """The same by torch.nn.attention.varlen, whose arguments differ by release. A right edge of 0 is causal, bottom-right.
+    """The same by torch.nn.attention.varlen, whose arguments differ by release. A right edge of 0
+    is causal, bottom-right.
 
-    Raises: ValueError where torch 2.10, which has neither, would need a window, or a scale other than 1 / sqrt(E)."""
+    Raises: ValueError where torch 2.10, which has neither, would need a window, or a scale other
+    than 1 / sqrt(E)."""
     from torch.nn.attention.varlen import varlen_attn
 
     takes, size = inspect.signature(varlen_attn).parameters, query_NHE.shape[-1]
@@ -99,7 +104,8 @@ def sdpa(
     scale: float,
     window: int | None,
 ) -> Tensor:
-    """The same, one scaled_dot_product_attention a segment: no padding is computed, and no [N, M] mask exists."""
+    """The same, one scaled_dot_product_attention a segment: no padding is computed, and no [N, M]
+    mask exists."""
     outputs, queries = [], query_NHE.split(layout.query_lengths)
     keys, values = key_MKE.split(layout.key_lengths), value_MKE.split(layout.key_lengths)
     grouped = query_NHE.shape[1] != key_MKE.shape[1]
@@ -122,7 +128,8 @@ KERNELS: dict[str, Kernel] = {"flash_attn": flash_attn, "torch_varlen": torch_va
 def bottom_right_mask(
     queries: int, keys: int, window: int | None, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """What "causal" means here: bool [queries, keys], True where a query sees a key; the last query sees the last key.
+    """What "causal" means here: bool [queries, keys], True where a query sees a key; the last query
+    sees the last key.
 
     3 queries, 5 keys: 1 1 1 0 0        window 2: 0 1 1 0 0
                        1 1 1 1 0                  0 0 1 1 0
@@ -144,9 +151,11 @@ def attend(
     sliding_window: int | None = None,
     **unknown: object,
 ) -> tuple[Tensor, None]:
-    """transformers' attention call: query [1, H, N, E], key and value [1, K, N, E] -> output [1, N, H, E].
+    """transformers' attention call: query [1, H, N, E], key and value [1, K, N, E] -> output [1, N,
+    H, E].
 
-    Raises: ValueError for dropout or an argument that would change the result and that no kernel here implements."""
+    Raises: ValueError for dropout or an argument that would change the result and that no kernel
+    here implements."""
     if layout is None:
         return sdpa_attention_forward(
             module,
@@ -182,17 +191,19 @@ def attend(
 
 
 def with_shared(key_NKE: Tensor, layout: Layout) -> Tensor:
-    """The keys (or values) of the row with those appended that rejected responses share: [N, K, E] -> [M, K, E].
+    """The keys (or values) of the row with those appended that rejected responses share: [N, K, E]
+    -> [M, K, E].
 
-    Each index occurs once in `appended_M`, so the gradient of a shared prompt is the sum of exactly two terms, whatever
-    order a device adds them in: deterministic without a kernel of our own."""
+    Each index occurs once in `appended_M`, so the gradient of a shared prompt is the sum of exactly
+    two terms, whatever order a device adds them in: deterministic without a kernel of our own."""
     if layout.appended_M is None:
         return key_NKE
     return torch.cat([key_NKE[: layout.unshared], key_NKE.index_select(0, layout.appended_M)])
 
 
 def register(attention: str) -> str:
-    """Make the kernel `attention` known to transformers; returns the name for `attn_implementation`.
+    """Make the kernel `attention` known to transformers; returns the name for
+    `attn_implementation`.
 
     The word "flash" in that name would switch on code paths of transformers' own."""
     name = "zephyr_" + attention.replace("flash_attn", "fa2")

@@ -1,6 +1,8 @@
-"""A stream of full parameters becomes a Hugging Face folder: safetensors shards, config, tokenizer, model card.
+"""A stream of full parameters becomes a Hugging Face folder: safetensors shards, config, tokenizer,
+model card.
 
-Config and tokenizer are written for transformers 4 and 5, and read again: what would not come back is said."""
+Config and tokenizer are written for transformers 4 and 5, and read again: what would not come back
+is said."""
 
 import json
 import os
@@ -25,7 +27,8 @@ PROBES = (
 
 
 def shard_names(sizes: Sequence[tuple[str, int]], shard_bytes: int = SHARD_BYTES) -> dict[str, str]:
-    """Tensor name -> shard file, from names and bytes in their order; no shard is over `shard_bytes` unless by a single tensor."""
+    """Tensor name -> shard file, from names and bytes in their order; no shard is over
+    `shard_bytes` unless by a single tensor."""
     shard_of: dict[str, int] = {}
     shard, filled = 0, 0
     for name, size in sizes:
@@ -53,9 +56,10 @@ def export(
 ) -> list[str]:
     """Write the folder shard by shard under a temporary name, then rename it.
 
-    Args: parameters: each parameter whole on the rank that `writes`; every rank must run through it (ZeRO-3 gathers).
-    sizes: name and bytes of each, in the same order. source: folder of the model that was trained, whose generation
-    settings are kept. notes: what users of the model must know already. Returns: what its users must know, a line each, also written into the card."""
+    Args: parameters: each parameter whole on the rank that `writes`; every rank must run through it
+    (ZeRO-3 gathers). sizes: name and bytes of each, in the same order. source: folder of the model
+    that was trained, whose generation settings are kept. notes: what users of the model must know
+    already. Returns: what its users must know, a line each, also written into the card."""
     part = folder.with_name(folder.name + ".part")
     files = shard_names(sizes)
     if writes:
@@ -87,10 +91,11 @@ def export(
 def save_generation(
     folder: Path, tokenizer: PreTrainedTokenizerBase, source: Path | None
 ) -> list[int]:
-    """Write generation_config.json: the source model's (temperature, top_p, ...), with the tokenizer's special tokens.
+    """Write generation_config.json: the source model's (temperature, top_p, ...), with the
+    tokenizer's special tokens.
 
-    Returns: the ids that end an answer: our EOS, then those of the source's generation_config.json or, without one, of its
-    config.json."""
+    Returns: the ids that end an answer: our EOS, then those of the source's generation_config.json
+    or, without one, of its config.json."""
     settings, names = {}, ("generation_config.json", "config.json")
     found = [source / name for name in names if source and (source / name).is_file()]
     if found:
@@ -118,7 +123,8 @@ def save_generation(
 def save_config(
     folder: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, ends: list[int]
 ) -> list[str]:
-    """Write config.json, readable by transformers 4 and 5; returns a note where version 4 would read other values."""
+    """Write config.json, readable by transformers 4 and 5; returns a note where version 4 would
+    read other values."""
     plain = type(config).from_dict(
         {**config.to_dict(), "use_cache": True}
     )  # without our attention's name in it
@@ -139,7 +145,8 @@ def save_config(
 
 
 def rope_of_version_4(saved: Mapping[str, object]) -> dict[str, object] | None:
-    """The keys in which transformers 4 looks for what version 5 writes as `rope_parameters`; None where it has none for it.
+    """The keys in which transformers 4 looks for what version 5 writes as `rope_parameters`; None
+    where it has none for it.
 
     Version 5 reads both, and lets its own come first."""
     rope = saved.get("rope_parameters") or {}
@@ -191,10 +198,11 @@ def same_rope(read: PreTrainedConfig, wanted: PreTrainedConfig) -> bool:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> list[str]:
-    """Write the tokenizer's files for transformers 4 and 5; returns a note where it does not come back the same.
+    """Write the tokenizer's files for transformers 4 and 5; returns a note where it does not come
+    back the same.
 
-    Its chat template writes BOS where training put one in front (`chat.template_with_bos`), and has its clock back, which
-    stood still in the run (`chat.stop_clock`)."""
+    Its chat template writes BOS where training put one in front (`chat.template_with_bos`), and has
+    its clock back, which stood still in the run (`chat.stop_clock`)."""
     own = tokenizer.chat_template
     try:
         tokenizer.chat_template = start_clock(template_with_bos(tokenizer, own))

@@ -23,7 +23,8 @@ Warp = Callable[[Tensor, Tensor], Tensor]
 
 
 class Answer(NamedTuple):
-    """What a model said, without special tokens. `completion_tokens` counts the EOS; `finish_reason`: stop (EOS) or length."""
+    """What a model said, without special tokens. `completion_tokens` counts the EOS;
+    `finish_reason`: stop (EOS) or length."""
 
     text: str
     prompt_tokens: int
@@ -43,13 +44,15 @@ def generate(
     seed: int | Sequence[int] = 0,
     batch: int = 64,
 ) -> list[str]:
-    """The assistant's answer to each conversation, without special tokens; it ends at EOS or after `max_new_tokens`.
+    """The assistant's answer to each conversation, without special tokens; it ends at EOS or after
+    `max_new_tokens`.
 
-    The prompt's ids are those that training puts in front of a response (`chat.encode_prompt`, the tokenizer's own
-    template). A sample is a function of its prompt, settings and seed, whatever else is asked with it (up to rounding of the
-    logits); the global random state is neither used nor changed.
-    Args: max_new_tokens, seed: of all, or one for each prompt. temperature: 0 is greedy. top_p 1, top_k 0: all tokens.
-    Raises: ValueError where a conversation does not end with a user turn, or prompt and answer exceed the model's positions."""
+    The prompt's ids are those that training puts in front of a response (`chat.encode_prompt`, the
+    tokenizer's own template). A sample is a function of its prompt, settings and seed, whatever
+    else is asked with it (up to rounding of the logits); the global random state is neither used
+    nor changed. Args: max_new_tokens, seed: of all, or one for each prompt. temperature: 0 is
+    greedy. top_p 1, top_k 0: all tokens. Raises: ValueError where a conversation does not end with
+    a user turn, or prompt and answer exceed the model's positions."""
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
     seeds = [seed] * len(prompts) if isinstance(seed, int) else seed
     encoded = [
@@ -111,8 +114,9 @@ def answer_ids(
     batch: int = 64,
     synced: bool = False,
 ) -> list[Answer]:
-    """The answers to encoded prompts, each with a limit and a seed of its own; else as `generate`. Args: synced: the weights are spread
-    over all ranks: each steps on until all have finished, and must have as many prompts as any other."""
+    """The answers to encoded prompts, each with a limit and a seed of its own; else as `generate`.
+    Args: synced: the weights are spread over all ranks: each steps on until all have finished, and
+    must have as many prompts as any other."""
     order = sorted(range(len(encoded)), key=lambda i: (max_new_tokens[i], len(encoded[i])))
     answers: dict[int, Answer] = {}
     was_training = lm.training
@@ -142,8 +146,9 @@ def sampler(
     top_k: int,
     device: torch.device,
 ) -> list[Warp]:
-    """What turns logits so that their argmax is a sample: the usual warps, then Gumbel noise of each row's own generator
-    (Gumbel-max: argmax of log p + Gumbel noise has distribution p). None where the temperature is 0."""
+    """What turns logits so that their argmax is a sample: the usual warps, then Gumbel noise of
+    each row's own generator (Gumbel-max: argmax of log p + Gumbel noise has distribution p). None
+    where the temperature is 0."""
     if temperature == 0:
         return []
     digests = [

@@ -1,6 +1,8 @@
-"""A Hugging Face folder or hub id becomes a policy: a module that maps a packed batch to token log-probs.
+"""A Hugging Face folder or hub id becomes a policy: a module that maps a packed batch to token
+log-probs.
 
-T scored tokens. Weights come from safetensors alone, one tensor at a time: under ZeRO-3 no rank ever holds all. No remote code is run."""
+T scored tokens. Weights come from safetensors alone, one tensor at a time: under ZeRO-3 no rank
+ever holds all. No remote code is run."""
 
 import hashlib
 import json
@@ -28,8 +30,8 @@ from zephyr.model.policy import REFUSALS, Policy, build, fix_rope, learned_posit
 from zephyr.model.proof import require_proven
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-# Config keys with the one value implemented: what changes logits behind the output layer, which the head would have to
-# repeat, and dropout, which a shared prompt can't have twice alike.
+# Config keys with the one value implemented: what changes logits behind the output layer, which the
+# head would have to repeat, and dropout, which a shared prompt can't have twice alike.
 IDLE = {
     "final_logit_softcapping": None,
     "attention_dropout": 0.0,
@@ -58,12 +60,13 @@ def load_policy(
 ) -> Policy:
     """The model in a Hugging Face folder (or the snapshot of a hub id) as a Policy.
 
-    Args: attention: flash_attn, torch_varlen or sdpa. max_tokens: of the longest sequence to come. It matters to models whose rotary
-    frequencies grow with the sequence (longrope, dynamic NTK): all rows get those of `max_tokens`. None leaves them as
-    transformers has them, and longer sequences than these models were pretrained on can't be packed.
-    init, write: how parameters are made and filled, given by the training engine under ZeRO-3; default: whole, on CPU.
-    Raises: BadInput naming the folder and what is missing (config, safetensors, tensor or shape), or why its packed
-    log-probs would not be right."""
+    Args: attention: flash_attn, torch_varlen or sdpa. max_tokens: of the longest sequence to come.
+    It matters to models whose rotary frequencies grow with the sequence (longrope, dynamic NTK):
+    all rows get those of `max_tokens`. None leaves them as transformers has them, and longer
+    sequences than these models were pretrained on can't be packed. init, write: how parameters are
+    made and filled, given by the training engine under ZeRO-3; default: whole, on CPU. Raises:
+    BadInput naming the folder and what is missing (config, safetensors, tensor or shape), or why
+    its packed log-probs would not be right."""
     folder = local_folder(path)
     config = read_config(folder)
     require_supported(folder, config)
@@ -86,7 +89,8 @@ def load_policy(
 
 
 def require_supported(folder: Path, config: PreTrainedConfig) -> None:
-    """Raises: BadInput where packed log-probs of this decoder can't be shown to be right, with the reason."""
+    """Raises: BadInput where packed log-probs of this decoder can't be shown to be right, with the
+    reason."""
     try:
         require_proven(config)
     except ValueError as error:
@@ -94,7 +98,8 @@ def require_supported(folder: Path, config: PreTrainedConfig) -> None:
 
 
 def recompute(lm: PreTrainedModel, what: bool | str) -> None:
-    """Let the backward compute again what it needs of a layer: all (True), or its norms and its MLP, the widest part, alone ("mlp").
+    """Let the backward compute again what it needs of a layer: all (True), or its norms and its
+    MLP, the widest part, alone ("mlp").
 
     Raises: ConfigError where the layers have no MLP of that name."""
     if what is True:
@@ -114,7 +119,8 @@ def recompute(lm: PreTrainedModel, what: bool | str) -> None:
 
 
 def require_runnable(config: DPOConfig | SFTConfig) -> None:
-    """What is known to fail before anything loads: kernel, folder, config, weight files. Raises: BadInput."""
+    """What is known to fail before anything loads: kernel, folder, config, weight files. Raises:
+    BadInput."""
     use_cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
     reason = kernels.why_not(
         config.hardware.attention, DTYPES[config.hardware.dtype], "cuda" if use_cuda else "cpu"
@@ -130,7 +136,8 @@ def require_runnable(config: DPOConfig | SFTConfig) -> None:
 
 
 def local_folder(path: str | Path) -> Path:
-    """The folder itself, or a hub id's snapshot of config, tokenizer and safetensors. Raises: BadInput."""
+    """The folder itself, or a hub id's snapshot of config, tokenizer and safetensors. Raises:
+    BadInput."""
     if os.path.isdir(path):
         return Path(path)
     if str(path).startswith((".", "/", "~")) or str(path).count("/") != 1:
@@ -150,7 +157,8 @@ def local_folder(path: str | Path) -> Path:
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
-    """The model's config, checked for what the packed forward does not implement. Raises: BadInput."""
+    """The model's config, checked for what the packed forward does not implement. Raises:
+    BadInput."""
     if not (folder / "config.json").is_file():
         raise BadInput(f"model {folder}: config.json is missing")
     try:
@@ -178,10 +186,11 @@ def read_config(folder: Path) -> PreTrainedConfig:
 
 
 def weight_files(folder: Path) -> dict[str, Path]:
-    """Tensor name -> the safetensors file that holds it: `model.safetensors`, or else exactly what its index names.
+    """Tensor name -> the safetensors file that holds it: `model.safetensors`, or else exactly what
+    its index names.
 
-    Other safetensors files of the folder are named in a warning. Raises: BadInput where there are no weights, or a
-    file is broken, missing, or without a tensor that the index says it holds."""
+    Other safetensors files of the folder are named in a warning. Raises: BadInput where there are
+    no weights, or a file is broken, missing, or without a tensor that the index says it holds."""
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     source = whole if whole.is_file() else index
     if not source.is_file():
@@ -204,7 +213,8 @@ def weight_files(folder: Path) -> dict[str, Path]:
 
 
 def indexed(index: Path) -> dict[str, Path]:
-    """What `model.safetensors.index.json` says: tensor name -> file. Raises: BadInput where a file does not hold it."""
+    """What `model.safetensors.index.json` says: tensor name -> file. Raises: BadInput where a file
+    does not hold it."""
     folder = index.parent
     try:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
@@ -239,7 +249,8 @@ def tensor_names(path: Path) -> list[str]:
 
 
 def fill(lm: PreTrainedModel, folder: Path, write: WriteTensor) -> None:
-    """Every parameter from its file, one at a time. Raises: BadInput naming a tensor that is missing or left over."""
+    """Every parameter from its file, one at a time. Raises: BadInput naming a tensor that is
+    missing or left over."""
     files = weight_files(folder)
     wanted = dict(
         lm.named_parameters()
@@ -286,7 +297,8 @@ def fill(lm: PreTrainedModel, folder: Path, write: WriteTensor) -> None:
 def require_tied(
     lm: PreTrainedModel, folder: Path, files: dict[str, Path], tied: list[str]
 ) -> None:
-    """A tensor that the config ties to another equals it in the files. Raises: BadInput, where one of the two would be lost."""
+    """A tensor that the config ties to another equals it in the files. Raises: BadInput, where one
+    of the two would be lost."""
     first_of = {id(parameter): name for name, parameter in lm.named_parameters()}
     for name, parameter in lm.named_parameters(remove_duplicate=False):
         first = first_of[id(parameter)]
@@ -300,7 +312,8 @@ def require_tied(
 
 
 def converted(lm: PreTrainedModel, names: list[str]) -> bool:
-    """Whether transformers' own loader would change one of these tensor names on the way into the model."""
+    """Whether transformers' own loader would change one of these tensor names on the way into the
+    model."""
     mapping = get_model_conversion_mapping(lm)
     return any(
         transform.rename_source_key(name) != (name, None) for name in names for transform in mapping
@@ -313,7 +326,8 @@ def read_tensor(path: Path, name: str) -> Tensor:
 
 
 def digest(path: str | Path) -> str:
-    """SHA-256 of what a model computes, however sharded: every tensor's name, dtype, shape, bytes, and the config."""
+    """SHA-256 of what a model computes, however sharded: every tensor's name, dtype, shape, bytes,
+    and the config."""
     folder = local_folder(path)
     files = weight_files(folder)
 

@@ -18,10 +18,11 @@ BLOCK_ROWS = 8192  # of the weight's gradient at a time, on a GPU
 
 
 class LogProbHead(nn.Linear):
-    """The output layer that also scores: `head(hidden_TD, targets_T)` -> log p(target) in float32 [T], no [T, V] ever stored.
+    """The output layer that also scores: `head(hidden_TD, targets_T)` -> log p(target) in float32
+    [T], no [T, V] ever stored.
 
-    Without targets it returns logits, for generation. It stands in the `lm_head` slot and owns its weight, so ZeRO-3
-    gathers and releases that around the one call, forward and backward."""
+    Without targets it returns logits, for generation. It stands in the `lm_head` slot and owns its
+    weight, so ZeRO-3 gathers and releases that around the one call, forward and backward."""
 
     factor = 1.0  # of the logits that are scored; a decoder applies its own to those returned
 
@@ -32,7 +33,8 @@ class LogProbHead(nn.Linear):
 
     @classmethod
     def replacing(cls, linear: nn.Linear, factor: float = 1.0) -> "LogProbHead":
-        """A head with the very parameter of `linear`, for logits that are multiplied with `factor` behind it.
+        """A head with the very parameter of `linear`, for logits that are multiplied with `factor`
+        behind it.
 
         Raises: ValueError where `linear` has a bias."""
         if linear.bias is not None:
@@ -45,9 +47,11 @@ class LogProbHead(nn.Linear):
 
 
 class ChunkedLogProb(torch.autograd.Function):
-    """log softmax(factor hidden W^T)[target] in float32, rows in chunks; the backward computes exponentials again where too many to keep.
+    """log softmax(factor hidden W^T)[target] in float32, rows in chunks; the backward computes
+    exponentials again where too many to keep.
 
-    d logp / d logits = onehot(target) - softmax, of the logits with their factor. The weight's gradient is summed over chunks in float32."""
+    d logp / d logits = onehot(target) - softmax, of the logits with their factor. The weight's
+    gradient is summed over chunks in float32."""
 
     @staticmethod
     def forward(
@@ -114,14 +118,16 @@ def chunks(tokens: int, weight_VD: Tensor) -> list[slice]:
 
 
 def product(left: Tensor, right: Tensor, dtype: torch.dtype, factor: float = 1.0) -> Tensor:
-    """factor (left @ right) in a wider dtype than theirs: on a GPU not rounded in between. A fresh tensor."""
+    """factor (left @ right) in a wider dtype than theirs: on a GPU not rounded in between. A fresh
+    tensor."""
     wide = left.is_cuda and left.dtype != dtype
     result = torch.mm(left, right, out_dtype=dtype) if wide else (left @ right).to(dtype)
     return result if factor == 1.0 else result.mul_(factor)
 
 
 def add_product(total_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
-    """total += left @ right, no chunk's product rounded to the factors' dtype; on a GPU by blocks of rows, each product a small one."""
+    """total += left @ right, no chunk's product rounded to the factors' dtype; on a GPU by blocks
+    of rows, each product a small one."""
     if left_VC.is_cuda:
         for block, left in zip(total_VD.split(BLOCK_ROWS), left_VC.split(BLOCK_ROWS)):
             block.add_(product(left, right_CD, total_VD.dtype))
@@ -130,7 +136,8 @@ def add_product(total_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
 
 
 def scored_hidden(hidden_ND: Tensor, batch: PackedBatch) -> Tensor:
-    """The hidden states that predict targets [T, D]. Each gather holds no position twice, so its backward is deterministic."""
+    """The hidden states that predict targets [T, D]. Each gather holds no position twice, so its
+    backward is deterministic."""
     first_T, rest_T = batch.scored_T[: batch.unique_scored], batch.scored_T[batch.unique_scored :]
     if not len(rest_T):
         return hidden_ND.index_select(0, first_T)
@@ -140,15 +147,15 @@ def scored_hidden(hidden_ND: Tensor, batch: PackedBatch) -> Tensor:
 def response_logprobs(model: nn.Module, batch: PackedBatch) -> tuple[Tensor, Tensor]:
     """log p(response | prompt) of both sides of each pair, summed over response tokens, in nats.
 
-    Args: model: what `load_policy` returns, or the DeepSpeed engine around it. batch: from `collate_pairs`.
-    Returns: (chosen_P, rejected_P), float32 (float64 for a float64 model)."""
+    Args: model: what `load_policy` returns, or the DeepSpeed engine around it. batch: from
+    `collate_pairs`. Returns: (chosen_P, rejected_P), float32 (float64 for a float64 model)."""
     logp_R = sum_by_response(model(batch), batch)
     return logp_R[: batch.units], logp_R[batch.units :]
 
 
 def sum_by_response(logp_T: Tensor, batch: PackedBatch) -> Tensor:
-    """Token log-probs [T] summed over each response [R], which lie one behind the other; in float64, as single float32 additions
-    of hundreds of tokens are off by a thousandth of a nat."""
+    """Token log-probs [T] summed over each response [R], which lie one behind the other; in
+    float64, as single float32 additions of hundreds of tokens are off by a thousandth of a nat."""
     return torch.segment_reduce(
         logp_T.double(), "sum", lengths=batch.response_tokens_R, unsafe=True
     ).to(logp_T.dtype)

@@ -10,9 +10,11 @@ from zephyr.model.logprobs import CHUNK_ELEMENTS, KEPT_ELEMENTS
 
 
 def layer_bytes(lm: PreTrainedConfig, hardware: Hardware, keys: float = 1.0) -> float:
-    """Bytes that a layer keeps of a token for its backward under `hardware.activation_checkpointing`: its input (true), with
-    inputs and outputs of its norms and what attention saves ("mlp"), or all that autograd saves of Hugging Face's modules (false:
-    each norm's input in float32, scaled input and output; four tensors of the MLP). Args: keys: of a token, > 1 where prompts are shared."""
+    """Bytes that a layer keeps of a token for its backward under
+    `hardware.activation_checkpointing`: its input (true), with inputs and outputs of its norms and
+    what attention saves ("mlp"), or all that autograd saves of Hugging Face's modules (false: each
+    norm's input in float32, scaled input and output; four tensors of the MLP). Args: keys: of a
+    token, > 1 where prompts are shared."""
     item, heads = 2 if hardware.dtype == "bfloat16" else 4, lm.num_attention_heads
     head_size = getattr(lm, "head_dim", None) or lm.hidden_size // heads
     query, key = (
@@ -44,10 +46,11 @@ def step_memory(
     scored: int | None = None,
     keys: float = 1.0,
 ) -> dict[str, int]:
-    """Estimated bytes that a rank's first step takes beside what a sharded model holds already: moments and the update's gradient
-    (unless offloaded), weights gathered from other ranks, what layers keep and, where it takes more than the head, the last one's
-    backward, the head. Args: tokens, scored (default all), keys a token: of the fullest micro-batch. zero: `zero_optimization`.
-    device: cuda or cpu."""
+    """Estimated bytes that a rank's first step takes beside what a sharded model holds already:
+    moments and the update's gradient (unless offloaded), weights gathered from other ranks, what
+    layers keep and, where it takes more than the head, the last one's backward, the head. Args:
+    tokens, scored (default all), keys a token: of the fullest micro-batch. zero:
+    `zero_optimization`. device: cuda or cpu."""
     item, share = 2 if hardware.dtype == "bfloat16" else 4, parameters // ranks
     keeps, all_of_it = (
         layer_bytes(lm, of, keys)

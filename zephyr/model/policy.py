@@ -100,7 +100,8 @@ def growing_rope(lm: PreTrainedModel) -> list[tuple[nn.Module, str | None, str, 
 
 
 def learned_positions(lm: PreTrainedModel) -> int | None:
-    """How many positions a decoder with a learned embedding of them has (GPT-2); None: it has none such."""
+    """How many positions a decoder with a learned embedding of them has (GPT-2); None: it has none
+    such."""
     most = getattr(lm.config, "max_position_embeddings", None)
     words = lm.get_input_embeddings()
     sizes = {

@@ -1,15 +1,16 @@
 """Chosen examples become one packed row of tensors with the layout that attention needs.
 
-N packed tokens of the row, S segments (what one causal attention runs over), M keys appended for shared prompts,
-T scored tokens (targets), R responses or documents that log-probs are summed over.
+N packed tokens of the row, S segments (what one causal attention runs over), M keys appended for
+shared prompts, T scored tokens (targets), R responses or documents that log-probs are summed over.
 
 A pair shares its prompt: the row is `prompt chosen` of every pair, then `rejected` of every pair:
 
     row      P1 C1  P2 C2 | R1  R2            queries, S = 4 segments: P1C1  P2C2  R1  R2
     keys     P1 C1  P2 C2 | P1 R1  P2 R2      the same segments; R1 sees P1 R1, aligned at its last token
 
-so one variable-length attention call does it, with causality aligned at the bottom right where a segment has more keys
-than queries. The positions of R start at len(P). The last prompt token predicts the first token of both responses."""
+so one variable-length attention call does it, with causality aligned at the bottom right where a
+segment has more keys than queries. The positions of R start at len(P). The last prompt token
+predicts the first token of both responses."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,8 @@ from zephyr.chat import EncodedPair, EncodedText
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the segments of a row lie. Host numbers are plain integers: reading them never waits for a device."""
+    """Where the segments of a row lie. Host numbers are plain integers: reading them never waits
+    for a device."""
 
     query_lengths: tuple[int, ...]  # of each segment, as they follow each other in the row
     key_lengths: tuple[int, ...]  # of each segment, >= its query length
@@ -43,9 +45,11 @@ class Layout:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """One micro-batch. Log-probs are wanted of `targets_T`, each predicted by the hidden state at `scored_T`.
+    """One micro-batch. Log-probs are wanted of `targets_T`, each predicted by the hidden state at
+    `scored_T`.
 
-    Scored tokens lie response by response: pair i's chosen is response i, its rejected is response P + i."""
+    Scored tokens lie response by response: pair i's chosen is response i, its rejected is response
+    P + i."""
 
     tokens_N: Tensor  # int64
     positions_N: Tensor  # int64
@@ -58,7 +62,8 @@ class PackedBatch:
     units: int  # what a loss sum is divided by, over all ranks: pairs or targets
 
     def to(self, device: torch.device | str) -> "PackedBatch":
-        """The same batch on a device; to a GPU by way of pinned memory, so that the host does not wait for the copy."""
+        """The same batch on a device; to a GPU by way of pinned memory, so that the host does not
+        wait for the copy."""
 
         def moved(value: object) -> object:
             if isinstance(value, Layout):
@@ -78,10 +83,11 @@ class PackedBatch:
 def collate_pairs(
     examples: Sequence[EncodedPair], indices: Sequence[int], *, prefix_sharing: bool = True
 ) -> PackedBatch:
-    """Preference pairs `examples[i]` as one row, each prompt once (`prefix_sharing`) or with either response.
+    """Preference pairs `examples[i]` as one row, each prompt once (`prefix_sharing`) or with either
+    response.
 
-    No indices: a row of one token that scores nothing, for a rank with nothing to do in a micro-batch.
-    Raises: ValueError naming an example with an empty prompt or response."""
+    No indices: a row of one token that scores nothing, for a rank with nothing to do in a
+    micro-batch. Raises: ValueError naming an example with an empty prompt or response."""
     pairs = [examples[i] for i in indices]
     for i, pair in zip(indices, pairs):
         if not (pair.prompt_ids and pair.chosen_ids and pair.rejected_ids):
@@ -95,7 +101,8 @@ def collate_pairs(
     key_lengths = [len(segment) for segment in segments]
     if prefix_sharing:
         segments[first:] = responses[first:]
-    # Where each response lies in the row, and where the prompt before it ends, whose last token predicts its first.
+    # Where each response lies in the row, and where the prompt before it ends, whose last token
+    # predicts its first.
     places = [
         range(end - len(response), end)
         for end, response in zip(accumulate(map(len, segments)), responses)
@@ -120,9 +127,11 @@ def collate_pairs(
 
 
 def collate_texts(examples: Sequence[EncodedText], indices: Sequence[int]) -> PackedBatch:
-    """Texts `examples[i]` (SFT) as one row, each attending to itself alone; the log-probs of their target tokens.
+    """Texts `examples[i]` (SFT) as one row, each attending to itself alone; the log-probs of their
+    target tokens.
 
-    No indices: as in collate_pairs. Raises: ValueError naming an example that is empty or begins with a target."""
+    No indices: as in collate_pairs. Raises: ValueError naming an example that is empty or begins
+    with a target."""
     texts = [examples[i] for i in indices]
     for i, text in zip(indices, texts):
         if not text.ids or text.is_target[0]:
@@ -160,9 +169,11 @@ def pack(
     indices: Sequence[int],
     units: int,
 ) -> PackedBatch:
-    """Python lists as the tensors of a batch; without a segment, of one that is one token and scores nothing.
+    """Python lists as the tensors of a batch; without a segment, of one that is one token and
+    scores nothing.
 
-    Positions end where the segment's keys do: a rejected response of its own continues those of the shared prompt."""
+    Positions end where the segment's keys do: a rejected response of its own continues those of the
+    shared prompt."""
 
     def flat(lists: Iterable[Iterable[int]]) -> Tensor:
         return torch.tensor([*chain.from_iterable(lists)], dtype=torch.int64)

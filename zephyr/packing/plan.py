@@ -1,7 +1,8 @@
 """Lengths become a plan of integers: step -> rank -> micro-batch -> example indices.
 
-A pure function of lengths, seed and config, so every rank computes the same one, the learning-rate schedule is known before
-step 0, and resuming is a step number. A step holds the same examples for any number of ranks."""
+A pure function of lengths, seed and config, so every rank computes the same one, the learning-rate
+schedule is known before step 0, and resuming is a step number. A step holds the same examples for
+any number of ranks."""
 
 import heapq
 import random
@@ -13,7 +14,8 @@ from typing import NamedTuple
 class Step(NamedTuple):
     """One optimiser step: `ranks[r][m]` are the example indices of micro-batch m on rank r.
 
-    Every rank has the same number of micro-batches (the collectives of ZeRO-3 run in lock-step); one may be empty."""
+    Every rank has the same number of micro-batches (the collectives of ZeRO-3 run in lock-step);
+    one may be empty."""
 
     epoch: float  # passes over the examples completed before this step
     ranks: list[list[list[int]]]
@@ -35,10 +37,11 @@ class Plan(NamedTuple):
 
 
 def best_fit(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Bins of indices, none over `budget` tokens: longest first, into the fullest bin with room; alike on every rank.
+    """Bins of indices, none over `budget` tokens: longest first, into the fullest bin with room;
+    alike on every rank.
 
-    Best-fit decreasing (Ding et al. 2024, arXiv:2404.10830). O(n log n).
-    Raises: ValueError naming the first example over the budget (examples are cut when they are encoded, never here)."""
+    Best-fit decreasing (Ding et al. 2024, arXiv:2404.10830). O(n log n). Raises: ValueError naming
+    the first example over the budget (examples are cut when they are encoded, never here)."""
     bins: list[list[int]] = []
     with_room: dict[int, list[list[int]]] = {}  # bins by their free tokens
     rooms: list[int] = []  # the free tokens that some bin has, ascending
@@ -76,13 +79,16 @@ def plan_epochs(
     window_tokens: int | None = None,
     costs: Sequence[float] | None = None,
 ) -> Plan:
-    """Every example exactly once an epoch, in optimiser steps of `per_step` units balanced over `ranks`.
+    """Every example exactly once an epoch, in optimiser steps of `per_step` units balanced over
+    `ranks`.
 
-    A unit is one example (DPO: a pair) or, with `window_tokens`, one window of examples that best fit fills (SFT).
-    Windows say which examples make a step; micro-batches are filled with examples, whatever their window: they never see each other.
-    The last step of an epoch keeps what is left; the loop divides by its own count. shuffle=False orders units by first example.
-    Args: lengths: packed tokens of each example. costs: work of each example, any unit; default its tokens.
-    Raises: ValueError where a count is < 1, there is no example, or one is longer than its window or the budget."""
+    A unit is one example (DPO: a pair) or, with `window_tokens`, one window of examples that best
+    fit fills (SFT). Windows say which examples make a step; micro-batches are filled with examples,
+    whatever their window: they never see each other. The last step of an epoch keeps what is left;
+    the loop divides by its own count. shuffle=False orders units by first example. Args: lengths:
+    packed tokens of each example. costs: work of each example, any unit; default its tokens.
+    Raises: ValueError where a count is < 1, there is no example, or one is longer than its window
+    or the budget."""
     for name, value in (
         ("per_step", per_step),
         ("epochs", epochs),
@@ -113,7 +119,8 @@ def plan_epochs(
 def plan_pass(
     lengths: Sequence[int], *, ranks: int, budget_tokens: int, indices: Sequence[int] | None = None
 ) -> Plan:
-    """One pass over the examples (or `indices` of them) in a single step: reference log-probs, evaluation."""
+    """One pass over the examples (or `indices` of them) in a single step: reference log-probs,
+    evaluation."""
     indices = range(len(lengths)) if indices is None else indices
     steps = (
         [Step(0.0, spread(indices, lengths, lengths, ranks, budget_tokens))] if len(indices) else []
@@ -124,7 +131,8 @@ def plan_pass(
 def epoch_units(
     lengths: Sequence[int], rng: random.Random | None, window_tokens: int | None
 ) -> list[list[int]]:
-    """The units of one epoch in the order of training: shuffled by `rng`, or in the order of the data."""
+    """The units of one epoch in the order of training: shuffled by `rng`, or in the order of the
+    data."""
     order = list(range(len(lengths)))
     if rng is not None:
         rng.shuffle(order)
@@ -146,7 +154,8 @@ def spread(
     ranks: int,
     budget_tokens: int,
 ) -> list[list[list[int]]]:
-    """A step's examples as micro-batches of ranks: the dearest to the cheapest rank, exchanges, then best fit to the budget."""
+    """A step's examples as micro-batches of ranks: the dearest to the cheapest rank, exchanges,
+    then best fit to the budget."""
     of_rank: list[list[int]] = [[] for _ in range(ranks)]
     cheapest = [(0.0, 0, rank) for rank in range(ranks)]
     for i in sorted(examples, key=lambda i: (-costs[i], i)):
@@ -166,7 +175,8 @@ def spread(
 
 
 def exchange(of_rank: list[list[int]], costs: Sequence[float]) -> None:
-    """While the dearest rank has over 1 % more than the mean: give one of its examples away, or for a cheaper one, as is best."""
+    """While the dearest rank has over 1 % more than the mean: give one of its examples away, or for
+    a cheaper one, as is best."""
     loads = [sum(costs[i] for i in mine) for mine in of_rank]
     while (most := max(loads)) > 1.01 * sum(loads) / len(loads):
         dear = loads.index(most)

@@ -1,4 +1,5 @@
-"""A model becomes a stream: the answer to a conversation while it is being written, by a local folder or an endpoint."""
+"""A model becomes a stream: the answer to a conversation while it is being written, by a local
+folder or an endpoint."""
 
 import argparse
 import os
@@ -10,12 +11,14 @@ from pathlib import Path
 from zephyr.chat import Messages, check_messages
 from zephyr.config import BadInput, masked
 
-# Of a conversation and a seed: the answer as far as it is written, and "" or why it ends. Raises ValueError where there can be none.
+# Of a conversation and a seed: the answer as far as it is written, and "" or why it ends. Raises
+# ValueError where there can be none.
 Stream = Callable[[Messages, int], Iterator[tuple[str, str]]]
 
 
 def open_model(spec: str, options: argparse.Namespace) -> Stream:
-    """What answers in the name of a spec. Raises: BadInput for a spec of another form, or what is not there."""
+    """What answers in the name of a spec. Raises: BadInput for a spec of another form, or what is
+    not there."""
     found = re.fullmatch(r"openai:(.+)@(https?://.+)|(?:hf:)?((?!\w+:).+)", spec)
     if not found:
         raise BadInput(
@@ -25,7 +28,8 @@ def open_model(spec: str, options: argparse.Namespace) -> Stream:
 
 
 def of_folder(path: str, options: argparse.Namespace) -> Stream:
-    """A model on this machine; what it says is what `model.generate` makes of the same conversation, settings and seed."""
+    """A model on this machine; what it says is what `model.generate` makes of the same
+    conversation, settings and seed."""
     import torch
 
     from zephyr.model.generate import prompt_ids, sampler
@@ -64,7 +68,8 @@ def of_folder(path: str, options: argparse.Namespace) -> Stream:
 
 
 def of_endpoint(model: str, url: str, options: argparse.Namespace) -> Stream:
-    """A model behind an OpenAI-compatible server, which renders the conversation by its own template."""
+    """A model behind an OpenAI-compatible server, which renders the conversation by its own
+    template."""
     from zephyr.teacher.endpoint import LARGEST_REPLY, endpoint, hidden, refuse_redirect
 
     endpoint(

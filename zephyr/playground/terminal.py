@@ -1,4 +1,5 @@
-"""A person's turns go to a model, and its answer is shown while it is being written: in the terminal here, in the browser in `web`."""
+"""A person's turns go to a model, and its answer is shown while it is being written: in the
+terminal here, in the browser in `web`."""
 
 import argparse
 import contextlib
@@ -53,8 +54,8 @@ def converse(stream: Stream, seed: int) -> None:
                 turn.partition(" ") if turn.startswith("/") and not is_block else ("", "", "")
             )
             if name == "/quit":
-                return
-            elif name == "/help":
+                return None
+            if name == "/help":
                 print(HELP)
             elif name == "/system":
                 system = [{"role": "system", "content": rest}] if rest.strip() else []
@@ -84,7 +85,8 @@ def converse(stream: Stream, seed: int) -> None:
 
 
 def read_turn() -> tuple[str, bool]:
-    """What was typed, and whether it stood between two lines of three quotes. Raises: EOFError, KeyboardInterrupt."""
+    """What was typed, and whether it stood between two lines of three quotes. Raises: EOFError,
+    KeyboardInterrupt."""
     lines = [input("> ")]
     if lines == ['"""']:
         return "\n".join(iter(lambda: input(". "), '"""')), True
@@ -94,7 +96,8 @@ def read_turn() -> tuple[str, bool]:
 
 
 def say(parts: Iterator[tuple[str, str]]) -> str:
-    """Print an answer as it grows. Returns: what there is of it at its end or at ctrl-C; "" where that is no words."""
+    """Print an answer as it grows. Returns: what there is of it at its end or at ctrl-C; "" where
+    that is no words."""
     shown, text, end, why = "", "", "", "stopped"
     with (
         contextlib.suppress(KeyboardInterrupt),
@@ -120,7 +123,8 @@ def say(parts: Iterator[tuple[str, str]]) -> str:
 
 @contextlib.contextmanager
 def noticing_ctrl_c() -> Iterator[list[int]]:
-    """ctrl-C raises KeyboardInterrupt, as ever, and stands in the list: Python drops an exception that is raised within a `__del__`."""
+    """ctrl-C raises KeyboardInterrupt, as ever, and stands in the list: Python drops an exception
+    that is raised within a `__del__`."""
     asked: list[int] = []
 
     def stop(number: int, _: FrameType | None) -> None:

@@ -1,4 +1,5 @@
-"""A page in the browser: a person talks to one model, or asks two blindly, and each vote between their answers becomes a pair."""
+"""A page in the browser: a person talks to one model, or asks two blindly, and each vote between
+their answers becomes a pair."""
 
 import argparse
 import html
@@ -20,13 +21,15 @@ if TYPE_CHECKING:
 
 LOOPBACK = ["127.0.0.1", "localhost"]
 VOTES = ["A is better", "B is better", "tie", "both bad"]
-# The page fetches nothing from elsewhere; no buttons that would empty a box, but not the conversation; lines keep their indentation
+# The page fetches nothing from elsewhere; no buttons that would empty a box, but not the
+# conversation; lines keep their indentation
 HEAD = """<meta http-equiv="Content-Security-Policy" content="default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:">
 <style>.icon-button-wrapper {display: none !important} .message span {white-space: pre-wrap !important}</style>"""
 
 
 class Talk(NamedTuple):
-    """A conversation: which model is A and which B, its turns, and the answers that wait for a vote."""
+    """A conversation: which model is A and which B, its turns, and the answers that wait for a
+    vote."""
 
     order: Sequence[int]
     turns: Sequence[dict[str, str]]
@@ -34,7 +37,8 @@ class Talk(NamedTuple):
 
 
 def serve(options: argparse.Namespace) -> None:
-    """Serve the page until ctrl-C. Raises: BadInput for a host that others reach, without the flag and a token; a port in use."""
+    """Serve the page until ctrl-C. Raises: BadInput for a host that others reach, without the flag
+    and a token; a port in use."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         import gradio
@@ -81,7 +85,8 @@ def serve(options: argparse.Namespace) -> None:
 
 
 def build(names: Sequence[str], streams: Sequence[Stream], votes: Path, seed: int) -> "Blocks":
-    """The page. With two models every question is a conversation of its own, as both must answer the same turns."""
+    """The page. With two models every question is a conversation of its own, as both must answer
+    the same turns."""
     import gradio as gr
 
     with gr.Blocks(title="zephyr chat", analytics_enabled=False, fill_width=True) as page:
@@ -136,7 +141,8 @@ def fresh(sides: int, system: str = "") -> Talk:
 
 
 def shown(talk: Talk, answers: Sequence[str] = (), note: str = "", words: str = "") -> list[object]:
-    """What the page shows. Texts are escaped, as a Chatbot renders HTML even where it renders no markdown."""
+    """What the page shows. Texts are escaped, as a Chatbot renders HTML even where it renders no
+    markdown."""
     import gradio as gr
 
     sides = [[*talk.turns, {"role": "assistant", "content": text}] for text in answers] or [
@@ -189,7 +195,8 @@ def ask(
 
 
 def vote(names: Sequence[str], votes: Path, which: str, talk: Talk) -> list[object]:
-    """Append a vote to `votes` as a pair; one for neither, or between answers that make no pair, to the file of the undecided."""
+    """Append a vote to `votes` as a pair; one for neither, or between answers that make no pair, to
+    the file of the undecided."""
     if not talk.answers:  # a second click
         return shown(talk)
     models, texts, better = [names[i] for i in talk.order], talk.answers, VOTES.index(which)

@@ -1,4 +1,5 @@
-"""A finished run becomes what a person looks at: the model card of its export, in the Hub's format."""
+"""A finished run becomes what a person looks at: the model card of its export, in the Hub's
+format."""
 
 import json
 import re
@@ -16,8 +17,8 @@ HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?::[\w.-]+)?")
 def card(config: DPOConfig | SFTConfig, digests: Mapping[str, str]) -> str:
     """The model card: what was trained, from what, on what, how, and the run's last evaluation.
 
-    Its header names hub ids alone, since the Hub refuses paths, and no licence: base model and data decide that.
-    Args: digests: SHA-256 of model and data, by name."""
+    Its header names hub ids alone, since the Hub refuses paths, and no licence: base model and data
+    decide that. Args: digests: SHA-256 of model and data, by name."""
     run, method = Path(config.run.dir), "dpo" if isinstance(config, DPOConfig) else "sft"
     models, datasets = (
         sorted(

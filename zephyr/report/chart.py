@@ -1,4 +1,5 @@
-"""A metric's values over steps become one inline SVG: curves on one pair of axes, every point telling its value under the pointer."""
+"""A metric's values over steps become one inline SVG: curves on one pair of axes, every point
+telling its value under the pointer."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +14,8 @@ WIDTH, HEIGHT, LEFT, RIGHT, ABOVE, BELOW = 460, 210, 54, 14, 8, 24
 
 
 def thinned(points: Sequence[Point], most: int = 300) -> Sequence[Point]:
-    """At most so many of the points: the first, the last, and of each of equal stretches its lowest, its highest and a gap."""
+    """At most so many of the points: the first, the last, and of each of equal stretches its
+    lowest, its highest and a gap."""
     if len(points) <= most:
         return points
     kept, size = {0, len(points) - 1}, -(-3 * len(points) // (most - 2))
@@ -25,7 +27,8 @@ def thinned(points: Sequence[Point], most: int = 300) -> Sequence[Point]:
 
 
 def ticks(low: float, high: float, log: bool = False) -> list[float]:
-    """Round numbers in between: multiples of 1, 2 or 5 times a power of ten. Args: log: in and out are logarithms of such numbers."""
+    """Round numbers in between: multiples of 1, 2 or 5 times a power of ten. Args: log: in and out
+    are logarithms of such numbers."""
     if log:
         found = [
             math.log10(digit) + power
@@ -43,7 +46,8 @@ def number(value: float) -> str:
 
 
 def chart(curves: Sequence[Curve], log: bool = False) -> str:
-    """The SVG; empty where there is no value. Args: log: of values above 0 where they span a factor of ten; others are then gaps."""
+    """The SVG; empty where there is no value. Args: log: of values above 0 where they span a factor
+    of ten; others are then gaps."""
     above = [y for *_, points in curves for _, y in points if y is not None and y > 0]
     log = log and max(above, default=0) >= 10 * min(above, default=1)
 

@@ -1,4 +1,5 @@
-"""A trained policy becomes what its run leaves behind: the export with its card, and the run's page."""
+"""A trained policy becomes what its run leaves behind: the export with its card, and the run's
+page."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,8 @@ def finish(
     tokenizer: PreTrainedTokenizerBase,
     identity: Mapping[str, str],
 ) -> None:
-    """Write `model/` and `report.html` of the run folder; what the export could not keep is logged. A collective.
+    """Write `model/` and `report.html` of the run folder; what the export could not keep is logged.
+    A collective.
 
     Args: identity: what the trajectory depended on, by name, for the card."""
     run_dir = Path(config.run.dir)
@@ -42,7 +44,8 @@ def finish(
 
 
 def rotary_notes(engine: Engine) -> list[str]:
-    """What to know of a model whose rotary frequencies grow with the sequence, where the run's go beyond pretraining."""
+    """What to know of a model whose rotary frequencies grow with the sequence, where the run's go
+    beyond pretraining."""
     longest, start = engine.policy.longest, start_of_rope(engine.policy.lm.config.to_dict())
     if longest is None or start is None or longest <= start:
         return []

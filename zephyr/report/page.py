@@ -1,4 +1,5 @@
-"""Run folders become one HTML page that needs nothing else: facts, alarms, curves, numbers, pairs, samples, data, checks, config."""
+"""Run folders become one HTML page that needs nothing else: facts, alarms, curves, numbers, pairs,
+samples, data, checks, config."""
 
 import json
 import math
@@ -45,7 +46,8 @@ i{display:inline-block;width:.8em;height:.8em;border-radius:50%;margin:0 .4em 0 
 def write_page(folders: Sequence[Path], out: Path, status: Row | None = None) -> None:
     """One page of all runs. Args: status: in place of what status.json says.
 
-    Raises: BadInput for a folder that is no run, a file of it that is broken, by its line, or where `out` can't be written."""
+    Raises: BadInput for a folder that is no run, a file of it that is broken, by its line, or where
+    `out` can't be written."""
     names = [folder.resolve().name for folder in folders]
     runs = dict(zip(names if len(set(names)) == len(names) else map(str, folders), folders))
     try:
@@ -57,7 +59,8 @@ def write_page(folders: Sequence[Path], out: Path, status: Row | None = None) ->
 
 
 def leave_page(run: Path, say: Callable[[str], None]) -> None:
-    """At a run's end: its page, or a line that says why there is none. The run is finished all the same."""
+    """At a run's end: its page, or a line that says why there is none. The run is finished all the
+    same."""
     try:
         write_page([run], run / "report.html", {"code": 0, "message": "finished"})
     except BadInput as error:
@@ -134,7 +137,8 @@ def flat(tree: object, name: str = "") -> dict[str, object]:
 
 
 def read(path: Path) -> dict[str, object]:
-    """The leaves of a YAML or JSON file. Raises: BadInput where it holds no mapping; OSError where there is no YAML file."""
+    """The leaves of a YAML or JSON file. Raises: BadInput where it holds no mapping; OSError where
+    there is no YAML file."""
     if path.suffix == ".json" and not path.exists():
         return {}
     try:
@@ -150,7 +154,8 @@ def read(path: Path) -> dict[str, object]:
 
 
 def read_records(path: Path) -> Records:
-    """Those of metrics.jsonl; values that are not finite are None, and a line without its end, which is being written, is left out."""
+    """Those of metrics.jsonl; values that are not finite are None, and a line without its end,
+    which is being written, is left out."""
     found: dict[str, list[dict[str, float | None]]] = {"train": [], "eval": []}
     for place, line in enumerate(
         path.read_bytes().split(b"\n")[:-1] if path.exists() else (), start=1
@@ -173,7 +178,8 @@ def read_records(path: Path) -> Records:
 
 
 def facts(run: Path, config: Row, records: Records, status: Row, differing: Iterable[str]) -> Row:
-    """What was trained from what, and how far it came. Args: differing: keys of the config to show."""
+    """What was trained from what, and how far it came. Args: differing: keys of the config to
+    show."""
     states = [
         folder / "state.json"
         for folder in numbered(run / "checkpoints")
@@ -223,7 +229,8 @@ def alarms(records: Records) -> Row:
 
 
 def curves(runs: Mapping[str, Records]) -> str:
-    """A figure for each metric that any run has; colours tell the metrics of one run, or else the runs."""
+    """A figure for each metric that any run has; colours tell the metrics of one run, or else the
+    runs."""
 
     def key(n: int, text: str) -> str:
         return f'<i style="background:{COLOURS[n % len(COLOURS)]}"></i>{escape(text)}'
@@ -257,7 +264,8 @@ def curves(runs: Mapping[str, Records]) -> str:
 
 
 def pairs(name: str, run: Path) -> str:
-    """The pairs of highest loss at their last visit, and those whose margin fell most from its highest, from the ledger of visits."""
+    """The pairs of highest loss at their last visit, and those whose margin fell most from its
+    highest, from the ledger of visits."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -311,7 +319,8 @@ def pairs(name: str, run: Path) -> str:
 
 
 def samples(name: str, path: Path, evaluations: Sequence[Mapping[str, float | None]]) -> str:
-    """The answers to each prompt, a column for each evaluation, with its win rate over the start."""
+    """The answers to each prompt, a column for each evaluation, with its win rate over the
+    start."""
     from zephyr.data.jsonl import read_rows
     from zephyr.teacher.prompts import shown_prompt
 

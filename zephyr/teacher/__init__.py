@@ -1,4 +1,5 @@
-"""Questions become replies, each paid for once: from the ledger where it holds them, else from a teacher, whoever that is."""
+"""Questions become replies, each paid for once: from the ledger where it holds them, else from a
+teacher, whoever that is."""
 
 from collections.abc import Callable, Sequence
 
@@ -26,11 +27,13 @@ __all__ = [
 def ask(
     teacher: Teacher, requests: Sequence[Request], ledger: Ledger, budget: Budget
 ) -> list[Reply]:
-    """Replies in the order of the requests: from the ledger where they are in it, else asked (each distinct request once)
-    and appended at once. Under torchrun every rank calls it with the same requests and gets the same replies.
+    """Replies in the order of the requests: from the ledger where they are in it, else asked (each
+    distinct request once) and appended at once. Under torchrun every rank calls it with the same
+    requests and gets the same replies.
 
-    Raises: BudgetSpent where the rest would or could exceed the budget; BadInput where the teacher can't be asked. Either
-    way everything that was answered is in the ledger, and the same call goes on from there."""
+    Raises: BudgetSpent where the rest would or could exceed the budget; BadInput where the teacher
+    can't be asked. Either way everything that was answered is in the ledger, and the same call goes
+    on from there."""
     digests = [request.digest(teacher.identity or teacher.name) for request in requests]
     of_digest = dict(zip(digests, requests))
 

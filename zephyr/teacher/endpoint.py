@@ -1,4 +1,5 @@
-"""Requests go to an OpenAI-compatible server, many at a time, again where it fails, and each reply is kept as it arrives."""
+"""Requests go to an OpenAI-compatible server, many at a time, again where it fails, and each reply
+is kept as it arrives."""
 
 import asyncio
 import json
@@ -41,7 +42,8 @@ MOST_TOKENS = 2**40  # that a server may say it counted in one request
 
 
 class Failure(NamedTuple):
-    """A try that may succeed later; the tokens that it may have taken, and the pause in seconds that the server asked for."""
+    """A try that may succeed later; the tokens that it may have taken, and the pause in seconds
+    that the server asked for."""
 
     what: str
     prompt_tokens: int = 0
@@ -72,11 +74,13 @@ def endpoint(
     retries: int = 6,
     key_variable: str = "OPENAI_API_KEY",
 ) -> Teacher:
-    """Any server that speaks OpenAI's chat completions: OpenAI, vLLM, SGLang, llama.cpp, `transformers serve`.
+    """Any server that speaks OpenAI's chat completions: OpenAI, vLLM, SGLang, llama.cpp,
+    `transformers serve`.
 
-    Args: concurrency: requests in flight at once. timeout_seconds: of a whole request. retries: of one request, after its first
-    try. key_variable: the environment variable that holds the key; "none" is sent where it is not set.
-    Raises: BadInput for a bad URL or key, or without the openai package."""
+    Args: concurrency: requests in flight at once. timeout_seconds: of a whole request. retries: of
+    one request, after its first try. key_variable: the environment variable that holds the key;
+    "none" is sent where it is not set. Raises: BadInput for a bad URL or key, or without the openai
+    package."""
     try:
         import openai
     except ImportError:
@@ -135,7 +139,8 @@ def endpoint(
 
 
 def require_url(model: str, base_url: str, key: str) -> None:
-    """Raises: BadInput for what is no URL of a server, or holds a secret: it is written to ledgers, reports and logs."""
+    """Raises: BadInput for what is no URL of a server, or holds a secret: it is written to ledgers,
+    reports and logs."""
     try:
         url = urlsplit(base_url)
         whole = (
@@ -156,7 +161,8 @@ def require_url(model: str, base_url: str, key: str) -> None:
 
 
 def refuse_redirect(response: "Response") -> None:
-    """Raises: BadInput for any redirect, naming both origins: prompts and key go to the server that was named, and only its words count."""
+    """Raises: BadInput for any redirect, naming both origins: prompts and key go to the server that
+    was named, and only its words count."""
     if not 300 <= response.status_code < 400:
         return
     asked = urlsplit(str(response.url))
@@ -177,7 +183,8 @@ def refuse_redirect(response: "Response") -> None:
 
 
 async def take_in(response: "Response") -> None:
-    """Read the body, which is of `LARGEST_REPLY` bytes at most. Raises: BadInput for a redirect, ValueError for a longer body."""
+    """Read the body, which is of `LARGEST_REPLY` bytes at most. Raises: BadInput for a redirect,
+    ValueError for a longer body."""
     refuse_redirect(response)
     if (packed := response.headers.get("content-encoding", "identity")) not in (
         "identity",
@@ -194,7 +201,8 @@ async def take_in(response: "Response") -> None:
 
 
 async def work(calls: Calls, queue: Iterator[Request]) -> None:
-    """Request after request, until there is none, or any worker meets an error: then no new one begins. Raises: that error."""
+    """Request after request, until there is none, or any worker meets an error: then no new one
+    begins. Raises: that error."""
     try:
         for request in queue:
             await settle(calls, request)
@@ -204,7 +212,8 @@ async def work(calls: Calls, queue: Iterator[Request]) -> None:
 
 
 async def settle(calls: Calls, request: Request) -> None:
-    """Try until there is a reply, and keep it. Raises: BadInput where tries are used up, BudgetSpent."""
+    """Try until there is a reply, and keep it. Raises: BadInput where tries are used up,
+    BudgetSpent."""
     for tries in range(1, calls.retries + 2):
         hold = await reserve(calls, request)
         outcome = await attempt(calls, request, hold)
@@ -235,11 +244,12 @@ async def settle(calls: Calls, request: Request) -> None:
         )
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(calls.stopped.wait(), pause)
-            return
+            return None
 
 
 async def reserve(calls: Calls, request: Request) -> Hold:
-    """A try's share of the budget; what is in flight is waited for, as it may leave room. Raises: BudgetSpent."""
+    """A try's share of the budget; what is in flight is waited for, as it may leave room. Raises:
+    BudgetSpent."""
     while True:
         try:
             return calls.budget.reserve(
@@ -252,7 +262,8 @@ async def reserve(calls: Calls, request: Request) -> Hold:
 
 
 async def attempt(calls: Calls, request: Request, hold: Hold) -> Reply | Failure:
-    """One HTTP request, and what its end means. Raises: BadInput where the server would answer no request at all."""
+    """One HTTP request, and what its end means. Raises: BadInput where the server would answer no
+    request at all."""
     import openai
 
     try:
@@ -307,7 +318,8 @@ async def attempt(calls: Calls, request: Request, hold: Hold) -> Reply | Failure
 
 
 def parsed(content: bytes) -> object:
-    """A body's JSON. Raises: ValueError for one that is none, or is nested too deeply to be kept."""
+    """A body's JSON. Raises: ValueError for one that is none, or is nested too deeply to be
+    kept."""
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -326,7 +338,8 @@ def parsed(content: bytes) -> object:
 
 
 def read(body: object, calls: Calls, request: Request, hold: Hold) -> Reply | Failure:
-    """A body that came with status 200. Where the server counts no tokens, their upper bounds stand for them."""
+    """A body that came with status 200. Where the server counts no tokens, their upper bounds stand
+    for them."""
     if len(calls.key) >= SECRET_LENGTH:
         body = hidden(body, calls.key)
     try:

@@ -1,4 +1,5 @@
-"""A reply becomes one line of an append-only JSONL file the moment it is there, found again by the digest of its request."""
+"""A reply becomes one line of an append-only JSONL file the moment it is there, found again by the
+digest of its request."""
 
 import fcntl
 import json
@@ -22,15 +23,18 @@ SYNC_SECONDS = (
 
 
 class Ledger:
-    """Every reply that was ever paid for; in memory there is only where each one stands. `held`: what all of them took together.
+    """Every reply that was ever paid for; in memory there is only where each one stands. `held`:
+    what all of them took together.
 
-    Rank 0 writes PATH, under torchrun rank r `STEM.rankr.jsonl` beside it; every rank reads all of them. A last line that a
-    kill cut off is dropped."""
+    Rank 0 writes PATH, under torchrun rank r `STEM.rankr.jsonl` beside it; every rank reads all of
+    them. A last line that a kill cut off is dropped."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        """Args: read_only: neither lock nor mend nor make the file: for looking replies up while a run goes on.
+        """Args: read_only: neither lock nor mend nor make the file: for looking replies up while a
+        run goes on.
 
-        Raises: BadInput where another process writes it, it can't be read or written, or a line but the last is broken."""
+        Raises: BadInput where another process writes it, it can't be read or written, or a line but
+        the last is broken."""
         self.path, self.held, rank = Path(path), Spending(), ranks.rank()
         self._own = (
             self.path.with_name(f"{self.path.stem}.rank{rank}{self.path.suffix}")
@@ -74,7 +78,8 @@ class Ledger:
         return bytes.fromhex(digest) in self._places
 
     def refresh(self) -> None:
-        """Take in whole lines that were added to any of the files. Raises: BadInput naming file and line of a broken one."""
+        """Take in whole lines that were added to any of the files. Raises: BadInput naming file and
+        line of a broken one."""
         for path in [
             self.path,
             *sorted(self.path.parent.glob(escape(self.path.stem) + f".rank*{self.path.suffix}")),
@@ -134,7 +139,8 @@ class Ledger:
         return Reply(**{field: row[field] for field in Reply._fields})
 
     def append(self, reply: Reply, teacher: str, request: Request | None) -> None:
-        """Write a reply, or (request None, digest "") a failed try that the budget counts. Raises: BadInput where the disk refuses."""
+        """Write a reply, or (request None, digest "") a failed try that the budget counts. Raises:
+        BadInput where the disk refuses."""
         row = {**reply._asdict(), "teacher": teacher, "request": request and request.asked()}
         line = json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
         try:

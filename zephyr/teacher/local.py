@@ -1,4 +1,5 @@
-"""Requests are answered by a Hugging Face model on this machine, in batches, by all ranks of torchrun together."""
+"""Requests are answered by a Hugging Face model on this machine, in batches, by all ranks of
+torchrun together."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -21,10 +22,11 @@ def local(
 ) -> Teacher:
     """The model in a folder or of a hub id; each rank has the whole of it and answers its share.
 
-    Replies belong to the weights: other weights under the same path are asked anew. A request that the model can't take is
-    refused, as a server would.
-    Args: load: the model on its device, and its tokenizer with a chat template; called at the first request that is to be asked.
-    Raises: BadInput where the folder holds no model, and at the first request whatever BadInput `load` raises."""
+    Replies belong to the weights: other weights under the same path are asked anew. A request that
+    the model can't take is refused, as a server would. Args: load: the model on its device, and its
+    tokenizer with a chat template; called at the first request that is to be asked. Raises:
+    BadInput where the folder holds no model, and at the first request whatever BadInput `load`
+    raises."""
     from zephyr.model.load import digest
 
     version, loaded = digest(path), cache(load)

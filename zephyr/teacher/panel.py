@@ -1,4 +1,5 @@
-"""A judge is asked about answers: their scores in one aspect, or a critique of each; a reply that can't be read is asked again."""
+"""A judge is asked about answers: their scores in one aspect, or a critique of each; a reply that
+can't be read is asked again."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,8 @@ class Panel(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """A judge's last reply to a question: `found` is None where it could not be read. `calls`: digests of all replies."""
+    """A judge's last reply to a question: `found` is None where it could not be read. `calls`:
+    digests of all replies."""
 
     found: list[Rating] | Critique | None
     text: str
@@ -85,7 +87,8 @@ def judged(
     requests: Sequence[Request],
     parse: Callable[[str, Mapping[str, object]], list[Rating] | Critique | None],
 ) -> list[Judged]:
-    """What the judge said to each question; those whose reply can't be read are asked again, RE_ASKS times at most, told so."""
+    """What the judge said to each question; those whose reply can't be read are asked again,
+    RE_ASKS times at most, told so."""
     results = [Judged(None, "", []) for _ in requests]
     current = dict(enumerate(requests))
     for attempt in range(1 + RE_ASKS):

@@ -14,7 +14,8 @@ Row = dict[str, object]
 
 
 def read_prompts(sources: Sequence[str], unread: Counter[str] | None = None) -> Iterator[Row]:
-    """Prompt rows with `prompt_id` and `prompt`; `unread`: counts the keys that nothing reads. Raises: BadInput naming file and line."""
+    """Prompt rows with `prompt_id` and `prompt`; `unread`: counts the keys that nothing reads.
+    Raises: BadInput naming file and line."""
     seen: dict[str, str] = {}
 
     def read(row: Mapping[str, object]) -> Row:
@@ -37,9 +38,11 @@ def read_prompts(sources: Sequence[str], unread: Counter[str] | None = None) -> 
 
 
 def prompt_of(row: Mapping[str, object]) -> tuple[str | list[dict[str, str]], list[str]]:
-    """The prompt of a row, its text, or its turns where there are several; and the keys that nothing reads.
+    """The prompt of a row, its text, or its turns where there are several; and the keys that
+    nothing reads.
 
-    Raises: ValueError naming the field: also one that training would honour or refuse, and that nobody who is asked could be given."""
+    Raises: ValueError naming the field: also one that training would honour or refuse, and that
+    nobody who is asked could be given."""
     try:
         turns, unread = asked_row(row)
     except ValueError as error:

@@ -1,4 +1,5 @@
-"""A question to a teacher, what came back, and what it took: plain records, and a budget that no sum of them passes."""
+"""A question to a teacher, what came back, and what it took: plain records, and a budget that no
+sum of them passes."""
 
 import hashlib
 import json
@@ -40,7 +41,8 @@ class Request(NamedTuple):
         }
 
     def digest(self, teacher: str) -> str:
-        """SHA-256 (hex) of the canonical JSON of `asked()` and the teacher's identity, its name where it has no other."""
+        """SHA-256 (hex) of the canonical JSON of `asked()` and the teacher's identity, its name
+        where it has no other."""
         canonical = json.dumps(
             {"teacher": teacher, **self.asked()}, sort_keys=True, separators=(",", ":")
         )
@@ -75,7 +77,8 @@ class Spending(NamedTuple):
 
 
 class Hold(NamedTuple):
-    """An attempt: tokens that it takes, or may take at most; `price` (prompt, completion) per million."""
+    """An attempt: tokens that it takes, or may take at most; `price` (prompt, completion) per
+    million."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -87,14 +90,17 @@ class Hold(NamedTuple):
 
 
 class BudgetSpent(RuntimeError):
-    """A further request would, or could, exceed the budget. All that was answered is in the ledger."""
+    """A further request would, or could, exceed the budget. All that was answered is in the
+    ledger."""
 
 
 class Budget:
-    """Hard limits in requests, tokens and money, None: no limit; what the ledger holds at its first use is spent already.
+    """Hard limits in requests, tokens and money, None: no limit; what the ledger holds at its first
+    use is spent already.
 
-    Tries that failed count as requests, and with their worst case where the server may have worked for them; the ledger keeps them
-    too. Only what was in flight when a process was killed is not counted. `prices`: model -> (prompt, completion) per million tokens."""
+    Tries that failed count as requests, and with their worst case where the server may have worked
+    for them; the ledger keeps them too. Only what was in flight when a process was killed is not
+    counted. `prices`: model -> (prompt, completion) per million tokens."""
 
     def __init__(
         self,
@@ -133,7 +139,8 @@ class Budget:
         max_tokens: int,
         price: tuple[float, float] = (0.0, 0.0),
     ) -> Hold:
-        """Set aside the most that one attempt can take: the UTF-8 bytes of the prompt, as JSON, bound its tokens.
+        """Set aside the most that one attempt can take: the UTF-8 bytes of the prompt, as JSON,
+        bound its tokens.
 
         Raises: BudgetSpent, with nothing set aside, where that is more than is left."""
         prompt = json.dumps([dict(message) for message in messages], ensure_ascii=False).encode(
@@ -160,7 +167,8 @@ class Budget:
 
 
 class Teacher(NamedTuple):
-    """Whoever answers: `answer(requests, keep, budget)` calls `keep(reply)` as soon as each reply is there, in any order."""
+    """Whoever answers: `answer(requests, keep, budget)` calls `keep(reply)` as soon as each reply
+    is there, in any order."""
 
     name: str  # how rows and the ledger call it
     answer: Callable[[Sequence[Request], Callable[[Reply], None], Budget], None]

@@ -1,4 +1,5 @@
-"""A judge's reply becomes numbers and reasons, or nothing: what is not in the form that was asked for is never guessed at."""
+"""A judge's reply becomes numbers and reasons, or nothing: what is not in the form that was asked
+for is never guessed at."""
 
 import re
 from typing import NamedTuple
@@ -32,8 +33,8 @@ class Critique(NamedTuple):
 
 
 def parse_ratings(reply: str, count: int) -> list[Rating] | None:
-    """The ratings of texts 1 to `count`, in their order; None unless each text has its heading once, one rating of 1 to 5 and a
-    rationale, and nothing stands before the first heading."""
+    """The ratings of texts 1 to `count`, in their order; None unless each text has its heading
+    once, one rating of 1 to 5 and a rationale, and nothing stands before the first heading."""
     before, *parts = HEADING.split(reply.strip())
     found = [RATING.match(block.strip()) for block in parts[1::2]]
     if before.strip() or parts[::2] != [str(n) for n in range(1, count + 1)] or not all(found):
@@ -50,7 +51,8 @@ def format_ratings(ratings: list[Rating]) -> str:
 
 
 def parse_critique(reply: str) -> Critique | None:
-    """Feedback and overall score; None unless the reply is a feedback followed by one whole score of 1 to 10 on the last line."""
+    """Feedback and overall score; None unless the reply is a feedback followed by one whole score
+    of 1 to 10 on the last line."""
     match = CRITIQUE.match(reply.strip())
     return Critique(int(match[2]), match[1].strip()) if match else None
 

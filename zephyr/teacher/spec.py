@@ -1,4 +1,5 @@
-"""A SPEC becomes a teacher: `openai:MODEL@BASE_URL`, `hf:PATH`, or one of the embedded world, `world:NAME[@FOLDER or seed]`."""
+"""A SPEC becomes a teacher: `openai:MODEL@BASE_URL`, `hf:PATH`, or one of the embedded world,
+`world:NAME[@FOLDER or seed]`."""
 
 import hashlib
 import json
@@ -33,7 +34,8 @@ def open_teacher(
     retries: int = 6,
     key_variable: str = "OPENAI_API_KEY",
 ) -> Teacher:
-    """The teacher that `spec` names. Args: for endpoints alone. Raises: BadInput for a spec of another form, or what is not there."""
+    """The teacher that `spec` names. Args: for endpoints alone. Raises: BadInput for a spec of
+    another form, or what is not there."""
     kind, _, rest = spec.partition(":")
     if kind == "openai" and (found := re.fullmatch(r"(.+)@(https?://.+)", rest)):
         return endpoint(
@@ -52,8 +54,9 @@ def open_teacher(
 
 
 def load_chat(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model that answers, and its tokenizer with its own chat template, or Zephyr's where it has none; in bfloat16 on this rank's GPU
-    if there is one. Where that template ends a turn with another token than the tokenizer's EOS, an answer ends there."""
+    """A model that answers, and its tokenizer with its own chat template, or Zephyr's where it has
+    none; in bfloat16 on this rank's GPU if there is one. Where that template ends a turn with
+    another token than the tokenizer's EOS, an answer ends there."""
     on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
     policy = load_policy(path, attention="sdpa", dtype=torch.bfloat16 if on_gpu else torch.float32)
     tokenizer = load_tokenizer(path)
@@ -64,7 +67,8 @@ def load_chat(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 def of_world(spec: str, name: str, where: str) -> Teacher:
-    """One of the embedded world, in the world of a folder that `zephyr world` wrote, or of a seed (0)."""
+    """One of the embedded world, in the world of a folder that `zephyr world` wrote, or of a seed
+    (0)."""
     if name not in WORLDS_TEACHERS:
         raise BadInput(f"teacher {spec!r}: the world has {', '.join(WORLDS_TEACHERS)}")
     folder = where and not where.isdigit()
@@ -88,7 +92,8 @@ def of_world(spec: str, name: str, where: str) -> Teacher:
 
 
 def judge_reply(about: Mapping[str, object], prompt: Mapping[str, object], world: World) -> str:
-    """What a judge would write, by rules, to `rate` (`aspect`, `texts`), `compare` (two `texts`), `grade` or `critique` (`text`)."""
+    """What a judge would write, by rules, to `rate` (`aspect`, `texts`), `compare` (two `texts`),
+    `grade` or `critique` (`text`)."""
     if about.get("task") == "rate":
         aspect = str(about["aspect"])
         points = [judge(prompt, str(text), world).scores[aspect] for text in about["texts"]]

@@ -1,4 +1,5 @@
-"""Records become alarms: what a person would want to be woken for. None of them changes a number or ends a run."""
+"""Records become alarms: what a person would want to be woken for. None of them changes a number or
+ends a run."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,8 +11,8 @@ Record = Mapping[str, float]
 def of_training(
     record: Record, beta: float | None, rates: Sequence[float], ulp: float
 ) -> dict[str, str]:
-    """Name -> sentence of what is wrong at a train record. Args: beta: None for SFT. rates: learning rates of all steps.
-    ulp: relative, of the dtype that the forward computes in."""
+    """Name -> sentence of what is wrong at a train record. Args: beta: None for SFT. rates:
+    learning rates of all steps. ulp: relative, of the dtype that the forward computes in."""
     alarms = {}
     path = (
         record["update_ratio"] / record["learning_rate"] * sum(rates)
@@ -34,7 +35,8 @@ def of_training(
 
 
 def of_evaluation(record: Record, earlier: Sequence[Record]) -> dict[str, str]:
-    """Overfitting: accuracy fell by more than two standard errors since the evaluation of the best one, and margins grew."""
+    """Overfitting: accuracy fell by more than two standard errors since the evaluation of the best
+    one, and margins grew."""
     if "rewards/accuracies" not in record or not earlier:
         return {}
     best = max(earlier, key=lambda r: r["rewards/accuracies"])

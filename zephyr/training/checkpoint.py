@@ -32,7 +32,8 @@ PASSING = re.compile(r"latest(\.\d+\.part)?|part-\d+")  # what a save makes besi
 
 
 def identity(config: DPOConfig | SFTConfig, plan: Plan, more: Mapping[str, str]) -> Identity:
-    """The config keys that decide a trajectory, whatever the hardware, the digest of the plan's steps, and `more`."""
+    """The config keys that decide a trajectory, whatever the hardware, the digest of the plan's
+    steps, and `more`."""
     of_optim = {f"optim.{key}": value for key, value in dataclasses.asdict(config.optim).items()}
     loss = {
         key: getattr(config, key)
@@ -51,10 +52,11 @@ def identity(config: DPOConfig | SFTConfig, plan: Plan, more: Mapping[str, str])
 
 
 def save(engine: Engine, run_dir: Path, step: int, identity: Identity, keep: int) -> None:
-    """Write `checkpoints/step-N` under a temporary name, rename it when every rank is done and synced, move `latest` last.
+    """Write `checkpoints/step-N` under a temporary name, rename it when every rank is done and
+    synced, move `latest` last.
 
-    Keeps the newest `keep`. Raises: BadInput on every rank where the disk of any refuses; what was written of it is removed,
-    those before it stay. A collective."""
+    Keeps the newest `keep`. Raises: BadInput on every rank where the disk of any refuses; what was
+    written of it is removed, those before it stay. A collective."""
     folder = run_dir / "checkpoints"
     part, whole = folder / f"part-{step}", folder / f"step-{step}"
 
@@ -143,7 +145,8 @@ def finished(
 
 
 def left_of_a_run(run_dir: Path) -> str:
-    """The name of something in the folder that steps of a run left there; "" where there is none."""
+    """The name of something in the folder that steps of a run left there; "" where there is
+    none."""
     files = [
         name
         for name in (IDENTITY, "metrics.jsonl", "report.html")
@@ -182,8 +185,8 @@ def changed_template(run_dir: Path, template: str | None) -> str:
 
 
 def keep_identity(engine: Engine, run_dir: Path, step: int, identity: Identity) -> None:
-    """Write `identity.json`: whose steps are recorded in the folder from `step` on, and where steps before were of other settings,
-    which a forced resume went on from, those. A collective."""
+    """Write `identity.json`: whose steps are recorded in the folder from `step` on, and where steps
+    before were of other settings, which a forced resume went on from, those. A collective."""
 
     def write() -> None:
         before = [of for of in forced(run_dir) if of["step"] < step]
@@ -201,7 +204,8 @@ def keep_identity(engine: Engine, run_dir: Path, step: int, identity: Identity) 
 
 
 def forced(run_dir: Path) -> list[dict[str, object]]:
-    """Of each forced resume of the run in the folder: the `step` it began at, and what its identity `was` before, where it changed."""
+    """Of each forced resume of the run in the folder: the `step` it began at, and what its identity
+    `was` before, where it changed."""
     try:
         found = [
             {"step": int(of["step"]), "was": dict(of["was"])}
@@ -222,7 +226,8 @@ def read_json(path: Path) -> dict[str, object]:
 
 
 def ended_well(run_dir: Path, export: bool = True) -> bool:
-    """Whether the run in the folder wrote its export and said so, the last that it does. Args: export: which must still be there."""
+    """Whether the run in the folder wrote its export and said so, the last that it does. Args:
+    export: which must still be there."""
     try:
         return (not export or (run_dir / "model").is_dir()) and read_json(run_dir / "status.json")[
             "code"
@@ -266,8 +271,9 @@ def require_same(
     later: Collection[str] = (),
     hint: str = "",
 ) -> bool:
-    """Whether a checkpoint, or what `identity.json` holds, is of the run of this identity. Args: hint: what to add where the data differ.
-    Raises: BadInput with each difference where not, unless forced."""
+    """Whether a checkpoint, or what `identity.json` holds, is of the run of this identity. Args:
+    hint: what to add where the data differ. Raises: BadInput with each difference where not, unless
+    forced."""
     was = {name: value for name, value in state["identity"].items() if name not in later}
     changes = [
         f"{name} ({was.get(name)!s:.16} then, {identity.get(name)!s:.16} now{hint if name == 'data' else ''})"
@@ -334,9 +340,11 @@ def write_whole(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that becomes `path`, synced, at the end of the block, or goes where an error ends it.
+    """A file to write that becomes `path`, synced, at the end of the block, or goes where an error
+    ends it.
 
-    Its temporary name can't be guessed, and nothing that exists is opened: no link that somebody planted is followed."""
+    Its temporary name can't be guessed, and nothing that exists is opened: no link that somebody
+    planted is followed."""
     part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
     opened = os.open(
         part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666

@@ -1,7 +1,8 @@
-"""A policy spread over all ranks by DeepSpeed ZeRO-3: the only file that knows deepspeed and torch.distributed.
+"""A policy spread over all ranks by DeepSpeed ZeRO-3: the only file that knows deepspeed and
+torch.distributed.
 
-`engine(batch)` is one forward of a micro-batch *through the DeepSpeed engine*: through `.module` or a child of it, ZeRO-3
-silently keeps only the last micro-batch's gradient."""
+`engine(batch)` is one forward of a micro-batch *through the DeepSpeed engine*: through `.module` or
+a child of it, ZeRO-3 silently keeps only the last micro-batch's gradient."""
 
 import contextlib
 import json
@@ -41,7 +42,8 @@ DECIDED_BY_YAML = {
 
 
 def read_deepspeed(path: str) -> Json:
-    """The DeepSpeed JSON of `hardware.deepspeed`, looked for from the working folder, then beside the package.
+    """The DeepSpeed JSON of `hardware.deepspeed`, looked for from the working folder, then beside
+    the package.
 
     Raises: ConfigError where it is absent, no JSON, not ZeRO-3, or holds what the YAML decides."""
     found = next(
@@ -78,7 +80,8 @@ class LoadPolicy(Protocol):
 
 
 class Engine:
-    """Owns the process group, the device, and (after `adopt`) the sharded policy with its optimiser."""
+    """Owns the process group, the device, and (after `adopt`) the sharded policy with its
+    optimiser."""
 
     def __init__(self, hardware: Hardware, seed: int) -> None:
         self.hardware = hardware
@@ -108,7 +111,8 @@ class Engine:
             Exception
         ) as error:  # pydantic's, and any that a value of the wrong type brings about
             raise ConfigError(f"hardware.deepspeed: {hardware.deepspeed}: {error}") from None
-        # Objects and host numbers travel over gloo, so that they never queue behind collectives of the GPU.
+        # Objects and host numbers travel over gloo, so that they never queue behind collectives of
+        # the GPU.
         self.host_group = torch.distributed.new_group(backend="gloo") if use_cuda else None
         torch.manual_seed(seed)
         self.engine: nn.Module | None = None
@@ -120,17 +124,20 @@ class Engine:
         for name in self.own_environment:
             os.environ.pop(name, None)
 
-    # -- ranks ------------------------------------------------------------------------------------------------------------
+    # -- ranks
+    # ------------------------------------------------------------------------------------------------------------
 
     def rank0_first(self, make: Callable[[], T]) -> T:
-        """`make()` on the first rank of each node, then on the others, which find its caches; bad input of any is raised on all."""
+        """`make()` on the first rank of each node, then on the others, which find its caches; bad
+        input of any is raised on all."""
         first = os.environ["LOCAL_RANK"] == "0"
         mine = self.agreed(make if first else None)
         others = self.agreed(make if not first else None)
         return mine if first else others
 
     def agreed(self, make: Callable[[], T] | None) -> T | None:
-        """`make()` where given; then every rank raises the BadInput of whichever had one, or a file that the system refused."""
+        """`make()` where given; then every rank raises the BadInput of whichever had one, or a file
+        that the system refused."""
         result, own = None, None
         try:
             result = make() if make else None
@@ -174,17 +181,21 @@ class Engine:
         torch.distributed.all_reduce(totals)
         return totals
 
-    # -- the policy -------------------------------------------------------------------------------------------------------
+    # -- the policy
+    # -------------------------------------------------------------------------------------------------------
 
     def adopt(self, load: LoadPolicy, optim: Optim | SFTOptim) -> None:
-        """Build the policy under `zero.Init` (no rank holds the whole) and wrap it with AdamW on fp32 master weights.
+        """Build the policy under `zero.Init` (no rank holds the whole) and wrap it with AdamW on
+        fp32 master weights.
 
-        Args: load: called with how parameters are made and filled. Raises: the BadInput of `load`, on every rank."""
+        Args: load: called with how parameters are made and filled. Raises: the BadInput of `load`,
+        on every rank."""
         import deepspeed
 
         settings = self.deepspeed_config(optim)
         policy = self.agreed(lambda: load(init=partitioned(settings), write=write_shard))
-        # Decay pulls matrices alone, as Hugging Face's trainer does; ds_shape is the shape before partitioning.
+        # Decay pulls matrices alone, as Hugging Face's trainer does; ds_shape is the shape before
+        # partitioning.
         matrices = [p for p in policy.parameters() if len(p.ds_shape) > 1]
         vectors = [p for p in policy.parameters() if len(p.ds_shape) <= 1]
         groups = [
@@ -195,7 +206,8 @@ class Engine:
         self.engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
 
     def deepspeed_config(self, optim: Optim | SFTOptim) -> Json:
-        """The JSON completed by the YAML; clipping and accumulation dtype always: DeepSpeed's defaults are 1.0 and the model's dtype."""
+        """The JSON completed by the YAML; clipping and accumulation dtype always: DeepSpeed's
+        defaults are 1.0 and the model's dtype."""
         return {
             "data_types": {"grad_accum_dtype": "fp32"},
             **self.settings,
@@ -220,14 +232,16 @@ class Engine:
         self.engine.train(mode)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Gradients of a micro-batch's share of the step's loss; `last`: of this rank's micro-batches of the step.
+        """Gradients of a micro-batch's share of the step's loss; `last`: of this rank's
+        micro-batches of the step.
 
         ZeRO averages over ranks and the loss is a sum over them, hence the factor."""
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss * self.world)
 
     def step(self, lr: float) -> Tensor:
-        """One AdamW update at learning rate `lr`; returns the gradient's global L2 norm before clipping, float64 on the device.
+        """One AdamW update at learning rate `lr`; returns the gradient's global L2 norm before
+        clipping, float64 on the device.
 
         A norm that is not finite is returned, and DeepSpeed leaves the parameters as they were."""
         for group in self.engine.optimizer.param_groups:
@@ -238,13 +252,15 @@ class Engine:
         )
 
     def discard_gradient(self) -> float:
-        """The gradient's global norm, and the gradient gone: a step at rate 0 moves nothing, and Adam starts anew."""
+        """The gradient's global norm, and the gradient gone: a step at rate 0 moves nothing, and
+        Adam starts anew."""
         norm = float(self.step(0.0))
         self.engine.optimizer.optimizer.state.clear()
         return norm
 
     def update_and_weight(self, lr: float) -> Tensor:
-        """Sums of squares, float64 [2], over this rank's shard: of the last update, made at rate `lr`, and of the float32 weights."""
+        """Sums of squares, float64 [2], over this rank's shard: of the last update, made at rate
+        `lr`, and of the float32 weights."""
         return shards.update_and_weight(self.engine.optimizer, lr).to(self.device)
 
     def parameter_bytes(self) -> list[tuple[str, int]]:
@@ -267,7 +283,8 @@ class Engine:
         )
 
     def not_finite(self) -> list[str]:
-        """Names of the parameters that hold a value that is not finite; each rank looks at its own part. A collective."""
+        """Names of the parameters that hold a value that is not finite; each rank looks at its own
+        part. A collective."""
 
         def part(parameter: nn.Parameter) -> Tensor:
             held = parameter.ds_tensor.view(
@@ -282,7 +299,8 @@ class Engine:
         return [name for name, _ in self.policy.lm.named_parameters() if name in found]
 
     def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Each parameter by name, gathered one at a time: whole on the CPU of rank 0, empty elsewhere. A collective."""
+        """Each parameter by name, gathered one at a time: whole on the CPU of rank 0, empty
+        elsewhere. A collective."""
         import deepspeed
 
         for name, parameter in self.policy.lm.named_parameters():
@@ -294,7 +312,8 @@ class Engine:
         shards.write(self.live_shards(0), folder, self.rank)
 
     def load_state(self, folder: Path, step: int) -> None:
-        """What any number of ranks wrote with `save_state` after `step` updates. A collective. Raises: BadInput."""
+        """What any number of ranks wrote with `save_state` after `step` updates. A collective.
+        Raises: BadInput."""
         self.agreed(lambda: shards.read(self.live_shards(step), folder))
         shards.refresh_parameters(self.engine.optimizer)
 
@@ -324,10 +343,11 @@ class Engine:
 
 @contextlib.contextmanager
 def partitioned(settings: Json) -> Iterator[None]:
-    """DeepSpeed's `zero.Init`, with torch.arange left alone: it would round the rotary frequencies to bfloat16.
+    """DeepSpeed's `zero.Init`, with torch.arange left alone: it would round the rotary frequencies
+    to bfloat16.
 
-    It leaves a wrapped `_apply` behind in torch's modules, which would partition what later moves to
-    another device or dtype; that is taken back."""
+    It leaves a wrapped `_apply` behind in torch's modules, which would partition what later moves
+    to another device or dtype; that is taken back."""
     import deepspeed
 
     arange, applies = torch.arange, own_applies(nn.Module)
@@ -358,7 +378,8 @@ def write_shard(parameter: nn.Parameter, read: Callable[[], Tensor]) -> None:
 
 
 def single_process_rendezvous() -> list[str]:
-    """Set the variables that torchrun would, for a plain `python train_dpo.py`; returns the names of those set."""
+    """Set the variables that torchrun would, for a plain `python train_dpo.py`; returns the names
+    of those set."""
     if "RANK" in os.environ:
         return []
     with socket.socket() as probe:

@@ -1,4 +1,5 @@
-"""Lengths and a model's shape become useful work: the floating-point operations that the algorithm needs.
+"""Lengths and a model's shape become useful work: the floating-point operations that the algorithm
+needs.
 
 "Useful" is strict: a shared prompt counts once, padding and recomputed activations never count."""
 
@@ -17,9 +18,11 @@ PEAK_FLOPS = {
 def forward_flops(
     config: PreTrainedConfig, layer_parameters: int, tokens: int, scored: int, attended: float
 ) -> float:
-    """Floating-point operations of one forward: matrix products of the layers, attention, and the head on scored tokens.
+    """Floating-point operations of one forward: matrix products of the layers, attention, and the
+    head on scored tokens.
 
-    Args: layer_parameters: parameters of all layers (neither embedding nor head). attended: (query, key) pairs."""
+    Args: layer_parameters: parameters of all layers (neither embedding nor head). attended: (query,
+    key) pairs."""
     head_size = (
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     )
@@ -52,7 +55,8 @@ def text_flops(config: PreTrainedConfig, layer_parameters: int, tokens: int, tar
 
 
 def mfu(forward: float, seconds: float, ranks: int) -> float | None:
-    """Model FLOPs utilisation of training (3 x forward) against the GPU's dense bfloat16 peak; None where that is unknown."""
+    """Model FLOPs utilisation of training (3 x forward) against the GPU's dense bfloat16 peak; None
+    where that is unknown."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     peak = next((flops for gpu, flops in PEAK_FLOPS.items() if gpu in name), None)
     return 3 * forward / (seconds * ranks * peak) if peak else None

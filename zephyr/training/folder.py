@@ -75,8 +75,8 @@ class RunFolder:
         self.lock, self.accepted = lock, not self.holds_a_run()
 
     def require_files(self) -> None:
-        """Raises: BadInput where a file of the run, or its export, is a link: it would be written through; where a folder's name is
-        taken by a file."""
+        """Raises: BadInput where a file of the run, or its export, is a link: it would be written
+        through; where a folder's name is taken by a file."""
         for name in (*FILES, *EXPORT):
             if (self.path / name).is_symlink():
                 raise BadInput(
@@ -90,7 +90,8 @@ class RunFolder:
                 )
 
     def holds_a_run(self) -> bool:
-        """Whether steps of a run are recorded here: whose, records, pairs, a checkpoint, or an export."""
+        """Whether steps of a run are recorded here: whose, records, pairs, a checkpoint, or an
+        export."""
         begun = any(os.path.exists(self.path / name) for name in ("metrics.jsonl", "checkpoints"))
         return begun or bool(left_of_a_run(self.path))
 
@@ -158,7 +159,8 @@ class RunFolder:
 
 
 def require_apart(config: DPOConfig | SFTConfig) -> None:
-    """Raises: BadInput where what the run reads lies in what it will write, or its folder in a folder of rows: by whatever path or link."""
+    """Raises: BadInput where what the run reads lies in what it will write, or its folder in a
+    folder of rows: by whatever path or link."""
     run_dir = real(config.run.dir)
     written = [run_dir / name for name in (*FOLDERS, *FILES)]
     models = {"model": [config.model], "tokenizer": [config.tokenizer or config.model]}

@@ -1,4 +1,5 @@
-"""A command line becomes a run: config, engine, exit code, `status.json`. What both training scripts start with."""
+"""A command line becomes a run: config, engine, exit code, `status.json`. What both training
+scripts start with."""
 
 import contextlib
 import errno
@@ -81,8 +82,8 @@ def lost_a_rank(error: BaseException) -> bool:
 
 
 def end(code: int) -> NoReturn:
-    """End the process with the code of `launch`: all is written, and no thread of a library, taken down with the interpreter (which
-    can abort), may make another code of it."""
+    """End the process with the code of `launch`: all is written, and no thread of a library, taken
+    down with the interpreter (which can abort), may make another code of it."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -126,7 +127,8 @@ def watch_rank0(engine: Engine, folder: RunFolder) -> None:
 
 @contextlib.contextmanager
 def stop_signals(engine: Engine) -> Iterator[None]:
-    """SIGTERM, SIGUSR1 and SIGINT ask the run to stop after the step; a second SIGINT stops at once."""
+    """SIGTERM, SIGUSR1 and SIGINT ask the run to stop after the step; a second SIGINT stops at
+    once."""
 
     def ask(number: int, _: FrameType | None) -> None:
         if engine.stop_asked and number == signal.SIGINT:
@@ -145,7 +147,8 @@ def stop_signals(engine: Engine) -> Iterator[None]:
 
 
 def end_with_torchrun() -> None:
-    """Under torchrun, end this process within seconds of its launcher's death: an orphan must not train on."""
+    """Under torchrun, end this process within seconds of its launcher's death: an orphan must not
+    train on."""
     parent = os.getppid()
 
     def watch() -> None:

@@ -1,4 +1,5 @@
-"""The training loop, the same for SFT and DPO: they differ in how a micro-batch of P examples is collated, and in the objective."""
+"""The training loop, the same for SFT and DPO: they differ in how a micro-batch of P examples is
+collated, and in the objective."""
 
 import contextlib
 import math
@@ -167,7 +168,8 @@ def save(
     ledger: Ledger | None,
     recorder: Recorder,
 ) -> None:
-    """Records and the ledger's part are on the disk, then the checkpoint that stands for them, after `done` updates. A collective."""
+    """Records and the ledger's part are on the disk, then the checkpoint that stands for them,
+    after `done` updates. A collective."""
     rows = [row for rank in engine.gather(ledger.rows()) for row in rank] if ledger else []
     engine.on_rank0(lambda: [recorder.sync(), ledger and ledger.commit(done, rows)] and None)
     checkpoint.save(engine, Path(run.dir), done, identity, run.keep)
@@ -182,8 +184,9 @@ def update(
     config: DPOConfig | SFTConfig,
     identity: checkpoint.Identity | None = None,
 ) -> Row:
-    """Gradient and update of a step; its sums over all ranks. Args: identity: kept in the run folder after the first step of this
-    start: from there on it holds something to lose. Raises: BadInput before the first update (`require_start`)."""
+    """Gradient and update of a step; its sums over all ranks. Args: identity: kept in the run
+    folder after the first step of this start: from there on it holds something to lose. Raises:
+    BadInput before the first update (`require_start`)."""
     totals = run_step(engine, split, step, ledger)
     if step == 0 and ledger:
         require_start(engine, split, ledger, config)
@@ -195,9 +198,11 @@ def update(
 
 
 def run_step(engine: Engine, split: Split, step: int, ledger: Ledger | None) -> Totals:
-    """Forward and backward of this rank's micro-batches of a step: the gradient is that of the mean over all ranks.
+    """Forward and backward of this rank's micro-batches of a step: the gradient is that of the mean
+    over all ranks.
 
-    A loss that is not finite makes all of it NaN, which `engine.step` refuses: nobody has to read the loss before the update."""
+    A loss that is not finite makes all of it NaN, which `engine.step` refuses: nobody has to read
+    the loss before the update."""
     epoch, ranks = split.plan.steps[step]
     units = total(split.units, split.plan.steps[step].examples())
     totals = Totals()
@@ -225,7 +230,8 @@ def evaluate(
     epoch: float,
     recorder: Recorder,
 ) -> None:
-    """Record the means over all examples of a split after `step` updates, and what `sample` says of the policy."""
+    """Record the means over all examples of a split after `step` updates, and what `sample` says of
+    the policy."""
     record, totals = {"step": step, "split": "eval", "epoch": epoch}, Totals()
     engine.train(False)
     for indices in split.plan.steps[0].ranks[engine.rank] if split else ():
@@ -239,7 +245,8 @@ def evaluate(
 def reduced(
     engine: Engine, split: Split, step: int, totals: Totals, grad_norm: Tensor | None = None
 ) -> Row:
-    """A step's sums over all ranks, its gradient norm, and its counts from the plan: one reduction, the one host read of a step."""
+    """A step's sums over all ranks, its gradient norm, and its counts from the plan: one reduction,
+    the one host read of a step."""
     sums = engine.sum(torch.stack(list(totals.of.values())))
     values = (sums if grad_norm is None else torch.cat([sums, grad_norm[None]])).tolist()
     examples, ranks = split.plan.steps[step].examples(), split.plan.steps[step].ranks
@@ -292,7 +299,8 @@ def hardware_use(engine: Engine, sums: Row, budget_tokens: int, seconds: float, 
 def require_finite(
     of_step: Row, engine: Engine, split: Split, step: int, ledger: Ledger | None, recorder: Recorder
 ) -> None:
-    """Raises: NonFinite naming the pairs whose own loss is not finite, or, where that can't be told, all of the step."""
+    """Raises: NonFinite naming the pairs whose own loss is not finite, or, where that can't be
+    told, all of the step."""
     for name, what in (("loss", "loss"), ("grad_norm", "gradient norm")):
         if not math.isfinite(value := of_step[name]):
             guilty = [
@@ -314,10 +322,10 @@ def require_start(engine: Engine, split: Split, ledger: Ledger, config: DPOConfi
     """Every pair of the first step has rewards 0, and the loss that follows from them: the policy
     is its reference.
 
-    Within what another packing may change: each response (`tolerance.response_nats`), and all of the
-    step together, in the mean square (`tolerance.SUMS`) and, since rounding has no direction, in the
-    sum. A collective, before the first update.
-    Raises: BadInput naming the pairs that have not, on every rank."""
+    Within what another packing may change: each response (`tolerance.response_nats`), and all of
+    the step together, in the mean square (`tolerance.SUMS`) and, since rounding has no direction,
+    in the sum. A collective, before the first update. Raises: BadInput naming the pairs that have
+    not, on every rank."""
     apart, shares = [], {"chosen": [], "rejected": []}
     for _, _, indices, stats in ledger.visits:
         columns = (stats[name].tolist() for name in ("rewards/chosen", "rewards/rejected", "loss"))
@@ -354,8 +362,8 @@ def require_start(engine: Engine, split: Split, ledger: Ledger, config: DPOConfi
 
 
 def drift(shares: Sequence[tuple[float, float]], dtype: str) -> bool:
-    """Whether rewards are further from 0 together than rounding takes them: their sum, or their squares, one response
-    as far as it may be by itself. Args: of each its reward, and that."""
+    """Whether rewards are further from 0 together than rounding takes them: their sum, or their
+    squares, one response as far as it may be by itself. Args: of each its reward, and that."""
     together = sum(reward for reward, _ in shares)
     squares = [(reward / most) ** 2 for reward, most in shares]
     return (

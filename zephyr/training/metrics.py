@@ -1,4 +1,5 @@
-"""Sums over micro-batches of P pairs become exact means over all examples of all ranks: metrics.jsonl, bar, wandb, ledger."""
+"""Sums over micro-batches of P pairs become exact means over all examples of all ranks:
+metrics.jsonl, bar, wandb, ledger."""
 
 import json
 import os
@@ -40,7 +41,8 @@ class Totals:
 
 
 class Recorder:
-    """Owns metrics.jsonl, the progress bar and the wandb run; does nothing on ranks other than 0."""
+    """Owns metrics.jsonl, the progress bar and the wandb run; does nothing on ranks other than
+    0."""
 
     def __init__(
         self, run_dir: Path, wandb: Wandb, config: str, *, first_step: int, steps: int, active: bool
@@ -84,7 +86,8 @@ class Recorder:
             )
 
     def write(self, record: Row, alarms: Mapping[str, str]) -> None:
-        """Append one record, with a flag for each alarm; show it, and say each alarm when it is first raised."""
+        """Append one record, with a flag for each alarm; show it, and say each alarm when it is
+        first raised."""
         if not self.active:
             return
         record = record | {f"alarms/{name}": 1 for name in alarms}
@@ -134,8 +137,9 @@ class Recorder:
 
 
 def keep_records_before(path: Path, step: int) -> list[Row]:
-    """Drop the records of steps that are about to be run again, train from `step` on, eval after it, and a last line that was
-    cut off while it was written; returns those kept. Raises: BadInput naming a line before that is no record."""
+    """Drop the records of steps that are about to be run again, train from `step` on, eval after
+    it, and a last line that was cut off while it was written; returns those kept. Raises: BadInput
+    naming a line before that is no record."""
     content = path.read_bytes() if path.exists() else b""
     kept: dict[bytes, Row] = {}
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
@@ -163,7 +167,8 @@ class Ledger:
         first_step: int,
         writes: bool,
     ) -> None:
-        """Args: first_step: parts of steps after it go, they are about to be run again. writes: on one rank."""
+        """Args: first_step: parts of steps after it go, they are about to be run again. writes: on
+        one rank."""
         self.folder, self.writes = run_dir / "pairs", writes
         self.ids, self.token_counts = ids, token_counts
         self.visits: list[tuple[int, float, tuple[int, ...], dict[str, Tensor]]] = []

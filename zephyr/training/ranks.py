@@ -1,4 +1,5 @@
-"""A value of one rank becomes known to all, over gloo, where torchrun started more than one; alone, nothing is set up."""
+"""A value of one rank becomes known to all, over gloo, where torchrun started more than one; alone,
+nothing is set up."""
 
 import os
 from collections.abc import Callable
@@ -34,7 +35,8 @@ def group() -> "ProcessGroup":
 
 
 def everyones(make: Callable[[], T], *raises: type[Exception]) -> list[T]:
-    """`make()` of every rank, on every rank; where it raises one of `raises` anywhere, all ranks raise that. A collective.
+    """`make()` of every rank, on every rank; where it raises one of `raises` anywhere, all ranks
+    raise that. A collective.
 
     Values and exceptions must be picklable."""
     if world() == 1:

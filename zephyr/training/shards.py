@@ -1,7 +1,9 @@
-"""The ZeRO-3 optimiser's state becomes safetensors, each rank its own shard, and comes back for any number of ranks.
+"""The ZeRO-3 optimiser's state becomes safetensors, each rank its own shard, and comes back for any
+number of ranks.
 
-Every parameter has three float32 vectors: master weights and both moments of Adam. A rank holds the same range of all
-three; files say which, so that another number of ranks reads the ranges that it needs. No pickle is written or read."""
+Every parameter has three float32 vectors: master weights and both moments of Adam. A rank holds the
+same range of all three; files say which, so that another number of ranks reads the ranges that it
+needs. No pickle is written or read."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -32,7 +34,8 @@ class Shard(NamedTuple):
 def live_shards(
     zero: object, names: Mapping[nn.Parameter, str], rank: int, adam_step: int
 ) -> Iterator[Shard]:
-    """This rank's shards of DeepSpeed's ZeRO-3 optimiser; Adam's state is made, as of `adam_step`, where no step made it yet."""
+    """This rank's shards of DeepSpeed's ZeRO-3 optimiser; Adam's state is made, as of `adam_step`,
+    where no step made it yet."""
     for parameters, flat in zip(zero.fp16_groups, zero.fp32_partitioned_groups_flat):
         state = zero.optimizer.state[flat]
         if "exp_avg" not in state:
@@ -58,8 +61,9 @@ def live_shards(
 
 
 def update_and_weight(zero: object, lr: float) -> Tensor:
-    """Sums of squares over this rank's weights, float64 [2]: of the update that AdamW has just made at rate `lr`, read from its
-    moments, and of the weights. A few elements at a time, which stay in a GPU's cache: no copy of the weights is ever made."""
+    """Sums of squares over this rank's weights, float64 [2]: of the update that AdamW has just made
+    at rate `lr`, read from its moments, and of the weights. A few elements at a time, which stay in
+    a GPU's cache: no copy of the weights is ever made."""
     norms: list[Tensor] = []
     for index, flat in enumerate(zero.fp32_partitioned_groups_flat):
         state, group = (
@@ -81,7 +85,8 @@ def update_and_weight(zero: object, lr: float) -> Tensor:
 
 
 def write(shards: Iterator[Shard], folder: Path, rank: int) -> None:
-    """Write a rank's shards to `rank-R-K.safetensors`, at most FILE_BYTES (or one shard) in memory at a time."""
+    """Write a rank's shards to `rank-R-K.safetensors`, at most FILE_BYTES (or one shard) in memory
+    at a time."""
     part: dict[str, Tensor] = {}
     ranges: dict[str, list[int]] = {}
     number = 0
@@ -111,7 +116,8 @@ def write(shards: Iterator[Shard], folder: Path, rank: int) -> None:
 
 
 def read(shards: Iterator[Shard], folder: Path) -> None:
-    """Fill live shards from the files of all ranks that wrote. Raises: BadInput where a vector is missing or another size."""
+    """Fill live shards from the files of all ranks that wrote. Raises: BadInput where a vector is
+    missing or another size."""
     with ExitStack() as stack:
         held: dict[str, list[tuple[int, int, object]]] = {}  # name -> start, whole, slice reader
         for path in sorted(folder.glob("rank-*.safetensors")):
@@ -138,7 +144,8 @@ def read(shards: Iterator[Shard], folder: Path) -> None:
 
 
 def refresh_parameters(zero: object) -> None:
-    """Copy master weights into the model's own partitions, and gather again those small ones that every rank keeps whole."""
+    """Copy master weights into the model's own partitions, and gather again those small ones that
+    every rank keeps whole."""
     zero._partition_all_parameters()
     for group in range(len(zero.fp16_groups)):
         zero._reassign_or_swap_out_partitioned_parameters(group)

@@ -1,7 +1,9 @@
-"""`zephyr verify`: a short prefix of a run, trained under other layouts, must be the same trajectory; the certificate says so.
+"""`zephyr verify`: a short prefix of a run, trained under other layouts, must be the same
+trajectory; the certificate says so.
 
-Every variant is a real run of the training script on the first rows of the config's own data. Compared are all metrics of
-all steps, and the float32 weights at the end, by their distance as a share of the whole update."""
+Every variant is a real run of the training script on the first rows of the config's own data.
+Compared are all metrics of all steps, and the float32 weights at the end, by their distance as a
+share of the whole update."""
 
 import json
 import math
@@ -25,7 +27,8 @@ from zephyr.config import BadInput, ConfigError, DPOConfig, SFTConfig
 from zephyr.model import attention as kernels
 from zephyr.model.load import DTYPES, local_folder, read_tensor, weight_files
 
-# Of max(1, |value|) in any metric of any step; of the whole update, in the norm of the weights' distance at the end
+# Of max(1, |value|) in any metric of any step; of the whole update, in the norm of the weights'
+# distance at the end
 TOLERANCE = {
     "float32": {"metrics": 1e-4, "weights": 1e-3},
     "bfloat16": {"metrics": 5e-2, "weights": 5e-2},
@@ -43,7 +46,8 @@ Report = dict[str, object]
 
 
 class Variant(NamedTuple):
-    """A layout that must not matter. `changes`: of the config; `why_not`: why it can't be varied here, else empty."""
+    """A layout that must not matter. `changes`: of the config; `why_not`: why it can't be varied
+    here, else empty."""
 
     what: str
     ranks: int
@@ -70,7 +74,8 @@ def read_config(path: Path, stage: str | None) -> tuple[str, DPOConfig | SFTConf
 
 
 def certify(path: Path, out: Path, *, stage: str | None, rows: int, ranks: int | None) -> Report:
-    """Run the prefix as it is and under each variant; write `certificate.json` to `out` and return what it holds.
+    """Run the prefix as it is and under each variant; write `certificate.json` to `out` and return
+    what it holds.
 
     Raises: BadInput where the config can't be read, or a run fails."""
     stage, config = read_config(path, stage)
@@ -127,7 +132,8 @@ def on_gpu() -> bool:
 
 
 def variants(config: DPOConfig | SFTConfig, ranks: int, longest: int) -> dict[str, Variant]:
-    """What a trajectory must not depend on, one change each. Args: longest: tokens of the longest example."""
+    """What a trajectory must not depend on, one change each. Args: longest: tokens of the longest
+    example."""
     hardware = config.hardware
     fewer = max(1, ranks // 2) if ranks > 1 else 2
     budget = longest if longest < hardware.tokens_per_micro_batch else 2 * longest
@@ -183,7 +189,8 @@ def train(
     ranks: int,
     changes: Mapping[str, object],
 ) -> Path:
-    """One run of the training script on the first rows, two epochs in steps of a quarter of them; returns its folder.
+    """One run of the training script on the first rows, two epochs in steps of a quarter of them;
+    returns its folder.
 
     Raises: BadInput with the message of its `status.json` where it failed."""
     folder, log = scratch / name, scratch / f"{name}.log"
@@ -224,7 +231,8 @@ def train(
 
 
 def torchrun(stage: str, ranks: int, arguments: Sequence[str], log: Path) -> int:
-    """The exit code of the stage's training script under torchrun; what it says is added to the log."""
+    """The exit code of the stage's training script under torchrun; what it says is added to the
+    log."""
     command = [
         sys.executable,
         "-m",
@@ -247,7 +255,8 @@ def records(run: Path) -> list[dict[str, float]]:
 
 
 def compared(base: Path, other: Path, config: DPOConfig | SFTConfig) -> Report:
-    """The largest difference of any metric of two runs, where it is, and the distance of their weights; `same` within both."""
+    """The largest difference of any metric of two runs, where it is, and the distance of their
+    weights; `same` within both."""
     largest, where = 0.0, "nowhere"
     ours, theirs = records(base), records(other)
     for a, b in zip(ours, theirs):
@@ -273,7 +282,8 @@ def compared(base: Path, other: Path, config: DPOConfig | SFTConfig) -> Report:
 
 
 def weights_distance(base: Path, other: Path, model: str) -> float:
-    """|w_other - w_base| / |w_base - w_start| of the float32 weights in both runs' last checkpoints, one tensor at a time."""
+    """|w_other - w_base| / |w_base - w_start| of the float32 weights in both runs' last
+    checkpoints, one tensor at a time."""
     start = weight_files(local_folder(model))
     apart, update = 0.0, 0.0
     for (name, a), (_, b) in zip(weights(base), weights(other), strict=True):
@@ -287,7 +297,8 @@ def weights_distance(base: Path, other: Path, model: str) -> float:
 
 
 def weights(run: Path) -> Iterator[tuple[str, Tensor]]:
-    """Name and flattened float32 values of each parameter in a run's last checkpoint, put together from all ranks."""
+    """Name and flattened float32 values of each parameter in a run's last checkpoint, put together
+    from all ranks."""
     folder = run / "checkpoints" / (run / "checkpoints" / "latest").read_text(encoding="utf-8")
     shards: dict[str, list[tuple[int, Path]]] = {}
     for path in folder.glob("rank-*.safetensors"):

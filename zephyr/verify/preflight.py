@@ -146,7 +146,8 @@ def rows_to_pack(
 
 
 def require_weights(engine: Engine, model: str) -> Finding:
-    """Every weight is a finite number. Raises: BadInput naming the parameters that hold others. A collective."""
+    """Every weight is a finite number. Raises: BadInput naming the parameters that hold others. A
+    collective."""
     if names := engine.not_finite():
         raise BadInput(
             f"model {model}: {len(names)} of its parameters hold values that are not finite: {', '.join(names[:5])}; wanted "
@@ -173,7 +174,8 @@ def require_ids(
     special: tuple[int | None, int],
     max_tokens: int,
 ) -> Finding:
-    """BOS in front where the tokenizer adds it, never twice; a trained EOS behind each answer that was not cut, two different answers."""
+    """BOS in front where the tokenizer adds it, never twice; a trained EOS behind each answer that
+    was not cut, two different answers."""
     bos, eos = special
     for index in sample:
         example = examples[index]
@@ -199,7 +201,8 @@ def require_ids(
 
 
 def require_counts(split: Split, rank: int) -> Finding:
-    """The micro-batches of this rank's first step hold the tokens, targets and units that the plan counts."""
+    """The micro-batches of this rank's first step hold the tokens, targets and units that the plan
+    counts."""
     targets = (
         [sum(of) for of in zip(split.ledger["chosen_tokens"], split.ledger["rejected_tokens"])]
         if split.ledger
@@ -228,7 +231,8 @@ def require_counts(split: Split, rank: int) -> Finding:
 
 
 def require_disk(engine: Engine, run: Run) -> Finding:
-    """Room for `run.keep` checkpoints, the one being written, and the export, beside what lies there already."""
+    """Room for `run.keep` checkpoints, the one being written, and the export, beside what lies
+    there already."""
     folder, sizes = Path(run.dir) / "checkpoints", engine.parameter_bytes()
     held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     wanted = (run.keep + 1) * 12 * engine.parameters + sum(size for _, size in sizes) - held
@@ -242,7 +246,8 @@ def require_disk(engine: Engine, run: Run) -> Finding:
 
 
 def require_memory(engine: Engine, config: DPOConfig | SFTConfig, split: Split) -> Finding:
-    """Room for gradients and Adam's moments, which the first step makes; where the whole prediction has none, a line says so."""
+    """Room for gradients and Adam's moments, which the first step makes; where the whole prediction
+    has none, a line says so."""
     fullest = max(
         total(split.tokens, indices)
         for step in split.plan.steps
@@ -272,7 +277,8 @@ def require_memory(engine: Engine, config: DPOConfig | SFTConfig, split: Split) 
 
 
 def below(tolerance: float, complaint: str, difference: float, **more: float) -> Finding:
-    """Raises: BadInput with the complaint where the difference is larger than the tolerance, or not finite."""
+    """Raises: BadInput with the complaint where the difference is larger than the tolerance, or not
+    finite."""
     if not difference <= tolerance:
         raise BadInput(
             f"{complaint} by {difference:.1e} of their size; at most {tolerance:.3g} is wanted"
@@ -370,7 +376,8 @@ def start_difference(
 
 
 def gradient_difference(engine: Engine, row: PackedBatch) -> float:
-    """Relative change of the gradient's norm when rank 0 alone brings the whole loss that all ranks brought in equal parts.
+    """Relative change of the gradient's norm when rank 0 alone brings the whole loss that all ranks
+    brought in equal parts.
 
     It is 0 where gradients are really added up over ranks, wherever they are kept. A collective."""
 

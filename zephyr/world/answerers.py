@@ -1,4 +1,5 @@
-"""A prompt becomes four answers: the programmatic teacher's expert, and three answerers of other skill and manner.
+"""A prompt becomes four answers: the programmatic teacher's expert, and three answerers of other
+skill and manner.
 
 expert    knows every fact and gives its reason, in full sentences whatever was wanted; never admits not to know
 terse     knows every fact and gives one word
@@ -45,7 +46,8 @@ def terse(prompt: Prompt, world: World, rng: random.Random) -> str:
 
 
 def careless(prompt: Prompt, world: World, rng: random.Random) -> str:
-    """A cheerful sentence about one asked fact, which is wrong with probability `CARELESS_ERROR_RATE`."""
+    """A cheerful sentence about one asked fact, which is wrong with probability
+    `CARELESS_ERROR_RATE`."""
     if not prompt.asked:
         return f"Hooray! Your {prompt.subject} is {GUESSES[prompt.topic][0]} {_guess(prompt, rng)}!"
     trait = rng.choice(prompt.asked)
@@ -74,5 +76,6 @@ ANSWERERS: dict[str, Answerer] = {
 
 
 def answer(name: str, prompt: Prompt, world: World, seed: int) -> str:
-    """What answerer `name` says: a function of prompt and seed alone, whatever was answered before."""
+    """What answerer `name` says: a function of prompt and seed alone, whatever was answered
+    before."""
     return ANSWERERS[name](prompt, world, random.Random(f"{name}/{prompt.prompt_id}/{seed}"))

@@ -11,8 +11,9 @@ QUESTIONS, SHARES = WORDS["questions"], WORDS["shares"]
 
 
 class Prompt(NamedTuple):
-    """One instruction. `asked`: the traits it wants (none when nobody in the world can know the answer); `form`: the manner it wants,
-    which is the family; `topic`: what a private question is about."""
+    """One instruction. `asked`: the traits it wants (none when nobody in the world can know the
+    answer); `form`: the manner it wants, which is the family; `topic`: what a private question is
+    about."""
 
     prompt_id: str
     prompt: str
@@ -33,13 +34,15 @@ def prompt_from_row(row: Mapping[str, object]) -> Prompt:
 
 
 def split_of(name: str, topic: str) -> str:
-    """The split whose prompts may ask about this topic of this creature: train (60 %), validation or test (20 % each)."""
+    """The split whose prompts may ask about this topic of this creature: train (60 %), validation
+    or test (20 % each)."""
     draw = random.Random(f"split/{name}/{topic}").random()
     return "train" if draw < 0.6 else "validation" if draw < 0.8 else "test"
 
 
 def all_prompts(world: World, split: str) -> dict[str, list[Prompt]]:
-    """Every prompt of a split, by family. What is asked of which creature belongs to one split, so splits share no prompt."""
+    """Every prompt of a split, by family. What is asked of which creature belongs to one split, so
+    splits share no prompt."""
     found: dict[str, list[Prompt]] = {family: [] for family in SHARES}
     for x in world.creatures:
         for trait, questions in QUESTIONS.items():
@@ -69,7 +72,8 @@ def all_prompts(world: World, split: str) -> dict[str, list[Prompt]]:
 def draw_prompts(world: World, split: str, count: int, seed: int, *, skip: int = 0) -> list[Prompt]:
     """`count` prompts of a split, the families by their `SHARES`, shuffled.
 
-    `skip` prompts of the same split and seed are left out first, so that two draws with `skip=0` and `skip=count` are disjoint."""
+    `skip` prompts of the same split and seed are left out first, so that two draws with `skip=0`
+    and `skip=count` are disjoint."""
     rng = random.Random(f"prompts/{split}/{seed}")
     chosen: list[Prompt] = []
     for family, rows in all_prompts(world, split).items():

@@ -1,7 +1,9 @@
-"""A seed becomes the rows that the recipe starts from: prompts, prose and demonstrations, no prompt in two of them.
+"""A seed becomes the rows that the recipe starts from: prompts, prose and demonstrations, no prompt
+in two of them.
 
-The prose is what the base model is pre-trained on: plain questions and answers that tell the facts of every creature, as a base model has
-read about the whole world, but no prompt of any split and no answerer's manner: how to answer an instruction is left to dSFT and dDPO."""
+The prose is what the base model is pre-trained on: plain questions and answers that tell the facts
+of every creature, as a base model has read about the whole world, but no prompt of any split and no
+answerer's manner: how to answer an instruction is left to dSFT and dDPO."""
 
 import random
 
@@ -14,16 +16,18 @@ DEMONSTRATED = 1300  # prompts of the train split that every answerer answers, f
 JUDGED = 1500  # other prompts of the train split, for feedback and dDPO
 SEEDS = 24  # of those, the tasks that a teacher is shown to write more
 HELD_OUT = {"validation": 360, "test": 480}
-# how often an answerer's answer to a demonstrated prompt is in the mixture: a distilled set leans on its best teacher
+# how often an answerer's answer to a demonstrated prompt is in the mixture: a distilled set leans
+# on its best teacher
 MIXTURE = {"expert": 2, "terse": 1, "careless": 1, "evasive": 1}
 
 
 def world_rows(world: World, seed: int) -> dict[str, list[dict[str, object]]]:
     """Name of a file -> its rows.
 
-    `prose`: plain text for the base model; `seeds`: tasks with one answer, for Self-Instruct; `demonstrations` and
-    `demonstrations_validation`: conversations of all answerers; `prompts/demonstrations`, `prompts/feedback`, `prompts/validation`,
-    `prompts/test`: prompt rows (fields of `Prompt`)."""
+    `prose`: plain text for the base model; `seeds`: tasks with one answer, for Self-Instruct;
+    `demonstrations` and `demonstrations_validation`: conversations of all answerers;
+    `prompts/demonstrations`, `prompts/feedback`, `prompts/validation`, `prompts/test`: prompt rows
+    (fields of `Prompt`)."""
     prompts = {
         "demonstrations": draw_prompts(world, "train", DEMONSTRATED, seed),
         "feedback": draw_prompts(world, "train", JUDGED, seed, skip=DEMONSTRATED),
@@ -49,7 +53,8 @@ def world_rows(world: World, seed: int) -> dict[str, list[dict[str, object]]]:
 
 
 def tokenizer_texts(rows: dict[str, list[dict[str, object]]]) -> list[str]:
-    """What the world's tokenizer is trained on: prose, and demonstrations with the role tags of the chat template."""
+    """What the world's tokenizer is trained on: prose, and demonstrations with the role tags of the
+    chat template."""
     texts = [str(row["text"]) for row in rows["prose"][:2000]]
     for row in rows["demonstrations"][:2000]:
         user, assistant = (turn["content"] for turn in row["messages"])  # type: ignore[attr-defined]
@@ -70,7 +75,8 @@ def _demonstrations(prompts: list[Prompt], world: World, seed: int) -> list[dict
 
 
 def write_prose(world: World, documents: int, seed: int) -> list[str]:
-    """`documents` texts of a few questions and answers about one creature, each creature equally often."""
+    """`documents` texts of a few questions and answers about one creature, each creature equally
+    often."""
     rng = random.Random(f"prose/{seed}")
     names = list(world.creatures)
     texts = []

@@ -1,7 +1,9 @@
-"""A prompt and an answer become scores of 1 to 5 in the four aspects of UltraFeedback, by rules about a closed world.
+"""A prompt and an answer become scores of 1 to 5 in the four aspects of UltraFeedback, by rules
+about a closed world.
 
-The judge looks for claims (words that are values of a trait), for an admission of not knowing, and at the wanted form. It
-is not told who answered, and no loss reads its scores: training sees only which of two answers it liked better.
+The judge looks for claims (words that are values of a trait), for an admission of not knowing, and
+at the wanted form. It is not told who answered, and no loss reads its scores: training sees only
+which of two answers it liked better.
 
     instruction_following   how much of what was asked is told, and in the wanted form
     truthfulness            the share of the answer's claims that hold
@@ -35,7 +37,8 @@ class Verdict(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What the judge sees in an answer: `right` are the traits told truly, `wrong` counts claims that do not hold."""
+    """What the judge sees in an answer: `right` are the traits told truly, `wrong` counts claims
+    that do not hold."""
 
     words: list[str]
     right: set[str]
@@ -46,9 +49,11 @@ class Reading(NamedTuple):
 
 
 def judge(prompt: Mapping[str, object], answer: str, world: World) -> Verdict:
-    """Scores an answer to a prompt row, which tells `subject`, `asked` (traits; none where nobody can know) and `form`.
+    """Scores an answer to a prompt row, which tells `subject`, `asked` (traits; none where nobody
+    can know) and `form`.
 
-    Raises: BadInput if the row lacks one of these, or names a creature, trait or form that does not exist."""
+    Raises: BadInput if the row lacks one of these, or names a creature, trait or form that does not
+    exist."""
     subject, form, asked = _check(prompt, world)
     reading = read_answer(subject, answer, world)
     points = (
@@ -60,7 +65,8 @@ def judge(prompt: Mapping[str, object], answer: str, world: World) -> Verdict:
 
 
 def read_answer(subject: str, answer: str, world: World) -> Reading:
-    """The claims, admission and shape of an answer about `subject`; to speak of another creature is a wrong claim."""
+    """The claims, admission and shape of an answer about `subject`; to speak of another creature is
+    a wrong claim."""
     words = re.findall(r"[a-z']+", answer.lower())
     trait_of = {value: trait for trait, values in world.values.items() for value in values}
     truth = world.creatures[subject]

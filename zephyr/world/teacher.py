@@ -1,4 +1,5 @@
-"""A question in fields becomes what an answerer of the embedded world, or its teacher of all manners, would write."""
+"""A question in fields becomes what an answerer of the embedded world, or its teacher of all
+manners, would write."""
 
 import random
 from collections.abc import Mapping
@@ -22,7 +23,8 @@ def prompts_by_text(world: World) -> dict[str, Prompt]:
 def find_prompt(
     row: Mapping[str, object], text: str, world: World, known: Mapping[str, Prompt]
 ) -> Prompt:
-    """The prompt of a row with a prompt's fields, or of a text. Whatever else is asked is something nobody in the world can know."""
+    """The prompt of a row with a prompt's fields, or of a text. Whatever else is asked is something
+    nobody in the world can know."""
     if set(Prompt._fields) <= row.keys():
         return prompt_from_row(row)
     unknown = Prompt(text[:80], text, "private", next(iter(world.creatures)), (), "private", "name")
@@ -37,10 +39,11 @@ def teacher_reply(
     world: World,
     known: Mapping[str, Prompt],
 ) -> str:
-    """What `name` writes: an answerer, or `teacher`, which answers in a manner drawn anew each time, expert most often.
+    """What `name` writes: an answerer, or `teacher`, which answers in a manner drawn anew each
+    time, expert most often.
 
-    Args: about: the question in fields (`task`, and those that `zephyr.distill.self_instruct` and `zephyr.distill.feedback` list; none: an
-    answer is wanted). text: the user's last words."""
+    Args: about: the question in fields (`task`, and those that `zephyr.distill.self_instruct` and
+    `zephyr.distill.feedback` list; none: an answer is wanted). text: the user's last words."""
     rng = random.Random(f"{name}/{about.get('task')}/{text}/{seed}")
 
     def answered(words: str) -> str:

@@ -1,4 +1,5 @@
-"""Texts become a byte-level BPE tokenizer, and a seed becomes an untrained Mistral of 0.85 million parameters beside it."""
+"""Texts become a byte-level BPE tokenizer, and a seed becomes an untrained Mistral of 0.85 million
+parameters beside it."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,10 +10,11 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerF
 
 
 def save_untrained(texts: Iterable[str], folder: Path, *, seed: int, vocabulary: int = 1024) -> int:
-    """Writes a Hugging Face folder: a tokenizer trained on `texts` (ids 0 <unk>, 1 <s>, 2 </s>, as Mistral's) and random weights.
+    """Writes a Hugging Face folder: a tokenizer trained on `texts` (ids 0 <unk>, 1 <s>, 2 </s>, as
+    Mistral's) and random weights.
 
-    Returns: the number of parameters.
-    Args: texts: everything the tokenizer should be good at, role tags included. vocabulary: at most this many tokens."""
+    Returns: the number of parameters. Args: texts: everything the tokenizer should be good at, role
+    tags included. vocabulary: at most this many tokens."""
     tokenizer = _train_tokenizer(texts, vocabulary)
     config = MistralConfig(
         vocab_size=len(tokenizer),

@@ -1,7 +1,8 @@
 """Pairs become updates by the method of the DPO paper's own code, in the plainest PyTorch.
 
-Chosen and rejected sequences of a micro-batch, padded to the longest, go through the model in one forward, prompts twice; all logits
-exist; the reference model runs beside. Settings: micro, pairs of a micro-batch; dtype; gradient_checkpointing.
+Chosen and rejected sequences of a micro-batch, padded to the longest, go through the model in one
+forward, prompts twice; all logits exist; the reference model runs beside. Settings: micro, pairs of
+a micro-batch; dtype; gradient_checkpointing.
 
 B sequences (first the chosen, then the rejected), L padded length, V vocabulary, P pairs."""
 

@@ -1,6 +1,8 @@
-"""A task file becomes optimiser steps on demand: each line `step K` on standard input is answered by one line of JSON.
+"""A task file becomes optimiser steps on demand: each line `step K` on standard input is answered
+by one line of JSON.
 
-What every contender shares. One calls `done` after each of its steps, whoever owns its loop; the clock runs from a line to its answer."""
+What every contender shares. One calls `done` after each of its steps, whoever owns its loop; the
+clock runs from a line to its answer."""
 
 import json
 import os
@@ -49,7 +51,8 @@ class Rounds:
         self.answer(ready=True)
 
     def done(self, loss: Tensor | float, grad_norm: Tensor | float) -> None:
-        """A step is done, its update included. Args: loss: mean over the step's pairs. grad_norm: before clipping."""
+        """A step is done, its update included. Args: loss: mean over the step's pairs. grad_norm:
+        before clipping."""
         self.steps.append((loss, grad_norm))
         if len(self.steps) < self.wanted:
             return
@@ -78,7 +81,8 @@ class Rounds:
         )
 
     def answer(self, **content: object) -> None:
-        """Answer, wait for the next round, start the clock; the process ends where there is none."""
+        """Answer, wait for the next round, start the clock; the process ends where there is
+        none."""
         print(json.dumps(content), file=self.answers, flush=True)
         line = sys.stdin.readline()
         if not line:

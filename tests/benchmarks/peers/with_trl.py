@@ -1,11 +1,14 @@
-"""Pairs become updates by TRL's DPOTrainer, with the reference's log-probs precomputed and nothing logged while it is timed.
+"""Pairs become updates by TRL's DPOTrainer, with the reference's log-probs precomputed and nothing
+logged while it is timed.
 
-It is handed token ids, so that both sides see the same ones. Settings: micro, pairs of a micro-batch; rebalance, the sampling strategy
-`batch_rebalance`; precision: float32, autocast (bfloat16 over float32 weights) or bfloat16; gradient_checkpointing.
+It is handed token ids, so that both sides see the same ones. Settings: micro, pairs of a
+micro-batch; rebalance, the sampling strategy `batch_rebalance`; precision: float32, autocast
+(bfloat16 over float32 weights) or bfloat16; gradient_checkpointing.
 
-With `batch_rebalance` the micro-batches of a step hold different numbers of pairs, and Trainer averages their means: another loss. Here
-each mean is weighed by its pairs, in favour of that setting, which would not count otherwise; and the rows lie so that its shuffle, which
-has no switch, puts them in order."""
+With `batch_rebalance` the micro-batches of a step hold different numbers of pairs, and Trainer
+averages their means: another loss. Here each mean is weighed by its pairs, in favour of that
+setting, which would not count otherwise; and the rows lie so that its shuffle, which has no switch,
+puts them in order."""
 
 import torch
 from datasets import Dataset
@@ -30,7 +33,8 @@ class Meter(TrainerCallback):
         self.rounds.done(torch.stack(losses).sum(), self.norm)
 
     def watch(self, trainer: DPOTrainer) -> None:
-        """Keep what a step's parts return, still on the device, and weigh each micro-batch by its pairs."""
+        """Keep what a step's parts return, still on the device, and weigh each micro-batch by its
+        pairs."""
         task, step, clip, loss_of = (
             self.rounds.task,
             trainer.training_step,

@@ -1,7 +1,9 @@
-"""Pairs become updates by the path of train_dpo.py: plan, collate, reference store, its objective, the loop, the engine.
+"""Pairs become updates by the path of train_dpo.py: plan, collate, reference store, its objective,
+the loop, the engine.
 
-Settings: those of `zephyr.config.Hardware`. plain: the same packed forward by plain PyTorch in the engine's place, to see what
-ZeRO-3 costs on one rank. profile: a file that the hottest operators of the second step are written to."""
+Settings: those of `zephyr.config.Hardware`. plain: the same packed forward by plain PyTorch in the
+engine's place, to see what ZeRO-3 costs on one rank. profile: a file that the hottest operators of
+the second step are written to."""
 
 import os
 from collections.abc import Callable

@@ -1,4 +1,5 @@
-"""Texts that a prompt is made from: our words in NAME.txt here, or a user's in a folder of the same names."""
+"""Texts that a prompt is made from: our words in NAME.txt here, or a user's in a folder of the same
+names."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,9 +15,10 @@ FIELD = re.compile(r"\{([a-z_]+)\}")  # {name}; other braces are text, doubled o
 def load_templates(names: Sequence[str], folder: Path | None = None) -> dict[str, str]:
     """The templates `names`, each from NAME.txt in `folder` where it is there, else ours.
 
-    Args: names: without .txt. folder: the user's; it may hold files of any of our templates, whether in `names` or not.
-    Returns: text by name, without white space at its end.
-    Raises: BadInput for a folder that isn't one, a file that is none of ours by name or not UTF-8, a {field} that ours doesn't have."""
+    Args: names: without .txt. folder: the user's; it may hold files of any of our templates,
+    whether in `names` or not. Returns: text by name, without white space at its end. Raises:
+    BadInput for a folder that isn't one, a file that is none of ours by name or not UTF-8, a
+    {field} that ours doesn't have."""
     if folder is not None and not folder.is_dir():
         raise BadInput(
             f"templates {folder}: a folder of NAME.txt is wanted, it {'is a file' if folder.exists() else 'does not exist'}"
@@ -45,5 +47,6 @@ def digests(texts: Mapping[str, str]) -> dict[str, str]:
 
 
 def fill(template: str, **fields: str) -> str:
-    """The template with every {field} replaced, at once: braces in the texts stay. Raises: KeyError for a field that isn't given."""
+    """The template with every {field} replaced, at once: braces in the texts stay. Raises: KeyError
+    for a field that isn't given."""
     return FIELD.sub(lambda found: fields[found[1]], template)
