@@ -21,7 +21,7 @@ from runs import LONG, background, ledger, ranks_of, records, require_same_end, 
 from safetensors.numpy import load_file, save_file
 
 from zephyr.training.checkpoint import damaged
-from zephyr.training.launch import stop_signals
+from zephyr.training.launch import handle_stop_signals
 
 
 @pytest.mark.parametrize(
@@ -56,14 +56,14 @@ def test_a_second_sigint_stops_at_once() -> None:
     """The handlers of a run, given real signals: the first asks, the second raises; a second
     SIGTERM, as impatient schedulers send, still only asks; afterwards the process's own are back.
     Fails where ctrl-C twice waits for the step, or once ends it."""
-    engine, before = SimpleNamespace(stop_asked=False), signal.getsignal(signal.SIGINT)
-    with stop_signals(engine):
+    engine, before = SimpleNamespace(stop_requested=False), signal.getsignal(signal.SIGINT)
+    with handle_stop_signals(engine):
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
-        assert engine.stop_asked
-        engine.stop_asked = False
+        assert engine.stop_requested
+        engine.stop_requested = False
         signal.raise_signal(signal.SIGINT)
-        assert engine.stop_asked
+        assert engine.stop_requested
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
