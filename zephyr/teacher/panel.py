@@ -33,7 +33,7 @@ class Judgement(NamedTuple):
     """A judge's last reply to a question: `parsed` is None where it could not be read. `calls`:
     digests of all replies."""
 
-    parsed: list[Rating] | Critique | None
+    parsed: list[Rating] | Critique | str | None
     text: str
     calls: list[str]
 
@@ -85,7 +85,7 @@ def judge_request(panel: Panel, content: str, about: Row) -> Request:
 def ask_judge(
     panel: Panel,
     requests: Sequence[Request],
-    parse: Callable[[str, Mapping[str, object]], list[Rating] | Critique | None],
+    parse: Callable[[str, Mapping[str, object]], list[Rating] | Critique | str | None],
 ) -> list[Judgement]:
     """What the judge said to each question; those whose reply can't be read are asked again,
     MAX_REASKS times at most, told so."""
