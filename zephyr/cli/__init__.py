@@ -75,21 +75,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Raises: SystemExit after --help and --version, and with 75 if a budget ended a command that
     continues when it is run again with a larger one."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    command = typer.main.get_command(make_app())
-    if "_ZEPHYR_COMPLETE" in os.environ:  # the shell asks for completions
-        command.main(arguments, prog_name="zephyr")
     try:
-        with command.make_context("zephyr", arguments) as context:
-            return command.invoke(context) or 0
-    except typer.Exit as end:
-        raise SystemExit(end.exit_code) from None
+        return run(sys.argv[1:] if arguments is None else arguments)
     except BadInput as error:
         message = str(error)
     except typer.TyperException as error:
         message = str(BadInput(usage_error(error)))  # one line, without secrets
     print(f"error: {message}", file=sys.stderr)
     return 2
+
+
+def run(arguments: Sequence[str]) -> int:
+    """As `main`, but raises BadInput, and typer.TyperException for a line that is no command."""
+    command = typer.main.get_command(make_app())
+    if "_ZEPHYR_COMPLETE" in os.environ:  # the shell asks for completions
+        command.main(list(arguments), prog_name="zephyr")
+    try:
+        with command.make_context("zephyr", list(arguments)) as context:
+            code = command.invoke(context)
+    except typer.Exit as end:
+        raise SystemExit(end.exit_code) from None
+    return code if isinstance(code, int) else 0
 
 
 def usage_error(error: typer.TyperException) -> str:
