@@ -22,11 +22,13 @@ MAP = [
     {"distill", "evaluation", "playground"},
     {"report"},
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {unit: level for level, units in enumerate(MAP) for unit in units}
 MODULES = sorted(path.relative_to(ROOT) for path in (ROOT / "zephyr").rglob("*.py"))
 SCRIPTS = [Path("train_sft.py"), Path("train_dpo.py")]
-SCREEN = 60  # lines of a function, as `ruff format` lays it out
+SCREEN = 60  # lines of a function, as `ruff format` lays it out; of a command in zephyr/cli without
+# its signature, which declares options and grows with them
 NOT_ON_IMPORT = {"wandb", "deepspeed", "datasets", "flash_attn"}
 
 
@@ -46,11 +48,14 @@ def imports(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def long_functions(tree: ast.AST) -> list[str]:
+def long_functions(tree: ast.AST, *, signatures: bool = True) -> list[str]:
     functions = [
         node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
     ]
-    lengths = {node.name: node.end_lineno - node.lineno + 1 for node in functions}
+    lengths = {
+        node.name: node.end_lineno - (node if signatures else node.body[0]).lineno + 1
+        for node in functions
+    }
     return [f"{name}: {length} lines" for name, length in lengths.items() if length > SCREEN]
 
 
@@ -95,7 +100,8 @@ def test_every_unit_is_on_the_map(path: Path) -> None:
 @pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=str)
 def test_functions_fit_a_screen(path: Path) -> None:
     """A function that outgrows a screen is split where its reader would split it."""
-    assert not long_functions(ast.parse((ROOT / path).read_text()))
+    is_command = path.parts[:2] == ("zephyr", "cli")
+    assert not long_functions(ast.parse((ROOT / path).read_text()), signatures=not is_command)
 
 
 def test_long_functions_are_seen() -> None:

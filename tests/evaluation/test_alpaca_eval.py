@@ -138,7 +138,7 @@ def test_preferences() -> None:
         "stderr"
     ] == pytest.approx(result["stderr"])
     for preference in (2.5, 0.5, -1, "2", math.inf):
-        with pytest.raises(BadInput, match="f:7: .*preference from 1 to 2, 0 or null are wanted"):
+        with pytest.raises(BadInput, match="f:7: .*preference from 1 to 2, 0 or null; got"):
             score_annotations([("f:7", annotation(preference))])
 
 

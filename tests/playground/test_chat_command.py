@@ -135,7 +135,7 @@ def test_a_conversation(terminal: Terminal, expected: Callable[..., str], tmp_pa
         and said(terminal.say("/regenerate"), second)
     )
     assert terminal.say("/reset") == "" and terminal.say("/regenerate").startswith(
-        "/regenerate: no command for now"
+        "/regenerate: not possible now"
     )
     assert said(terminal.say(QUESTION), first) and terminal.say("   ") == ""
     assert terminal.say("/system Be \u00e4 pirate.") == ""
