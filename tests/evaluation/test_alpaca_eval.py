@@ -438,5 +438,5 @@ def test_bad_input(bench: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="few: no answer to 19 of 20 prompts"):
         run(f"few={tmp_path / 'few.jsonl'}", "--bench-dir", bench, *rest)
     write_rows(tmp_path / "odd.jsonl", [{"a": 1}])
-    with pytest.raises(BadInput, match="odd.jsonl:1: generator_1"):
+    with pytest.raises(BadInput, match="odd.jsonl:1: expected generator_1"):
         run("--from-annotations", tmp_path / "odd.jsonl")

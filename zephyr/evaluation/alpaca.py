@@ -136,7 +136,8 @@ def package_length_controlled(group: Sequence[Annotation]) -> dict[str, object]:
         if number is None or number >= PROMPTS:
             raise BadInput(
                 f"length-controlled win rate of {row.generator_2}: expected all {PROMPTS} prompts "
-                f"of AlpacaEval in its order, or prompt_id as alpacaeval-0007; got {len(group)} rows"
+                "of AlpacaEval in its order, or prompt_id as alpacaeval-0007; got "
+                f"{len(group)} rows"
             )
         rows[number] = {**row._asdict(), "preference": 1 + row.share}
     try:

@@ -62,8 +62,10 @@ def run_command(chat: "Conversation", name: str, rest: str) -> bool:
         append_row(Path(rest.strip()), {"messages": messages})
     elif name == "/regenerate" and chat.turns:
         chat.regenerate()
+    elif name == "/regenerate":
+        print("/regenerate: there is no turn yet")
     elif name != "/quit":
-        print(f"{name}: not possible now; /help lists the commands")
+        print(f"{name}: no such command; /help lists the commands")
     return name != "/quit"
 
 
