@@ -1,4 +1,5 @@
-"""Distilled direct preference optimisation (dDPO), the last step of Zephyr (arXiv:2310.16944, Section 3).
+"""Distilled direct preference optimisation (dDPO), the last step of Zephyr (arXiv:2310.16944,
+Section 3).
 
     torchrun --nproc_per_node=8 train_dpo.py configs/zephyr-7b-beta/dpo.yaml [key.sub=value ...] [--dry-run]
     python train_dpo.py CONFIG.yaml                                      one process
@@ -10,6 +11,7 @@ Starting from the dSFT model, for pairs of a prompt x, a chosen response y_w and
 
 P pairs of a micro-batch.
 """
+
 import math
 import sys
 from collections.abc import Mapping
@@ -20,116 +22,218 @@ from transformers import PreTrainedTokenizerBase
 
 from zephyr import losses, reference
 from zephyr.chat import leading_bos
-from zephyr.cli.plan import estimate
 from zephyr.config import ConfigError, DPOConfig
-from zephyr.data import (Pairs, Report, content_digest, encoding_resources, first_prompt, keep_chat, load_pairs, load_splits,
-                         run_tokenizer)
-from zephyr.data.samples import sampler
+from zephyr.costs.predict import estimate
+from zephyr.data import (
+    Pairs,
+    Report,
+    content_digest,
+    encoding_resources,
+    first_prompt,
+    keep_chat,
+    load_pairs,
+    load_splits,
+    run_tokenizer,
+)
+from zephyr.evaluation.samples import sampler
 from zephyr.model.load import DTYPES, digest, load_policy, require_runnable
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import PackedBatch, Plan, collate_pairs, plan_epochs, plan_pass
 from zephyr.report.finish import finish
 from zephyr.training import checkpoint
 from zephyr.training.engine import Engine
+from zephyr.training.flops import pair_flops
 from zephyr.training.folder import RunFolder, json_bytes
 from zephyr.training.launch import end, launch
 from zephyr.training.loop import Objective, Split, Stats, fit
-from zephyr.training.planner import describe, pair_flops, require_budget
+from zephyr.training.planner import describe, require_budget
 from zephyr.verify import preflight
 
 
 def train(engine: Engine, config: DPOConfig, folder: RunFolder | None) -> None:
-    # Preference pairs as token ids, and the plan: which pairs make which step, on which rank, in which micro-batch.
+    # Preference pairs as token ids, and the plan: which pairs make which step, on which rank, in
+    # which micro-batch.
     config, tokenizer = run_tokenizer(engine, config)
     encoded, reports = load(engine, config, tokenizer)
-    plan = plan_epochs(packed_tokens(encoded["train"], config), per_step=config.optim.pairs_per_step,
-                       epochs=config.optim.epochs, ranks=engine.world,
-                       budget_tokens=config.hardware.tokens_per_micro_batch, seed=config.run.seed,
-                       shuffle=config.data.shuffle)
+    plan = plan_epochs(
+        packed_tokens(encoded["train"], config),
+        per_step=config.optim.pairs_per_step,
+        epochs=config.optim.epochs,
+        ranks=engine.world,
+        budget_tokens=config.hardware.tokens_per_micro_batch,
+        seed=config.run.seed,
+        shuffle=config.data.shuffle,
+    )
     sample = sampler(engine, config, tokenizer)
     engine.say(describe(plan, engine.world))
-    if folder is None:                              # a dry run
+    if folder is None:  # a dry run
         engine.say(engine.on_rank0(lambda: estimate(engine, config, encoded["train"])))
         return
 
-    # A folder that holds another run is refused before anything is paid for; one that holds this run, finished, is left alone.
+    # A folder that holds another run is refused before anything is paid for; one that holds this
+    # run, finished, is left alone.
     keep_chat(folder, config, tokenizer)
     folder.keep("data.json", json_bytes(reports))
-    identity = {"model": engine.on_rank0(lambda: digest(config.model)), "data": content_digest(encoded["train"])}
-    if checkpoint.finished(engine, config, plan, identity, later=["reference"], template=tokenizer.chat_template):
+    identity = {
+        "model": engine.on_rank0(lambda: digest(config.model)),
+        "data": content_digest(encoded["train"]),
+    }
+    if checkpoint.finished(
+        engine, config, plan, identity, later=["reference"], template=tokenizer.chat_template
+    ):
         engine.say(f"{config.run.dir} holds this run, finished: nothing is left to do")
         return
 
-    # The dSFT model: the policy's start, and the frozen reference, whose log-probs are taken before any checkpoint is restored.
+    # The dSFT model: the policy's start, and the frozen reference, whose log-probs are taken before
+    # any checkpoint is restored.
     hardware = config.hardware
-    engine.adopt(partial(load_policy, config.model, attention=hardware.attention, dtype=DTYPES[hardware.dtype],
-                         activation_checkpointing=hardware.activation_checkpointing, max_tokens=config.data.max_tokens), config.optim)
+    engine.adopt(
+        partial(
+            load_policy,
+            config.model,
+            attention=hardware.attention,
+            dtype=DTYPES[hardware.dtype],
+            activation_checkpointing=hardware.activation_checkpointing,
+            max_tokens=config.data.max_tokens,
+        ),
+        config.optim,
+    )
     training = split(engine, config, encoded["train"], plan)
-    found = preflight.before_forward(engine, config, encoded["train"], training, reports,
-                                     special=(leading_bos(tokenizer), tokenizer.eos_token_id))
+    found = preflight.before_forward(
+        engine,
+        config,
+        encoded["train"],
+        training,
+        reports,
+        special=(leading_bos(tokenizer), tokenizer.eos_token_id),
+    )
     training = with_reference(engine, config, training, encoded["train"], identity)
-    evaluation = with_reference(engine, config, split(engine, config, encoded["eval"], None), encoded["eval"],
-                                identity) if "eval" in encoded else None
-    preflight.forward(engine, config, encoded["train"], training, found, keep=folder.keep,
-                      alone=lambda i: collate_pairs(encoded["train"], [i], prefix_sharing=False))
+    evaluation = (
+        with_reference(
+            engine, config, split(engine, config, encoded["eval"], None), encoded["eval"], identity
+        )
+        if "eval" in encoded
+        else None
+    )
+    preflight.forward(
+        engine,
+        config,
+        encoded["train"],
+        training,
+        found,
+        keep=folder.keep,
+        alone=lambda i: collate_pairs(encoded["train"], [i], prefix_sharing=False),
+    )
 
     fit(engine, config, training, evaluation, sample, folder.accept)
     finish(engine, config, tokenizer, training.identity)
 
 
-def load(engine: Engine, config: DPOConfig,
-         tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, Pairs], dict[str, Report]]:
+def load(
+    engine: Engine, config: DPOConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[dict[str, Pairs], dict[str, Report]]:
     """`train` and `eval` as token ids, and the reports of what was cut or left out."""
-    encode = partial(load_pairs, tokenizer=tokenizer, max_tokens=config.data.max_tokens,
-                     max_prompt_tokens=config.data.max_prompt_tokens, truncation=config.data.truncation,
-                     limit=config.data.limit, on_bad_row=config.data.on_bad_row, columns=config.data.columns,
-                     **encoding_resources())
+    encode = partial(
+        load_pairs,
+        tokenizer=tokenizer,
+        max_tokens=config.data.max_tokens,
+        max_prompt_tokens=config.data.max_prompt_tokens,
+        truncation=config.data.truncation,
+        limit=config.data.limit,
+        on_bad_row=config.data.on_bad_row,
+        columns=config.data.columns,
+        **encoding_resources(),
+    )
     encoded, reports = load_splits(engine, config.data, encode)
     engine.say(first_prompt(tokenizer, encoded["train"][0]))
     for pairs in encoded.values():
-        require_budget(packed_tokens(pairs, config), pairs.ids, config.hardware.tokens_per_micro_batch)
+        require_budget(
+            packed_tokens(pairs, config), pairs.ids, config.hardware.tokens_per_micro_batch
+        )
     return encoded, reports
 
 
 def split(engine: Engine, config: DPOConfig, pairs: Pairs, plan: Plan | None) -> Split:
     """Pairs with their plan (None: one pass over all); the objective comes with the reference."""
     tokens = packed_tokens(pairs, config)
-    plan = plan or plan_pass(tokens, ranks=engine.world, budget_tokens=config.hardware.tokens_per_micro_batch)
+    plan = plan or plan_pass(
+        tokens, ranks=engine.world, budget_tokens=config.hardware.tokens_per_micro_batch
+    )
     collate = partial(collate_pairs, pairs, prefix_sharing=config.hardware.prefix_sharing)
-    counts = {"prompt_tokens": pairs.prompt_tokens, "chosen_tokens": pairs.chosen_tokens,
-              "rejected_tokens": pairs.rejected_tokens}
-    flops = [pair_flops(engine.policy.lm.config, engine.layer_parameters, *of_pair, config.hardware.prefix_sharing)
-             for of_pair in zip(*counts.values())]
-    return Split(plan, collate, None, pairs.ids, tokens, [1] * len(pairs), "pairs", flops, {}, counts,
-                 start_loss=math.log(2) if config.loss == "sigmoid" else None)
+    counts = {
+        "prompt_tokens": pairs.prompt_tokens,
+        "chosen_tokens": pairs.chosen_tokens,
+        "rejected_tokens": pairs.rejected_tokens,
+    }
+    flops = [
+        pair_flops(
+            engine.policy.lm.config,
+            engine.layer_parameters,
+            *of_pair,
+            config.hardware.prefix_sharing,
+        )
+        for of_pair in zip(*counts.values())
+    ]
+    return Split(
+        plan,
+        collate,
+        None,
+        pairs.ids,
+        tokens,
+        [1] * len(pairs),
+        "pairs",
+        flops,
+        {},
+        counts,
+        start_loss=math.log(2) if config.loss == "sigmoid" else None,
+    )
 
 
-def with_reference(engine: Engine, config: DPOConfig, planned: Split, pairs: Pairs, identity: Mapping[str, str]) -> Split:
+def with_reference(
+    engine: Engine, config: DPOConfig, planned: Split, pairs: Pairs, identity: Mapping[str, str]
+) -> Split:
     """The split with its reference log-probs (step 1) and objective (steps 2 and 3). Args:
     identity: of model and data."""
-    frozen = reference.log_probabilities(engine, pairs, planned.tokens, first_epoch=planned.plan, collate=planned.collate,
-                                         weights=identity["model"], directory=config.reference.dir)
-    return planned._replace(objective=dpo_objective(config, frozen), identity={**identity, "reference": frozen.digest()})
+    frozen = reference.log_probabilities(
+        engine,
+        pairs,
+        planned.tokens,
+        first_epoch=planned.plan,
+        collate=planned.collate,
+        weights=identity["model"],
+        directory=config.reference.dir,
+    )
+    return planned._replace(
+        objective=dpo_objective(config, frozen), identity={**identity, "reference": frozen.digest()}
+    )
 
 
 def dpo_objective(config: DPOConfig, frozen: reference.Reference) -> Objective:
-    """A micro-batch's loss, summed over its pairs (the loop divides by the pairs of all ranks), and each pair's statistics."""
+    """A micro-batch's loss, summed over its pairs (the loop divides by the pairs of all ranks), and
+    each pair's statistics."""
 
     def objective(policy: Engine, batch: PackedBatch) -> tuple[Tensor, Stats]:
-        ref_chosen_P, ref_rejected_P = frozen(batch)                            # 1. log pi_ref(y|x)
-        chosen_P, rejected_P = response_logprobs(policy, batch)                 # 2. log pi(y|x)
-        terms = losses.dpo(                                                     # 3. sigmoid: -logsigmoid(beta * (
-            chosen_P, rejected_P, ref_chosen_P, ref_rejected_P,                 #      (chosen_P - ref_chosen_P)
-            beta=config.beta, loss=config.loss,                                 #      - (rejected_P - ref_rejected_P)))
+        ref_chosen_P, ref_rejected_P = frozen(batch)  # 1. log pi_ref(y|x)
+        chosen_P, rejected_P = response_logprobs(policy, batch)  # 2. log pi(y|x)
+        terms = losses.dpo(  # 3. sigmoid: -logsigmoid(beta * (
+            chosen_P,
+            rejected_P,
+            ref_chosen_P,
+            ref_rejected_P,  #      (chosen_P - ref_chosen_P)
+            beta=config.beta,
+            loss=config.loss,  #      - (rejected_P - ref_rejected_P)))
             label_smoothing=config.label_smoothing,
-            chosen_tokens_P=batch.response_tokens_R[:batch.units],
-            rejected_tokens_P=batch.response_tokens_R[batch.units:])
+            chosen_tokens_P=batch.response_tokens_R[: batch.units],
+            rejected_tokens_P=batch.response_tokens_R[batch.units :],
+        )
         return terms.loss_P.sum(), {
             "loss": terms.loss_P.detach(),
-            "rewards/chosen": terms.reward_chosen_P, "rewards/rejected": terms.reward_rejected_P,
+            "rewards/chosen": terms.reward_chosen_P,
+            "rewards/rejected": terms.reward_rejected_P,
             "rewards/margins": terms.reward_chosen_P - terms.reward_rejected_P,
             "rewards/accuracies": losses.wins(chosen_P, rejected_P, ref_chosen_P, ref_rejected_P),
-            "logps/chosen": chosen_P.detach(), "logps/rejected": rejected_P.detach(),
+            "logps/chosen": chosen_P.detach(),
+            "logps/rejected": rejected_P.detach(),
         }
 
     return objective
@@ -142,7 +246,8 @@ def packed_tokens(pairs: Pairs, config: DPOConfig) -> list[int]:
 
 
 def check(config: DPOConfig) -> None:
-    """Raises: BadInput for an unknown loss, a label_smoothing that it does not take, or what this machine can't run."""
+    """Raises: BadInput for an unknown loss, a label_smoothing that it does not take, or what this
+    machine can't run."""
     try:
         losses.require_settings(config.loss, config.beta, config.label_smoothing)
     except ValueError as error:

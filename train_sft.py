@@ -3,10 +3,11 @@
     torchrun --nproc_per_node=8 train_sft.py configs/zephyr-7b-beta/sft.yaml [key.sub=value ...] [--dry-run]
     python train_sft.py CONFIG.yaml                                      one process
 
-Dialogues are packed into windows, none seeing another; the loss is the mean of -log pi(token | what is before it in its
-dialogue) over the target tokens of a step: the assistant's words and the EOS that ends each of its turns. Plain `text`
-rows are all target: the same script trains a base model.
+Dialogues are packed into windows, none seeing another; the loss is the mean of -log pi(token | what
+is before it in its dialogue) over the target tokens of a step: the assistant's words and the EOS
+that ends each of its turns. Plain `text` rows are all target: the same script trains a base model.
 """
+
 import sys
 from collections.abc import Mapping
 from functools import partial
@@ -15,65 +16,118 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from zephyr.chat import leading_bos
-from zephyr.cli.plan import estimate
 from zephyr.config import SFTConfig
-from zephyr.data import (Report, Texts, content_digest, encoding_resources, first_prompt, keep_chat, load_splits, load_texts,
-                         run_tokenizer)
-from zephyr.data.samples import sampler
+from zephyr.costs.predict import estimate
+from zephyr.data import (
+    Report,
+    Texts,
+    content_digest,
+    encoding_resources,
+    first_prompt,
+    keep_chat,
+    load_splits,
+    load_texts,
+    run_tokenizer,
+)
+from zephyr.evaluation.samples import sampler
 from zephyr.model.load import DTYPES, digest, load_policy, require_runnable
 from zephyr.packing import PackedBatch, Plan, collate_texts, plan_epochs, plan_pass
 from zephyr.report.finish import finish
 from zephyr.training import checkpoint
 from zephyr.training.engine import Engine
+from zephyr.training.flops import text_flops
 from zephyr.training.folder import RunFolder, json_bytes
 from zephyr.training.launch import end, launch
 from zephyr.training.loop import Split, Stats, fit
-from zephyr.training.planner import describe, require_budget, text_flops
+from zephyr.training.planner import describe, require_budget
 from zephyr.verify import preflight
 
 
 def train(engine: Engine, config: SFTConfig, folder: RunFolder | None) -> None:
-    # Dialogues as token ids with targets, and the plan: which make which step, on which rank, in which micro-batch.
+    # Dialogues as token ids with targets, and the plan: which make which step, on which rank, in
+    # which micro-batch.
     config, tokenizer = run_tokenizer(engine, config)
     encoded, reports = load(engine, config, tokenizer)
-    plan = plan_epochs(encoded["train"].tokens.tolist(), per_step=config.optim.windows_per_step,
-                       epochs=config.optim.epochs, ranks=engine.world,
-                       budget_tokens=config.hardware.tokens_per_micro_batch, seed=config.run.seed,
-                       shuffle=config.data.shuffle, window_tokens=config.data.max_tokens)
+    plan = plan_epochs(
+        encoded["train"].tokens.tolist(),
+        per_step=config.optim.windows_per_step,
+        epochs=config.optim.epochs,
+        ranks=engine.world,
+        budget_tokens=config.hardware.tokens_per_micro_batch,
+        seed=config.run.seed,
+        shuffle=config.data.shuffle,
+        window_tokens=config.data.max_tokens,
+    )
     sample = sampler(engine, config, tokenizer)
     engine.say(describe(plan, engine.world))
-    if folder is None:                              # a dry run
+    if folder is None:  # a dry run
         engine.say(engine.on_rank0(lambda: estimate(engine, config, encoded["train"])))
         return
 
-    # A folder that holds another run is refused before anything is paid for; one that holds this run, finished, is left alone.
+    # A folder that holds another run is refused before anything is paid for; one that holds this
+    # run, finished, is left alone.
     keep_chat(folder, config, tokenizer)
     folder.keep("data.json", json_bytes(reports))
-    identity = {"model": engine.on_rank0(lambda: digest(config.model)), "data": content_digest(encoded["train"])}
+    identity = {
+        "model": engine.on_rank0(lambda: digest(config.model)),
+        "data": content_digest(encoded["train"]),
+    }
     if checkpoint.finished(engine, config, plan, identity, template=tokenizer.chat_template):
         engine.say(f"{config.run.dir} holds this run, finished: nothing is left to do")
         return
 
     hardware = config.hardware
-    engine.adopt(partial(load_policy, config.model, attention=hardware.attention, dtype=DTYPES[hardware.dtype],
-                         activation_checkpointing=hardware.activation_checkpointing, max_tokens=config.data.max_tokens), config.optim)
+    engine.adopt(
+        partial(
+            load_policy,
+            config.model,
+            attention=hardware.attention,
+            dtype=DTYPES[hardware.dtype],
+            activation_checkpointing=hardware.activation_checkpointing,
+            max_tokens=config.data.max_tokens,
+        ),
+        config.optim,
+    )
     training = split(engine, config, encoded["train"], plan, identity)
-    evaluation = split(engine, config, encoded["eval"], None, identity) if "eval" in encoded else None
-    found = preflight.before_forward(engine, config, encoded["train"], training, reports,
-                                     special=(leading_bos(tokenizer), tokenizer.eos_token_id))
-    preflight.forward(engine, config, encoded["train"], training, found, keep=folder.keep,
-                      alone=lambda i: collate_texts(encoded["train"], [i]))
+    evaluation = (
+        split(engine, config, encoded["eval"], None, identity) if "eval" in encoded else None
+    )
+    found = preflight.before_forward(
+        engine,
+        config,
+        encoded["train"],
+        training,
+        reports,
+        special=(leading_bos(tokenizer), tokenizer.eos_token_id),
+    )
+    preflight.forward(
+        engine,
+        config,
+        encoded["train"],
+        training,
+        found,
+        keep=folder.keep,
+        alone=lambda i: collate_texts(encoded["train"], [i]),
+    )
 
     fit(engine, config, training, evaluation, sample, folder.accept)
     finish(engine, config, tokenizer, training.identity)
 
 
-def load(engine: Engine, config: SFTConfig,
-         tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, Texts], dict[str, Report]]:
+def load(
+    engine: Engine, config: SFTConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[dict[str, Texts], dict[str, Report]]:
     """`train` and `eval` as token ids, and the reports of what was cut or left out."""
-    encode = partial(load_texts, tokenizer=tokenizer, max_tokens=config.data.max_tokens, targets=config.data.targets,
-                     limit=config.data.limit, on_bad_row=config.data.on_bad_row, columns=config.data.columns,
-                     **encoding_resources())
+    encode = partial(
+        load_texts,
+        tokenizer=tokenizer,
+        max_tokens=config.data.max_tokens,
+        targets=config.data.targets,
+        limit=config.data.limit,
+        on_bad_row=config.data.on_bad_row,
+        columns=config.data.columns,
+        **encoding_resources(),
+    )
     encoded, reports = load_splits(engine, config.data, encode)
     engine.say(first_prompt(tokenizer, encoded["train"][0]))
     for texts in encoded.values():
@@ -81,16 +135,34 @@ def load(engine: Engine, config: SFTConfig,
     return encoded, reports
 
 
-def split(engine: Engine, config: SFTConfig, texts: Texts, plan: Plan | None, identity: Mapping[str, str]) -> Split:
+def split(
+    engine: Engine, config: SFTConfig, texts: Texts, plan: Plan | None, identity: Mapping[str, str]
+) -> Split:
     """Texts with their plan (None: one pass over all) and the objective."""
     tokens, targets = texts.tokens.tolist(), texts.target_tokens.tolist()
-    plan = plan or plan_pass(tokens, ranks=engine.world, budget_tokens=config.hardware.tokens_per_micro_batch)
-    flops = [text_flops(engine.policy.lm.config, engine.layer_parameters, *of_text) for of_text in zip(tokens, targets)]
-    return Split(plan, partial(collate_texts, texts), objective, texts.ids, tokens, targets, "target_tokens", flops, identity)
+    plan = plan or plan_pass(
+        tokens, ranks=engine.world, budget_tokens=config.hardware.tokens_per_micro_batch
+    )
+    flops = [
+        text_flops(engine.policy.lm.config, engine.layer_parameters, *of_text)
+        for of_text in zip(tokens, targets)
+    ]
+    return Split(
+        plan,
+        partial(collate_texts, texts),
+        objective,
+        texts.ids,
+        tokens,
+        targets,
+        "target_tokens",
+        flops,
+        identity,
+    )
 
 
 def objective(policy: Engine, batch: PackedBatch) -> tuple[Tensor, Stats]:
-    """A micro-batch's negative log-likelihood, summed over its target tokens (the loop divides by those of all ranks)."""
+    """A micro-batch's negative log-likelihood, summed over its target tokens (the loop divides by
+    those of all ranks)."""
     return -policy(batch).sum(), {}
 
 

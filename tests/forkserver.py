@@ -1,8 +1,10 @@
-"""A process that imports once what the training scripts need, and forks for every run: a run costs what it does, not its imports.
+"""A process that imports once what the training scripts need, and forks for every run: a run costs
+what it does, not its imports.
 
-Each rank of a run is a process of its own, with its own environment and exit code, and ends as python does. A request is a
-line of JSON on standard input, the answer a line on standard output.
+Each rank of a run is a process of its own, with its own environment and exit code, and ends as
+python does. A request is a line of JSON on standard input, the answer a line on standard output.
 """
+
 from __future__ import annotations
 
 import atexit
@@ -37,24 +39,57 @@ class ForkServer:
     """The client's side: starts the process, ends it with `close`."""
 
     def __init__(self) -> None:
-        self.process = subprocess.Popen([sys.executable, __file__], cwd=ROOT, env={**os.environ, **ENVIRONMENT}, text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen(
+            [sys.executable, __file__],
+            cwd=ROOT,
+            env={**os.environ, **ENVIRONMENT},
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
 
-    def run(self, arguments: Sequence[str], environment: Mapping[str, str], folder: Path, seconds: float = 60, *,
-            script: str = "train_dpo.py", ranks: int = 0, cwd: Path | None = None) -> Done:
-        """`python SCRIPT *arguments`, started in `cwd`, else in `folder`, which is given what it says as files.
+    def run(
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        folder: Path,
+        seconds: float = 60,
+        *,
+        script: str = "train_dpo.py",
+        ranks: int = 0,
+        cwd: Path | None = None,
+    ) -> Done:
+        """`python SCRIPT *arguments`, started in `cwd`, else in `folder`, which is given what it
+        says as files.
 
-        environment: what is added to this process's. ranks: so many processes with torchrun's variables; where one fails,
-        the others are ended and the code is its own; 0: one process without them."""
-        request = {"script": script, "arguments": list(arguments), "environment": {**os.environ, **environment}, "seconds": seconds,
-                   "folder": str(cwd or folder), "out": str(folder / "stdout"), "err": str(folder / "stderr"),
-                   "ranks": [torchrun(rank, ranks, port) for port in [free_port()] for rank in range(ranks)] or [{}]}
+        environment: what is added to this process's. ranks: so many processes with torchrun's
+        variables; where one fails, the others are ended and the code is its own; 0: one process
+        without them."""
+        request = {
+            "script": script,
+            "arguments": list(arguments),
+            "environment": {**os.environ, **environment},
+            "seconds": seconds,
+            "folder": str(cwd or folder),
+            "out": str(folder / "stdout"),
+            "err": str(folder / "stderr"),
+            "ranks": [
+                torchrun(rank, ranks, port) for port in [free_port()] for rank in range(ranks)
+            ]
+            or [{}],
+        }
         for name in ("stdout", "stderr"):
             (folder / name).write_bytes(b"")
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         code = json.loads(self.process.stdout.readline())
-        return Done(code, *((folder / name).read_text("utf-8", "surrogateescape") for name in ("stdout", "stderr")))
+        return Done(
+            code,
+            *(
+                (folder / name).read_text("utf-8", "surrogateescape")
+                for name in ("stdout", "stderr")
+            ),
+        )
 
     def close(self) -> None:
         self.process.stdin.close()
@@ -64,8 +99,15 @@ class ForkServer:
 
 def torchrun(rank: int, ranks: int, port: int) -> dict[str, str]:
     """The variables that torchrun gives to a rank of one machine."""
-    return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "GROUP_RANK": "0",
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
 
 
 def serve() -> None:
@@ -80,6 +122,7 @@ def serve() -> None:
 
     import train_dpo  # noqa: F401
     import train_sft  # noqa: F401
+
     gc.collect()
     gc.freeze()  # a fork's collections leave alone what all share
     while line := sys.stdin.readline():
@@ -95,7 +138,8 @@ def serve() -> None:
 
 
 def ended(forks: Sequence[int], seconds: float) -> int:
-    """The exit code of the forks; negative: of a signal. The first that fails takes the others with it, as under torchrun."""
+    """The exit code of the forks; negative: of a signal. The first that fails takes the others with
+    it, as under torchrun."""
     deadline, code, left = time.monotonic() + seconds, 0, list(forks)
     while left:
         for pid in left:
@@ -119,9 +163,13 @@ def ended(forks: Sequence[int], seconds: float) -> int:
 
 
 def become_the_script(request: Mapping[str, object], variables: Mapping[str, str]) -> NoReturn:
-    """Runs the script as `python SCRIPT` does, and ends with its exit code, or its traceback and 1."""
-    for number, path, flags in ((0, os.devnull, os.O_RDONLY), (1, request["out"], os.O_WRONLY | os.O_APPEND),
-                                (2, request["err"], os.O_WRONLY | os.O_APPEND)):
+    """Runs the script as `python SCRIPT` does, and ends with its exit code, or its traceback and
+    1."""
+    for number, path, flags in (
+        (0, os.devnull, os.O_RDONLY),
+        (1, request["out"], os.O_WRONLY | os.O_APPEND),
+        (2, request["err"], os.O_WRONLY | os.O_APPEND),
+    ):
         file = os.open(str(path), flags, 0o644)
         os.dup2(file, number)
         os.close(file)

@@ -1,7 +1,9 @@
-"""What training must compute, in the plainest PyTorch: padded batches, Hugging Face's own forward, torch's own AdamW.
+"""What training must compute, in the plainest PyTorch: padded batches, Hugging Face's own forward,
+torch's own AdamW.
 
-No packing, no prefix sharing, no DeepSpeed, one process. Of the package it takes token ids (`zephyr.chat`, which has
-golden tests of its own) and, for SFT, which rows share a window (`best_fit`, likewise); all arithmetic is written here.
+No packing, no prefix sharing, no DeepSpeed, one process. Of the package it takes token ids
+(`zephyr.chat`, which has golden tests of its own) and, for SFT, which rows share a window
+(`best_fit`, likewise); all arithmetic is written here.
 
 Legend: `B` conversations, `L` padded length, `V` vocabulary, `P` pairs.
 """
@@ -22,7 +24,7 @@ from transformers import AutoTokenizer
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from zephyr.chat import EncodedPair, EncodedText, encode_messages, encode_pair
-from zephyr.packing import best_fit
+from zephyr.packing import Layout, best_fit
 
 Config = dict[str, "str | int | float | bool | list[str] | Config"]  # a YAML file as it is read
 Record = dict[str, float]
@@ -94,11 +96,16 @@ def dpo_trace(config: Config) -> Iterator[Record]:
     for epoch in range(optim["epochs"]):
         for start in starts:
             step_pairs = pairs[start : start + optim["pairs_per_step"]]
-            both = [conversation(pair, side) for side in ("chosen", "rejected") for pair in step_pairs]
+            both = [
+                conversation(pair, side) for side in ("chosen", "rejected") for pair in step_pairs
+            ]
             chosen_P, rejected_P = response_logps(lm, both).chunk(2)
             with torch.no_grad():
                 ref_chosen_P, ref_rejected_P = response_logps(reference, both).chunk(2)
-            reward_chosen_P, reward_rejected_P = beta * (chosen_P - ref_chosen_P), beta * (rejected_P - ref_rejected_P)
+            reward_chosen_P, reward_rejected_P = (
+                beta * (chosen_P - ref_chosen_P),
+                beta * (rejected_P - ref_rejected_P),
+            )
             loss = pair_losses(
                 config, chosen_P - ref_chosen_P, rejected_P - ref_rejected_P, step_pairs
             ).mean()
@@ -111,22 +118,32 @@ def dpo_trace(config: Config) -> Iterator[Record]:
                 "logps/chosen": chosen_P.mean().item(),
                 "logps/rejected": rejected_P.mean().item(),
                 "pairs": len(step_pairs),
-                "tokens": sum(len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in step_pairs),
+                "tokens": sum(
+                    len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in step_pairs
+                ),
                 **trainer.update(loss),
             }
 
 
 def sft_trace(config: Config) -> Iterator[Record]:
-    """One record per optimiser step of SFT: the mean negative log-prob over the target tokens of the step's windows."""
+    """One record per optimiser step of SFT: the mean negative log-prob over the target tokens of
+    the step's windows."""
     lm = load(config)
     texts, optim = read_texts(config), config["optim"]
-    windows = sorted(sorted(w) for w in best_fit([len(text.ids) for text in texts], config["data"]["max_tokens"]))
-    steps = [windows[i : i + optim["windows_per_step"]] for i in range(0, len(windows), optim["windows_per_step"])]
+    windows = sorted(
+        sorted(w) for w in best_fit([len(text.ids) for text in texts], config["data"]["max_tokens"])
+    )
+    steps = [
+        windows[i : i + optim["windows_per_step"]]
+        for i in range(0, len(windows), optim["windows_per_step"])
+    ]
     trainer = Trainer(lm, optim, total_steps=len(steps) * optim["epochs"])
     for epoch in range(optim["epochs"]):
         done = 0
         for step in steps:
-            conversations = [Conversation(texts[i].ids, texts[i].is_target) for window in step for i in window]
+            conversations = [
+                Conversation(texts[i].ids, texts[i].is_target) for window in step for i in window
+            ]
             target_tokens = sum(sum(is_target) for _, is_target in conversations)
             loss = -response_logps(lm, conversations).sum() / target_tokens
             yield {
@@ -178,8 +195,13 @@ class Trainer:
         update_ratio = (
             moved / torch.cat([weight.flatten() for weight in self.weights]).double().norm()
         ).item()
-        return {"step": self.step - 1, "loss": loss.item(), "grad_norm": grad_norm, "learning_rate": lr,
-                "update_ratio": update_ratio}
+        return {
+            "step": self.step - 1,
+            "loss": loss.item(),
+            "grad_norm": grad_norm,
+            "learning_rate": lr,
+            "update_ratio": update_ratio,
+        }
 
 
 def learning_rate(optim: Config, step: int, total_steps: int) -> float:
@@ -193,11 +215,21 @@ def learning_rate(optim: Config, step: int, total_steps: int) -> float:
 
 
 def response_logps(lm: nn.Module, conversations: Sequence[Conversation]) -> Tensor:
-    """Sum of log p of each conversation's target tokens, fp32 [B]: right-padded, all logits [B, L, V]."""
+    """Sum of log p of each conversation's target tokens, fp32 [B]: right-padded, all logits [B, L,
+    V]."""
     ids_BL = pad_sequence([torch.tensor(ids) for ids, _ in conversations], batch_first=True)
-    real_BL = pad_sequence([torch.ones(len(ids), dtype=torch.int64) for ids, _ in conversations], batch_first=True)
-    target_BL = pad_sequence([torch.tensor(is_target) for _, is_target in conversations], batch_first=True)
-    logps_BLV = lm(input_ids=ids_BL, attention_mask=real_BL, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+    real_BL = pad_sequence(
+        [torch.ones(len(ids), dtype=torch.int64) for ids, _ in conversations], batch_first=True
+    )
+    target_BL = pad_sequence(
+        [torch.tensor(is_target) for _, is_target in conversations], batch_first=True
+    )
+    logps_BLV = (
+        lm(input_ids=ids_BL, attention_mask=real_BL, use_cache=False)
+        .logits[:, :-1]
+        .float()
+        .log_softmax(-1)
+    )
     logps_BL = logps_BLV.gather(-1, ids_BL[:, 1:, None]).squeeze(-1)
     return (logps_BL * target_BL[:, 1:]).sum(-1)
 
@@ -220,7 +252,11 @@ def load(config: Config) -> nn.Module:
 
 
 def read_rows(config: Config) -> list[dict[str, object]]:
-    return [json.loads(line) for path in config["data"]["train"] for line in Path(path).read_text().splitlines()]
+    return [
+        json.loads(line)
+        for path in config["data"]["train"]
+        for line in Path(path).read_text().splitlines()
+    ]
 
 
 def read_pairs(config: Config) -> list[EncodedPair]:
@@ -232,6 +268,35 @@ def read_pairs(config: Config) -> list[EncodedPair]:
 def read_texts(config: Config) -> list[EncodedText]:
     tokenizer, data = AutoTokenizer.from_pretrained(config["model"]), config["data"]
     return [
-        encode_messages(tokenizer, row["messages"], max_tokens=data["max_tokens"], targets=data["targets"])
+        encode_messages(
+            tokenizer, row["messages"], max_tokens=data["max_tokens"], targets=data["targets"]
+        )
         for row in read_rows(config)
     ]
+
+
+def dense_attention(
+    query_NHE: Tensor,
+    key_MKE: Tensor,
+    value_MKE: Tensor,
+    layout: Layout,
+    scale: float,
+    window: int | None,
+) -> Tensor:
+    """Softmax over all keys of the row under one [N, M] mask, written from the definition."""
+    mask_NM = torch.zeros(len(query_NHE), len(key_MKE), dtype=torch.bool)
+    q = k = 0
+    for queries, keys in zip(layout.query_lengths, layout.key_lengths):
+        for i in range(queries):
+            last = keys - queries + i  # the last query of a segment sees its last key
+            first = 0 if window is None else max(0, last - window + 1)
+            mask_NM[q + i, k + first : k + last + 1] = True
+        q, k = q + queries, k + keys
+    group = query_NHE.shape[1] // key_MKE.shape[1]
+    key_MHE, value_MHE = key_MKE.repeat_interleave(group, 1), value_MKE.repeat_interleave(group, 1)
+    score_HNM = torch.einsum("nhe,mhe->hnm", query_NHE, key_MHE) * scale
+    return torch.einsum(
+        "hnm,mhe->nhe",
+        score_HNM.masked_fill(~mask_NM.to(score_HNM.device), -torch.inf).softmax(-1),
+        value_MHE,
+    )

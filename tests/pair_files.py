@@ -1,4 +1,5 @@
 """Files of pair rows, and what loading them gave: for the tests of zephyr.data."""
+
 from __future__ import annotations
 
 import gzip
@@ -10,7 +11,10 @@ from zephyr.data import Pairs
 
 
 def jsonl(path: Path, rows: Iterable[object]) -> str:
-    text = "".join((row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)) + "\n" for row in rows)
+    text = "".join(
+        (row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)) + "\n"
+        for row in rows
+    )
     path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
     return str(path)
 

@@ -1,11 +1,12 @@
 """What tests need to run the real scripts: where they lie, and a port of their own."""
+
 import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-Launch = Callable[..., subprocess.CompletedProcess[str]]        # the fixture `launch` of conftest.py
+Launch = Callable[..., subprocess.CompletedProcess[str]]  # the fixture `launch` of conftest.py
 
 
 def free_port() -> int:

@@ -1,4 +1,6 @@
-"""Runs of the real scripts on tiny models: their input, what they left, and processes to be disturbed."""
+"""Runs of the real scripts on tiny models: their input, what they left, and processes to be
+disturbed."""
+
 import contextlib
 import json
 import os
@@ -14,11 +16,10 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import yaml
+from processes import ROOT, free_port
 from safetensors.numpy import load_file
 
-from processes import ROOT, free_port
-
-LONG = ("optim.epochs=10", "run.save_every=1000")                # 30 steps of the config that `finished` wrote
+LONG = ("optim.epochs=10", "run.save_every=1000")  # 30 steps of the config that `finished` wrote
 
 WORDS = "the river sky blue red short letter friend sea seven days week answer four two good true".split()
 
@@ -26,7 +27,10 @@ WORDS = "the river sky blue red short letter friend sea seven days week answer f
 def rows(count: int, seed: int = 0) -> list[dict[str, str]]:
     rng = random.Random(seed)
     say = lambda low, high: " ".join(rng.choice(WORDS) for _ in range(rng.randint(low, high)))  # noqa: E731
-    return [{"id": f"p{i}", "prompt": say(3, 12), "chosen": say(2, 9), "rejected": say(10, 12)} for i in range(count)]
+    return [
+        {"id": f"p{i}", "prompt": say(3, 12), "chosen": say(2, 9), "rejected": say(10, 12)}
+        for i in range(count)
+    ]
 
 
 def write_lines(path: Path, items: list[dict[str, str]]) -> Path:
@@ -35,11 +39,19 @@ def write_lines(path: Path, items: list[dict[str, str]]) -> Path:
 
 
 def write_config(folder: Path, model: Path, data: Path, **changes: object) -> Path:
-    tree = {"model": str(model), "data": {"train": [str(data)], "shuffle": True},
-            "optim": {"lr_peak": 1e-3, "epochs": 2, "pairs_per_step": 8}, "reference": {"dir": str(folder / "reference")},
-            "hardware": {"tokens_per_micro_batch": 600, "dtype": "float32", "attention": "sdpa",
-                         "deepspeed": "configs/deepspeed/cpu.json"},
-            "run": {"dir": str(folder / "run"), "wandb": {"mode": "disabled"}}}
+    tree = {
+        "model": str(model),
+        "data": {"train": [str(data)], "shuffle": True},
+        "optim": {"lr_peak": 1e-3, "epochs": 2, "pairs_per_step": 8},
+        "reference": {"dir": str(folder / "reference")},
+        "hardware": {
+            "tokens_per_micro_batch": 600,
+            "dtype": "float32",
+            "attention": "sdpa",
+            "deepspeed": "configs/deepspeed/cpu.json",
+        },
+        "run": {"dir": str(folder / "run"), "wandb": {"mode": "disabled"}},
+    }
     for key, value in changes.items():
         group, _, leaf = key.rpartition("__")
         (tree[group] if group else tree)[leaf] = value
@@ -54,14 +66,22 @@ def records(run: Path, split: str = "train") -> list[dict[str, float]]:
 
 
 def ledger(run: Path) -> list[dict[str, float]]:
-    return [row for path in sorted((run / "pairs").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    return [
+        row
+        for path in sorted((run / "pairs").glob("*.parquet"))
+        for row in pq.read_table(path).to_pylist()
+    ]
 
 
 def require_same_end(run: Path, undisturbed: Path) -> None:
     """Records, ledger and weights to the bit, no line lost or doubled."""
     for split in ("train", "eval"):
-        assert [(r["step"], r["loss"]) for r in records(run, split)] == [(r["step"], r["loss"]) for r in records(undisturbed, split)]
-    rows_of = [sorted(ledger(folder), key=lambda v: (v["step"], v["id"])) for folder in (run, undisturbed)]
+        assert [(r["step"], r["loss"]) for r in records(run, split)] == [
+            (r["step"], r["loss"]) for r in records(undisturbed, split)
+        ]
+    rows_of = [
+        sorted(ledger(folder), key=lambda v: (v["step"], v["id"])) for folder in (run, undisturbed)
+    ]
     assert rows_of[0] == rows_of[1] and len(rows_of[0]) == 10 * 20
     a, b = (load_file(folder / "model" / "model.safetensors") for folder in (run, undisturbed))
     assert all(np.array_equal(a[name], b[name]) for name in b)
@@ -76,26 +96,54 @@ def running(pid: int) -> bool:
 
 def ranks_of(process: subprocess.Popen[bytes]) -> list[int]:
     """Process ids of a launcher's ranks, in their order."""
-    return sorted((child.pid for child in psutil.Process(process.pid).children()),
-                  key=lambda pid: int(psutil.Process(pid).environ()["RANK"]))
+    return sorted(
+        (child.pid for child in psutil.Process(process.pid).children()),
+        key=lambda pid: int(psutil.Process(pid).environ()["RANK"]),
+    )
 
 
-def wait_for(ready: Callable[[], bool], process: subprocess.Popen[bytes] | None, seconds: float = 120,
-             pause: float = 0.1) -> None:
+def wait_for(
+    ready: Callable[[], bool],
+    process: subprocess.Popen[bytes] | None,
+    seconds: float = 120,
+    pause: float = 0.1,
+) -> None:
     end = time.monotonic() + seconds
     while not ready():
-        assert time.monotonic() < end and (process is None or process.poll() is None), "it did not come to pass"
+        assert time.monotonic() < end and (process is None or process.poll() is None), (
+            "it did not come to pass"
+        )
         time.sleep(pause)
 
 
 @contextlib.contextmanager
-def background(script: str, *arguments: str | Path, log: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """The script on two ranks with the launch flags of the README; whatever is left of it is killed at the end."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}",
-               "--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1", "--shutdown-timeout", "600", str(ROOT / script), *map(str, arguments)]
+def background(
+    script: str, *arguments: str | Path, log: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The script on two ranks with the launch flags of the README; whatever is left of it is killed
+    at the end."""
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        f"--master_port={free_port()}",
+        "--signals-to-handle",
+        "SIGTERM,SIGINT,SIGUSR1",
+        "--shutdown-timeout",
+        "600",
+        str(ROOT / script),
+        *map(str, arguments),
+    ]
     with open(log or os.devnull, "ab") as output:
-        process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=output, stderr=output,
-                                   env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"})
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            start_new_session=True,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+        )
     try:
         yield process
     finally:

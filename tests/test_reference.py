@@ -1,5 +1,6 @@
 """The store of reference log-probs: its address, its parts, and what is computed again when it is
 read."""
+
 import hashlib
 import math
 import random
@@ -22,23 +23,38 @@ from zephyr.training.tolerance import response_nats
 
 
 def engine(**hardware: object) -> SimpleNamespace:
-    return SimpleNamespace(hardware=Hardware(**{"dtype": "float32", "attention": "sdpa", **hardware}), device=torch.device("cpu"),
-                           world=1, rank=0, broadcast=lambda value: value, gather=lambda value: [value])
+    return SimpleNamespace(
+        hardware=Hardware(**{"dtype": "float32", "attention": "sdpa", **hardware}),
+        device=torch.device("cpu"),
+        world=1,
+        rank=0,
+        broadcast=lambda value: value,
+        gather=lambda value: [value],
+    )
 
 
-def test_an_address_holds_all_that_decides_a_value(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_address_holds_all_that_decides_a_value(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Weights, dtype, attention, device, versions and our own code. Fails where one is left out,
     alone or with another, and a store of other numerics would be trained against; and where the
     number of tokens of a micro-batch is in it."""
     base = reference.numerics(engine(), "w")
-    others = [reference.numerics(engine(dtype="bfloat16"), "w"), reference.numerics(engine(attention="torch_varlen"), "w"),
-              reference.numerics(engine(dtype="bfloat16", attention="torch_varlen"), "w"), reference.numerics(engine(), "other")]
+    others = [
+        reference.numerics(engine(dtype="bfloat16"), "w"),
+        reference.numerics(engine(attention="torch_varlen"), "w"),
+        reference.numerics(engine(dtype="bfloat16", attention="torch_varlen"), "w"),
+        reference.numerics(engine(), "other"),
+    ]
     gpu = engine()
     gpu.device = torch.device("cuda")
     others.append(reference.numerics(gpu, "w"))
     with monkeypatch.context() as patch:
         patch.setattr(reference, "version", lambda name: f"another {name}")
-        others += [reference.numerics(engine(), "w"), reference.numerics(engine(attention="flash_attn"), "w")]
+        others += [
+            reference.numerics(engine(), "w"),
+            reference.numerics(engine(attention="flash_attn"), "w"),
+        ]
         assert others[-1]["flash-attn"] == "another flash-attn"
     with monkeypatch.context() as patch:
         patch.setattr(torch, "__version__", "3.0")
@@ -50,7 +66,7 @@ def test_an_address_holds_all_that_decides_a_value(monkeypatch: pytest.MonkeyPat
         with monkeypatch.context() as patch:
             patch.setattr(reference.model, "__file__", str(copy / "__init__.py"))
             others.append(reference.numerics(engine(), "w"))
-    assert others.pop() == base                     # what writes the export computes no log-prob
+    assert others.pop() == base  # what writes the export computes no log-prob
     assert len({tuple(sorted(of.items())) for of in [base, *others]}) == 1 + len(others) == 12
     assert reference.numerics(engine(tokens_per_micro_batch=7, prefix_sharing=False), "w") == base
 
@@ -59,12 +75,30 @@ def part(folder: Path, content: bytes) -> None:
     (folder / f"part-{hashlib.sha256(content).hexdigest()}.safetensors").write_bytes(content)
 
 
-@pytest.mark.parametrize("content,complaint", [
-    (b"no tensors", "is no part of a store"), (save({"pair": np.zeros((1, 32), np.uint8)}), "is no part of a store"),
-    (save({"pair": np.zeros((2, 32), np.uint8), "logp": np.zeros((1, 2), np.float32)}), "two of each pair are wanted"),
-    (save({"pair": np.zeros((1, 31), np.uint8), "logp": np.zeros((1, 2), np.float32)}), "two of each pair are wanted"),
-    (save({"pair": np.zeros((1, 32), np.uint8), "logp": np.full((1, 2), np.nan, np.float32)}), "are not finite")])
-def test_a_part_of_the_right_name_and_other_contents(content: bytes, complaint: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content,complaint",
+    [
+        (b"no tensors", "is no part of a store"),
+        (save({"pair": np.zeros((1, 32), np.uint8)}), "is no part of a store"),
+        (
+            save({"pair": np.zeros((2, 32), np.uint8), "logp": np.zeros((1, 2), np.float32)}),
+            "two of each pair are wanted",
+        ),
+        (
+            save({"pair": np.zeros((1, 31), np.uint8), "logp": np.zeros((1, 2), np.float32)}),
+            "two of each pair are wanted",
+        ),
+        (
+            save(
+                {"pair": np.zeros((1, 32), np.uint8), "logp": np.full((1, 2), np.nan, np.float32)}
+            ),
+            "are not finite",
+        ),
+    ],
+)
+def test_a_part_of_the_right_name_and_other_contents(
+    content: bytes, complaint: str, tmp_path: Path
+) -> None:
     """Fails for a traceback, for entries that are left out in silence, or a NaN that is trained
     against."""
     part(tmp_path, save({"pair": np.ones((1, 32), np.uint8), "logp": np.ones((1, 2), np.float32)}))
@@ -107,21 +141,31 @@ def test_a_probe_is_another_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
     pass. Fails where the same pairs are drawn for a store of one size, so that whoever changed the
     others is never found."""
     true = {i: (-10.0 - i, -20.0 - i) for i in range(60)}
-    monkeypatch.setattr(reference, "forward_pass", lambda _, micro, __: {i: true[i] for indices in micro for i in indices})
+    monkeypatch.setattr(
+        reference,
+        "forward_pass",
+        lambda _, micro, __: {i: true[i] for indices in micro for i in indices},
+    )
     keys, lengths = [bytes([i]) for i in range(60)], [sum(map(len, pair[1:4])) for pair in PAIRS]
 
     def found(known: dict[bytes, tuple[float, float]]) -> bool:
         try:
             reference.probe(engine(), PAIRS, keys, known, None, lengths, Path("store"))
         except BadInput as error:
-            assert "the store is not of this model" in str(error) and any(f"({id})" in str(error) for id in ("p3", "p7", "p31"))
+            assert "the store is not of this model" in str(error) and any(
+                f"({id})" in str(error) for id in ("p3", "p7", "p31")
+            )
             return True
         return False
+
     whole = {key: true[i] for i, key in enumerate(keys)}
     within = response_nats("float32", 3) * 0.9
     assert not any(found({**whole, keys[3]: (true[3][0], true[3][1] + within)}) for _ in range(30))
     changed = {**whole, **{keys[i]: (true[i][0], true[i][1] + 1.0) for i in (3, 7, 31)}}
-    assert not any(found(whole) for _ in range(5)) and {found(changed) for _ in range(60)} == {True, False}
+    assert not any(found(whole) for _ in range(5)) and {found(changed) for _ in range(60)} == {
+        True,
+        False,
+    }
 
 
 def started(*of_pairs: tuple[float, float, float], start_loss: float | None = math.log(2)) -> None:
@@ -131,38 +175,65 @@ def started(*of_pairs: tuple[float, float, float], start_loss: float | None = ma
     ledger = Ledger(Path("nowhere"), list("abcdefgh"), counts, 0, writes=False)
     chosen_P, rejected_P, loss_P = torch.tensor(of_pairs).unbind(-1)
     indices = tuple(range(len(of_pairs)))
-    ledger.add(0, 0.0, indices, {"rewards/chosen": chosen_P, "rewards/rejected": rejected_P, "loss": loss_P})
+    ledger.add(
+        0,
+        0.0,
+        indices,
+        {"rewards/chosen": chosen_P, "rewards/rejected": rejected_P, "loss": loss_P},
+    )
     plan = SimpleNamespace(steps=[SimpleNamespace(examples=lambda: list(indices))])
     split = SimpleNamespace(ids=list("abcdefgh"), ledger=counts, start_loss=start_loss, plan=plan)
-    config = SimpleNamespace(beta=0.1, hardware=Hardware(dtype="float32"), reference=SimpleNamespace(dir="store"))
+    config = SimpleNamespace(
+        beta=0.1, hardware=Hardware(dtype="float32"), reference=SimpleNamespace(dir="store")
+    )
     require_start(engine(), split, ledger, config)
 
 
 LN2 = math.log(2)
 
 
-@pytest.mark.parametrize("wrong", [(0.0012, 0.0, LN2), (0.0, -0.0012, LN2), (math.nan, 0.0, math.nan), (0.0, 0.0, 0.6), (1.0, 1.0, LN2)])
-def test_every_pair_of_the_first_step_is_at_its_reference(wrong: tuple[float, float, float]) -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        (0.0012, 0.0, LN2),
+        (0.0, -0.0012, LN2),
+        (math.nan, 0.0, math.nan),
+        (0.0, 0.0, 0.6),
+        (1.0, 1.0, LN2),
+    ],
+)
+def test_every_pair_of_the_first_step_is_at_its_reference(
+    wrong: tuple[float, float, float],
+) -> None:
     """Two pairs within rounding, one not, and it alone is named. Fails where a mean hides it, where
     a side is not looked at, where a NaN passes, where equal rewards of both sides pass, or where a
     loss that is not ln 2 does."""
     right = [(0.0009, -0.0009, LN2 - 0.0009), (0.0, 0.0, LN2)]
     started(*right)
-    started((0.0, 0.0, 1.0), start_loss=None)       # another loss than sigmoid
-    with pytest.raises(BadInput, match=r"the rewards of 1 of 3 pairs are not 0: c \(rewards .*; the reference store") as error:
+    started((0.0, 0.0, 1.0), start_loss=None)  # another loss than sigmoid
+    with pytest.raises(
+        BadInput,
+        match=r"the rewards of 1 of 3 pairs are not 0: c \(rewards .*; the reference store",
+    ) as error:
         started(*right, wrong)
     assert "a (" not in str(error.value) and "b (" not in str(error.value)
 
 
 @pytest.mark.parametrize("side", [0, 1])
 def test_a_shift_of_all_pairs_is_no_rounding(side: int) -> None:
-    """Three rewards each within rounding, all the same way, are refused; with one the other way they
-    pass; many that are all as far as one may be are refused whatever their signs. Fails where each pair is looked at by itself alone: a store shifted by less than a
-    response's rounding would be trained against."""
+    """Three rewards each within rounding, all the same way, are refused; with one the other way
+    they pass; many that are all as far as one may be are refused whatever their signs. Fails where
+    each pair is looked at by itself alone: a store shifted by less than a response's rounding would
+    be trained against."""
+
     def rewards(value: float) -> tuple[float, float, float]:
         return (value, 0.0, LN2) if side == 0 else (0.0, value, LN2)
+
     started(rewards(0.0006), rewards(0.0006), rewards(-0.0006))
-    with pytest.raises(BadInput, match=rf"the rewards of 3 of 3 pairs are not 0: rewards/{('chosen', 'rejected')[side]} a"):
+    with pytest.raises(
+        BadInput,
+        match=rf"the rewards of 3 of 3 pairs are not 0: rewards/{('chosen', 'rejected')[side]} a",
+    ):
         started(*[rewards(0.0006)] * 3)
     with pytest.raises(BadInput, match="the rewards of 8 of 8 pairs are not 0"):
         started(*[rewards(0.0009), rewards(-0.0009)] * 4)

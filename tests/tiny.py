@@ -1,5 +1,5 @@
-"""A tiny random decoder with its own small tokenizer, saved as a Hugging Face folder: what every test without real
-weights runs on."""
+"""A tiny random decoder with its own small tokenizer, saved as a Hugging Face folder: what every
+test without real weights runs on."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ HEADS, KV_HEADS, HEAD_DIM, LAYERS = 4, 2, 16, 2  # 16: the flash kernels want a 
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on `SENTENCES`: <unk> 0, <s> 1, </s> 2; `tokenizer(text)` puts <s> first, as
-    Mistral's does."""
+    """A byte-level BPE tokenizer trained on `SENTENCES`: <unk> 0, <s> 1, </s> 2; `tokenizer(text)`
+    puts <s> first, as Mistral's does."""
     core = Tokenizer(models.BPE(unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -43,7 +43,9 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     core.train_from_iterator(SENTENCES, trainer)
-    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    core.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         unk_token="<unk>",
@@ -54,8 +56,8 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_config(family: str, *, tied: bool, sliding_window: int | None) -> PretrainedConfig:
-    """Two layers, hidden 64, 4 query heads on 2 key/value heads. Raises: ValueError for an unknown family, or a window
-    on Llama."""
+    """Two layers, hidden 64, 4 query heads on 2 key/value heads. Raises: ValueError for an unknown
+    family, or a window on Llama."""
     shape = {
         "vocab_size": VOCAB_SIZE,
         "hidden_size": HEADS * HEAD_DIM,
@@ -75,20 +77,30 @@ def tiny_config(family: str, *, tied: bool, sliding_window: int | None) -> Pretr
     if family == "mistral":
         return MistralConfig(**shape, sliding_window=sliding_window)
     if family in ("qwen2", "qwen3"):
-        shape |= {"use_sliding_window": sliding_window is not None, "sliding_window": sliding_window}
+        shape |= {
+            "use_sliding_window": sliding_window is not None,
+            "sliding_window": sliding_window,
+        }
         shape |= {"max_window_layers": 0}  # the window, where there is one, holds in every layer
-        return Qwen2Config(**shape) if family == "qwen2" else Qwen3Config(**shape, head_dim=HEAD_DIM)
+        return (
+            Qwen2Config(**shape) if family == "qwen2" else Qwen3Config(**shape, head_dim=HEAD_DIM)
+        )
     raise ValueError(f"family must be mistral, llama, qwen2 or qwen3, got {family!r}")
 
 
 def tiny_model(
-    folder: Path | str, *, family: str = "mistral", tied: bool = False, sliding_window: int | None = None, seed: int = 0
+    folder: Path | str,
+    *,
+    family: str = "mistral",
+    tied: bool = False,
+    sliding_window: int | None = None,
+    seed: int = 0,
 ) -> Path:
     """Save a random fp32 model and its tokenizer into `folder`, which is returned.
 
-    All weights are drawn with standard deviation 0.1 around their usual centre (norm gains around 1, biases around 0):
-    with the default 0.02 the logits of so small a model are almost flat, and a wrong attention mask would hide in
-    rounding. The global random state is left as it was.
+    All weights are drawn with standard deviation 0.1 around their usual centre (norm gains around
+    1, biases around 0): with the default 0.02 the logits of so small a model are almost flat, and a
+    wrong attention mask would hide in rounding. The global random state is left as it was.
     """
     config = tiny_config(family, tied=tied, sliding_window=sliding_window)
     with torch.random.fork_rng(devices=[]):

@@ -17,6 +17,7 @@ value of a single pair that is met in a later step can pass both. So give write 
 alone who may also write to the model's folder.
 
 P pairs; K entries of the store."""
+
 import hashlib
 import json
 import math
@@ -44,15 +45,27 @@ from zephyr.training.checkpoint import write_whole
 from zephyr.training.engine import Engine
 from zephyr.training.tolerance import response_nats
 
-Entries = dict[bytes, tuple[float, float]]          # digest of a pair's token ids -> log p(chosen), log p(rejected)
+Entries = dict[
+    bytes, tuple[float, float]
+]  # digest of a pair's token ids -> log p(chosen), log p(rejected)
 PROBE_PAIRS = 8
-PART_MICRO_BATCHES = 64             # of every rank, between two parts of the store: what a killed pass loses at most
-COMPUTES = ("attention", "logprobs", "policy")       # modules of zephyr.model that a log-prob goes through
-KERNELS = {"flash_attn": ["flash-attn"]}            # packages whose version decides, by attention; torch's own kernels are torch's
+PART_MICRO_BATCHES = (
+    64  # of every rank, between two parts of the store: what a killed pass loses at most
+)
+COMPUTES = (
+    "attention",
+    "logprobs",
+    "policy",
+)  # modules of zephyr.model that a log-prob goes through
+KERNELS = {
+    "flash_attn": ["flash-attn"]
+}  # packages whose version decides, by attention; torch's own kernels are torch's
 
 
 class Reference(NamedTuple):
-    """log p(chosen) and log p(rejected) under the reference of each example, float32 [examples, 2], on the device."""
+    """log p(chosen) and log p(rejected) under the reference of each example, float32 [examples, 2],
+    on the device."""
+
     logp: Tensor
 
     def digest(self) -> str:
@@ -61,7 +74,9 @@ class Reference(NamedTuple):
 
     def __call__(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         """(ref_chosen_P, ref_rejected_P) of a micro-batch's pairs."""
-        indices_P = torch.tensor(batch.indices, dtype=torch.int64).to(self.logp.device, non_blocking=True)
+        indices_P = torch.tensor(batch.indices, dtype=torch.int64).to(
+            self.logp.device, non_blocking=True
+        )
         return self.logp[indices_P].unbind(-1)
 
 
@@ -70,18 +85,30 @@ def read_store(folder: Path) -> Entries:
 
     Raises: BadInput naming a part whose bytes are not those of its name, or no entries."""
     entries: Entries = {}
-    for path in sorted(folder.glob("part-*.safetensors"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+    for path in sorted(
+        folder.glob("part-*.safetensors"), key=lambda path: path.stat().st_mtime_ns, reverse=True
+    ):
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != path.stem.removeprefix("part-"):
-            raise BadInput(f"reference store: {path} is damaged (its bytes are not those of its name); delete it")
+            raise BadInput(
+                f"reference store: {path} is damaged (its bytes are not those of its name); delete it"
+            )
         try:
             part = load(content)
             keys_K, logp_K2 = part["pair"], part["logp"]
         except (SafetensorError, KeyError) as error:
-            raise BadInput(f"reference store: {path} is no part of a store ({error!r}); delete it") from None
-        if keys_K.shape[1:] != (32,) or logp_K2.shape != (len(keys_K), 2) or not np.isfinite(logp_K2).all():
-            raise BadInput(f"reference store: {path} holds {keys_K.shape} pairs and {logp_K2.shape} log-probs, or some that are "
-                           "not finite; two of each pair are wanted; delete it")
+            raise BadInput(
+                f"reference store: {path} is no part of a store ({error!r}); delete it"
+            ) from None
+        if (
+            keys_K.shape[1:] != (32,)
+            or logp_K2.shape != (len(keys_K), 2)
+            or not np.isfinite(logp_K2).all()
+        ):
+            raise BadInput(
+                f"reference store: {path} holds {keys_K.shape} pairs and {logp_K2.shape} log-probs, or some that are "
+                "not finite; two of each pair are wanted; delete it"
+            )
         entries.update(zip((row.tobytes() for row in keys_K), map(tuple, logp_K2.tolist())))
     return entries
 
@@ -93,9 +120,16 @@ def numerics(engine: Engine, weights: str) -> dict[str, str]:
     for path in [*computes, Path(packing.__file__).with_name("collate.py")]:
         code.update(hashlib.sha256(path.read_bytes()).digest())
     packages = ["transformers", *KERNELS.get(hardware.attention, [])]
-    return {"weights": weights, "dtype": hardware.dtype, "attention": hardware.attention, "device": engine.device.type,
-            "torch": torch.__version__, **{name: version(name) for name in packages}, "code": code.hexdigest(),
-            "logp": "float32 sums over response tokens, EOS included"}
+    return {
+        "weights": weights,
+        "dtype": hardware.dtype,
+        "attention": hardware.attention,
+        "device": engine.device.type,
+        "torch": torch.__version__,
+        **{name: version(name) for name in packages},
+        "code": code.hexdigest(),
+        "logp": "float32 sums over response tokens, EOS included",
+    }
 
 
 def make_folder(folder: Path) -> None:
@@ -109,58 +143,103 @@ def make_folder(folder: Path) -> None:
 
 def append_to_store(folder: Path, entries: Entries, profile: dict[str, str]) -> None:
     """Add a part, whole or not at all; no part is ever rewritten."""
-    content = save({"pair": np.stack([np.frombuffer(key, np.uint8) for key in entries]),
-                    "logp": np.array(list(entries.values()), np.float32)})
+    content = save(
+        {
+            "pair": np.stack([np.frombuffer(key, np.uint8) for key in entries]),
+            "logp": np.array(list(entries.values()), np.float32),
+        }
+    )
     write_whole(folder / f"part-{hashlib.sha256(content).hexdigest()}.safetensors", content)
     write_whole(folder / "profile.json", json.dumps(profile, indent=1).encode())
 
 
-def log_probabilities(engine: Engine, examples: Sequence[EncodedPair], lengths: Sequence[int], *, first_epoch: Plan,
-                      collate: Callable[[Sequence[int]], PackedBatch], weights: str, directory: str) -> Reference:
-    """Reference log-probs of every example, from the store or by one forward pass of the policy as it is now.
+def log_probabilities(
+    engine: Engine,
+    examples: Sequence[EncodedPair],
+    lengths: Sequence[int],
+    *,
+    first_epoch: Plan,
+    collate: Callable[[Sequence[int]], PackedBatch],
+    weights: str,
+    directory: str,
+) -> Reference:
+    """Reference log-probs of every example, from the store or by one forward pass of the policy as
+    it is now.
 
-    Args: lengths: packed tokens of each. first_epoch: the training plan; a pass over all examples takes its micro-batches,
-    so that policy and reference agree to the bit at step 0. weights: digest of the weights that the engine holds.
-    Raises: BadInput where a part of the store is damaged, or its values are not those of these weights. A collective."""
+    Args: lengths: packed tokens of each. first_epoch: the training plan; a pass over all examples
+    takes its micro-batches, so that policy and reference agree to the bit at step 0. weights:
+    digest of the weights that the engine holds. Raises: BadInput where a part of the store is
+    damaged, or its values are not those of these weights. A collective."""
     profile = numerics(engine, weights)
-    if engine.policy.longest is not None:           # rotary frequencies that are those of a length
+    if engine.policy.longest is not None:  # rotary frequencies that are those of a length
         profile["rotary_tokens"] = str(engine.policy.longest)
     address = hashlib.sha256(json.dumps(profile, sort_keys=True).encode()).hexdigest()[:32]
     folder = Path(directory) / address
     keys = [pair_digest(pair) for pair in examples]
     wanted = set(keys)
-    engine.on_rank0(lambda: make_folder(folder))    # before the pass is paid for
+    engine.on_rank0(lambda: make_folder(folder))  # before the pass is paid for
 
     def stored() -> Entries:
         return {key: logp for key, logp in read_store(folder).items() if key in wanted}
+
     known = engine.on_rank0(stored)
     missing = {i for i, key in enumerate(keys) if key not in known}
     if len(missing) < len(keys):
         probe(engine, examples, keys, known, collate, lengths, folder)
-        engine.say(f"reference: {len(keys) - len(missing)} of {len(keys)} pairs are in {folder}, verified on a probe")
+        engine.say(
+            f"reference: {len(keys) - len(missing)} of {len(keys)} pairs are in {folder}, verified on a probe"
+        )
     if missing:
         engine.say(f"reference: one forward pass over {len(missing)} pairs")
-    # Whole micro-batches of the plan: what a killed pass left out has, to the bit, the values that it would have had.
-    todo = [ranks for step in first_epoch.steps if step.epoch < 1 for ranks in zip(*step.ranks) if not missing.isdisjoint(chain(*ranks))]
-    for start in tqdm(range(0, len(todo), PART_MICRO_BATCHES), desc="reference", unit="part", file=sys.stderr,
-                      dynamic_ncols=True, disable=engine.rank > 0 or not todo):
-        part = [ranks[engine.rank] for ranks in todo[start:start + PART_MICRO_BATCHES]]
-        new = {keys[i]: logp for i, logp in finite(engine, examples, forward_pass(engine, part, collate)).items() if i in missing}
+    # Whole micro-batches of the plan: what a killed pass left out has, to the bit, the values that
+    # it would have had.
+    todo = [
+        ranks
+        for step in first_epoch.steps
+        if step.epoch < 1
+        for ranks in zip(*step.ranks)
+        if not missing.isdisjoint(chain(*ranks))
+    ]
+    for start in tqdm(
+        range(0, len(todo), PART_MICRO_BATCHES),
+        desc="reference",
+        unit="part",
+        file=sys.stderr,
+        dynamic_ncols=True,
+        disable=engine.rank > 0 or not todo,
+    ):
+        part = [ranks[engine.rank] for ranks in todo[start : start + PART_MICRO_BATCHES]]
+        new = {
+            keys[i]: logp
+            for i, logp in finite(engine, examples, forward_pass(engine, part, collate)).items()
+            if i in missing
+        }
         engine.on_rank0(lambda: append_to_store(folder, new, profile))
     known = engine.on_rank0(stored) if missing else known
-    return Reference(torch.tensor([known[key] for key in keys], dtype=torch.float32, device=engine.device))
+    return Reference(
+        torch.tensor([known[key] for key in keys], dtype=torch.float32, device=engine.device)
+    )
 
 
 def pair_digest(pair: EncodedPair) -> bytes:
     """SHA-256 of a pair's token ids, side by side."""
-    parts = [np.asarray(ids, np.int32).tobytes() for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)]
-    return hashlib.sha256(b"".join(len(part).to_bytes(8, "little") + part for part in parts)).digest()
+    parts = [
+        np.asarray(ids, np.int32).tobytes()
+        for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)
+    ]
+    return hashlib.sha256(
+        b"".join(len(part).to_bytes(8, "little") + part for part in parts)
+    ).digest()
 
 
 @torch.no_grad()
-def forward_pass(engine: Engine, micro_batches: Sequence[Sequence[int]],
-                 collate: Callable[[Sequence[int]], PackedBatch]) -> dict[int, tuple[float, float]]:
-    """log p of both sides of every pair in all ranks' micro-batches, by example index. A collective."""
+def forward_pass(
+    engine: Engine,
+    micro_batches: Sequence[Sequence[int]],
+    collate: Callable[[Sequence[int]], PackedBatch],
+) -> dict[int, tuple[float, float]]:
+    """log p of both sides of every pair in all ranks' micro-batches, by example index. A
+    collective."""
     engine.train(False)
     indices: list[int] = []
     logp: list[Tensor] = [torch.zeros(0, 2, device=engine.device)]
@@ -173,29 +252,60 @@ def forward_pass(engine: Engine, micro_batches: Sequence[Sequence[int]],
     return dict(entry for rank in engine.gather(mine) for entry in rank)
 
 
-def finite(engine: Engine, examples: Sequence[EncodedPair], logp: dict[int, tuple[float, float]]) -> dict[int, tuple[float, float]]:
-    """The log-probs as they are. Raises: BadInput where some are no finite numbers, which is the model's doing. A collective."""
-    if bad := [examples[i].id for i, both in sorted(logp.items()) if not all(map(math.isfinite, both))]:
+def finite(
+    engine: Engine, examples: Sequence[EncodedPair], logp: dict[int, tuple[float, float]]
+) -> dict[int, tuple[float, float]]:
+    """The log-probs as they are. Raises: BadInput where some are no finite numbers, which is the
+    model's doing. A collective."""
+    if bad := [
+        examples[i].id for i, both in sorted(logp.items()) if not all(map(math.isfinite, both))
+    ]:
         names = engine.not_finite()
-        why = f"its weights are not finite: {', '.join(names[:5])}" if names else f"its weights are, in {engine.hardware.dtype} it overflows"
-        raise BadInput(f"the model's log-probs of {len(bad)} pairs are not finite ({', '.join(bad[:5])}): {why}")
+        why = (
+            f"its weights are not finite: {', '.join(names[:5])}"
+            if names
+            else f"its weights are, in {engine.hardware.dtype} it overflows"
+        )
+        raise BadInput(
+            f"the model's log-probs of {len(bad)} pairs are not finite ({', '.join(bad[:5])}): {why}"
+        )
     return logp
 
 
-def probe(engine: Engine, examples: Sequence[EncodedPair], keys: Sequence[bytes], known: Entries,
-          collate: Callable[[Sequence[int]], PackedBatch], lengths: Sequence[int], folder: Path) -> None:
+def probe(
+    engine: Engine,
+    examples: Sequence[EncodedPair],
+    keys: Sequence[bytes],
+    known: Entries,
+    collate: Callable[[Sequence[int]], PackedBatch],
+    lengths: Sequence[int],
+    folder: Path,
+) -> None:
     """Compute a few stored entries again, others at every call, of all lengths.
 
     Raises: BadInput where the store does not hold what these weights give."""
     stored = [i for i, key in enumerate(keys) if key in known]
-    chosen = over_lengths(stored, lengths, random.Random(engine.broadcast(random.SystemRandom().getrandbits(64))))
-    plan = plan_pass(lengths, ranks=engine.world, budget_tokens=engine.hardware.tokens_per_micro_batch, indices=chosen)
-    for i, fresh in sorted(finite(engine, examples, forward_pass(engine, plan.steps[0].ranks[engine.rank], collate)).items()):
+    chosen = over_lengths(
+        stored, lengths, random.Random(engine.broadcast(random.SystemRandom().getrandbits(64)))
+    )
+    plan = plan_pass(
+        lengths,
+        ranks=engine.world,
+        budget_tokens=engine.hardware.tokens_per_micro_batch,
+        indices=chosen,
+    )
+    for i, fresh in sorted(
+        finite(
+            engine, examples, forward_pass(engine, plan.steps[0].ranks[engine.rank], collate)
+        ).items()
+    ):
         pair = examples[i]
         for side, ids, new, old in zip(("chosen", "rejected"), pair[2:], fresh, known[keys[i]]):
             if not abs(new - old) <= response_nats(engine.hardware.dtype, len(ids)):
-                raise BadInput(f"reference store {folder}: pair {i} ({pair.id}) has log p({side}) {old:.4f}, these weights give "
-                               f"{new:.4f}; the store is not of this model: delete the folder, it will be computed again")
+                raise BadInput(
+                    f"reference store {folder}: pair {i} ({pair.id}) has log p({side}) {old:.4f}, these weights give "
+                    f"{new:.4f}; the store is not of this model: delete the folder, it will be computed again"
+                )
 
 
 def over_lengths(indices: Sequence[int], lengths: Sequence[int], rng: random.Random) -> list[int]:

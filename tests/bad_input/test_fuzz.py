@@ -1,4 +1,6 @@
-"""Any bytes as rows and any text as a config: read, or refused in one line that says where; never another exception."""
+"""Any bytes as rows and any text as a config: read, or refused in one line that says where; never
+another exception."""
+
 from __future__ import annotations
 
 import gzip
@@ -23,25 +25,71 @@ LONGEST = 600  # characters of a message
 Loaded = tuple[Pairs | Texts, dict[str, object]]
 Load = Callable[..., Loaded]
 
-texts = st.text(st.characters() | st.sampled_from("\0\n\ud83d\ude00\ufdd0"), max_size=12)  # halves of surrogate pairs too
-scalars = st.none() | st.booleans() | st.integers() | st.sampled_from([10**400, -10**400]) | st.floats() | texts
-turns = st.fixed_dictionaries({}, optional={"role": st.sampled_from(["user", "assistant", "system", "bot"]) | scalars,
-                                            "content": st.sampled_from(["why", "so", " "]) | scalars})
-values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
-                      max_leaves=6)
+texts = st.text(
+    st.characters() | st.sampled_from("\0\n\ud83d\ude00\ufdd0"), max_size=12
+)  # halves of surrogate pairs too
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([10**400, -(10**400)])
+    | st.floats()
+    | texts
+)
+turns = st.fixed_dictionaries(
+    {},
+    optional={
+        "role": st.sampled_from(["user", "assistant", "system", "bot"]) | scalars,
+        "content": st.sampled_from(["why", "so", " "]) | scalars,
+    },
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=6,
+)
 fields = st.sampled_from(["so", "because", ""]) | st.lists(turns, max_size=4) | values
-good_rows = st.sampled_from([GOOD, {"text": "plain"}, {"instruction": "why", "input": "", "output": "so"},
-                             {"prompt": "why", "completion": "so"},
-                             {"messages": [{"role": "user", "content": "why"}, {"role": "assistant", "content": "so"}]}])
-names = st.sampled_from(["id", "prompt", "chosen", "rejected", "score_chosen", "score_rejected", "messages", "completion",
-                         "instruction", "input", "output", "text"])
+good_rows = st.sampled_from(
+    [
+        GOOD,
+        {"text": "plain"},
+        {"instruction": "why", "input": "", "output": "so"},
+        {"prompt": "why", "completion": "so"},
+        {"messages": [{"role": "user", "content": "why"}, {"role": "assistant", "content": "so"}]},
+    ]
+)
+names = st.sampled_from(
+    [
+        "id",
+        "prompt",
+        "chosen",
+        "rejected",
+        "score_chosen",
+        "score_rejected",
+        "messages",
+        "completion",
+        "instruction",
+        "input",
+        "output",
+        "text",
+    ]
+)
 changes = st.dictionaries(names, fields, max_size=3)
-marks = st.fixed_dictionaries({}, optional={"id": texts | scalars, "score_chosen": scalars, "score_rejected": scalars})
+marks = st.fixed_dictionaries(
+    {}, optional={"id": texts | scalars, "score_chosen": scalars, "score_rejected": scalars}
+)
 rows = st.builds(lambda row, change: {**row, **change}, good_rows, changes | marks) | values
-whole_lines = st.builds(lambda row, ascii: json.dumps(row, ensure_ascii=ascii).encode("utf-8", "surrogatepass"),
-                        rows, st.booleans())
-spoilt_lines = st.builds(lambda line, at, other: line[:at] + other + line[at + 1:],
-                         whole_lines, st.integers(0, 80), st.binary(max_size=4))
+whole_lines = st.builds(
+    lambda row, ascii: json.dumps(row, ensure_ascii=ascii).encode("utf-8", "surrogatepass"),
+    rows,
+    st.booleans(),
+)
+spoilt_lines = st.builds(
+    lambda line, at, other: line[:at] + other + line[at + 1 :],
+    whole_lines,
+    st.integers(0, 80),
+    st.binary(max_size=4),
+)
 files = st.lists(whole_lines | spoilt_lines | st.binary(max_size=30), max_size=5).map(b"\n".join)
 lists = st.lists(rows, max_size=4).map(lambda items: json.dumps(items).encode())
 
@@ -62,9 +110,13 @@ def one_line(error: BadInput, where: str) -> None:
     assert "\n" not in message and len(message) <= LONGEST and re.search(where, message), message
 
 
-def read(load: Load, path: Path, tokenizer: PreTrainedTokenizerBase, on_bad_row: str) -> Loaded | None:
+def read(
+    load: Load, path: Path, tokenizer: PreTrainedTokenizerBase, on_bad_row: str
+) -> Loaded | None:
     """What `load` gives; None where it refuses the file, in one line that names it."""
-    options = {"max_tokens": 64, "max_prompt_tokens": 32} if load is load_pairs else {"max_tokens": 64}
+    options = (
+        {"max_tokens": 64, "max_prompt_tokens": 32} if load is load_pairs else {"max_tokens": 64}
+    )
     try:
         return load([str(path)], tokenizer, on_bad_row=on_bad_row, **options)
     except BadInput as error:
@@ -82,7 +134,9 @@ def read_or_refused(path: Path, content: bytes, tokenizer: PreTrainedTokenizerBa
         skipped, strict = read(load, path, tokenizer, "skip"), read(load, path, tokenizer, "error")
         if skipped:
             examples, report = skipped
-            assert report["rows_read"] == len(examples) + report["rows_skipped"] + sum(report["dropped"].values())
+            assert report["rows_read"] == len(examples) + report["rows_skipped"] + sum(
+                report["dropped"].values()
+            )
             assert json.loads(json.dumps(report, ensure_ascii=False).encode("utf-8")) is not None
             assert (strict is None) == (report["rows_skipped"] > 0)
         if strict:
@@ -94,10 +148,15 @@ def read_or_refused(path: Path, content: bytes, tokenizer: PreTrainedTokenizerBa
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(content=files, suffix=st.sampled_from([".jsonl", ".json", ".jsonl.gz"]))
 @example(content=b'{"id": "\\ud83d", "text": "plain"}', suffix=".jsonl")
-@example(content=json.dumps({**GOOD, "score_chosen": 10**400, "score_rejected": 0.5}).encode(), suffix=".jsonl")
-def test_any_lines(content: bytes, suffix: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Lines of JSON that are almost rows, and bytes. Fails for an exception that is no BadInput, a message without file and
-    line, or a row that is neither kept, skipped nor dropped."""
+@example(
+    content=json.dumps({**GOOD, "score_chosen": 10**400, "score_rejected": 0.5}).encode(),
+    suffix=".jsonl",
+)
+def test_any_lines(
+    content: bytes, suffix: str, folder: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Lines of JSON that are almost rows, and bytes. Fails for an exception that is no BadInput, a
+    message without file and line, or a row that is neither kept, skipped nor dropped."""
     read_or_refused(folder / f"lines{suffix}", content, tokenizer)
 
 
@@ -110,17 +169,24 @@ def test_any_list(content: bytes, folder: Path, tokenizer: PreTrainedTokenizerBa
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(content=st.binary(max_size=60), suffix=st.sampled_from([".parquet", ".jsonl.gz", ".parquet.gz"]), wrapped=st.booleans())
-def test_any_bytes_of_a_binary_kind(content: bytes, suffix: str, wrapped: bool, folder: Path,
-                                    tokenizer: PreTrainedTokenizerBase) -> None:
-    """What says parquet or gz in its name and is neither. Fails where a library's own error comes through, or rows do."""
+@given(
+    content=st.binary(max_size=60),
+    suffix=st.sampled_from([".parquet", ".jsonl.gz", ".parquet.gz"]),
+    wrapped=st.booleans(),
+)
+def test_any_bytes_of_a_binary_kind(
+    content: bytes, suffix: str, wrapped: bool, folder: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """What says parquet or gz in its name and is neither. Fails where a library's own error comes
+    through, or rows do."""
     path = folder / f"bytes{suffix}"
     path.write_bytes(b"PAR1" + content + b"PAR1" if wrapped else content)
     assert read(load_pairs, path, tokenizer, "skip") is None
 
 
 def test_any_depth(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Brackets around the depth that python gives up at. Fails where a value can be read, but not shown in the message."""
+    """Brackets around the depth that python gives up at. Fails where a value can be read, but not
+    shown in the message."""
     for depth in range(800, 1000, 2):
         (folder / "deep.jsonl").write_text('{"prompt": ' + "[" * depth + "]" * depth + "}")
         assert read(load_pairs, folder / "deep.jsonl", tokenizer, "error") is None
@@ -128,8 +194,14 @@ def test_any_depth(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
 
 def test_fuzzing_reads_good_rows(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Fails where the tests above would hold because nothing is ever read."""
-    assert read_or_refused(folder / "good.jsonl", json.dumps(GOOD).encode(), tokenizer) == [True, False]
-    assert read_or_refused(folder / "good.jsonl", b'{"text": "plain"}\n{"id": 1}', tokenizer) == [False, True]
+    assert read_or_refused(folder / "good.jsonl", json.dumps(GOOD).encode(), tokenizer) == [
+        True,
+        False,
+    ]
+    assert read_or_refused(folder / "good.jsonl", b'{"text": "plain"}\n{"id": 1}', tokenizer) == [
+        False,
+        True,
+    ]
 
 
 MINIMAL = {"model": "m", "data": {"train": ["d.jsonl"]}}
@@ -137,14 +209,30 @@ KEYS = sorted({*configs.keys(DPOConfig, ""), *configs.keys(SFTConfig, "")})
 GROUPS = sorted({key.split(".")[0] for key in KEYS})
 WHERE = rf"^(config .*c\.yaml|override .+|({'|'.join(GROUPS)})[\w.\[\]]*): |: unknown key; "
 yaml_texts = st.text(st.sampled_from("[]{}:&*!|>'\"%@`,-?#~<=. \n\t0123456789abxeE_+"), max_size=16)
-plausible = st.sampled_from(["1", "0.1", "true", "[0.9, 0.99]", "[a.jsonl]", "sdpa", "null", "0x" + "f" * 4000, "2024-13-01",
-                             "!!int ''", "$HOME", "'\\0'"])
-trees = st.dictionaries(texts, values, max_size=4) | st.builds(lambda key, value: {**MINIMAL, key: value},
-                                                               st.sampled_from(GROUPS), values)
+plausible = st.sampled_from(
+    [
+        "1",
+        "0.1",
+        "true",
+        "[0.9, 0.99]",
+        "[a.jsonl]",
+        "sdpa",
+        "null",
+        "0x" + "f" * 4000,
+        "2024-13-01",
+        "!!int ''",
+        "$HOME",
+        "'\\0'",
+    ]
+)
+trees = st.dictionaries(texts, values, max_size=4) | st.builds(
+    lambda key, value: {**MINIMAL, key: value}, st.sampled_from(GROUPS), values
+)
 
 
 def loaded_or_refused(text: bytes, overrides: list[str], folder: Path) -> bool:
-    """Whether both scripts' configs are refused, each in one line; one that loads is read back from what it writes."""
+    """Whether both scripts' configs are refused, each in one line; one that loads is read back from
+    what it writes."""
     path, refused = folder / "c.yaml", True
     for kind in (DPOConfig, SFTConfig):
         path.write_bytes(text)
@@ -160,23 +248,39 @@ def loaded_or_refused(text: bytes, overrides: list[str], folder: Path) -> bool:
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
-@given(text=st.binary(max_size=40) | yaml_texts.map(str.encode) | trees.map(lambda tree: yaml.safe_dump(tree).encode()))
+@given(
+    text=st.binary(max_size=40)
+    | yaml_texts.map(str.encode)
+    | trees.map(lambda tree: yaml.safe_dump(tree).encode())
+)
 @example(text=b"[" * 1500)
 @example(text=b"model: &m [*m]\ndata: {train: [*m]}\n")
 def test_any_text_as_a_config(text: bytes, folder: Path) -> None:
-    """Fails for an exception of PyYAML's own, a message without key or file, or a config that is not read back."""
+    """Fails for an exception of PyYAML's own, a message without key or file, or a config that is
+    not read back."""
     loaded_or_refused(text, [], folder)
 
 
 @settings(max_examples=600, deadline=None, derandomize=True)
-@given(overrides=st.lists(st.builds("{}={}".format, st.sampled_from(KEYS) | yaml_texts, plausible | yaml_texts | texts) | texts,
-                          min_size=1, max_size=2))
+@given(
+    overrides=st.lists(
+        st.builds(
+            "{}={}".format, st.sampled_from(KEYS) | yaml_texts, plausible | yaml_texts | texts
+        )
+        | texts,
+        min_size=1,
+        max_size=2,
+    )
+)
 def test_any_override(overrides: list[str], folder: Path) -> None:
-    """Fails for an exception that is no ConfigError, or a message that names neither key nor override."""
+    """Fails for an exception that is no ConfigError, or a message that names neither key nor
+    override."""
     loaded_or_refused(yaml.safe_dump(MINIMAL).encode(), overrides, folder)
 
 
 def test_fuzzing_loads_good_configs(folder: Path) -> None:
     """Fails where the tests above would hold because every config is refused."""
     minimal = yaml.safe_dump(MINIMAL).encode()
-    assert not loaded_or_refused(minimal, ["run.seed=1"], folder) and loaded_or_refused(minimal, ["run.seed=x"], folder)
+    assert not loaded_or_refused(minimal, ["run.seed=1"], folder) and loaded_or_refused(
+        minimal, ["run.seed=x"], folder
+    )

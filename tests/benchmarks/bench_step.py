@@ -1,13 +1,16 @@
-"""A whole training step, through the engine, plan, collation and objectives that train_dpo.py and train_sft.py use: how fast, and where
-its time and memory go.
+"""A whole training step, through the engine, plan, collation and objectives that train_dpo.py and
+train_sft.py use: how fast, and where its time and memory go.
 
-    python tests/benchmarks/bench_step.py --model A [--cells ultrafeedback,ultrafeedback:unshared,sft,row:4096 --checkpointing true]
+python tests/benchmarks/bench_step.py --model A [--cells
+ultrafeedback,ultrafeedback:unshared,sft,row:4096 --checkpointing true]
 
-A cell is one step of work: a length profile of pairs (`:unshared`: prompts twice; `:unpacked`: one pair
-a micro-batch), `sft`, or `row:N`, a row of N tokens in pairs of 512. Any of them with `:budget=N` tokens a
-micro-batch, and with `:recompute=all`, `mlp` or `none` in place of --checkpointing. Cells are measured in turn,
-round after round, on the same weights: the rate is 0, so nothing moves. A cell that runs out of a GPU's memory
-ends the process; what was measured before it is kept."""
+A cell is one step of work: a length profile of pairs (`:unshared`: prompts twice; `:unpacked`: one
+pair a micro-batch), `sft`, or `row:N`, a row of N tokens in pairs of 512. Any of them with
+`:budget=N` tokens a micro-batch, and with `:recompute=all`, `mlp` or `none` in place of
+--checkpointing. Cells are measured in turn, round after round, on the same weights: the rate is 0,
+so nothing moves. A cell that runs out of a GPU's memory ends the process; what was measured before
+it is kept."""
+
 import argparse
 import contextlib
 import itertools
@@ -35,36 +38,50 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, MistralConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-import train_dpo  # noqa: E402
-import train_sft  # noqa: E402
-from zephyr import reference  # noqa: E402
-from zephyr.chat import EncodedText  # noqa: E402
-from zephyr.config import Data, DPOConfig, Hardware, Optim, Reference, SFTConfig, SFTData  # noqa: E402
-from zephyr.data.store import Pairs, Texts, example_batch  # noqa: E402
-from zephyr.model.load import DTYPES, load_policy, recompute  # noqa: E402
-from zephyr.packing import plan_epochs  # noqa: E402
-from zephyr.training.engine import Engine  # noqa: E402
-from zephyr.training.loop import Split, reduced, run_step  # noqa: E402
-from zephyr.training.planner import mfu  # noqa: E402
+import train_dpo
+import train_sft
+from zephyr import reference
+from zephyr.chat import EncodedText
+from zephyr.config import Data, DPOConfig, Hardware, Optim, Reference, SFTConfig, SFTData
+from zephyr.data.store import Pairs, Texts, example_batch
+from zephyr.model.load import DTYPES, load_policy, recompute
+from zephyr.packing import plan_epochs
+from zephyr.training.engine import Engine
+from zephyr.training.flops import mfu
+from zephyr.training.loop import Split, reduced, run_step
 
 A = ParamSpec("A")
 R = TypeVar("R")
 Json = dict[str, object]
 
 
-def shape(hidden: int, layers: int, heads: int, key_heads: int, inner: int, vocabulary: int) -> MistralConfig:
-    return MistralConfig(hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=key_heads,
-                         intermediate_size=inner, vocab_size=vocabulary, sliding_window=None)
+def shape(
+    hidden: int, layers: int, heads: int, key_heads: int, inner: int, vocabulary: int
+) -> MistralConfig:
+    return MistralConfig(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
+        intermediate_size=inner,
+        vocab_size=vocabulary,
+        sliding_window=None,
+    )
 
 
-SHAPES = {"tiny": shape(32, 2, 2, 1, 64, 96), "A": shape(256, 4, 4, 2, 688, 32000), "B": shape(512, 8, 8, 4, 1376, 4096),
-          "7B": shape(4096, 32, 32, 8, 14336, 32000)}
-PAIR = (104, 204, 204)                              # of `row:N`: 512 tokens
-ROOM = 16e9                                         # bytes left to activations where layers are cut to fit
+SHAPES = {
+    "tiny": shape(32, 2, 2, 1, 64, 96),
+    "A": shape(256, 4, 4, 2, 688, 32000),
+    "B": shape(512, 8, 8, 4, 1376, 4096),
+    "7B": shape(4096, 32, 32, 8, 14336, 32000),
+}
+PAIR = (104, 204, 204)  # of `row:N`: 512 tokens
+ROOM = 16e9  # bytes left to activations where layers are cut to fit
 
 
 class Phases:
-    """Owns the marks of a step: seconds by phase, of the device on a GPU, else CPU time of this process; `host`: of the host."""
+    """Owns the marks of a step: seconds by phase, of the device on a GPU, else CPU time of this
+    process; `host`: of the host."""
 
     def __init__(self, device: torch.device) -> None:
         self.on_gpu, self.spans = device.type == "cuda", dict[str, list[list[object]]]()
@@ -88,14 +105,20 @@ class Phases:
             result = call(*args, **kwargs)
             self.end(name)
             return result
+
         return run
 
     def seconds(self) -> dict[str, float]:
         """Since the last call; a phase within another is taken out of it."""
         if self.on_gpu:
             torch.cuda.synchronize()
-        of = {name: sum(a.elapsed_time(b) / 1e3 if isinstance(a, torch.cuda.Event) else b - a for a, b in spans)
-              for name, spans in self.spans.items()}
+        of = {
+            name: sum(
+                a.elapsed_time(b) / 1e3 if isinstance(a, torch.cuda.Event) else b - a
+                for a, b in spans
+            )
+            for name, spans in self.spans.items()
+        }
         self.spans.clear()
         for outer, inner in (("forward", "head_forward"), ("backward", "head_backward")):
             of[outer] -= of.get(inner, 0.0)
@@ -103,12 +126,19 @@ class Phases:
 
 
 def hollow_folder(config: MistralConfig, dtype: torch.dtype, folder: Path) -> Path:
-    """A Hugging Face folder whose weights are a hole in a file: their names and shapes are real, no byte of them is on the disk."""
+    """A Hugging Face folder whose weights are a hole in a file: their names and shapes are real, no
+    byte of them is on the disk."""
     with torch.device("meta"):
         named = list(AutoModelForCausalLM.from_config(config, dtype=dtype).named_parameters())
     ends = list(itertools.accumulate(p.numel() * dtype.itemsize for _, p in named))
-    header = {name: {"dtype": {2: "BF16", 4: "F32"}[dtype.itemsize], "shape": list(p.shape), "data_offsets": [start, end]}
-              for (name, p), start, end in zip(named, [0, *ends], ends)}
+    header = {
+        name: {
+            "dtype": {2: "BF16", 4: "F32"}[dtype.itemsize],
+            "shape": list(p.shape),
+            "data_offsets": [start, end],
+        }
+        for (name, p), start, end in zip(named, [0, *ends], ends)
+    }
     text = json.dumps(header).encode()
     folder.mkdir(exist_ok=True)
     config.save_pretrained(folder)
@@ -118,19 +148,36 @@ def hollow_folder(config: MistralConfig, dtype: torch.dtype, folder: Path) -> Pa
     return folder
 
 
-def random_policy(config: MistralConfig, attention: str, dtype: torch.dtype, checkpointing: object = False, device: str = "cpu",
-                  init: object = None, write: object = None) -> nn.Module:
+def random_policy(
+    config: MistralConfig,
+    attention: str,
+    dtype: torch.dtype,
+    checkpointing: object = False,
+    device: str = "cpu",
+    init: object = None,
+    write: object = None,
+) -> nn.Module:
     """What `load_policy` makes of a config, its weights drawn on the device instead of read."""
     write = write or (lambda parameter, read: parameter.data.copy_(read()))
     generator = torch.Generator(device).manual_seed(0)
 
     def draw(parameter: nn.Parameter) -> Tensor:
         size = tuple(getattr(parameter, "ds_shape", parameter.shape))
-        return torch.ones(size, device=device) if len(size) == 1 else torch.randn(size, device=device, generator=generator) * 0.02
+        return (
+            torch.ones(size, device=device)
+            if len(size) == 1
+            else torch.randn(size, device=device, generator=generator) * 0.02
+        )
+
     with tempfile.TemporaryDirectory() as folder:
-        return load_policy(hollow_folder(config, dtype, Path(folder)), attention=attention, dtype=dtype,
-                           activation_checkpointing=checkpointing, init=init,
-                           write=lambda parameter, read: write(parameter, lambda: draw(parameter).to(dtype)))
+        return load_policy(
+            hollow_folder(config, dtype, Path(folder)),
+            attention=attention,
+            dtype=dtype,
+            activation_checkpointing=checkpointing,
+            init=init,
+            write=lambda parameter, read: write(parameter, lambda: draw(parameter).to(dtype)),
+        )
 
 
 def gemm_rate(device: str, dtype: torch.dtype) -> float:
@@ -141,12 +188,22 @@ def gemm_rate(device: str, dtype: torch.dtype) -> float:
 
 
 def fitted(config: MistralConfig, layers: int | None) -> MistralConfig:
-    """The shape with `layers` layers; None: as many as fit the GPU with 18 bytes a parameter and ROOM for activations."""
+    """The shape with `layers` layers; None: as many as fit the GPU with 18 bytes a parameter and
+    ROOM for activations."""
     if layers is None and torch.cuda.is_available():
         d, kv = config.hidden_size, config.num_key_value_heads * config.head_dim
         layer = 2 * d * d + 2 * d * kv + 3 * d * config.intermediate_size
-        layers = int(((torch.cuda.get_device_properties(0).total_memory - ROOM) / 18 - 2 * config.vocab_size * d) // layer)
-    return MistralConfig(**config.to_dict() | {"num_hidden_layers": min(layers or config.num_hidden_layers, config.num_hidden_layers)})
+        layers = int(
+            (
+                (torch.cuda.get_device_properties(0).total_memory - ROOM) / 18
+                - 2 * config.vocab_size * d
+            )
+            // layer
+        )
+    return MistralConfig(
+        **config.to_dict()
+        | {"num_hidden_layers": min(layers or config.num_hidden_layers, config.num_hidden_layers)}
+    )
 
 
 RECOMPUTE = {"all": True, "mlp": "mlp", "none": False}
@@ -163,19 +220,21 @@ def cell_budget(args: argparse.Namespace, cell: str) -> int:
 
 
 def recompute_as(engine: Engine, args: argparse.Namespace, cell: str) -> None:
-    """The engine's layers recompute what the cell says; what an earlier cell asked for is undone."""
+    """The engine's layers recompute what the cell says; what an earlier cell asked for is
+    undone."""
     lm = engine.policy.lm
     lm.gradient_checkpointing_disable()
     for module in lm.base_model.modules():
-        if isinstance(vars(module).get("forward"), partial):            # of "mlp": a checkpoint around it
+        if isinstance(vars(module).get("forward"), partial):  # of "mlp": a checkpoint around it
             del module.forward
     what = option(cell, "recompute", "")
     recompute(lm, RECOMPUTE[what] if what else yaml.safe_load(args.checkpointing))
 
 
 def deepspeed_json(args: argparse.Namespace) -> str:
-    """The shipped settings, or a copy of them in --out with --accumulate (the dtype in which gradients are
-    summed over micro-batches) and --leaf (layer: ZeRO-3's hooks stand at decoder layers, not inside them)."""
+    """The shipped settings, or a copy of them in --out with --accumulate (the dtype in which
+    gradients are summed over micro-batches) and --leaf (layer: ZeRO-3's hooks stand at decoder
+    layers, not inside them)."""
     shipped = f"configs/deepspeed/{'zero3' if args.device == 'cuda' else 'cpu'}.json"
     if (args.accumulate, args.leaf) == ("fp32", "none"):
         return shipped
@@ -188,19 +247,37 @@ def deepspeed_json(args: argparse.Namespace) -> str:
     return str(copy)
 
 
-def hardware_of(args: argparse.Namespace, checkpointing: object, prefix_sharing: bool = True) -> Hardware:
-    return Hardware(tokens_per_micro_batch=args.budget, dtype="bfloat16" if args.device == "cuda" else "float32",
-                    attention=args.attention, prefix_sharing=prefix_sharing, activation_checkpointing=checkpointing,
-                    deepspeed=deepspeed_json(args))
+def hardware_of(
+    args: argparse.Namespace, checkpointing: object, prefix_sharing: bool = True
+) -> Hardware:
+    return Hardware(
+        tokens_per_micro_batch=args.budget,
+        dtype="bfloat16" if args.device == "cuda" else "float32",
+        attention=args.attention,
+        prefix_sharing=prefix_sharing,
+        activation_checkpointing=checkpointing,
+        deepspeed=deepspeed_json(args),
+    )
 
 
 @contextlib.contextmanager
-def engine_of(args: argparse.Namespace, config: MistralConfig, hardware: Hardware) -> Iterator[Engine]:
+def engine_of(
+    args: argparse.Namespace, config: MistralConfig, hardware: Hardware
+) -> Iterator[Engine]:
     """The engine of one rank with a random policy."""
     engine = Engine(hardware, 0)
     try:
-        engine.adopt(partial(random_policy, config, hardware.attention, DTYPES[hardware.dtype], hardware.activation_checkpointing,
-                             args.device), Optim())
+        engine.adopt(
+            partial(
+                random_policy,
+                config,
+                hardware.attention,
+                DTYPES[hardware.dtype],
+                hardware.activation_checkpointing,
+                args.device,
+            ),
+            Optim(),
+        )
         yield engine
     finally:
         engine.close()
@@ -213,34 +290,74 @@ def pair_table(lengths: Sequence[tuple[int, int, int]], vocabulary: int) -> Pair
 def dpo_split(engine: Engine, args: argparse.Namespace, cell: str, folder: str) -> Split:
     """A step of pairs, planned and scored by the reference as in train_dpo.py."""
     kind, *options = cell.split(":")
-    budget, lengths = cell_budget(args, cell), pair_lengths(kind, args.pairs, longest=args.longest) if kind in PROFILES else []
+    budget, lengths = (
+        cell_budget(args, cell),
+        pair_lengths(kind, args.pairs, longest=args.longest) if kind in PROFILES else [],
+    )
     if kind == "row":
         budget, lengths = int(options[0]), [PAIR] * (int(options[0]) // sum(PAIR))
-    hardware = hardware_of(args, engine.hardware.activation_checkpointing, "unshared" not in options)
+    hardware = hardware_of(
+        args, engine.hardware.activation_checkpointing, "unshared" not in options
+    )
     config = DPOConfig("random", Data(("random",)), hardware=hardware, reference=Reference(folder))
     pairs = pair_table(lengths, engine.policy.lm.config.vocab_size)
-    plan = plan_epochs(train_dpo.packed_tokens(pairs, config), per_step=len(pairs), epochs=1, ranks=1, budget_tokens=budget)
+    plan = plan_epochs(
+        train_dpo.packed_tokens(pairs, config),
+        per_step=len(pairs),
+        epochs=1,
+        ranks=1,
+        budget_tokens=budget,
+    )
     if "unpacked" in options:
-        plan = plan._replace(steps=[plan.steps[0]._replace(ranks=[[[i] for i in range(len(pairs))]])])
-    return train_dpo.with_reference(engine, config, train_dpo.split(engine, config, pairs, plan), pairs, {"model": "random"})
+        plan = plan._replace(
+            steps=[plan.steps[0]._replace(ranks=[[[i] for i in range(len(pairs))]])]
+        )
+    return train_dpo.with_reference(
+        engine, config, train_dpo.split(engine, config, pairs, plan), pairs, {"model": "random"}
+    )
 
 
 def sft_split(engine: Engine, args: argparse.Namespace, cell: str) -> Split:
-    """A step of dialogues, every token but the first a target, in windows of twice `longest` as in train_sft.py."""
+    """A step of dialogues, every token but the first a target, in windows of twice `longest` as in
+    train_sft.py."""
     window, vocabulary = 2 * args.longest, engine.policy.lm.config.vocab_size
     drawn, rng = dialogue_lengths(args.documents), np.random.default_rng(0)
     sizes = [max(16, length * window // 2048) for length in drawn]
-    texts = Texts(pa.Table.from_batches([example_batch([
-        EncodedText(str(i), rng.integers(3, vocabulary, n).tolist(), [False] + [True] * (n - 1)) for i, n in enumerate(sizes)])]))
+    texts = Texts(
+        pa.Table.from_batches(
+            [
+                example_batch(
+                    [
+                        EncodedText(
+                            str(i),
+                            rng.integers(3, vocabulary, n).tolist(),
+                            [False] + [True] * (n - 1),
+                        )
+                        for i, n in enumerate(sizes)
+                    ]
+                )
+            ]
+        )
+    )
     config = SFTConfig("random", SFTData(("random",), max_tokens=window), hardware=engine.hardware)
-    plan = plan_epochs(sizes, per_step=len(sizes), epochs=1, ranks=1,
-                       budget_tokens=cell_budget(args, cell), window_tokens=window)
+    plan = plan_epochs(
+        sizes,
+        per_step=len(sizes),
+        epochs=1,
+        ranks=1,
+        budget_tokens=cell_budget(args, cell),
+        window_tokens=window,
+    )
     return train_sft.split(engine, config, texts, plan, {"model": "random"})
 
 
 def instrumented(engine: Engine, phases: Phases) -> None:
-    """Marks around the engine's backward and update, and around forward and backward of the head."""
-    engine.backward, engine.step = phases.timed("backward", engine.backward), phases.timed("optimiser", engine.step)
+    """Marks around the engine's backward and update, and around forward and backward of the
+    head."""
+    engine.backward, engine.step = (
+        phases.timed("backward", engine.backward),
+        phases.timed("optimiser", engine.step),
+    )
     head = engine.policy.lm.get_output_embeddings()
 
     def after(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -248,13 +365,18 @@ def instrumented(engine: Engine, phases: Phases) -> None:
         if output.requires_grad:
             output.register_hook(lambda _: phases.begin("head_backward"))
             inputs[0].register_hook(lambda _: phases.end("head_backward"))
+
     head.register_forward_pre_hook(lambda *_: phases.begin("head_forward"))
     head.register_forward_hook(after)
 
 
 def one_step(engine: Engine, split: Split, phases: Phases, lr: float = 0.0) -> dict[str, float]:
-    """What `fit` does in a step; the loss and gradient norm, alike however the step's pairs are packed."""
-    timed = split._replace(collate=phases.timed("host", split.collate), objective=phases.timed("forward", split.objective))
+    """What `fit` does in a step; the loss and gradient norm, alike however the step's pairs are
+    packed."""
+    timed = split._replace(
+        collate=phases.timed("host", split.collate),
+        objective=phases.timed("forward", split.objective),
+    )
     totals, grad_norm = run_step(engine, timed, 0, None), engine.step(lr)
     totals.of |= dict(zip(("update", "weight"), engine.update_and_weight(lr)))
     of_step = phases.timed("reduce", reduced)(engine, split, 0, totals, grad_norm)
@@ -262,7 +384,8 @@ def one_step(engine: Engine, split: Split, phases: Phases, lr: float = 0.0) -> d
 
 
 def traced(engine: Engine, split: Split, phases: Phases, path: Path) -> Json:
-    """One step under the profiler, its 25 dearest operations as text, collectives' share; on a GPU how often the host waited for it."""
+    """One step under the profiler, its 25 dearest operations as text, collectives' share; on a GPU
+    how often the host waited for it."""
     cuda = engine.device.type == "cuda"
     kinds = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * cuda
     with torch.profiler.profile(activities=kinds) as profile:
@@ -270,7 +393,9 @@ def traced(engine: Engine, split: Split, phases: Phases, path: Path) -> Json:
     events = profile.key_averages()
     key = "self_device_time_total" if cuda else "self_cpu_time_total"
     path.write_text(events.table(sort_by=key, row_limit=25, max_name_column_width=60) + "\n")
-    collective = sum(getattr(e, key) for e in events if e.key.startswith(("gloo:", "nccl", "ncclDev")))
+    collective = sum(
+        getattr(e, key) for e in events if e.key.startswith(("gloo:", "nccl", "ncclDev"))
+    )
     found: Json = {"collectives_share": collective / max(1, sum(getattr(e, key) for e in events))}
     if cuda:
         with warnings.catch_warnings(record=True) as caught:
@@ -279,7 +404,9 @@ def traced(engine: Engine, split: Split, phases: Phases, path: Path) -> Json:
             one_step(engine, split, phases)
             torch.cuda.set_sync_debug_mode("default")
         waits = [w for w in caught if "synchroniz" in str(w.message)]
-        lines = Counter(f"{Path(w.filename).parent.name}/{Path(w.filename).name}:{w.lineno}" for w in waits)
+        lines = Counter(
+            f"{Path(w.filename).parent.name}/{Path(w.filename).name}:{w.lineno}" for w in waits
+        )
         found |= {"host_waits": len(waits), "host_waits_by_line": dict(lines.most_common(12))}
     phases.seconds()
     return found
@@ -289,33 +416,60 @@ def summary(engine: Engine, split: Split, rounds: list[dict[str, float]], rate: 
     """Medians of a cell's rounds, against what it had to compute."""
     step = split.plan.steps[0]
     seconds = measure.spread([of["total"] for of in rounds])
-    phase = {name: measure.spread([of.get(name, 0.0) for of in rounds])["median"] for name in rounds[0] if name != "total"}
-    flops, tokens, units = (sum(of[i] for i in step.examples()) for of in (split.forward_flops, split.tokens, split.units))
-    return {"examples": len(step.examples()), "tokens": tokens, split.unit_name: units, "micro_batches": len(step.ranks[0]),
-            "seconds": seconds, "tokens_per_second": tokens / seconds["median"], f"{split.unit_name}_per_second": units / seconds["median"],
-            "mfu": mfu(flops, seconds["median"], 1), "of_gemm_rate": 3 * flops / seconds["median"] / rate, "phases": phase,
-            "host_share": phase["host"] / seconds["median"]}
+    phase = {
+        name: measure.spread([of.get(name, 0.0) for of in rounds])["median"]
+        for name in rounds[0]
+        if name != "total"
+    }
+    flops, tokens, units = (
+        sum(of[i] for i in step.examples())
+        for of in (split.forward_flops, split.tokens, split.units)
+    )
+    return {
+        "examples": len(step.examples()),
+        "tokens": tokens,
+        split.unit_name: units,
+        "micro_batches": len(step.ranks[0]),
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds["median"],
+        f"{split.unit_name}_per_second": units / seconds["median"],
+        "mfu": mfu(flops, seconds["median"], 1),
+        "of_gemm_rate": 3 * flops / seconds["median"] / rate,
+        "phases": phase,
+        "host_share": phase["host"] / seconds["median"],
+    }
 
 
-def measured(engine: Engine, args: argparse.Namespace, splits: dict[str, Split], rate: float) -> Json:
-    """Every cell, in turn: time and phases, memory, the first cell's profile, and what the reference pass takes."""
+def measured(
+    engine: Engine, args: argparse.Namespace, splits: dict[str, Split], rate: float
+) -> Json:
+    """Every cell, in turn: time and phases, memory, the first cell's profile, and what the
+    reference pass takes."""
     phases = Phases(engine.device)
     instrumented(engine, phases)
-    one_step(engine, next(iter(splits.values())), phases, lr=args.lr)      # from here on the policy is not the reference
+    one_step(
+        engine, next(iter(splits.values())), phases, lr=args.lr
+    )  # from here on the policy is not the reference
     result: Json = {}
     try:
         time_cells(engine, args, splits, rate, phases, result)
-    except torch.OutOfMemoryError as error:         # DeepSpeed's hooks are left half way: no cell can follow
+    except (
+        torch.OutOfMemoryError
+    ) as error:  # DeepSpeed's hooks are left half way: no cell can follow
         result["out_of_memory"] = str(error).splitlines()[0]
         keep(args, result)
         return result
     name, split = next(iter(splits.items()))
     recompute_as(engine, args, name)
     if split.unit_name == "pairs":
-        forward = partial(reference.forward_pass, engine, split.plan.steps[0].ranks[0], split.collate)
+        forward = partial(
+            reference.forward_pass, engine, split.plan.steps[0].ranks[0], split.collate
+        )
         once = measure.seconds(forward, repeats=3, warm_ups=1)
         result[name]["reference_pass"] = {
-            "seconds": once, "times_training": result[name]["seconds"]["median"] / once["median"]}
+            "seconds": once,
+            "times_training": result[name]["seconds"]["median"] / once["median"],
+        }
         keep(args, result)
     if args.trace == "yes":
         result[name] |= traced(engine, split, phases, args.out / f"profile_{args.name}.txt")
@@ -327,8 +481,14 @@ def keep(args: argparse.Namespace, result: Json) -> None:
     (args.out / f"{args.name}.partial.json").write_text(json.dumps(result, indent=1))
 
 
-def time_cells(engine: Engine, args: argparse.Namespace, splits: dict[str, Split], rate: float,
-               phases: Phases, result: Json) -> None:
+def time_cells(
+    engine: Engine,
+    args: argparse.Namespace,
+    splits: dict[str, Split],
+    rate: float,
+    phases: Phases,
+    result: Json,
+) -> None:
     """Peak memory of every cell, then rounds of all cells in turn; `result` grows with each."""
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in splits}
     first: dict[str, Json] = {}
@@ -348,25 +508,50 @@ def time_cells(engine: Engine, args: argparse.Namespace, splits: dict[str, Split
 
 
 def growth(cells: Json) -> Json:
-    """Time a token of forward and backward, of rows of growing length; how far a line through the rows' seconds is off."""
-    rows = {of["tokens"]: sum(s for n, s in of["phases"].items() if n not in ("optimiser", "reduce")) for of in cells.values()}
+    """Time a token of forward and backward, of rows of growing length; how far a line through the
+    rows' seconds is off."""
+    rows = {
+        of["tokens"]: sum(s for n, s in of["phases"].items() if n not in ("optimiser", "reduce"))
+        for of in cells.values()
+    }
     tokens, seconds = np.array(list(rows)), np.array(list(rows.values()))
-    line, *_ = np.linalg.lstsq(np.stack([np.ones_like(seconds), tokens], 1) / seconds[:, None], np.ones_like(seconds), rcond=None)
-    return {"microseconds_per_token": {str(n): s / n * 1e6 for n, s in rows.items()},
-            "deviation_from_line": float(np.abs((line[0] + line[1] * tokens) / seconds - 1).max()),
-            "deviation_from_proportion": float(max(s / n for n, s in rows.items()) / min(s / n for n, s in rows.items()) - 1)}
+    line, *_ = np.linalg.lstsq(
+        np.stack([np.ones_like(seconds), tokens], 1) / seconds[:, None],
+        np.ones_like(seconds),
+        rcond=None,
+    )
+    return {
+        "microseconds_per_token": {str(n): s / n * 1e6 for n, s in rows.items()},
+        "deviation_from_line": float(np.abs((line[0] + line[1] * tokens) / seconds - 1).max()),
+        "deviation_from_proportion": float(
+            max(s / n for n, s in rows.items()) / min(s / n for n, s in rows.items()) - 1
+        ),
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> Json:
     gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     cells = "ultrafeedback,ultrafeedback:unshared,ultrafeedback:unpacked,tldr,tldr:unshared,sft"
-    for name, on_cpu, on_gpu in (("model", "A", "7B"), ("cells", cells, cells), ("checkpointing", "false", "true"), ("pairs", 8, 32),
-                                 ("documents", 8, 43), ("longest", 512, 1024), ("budget", 2400, 8192),
-                                 ("attention", "sdpa", "torch_varlen"), ("accumulate", "fp32", "fp32"),
-                                 ("leaf", "none", "none"), ("trace", "yes", "yes"), ("lr", 1e-4, 1e-6),
-                                 ("rounds", 5, 5), ("device", "cpu", "cuda"),
-                                 ("out", measure.RESULTS, measure.RESULTS)):
+    for name, on_cpu, on_gpu in (
+        ("model", "A", "7B"),
+        ("cells", cells, cells),
+        ("checkpointing", "false", "true"),
+        ("pairs", 8, 32),
+        ("documents", 8, 43),
+        ("longest", 512, 1024),
+        ("budget", 2400, 8192),
+        ("attention", "sdpa", "torch_varlen"),
+        ("accumulate", "fp32", "fp32"),
+        ("leaf", "none", "none"),
+        ("trace", "yes", "yes"),
+        ("lr", 1e-4, 1e-6),
+        ("rounds", 5, 5),
+        ("device", "cpu", "cuda"),
+        ("out", measure.RESULTS, measure.RESULTS),
+    ):
         parser.add_argument(f"--{name}", type=type(on_cpu), default=on_gpu if gpu else on_cpu)
     parser.add_argument("--layers", type=int, help="default: the shape's, on a GPU as many as fit")
     parser.add_argument("--name", help="of the result; default step_MODEL")
@@ -376,17 +561,31 @@ def main(argv: Sequence[str] | None = None) -> Json:
     config = fitted(SHAPES[args.model], args.layers)
     rate = gemm_rate(args.device, torch.bfloat16 if args.device == "cuda" else torch.float32)
     settings = {name: str(value) for name, value in vars(args).items() if name != "out"}
-    result: Json = {"shape": config.to_diff_dict(), "settings": settings, "gemm_flops_per_second": rate}
+    result: Json = {
+        "shape": config.to_diff_dict(),
+        "settings": settings,
+        "gemm_flops_per_second": rate,
+    }
     started, hardware = time.perf_counter(), hardware_of(args, yaml.safe_load(args.checkpointing))
     with engine_of(args, config, hardware) as engine, tempfile.TemporaryDirectory() as folder:
-        splits = {cell: sft_split(engine, args, cell) if cell.startswith("sft") else dpo_split(engine, args, cell, folder)
-                  for cell in args.cells.split(",")}
+        splits = {
+            cell: sft_split(engine, args, cell)
+            if cell.startswith("sft")
+            else dpo_split(engine, args, cell, folder)
+            for cell in args.cells.split(",")
+        }
         result |= {"parameters": engine.parameters, "start_seconds": time.perf_counter() - started}
         cells = measured(engine, args, splits, rate)
         result |= {"out_of_memory": cells.pop("out_of_memory")} if "out_of_memory" in cells else {}
         rows = {name: cell for name, cell in cells.items() if name.startswith("row:")}
-        result |= {"peak_memory_bytes": engine.peak_memory_bytes(), **({"growth": growth(rows)} if len(rows) > 1 else {}), "cells": cells}
-    measure.save(args.name, "python tests/benchmarks/bench_step.py " + " ".join(argv or sys.argv[1:]), result)
+        result |= {
+            "peak_memory_bytes": engine.peak_memory_bytes(),
+            **({"growth": growth(rows)} if len(rows) > 1 else {}),
+            "cells": cells,
+        }
+    measure.save(
+        args.name, "python tests/benchmarks/bench_step.py " + " ".join(argv or sys.argv[1:]), result
+    )
     (args.out / f"{args.name}.partial.json").unlink()
     return result
 

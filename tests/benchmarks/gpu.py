@@ -1,9 +1,12 @@
-"""Every row of the bench that wants a GPU, in one command of ten minutes: each a process of its own with a limit of its own, its result
-written before the next begins, so that a cut leaves what was measured.
+"""Every row of the bench that wants a GPU, in one command of ten minutes: each a process of its own
+with a limit of its own, its result written before the next begins, so that a cut leaves what was
+measured.
 
     make gpu-bench GPU_PYTHON=python3 [WHEELS=folder]      or  python3 tests/benchmarks/gpu.py --wheels FOLDER --out DIR
 
-Nothing is fetched: what the Python lacks (deepspeed and what it needs) lies in WHEELS. --device cpu runs the same rows at toy sizes."""
+Nothing is fetched: what the Python lacks (deepspeed and what it needs) lies in WHEELS. --device cpu
+runs the same rows at toy sizes."""
+
 import argparse
 import importlib.util
 import json
@@ -25,40 +28,76 @@ class Row(NamedTuple):
     name: str
     script: str
     options: str
-    toy: str                                        # options that make it small, for --device cpu
-    limit: int                                      # seconds
+    toy: str  # options that make it small, for --device cpu
+    limit: int  # seconds
 
 
 SMALL = "--model tiny --longest 64 --pairs 4 --documents 4 --budget 300 --rounds 1"
 STEP = "--model 7B --rounds 3 --cells"
 TRL = '--fix trl={"precision":"autocast","gradient_checkpointing":false,'
 ROWS = [
-    Row("step_7B_leaf", "bench_step.py",
+    Row(
+        "step_7B_leaf",
+        "bench_step.py",
         f"{STEP} ultrafeedback:budget=16384:recompute=all,ultrafeedback:budget=8192:recompute=all --leaf layer",
-        f"{SMALL} --leaf layer --cells ultrafeedback:recompute=all,ultrafeedback:budget=200:recompute=mlp", 120),
-    Row("step_7B_leaf_bf16", "bench_step.py",
+        f"{SMALL} --leaf layer --cells ultrafeedback:recompute=all,ultrafeedback:budget=200:recompute=mlp",
+        120,
+    ),
+    Row(
+        "step_7B_leaf_bf16",
+        "bench_step.py",
         f"{STEP} ultrafeedback:budget=11264:recompute=mlp,sft:budget=11264:recompute=mlp --documents 22 "
         "--leaf layer --accumulate bf16",
-        f"{SMALL} --leaf layer --cells ultrafeedback:recompute=mlp,sft", 120),
-    Row("step_7B", "bench_step.py",
+        f"{SMALL} --leaf layer --cells ultrafeedback:recompute=mlp,sft",
+        120,
+    ),
+    Row(
+        "step_7B",
+        "bench_step.py",
         f"{STEP} ultrafeedback:budget=16384:recompute=all --trace no",
-        f"{SMALL} --cells ultrafeedback:recompute=all --trace no", 75),
-    Row("peer", "bench_peer.py",
+        f"{SMALL} --cells ultrafeedback:recompute=all --trace no",
+        75,
+    ),
+    Row(
+        "peer",
+        "bench_peer.py",
         "--gpu --model 7B-8L --contenders zephyr,trl --pairs 32 --longest 1024 --steps 2 --rounds 3 --lr 1e-5 "
         '--fix zephyr={"activation_checkpointing":false,"tokens_per_micro_batch":16384} '
         f'{TRL}"micro":4,"rebalance":true}}',
-        "", 160),
+        "",
+        160,
+    ),
     Row("head", "bench_head.py", "--tokens 24000", "--shapes 32x96 --tokens 64 --repeats 1", 40),
-    Row("tests", "-m", "pytest tests/gpu -p no:cacheprovider -rs -q", "pytest tests/gpu -p no:cacheprovider -q", 100),
-    Row("attention", "bench_attention.py", "--profiles ultrafeedback,tldr",
-        "--row 2048 --heads 2x1x16 --repeats 1 --profiles tldr", 60),
-    Row("sharing", "bench_step.py",
+    Row(
+        "tests",
+        "-m",
+        "pytest tests/gpu -p no:cacheprovider -rs -q",
+        "pytest tests/gpu -p no:cacheprovider -q",
+        100,
+    ),
+    Row(
+        "attention",
+        "bench_attention.py",
+        "--profiles ultrafeedback,tldr",
+        "--row 2048 --heads 2x1x16 --repeats 1 --profiles tldr",
+        60,
+    ),
+    Row(
+        "sharing",
+        "bench_step.py",
         "--model 7B --layers 8 --rounds 3 --budget 16384 --checkpointing false "
         "--cells ultrafeedback,ultrafeedback:unshared,tldr,tldr:unshared",
-        f"{SMALL} --cells ultrafeedback,ultrafeedback:unshared", 90),
-    Row("growth", "bench_step.py",
+        f"{SMALL} --cells ultrafeedback,ultrafeedback:unshared",
+        90,
+    ),
+    Row(
+        "growth",
+        "bench_step.py",
         "--layers 2 --checkpointing false --rounds 3 --cells row:1024,row:2048,row:4096,row:8192,row:16384,row:32768",
-        f"{SMALL} --budget 600 --cells row:512,row:1024", 90)]
+        f"{SMALL} --budget 600 --cells row:512,row:1024",
+        90,
+    ),
+]
 
 
 def installed(wheels: Path, target: Path) -> None:
@@ -66,19 +105,42 @@ def installed(wheels: Path, target: Path) -> None:
     files = sorted(map(str, wheels.glob("*.whl")))
     if not files:
         sys.exit(f"error: no wheels in {wheels}")
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--find-links", str(wheels),
-                    "--target", str(target), *files], check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-index",
+            "--no-deps",
+            "--find-links",
+            str(wheels),
+            "--target",
+            str(target),
+            *files,
+        ],
+        check=True,
+    )
 
 
-def run(row: Row, options: Sequence[str], seconds: float, log: Path, environment: dict[str, str]) -> str:
+def run(
+    row: Row, options: Sequence[str], seconds: float, log: Path, environment: dict[str, str]
+) -> str:
     """One row; what became of it. It is ended with all that it started when its time is over."""
     named = ["--name", row.name] if row.script == "bench_step.py" else []
     out = ["--out", str(log.parent)] if row.script not in ("bench_peer.py", "-m") else []
     script = row.script if row.script == "-m" else str(HERE / row.script)
     command = [sys.executable, script, *options, *named, *out]
     with log.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
-                                   env=environment | {"ZEPHYR_RESULTS": str(log.parent)}, cwd=HERE.parents[1])
+        process = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=environment | {"ZEPHYR_RESULTS": str(log.parent)},
+            cwd=HERE.parents[1],
+        )
         try:
             code = process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -99,10 +161,14 @@ def bundle(folder: Path, file: Path | None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, str]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--wheels", type=Path, help="a folder of wheels that this Python lacks")
     parser.add_argument("--out", type=Path, default=HERE / "results")
-    parser.add_argument("--bundle", type=Path, help="a .tar.gz of all results, written anew after each row")
+    parser.add_argument(
+        "--bundle", type=Path, help="a .tar.gz of all results, written anew after each row"
+    )
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--rows", default=",".join(row.name for row in ROWS))
     parser.add_argument("--seconds", type=float, default=570, help="for everything")
@@ -115,17 +181,31 @@ def main(argv: Sequence[str] | None = None) -> dict[str, str]:
         if args.wheels:
             installed(args.wheels, Path(site))
             sys.path.append(site)
-        path = os.pathsep.join([str(HERE.parents[1]), site, *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = {**os.environ, "PYTHONPATH": path, "DS_ACCELERATOR": args.device, "HF_HUB_OFFLINE": "1",
-                       "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+        path = os.pathsep.join(
+            [str(HERE.parents[1]), site, *filter(None, [os.environ.get("PYTHONPATH")])]
+        )
+        environment = {
+            **os.environ,
+            "PYTHONPATH": path,
+            "DS_ACCELERATOR": args.device,
+            "HF_HUB_OFFLINE": "1",
+            "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+        }
         for row in (row for row in ROWS if row.name in wanted):
-            options, left = (row.toy if args.device == "cpu" else row.options).split(), end - time.monotonic()
-            if row.name == "peer" and (importlib.util.find_spec("trl") is None or not (HERE / row.script).exists()):
+            options, left = (
+                (row.toy if args.device == "cpu" else row.options).split(),
+                end - time.monotonic(),
+            )
+            if row.name == "peer" and (
+                importlib.util.find_spec("trl") is None or not (HERE / row.script).exists()
+            ):
                 said[row.name] = "not measured: trl is not importable here"
             elif left < 10:
                 said[row.name] = "not measured: no time was left"
             else:
-                said[row.name] = run(row, options, min(row.limit, left), args.out / f"{row.name}.log", environment)
+                said[row.name] = run(
+                    row, options, min(row.limit, left), args.out / f"{row.name}.log", environment
+                )
             print(f"{row.name}: {said[row.name]} ({end - time.monotonic():.0f} s left)", flush=True)
             (args.out / "gpu_rows.json").write_text(json.dumps(said, indent=1) + "\n")
             bundle(args.out, args.bundle)

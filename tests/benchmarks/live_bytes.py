@@ -1,4 +1,6 @@
-"""The peak of tensor bytes that a call holds at a time: by the GPU's allocator, or on the CPU by watching every tensor that is made."""
+"""The peak of tensor bytes that a call holds at a time: by the GPU's allocator, or on the CPU by
+watching every tensor that is made."""
+
 import weakref
 from collections.abc import Callable
 from typing import TypeVar
@@ -19,9 +21,16 @@ class LiveBytes(TorchDispatchMode):
         self.live = self.peak = 0
         self.known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
-    def __torch_dispatch__(self, function: Callable[..., object], types: object, args: tuple[object, ...] = (),
-                           kwargs: dict[str, object] | None = None) -> object:
-        before = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+    def __torch_dispatch__(
+        self,
+        function: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        before = {
+            t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)
+        }
         result = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in before:
@@ -36,6 +45,7 @@ class LiveBytes(TorchDispatchMode):
         def gone(_: object) -> None:
             self.live -= size
             del self.known[key]
+
         self.known[key] = weakref.ref(storage, gone)
         self.live += size
         self.peak = max(self.peak, self.live)

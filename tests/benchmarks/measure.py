@@ -1,4 +1,6 @@
-"""What every benchmark shares: a result file that says on what, with what and how it was measured, and medians with their spread."""
+"""What every benchmark shares: a result file that says on what, with what and how it was measured,
+and medians with their spread."""
+
 import json
 import os
 import platform
@@ -25,14 +27,30 @@ def machine() -> dict[str, object]:
         except PackageNotFoundError:
             continue
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-    gpu = {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda} if torch.cuda.is_available() else {}
-    return {"cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads(), **gpu, "python": platform.python_version(),
-            "packages": versions, "commit": commit(), "date": time.strftime("%Y-%m-%d", time.gmtime())}
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
+    gpu = (
+        {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+        if torch.cuda.is_available()
+        else {}
+    )
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        **gpu,
+        "python": platform.python_version(),
+        "packages": versions,
+        "commit": commit(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
 
 
 def commit() -> str:
-    """The commit of the code; ZEPHYR_COMMIT says it for a copy of the files that git knows nothing of."""
+    """The commit of the code; ZEPHYR_COMMIT says it for a copy of the files that git knows nothing
+    of."""
     if "ZEPHYR_COMMIT" in os.environ or not shutil.which("git"):
         return os.environ.get("ZEPHYR_COMMIT", "unknown")
     command = ["git", "rev-parse", "--short", "HEAD"]
@@ -42,10 +60,17 @@ def commit() -> str:
 
 def spread(values: Sequence[float]) -> dict[str, float | int]:
     """Median, least and greatest of repeated measurements, and how many there were."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values), "n": len(values)}
+    return {
+        "median": statistics.median(values),
+        "min": min(values),
+        "max": max(values),
+        "n": len(values),
+    }
 
 
-def seconds(call: Callable[[], object], repeats: int = 5, warm_ups: int = 1) -> dict[str, float | int]:
+def seconds(
+    call: Callable[[], object], repeats: int = 5, warm_ups: int = 1
+) -> dict[str, float | int]:
     """Time of a call: by device events on a GPU, else as CPU time of this process, all threads."""
     times = []
     for i in range(warm_ups + repeats):
@@ -67,5 +92,7 @@ def save(name: str, command: str, result: object) -> None:
     """Write results/NAME.json (NAME.gpu.json on a GPU) and print it."""
     RESULTS.mkdir(exist_ok=True, parents=True)
     text = json.dumps({"command": command, "machine": machine(), "result": result}, indent=1)
-    (RESULTS / f"{name}{'.gpu' if torch.cuda.is_available() else ''}.json").write_text(text + "\n", encoding="utf-8")
+    (RESULTS / f"{name}{'.gpu' if torch.cuda.is_available() else ''}.json").write_text(
+        text + "\n", encoding="utf-8"
+    )
     print(text)

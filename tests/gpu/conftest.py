@@ -1,4 +1,5 @@
 """Measurements of the GPU tests, written as JSON after each test that made one."""
+
 import json
 import os
 import platform
@@ -27,14 +28,19 @@ def figures() -> dict[str, object]:
 
 @pytest.fixture
 def measured(figures: dict[str, object]) -> Iterator[dict[str, object]]:
-    """A dictionary that tests add figures to; `<GPU>-torch-<version>.json` is written whole after each
-    test, so that a process which is ended early leaves what it measured."""
+    """A dictionary that tests add figures to; `<GPU>-torch-<version>.json` is written whole after
+    each test, so that a process which is ended early leaves what it measured."""
     yield figures
     if figures and torch.cuda.is_available():
         RESULTS.mkdir(exist_ok=True, parents=True)
         gpu = torch.cuda.get_device_name().replace(" ", "-")
         names = ("torch", "transformers", "deepspeed", "flash-attn", "einops")
         packages = {name: version(name) for name in names}
-        head = {"gpu": gpu, "python": platform.python_version(), "cuda": torch.version.cuda, **packages}
+        head = {
+            "gpu": gpu,
+            "python": platform.python_version(),
+            "cuda": torch.version.cuda,
+            **packages,
+        }
         path = RESULTS / f"{gpu}-torch-{packages['torch'].split('+')[0]}.json"
         path.write_text(json.dumps({**head, **figures}, indent=1) + "\n")

@@ -13,7 +13,7 @@ def tests(file: str, *names: str) -> str:
 
 ALARMS = of(
     "zephyr/training/alarms.py",
-    "tests/test_alarms.py",
+    "tests/training/test_alarms.py",
     ('record["update_ratio"] / record["learning_rate"]', 'record["update_ratio"]'),
     ("* sum(rates) if", "* max(rates) if"),
     ("* sum(rates) if", "if"),
@@ -44,7 +44,7 @@ ALARMS = of(
 
 PLANNER = of(
     "zephyr/training/planner.py",
-    "tests/test_planner.py",
+    "tests/training/test_planner.py",
     ('"H200": 989.4e12', '"H200": 1979e12'),
     ("    attention = 4 *", "    attention = 2 *"),
     (
@@ -76,7 +76,7 @@ PLANNER = of(
 )
 
 MEMORY = of(
-    "zephyr/verify/memory.py",
+    "zephyr/model/memory.py",
     tests(
         "planner",
         "activations_of_mistral_7b_by_hand",
@@ -115,11 +115,11 @@ MEMORY = of(
 )
 
 ROTARY = (
-    "tests/test_families.py::test_an_untrained_second_epoch_stays_at_ln_2[Phi-3 1]",
-    "tests/test_families.py::test_an_untrained_second_epoch_stays_at_ln_2[Llama 2]",
-    "tests/test_families.py::test_packed_equals_eager[Granite-untied]",
-    "tests/test_families.py::test_packed_equals_eager[Phi-3 1-untied]",
-    "tests/test_families.py::test_packed_equals_eager[Gemma 3-tied]",
+    "tests/model/test_families.py::test_an_untrained_second_epoch_stays_at_ln_2[Phi-3 1]",
+    "tests/model/test_families.py::test_an_untrained_second_epoch_stays_at_ln_2[Llama 2]",
+    "tests/model/test_families.py::test_packed_equals_eager[Granite-untied]",
+    "tests/model/test_families.py::test_packed_equals_eager[Phi-3 1-untied]",
+    "tests/model/test_families.py::test_packed_equals_eager[Gemma 3-tied]",
 )
 POLICY = of(
     "zephyr/model/policy.py",
@@ -166,7 +166,7 @@ POLICY = [mutant._replace(tests=mutant.tests + ROTARY) for mutant in POLICY]
 
 PROOF = of(
     "zephyr/model/proof.py",
-    "tests/test_proof.py "
+    "tests/model/test_proof.py "
     + tests(
         "every_decoder",
         "numbers_and_calls_alone_refuse_a_state[lfm2]",
@@ -223,7 +223,7 @@ PROOF = of(
 
 GENERATE = of(
     "zephyr/model/generate.py",
-    "tests/test_generate.py "
+    "tests/model/test_generate.py "
     + tests("export", "generation_continues_training_ids_and_keeps_the_order"),
     ("if len(ids) + max_new_tokens > positions:", "if max_new_tokens > positions:"),
     ("if len(ids) + max_new_tokens > positions:", "if len(ids) + max_new_tokens >= positions:"),
@@ -275,7 +275,7 @@ GENERATE = of(
 
 FOLDER = of(
     "zephyr/training/folder.py",
-    "tests/test_folder.py " + tests("security", "a_run_writes_through_no_link"),
+    "tests/training/test_folder.py " + tests("security", "a_run_writes_through_no_link"),
     ('os.environ.get("RANK", "0") == "0"', "True"),
     ('if resume == "never" and self.holds_a_run():', 'if resume == "never":'),
     (
@@ -344,13 +344,13 @@ FOLDER = of(
     ("        if self.lock is not None:\n            self.lock.close()", "        pass"),
 ) + of(
     "zephyr/training/checkpoint.py",
-    "tests/test_folder.py",
+    "tests/training/test_folder.py",
     ('(IDENTITY, "metrics.jsonl", "report.html")', '(IDENTITY, "report.html")'),
     ('["checkpoints/"] if numbered(run_dir / "checkpoints") else []', "[]"),
     ('for name in ("pairs", "model") if', 'for name in ("pairs",) if'),
 )
 
-FEW_RUNS = "tests/test_launch.py " + tests("faults", "a_second_sigint_stops_at_once")
+FEW_RUNS = "tests/training/test_launch.py " + tests("faults", "a_second_sigint_stops_at_once")
 LAUNCH = of(
     "zephyr/training/launch.py",
     FEW_RUNS,
@@ -443,7 +443,7 @@ LAUNCH = of(
 
 TOLERANCE = of(
     "zephyr/training/tolerance.py",
-    "tests/test_tolerance.py",
+    "tests/training/test_tolerance.py",
     ('"bfloat16": (0.02, 0.25)}', '"bfloat16": (0.25, 0.02)}'),
     ('"bfloat16": (0.02, 0.25)}', '"bfloat16": (0.02, 2.5)}'),
     ('"bfloat16": (0.02, 0.25)}', '"bfloat16": (0.02, 0.08)}'),
@@ -748,7 +748,7 @@ PREFLIGHT = of(
 
 METRICS = of(
     "zephyr/training/metrics.py",
-    "tests/test_metrics.py",
+    "tests/training/test_metrics.py",
     ("value.detach().double().sum()", "value.double().sum()"),
     ("value.detach().double().sum()", "value.detach().sum()"),
     ("        if not active:\n            return\n", ""),

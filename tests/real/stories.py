@@ -1,4 +1,5 @@
-"""The real pretrained model stories260K (a grouped-query Llama of llama2.c) as a Hugging Face Mistral folder."""
+"""The real pretrained model stories260K (a grouped-query Llama of llama2.c) as a Hugging Face
+Mistral folder."""
 
 from __future__ import annotations
 
@@ -50,7 +51,9 @@ def convert(weights: Path, vocabulary: Path, folder: Path) -> Path:
         pad_token_id=EOS,
     )
     model = MistralForCausalLM(config).float()
-    missing, unexpected = model.load_state_dict(tensors(np.frombuffer(data, "<f4", offset=28), shape), strict=False)
+    missing, unexpected = model.load_state_dict(
+        tensors(np.frombuffer(data, "<f4", offset=28), shape), strict=False
+    )
     assert missing in ([], ["lm_head.weight"]) and not unexpected
     model.generation_config = GenerationConfig(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=EOS)
     model.save_pretrained(folder)
@@ -60,7 +63,8 @@ def convert(weights: Path, vocabulary: Path, folder: Path) -> Path:
 
 
 def tensors(floats: np.ndarray, shape: Shape) -> dict[str, Tensor]:
-    """The file's arrays under Hugging Face's names; queries and keys from RoPE on neighbours to halves."""
+    """The file's arrays under Hugging Face's names; queries and keys from RoPE on neighbours to
+    halves."""
     kv_width = shape.hidden * shape.kv_heads // shape.heads
     at = 0
 
@@ -114,7 +118,10 @@ def sentencepiece_model(path: Path) -> bytes:
     piece = sentencepiece_model_pb2.ModelProto.SentencePiece
     for i, (score, name) in enumerate(read_vocabulary(path)):
         if i < FIRST_BYTE:
-            text, kind = ("<unk>", "<s>", "</s>")[i], piece.UNKNOWN if i == UNKNOWN else piece.CONTROL
+            text, kind = (
+                ("<unk>", "<s>", "</s>")[i],
+                piece.UNKNOWN if i == UNKNOWN else piece.CONTROL,
+            )
         elif i < FIRST_BYTE + 256:
             text, kind = f"<0x{i - FIRST_BYTE:02X}>", piece.BYTE
         else:
@@ -130,7 +137,8 @@ def sentencepiece_model(path: Path) -> bytes:
 
 
 def greedy_merge(text: str, vocabulary: list[tuple[float, bytes]]) -> list[int]:
-    """llama2.c's encoding, step by step: characters (or bytes), then the pair of best score until none is left."""
+    """llama2.c's encoding, step by step: characters (or bytes), then the pair of best score until
+    none is left."""
     ids_of = {name: i for i, (_, name) in enumerate(vocabulary)}
     ids = [BOS, ids_of[b" "]] if text else [BOS]
     for character in text:

@@ -19,19 +19,28 @@ HANDBOOK_TEMPLATE = (
     "{% elif message['role'] == 'system' %}\n{{ '<|system|>\n' + message['content'] + eos_token }}\n"
     "{% elif message['role'] == 'assistant' %}\n{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n{% endif %}\n"
     "{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n"
-    "{% endfor %}")
+    "{% endfor %}"
+)
 """The template of Zephyr-7B, byte for byte (alignment-handbook, `chat_template` of the zephyr recipes). It writes no BOS."""
 
-ZEPHYR_TEMPLATE = "{% if messages[0]['role'] != 'system' %}\n{{ '<|system|>\n' + eos_token }}\n{% endif %}\n" + HANDBOOK_TEMPLATE
+ZEPHYR_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}\n{{ '<|system|>\n' + eos_token }}\n{% endif %}\n"
+    + HANDBOOK_TEMPLATE
+)
 """The same with the empty system turn that the handbook's code puts in front of a conversation without one: whoever chats by
 the exported template continues the ids of training. Rendered by transformers:
 `<|system|>\\n</s>\\n<|user|>\\nU1</s>\\n<|assistant|>\\nA1</s>\\n`, or ending in `<|assistant|>\\n` for an answer."""
 
 
-CLOCK = "strftime_now"                              # what transformers calls it in a template
+CLOCK = "strftime_now"  # what transformers calls it in a template
 STOPPED = re.compile(r"\{# the clock stands at (\d{4}-\d\d-\d\d) #\}.*\n")
-DIRECTIVES = [f"%{dash}{letter}" for dash in ("", "-") for letter in "aAbBcdDeFHIjmMpSTuUwWxXyYZ"] + ["%%"]
-MOST_ROOM, MOST_TIMES = 2**17, 8     # characters that a template may write of its own, and copies of what it is given
+DIRECTIVES = [
+    f"%{dash}{letter}" for dash in ("", "-") for letter in "aAbBcdDeFHIjmMpSTuUwWxXyYZ"
+] + ["%%"]
+MOST_ROOM, MOST_TIMES = (
+    2**17,
+    8,
+)  # characters that a template may write of its own, and copies of what it is given
 
 
 def own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -45,33 +54,68 @@ def template_of(tokenizer: PreTrainedTokenizerBase, template: str | None) -> str
     return template or own_template(tokenizer) or ZEPHYR_TEMPLATE
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, template: str, *, answer: bool,
-           tools: Sequence[Mapping[str, object]] | None = None) -> str:
-    """The text of a conversation; `answer`: ending where the assistant's next turn begins; `tools`: what it may call.
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Messages,
+    template: str,
+    *,
+    answer: bool,
+    tools: Sequence[Mapping[str, object]] | None = None,
+) -> str:
+    """The text of a conversation; `answer`: ending where the assistant's next turn begins; `tools`:
+    what it may call.
 
-    Raises: ValueError where the template refuses the conversation or is no valid jinja, or writes over `MOST_ROOM` characters and
-    `MOST_TIMES` what it was given: one that multiplies text would fill the memory, row by row."""
+    Raises: ValueError where the template refuses the conversation or is no valid jinja, or writes
+    over `MOST_ROOM` characters and `MOST_TIMES` what it was given: one that multiplies text would
+    fill the memory, row by row."""
     from jinja2.exceptions import TemplateError
+
     try:
         limit = MOST_ROOM + MOST_TIMES * len(f"{messages}{tools}")
-        text = tokenizer.apply_chat_template(messages, tools=tools, chat_template=template, tokenize=False,
-                                             add_generation_prompt=answer)
-    except (TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, SyntaxError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"the chat template refuses the conversation: {str(error) or type(error).__name__}") from error
+        text = tokenizer.apply_chat_template(
+            messages,
+            tools=tools,
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=answer,
+        )
+    except (
+        TemplateError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        MemoryError,
+        SyntaxError,
+        TypeError,
+        ValueError,
+        RecursionError,
+    ) as error:
+        raise ValueError(
+            f"the chat template refuses the conversation: {str(error) or type(error).__name__}"
+        ) from error
     if len(text) > limit:
-        raise ValueError(f"the chat template makes {len(text)} characters of the conversation, wanted at most {limit}: it multiplies text")
+        raise ValueError(
+            f"the chat template makes {len(text)} characters of the conversation, wanted at most {limit}: it multiplies text"
+        )
     return text
 
 
 def stop_clock(template: str, day: date) -> str:
-    """The template with its clock, if it has one, at the beginning of a day: its first line says so and takes the clock's place.
+    """The template with its clock, if it has one, at the beginning of a day: its first line says so
+    and takes the clock's place.
 
     A template that writes today's date would write other ids when a run goes on tomorrow."""
     if CLOCK not in template or STOPPED.search(template):
         return template
-    stands = "".join(f".replace({json.dumps(name)}, {json.dumps(day.strftime(name))})" for name in DIRECTIVES if name in template)
-    return (f"{{# the clock stands at {day.isoformat()} #}}{{% macro {CLOCK}(format) %}}{{{{ format{stands} }}}}{{% endmacro %}}\n"
-            + template)
+    stands = "".join(
+        f".replace({json.dumps(name)}, {json.dumps(day.strftime(name))})"
+        for name in DIRECTIVES
+        if name in template
+    )
+    return (
+        f"{{# the clock stands at {day.isoformat()} #}}{{% macro {CLOCK}(format) %}}{{{{ format{stands} }}}}{{% endmacro %}}\n"
+        + template
+    )
 
 
 def clock_of(template: str) -> date | None:

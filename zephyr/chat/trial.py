@@ -1,7 +1,8 @@
-"""Here a chat template renders two short turns in a process of its own, before it may render any row.
+"""Here a chat template renders two short turns in a process of its own, before it may render any
+row.
 
-A template is a program: one that doubles a text in a loop fills the memory, one that counts in nested loops never ends.
-Inside jinja there is no bound to either."""
+A template is a program: one that doubles a text in a loop fills the memory, one that counts in
+nested loops never ends. Inside jinja there is no bound to either."""
 
 from __future__ import annotations
 
@@ -17,15 +18,25 @@ from zephyr.chat.template import render
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]  # what every template can write
-MEMORY_BYTES, SECONDS = 2**30, 60  # what two short turns may take: thousands of times what they need
+TURNS = [
+    {"role": "user", "content": "a"},
+    {"role": "assistant", "content": "b"},
+]  # what every template can write
+MEMORY_BYTES, SECONDS = (
+    2**30,
+    60,
+)  # what two short turns may take: thousands of times what they need
 
 
 def try_template(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
-    """Raises: ValueError where rendering two short turns takes more than `MEMORY_BYTES` or `SECONDS`, or multiplies text.
+    """Raises: ValueError where rendering two short turns takes more than `MEMORY_BYTES` or
+    `SECONDS`, or multiplies text.
 
-    A template that refuses these turns is no fault here: each row is rendered and judged for itself."""
-    context = multiprocessing.get_context("fork")  # the tokenizer need not be sent, and no main module imported
+    A template that refuses these turns is no fault here: each row is rendered and judged for
+    itself."""
+    context = multiprocessing.get_context(
+        "fork"
+    )  # the tokenizer need not be sent, and no main module imported
     reader, writer = context.Pipe(duplex=False)
     process = context.Process(target=_render, args=(writer, tokenizer, template), daemon=True)
     process.start()
@@ -34,7 +45,9 @@ def try_template(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
     if process.is_alive():
         process.kill()
         process.join()
-        raise ValueError(f"the chat template took over {SECONDS} s to render two short turns, wanted one that ends")
+        raise ValueError(
+            f"the chat template took over {SECONDS} s to render two short turns, wanted one that ends"
+        )
     code = process.exitcode  # 0 once it has sent what is wrong
     said = reader.recv() if code == 0 else f"the chat template ended its process (exit code {code})"
     reader.close()
@@ -60,7 +73,8 @@ def _render(writer: Connection, tokenizer: PreTrainedTokenizerBase, template: st
 
 
 def bound_memory(more: int) -> None:
-    """This process may take so many bytes more than it has now, beyond it MemoryError is raised. On Linux alone."""
+    """This process may take so many bytes more than it has now, beyond it MemoryError is raised. On
+    Linux alone."""
     statm = Path("/proc/self/statm")
     if not statm.is_file():
         return

@@ -1,10 +1,31 @@
-"""Rows become conversations and pairs, and these become encoded examples: what the training scripts read."""
+"""Rows become conversations and pairs, and these become encoded examples: what the training scripts
+read."""
 
-from zephyr.data.encode import encoding_resources, format_report, load_pairs, load_splits, load_texts
+from zephyr.data.encode import (
+    encoding_resources,
+    format_report,
+    load_pairs,
+    load_splits,
+    load_texts,
+)
 from zephyr.data.store import Pairs, Report, Texts, content_digest
 from zephyr.data.template import first_prompt, keep_chat, run_tokenizer
 from zephyr.data.tokenizer import load_tokenizer, prepare_tokenizer, require_vocabulary
 
-__all__ = ["Pairs", "Report", "Texts", "content_digest", "encoding_resources", "first_prompt", "format_report", "keep_chat",
-           "load_pairs", "load_splits", "load_texts", "load_tokenizer", "prepare_tokenizer", "require_vocabulary",
-           "run_tokenizer"]
+__all__ = [
+    "Pairs",
+    "Report",
+    "Texts",
+    "content_digest",
+    "encoding_resources",
+    "first_prompt",
+    "format_report",
+    "keep_chat",
+    "load_pairs",
+    "load_splits",
+    "load_texts",
+    "load_tokenizer",
+    "prepare_tokenizer",
+    "require_vocabulary",
+    "run_tokenizer",
+]

@@ -1,4 +1,5 @@
-"""Which files of a folder `folder[:subset][:split]` means: those that its dataset card names, else those whose names say it.
+"""Which files of a folder `folder[:subset][:split]` means: those that its dataset card names, else
+those whose names say it.
 
 No two splits are read as one: where a folder has several, one of them has to be named."""
 
@@ -12,25 +13,29 @@ from typing import NamedTuple
 from zephyr.config import NOT_YAML, BadInput, parse_yaml
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
-SPLIT = re.compile(r"(?:^|[^a-z])((train|test|val|dev|eval|h[eo]ld[_-]?out)"
-                   r"(?:ing|set|id|idation|elopment|uation)?(?:_[a-z]+)?)(?![a-z])")
-ALIKE = {"val": "validation", "dev": "validation", "eval": "test"}   # as `datasets` reads them
+SPLIT = re.compile(
+    r"(?:^|[^a-z])((train|test|val|dev|eval|h[eo]ld[_-]?out)"
+    r"(?:ing|set|id|idation|elopment|uation)?(?:_[a-z]+)?)(?![a-z])"
+)
+ALIKE = {"val": "validation", "dev": "validation", "eval": "test"}  # as `datasets` reads them
 SHARD = re.compile(r"-\d+-of-\d+.*$")
 PART = re.compile(r"([-_. ]*(part|shard|chunk)?[-_. ]*\d+)+$")
-CARDS = ("README.md", ".huggingface.yaml")                           # as `datasets` names them
-SHOWN = 20                                                           # names that an error lists
+CARDS = ("README.md", ".huggingface.yaml")  # as `datasets` names them
+SHOWN = 20  # names that an error lists
 
 
 class Config(NamedTuple):
     """A subset as a card gives it. splits: split -> patterns of its files, None where the names of
     the files say it; root: the folder that they are in; default: read where none is named."""
+
     splits: dict[str, list[str]] | None
     root: Path
     default: bool
 
 
 def kind_of(path: Path) -> str | None:
-    """The suffix that tells how a file is read, without `.gz`; None where it is of no known kind."""
+    """The suffix that tells how a file is read, without `.gz`; None where it is of no known
+    kind."""
     suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     return suffix if suffix in SUFFIXES else None
 
@@ -54,7 +59,8 @@ def folder_files(folder: Path, named: str | None) -> list[tuple[Path, str]]:
 
 
 def split_word(name: str) -> str:
-    """`train`, `validation`, `test` or `heldout`, where a name says that a file is of it; else ""."""
+    """`train`, `validation`, `test` or `heldout`, where a name says that a file is of it; else
+    ""."""
     found = SPLIT.search(re.sub("([a-z0-9])([A-Z])", r"\1_\2", name).lower())
     if found is None:
         return ""
@@ -67,11 +73,18 @@ def _by_names(folder: Path, spec: Path | str, named: str | None) -> list[tuple[P
     folders around it that are called neither as splits are, nor `data`."""
     if not folder.is_dir():
         raise BadInput(f"{spec}: the card names {folder}, which is no folder here")
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and kind_of(path)
-                   and not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file()
+        and kind_of(path)
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
     if not files:
-        raise BadInput(f"the folder {folder} holds no data, wanted files of {', '.join(SUFFIXES)} "
-                       "(also with .gz)")
+        raise BadInput(
+            f"the folder {folder} holds no data, wanted files of {', '.join(SUFFIXES)} "
+            "(also with .gz)"
+        )
     files, spec, named = _of_subset(folder, spec, files, named)
     splits = {path: _split_of(path, folder) for path in files}
     names = list(dict.fromkeys(splits.values()))
@@ -93,12 +106,15 @@ def _one_split(spec: Path | str, names: list[str], named: str | None) -> str:
     found, more = sorted(names), f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     example = next((name for name in found if split_word(name) == "train"), found[0])
     has = "has the splits" if named is None else f"has no split {named!r}, it has"
-    raise BadInput(f"the folder {spec} {has} {', '.join(found[:SHOWN])}{more}, wanted one named, "
-                   f"as in {spec}:{example}")
+    raise BadInput(
+        f"the folder {spec} {has} {', '.join(found[:SHOWN])}{more}, wanted one named, "
+        f"as in {spec}:{example}"
+    )
 
 
-def _of_subset(folder: Path, spec: Path | str, files: list[Path],
-               named: str | None) -> tuple[list[Path], Path | str, str | None]:
+def _of_subset(
+    folder: Path, spec: Path | str, files: list[Path], named: str | None
+) -> tuple[list[Path], Path | str, str | None]:
     """The files of the subset in `subset[:split]`, what it is called, and the split. Raises:
     BadInput where there are several subsets and none is named."""
     subsets: dict[str, list[Path]] = {}
@@ -114,10 +130,14 @@ def _of_subset(folder: Path, spec: Path | str, files: list[Path],
         return files, spec, named
     if "." in found:
         own = ", ".join(path.name for path in subsets["."][:SHOWN])
-        raise BadInput(f"the folder {spec} holds {own}, and more in {', '.join(found[1:])}: wanted "
-                       f"one of these named, as in {spec}/{found[1]}, or {spec}:. for the former")
-    raise BadInput(f"the folder {spec} has the subsets {', '.join(found)}, wanted one named, as in "
-                   f"{spec}:{found[0]}:{split or subset or 'train'}")
+        raise BadInput(
+            f"the folder {spec} holds {own}, and more in {', '.join(found[1:])}: wanted "
+            f"one of these named, as in {spec}/{found[1]}, or {spec}:. for the former"
+        )
+    raise BadInput(
+        f"the folder {spec} has the subsets {', '.join(found)}, wanted one named, as in "
+        f"{spec}:{found[0]}:{split or subset or 'train'}"
+    )
 
 
 def _split_of(path: Path, folder: Path) -> str:
@@ -126,7 +146,7 @@ def _split_of(path: Path, folder: Path) -> str:
     if around:
         return around[-1]
     stem = path.name.removesuffix(".gz")
-    stem = SHARD.sub("", stem[:-len(kind_of(path) or "")])
+    stem = SHARD.sub("", stem[: -len(kind_of(path) or "")])
     return PART.sub("", stem) or stem
 
 
@@ -166,11 +186,15 @@ def _patterns(files: object, where: str) -> dict[str, list[str]]:
         return {"train": [_inside(pattern, where) for pattern in given]}
     splits: dict[str, list[str]] = {}
     for of in given:
-        path = of.get("path") if isinstance(of, Mapping) and of.keys() == {"split", "path"} else None
+        path = (
+            of.get("path") if isinstance(of, Mapping) and of.keys() == {"split", "path"} else None
+        )
         paths = [path] if isinstance(path, str) else path
         if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-            raise BadInput(f"{where}: `data_files` holds {of!r:.80}, wanted a path, a list of them, "
-                           "or a list of objects with `split` and `path`")
+            raise BadInput(
+                f"{where}: `data_files` holds {of!r:.80}, wanted a path, a list of them, "
+                "or a list of objects with `split` and `path`"
+            )
         if str(of["split"]) in splits:
             raise BadInput(f"{where}: `data_files` has the split {of['split']} twice")
         splits[str(of["split"])] = [_inside(path, where) for path in paths]
@@ -181,27 +205,38 @@ def _patterns(files: object, where: str) -> dict[str, list[str]]:
 
 def _inside(path: str, where: str) -> str:
     if "://" in path or os.path.isabs(path) or ".." in Path(path).parts:
-        raise BadInput(f"{where}: {path!r:.80} is not in the folder, wanted files in it; name such "
-                       "files in data.train themselves")
+        raise BadInput(
+            f"{where}: {path!r:.80} is not in the folder, wanted files in it; name such "
+            "files in data.train themselves"
+        )
     return path
 
 
-def _subset(folder: Path, configs: Mapping[str, Config],
-            named: str | None) -> tuple[str, str | None]:
-    """Which subset of a card is meant, and the split. Raises: BadInput where it is none, listing them."""
+def _subset(
+    folder: Path, configs: Mapping[str, Config], named: str | None
+) -> tuple[str, str | None]:
+    """Which subset of a card is meant, and the split. Raises: BadInput where it is none, listing
+    them."""
     subset, _, split = (named or "").partition(":")
     if subset in configs:
         return subset, split or None
     default = list(configs) if len(configs) == 1 else [n for n, of in configs.items() if of.default]
-    if len(default) == 1 and (named is None or named in (configs[default[0]].splits or [named])
-                              or len(configs) == 1):
+    if len(default) == 1 and (
+        named is None or named in (configs[default[0]].splits or [named]) or len(configs) == 1
+    ):
         return default[0], named
     example = next(iter(configs))
     splits = list(configs[example].splits or [])
     wanted = split or (subset if subset in splits else splits[0] if splits else "train")
-    has = f"has no subset {subset!r}, it has" if subset and subset not in splits else "has the subsets"
-    raise BadInput(f"the folder {folder} {has} {_listed(configs)}, wanted one named, as in "
-                   f"{folder}:{example}:{wanted}")
+    has = (
+        f"has no subset {subset!r}, it has"
+        if subset and subset not in splits
+        else "has the subsets"
+    )
+    raise BadInput(
+        f"the folder {folder} {has} {_listed(configs)}, wanted one named, as in "
+        f"{folder}:{example}:{wanted}"
+    )
 
 
 def _listed(configs: Iterable[str]) -> str:
@@ -216,10 +251,14 @@ def _matching(folder: Path, config: Config, split: str) -> list[Path]:
         names = sorted(glob.glob(pattern, root_dir=config.root, recursive=True))
         paths = [path for path in (config.root / name for name in names) if path.is_file()]
         if not glob.has_magic(pattern) and not paths:
-            raise BadInput(f"{folder / CARDS[0]}: the split {split} has the file {pattern}, which is "
-                           f"not in {config.root}")
+            raise BadInput(
+                f"{folder / CARDS[0]}: the split {split} has the file {pattern}, which is "
+                f"not in {config.root}"
+            )
         found |= dict.fromkeys(p for p in paths if kind_of(p) or not glob.has_magic(pattern))
     if not found:
-        raise BadInput(f"{folder / CARDS[0]}: the split {split} has {', '.join(config.splits[split])}, "
-                       f"where no file of {', '.join(SUFFIXES)} (also with .gz) is found")
+        raise BadInput(
+            f"{folder / CARDS[0]}: the split {split} has {', '.join(config.splits[split])}, "
+            f"where no file of {', '.join(SUFFIXES)} (also with .gz) is found"
+        )
     return list(found)

@@ -1,4 +1,5 @@
 """Rows go to and come from files, and each file that a command writes has its report beside it."""
+
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,13 +10,16 @@ from zephyr.config import BadInput
 from zephyr.data.rows import check_row
 from zephyr.data.sources import open_sources
 from zephyr.training.checkpoint import new_file, synced_digest, write_whole
-from zephyr.teacher.ranks import rank
+from zephyr.training.ranks import rank
 
 T = TypeVar("T")
 
 
-def read_rows(sources: Sequence[str | Path], read: Callable[[Mapping[str, object]], T] = dict) -> Iterator[tuple[str, T]]:
-    """The place of every row that the sources `path-or-hub-id[:split]` hold, and what `read` makes of it.
+def read_rows(
+    sources: Sequence[str | Path], read: Callable[[Mapping[str, object]], T] = dict
+) -> Iterator[tuple[str, T]]:
+    """The place of every row that the sources `path-or-hub-id[:split]` hold, and what `read` makes
+    of it.
 
     Raises: BadInput naming file and line, also for a ValueError of `read`."""
     for source in open_sources([str(source) for source in sources]):
@@ -27,12 +31,17 @@ def read_rows(sources: Sequence[str | Path], read: Callable[[Mapping[str, object
 
 
 def require_output(out: Path, sources: Sequence[str | Path]) -> None:
-    """Before anything is paid for. Raises: BadInput where `out` or its report is a source or in one, is a folder, or can't be made."""
+    """Before anything is paid for. Raises: BadInput where `out` or its report is a source or in
+    one, is a folder, or can't be made."""
     paths = [os.path.expanduser(source) for source in sources]
-    given = {Path(path if os.path.exists(path) else path.partition(":")[0]).resolve() for path in paths}
+    given = {
+        Path(path if os.path.exists(path) else path.partition(":")[0]).resolve() for path in paths
+    }
     for path in (out, report_path(out)):
         if path.is_dir() or not given.isdisjoint((path.resolve(), *path.resolve().parents)):
-            raise BadInput(f"out: {path} {'is a folder' if path.is_dir() else 'is among the sources'}, wanted a file of its own")
+            raise BadInput(
+                f"out: {path} {'is a folder' if path.is_dir() else 'is among the sources'}, wanted a file of its own"
+            )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -40,8 +49,9 @@ def require_output(out: Path, sources: Sequence[str | Path]) -> None:
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> int:
-    """One JSON object a line, UTF-8, under a temporary name until all are there; makes the folders above. Returns their number."""
-    if rank():                                      # under torchrun every rank makes the rows, the first one writes them
+    """One JSON object a line, UTF-8, under a temporary name until all are there; makes the folders
+    above. Returns their number."""
+    if rank():  # under torchrun every rank makes the rows, the first one writes them
         return sum(1 for _ in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     count = 0
@@ -55,7 +65,8 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> int:
 
 
 def json_line(row: Mapping[str, object]) -> bytes:
-    """The row as a line of readable UTF-8; half of a surrogate pair, which UTF-8 can't hold, is escaped."""
+    """The row as a line of readable UTF-8; half of a surrogate pair, which UTF-8 can't hold, is
+    escaped."""
     return json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
@@ -71,7 +82,12 @@ def write_report(out: Path, report: Mapping[str, object]) -> dict[str, object]:
 
 
 def write_json(path: Path, value: object) -> None:
-    """The value in indented lines, whole or not at all; makes the folder. Under torchrun the first rank alone writes."""
+    """The value in indented lines, whole or not at all; makes the folder. Under torchrun the first
+    rank alone writes."""
     if rank() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(value, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+        write_whole(
+            path,
+            json.dumps(value, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace")
+            + b"\n",
+        )

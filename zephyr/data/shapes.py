@@ -1,7 +1,9 @@
-"""Here a raw row of any known shape becomes a conversation, plain text, or a pair: one table of shapes, and one rule for keys.
+"""Here a raw row of any known shape becomes a conversation, plain text, or a pair: one table of
+shapes, and one rule for keys.
 
-A key that a shape reads is honoured. One that is known to carry meaning where it stands (`REFUSED`, a label, a weight) and that
-nothing honours is refused by name. All others are told to the report: `keys_not_read`."""
+A key that a shape reads is honoured. One that is known to carry meaning where it stands (`REFUSED`,
+a label, a weight) and that nothing honours is refused by name. All others are told to the report:
+`keys_not_read`."""
 
 import difflib
 import json
@@ -10,47 +12,122 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
 from typing import NamedTuple
 
-from zephyr.chat.names import LABELS, MASKS, SPEAKERS, called_good, is_mark, one_name, plain, role_of, unspelled
-from zephyr.chat.turns import (BINARIZE, Messages, check_messages, check_tools, history, is_turns_as_text, joined_parts,
-                               refuse_raw_text, shown, unread_keys, with_system)
-from zephyr.data.pairwise import ROLES
-from zephyr.data.pairwise import SHAPES as JUDGED
-from zephyr.data.ratings import NOT_PREFERRED, SIDES, Tie, margins, may_be_verdict, rating_keys, require_followed
+from zephyr.chat.names import (
+    LABELS,
+    MASKS,
+    SPEAKERS,
+    called_good,
+    is_mark,
+    one_name,
+    plain,
+    role_of,
+    unspelled,
+)
+from zephyr.chat.turns import (
+    BINARIZE,
+    Messages,
+    check_messages,
+    check_tools,
+    history,
+    is_turns_as_text,
+    joined_parts,
+    refuse_raw_text,
+    shown,
+    unread_keys,
+    with_system,
+)
+from zephyr.data.pairwise import PAIRWISE, ROLES
+from zephyr.data.ratings import (
+    NOT_PREFERRED,
+    SIDES,
+    Tie,
+    margins,
+    may_be_verdict,
+    rating_keys,
+    require_followed,
+)
 from zephyr.data.rows import text
 
 Row = Mapping[str, object]
 QUESTIONS, ANSWERS = ("prompt", "question", "query"), ("completion", "response", "answer")
-SFT_SHAPES = "`messages`, `prompt` and `completion`, `instruction` (`input`) and `output`, or `text`"
-SYSTEMS = ("system", "system_prompt", "system_message", "system_instruction", "system_instructions", "sys_prompt")
-COMMON = {"id", "tools", *SYSTEMS}                  # of every shape
-REFUSED = {                                         # key of a row -> what is wanted in its place
+SFT_SHAPES = (
+    "`messages`, `prompt` and `completion`, `instruction` (`input`) and `output`, or `text`"
+)
+SYSTEMS = (
+    "system",
+    "system_prompt",
+    "system_message",
+    "system_instruction",
+    "system_instructions",
+    "sys_prompt",
+)
+COMMON = {"id", "tools", *SYSTEMS}  # of every shape
+REFUSED = {  # key of a row -> what is wanted in its place
     **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), "text alone"),
-    "functions": "`tools`", "function_call": "`tool_calls` in a turn", "documents": "them in a turn", "context": "it in a turn",
+    "functions": "`tools`",
+    "function_call": "`tool_calls` in a turn",
+    "documents": "them in a turn",
+    "context": "it in a turn",
     "persona": "`system`",
-    "chat_template_kwargs": "a template that needs none"}
-WHOLE_ROW = {                                       # a mark of a whole row -> what is wanted in its place, for any value but the usual
-    **{mask: "`train` at a turn" for mask in MASKS if mask != "weight"}, "mask": "`train` at a turn",
-    **dict.fromkeys(("sample_weight", "weights", "importance", "loss_weight", "loss_multiplier"), "`weight`")}
-ASKED = ("prompt", "question", "query", "instruction", "input", "conversations", "trajectory", "messages", "conversation", "dialogue",
-         "dialog", "passage", "article", "document", "paragraph", "choices", "options")     # of which one is the prompt, or holds all
-CHANCE = 20                                         # characters that another text may hold by chance
+    "chat_template_kwargs": "a template that needs none",
+}
+WHOLE_ROW = {  # a mark of a whole row -> what is wanted in its place, for any value but the usual
+    **{mask: "`train` at a turn" for mask in MASKS if mask != "weight"},
+    "mask": "`train` at a turn",
+    **dict.fromkeys(
+        ("sample_weight", "weights", "importance", "loss_weight", "loss_multiplier"), "`weight`"
+    ),
+}
+ASKED = (
+    "prompt",
+    "question",
+    "query",
+    "instruction",
+    "input",
+    "conversations",
+    "trajectory",
+    "messages",
+    "conversation",
+    "dialogue",
+    "dialog",
+    "passage",
+    "article",
+    "document",
+    "paragraph",
+    "choices",
+    "options",
+)  # of which one is the prompt, or holds all
+CHANCE = 20  # characters that another text may hold by chance
 HELPSTEER = {"helpfulness", "correctness", "coherence"}
-MARKS = re.compile(r"<\|im_start\|>|<\|start_header_id\|>|<\|(?:user|assistant|prompter|system)\|>|\[/?INST\]|<extra_id_1>|"
-                   r"<start_of_turn>|^### (?:Instruction|Human|Assistant|Response):", re.MULTILINE)
+MARKS = re.compile(
+    r"<\|im_start\|>|<\|start_header_id\|>|<\|(?:user|assistant|prompter|system)\|>|\[/?INST\]|<extra_id_1>|"
+    r"<start_of_turn>|^### (?:Instruction|Human|Assistant|Response):",
+    re.MULTILINE,
+)
 TWINS = ("chosen", "rejected")
-MORE = {"winner", "preference", "preferred", "better", "tie", "margin"}             # read in `ratings` by their words
+MORE = {
+    "winner",
+    "preference",
+    "preferred",
+    "better",
+    "tie",
+    "margin",
+}  # read in `ratings` by their words
 ASKS, ANSWERS_IT = re.compile(r"(?:^|\s)(?:Human|User)\s*:"), re.compile(r"(?:^|\s)Assistant\s*:")
 
 
 class Conversation(NamedTuple):
     """Turns, what the row calls each (for errors), and the tools that the assistant may call."""
+
     turns: Messages
     names: list[str]
     tools: list[Mapping[str, object]] | None = None
 
 
 class Shape(NamedTuple):
-    """needs: the keys that tell it; may: others that `read` reads; read: the keys of `check_pair`, or the turns, that it makes."""
+    """needs: the keys that tell it; may: others that `read` reads; read: the keys of `check_pair`,
+    or the turns, that it makes."""
+
     needs: frozenset[str]
     may: frozenset[str]
     read: Callable[[Row], object]
@@ -61,16 +138,26 @@ def _shape(needs: str, may: str, read: Callable[[Row], object]) -> Shape:
 
 
 def select(row: Row, columns: Mapping[str, str | None]) -> tuple[Row, list[str], list[str]]:
-    """The row with its keys named as `data.columns` says, the names that it found, and the keys that it set aside.
+    """The row with its keys named as `data.columns` says, the names that it found, and the keys
+    that it set aside.
 
-    columns: name -> path: `answers.0` is the first of `answers`; a path of None leaves the key out."""
+    columns: name -> path: `answers.0` is the first of `answers`; a path of None leaves the key
+    out."""
     if not columns:
         return row, [], []
-    tops = {path: path if path in row else path.split(".")[0] for path in columns.values() if path is not None}
+    tops = {
+        path: path if path in row else path.split(".")[0]
+        for path in columns.values()
+        if path is not None
+    }
     values = {name: _at(row, path) for name, path in columns.items() if path is not None}
     found = {name: value for name, value in values.items() if value is not None}
     named = {plain(name) for name in columns}
-    kept = {key: value for key, value in row.items() if plain(str(key)) not in named and key not in tops.values()}
+    kept = {
+        key: value
+        for key, value in row.items()
+        if plain(str(key)) not in named and key not in tops.values()
+    }
     aside = [key for key in row if plain(str(key)) in named and key not in tops.values()]
     aside += [f"{top}, but for {path}" for path, top in tops.items() if top != path and top in row]
     return {**kept, **found}, [*found], aside
@@ -90,12 +177,19 @@ def _at(value: object, path: str) -> object:
 
 
 def nearest_column(name: str) -> str | None:
-    """None where `data.columns` may name it: a key of some shape, or a pair's rating; else what was wanted."""
-    if plain(name) in map(plain, names_of_rows() | {"id"}) or rating_keys({name: 1.0, **{_twin(name, side): 1.0 for side in TWINS}}):
+    """None where `data.columns` may name it: a key of some shape, or a pair's rating; else what was
+    wanted."""
+    if plain(name) in map(plain, names_of_rows() | {"id"}) or rating_keys(
+        {name: 1.0, **{_twin(name, side): 1.0 for side in TWINS}}
+    ):
         return None
     if is_mark(name, True) or may_be_verdict(name):
         return None
-    known = sorted((COMMON | {"weight"}).union(*(of.needs | of.may for of in (*PAIRS.values(), *TEXTS.values()))))
+    known = sorted(
+        (COMMON | {"weight"}).union(
+            *(of.needs | of.may for of in (*PAIRS.values(), *TEXTS.values()))
+        )
+    )
     close = difflib.get_close_matches(name, known, n=1)
     return f"the nearest is {close[0]}" if close else f"wanted one of {', '.join(known)}"
 
@@ -107,13 +201,21 @@ def _twin(name: str, side: str) -> str:
 
 @cache
 def names_of_rows() -> frozenset[str]:
-    """The keys that carry meaning in some row; each may be spelled otherwise (`names.plain`). An `id` is one as it stands."""
+    """The keys that carry meaning in some row; each may be spelled otherwise (`names.plain`). An
+    `id` is one as it stands."""
     shapes = (of.needs | of.may for of in (*PAIRS.values(), *TEXTS.values()))
-    return frozenset({"weight", "history", *LABELS, *REFUSED, *WHOLE_ROW, *ASKED, *MORE}.union(COMMON - {"id"}, *shapes))
+    return frozenset(
+        {"weight", "history", *LABELS, *REFUSED, *WHOLE_ROW, *ASKED, *MORE}.union(
+            COMMON - {"id"}, *shapes
+        )
+    )
 
 
-def _as_spelled(read: Callable[[Row], tuple[object, list[str]]], row: Row) -> tuple[object, list[str]]:
-    """What `read` makes of the row with every key under its one name; errors and unread keys have the row's own spelling."""
+def _as_spelled(
+    read: Callable[[Row], tuple[object, list[str]]], row: Row
+) -> tuple[object, list[str]]:
+    """What `read` makes of the row with every key under its one name; errors and unread keys have
+    the row's own spelling."""
     named, written = one_name(row, names_of_rows())
     try:
         made, unread = read(named)
@@ -123,21 +225,30 @@ def _as_spelled(read: Callable[[Row], tuple[object, list[str]]], row: Row) -> tu
 
 
 def pair_row(row: Row, is_plain: bool = False) -> tuple[Row, list[str]]:
-    """The row as `chat.tokenize_pair` reads it, and the keys that nothing reads. is_plain: it is a row of `prompt`, `chosen` and
-    `rejected`, whatever else it holds.
+    """The row as `chat.tokenize_pair` reads it, and the keys that nothing reads. is_plain: it is a
+    row of `prompt`, `chosen` and `rejected`, whatever else it holds.
 
-    Raises: ValueError naming the key, what was found and what was wanted; Tie for a row that prefers neither answer."""
+    Raises: ValueError naming the key, what was found and what was wanted; Tie for a row that
+    prefers neither answer."""
     return _as_spelled(partial(_pair_row, is_plain=is_plain), row)
 
 
 def _pair_row(row: Row, is_plain: bool) -> tuple[Row, list[str]]:
     plain_pair = PAIRS["prompt, chosen, rejected"]
-    shape = plain_pair if is_plain or row.keys() >= {"prompt", "messages", "chosen", "rejected"} else _find(row, PAIRS)
-    if shape is None or (shape is plain_pair and "prompt" not in row and isinstance(row["chosen"], str)):
+    shape = (
+        plain_pair
+        if is_plain or row.keys() >= {"prompt", "messages", "chosen", "rejected"}
+        else _find(row, PAIRS)
+    )
+    if shape is None or (
+        shape is plain_pair and "prompt" not in row and isinstance(row["chosen"], str)
+    ):
         missing = next((key for key in ("chosen", "rejected") if key not in row), "prompt")
         if missing == "prompt":
             refuse_raw_text(row["chosen"], "chosen")
-        raise ValueError(f"`{missing}` is missing; the row has the fields {sorted(row)!s:.200}, {_hint(row, pairs=True)}")
+        raise ValueError(
+            f"`{missing}` is missing; the row has the fields {sorted(row)!s:.200}, {_hint(row, pairs=True)}"
+        )
     made = shape.read(row)
     sides = {side: made[side] for side in ("chosen", "rejected")}
     rated = rating_keys({**row, **sides})
@@ -145,14 +256,22 @@ def _pair_row(row: Row, is_plain: bool) -> tuple[Row, list[str]]:
     _refuse(row, reads)
     reads |= require_followed(row, reads)
     _refuse_labelled_turns(sides)
-    made = {**{key: row[key] for key in ("id", "tools", "weight") if key in row}, "system": _system(row), **made}
+    made = {
+        **{key: row[key] for key in ("id", "tools", "weight") if key in row},
+        "system": _system(row),
+        **made,
+    }
     made["margins"] = (*margins({**row, **sides}), *made.get("margins", ())) or None
     _require_one_prompt(row, reads, made)
-    unread = [key for key in row if key not in reads and not _inside(row[key], key, rated, [])] + made.pop("unread", [])
+    unread = [
+        key for key in row if key not in reads and not _inside(row[key], key, rated, [])
+    ] + made.pop("unread", [])
     for key in row:
         _inside(row[key], key, rated, unread)
     for field in ("prompt", "chosen", "rejected"):
-        unread += [key for key in unread_keys(made.get(field), field, masks=True) if key not in rated]
+        unread += [
+            key for key in unread_keys(made.get(field), field, masks=True) if key not in rated
+        ]
     return {key: value for key, value in made.items() if value is not None}, unread
 
 
@@ -173,8 +292,10 @@ def _refuse_labelled_turns(sides: Row) -> None:
         for key, value in turn.items() if isinstance(turn, Mapping) else ():
             if isinstance(key, str) and called_good(key, value) is (side == "rejected"):
                 wanted = "bad ones" if side == "rejected" else "good ones"
-                raise ValueError(f"`{key}` in a turn of `{side}` is {shown(value)}: an answer called {'good' if side == 'rejected' else 'bad'}, "
-                                 f"wanted {wanted} there; data.on_bad_row=skip leaves such rows out")
+                raise ValueError(
+                    f"`{key}` in a turn of `{side}` is {shown(value)}: an answer called {'good' if side == 'rejected' else 'bad'}, "
+                    f"wanted {wanted} there; data.on_bad_row=skip leaves such rows out"
+                )
 
 
 def sft_conversation(row: Row) -> tuple[Conversation | str, list[str]]:
@@ -191,53 +312,90 @@ def _sft_conversation(row: Row) -> tuple[Conversation | str, list[str]]:
     reads = COMMON | {"history", "weight", *LABELS} | shape.needs | shape.may
     _refuse(row, reads)
     _refuse_bad_answer(row, labelled=shape is not TEXTS["text"])
-    unread = [key for key in row if key not in reads or (key in LABELS and key not in shape.needs
-                                                        and (shape is TEXTS["text"] or called_good(key, row[key]) is None))]
+    unread = [
+        key
+        for key in row
+        if key not in reads
+        or (
+            key in LABELS
+            and key not in shape.needs
+            and (shape is TEXTS["text"] or called_good(key, row[key]) is None)
+        )
+    ]
     made = shape.read(row)
     if isinstance(made, str):
         for key in ("history", "tools", *SYSTEMS):
             if row.get(key):
-                raise ValueError(f"`{key}` is {shown(row[key])}, which plain text has no place for; data.columns.{key}=null leaves it out")
+                raise ValueError(
+                    f"`{key}` is {shown(row[key])}, which plain text has no place for; data.columns.{key}=null leaves it out"
+                )
         return made, unread
     field, said = made
     turns, before = check_messages(said, field), history(row.get("history"))
-    _refuse_labelled_turns({f"{field}[{i}]": turn for i, turn in enumerate(said) if turns[i]["role"] == "assistant"})
+    _refuse_labelled_turns(
+        {f"{field}[{i}]": turn for i, turn in enumerate(said) if turns[i]["role"] == "assistant"}
+    )
     _require_one_prompt(row, reads, turns)
     system = turns[:1] if turns[0]["role"] == "system" else []
     rest = [f"{field}[{i}]" for i in range(len(turns))]
-    names = rest[:len(system)] + [f"history[{i // 2}][{i % 2}]" for i in range(len(before))] + rest[len(system):]
-    turns = check_messages([*system, *before, *turns[len(system):]], field) if before else turns
+    names = (
+        rest[: len(system)]
+        + [f"history[{i // 2}][{i % 2}]" for i in range(len(before))]
+        + rest[len(system) :]
+    )
+    turns = check_messages([*system, *before, *turns[len(system) :]], field) if before else turns
     if turns[-1]["role"] != "assistant":
         raise ValueError("the conversation ends with a user turn, wanted the assistant's last")
     turns, names = with_system(_system(row), turns, names)
-    return Conversation(turns, names, check_tools(row.get("tools"))), [*unread, *unread_keys(said, field)]
+    return Conversation(turns, names, check_tools(row.get("tools"))), [
+        *unread,
+        *unread_keys(said, field),
+    ]
 
 
 def asked_row(row: Row) -> tuple[Messages, list[str]]:
-    """The turns up to the user's last of a row that is asked, not trained: of `prompt`, `messages`, or `instruction` (`input`,
-    `context`); and the keys that nothing reads. Raises: ValueError as `sft_conversation`; also for `tools`."""
+    """The turns up to the user's last of a row that is asked, not trained: of `prompt`, `messages`,
+    or `instruction` (`input`, `context`); and the keys that nothing reads. Raises: ValueError as
+    `sft_conversation`; also for `tools`."""
     return _as_spelled(_asked_row, row)
 
 
 def _asked_row(row: Row) -> tuple[Messages, list[str]]:
-    field = next((key for key in ("messages", "prompt", "instruction") if row.get(key) not in (None, "", [])), None)
+    field = next(
+        (
+            key
+            for key in ("messages", "prompt", "instruction")
+            if row.get(key) not in (None, "", [])
+        ),
+        None,
+    )
     if field is None:
-        raise ValueError(f"the row has the fields {sorted(row)!s:.200}, wanted `prompt`, `messages` or `instruction` (`input`)")
-    reads = {"id", "prompt_id", "source", "reference", "history", field, *SYSTEMS} | ({"input", "context"} if field == "instruction" else set())
+        raise ValueError(
+            f"the row has the fields {sorted(row)!s:.200}, wanted `prompt`, `messages` or `instruction` (`input`)"
+        )
+    reads = {"id", "prompt_id", "source", "reference", "history", field, *SYSTEMS} | (
+        {"input", "context"} if field == "instruction" else set()
+    )
     _refuse(row, reads)
     if check_tools(row.get("tools")):
-        raise ValueError(f"`tools` is {shown(row['tools'])}, which nobody who answers is given; data.columns.tools=null leaves it out")
+        raise ValueError(
+            f"`tools` is {shown(row['tools'])}, which nobody who answers is given; data.columns.tools=null leaves it out"
+        )
     refuse_raw_text(row[field], field)
     turns = row[field]
     if not isinstance(turns, list):
-        content = _instructed({**row, "output": "-"})[1][0]["content"] if field == "instruction" else row[field]
+        content = (
+            _instructed({**row, "output": "-"})[1][0]["content"]
+            if field == "instruction"
+            else row[field]
+        )
         turns = [{"role": "user", "content": content}]
     turns, before = check_messages(turns, field), history(row.get("history"))
     last = max(i for i, turn in enumerate(turns) if turn["role"] in ("user", "tool"))
     if field != "messages" and last < len(turns) - 1:
         raise ValueError(f"`{field}` ends with an assistant turn, wanted the user's last")
     _require_one_prompt(row, reads, [turns, before])
-    turns = turns[:last + 1]
+    turns = turns[: last + 1]
     first = 1 if turns[0]["role"] == "system" else 0
     turns, _ = with_system(_system(row), [*turns[:first], *before, *turns[first:]], [f"{field}[0]"])
     unread = [key for key in row if key not in reads and key != "tools"]
@@ -256,7 +414,9 @@ def suspicions(texts: Iterable[object]) -> set[str]:
     for said in (words for value in texts for words in _texts(value)):
         if said:
             if _is_spoken(said):
-                found.add("`Human:` (or `User:`) and `Assistant:` inside a turn: if it is a transcript, `zephyr binarize` parts it")
+                found.add(
+                    "`Human:` (or `User:`) and `Assistant:` inside a turn: if it is a transcript, `zephyr binarize` parts it"
+                )
             if MARKS.search(said):
                 found.add("marks of a chat template inside a turn, which are trained as text")
             if is_turns_as_text(said):
@@ -265,37 +425,67 @@ def suspicions(texts: Iterable[object]) -> set[str]:
 
 
 def _is_spoken(said: str) -> bool:
-    """Whether somebody asks and the assistant answers within the text, or it begins with the assistant's name."""
+    """Whether somebody asks and the assistant answers within the text, or it begins with the
+    assistant's name."""
     asked = ASKS.search(said)
     begins = ANSWERS_IT.match(said)
-    return begins is not None or (asked is not None and ANSWERS_IT.search(said, asked.end()) is not None)
+    return begins is not None or (
+        asked is not None and ANSWERS_IT.search(said, asked.end()) is not None
+    )
 
 
 def _find(row: Row, table: Mapping[str, Shape]) -> Shape | None:
-    """The first shape whose keys hold something; where there is none, the first whose keys are there."""
+    """The first shape whose keys hold something; where there is none, the first whose keys are
+    there."""
     filled = {key for key, value in row.items() if value not in ("", [], {})}
-    return next((shape for keys in (filled, row.keys()) for shape in table.values() if shape.needs <= keys), None)
+    return next(
+        (shape for keys in (filled, row.keys()) for shape in table.values() if shape.needs <= keys),
+        None,
+    )
 
 
 def _require_one_prompt(row: Row, reads: set[str], made: object) -> None:
-    """Raises: ValueError for another field that asks something, and whose words are nowhere in what is made of the row."""
+    """Raises: ValueError for another field that asks something, and whose words are nowhere in what
+    is made of the row."""
     said = [text.strip() for text in _texts(made)]
 
     def kept(words: str, one_of: bool) -> bool:
-        inside = len(words) >= CHANCE or one_of                                     # one of some choices: a word of the prompt
-        return words in said or (inside and any(re.search(rf"(?<!\w){re.escape(words)}(?!\w)" if one_of else re.escape(words), text)
-                                                for text in said))
+        inside = len(words) >= CHANCE or one_of  # one of some choices: a word of the prompt
+        return words in said or (
+            inside
+            and any(
+                re.search(rf"(?<!\w){re.escape(words)}(?!\w)" if one_of else re.escape(words), text)
+                for text in said
+            )
+        )
+
     for key in ASKED:
-        one_of = isinstance(row.get(key), list) and all(isinstance(words, str) for words in row[key])
-        if key in row and key not in reads and not all(kept(words.strip(), one_of) for words in _texts(_asked_of(row[key])) if words.strip()):
-            raise ValueError(f"`{key}` is {shown(row[key])}, and the prompt is read from {', '.join(sorted(reads & set(ASKED)))}: wanted one "
-                             f"field that holds it all; data.columns.{key}=null leaves it out")
+        one_of = isinstance(row.get(key), list) and all(
+            isinstance(words, str) for words in row[key]
+        )
+        if (
+            key in row
+            and key not in reads
+            and not all(
+                kept(words.strip(), one_of)
+                for words in _texts(_asked_of(row[key]))
+                if words.strip()
+            )
+        ):
+            raise ValueError(
+                f"`{key}` is {shown(row[key])}, and the prompt is read from {', '.join(sorted(reads & set(ASKED)))}: wanted one "
+                f"field that holds it all; data.columns.{key}=null leaves it out"
+            )
 
 
 def _asked_of(value: object) -> object:
-    """The value; of turns of `input` and `output` the inputs: argilla's capybara keeps there the answer that its pair replaced."""
+    """The value; of turns of `input` and `output` the inputs: argilla's capybara keeps there the
+    answer that its pair replaced."""
     turns = value if isinstance(value, list) else []
-    return [turn["input"] if isinstance(turn, Mapping) and turn.keys() == {"input", "output"} else turn for turn in turns] or value
+    return [
+        turn["input"] if isinstance(turn, Mapping) and turn.keys() == {"input", "output"} else turn
+        for turn in turns
+    ] or value
 
 
 def _texts(value: object) -> Iterable[str]:
@@ -303,24 +493,37 @@ def _texts(value: object) -> Iterable[str]:
     if isinstance(value, str):
         yield value
     if isinstance(value, Mapping):
-        value = [inner for key, inner in value.items() if key not in ("role", "from", "type", "name", "id", "tool_call_id")]
+        value = [
+            inner
+            for key, inner in value.items()
+            if key not in ("role", "from", "type", "name", "id", "tool_call_id")
+        ]
     for inner in value if isinstance(value, list) else ():
         yield from _texts(inner)
 
 
 def _hint(row: Row, pairs: bool) -> str:
     """What may be done with a row of no known shape."""
-    judged = any(fields <= row.keys() for name, (fields, _) in JUDGED.items() if name != "hh-rlhf")
+    judged = any(fields <= row.keys() for name, fields in PAIRWISE.items() if name != "hh-rlhf")
     if judged or "completions" in row or {"response_source", "gpt4_score"} <= row.keys():
         return f"which {BINARIZE} makes pairs of"
-    if HELPSTEER <= row.keys():
+    if row.keys() >= HELPSTEER:
         return "an answer by itself and its scores; a pair needs two"
-    has_sides = any(side in plain(key).split("_") for key in row if isinstance(key, str) for side in ("chosen", "rejected"))
+    has_sides = any(
+        side in plain(key).split("_")
+        for key in row
+        if isinstance(key, str)
+        for side in ("chosen", "rejected")
+    )
     if pairs and not has_sides and _find(row, TEXTS) is not None:
         return "which are those of a row for train_sft.py"
     if not pairs and {"chosen", "rejected"} <= row.keys():
         return "which are those of a pair for train_dpo.py; data.columns.messages=chosen trains the chosen side alone"
-    wanted, example = ("`prompt`, `chosen` and `rejected`", "chosen=answers.0") if pairs else (SFT_SHAPES, "prompt=FIELD")
+    wanted, example = (
+        ("`prompt`, `chosen` and `rejected`", "chosen=answers.0")
+        if pairs
+        else (SFT_SHAPES, "prompt=FIELD")
+    )
     return f"wanted {wanted}, or a shape of the README; data.columns names other fields, as data.columns.{example}"
 
 
@@ -335,32 +538,55 @@ def _system(row: Row) -> object:
 def _refuse(row: Row, reads: set[str]) -> None:
     for key, wanted in REFUSED.items():
         if key in row and key not in reads and row[key] not in ("", [], {}, False):
-            raise ValueError(f"`{key}` is {shown(row[key])}, which this shape of row has no place for, wanted {wanted}; "
-                             f"data.columns.{key}=null leaves it out")
+            raise ValueError(
+                f"`{key}` is {shown(row[key])}, which this shape of row has no place for, wanted {wanted}; "
+                f"data.columns.{key}=null leaves it out"
+            )
     for key, wanted in WHOLE_ROW.items():
-        if key in row and key not in reads and row[key] not in ((True, 1) if MASKS.get(key, True) else (False, 0)):
-            raise ValueError(f"`{key}` is {shown(row[key])}, which a row as a whole has no place for, wanted {wanted}; "
-                             f"data.columns.{key}=null leaves it out")
+        if (
+            key in row
+            and key not in reads
+            and row[key] not in ((True, 1) if MASKS.get(key, True) else (False, 0))
+        ):
+            raise ValueError(
+                f"`{key}` is {shown(row[key])}, which a row as a whole has no place for, wanted {wanted}; "
+                f"data.columns.{key}=null leaves it out"
+            )
     for key, value in row.items():
-        if key not in reads and key not in WHOLE_ROW and isinstance(key, str) and is_mark(key, value):
-            raise ValueError(f"`{key}` is {shown(value)}, which may say whether the row is trained, wanted `train` at a turn; data.columns.{key}=null "
-                             "leaves it out")
+        if (
+            key not in reads
+            and key not in WHOLE_ROW
+            and isinstance(key, str)
+            and is_mark(key, value)
+        ):
+            raise ValueError(
+                f"`{key}` is {shown(value)}, which may say whether the row is trained, wanted `train` at a turn; data.columns.{key}=null "
+                "leaves it out"
+            )
     if row.get("history") and "history" not in reads:
-        raise ValueError(f"`history` is {shown(row['history'])}, which this shape of row has no place for; data.columns.history=null "
-                         "leaves it out")
+        raise ValueError(
+            f"`history` is {shown(row['history'])}, which this shape of row has no place for; data.columns.history=null "
+            "leaves it out"
+        )
 
 
 def _refuse_bad_answer(row: Row, labelled: bool) -> None:
     for key, value in row.items() if labelled else ():
         if isinstance(key, str) and called_good(key, value) is False:
-            raise ValueError(f"`{key}` is {shown(value)}: an answer called bad (KTO), wanted good ones alone; data.on_bad_row=skip leaves "
-                             f"such rows out, data.columns.{key}=null trains them all the same")
-    if HELPSTEER <= row.keys():
-        raise ValueError("the row holds an answer and its scores (`helpfulness`, ...), wanted answers to imitate; choose those that are, or "
-                         "data.columns.helpfulness=null trains them all")
+            raise ValueError(
+                f"`{key}` is {shown(value)}: an answer called bad (KTO), wanted good ones alone; data.on_bad_row=skip leaves "
+                f"such rows out, data.columns.{key}=null trains them all the same"
+            )
+    if row.keys() >= HELPSTEER:
+        raise ValueError(
+            "the row holds an answer and its scores (`helpfulness`, ...), wanted answers to imitate; choose those that are, or "
+            "data.columns.helpfulness=null trains them all"
+        )
     if row.get("weight", 1) != 1:
-        raise ValueError(f"`weight` is {shown(row['weight'])}: rows of train_sft.py are not weighted, wanted 1; data.columns.weight=null "
-                         "leaves it out")
+        raise ValueError(
+            f"`weight` is {shown(row['weight'])}: rows of train_sft.py are not weighted, wanted 1; data.columns.weight=null "
+            "leaves it out"
+        )
 
 
 # Readers of pairs: each gives the keys of `chat.check_pair`.
@@ -386,31 +612,56 @@ def _openai(row: Row) -> Row:
         raise ValueError(f"`input` is {shown(given)}, wanted an object with `messages`")
     tools = {"tools": given["tools"]} if given.get("tools") else {}
     tools["unread"] = [f"input.{key}" for key in given if key not in ("messages", "tools")]
-    return {"prompt": given.get("messages"), "chosen": row["preferred_output"], "rejected": row["non_preferred_output"], **tools}
+    return {
+        "prompt": given.get("messages"),
+        "chosen": row["preferred_output"],
+        "rejected": row["non_preferred_output"],
+        **tools,
+    }
 
 
 def _sharegpt_pair(field: str) -> Callable[[Row], Row]:
     def read(row: Row) -> Row:
-        answers = {side: sharegpt([row[side]], side) if isinstance(row[side], Mapping) else row[side] for side in ("chosen", "rejected")}
+        answers = {
+            side: sharegpt([row[side]], side) if isinstance(row[side], Mapping) else row[side]
+            for side in ("chosen", "rejected")
+        }
         return {"prompt": sharegpt(row[field], field), **answers}
+
     return read
 
 
 def sharegpt(value: object, field: str) -> Messages:
-    """Turns of `from` and `value`, or of `role` and `content`, as the latter. Raises: ValueError naming the turn."""
+    """Turns of `from` and `value`, or of `role` and `content`, as the latter. Raises: ValueError
+    naming the turn."""
     if not isinstance(value, list) or not value:
         raise ValueError(f"`{field}` is {shown(value)}, wanted a list of turns")
     turns = []
     for i, turn in enumerate(value):
-        if isinstance(turn, Mapping) and "from" not in turn and any(plain(str(key)) == "role" for key in turn):
+        if (
+            isinstance(turn, Mapping)
+            and "from" not in turn
+            and any(plain(str(key)) == "role" for key in turn)
+        ):
             turns.append(dict(turn))
             continue
-        turn, _ = one_name(turn, frozenset(("from", "value"))) if isinstance(turn, Mapping) else ({}, {})
+        turn, _ = (
+            one_name(turn, frozenset(("from", "value"))) if isinstance(turn, Mapping) else ({}, {})
+        )
         if turn.get("from") == "function_call" and isinstance(turn.get("value"), str):
-            turns.append({"role": "assistant", "content": "", "tool_calls": _calls(turn["value"], f"{field}[{i}].value"), **_rest(turn)})
+            turns.append(
+                {
+                    "role": "assistant",
+                    "content": "",
+                    "tool_calls": _calls(turn["value"], f"{field}[{i}].value"),
+                    **_rest(turn),
+                }
+            )
             continue
         if (role := role_of(turn.get("from"))) is None or not isinstance(turn.get("value"), str):
-            raise ValueError(f"`{field}[{i}]` is {shown(value[i])}, wanted a turn of `from` ({', '.join(SPEAKERS)}, function_call) and `value`")
+            raise ValueError(
+                f"`{field}[{i}]` is {shown(value[i])}, wanted a turn of `from` ({', '.join(SPEAKERS)}, function_call) and `value`"
+            )
         turns.append({"role": role, "content": turn["value"], **_rest(turn)})
     return turns
 
@@ -420,14 +671,19 @@ def _rest(turn: Mapping[str, object]) -> Row:
 
 
 def _calls(said: str, field: str) -> list[object]:
-    """The calls of a ShareGPT turn `function_call`: the JSON text of one of `name` and `arguments`, or of a list of them."""
+    """The calls of a ShareGPT turn `function_call`: the JSON text of one of `name` and `arguments`,
+    or of a list of them."""
     try:
         calls = json.loads(said)
     except (ValueError, RecursionError):
         calls = None
     calls = calls if isinstance(calls, list) else [calls]
-    if not calls or not all(isinstance(call, Mapping) and isinstance(call.get("name"), str) for call in calls):
-        raise ValueError(f"`{field}` is {shown(said)}, wanted the JSON text of a call with `name` and `arguments`, or of a list of calls")
+    if not calls or not all(
+        isinstance(call, Mapping) and isinstance(call.get("name"), str) for call in calls
+    ):
+        raise ValueError(
+            f"`{field}` is {shown(said)}, wanted the JSON text of a call with `name` and `arguments`, or of a list of calls"
+        )
     return [{"type": "function", "function": dict(call)} for call in calls]
 
 
@@ -435,69 +691,122 @@ def _swift(row: Row) -> Row:
     """ms-swift: the conversation with the chosen answer, and the other answer."""
     messages = row["messages"]
     if not isinstance(messages, list) or len(messages) < 2:
-        raise ValueError(f"`messages` is {shown(messages)}, wanted a list of turns that ends with the chosen answer")
-    return {"chosen": messages, "rejected": [*messages[:-1], {"role": "assistant", "content": _answer(row, "rejected_response")}]}
+        raise ValueError(
+            f"`messages` is {shown(messages)}, wanted a list of turns that ends with the chosen answer"
+        )
+    return {
+        "chosen": messages,
+        "rejected": [
+            *messages[:-1],
+            {"role": "assistant", "content": _answer(row, "rejected_response")},
+        ],
+    }
 
 
 def _after_messages(row: Row) -> Row:
-    """LLaMA-Factory: turns up to the user's last, and two answers; `messages` may also be the whole chosen conversation."""
-    messages = row["messages"][:-1] if isinstance(row["messages"], list) and row["messages"] == row["chosen"] else row["messages"]
+    """LLaMA-Factory: turns up to the user's last, and two answers; `messages` may also be the whole
+    chosen conversation."""
+    messages = (
+        row["messages"][:-1]
+        if isinstance(row["messages"], list) and row["messages"] == row["chosen"]
+        else row["messages"]
+    )
     return _sharegpt_pair("messages")({**row, "messages": messages})
 
 
 def _chosen_of(row: Row, first: str, second: str, first_wins: bool) -> Row:
-    return {"chosen": row[first], "rejected": row[second]} if first_wins else {"chosen": row[second], "rejected": row[first]}
+    return (
+        {"chosen": row[first], "rejected": row[second]}
+        if first_wins
+        else {"chosen": row[second], "rejected": row[first]}
+    )
 
 
 def _pku(row: Row) -> Row:
-    better, safer = row["better_response_id"], row.get("safer_response_id", row["better_response_id"])
+    better, safer = (
+        row["better_response_id"],
+        row.get("safer_response_id", row["better_response_id"]),
+    )
     for name, value in (("better_response_id", better), ("safer_response_id", safer)):
         if type(value) is not int or value not in (0, 1):
             raise ValueError(f"`{name}` is {shown(value)}, wanted 0 or 1")
     if better != safer:
-        raise ValueError("`better_response_id` and `safer_response_id` differ, wanted one to follow: data.columns.safer_response_id=null "
-                         "follows the better, data.columns.better_response_id=safer_response_id the safer")
+        raise ValueError(
+            "`better_response_id` and `safer_response_id` differ, wanted one to follow: data.columns.safer_response_id=null "
+            "follows the better, data.columns.better_response_id=safer_response_id the safer"
+        )
     return {"prompt": row["prompt"], **_chosen_of(row, "response_0", "response_1", better == 0)}
 
 
 def _helpsteer(row: Row) -> Row:
     strength = row["preference_strength"]
     if type(strength) not in (int, float):
-        raise ValueError(f"`preference_strength` is {shown(strength)}, wanted a number, negative where `response_1` is better")
+        raise ValueError(
+            f"`preference_strength` is {shown(strength)}, wanted a number, negative where `response_1` is better"
+        )
     if strength == 0:
         raise Tie("preference_strength is 0")
-    return {"prompt": row["prompt"], **_chosen_of(row, "response_1", "response_2", strength < 0), "margins": [float(abs(strength))]}
+    return {
+        "prompt": row["prompt"],
+        **_chosen_of(row, "response_1", "response_2", strength < 0),
+        "margins": [float(abs(strength))],
+    }
 
 
 def _shp(row: Row) -> Row:
     if type(row["labels"]) is not int or row["labels"] not in (0, 1):
-        raise ValueError(f"`labels` is {shown(row['labels'])}, wanted 1 (`human_ref_A` is better) or 0")
-    sides = {"A": "chosen", "B": "rejected"} if row["labels"] == 1 else {"A": "rejected", "B": "chosen"}
+        raise ValueError(
+            f"`labels` is {shown(row['labels'])}, wanted 1 (`human_ref_A` is better) or 0"
+        )
+    sides = (
+        {"A": "chosen", "B": "rejected"} if row["labels"] == 1 else {"A": "rejected", "B": "chosen"}
+    )
     scores = {f"score_{side}": row.get(f"score_{name}", 0) for name, side in sides.items()}
-    return {"prompt": row["history"], **{side: row[f"human_ref_{name}"] for name, side in sides.items()}, "margins": margins(scores)}
+    return {
+        "prompt": row["history"],
+        **{side: row[f"human_ref_{name}"] for name, side in sides.items()},
+        "margins": margins(scores),
+    }
 
 
 def _nectar(row: Row) -> Row:
     """The first in rank against the last."""
     answers = row["answers"]
-    if not isinstance(answers, list) or len(answers) < 2 or not all(
-            isinstance(of, Mapping) and type(of.get("rank")) in (int, float) for of in answers):
-        raise ValueError(f"`answers` is {shown(answers)}, wanted two or more of `answer` and `rank`")
+    if (
+        not isinstance(answers, list)
+        or len(answers) < 2
+        or not all(
+            isinstance(of, Mapping) and type(of.get("rank")) in (int, float) for of in answers
+        )
+    ):
+        raise ValueError(
+            f"`answers` is {shown(answers)}, wanted two or more of `answer` and `rank`"
+        )
     ranked = sorted(answers, key=lambda of: of["rank"])
     if ranked[0]["rank"] == ranked[-1]["rank"]:
         raise Tie("all answers have one rank")
     unread = [f"answers[].{key}" for of in answers for key in of if key not in ("answer", "rank")]
     unread += ["answers[] between the first and the last in rank"] if len(answers) > 2 else []
-    return {"prompt": transcript(text(row, "prompt"), "prompt"), "chosen": text(ranked[0], "answer"), "rejected": text(ranked[-1], "answer"),
-            "margins": [float(ranked[-1]["rank"] - ranked[0]["rank"])], "unread": unread}
+    return {
+        "prompt": transcript(text(row, "prompt"), "prompt"),
+        "chosen": text(ranked[0], "answer"),
+        "rejected": text(ranked[-1], "answer"),
+        "margins": [float(ranked[-1]["rank"] - ranked[0]["rank"])],
+        "unread": unread,
+    }
 
 
 def transcript(said: str, field: str) -> Messages:
     """The turns of `\\n\\nHuman: ...\\n\\nAssistant: ...`, which ends where the assistant's next turn begins."""
     head, *parts = re.split(r"(?:\A|\n\n)\s*(Human|Assistant):", said)
-    turns = [{"role": ROLES[who], "content": words.strip()} for who, words in zip(parts[::2], parts[1::2])]
+    turns = [
+        {"role": ROLES[who], "content": words.strip()}
+        for who, words in zip(parts[::2], parts[1::2])
+    ]
     if head.strip() or len(turns) < 2 or turns[-1] != {"role": "assistant", "content": ""}:
-        raise ValueError(f"`{field}` is {shown(said)}, wanted a transcript of `Human:` and `Assistant:` that ends with the latter")
+        raise ValueError(
+            f"`{field}` is {shown(said)}, wanted a transcript of `Human:` and `Assistant:` that ends with the latter"
+        )
     return turns[:-1]
 
 
@@ -505,7 +814,10 @@ def transcript(said: str, field: str) -> Messages:
 
 
 def _said(question: str, answer: str) -> Callable[[Row], tuple[str, Messages]]:
-    return lambda row: (f"{question} + {answer}", [*_turns(row, question, "user"), *_turns(row, answer, "assistant")])
+    return lambda row: (
+        f"{question} + {answer}",
+        [*_turns(row, question, "user"), *_turns(row, answer, "assistant")],
+    )
 
 
 def _turns(row: Row, field: str, role: str) -> list[object]:
@@ -513,7 +825,9 @@ def _turns(row: Row, field: str, role: str) -> list[object]:
     if isinstance(row[field], list):
         return list(row[field])
     refuse_raw_text(row[field], field)
-    return [{"role": role, "content": _answer(row, field) if role == "assistant" else text(row, field)}]
+    return [
+        {"role": role, "content": _answer(row, field) if role == "assistant" else text(row, field)}
+    ]
 
 
 def _answer(row: Row, field: str) -> str:
@@ -529,40 +843,73 @@ def _instructed(row: Row) -> tuple[str, Messages]:
         raise ValueError("`input` and `context` are both given, wanted one of them")
     answer = next((key for key in ("output", "response") if key in row), "output")
     question = {"role": "user", "content": _joined(row, "instruction", given)}
-    return f"instruction + {answer}", [question, {"role": "assistant", "content": _answer(row, answer)}]
+    return f"instruction + {answer}", [
+        question,
+        {"role": "assistant", "content": _answer(row, answer)},
+    ]
 
 
 def _ultrachat(row: Row) -> tuple[str, Messages]:
     said = row["data"]
     if not isinstance(said, list) or not said or not all(isinstance(turn, str) for turn in said):
-        raise ValueError(f"`data` is {shown(said)}, wanted a list of texts, the user's and the assistant's in turn")
-    return "data", [{"role": ("user", "assistant")[i % 2], "content": words} for i, words in enumerate(said)]
+        raise ValueError(
+            f"`data` is {shown(said)}, wanted a list of texts, the user's and the assistant's in turn"
+        )
+    return "data", [
+        {"role": ("user", "assistant")[i % 2], "content": words} for i, words in enumerate(said)
+    ]
 
 
 # name -> shape; the first whose `needs` the row has. The README's list is made of these names.
 PAIRS: dict[str, Shape] = {
-    "input, preferred_output, non_preferred_output (OpenAI)": _shape("input preferred_output non_preferred_output", "", _openai),
-    "conversations, chosen, rejected (ShareGPT)": _shape("conversations chosen rejected", "", _sharegpt_pair("conversations")),
-    "trajectory, chosen, rejected (UltraInteract)": _shape("trajectory chosen rejected", "", _sharegpt_pair("trajectory")),
-    "prompt, response_0, response_1, better_response_id (PKU-SafeRLHF)":
-        _shape("prompt response_0 response_1 better_response_id", "safer_response_id", _pku),
-    "prompt, response_1, response_2, preference_strength (HelpSteer2)":
-        _shape("prompt response_1 response_2 preference_strength", "", _helpsteer),
-    "history, human_ref_A, human_ref_B, labels (SHP)": _shape("history human_ref_A human_ref_B labels", "score_A score_B", _shp),
+    "input, preferred_output, non_preferred_output (OpenAI)": _shape(
+        "input preferred_output non_preferred_output", "", _openai
+    ),
+    "conversations, chosen, rejected (ShareGPT)": _shape(
+        "conversations chosen rejected", "", _sharegpt_pair("conversations")
+    ),
+    "trajectory, chosen, rejected (UltraInteract)": _shape(
+        "trajectory chosen rejected", "", _sharegpt_pair("trajectory")
+    ),
+    "prompt, response_0, response_1, better_response_id (PKU-SafeRLHF)": _shape(
+        "prompt response_0 response_1 better_response_id", "safer_response_id", _pku
+    ),
+    "prompt, response_1, response_2, preference_strength (HelpSteer2)": _shape(
+        "prompt response_1 response_2 preference_strength", "", _helpsteer
+    ),
+    "history, human_ref_A, human_ref_B, labels (SHP)": _shape(
+        "history human_ref_A human_ref_B labels", "score_A score_B", _shp
+    ),
     "prompt, answers of answer and rank (Nectar)": _shape("prompt answers", "", _nectar),
-    "instruction, input, chosen, rejected (Alpaca)": _shape("instruction chosen rejected", "input history", _asked("instruction", "input")),
-    "question, chosen, rejected (Orca)": _shape("question chosen rejected", "history", _asked("question")),
+    "instruction, input, chosen, rejected (Alpaca)": _shape(
+        "instruction chosen rejected", "input history", _asked("instruction", "input")
+    ),
+    "question, chosen, rejected (Orca)": _shape(
+        "question chosen rejected", "history", _asked("question")
+    ),
     "input, chosen, rejected (Orca)": _shape("input chosen rejected", "history", _asked("input")),
     "messages, rejected_response (ms-swift)": _shape("messages rejected_response", "", _swift),
-    "messages, chosen, rejected (LLaMA-Factory)": _shape("messages chosen rejected", "", _after_messages),
+    "messages, chosen, rejected (LLaMA-Factory)": _shape(
+        "messages chosen rejected", "", _after_messages
+    ),
     "prompt, chosen, rejected": _shape("chosen rejected", "prompt history", _pair),
 }
 TEXTS: dict[str, Shape] = {
     "messages": _shape("messages", "", lambda row: ("messages", row["messages"])),
-    "conversations (ShareGPT)": _shape("conversations", "", lambda row: ("conversations", sharegpt(row["conversations"], "conversations"))),
+    "conversations (ShareGPT)": _shape(
+        "conversations",
+        "",
+        lambda row: ("conversations", sharegpt(row["conversations"], "conversations")),
+    ),
     "data (UltraChat)": _shape("data", "", _ultrachat),
-    **{f"{question}, {answer}": _shape(f"{question} {answer}", "", _said(question, answer)) for question in QUESTIONS for answer in ANSWERS},
-    "instruction, input, output (Alpaca)": _shape("instruction", "input output context response", _instructed),
+    **{
+        f"{question}, {answer}": _shape(f"{question} {answer}", "", _said(question, answer))
+        for question in QUESTIONS
+        for answer in ANSWERS
+    },
+    "instruction, input, output (Alpaca)": _shape(
+        "instruction", "input output context response", _instructed
+    ),
     "input, output": _shape("input output", "", _said("input", "output")),
     "text": _shape("text", "", lambda row: text(row, "text")),
 }

@@ -1,4 +1,5 @@
-"""Here the files and datasets that a config names become raw rows, each with the place where a person finds it."""
+"""Here the files and datasets that a config names become raw rows, each with the place where a
+person finds it."""
 
 import gzip
 import hashlib
@@ -25,20 +26,28 @@ if TYPE_CHECKING:
 
 WANTED = ".jsonl, .json or .parquet (also with .gz), a folder of those, or a hub dataset"
 LONGEST_LINE = 2**26  # bytes of a row's line, unpacked: of the longest conversations a hundredth
-MOST_VALUES = 2**28  # of a column in a row group: thousands of millions of equal ones take a few bytes
-LARGEST_WHOLE = 2**31  # bytes, unpacked, of a .json.gz or .parquet.gz, which can only be read as a whole
+MOST_VALUES = (
+    2**28
+)  # of a column in a row group: thousands of millions of equal ones take a few bytes
+LARGEST_WHOLE = (
+    2**31
+)  # bytes, unpacked, of a .json.gz or .parquet.gz, which can only be read as a whole
 
 
 class RawRow(NamedTuple):
-    """A row as it was found. `place`: for a person; `default_id`: source:number, from 1; `value`: the row, or a .jsonl's undecoded line."""
+    """A row as it was found. `place`: for a person; `default_id`: source:number, from 1; `value`:
+    the row, or a .jsonl's undecoded line."""
+
     place: str
     default_id: str
     value: object
 
 
 class Source(NamedTuple):
-    """One file or dataset. `digest`: of its bytes, or the dataset's fingerprint; `rows()` reads it from the beginning. `split`: the words
-    that tell its split, of spec, folder and file, or the dataset's own name for it; "" where there are none."""
+    """One file or dataset. `digest`: of its bytes, or the dataset's fingerprint; `rows()` reads it
+    from the beginning. `split`: the words that tell its split, of spec, folder and file, or the
+    dataset's own name for it; "" where there are none."""
+
     name: str
     digest: str
     rows: Callable[[], Iterator[RawRow]]
@@ -46,17 +55,22 @@ class Source(NamedTuple):
 
 
 def open_sources(specs: tuple[str, ...] | list[str]) -> list[Source]:
-    """Every file or dataset that the specs `path-or-hub-id[[:subset]:split]` name, in order; a folder gives its files by name.
+    """Every file or dataset that the specs `path-or-hub-id[[:subset]:split]` name, in order; a
+    folder gives its files by name.
 
-    Raises: BadInput for what does not exist, holds no data, has no such split or subset, or needs one named."""
+    Raises: BadInput for what does not exist, holds no data, has no such split or subset, or needs
+    one named."""
     sources = [source for spec in specs for source in _open(spec)]
-    if len({source.name for source in sources}) < len(sources):  # two files of one name: their rows' ids need the whole path
+    if len({source.name for source in sources}) < len(
+        sources
+    ):  # two files of one name: their rows' ids need the whole path
         sources = [source for spec in specs for source in _open(spec, whole_path=True)]
     return sources
 
 
 def held_out_split(source: Source) -> str:
-    """What the source's split is called where that says that it is not for training (`test_sft`, `validation`, `eval`); else ""."""
+    """What the source's split is called where that says that it is not for training (`test_sft`,
+    `validation`, `eval`); else ""."""
     found = SPLIT.search(source.split.lower())
     return "" if found is None or found[1].startswith("train") else found[1]
 
@@ -82,21 +96,34 @@ def _open(spec: str, whole_path: bool = False) -> list[Source]:
 def _open_folder(folder: Path, named: str | None, whole_path: bool) -> list[Source]:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return [_dataset_source(folder.name, *_saved_dataset(folder, named))]
-    return [_file_source(path, str(path) if whole_path else f"{folder.name}/{path.relative_to(folder)}", _split_words(path, split))
-            for path, split in folder_files(folder, named)]
+    return [
+        _file_source(
+            path,
+            str(path) if whole_path else f"{folder.name}/{path.relative_to(folder)}",
+            _split_words(path, split),
+        )
+        for path, split in folder_files(folder, named)
+    ]
 
 
 def _split_words(path: Path, split: str = "") -> str:
-    """The folder where it is called as splits are ("dev" may be anything), `split`, the file's name."""
+    """The folder where it is called as splits are ("dev" may be anything), `split`, the file's
+    name."""
     parent = path.parent.name
-    folder = parent if re.fullmatch("(train|test|val|valid|validation|eval)(_(sft|gen|prefs))?", parent) else ""
+    folder = (
+        parent
+        if re.fullmatch("(train|test|val|valid|validation|eval)(_(sft|gen|prefs))?", parent)
+        else ""
+    )
     return "/".join(filter(None, (folder, split, path.name)))
 
 
 def _file_source(path: Path, name: str, split: str) -> Source:
     kind = kind_of(path)
     if re.search("[\ud800-\udfff]", name):
-        raise BadInput(f"{str(path)!r}: the name is not UTF-8, wanted one that rows can be called by")
+        raise BadInput(
+            f"{str(path)!r}: the name is not UTF-8, wanted one that rows can be called by"
+        )
     if kind is None:
         raise BadInput(f"{path} is of no known kind, wanted {WANTED}")
     rows = {".jsonl": _lines, ".json": _json_rows, ".parquet": _parquet_rows}[kind]
@@ -114,19 +141,31 @@ def _whole(path: Path, rows: Callable[[BinaryIO], Iterator[RawRow]]) -> Iterator
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             for count, row in enumerate(rows(file), start=1):
                 yield row
-    except (EOFError, OSError, zlib.error, ArrowException, UnicodeDecodeError, OverflowError) as error:
-        raise BadInput(f"{path} is damaged after {count} rows, wanted a whole file: {str(error).splitlines()[0]}") from error
+    except (
+        EOFError,
+        OSError,
+        zlib.error,
+        ArrowException,
+        UnicodeDecodeError,
+        OverflowError,
+    ) as error:
+        raise BadInput(
+            f"{path} is damaged after {count} rows, wanted a whole file: {str(error).splitlines()[0]}"
+        ) from error
     if count == 0:
         raise BadInput(f"{path} holds no rows, wanted at least one")
 
 
 def _lines(path: Path, name: str, file: BinaryIO) -> Iterator[RawRow]:
-    """The lines, in memory one at a time. Raises: BadInput for one over `LONGEST_LINE`: a few kB of gzip can hold a line of gigabytes."""
+    """The lines, in memory one at a time. Raises: BadInput for one over `LONGEST_LINE`: a few kB of
+    gzip can hold a line of gigabytes."""
     number = 0
     while line := file.readline(LONGEST_LINE + 1):  # bytes: parted at \n only, not at U+2028
         number += 1
         if len(line) > LONGEST_LINE:
-            raise BadInput(f"{path}:{number}: the line is over {LONGEST_LINE} bytes, wanted at most that many for one row; split or remove it")
+            raise BadInput(
+                f"{path}:{number}: the line is over {LONGEST_LINE} bytes, wanted at most that many for one row; split or remove it"
+            )
         if line.strip():
             yield RawRow(f"{path}:{number}", f"{name}:{number}", line)
 
@@ -140,12 +179,20 @@ def _json_rows(path: Path, name: str, file: BinaryIO) -> Iterator[RawRow]:
         return
     data = _read_all(path, file)
     try:
-        # To its encoder, maybe another process, a row goes as text: pickle gives up at nested values that JSON can hold.
-        lines = [json.dumps(element).encode() for element in json.loads(data.decode("utf-8-sig"), object_pairs_hook=each_once)]
+        # To its encoder, maybe another process, a row goes as text: pickle gives up at nested
+        # values that JSON can hold.
+        lines = [
+            json.dumps(element).encode()
+            for element in json.loads(data.decode("utf-8-sig"), object_pairs_hook=each_once)
+        ]
     except KeyError as error:
-        raise BadInput(f"{path}: an object of the file's JSON has the key {error.args[0]!r:.60} twice, wanted each key once") from None
+        raise BadInput(
+            f"{path}: an object of the file's JSON has the key {error.args[0]!r:.60} twice, wanted each key once"
+        ) from None
     except json.JSONDecodeError as error:
-        raise BadInput(f"{path}:{error.lineno}: the file is no valid JSON: {error.msg} at column {error.colno}") from error
+        raise BadInput(
+            f"{path}:{error.lineno}: the file is no valid JSON: {error.msg} at column {error.colno}"
+        ) from error
     except UnicodeDecodeError as error:
         raise BadInput(f"{path} is not UTF-8: byte {error.start + 1}") from error
     except (ValueError, RecursionError) as error:
@@ -158,7 +205,9 @@ def _read_all(path: Path, file: BinaryIO) -> bytes:
     """What a file holds. Raises: BadInput where a packed one holds over `LARGEST_WHOLE`."""
     data = file.read(LARGEST_WHOLE + 1 if path.suffix == ".gz" else -1)
     if path.suffix == ".gz" and len(data) > LARGEST_WHOLE:
-        raise BadInput(f"{path} holds over {LARGEST_WHOLE} bytes, unpacked, wanted at most that many; as .jsonl.gz it is read line by line")
+        raise BadInput(
+            f"{path} holds over {LARGEST_WHOLE} bytes, unpacked, wanted at most that many; as .jsonl.gz it is read line by line"
+        )
     return data
 
 
@@ -170,16 +219,24 @@ def _parquet_rows(path: Path, name: str, file: BinaryIO) -> Iterator[RawRow]:
     whole = _read_all(path, file) if path.suffix == ".gz" else None
     schema = parquet.ParquetFile(path if whole is None else BufferReader(whole)).schema
     columns = [schema.column(i) for i in range(len(schema))]
-    texts = [of.path for of in columns if of.physical_type == "BYTE_ARRAY"
-             and of.logical_type.type in ("STRING", "NONE", "JSON", "ENUM")]
-    table = parquet.ParquetFile(path if whole is None else BufferReader(whole), read_dictionary=texts)
+    texts = [
+        of.path
+        for of in columns
+        if of.physical_type == "BYTE_ARRAY"
+        and of.logical_type.type in ("STRING", "NONE", "JSON", "ENUM")
+    ]
+    table = parquet.ParquetFile(
+        path if whole is None else BufferReader(whole), read_dictionary=texts
+    )
     number = 0
     for group in range(table.num_row_groups):
         about = table.metadata.row_group(group)
         values = max((about.column(i).num_values for i in range(about.num_columns)), default=0)
         if values > MOST_VALUES:
-            raise BadInput(f"{path}: its row group {group} holds {values} values, wanted at most "
-                           f"{MOST_VALUES}; write it in smaller row groups")
+            raise BadInput(
+                f"{path}: its row group {group} holds {values} values, wanted at most "
+                f"{MOST_VALUES}; write it in smaller row groups"
+            )
         size = about.num_rows if about.total_byte_size < LARGEST_WHOLE else 1000
         for batch in table.iter_batches(batch_size=max(size, 1), row_groups=[group]):
             for part in _parts(batch, path, number):
@@ -195,8 +252,10 @@ def _parts(batch: pa.RecordBatch, path: Path, before: int) -> Iterator[pa.Record
     ends_R, start = np.cumsum(bytes_R), 0
     while start < len(batch):
         if bytes_R[start] > LONGEST_LINE:
-            raise BadInput(f"{path}, row {before + start + 1}: the row holds {bytes_R[start]} bytes, wanted at most {LONGEST_LINE}; "
-                           "split or remove it")
+            raise BadInput(
+                f"{path}, row {before + start + 1}: the row holds {bytes_R[start]} bytes, wanted at most {LONGEST_LINE}; "
+                "split or remove it"
+            )
         room = LONGEST_LINE + ends_R[start] - bytes_R[start]
         end = min(int(np.searchsorted(ends_R, room, side="right")), start + 1000)
         yield batch.slice(start, end - start)
@@ -204,18 +263,26 @@ def _parts(batch: pa.RecordBatch, path: Path, before: int) -> Iterator[pa.Record
 
 
 def row_bytes(array: pa.Array) -> np.ndarray:
-    """How many bytes each value of the array takes where it stands by itself, int64 [len(array)]."""
+    """How many bytes each value of the array takes where it stands by itself, int64
+    [len(array)]."""
     kind = array.type
     if pa.types.is_dictionary(kind):
-        of_words = np.append(row_bytes(array.dictionary), 0)                        # the last: of null
+        of_words = np.append(row_bytes(array.dictionary), 0)  # the last: of null
         return of_words[array.indices.fill_null(len(array.dictionary)).to_numpy()]
     if pa.types.is_struct(kind):
         return sum(map(row_bytes, array.flatten()), np.full(len(array), 8))
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_map(kind):
         inner = row_bytes(array.values)
         return np.diff(np.append(0, np.cumsum(inner))[array.offsets.to_numpy()]) + 8
-    if any(is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary,
-                                         pa.types.is_large_binary)):
+    if any(
+        is_kind(kind)
+        for is_kind in (
+            pa.types.is_string,
+            pa.types.is_large_string,
+            pa.types.is_binary,
+            pa.types.is_large_binary,
+        )
+    ):
         return pc.binary_length(array).fill_null(0).to_numpy().astype(np.int64) + 8
     return np.full(len(array), -(-array.nbytes // max(len(array), 1)))
 
@@ -226,15 +293,28 @@ def _hub_source(name: str, subset: str | None, split: str | None) -> Source:
 
     try:
         loaded = load_dataset(*filter(None, (name, subset)), split=split)
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:  # OSError: also what the hub and no network raise
-        if subsets := re.search(r"among the available configs: \[(.*?)\]|Available: \[(.*?)\]", str(error)):
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        DatasetsError,
+    ) as error:  # OSError: also what the hub and no network raise
+        if subsets := re.search(
+            r"among the available configs: \[(.*?)\]|Available: \[(.*?)\]", str(error)
+        ):
             names = re.findall(r"'([^']+)'", subsets[1] or subsets[2])
             asked = f"has no subset {subset!r}, it has" if subset else "has the subsets"
-            raise BadInput(f"{name} {asked} {', '.join(names)}, wanted one named, as in {name}:{names[0]}:{split or 'train'}") from error
+            raise BadInput(
+                f"{name} {asked} {', '.join(names)}, wanted one named, as in {name}:{names[0]}:{split or 'train'}"
+            ) from error
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise BadInput(f"{name!r} is no file here, and no hub dataset loads: {first_line}; wanted {WANTED}") from error
+        raise BadInput(
+            f"{name!r} is no file here, and no hub dataset loads: {first_line}; wanted {WANTED}"
+        ) from error
     whole = name if subset is None else f"{name}:{subset}"
-    return _dataset_source(whole, *(loaded, split) if split is not None else _one_split(loaded, whole, None))
+    return _dataset_source(
+        whole, *(loaded, split) if split is not None else _one_split(loaded, whole, None)
+    )
 
 
 def _saved_dataset(folder: Path, split: str | None) -> "tuple[Dataset, str]":
@@ -243,11 +323,15 @@ def _saved_dataset(folder: Path, split: str | None) -> "tuple[Dataset, str]":
     try:
         loaded = load_from_disk(str(folder))
     except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:
-        raise BadInput(f"the folder {folder} is a damaged saved dataset: {type(error).__name__}: {error}") from error
+        raise BadInput(
+            f"the folder {folder} is a damaged saved dataset: {type(error).__name__}: {error}"
+        ) from error
     return _one_split(loaded, str(folder), split)
 
 
-def _one_split(loaded: "Dataset | dict[str, Dataset]", name: str, split: str | None) -> "tuple[Dataset, str]":
+def _one_split(
+    loaded: "Dataset | dict[str, Dataset]", name: str, split: str | None
+) -> "tuple[Dataset, str]":
     if not isinstance(loaded, dict):
         if split is not None:
             raise BadInput(f"{name} is a dataset without splits, wanted no {split!r}")
@@ -255,7 +339,9 @@ def _one_split(loaded: "Dataset | dict[str, Dataset]", name: str, split: str | N
     chosen = next(iter(loaded)) if split is None and len(loaded) == 1 else split
     if chosen not in loaded:
         found = f"has no split {split!r}" if split is not None else "has more than one split"
-        raise BadInput(f"{name} {found}, wanted one of {', '.join(sorted(loaded))}, as in {name}:{sorted(loaded)[0]}")
+        raise BadInput(
+            f"{name} {found}, wanted one of {', '.join(sorted(loaded))}, as in {name}:{sorted(loaded)[0]}"
+        )
     return loaded[chosen], chosen
 
 

@@ -27,15 +27,31 @@ from zephyr.training.checkpoint import synced_digest
 
 Report = dict[str, object]
 IDS = pa.list_(pa.int32())
-PAIR_SCHEMA = pa.schema([("id", pa.string()), ("prompt_ids", IDS), ("chosen_ids", IDS), ("rejected_ids", IDS),
-                         ("weight", pa.float64()), ("asked", pa.binary())])
-TEXT_SCHEMA = pa.schema([("id", pa.string()), ("ids", IDS), ("is_target", pa.list_(pa.bool_())), ("target_tokens", pa.int64()),
-                         ("asked", pa.binary())])
+PAIR_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("prompt_ids", IDS),
+        ("chosen_ids", IDS),
+        ("rejected_ids", IDS),
+        ("weight", pa.float64()),
+        ("asked", pa.binary()),
+    ]
+)
+TEXT_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("ids", IDS),
+        ("is_target", pa.list_(pa.bool_())),
+        ("target_tokens", pa.int64()),
+        ("asked", pa.binary()),
+    ]
+)
 ROWS_FILE, REPORT_FILE, DIGEST_FILE = "examples.arrow", "report.json", "sha256"
 
 
 class Pairs(Sequence[EncodedPair]):
-    """Encoded pairs; `ids`: of the rows, `*_tokens`: tokens of each pair's side, int64 [len(self)]; `weights`: float64 [len(self)]."""
+    """Encoded pairs; `ids`: of the rows, `*_tokens`: tokens of each pair's side, int64 [len(self)];
+    `weights`: float64 [len(self)]."""
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
@@ -53,7 +69,8 @@ class Pairs(Sequence[EncodedPair]):
 
 
 class Texts(Sequence[EncodedText]):
-    """Encoded texts; `ids`: of the rows; `tokens`, `target_tokens`: all tokens of each, and the targets, int64 [len(self)]."""
+    """Encoded texts; `ids`: of the rows; `tokens`, `target_tokens`: all tokens of each, and the
+    targets, int64 [len(self)]."""
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
@@ -68,18 +85,25 @@ class Texts(Sequence[EncodedText]):
         return EncodedText(*(self.table[name][int(index)].as_py() for name in EncodedText._fields))
 
 
-def example_batch(examples: Sequence[EncodedPair | EncodedText], asked: Sequence[bytes] = ()) -> pa.RecordBatch:
-    """The examples, all of one kind, as rows of `PAIR_SCHEMA` or `TEXT_SCHEMA`; asked: `words.asked` of each, if it is known."""
+def example_batch(
+    examples: Sequence[EncodedPair | EncodedText], asked: Sequence[bytes] = ()
+) -> pa.RecordBatch:
+    """The examples, all of one kind, as rows of `PAIR_SCHEMA` or `TEXT_SCHEMA`; asked:
+    `words.asked` of each, if it is known."""
     columns = [list(column) for column in zip(*examples)]
     schema = PAIR_SCHEMA
     if isinstance(examples[0], EncodedText):
         schema = TEXT_SCHEMA
         columns.append([sum(flags) for flags in columns[2]])
     columns.append(list(asked) or [NOTHING] * len(examples))
-    return pa.record_batch([pa.array(column, field.type) for column, field in zip(columns, schema)], schema=schema)
+    return pa.record_batch(
+        [pa.array(column, field.type) for column, field in zip(columns, schema)], schema=schema
+    )
 
 
-def cached_table(entry: Path | None, schema: pa.Schema, fill: Callable[[RecordBatchStreamWriter], Report]) -> tuple[pa.Table, Report]:
+def cached_table(
+    entry: Path | None, schema: pa.Schema, fill: Callable[[RecordBatchStreamWriter], Report]
+) -> tuple[pa.Table, Report]:
     """The table and report that `fill` makes; from the folder `entry` where they lie there, else
     kept there, None: in memory.
 
@@ -93,13 +117,21 @@ def cached_table(entry: Path | None, schema: pa.Schema, fill: Callable[[RecordBa
         return pa.ipc.open_stream(sink.getvalue()).read_all(), report
     if damage := damage_of(entry):
         if os.path.lexists(entry):
-            print(f"cache of encoded rows: {entry} is damaged ({damage}); the rows are encoded again", file=sys.stderr)
+            print(
+                f"cache of encoded rows: {entry} is damaged ({damage}); the rows are encoded again",
+                file=sys.stderr,
+            )
         entry.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=entry.parent))
         try:
-            with pa.OSFile(str(aside / ROWS_FILE), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+            with (
+                pa.OSFile(str(aside / ROWS_FILE), "wb") as file,
+                pa.ipc.new_stream(file, schema) as writer,
+            ):
                 report = fill(writer)
-            (aside / REPORT_FILE).write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
+            (aside / REPORT_FILE).write_text(
+                json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8"
+            )
             (aside / DIGEST_FILE).write_text(digest_of_entry(aside, entry.name), encoding="ascii")
             publish(aside, entry)
         finally:
@@ -111,7 +143,9 @@ def cached_table(entry: Path | None, schema: pa.Schema, fill: Callable[[RecordBa
 def damage_of(entry: Path) -> str | None:
     """What is wrong with an entry of the cache; None where it is as it was written."""
     try:
-        same = (entry / DIGEST_FILE).read_bytes().decode("ascii") == digest_of_entry(entry, entry.name)
+        same = (entry / DIGEST_FILE).read_bytes().decode("ascii") == digest_of_entry(
+            entry, entry.name
+        )
     except (OSError, UnicodeDecodeError) as error:
         return str(error)
     return None if same else "its bytes are not those of its digest"
@@ -135,7 +169,7 @@ def publish(aside: Path, entry: Path) -> None:
         if not damage_of(entry):
             return
         damaged = aside.with_name(f"{aside.name}-damaged")
-        with contextlib.suppress(FileNotFoundError):        # another process moved it away
+        with contextlib.suppress(FileNotFoundError):  # another process moved it away
             os.rename(entry, damaged)
         if damaged.is_file():
             damaged.unlink()
@@ -152,15 +186,26 @@ def sync(path: Path) -> None:
         os.close(file)
 
 
-def digest_of(tokenizer: PreTrainedTokenizerBase, code: Iterable[Path], parts: Iterable[str]) -> str:
-    """SHA-256 over the tokenizer, the source files that encode, the tokenizing libraries' versions, and `parts`."""
+def digest_of(
+    tokenizer: PreTrainedTokenizerBase, code: Iterable[Path], parts: Iterable[str]
+) -> str:
+    """SHA-256 over the tokenizer, the source files that encode, the tokenizing libraries' versions,
+    and `parts`."""
     digest = hashlib.sha256()
     if tokenizer.is_fast:
         vocabulary = tokenizer.backend_tokenizer.to_str()
     else:
-        vocabulary = json.dumps([type(tokenizer).__qualname__, tokenizer.get_vocab(), repr(tokenizer)], sort_keys=True)
-    names = [vocabulary, repr(tokenizer.special_tokens_map), version("transformers"), version("tokenizers"),
-             *(path.read_text(encoding="utf-8") for path in sorted(code)), *parts]
+        vocabulary = json.dumps(
+            [type(tokenizer).__qualname__, tokenizer.get_vocab(), repr(tokenizer)], sort_keys=True
+        )
+    names = [
+        vocabulary,
+        repr(tokenizer.special_tokens_map),
+        version("transformers"),
+        version("tokenizers"),
+        *(path.read_text(encoding="utf-8") for path in sorted(code)),
+        *parts,
+    ]
     for name in names:
         digest.update(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest())
     return digest.hexdigest()

@@ -1,4 +1,5 @@
-"""Here what a row says becomes digests, by which rows are compared: white space and the tokenizer make no difference."""
+"""Here what a row says becomes digests, by which rows are compared: white space and the tokenizer
+make no difference."""
 
 import hashlib
 import json
@@ -6,14 +7,26 @@ from collections.abc import Mapping, Sequence
 
 from zephyr.chat import without_space
 
-NOTHING = b""                                       # of a row that was made without words
+NOTHING = b""  # of a row that was made without words
 Turn = Mapping[str, object]
 
 
 def said(turns: Sequence[Turn]) -> bytes:
     """128 bits of all turns: their words without white space, who says them, and their calls."""
-    return _digest([[of["role"], without_space(str(of["content"])),
-                     {key: value for key, value in of.items() if key not in ("role", "content", "train")}] for of in turns])
+    return _digest(
+        [
+            [
+                of["role"],
+                without_space(str(of["content"])),
+                {
+                    key: value
+                    for key, value in of.items()
+                    if key not in ("role", "content", "train")
+                },
+            ]
+            for of in turns
+        ]
+    )
 
 
 def asked(turns: Sequence[Turn]) -> bytes:
@@ -24,4 +37,6 @@ def asked(turns: Sequence[Turn]) -> bytes:
 
 
 def _digest(value: object) -> bytes:
-    return hashlib.blake2b(json.dumps(value, sort_keys=True, default=str).encode(), digest_size=16).digest()
+    return hashlib.blake2b(
+        json.dumps(value, sort_keys=True, default=str).encode(), digest_size=16
+    ).digest()

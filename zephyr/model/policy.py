@@ -100,10 +100,15 @@ def growing_rope(lm: PreTrainedModel) -> list[tuple[nn.Module, str | None, str, 
 
 
 def learned_positions(lm: PreTrainedModel) -> int | None:
-    """How many positions a decoder with a learned embedding of them has (GPT-2); None: it has none such."""
+    """How many positions a decoder with a learned embedding of them has (GPT-2); None: it has none
+    such."""
     most = getattr(lm.config, "max_position_embeddings", None)
     words = lm.get_input_embeddings()
-    sizes = {module.num_embeddings for module in lm.modules() if isinstance(module, nn.Embedding) and module is not words}
+    sizes = {
+        module.num_embeddings
+        for module in lm.modules()
+        if isinstance(module, nn.Embedding) and module is not words
+    }
     return most if most in sizes else None
 
 

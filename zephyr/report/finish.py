@@ -1,4 +1,6 @@
-"""A trained policy becomes what its run leaves behind: the export with its card, and the run's page."""
+"""A trained policy becomes what its run leaves behind: the export with its card, and the run's
+page."""
+
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,15 +15,28 @@ from zephyr.report.page import leave_page
 from zephyr.training.engine import Engine
 
 
-def finish(engine: Engine, config: DPOConfig | SFTConfig, tokenizer: PreTrainedTokenizerBase,
-           identity: Mapping[str, str]) -> None:
-    """Write `model/` and `report.html` of the run folder; what the export could not keep is logged. A collective.
+def finish(
+    engine: Engine,
+    config: DPOConfig | SFTConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    identity: Mapping[str, str],
+) -> None:
+    """Write `model/` and `report.html` of the run folder; what the export could not keep is logged.
+    A collective.
 
     Args: identity: what the trajectory depended on, by name, for the card."""
     run_dir = Path(config.run.dir)
-    notes = export(run_dir / "model", engine.full_parameters(), engine.parameter_bytes(), engine.policy.lm.config,
-                   tokenizer, engine.on_rank0(lambda: card(config, identity)), writes=engine.rank == 0,
-                   source=local_folder(config.model), notes=rotary_notes(engine))
+    notes = export(
+        run_dir / "model",
+        engine.full_parameters(),
+        engine.parameter_bytes(),
+        engine.policy.lm.config,
+        tokenizer,
+        engine.on_rank0(lambda: card(config, identity)),
+        writes=engine.rank == 0,
+        source=local_folder(config.model),
+        notes=rotary_notes(engine),
+    )
     for note in notes:
         engine.say(f"warning: {note}")
     engine.on_rank0(lambda: leave_page(run_dir, engine.say))
@@ -29,9 +44,12 @@ def finish(engine: Engine, config: DPOConfig | SFTConfig, tokenizer: PreTrainedT
 
 
 def rotary_notes(engine: Engine) -> list[str]:
-    """What to know of a model whose rotary frequencies grow with the sequence, where the run's go beyond pretraining."""
+    """What to know of a model whose rotary frequencies grow with the sequence, where the run's go
+    beyond pretraining."""
     longest, start = engine.policy.longest, start_of_rope(engine.policy.lm.config.to_dict())
     if longest is None or start is None or longest <= start:
         return []
-    return [f"Every sequence was trained with the rotary frequencies of one of {longest} tokens. transformers takes those of the sequence "
-            f"at hand, and so gives sequences of up to {start} tokens other log-probs than training did."]
+    return [
+        f"Every sequence was trained with the rotary frequencies of one of {longest} tokens. transformers takes those of the sequence "
+        f"at hand, and so gives sequences of up to {start} tokens other log-probs than training did."
+    ]

@@ -1,4 +1,6 @@
-"""Questions become replies, each paid for once: from the ledger where it holds them, else from a teacher, whoever that is."""
+"""Questions become replies, each paid for once: from the ledger where it holds them, else from a
+teacher, whoever that is."""
+
 from collections.abc import Callable, Sequence
 
 from zephyr.config import BadInput
@@ -6,17 +8,32 @@ from zephyr.teacher.endpoint import endpoint
 from zephyr.teacher.ledger import Ledger
 from zephyr.teacher.local import local
 from zephyr.teacher.request import Budget, BudgetSpent, Reply, Request, Teacher, now
-from zephyr.teacher import ranks
+from zephyr.training import ranks
 
-__all__ = ["Budget", "BudgetSpent", "Ledger", "Reply", "Request", "Teacher", "ask", "embedded", "endpoint", "local"]
+__all__ = [
+    "Budget",
+    "BudgetSpent",
+    "Ledger",
+    "Reply",
+    "Request",
+    "Teacher",
+    "ask",
+    "embedded",
+    "endpoint",
+    "local",
+]
 
 
-def ask(teacher: Teacher, requests: Sequence[Request], ledger: Ledger, budget: Budget) -> list[Reply]:
-    """Replies in the order of the requests: from the ledger where they are in it, else asked (each distinct request once)
-    and appended at once. Under torchrun every rank calls it with the same requests and gets the same replies.
+def ask(
+    teacher: Teacher, requests: Sequence[Request], ledger: Ledger, budget: Budget
+) -> list[Reply]:
+    """Replies in the order of the requests: from the ledger where they are in it, else asked (each
+    distinct request once) and appended at once. Under torchrun every rank calls it with the same
+    requests and gets the same replies.
 
-    Raises: BudgetSpent where the rest would or could exceed the budget; BadInput where the teacher can't be asked. Either
-    way everything that was answered is in the ledger, and the same call goes on from there."""
+    Raises: BudgetSpent where the rest would or could exceed the budget; BadInput where the teacher
+    can't be asked. Either way everything that was answered is in the ledger, and the same call goes
+    on from there."""
     digests = [request.digest(teacher.identity or teacher.name) for request in requests]
     of_digest = dict(zip(digests, requests))
 
@@ -29,7 +46,9 @@ def ask(teacher: Teacher, requests: Sequence[Request], ledger: Ledger, budget: B
         return budget.spent
 
     budget.start_from(ledger.path, ledger.held)
-    missing, budget.spent = ranks.everyones(lambda: ([d for d in of_digest if d not in ledger], budget.spent))[0]
+    missing, budget.spent = ranks.everyones(
+        lambda: ([d for d in of_digest if d not in ledger], budget.spent)
+    )[0]
     try:
         if missing:
             budget.spent = ranks.everyones(answer, BadInput, BudgetSpent)[0]
@@ -48,7 +67,20 @@ def embedded(name: str, reply: Callable[[Request], str], version: str) -> Teache
         for request in requests:
             hold = budget.reserve(request.messages, request.max_tokens)
             text = reply(request)
-            words = sum(len(message["content"].split()) for message in request.messages), len(text.split())
-            keep(Reply(request.digest(identity), text, name, version, *words, budget.settle(hold, *words), now()))
+            words = (
+                sum(len(message["content"].split()) for message in request.messages),
+                len(text.split()),
+            )
+            keep(
+                Reply(
+                    request.digest(identity),
+                    text,
+                    name,
+                    version,
+                    *words,
+                    budget.settle(hold, *words),
+                    now(),
+                )
+            )
 
     return Teacher(name, answer, identity=identity)

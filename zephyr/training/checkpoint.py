@@ -1,4 +1,5 @@
 """A sharded training state becomes a folder that is whole or not there, and back."""
+
 import contextlib
 import dataclasses
 import hashlib
@@ -15,28 +16,47 @@ from zephyr.config import BadInput, DPOConfig, SFTConfig
 from zephyr.packing import Plan
 from zephyr.training.engine import Engine
 
-Identity = Mapping[str, object]                     # by name: what, when changed, would make the rest of a run another run
-FORMAT = 1                                          # of state.json and the files that it names; another one is not read
+Identity = Mapping[
+    str, object
+]  # by name: what, when changed, would make the rest of a run another run
+FORMAT = 1  # of state.json and the files that it names; another one is not read
 NUMBERED = re.compile(r"step-(0|[1-9]\d*)")
-IDENTITY = "identity.json"                           # of a run folder: whose run it is, also without checkpoints
-DAMAGE = (OSError, LookupError, TypeError, AttributeError)      # of what reads state.json, identity.json or status.json
-PASSING = re.compile(r"latest(\.\d+\.part)?|part-\d+")            # what a save makes beside checkpoints
+IDENTITY = "identity.json"  # of a run folder: whose run it is, also without checkpoints
+DAMAGE = (
+    OSError,
+    LookupError,
+    TypeError,
+    AttributeError,
+)  # of what reads state.json, identity.json or status.json
+PASSING = re.compile(r"latest(\.\d+\.part)?|part-\d+")  # what a save makes beside checkpoints
 
 
 def identity(config: DPOConfig | SFTConfig, plan: Plan, more: Mapping[str, str]) -> Identity:
-    """The config keys that decide a trajectory, whatever the hardware, the digest of the plan's steps, and `more`."""
+    """The config keys that decide a trajectory, whatever the hardware, the digest of the plan's
+    steps, and `more`."""
     of_optim = {f"optim.{key}": value for key, value in dataclasses.asdict(config.optim).items()}
-    loss = {key: getattr(config, key) for key in ("beta", "loss", "label_smoothing") if hasattr(config, key)}
-    other = {"run.seed": config.run.seed, "data.shuffle": config.data.shuffle, "hardware.dtype": config.hardware.dtype}
-    steps = hashlib.sha256(json.dumps([step.examples() for step in plan.steps]).encode()).hexdigest()
+    loss = {
+        key: getattr(config, key)
+        for key in ("beta", "loss", "label_smoothing")
+        if hasattr(config, key)
+    }
+    other = {
+        "run.seed": config.run.seed,
+        "data.shuffle": config.data.shuffle,
+        "hardware.dtype": config.hardware.dtype,
+    }
+    steps = hashlib.sha256(
+        json.dumps([step.examples() for step in plan.steps]).encode()
+    ).hexdigest()
     return json.loads(json.dumps({**of_optim, **loss, **other, **more, "plan": steps}))
 
 
 def save(engine: Engine, run_dir: Path, step: int, identity: Identity, keep: int) -> None:
-    """Write `checkpoints/step-N` under a temporary name, rename it when every rank is done and synced, move `latest` last.
+    """Write `checkpoints/step-N` under a temporary name, rename it when every rank is done and
+    synced, move `latest` last.
 
-    Keeps the newest `keep`. Raises: BadInput on every rank where the disk of any refuses; what was written of it is removed,
-    those before it stay. A collective."""
+    Keeps the newest `keep`. Raises: BadInput on every rank where the disk of any refuses; what was
+    written of it is removed, those before it stay. A collective."""
     folder = run_dir / "checkpoints"
     part, whole = folder / f"part-{step}", folder / f"step-{step}"
 
@@ -48,19 +68,23 @@ def save(engine: Engine, run_dir: Path, step: int, identity: Identity, keep: int
         write_whole(folder / "latest", whole.name.encode())
         others = [f for f in numbered(folder) if f != whole]
         before = [f for f in others if step_of(f) < step]
-        for old in others:                          # those after this step are of a future that was not resumed from
-            if old not in before[len(before) - keep + 1:]:
+        for old in others:  # those after this step are of a future that was not resumed from
+            if old not in before[len(before) - keep + 1 :]:
                 shutil.rmtree(old)
 
     try:
         engine.on_rank0(lambda: new_folder(part))
         engine.agreed(lambda: engine.save_state(part))
-        mine = engine.agreed(lambda: {path.name: synced_digest(path) for path in part.glob(f"rank-{engine.rank}-*")})
+        mine = engine.agreed(
+            lambda: {path.name: synced_digest(path) for path in part.glob(f"rank-{engine.rank}-*")}
+        )
         files = {name: digest for rank in engine.gather(mine) for name, digest in rank.items()}
         engine.on_rank0(publish)
     except BadInput as error:
         engine.on_rank0(lambda: shutil.rmtree(part, ignore_errors=True))
-        raise type(error)(f"checkpoint {whole} can't be written: {error}; started again, the run goes on from the one before") from None
+        raise type(error)(
+            f"checkpoint {whole} can't be written: {error}; started again, the run goes on from the one before"
+        ) from None
 
 
 def new_folder(part: Path) -> None:
@@ -71,8 +95,14 @@ def new_folder(part: Path) -> None:
     part.mkdir(parents=True)
 
 
-def finished(engine: Engine, config: DPOConfig | SFTConfig, plan: Plan, known: Mapping[str, str],
-             later: Collection[str] = (), template: str | None = None) -> bool:
+def finished(
+    engine: Engine,
+    config: DPOConfig | SFTConfig,
+    plan: Plan,
+    known: Mapping[str, str],
+    later: Collection[str] = (),
+    template: str | None = None,
+) -> bool:
     """Whether the run folder holds this very run, with all its steps and its export. A collective.
 
     Args: known: as `more` of `identity`. later: names of what it lacks yet, which `restore`
@@ -91,9 +121,11 @@ def finished(engine: Engine, config: DPOConfig | SFTConfig, plan: Plan, known: M
                 continue
             same = require_same(f"checkpoint {folder}", state, resume, now, later, hint)
             if not same and state["step"] >= len(plan.steps):
-                raise BadInput(f"run.resume=force: checkpoint {folder} has {state['step']} updates under other settings, this run has "
-                               f"{len(plan.steps)} steps: none would be trained, and the run's records would tell of settings that its "
-                               "weights never saw; name another run.dir, or more optim.epochs")
+                raise BadInput(
+                    f"run.resume=force: checkpoint {folder} has {state['step']} updates under other settings, this run has "
+                    f"{len(plan.steps)} steps: none would be trained, and the run's records would tell of settings that its "
+                    "weights never saw; name another run.dir, or more optim.epochs"
+                )
             return same and state["step"] == len(plan.steps) and ended_well(run_dir)
         if not (left := left_of_a_run(run_dir)) or resume == "force":
             return False
@@ -101,19 +133,42 @@ def finished(engine: Engine, config: DPOConfig | SFTConfig, plan: Plan, known: M
             kept = read_json(run_dir / IDENTITY)
             kept["identity"].items()
         except DAMAGE:
-            raise BadInput(f"run.dir: {run_dir} holds {left} of a run, and neither a checkpoint nor {IDENTITY} can be read that would show "
-                           "that it is this one; name another run.dir, or run.resume=force trains over it") from None
-        return require_same(f"run.dir: {run_dir}", kept, resume, now, later, hint) and ended_well(run_dir)
+            raise BadInput(
+                f"run.dir: {run_dir} holds {left} of a run, and neither a checkpoint nor {IDENTITY} can be read that would show "
+                "that it is this one; name another run.dir, or run.resume=force trains over it"
+            ) from None
+        return require_same(f"run.dir: {run_dir}", kept, resume, now, later, hint) and ended_well(
+            run_dir
+        )
+
     return engine.on_rank0(look)
 
 
 def left_of_a_run(run_dir: Path) -> str:
-    """The name of something in the folder that steps of a run left there; "" where there is none."""
-    files = [name for name in (IDENTITY, "metrics.jsonl", "report.html")
-             if os.path.isfile(run_dir / name) and os.path.getsize(run_dir / name)]
-    folders = [f"{name}/" for name in ("pairs", "model") if os.path.isdir(run_dir / name) and any((run_dir / name).iterdir())]
+    """The name of something in the folder that steps of a run left there; "" where there is
+    none."""
+    files = [
+        name
+        for name in (IDENTITY, "metrics.jsonl", "report.html")
+        if os.path.isfile(run_dir / name) and os.path.getsize(run_dir / name)
+    ]
+    folders = [
+        f"{name}/"
+        for name in ("pairs", "model")
+        if os.path.isdir(run_dir / name) and any((run_dir / name).iterdir())
+    ]
     checkpoints = ["checkpoints/"] if numbered(run_dir / "checkpoints") else []
-    return next(iter((*files, *folders, *checkpoints, *(["status.json"] if ended_well(run_dir, export=False) else []))), "")
+    return next(
+        iter(
+            (
+                *files,
+                *folders,
+                *checkpoints,
+                *(["status.json"] if ended_well(run_dir, export=False) else []),
+            )
+        ),
+        "",
+    )
 
 
 def changed_template(run_dir: Path, template: str | None) -> str:
@@ -122,12 +177,17 @@ def changed_template(run_dir: Path, template: str | None) -> str:
         kept = (run_dir / "chat_template.jinja").read_bytes()
     except OSError:
         return ""
-    return "" if template is None or kept == template.encode() else ": the chat template is another than its chat_template.jinja"
+    return (
+        ""
+        if template is None or kept == template.encode()
+        else ": the chat template is another than its chat_template.jinja"
+    )
 
 
 def keep_identity(engine: Engine, run_dir: Path, step: int, identity: Identity) -> None:
-    """Write `identity.json`: whose steps are recorded in the folder from `step` on, and where steps before were of other settings,
-    which a forced resume went on from, those. A collective."""
+    """Write `identity.json`: whose steps are recorded in the folder from `step` on, and where steps
+    before were of other settings, which a forced resume went on from, those. A collective."""
+
     def write() -> None:
         before = [of for of in forced(run_dir) if of["step"] < step]
         if step:
@@ -135,14 +195,22 @@ def keep_identity(engine: Engine, run_dir: Path, step: int, identity: Identity) 
             changed = {name: value for name, value in was.items() if identity.get(name) != value}
             before += [{"step": step, "was": changed}] if changed else []
         run_dir.mkdir(parents=True, exist_ok=True)
-        write_whole(run_dir / IDENTITY, json.dumps({"identity": identity, "forced": before}, indent=1).encode() + b"\n")
+        write_whole(
+            run_dir / IDENTITY,
+            json.dumps({"identity": identity, "forced": before}, indent=1).encode() + b"\n",
+        )
+
     engine.on_rank0(write)
 
 
 def forced(run_dir: Path) -> list[dict[str, object]]:
-    """Of each forced resume of the run in the folder: the `step` it began at, and what its identity `was` before, where it changed."""
+    """Of each forced resume of the run in the folder: the `step` it began at, and what its identity
+    `was` before, where it changed."""
     try:
-        found = [{"step": int(of["step"]), "was": dict(of["was"])} for of in read_json(run_dir / IDENTITY)["forced"]]
+        found = [
+            {"step": int(of["step"]), "was": dict(of["was"])}
+            for of in read_json(run_dir / IDENTITY)["forced"]
+        ]
     except (*DAMAGE, ValueError):
         return []
     return found
@@ -152,15 +220,18 @@ def read_json(path: Path) -> dict[str, object]:
     """The object in a JSON file. Raises: one of DAMAGE."""
     try:
         value = json.loads(path.read_bytes().decode())
-    except (ValueError, RecursionError) as error:   # also a number of thousands of digits
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise LookupError(f"{path} is no JSON: {error}") from None
     return value
 
 
 def ended_well(run_dir: Path, export: bool = True) -> bool:
-    """Whether the run in the folder wrote its export and said so, the last that it does. Args: export: which must still be there."""
+    """Whether the run in the folder wrote its export and said so, the last that it does. Args:
+    export: which must still be there."""
     try:
-        return (not export or (run_dir / "model").is_dir()) and read_json(run_dir / "status.json")["code"] == 0
+        return (not export or (run_dir / "model").is_dir()) and read_json(run_dir / "status.json")[
+            "code"
+        ] == 0
     except DAMAGE:
         return False
 
@@ -174,12 +245,16 @@ def restore(engine: Engine, run_dir: Path, resume: str, identity: Identity) -> i
     Raises: BadInput where the checkpoint belongs to another plan, unless forced, or is of another
     format."""
     for name in engine.on_rank0(lambda: strangers(run_dir / "checkpoints")):
-        engine.say(f"{run_dir / 'checkpoints' / name} is no checkpoint (step-N, a folder): it is ignored")
+        engine.say(
+            f"{run_dir / 'checkpoints' / name} is no checkpoint (step-N, a folder): it is ignored"
+        )
     for folder in engine.on_rank0(lambda: numbered(run_dir / "checkpoints")[::-1]):
         mine = engine.agreed(lambda: damaged(folder, engine.rank, engine.world))
         damage = [what for rank in engine.gather(mine) for what in rank]
         if damage:
-            engine.say(f"checkpoint {folder} is damaged ({', '.join(damage)}); the one before it is used")
+            engine.say(
+                f"checkpoint {folder} is damaged ({', '.join(damage)}); the one before it is used"
+            )
             continue
         require_same(f"checkpoint {folder}", read_state(folder), resume, identity)
         engine.load_state(folder, step_of(folder))
@@ -188,15 +263,27 @@ def restore(engine: Engine, run_dir: Path, resume: str, identity: Identity) -> i
     return 0
 
 
-def require_same(what: str, state: Mapping[str, object], resume: str, identity: Identity, later: Collection[str] = (),
-                 hint: str = "") -> bool:
-    """Whether a checkpoint, or what `identity.json` holds, is of the run of this identity. Args: hint: what to add where the data differ.
-    Raises: BadInput with each difference where not, unless forced."""
+def require_same(
+    what: str,
+    state: Mapping[str, object],
+    resume: str,
+    identity: Identity,
+    later: Collection[str] = (),
+    hint: str = "",
+) -> bool:
+    """Whether a checkpoint, or what `identity.json` holds, is of the run of this identity. Args:
+    hint: what to add where the data differ. Raises: BadInput with each difference where not, unless
+    forced."""
     was = {name: value for name, value in state["identity"].items() if name not in later}
-    changes = [f"{name} ({was.get(name)!s:.16} then, {identity.get(name)!s:.16} now{hint if name == 'data' else ''})"
-               for name in sorted({*was, *identity}) if was.get(name) != identity.get(name)]
+    changes = [
+        f"{name} ({was.get(name)!s:.16} then, {identity.get(name)!s:.16} now{hint if name == 'data' else ''})"
+        for name in sorted({*was, *identity})
+        if was.get(name) != identity.get(name)
+    ]
     if changes and resume != "force":
-        raise BadInput(f"{what} is of another run: {'; '.join(changes)}. Name another run.dir; run.resume=force takes it anyway")
+        raise BadInput(
+            f"{what} is of another run: {'; '.join(changes)}. Name another run.dir; run.resume=force takes it anyway"
+        )
     return not changes
 
 
@@ -208,7 +295,11 @@ def damaged(folder: Path, rank: int, world: int) -> list[str]:
         files = sorted(read_state(folder)["files"].items())
     except DAMAGE:
         return ["state.json"] if rank == 0 else []
-    return [name for name, digest in files[rank::world] if not (folder / name).is_file() or synced_digest(folder / name) != digest]
+    return [
+        name
+        for name, digest in files[rank::world]
+        if not (folder / name).is_file() or synced_digest(folder / name) != digest
+    ]
 
 
 def read_state(folder: Path) -> dict[str, object]:
@@ -218,9 +309,13 @@ def read_state(folder: Path) -> dict[str, object]:
     state = read_json(folder / "state.json")
     found = state.get("format") if isinstance(state, dict) else None
     if found != FORMAT:
-        raise BadInput(f"checkpoint {folder}: state.json is of format {found!r:.40}, wanted {FORMAT}: another version wrote it, "
-                       "which can go on from it; else name another run.dir")
-    if state["step"] != step_of(folder) or not all(isinstance(state[name], dict) for name in ("identity", "files")):
+        raise BadInput(
+            f"checkpoint {folder}: state.json is of format {found!r:.40}, wanted {FORMAT}: another version wrote it, "
+            "which can go on from it; else name another run.dir"
+        )
+    if state["step"] != step_of(folder) or not all(
+        isinstance(state[name], dict) for name in ("identity", "files")
+    ):
         raise KeyError("step, identity, files")
     return state
 
@@ -245,11 +340,15 @@ def write_whole(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that becomes `path`, synced, at the end of the block, or goes where an error ends it.
+    """A file to write that becomes `path`, synced, at the end of the block, or goes where an error
+    ends it.
 
-    Its temporary name can't be guessed, and nothing that exists is opened: no link that somebody planted is followed."""
+    Its temporary name can't be guessed, and nothing that exists is opened: no link that somebody
+    planted is followed."""
     part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
-    opened = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    opened = os.open(
+        part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666
+    )
     try:
         with os.fdopen(opened, "wb") as file:
             yield file
@@ -263,16 +362,24 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 def numbered(folder: Path, suffix: str = "") -> list[Path]:
     """What is named `step-N` in a folder, ascending: files with the suffix, or folders without one.
     Other names are not ours."""
-    if not os.path.isdir(folder):                   # nor where a name is too long for one
+    if not os.path.isdir(folder):  # nor where a name is too long for one
         return []
-    paths = [path for path in folder.glob(f"step-*{suffix}") if NUMBERED.fullmatch(path.name.removesuffix(suffix))]
+    paths = [
+        path
+        for path in folder.glob(f"step-*{suffix}")
+        if NUMBERED.fullmatch(path.name.removesuffix(suffix))
+    ]
     return sorted((path for path in paths if suffix or path.is_dir()), key=step_of)
 
 
 def strangers(folder: Path) -> list[str]:
     """Names in the folder of checkpoints of what no save makes."""
     ours = {path.name for path in numbered(folder)}
-    return sorted(path.name for path in folder.glob("*") if path.name not in ours and not PASSING.fullmatch(path.name))
+    return sorted(
+        path.name
+        for path in folder.glob("*")
+        if path.name not in ours and not PASSING.fullmatch(path.name)
+    )
 
 
 def step_of(path: Path) -> int:

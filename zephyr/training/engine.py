@@ -1,7 +1,9 @@
-"""A policy spread over all ranks by DeepSpeed ZeRO-3: the only file that knows deepspeed and torch.distributed.
+"""A policy spread over all ranks by DeepSpeed ZeRO-3: the only file that knows deepspeed and
+torch.distributed.
 
-`engine(batch)` is one forward of a micro-batch *through the DeepSpeed engine*: through `.module` or a child of it, ZeRO-3
-silently keeps only the last micro-batch's gradient."""
+`engine(batch)` is one forward of a micro-batch *through the DeepSpeed engine*: through `.module` or
+a child of it, ZeRO-3 silently keeps only the last micro-batch's gradient."""
+
 import contextlib
 import json
 import logging
@@ -26,17 +28,28 @@ Json = dict[str, object]
 
 # DeepSpeed's own keys that belong to the YAML, and the YAML key that decides
 DECIDED_BY_YAML = {
-    "train_batch_size": "optim.pairs_per_step", "train_micro_batch_size_per_gpu": "hardware.tokens_per_micro_batch",
-    "gradient_accumulation_steps": "hardware.tokens_per_micro_batch", "optimizer": "optim", "scheduler": "optim.schedule",
-    "gradient_clipping": "optim.grad_clip", "bf16": "hardware.dtype", "fp16": "hardware.dtype", "amp": "hardware.dtype",
-    "activation_checkpointing": "hardware.activation_checkpointing"}
+    "train_batch_size": "optim.pairs_per_step",
+    "train_micro_batch_size_per_gpu": "hardware.tokens_per_micro_batch",
+    "gradient_accumulation_steps": "hardware.tokens_per_micro_batch",
+    "optimizer": "optim",
+    "scheduler": "optim.schedule",
+    "gradient_clipping": "optim.grad_clip",
+    "bf16": "hardware.dtype",
+    "fp16": "hardware.dtype",
+    "amp": "hardware.dtype",
+    "activation_checkpointing": "hardware.activation_checkpointing",
+}
 
 
 def read_deepspeed(path: str) -> Json:
-    """The DeepSpeed JSON of `hardware.deepspeed`, looked for from the working folder, then beside the package.
+    """The DeepSpeed JSON of `hardware.deepspeed`, looked for from the working folder, then beside
+    the package.
 
     Raises: ConfigError where it is absent, no JSON, not ZeRO-3, or holds what the YAML decides."""
-    found = next((p for p in (Path(path), Path(zephyr.__file__).parents[1] / path) if os.path.isfile(p)), None)
+    found = next(
+        (p for p in (Path(path), Path(zephyr.__file__).parents[1] / path) if os.path.isfile(p)),
+        None,
+    )
     if found is None:
         raise ConfigError(f"hardware.deepspeed: no such file: {path}")
     try:
@@ -45,20 +58,30 @@ def read_deepspeed(path: str) -> Json:
         raise ConfigError(f"hardware.deepspeed: {path} is not JSON: {error}") from None
     zero = settings.get("zero_optimization") if isinstance(settings, dict) else None
     if not isinstance(zero, dict) or zero.get("stage") != 3:
-        raise ConfigError(f"hardware.deepspeed: {path}: zero_optimization.stage 3 is wanted, got {zero!r}")
+        raise ConfigError(
+            f"hardware.deepspeed: {path}: zero_optimization.stage 3 is wanted, got {zero!r}"
+        )
     for key, owner in DECIDED_BY_YAML.items():
         if key in settings:
-            raise ConfigError(f"hardware.deepspeed: {path} sets {key}; the YAML's {owner} decides that")
+            raise ConfigError(
+                f"hardware.deepspeed: {path} sets {key}; the YAML's {owner} decides that"
+            )
     return settings
 
 
 class LoadPolicy(Protocol):
-    def __call__(self, *, init: ContextManager[object], write: Callable[[nn.Parameter, Callable[[], Tensor]], None]) -> nn.Module:
+    def __call__(
+        self,
+        *,
+        init: ContextManager[object],
+        write: Callable[[nn.Parameter, Callable[[], Tensor]], None],
+    ) -> nn.Module:
         """Make the parameters inside `init`, fill each by `write(parameter, read)`."""
 
 
 class Engine:
-    """Owns the process group, the device, and (after `adopt`) the sharded policy with its optimiser."""
+    """Owns the process group, the device, and (after `adopt`) the sharded policy with its
+    optimiser."""
 
     def __init__(self, hardware: Hardware, seed: int) -> None:
         self.hardware = hardware
@@ -67,25 +90,33 @@ class Engine:
         use_cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
         if not use_cuda:
             os.environ["DS_ACCELERATOR"] = "cpu"
-        self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if use_cuda else torch.device("cpu")
+        self.device = (
+            torch.device("cuda", int(os.environ["LOCAL_RANK"])) if use_cuda else torch.device("cpu")
+        )
         import deepspeed
+
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         if use_cuda:
             torch.cuda.set_device(self.device)
-        else:                                       # DeepSpeed would build an op with a C++ compiler, and crash without one
+        else:  # DeepSpeed would build an op with a C++ compiler, and crash without one
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed("nccl" if use_cuda else "gloo", timeout=timedelta(minutes=30), verbose=False)
+        deepspeed.init_distributed(
+            "nccl" if use_cuda else "gloo", timeout=timedelta(minutes=30), verbose=False
+        )
         self.rank, self.world = torch.distributed.get_rank(), torch.distributed.get_world_size()
         try:
             checked = deepspeed.DeepSpeedConfig(self.deepspeed_config(Optim()))
             deepspeed.runtime.engine.DtypeEnum(checked.grad_accum_dtype)
-        except Exception as error:                  # pydantic's, and any that a value of the wrong type brings about
+        except (
+            Exception
+        ) as error:  # pydantic's, and any that a value of the wrong type brings about
             raise ConfigError(f"hardware.deepspeed: {hardware.deepspeed}: {error}") from None
-        # Objects and host numbers travel over gloo, so that they never queue behind collectives of the GPU.
+        # Objects and host numbers travel over gloo, so that they never queue behind collectives of
+        # the GPU.
         self.host_group = torch.distributed.new_group(backend="gloo") if use_cuda else None
         torch.manual_seed(seed)
         self.engine: nn.Module | None = None
-        self.stop_asked = False                     # by a signal to this rank
+        self.stop_asked = False  # by a signal to this rank
 
     def close(self) -> None:
         if torch.distributed.is_initialized():
@@ -93,17 +124,20 @@ class Engine:
         for name in self.own_environment:
             os.environ.pop(name, None)
 
-    # -- ranks ------------------------------------------------------------------------------------------------------------
+    # -- ranks
+    # ------------------------------------------------------------------------------------------------------------
 
     def rank0_first(self, make: Callable[[], T]) -> T:
-        """`make()` on the first rank of each node, then on the others, which find its caches; bad input of any is raised on all."""
+        """`make()` on the first rank of each node, then on the others, which find its caches; bad
+        input of any is raised on all."""
         first = os.environ["LOCAL_RANK"] == "0"
         mine = self.agreed(make if first else None)
         others = self.agreed(make if not first else None)
         return mine if first else others
 
     def agreed(self, make: Callable[[], T] | None) -> T | None:
-        """`make()` where given; then every rank raises the BadInput of whichever had one, or a file that the system refused."""
+        """`make()` where given; then every rank raises the BadInput of whichever had one, or a file
+        that the system refused."""
         result, own = None, None
         try:
             result = make() if make else None
@@ -139,6 +173,7 @@ class Engine:
         """A line on standard error, from rank 0, above the progress bar."""
         if self.rank == 0:
             from tqdm import tqdm
+
             tqdm.write(text, file=sys.stderr)
 
     def sum(self, totals: Tensor) -> Tensor:
@@ -146,28 +181,44 @@ class Engine:
         torch.distributed.all_reduce(totals)
         return totals
 
-    # -- the policy -------------------------------------------------------------------------------------------------------
+    # -- the policy
+    # -------------------------------------------------------------------------------------------------------
 
     def adopt(self, load: LoadPolicy, optim: Optim | SFTOptim) -> None:
-        """Build the policy under `zero.Init` (no rank holds the whole) and wrap it with AdamW on fp32 master weights.
+        """Build the policy under `zero.Init` (no rank holds the whole) and wrap it with AdamW on
+        fp32 master weights.
 
-        Args: load: called with how parameters are made and filled. Raises: the BadInput of `load`, on every rank."""
+        Args: load: called with how parameters are made and filled. Raises: the BadInput of `load`,
+        on every rank."""
         import deepspeed
+
         settings = self.deepspeed_config(optim)
         policy = self.agreed(lambda: load(init=partitioned(settings), write=write_shard))
-        # Decay pulls matrices alone, as Hugging Face's trainer does; ds_shape is the shape before partitioning.
+        # Decay pulls matrices alone, as Hugging Face's trainer does; ds_shape is the shape before
+        # partitioning.
         matrices = [p for p in policy.parameters() if len(p.ds_shape) > 1]
         vectors = [p for p in policy.parameters() if len(p.ds_shape) <= 1]
-        groups = [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        groups = [
+            {"params": matrices, "weight_decay": optim.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
         optimizer = torch.optim.AdamW(groups, lr=0.0, betas=optim.adam_betas, eps=1e-8, fused=True)
         self.engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
 
     def deepspeed_config(self, optim: Optim | SFTOptim) -> Json:
-        """The JSON completed by the YAML; clipping and accumulation dtype always: DeepSpeed's defaults are 1.0 and the model's dtype."""
-        return {"data_types": {"grad_accum_dtype": "fp32"}, **self.settings, "train_micro_batch_size_per_gpu": 1,
-                "gradient_accumulation_steps": 1, "gradient_clipping": optim.grad_clip, "steps_per_print": 10**9,
-                "bf16": {"enabled": self.hardware.dtype == "bfloat16"}, "zero_allow_untested_optimizer": True,
-                "zero_force_ds_cpu_optimizer": False}
+        """The JSON completed by the YAML; clipping and accumulation dtype always: DeepSpeed's
+        defaults are 1.0 and the model's dtype."""
+        return {
+            "data_types": {"grad_accum_dtype": "fp32"},
+            **self.settings,
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": optim.grad_clip,
+            "steps_per_print": 10**9,
+            "bf16": {"enabled": self.hardware.dtype == "bfloat16"},
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+        }
 
     @property
     def policy(self) -> nn.Module:
@@ -181,34 +232,42 @@ class Engine:
         self.engine.train(mode)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Gradients of a micro-batch's share of the step's loss; `last`: of this rank's micro-batches of the step.
+        """Gradients of a micro-batch's share of the step's loss; `last`: of this rank's
+        micro-batches of the step.
 
         ZeRO averages over ranks and the loss is a sum over them, hence the factor."""
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss * self.world)
 
     def step(self, lr: float) -> Tensor:
-        """One AdamW update at learning rate `lr`; returns the gradient's global L2 norm before clipping, float64 on the device.
+        """One AdamW update at learning rate `lr`; returns the gradient's global L2 norm before
+        clipping, float64 on the device.
 
         A norm that is not finite is returned, and DeepSpeed leaves the parameters as they were."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         self.engine.step()
-        return torch.as_tensor(self.engine.get_global_grad_norm(), dtype=torch.float64, device=self.device)
+        return torch.as_tensor(
+            self.engine.get_global_grad_norm(), dtype=torch.float64, device=self.device
+        )
 
     def discard_gradient(self) -> float:
-        """The gradient's global norm, and the gradient gone: a step at rate 0 moves nothing, and Adam starts anew."""
+        """The gradient's global norm, and the gradient gone: a step at rate 0 moves nothing, and
+        Adam starts anew."""
         norm = float(self.step(0.0))
         self.engine.optimizer.optimizer.state.clear()
         return norm
 
     def update_and_weight(self, lr: float) -> Tensor:
-        """Sums of squares, float64 [2], over this rank's shard: of the last update, made at rate `lr`, and of the float32 weights."""
+        """Sums of squares, float64 [2], over this rank's shard: of the last update, made at rate
+        `lr`, and of the float32 weights."""
         return shards.update_and_weight(self.engine.optimizer, lr).to(self.device)
 
     def parameter_bytes(self) -> list[tuple[str, int]]:
         """Name and bytes of each whole parameter, in the order of `full_parameters`."""
-        return [(name, p.ds_numel * p.element_size()) for name, p in self.policy.lm.named_parameters()]
+        return [
+            (name, p.ds_numel * p.element_size()) for name, p in self.policy.lm.named_parameters()
+        ]
 
     @property
     def parameters(self) -> int:
@@ -217,20 +276,33 @@ class Engine:
     @property
     def layer_parameters(self) -> int:
         """Parameters outside embedding and output layer."""
-        return sum(p.ds_numel for name, p in self.policy.lm.named_parameters() if "embed_tokens" not in name and "lm_head" not in name)
+        return sum(
+            p.ds_numel
+            for name, p in self.policy.lm.named_parameters()
+            if "embed_tokens" not in name and "lm_head" not in name
+        )
 
     def not_finite(self) -> list[str]:
-        """Names of the parameters that hold a value that is not finite; each rank looks at its own part. A collective."""
+        """Names of the parameters that hold a value that is not finite; each rank looks at its own
+        part. A collective."""
+
         def part(parameter: nn.Parameter) -> Tensor:
-            held = parameter.ds_tensor.view(-1)     # of the last rank, padded by whatever was in memory
-            return held[:max(parameter.ds_numel - self.rank * len(held), 0)]
-        mine = {name for name, p in self.policy.lm.named_parameters() if not part(p).isfinite().all()}
+            held = parameter.ds_tensor.view(
+                -1
+            )  # of the last rank, padded by whatever was in memory
+            return held[: max(parameter.ds_numel - self.rank * len(held), 0)]
+
+        mine = {
+            name for name, p in self.policy.lm.named_parameters() if not part(p).isfinite().all()
+        }
         found = set().union(*self.gather(mine))
         return [name for name, _ in self.policy.lm.named_parameters() if name in found]
 
     def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Each parameter by name, gathered one at a time: whole on the CPU of rank 0, empty elsewhere. A collective."""
+        """Each parameter by name, gathered one at a time: whole on the CPU of rank 0, empty
+        elsewhere. A collective."""
         import deepspeed
+
         for name, parameter in self.policy.lm.named_parameters():
             with deepspeed.zero.GatheredParameters([parameter]):
                 yield name, parameter.detach().cpu().clone() if self.rank == 0 else torch.empty(0)
@@ -240,7 +312,8 @@ class Engine:
         shards.write(self.live_shards(0), folder, self.rank)
 
     def load_state(self, folder: Path, step: int) -> None:
-        """What any number of ranks wrote with `save_state` after `step` updates. A collective. Raises: BadInput."""
+        """What any number of ranks wrote with `save_state` after `step` updates. A collective.
+        Raises: BadInput."""
         self.agreed(lambda: shards.read(self.live_shards(step), folder))
         shards.refresh_parameters(self.engine.optimizer)
 
@@ -253,24 +326,30 @@ class Engine:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         import resource
+
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def free_memory_bytes(self) -> int:
         """What this rank can still take: of its GPU, or of this rank's share of the machine."""
         if self.device.type == "cuda":
-            held = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+            held = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(
+                self.device
+            )
             return torch.cuda.mem_get_info(self.device)[0] + held
         import psutil
+
         return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 @contextlib.contextmanager
 def partitioned(settings: Json) -> Iterator[None]:
-    """DeepSpeed's `zero.Init`, with torch.arange left alone: it would round the rotary frequencies to bfloat16.
+    """DeepSpeed's `zero.Init`, with torch.arange left alone: it would round the rotary frequencies
+    to bfloat16.
 
-    It leaves a wrapped `_apply` behind in torch's modules, which would partition what later moves to
-    another device or dtype; that is taken back."""
+    It leaves a wrapped `_apply` behind in torch's modules, which would partition what later moves
+    to another device or dtype; that is taken back."""
     import deepspeed
+
     arange, applies = torch.arange, own_applies(nn.Module)
     try:
         with deepspeed.zero.Init(config_dict_or_path=settings):
@@ -292,18 +371,26 @@ def own_applies(kind: type[nn.Module]) -> dict[type[nn.Module], Callable[..., nn
 def write_shard(parameter: nn.Parameter, read: Callable[[], Tensor]) -> None:
     """Fill a partitioned parameter: rank 0 reads the tensor, every rank keeps its part."""
     import deepspeed
+
     with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
         if torch.distributed.get_rank() == 0:
             parameter.copy_(read())
 
 
 def single_process_rendezvous() -> list[str]:
-    """Set the variables that torchrun would, for a plain `python train_dpo.py`; returns the names of those set."""
+    """Set the variables that torchrun would, for a plain `python train_dpo.py`; returns the names
+    of those set."""
     if "RANK" in os.environ:
         return []
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    variables = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    variables = {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     os.environ.update(variables)
     return list(variables)

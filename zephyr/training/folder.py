@@ -1,5 +1,6 @@
 """A run folder under its lock: what is kept about a run waits there until the run that lies in it
 is known to be the same."""
+
 import contextlib
 import fcntl
 import json
@@ -13,11 +14,22 @@ from zephyr.config import BadInput, ConfigError, DPOConfig, SFTConfig
 from zephyr.training.checkpoint import DAMAGE, IDENTITY, left_of_a_run, read_json, write_whole
 
 STATUS = "status.json"
-FILES = ("lock", "config.yaml", STATUS, IDENTITY, "metrics.jsonl", "data.json", "preflight.json", "chat_template.jinja",
-         "samples.jsonl", "samples.ledger.jsonl", "report.html")
-EXPORT = ("model", "model.part")                    # folders that are written anew
+FILES = (
+    "lock",
+    "config.yaml",
+    STATUS,
+    IDENTITY,
+    "metrics.jsonl",
+    "data.json",
+    "preflight.json",
+    "chat_template.jinja",
+    "samples.jsonl",
+    "samples.ledger.jsonl",
+    "report.html",
+)
+EXPORT = ("model", "model.part")  # folders that are written anew
 FOLDERS = (*EXPORT, "checkpoints", "pairs")
-GONE = ("rank 0 ended without a word, as when it is killed; started again, the run goes on from its last checkpoint")
+GONE = "rank 0 ended without a word, as when it is killed; started again, the run goes on from its last checkpoint"
 
 
 class RunFolder:
@@ -40,7 +52,9 @@ class RunFolder:
         Raises: BadInput where another process holds it, where resume is never and a run lies there,
         or it can't be written."""
         if resume == "never" and self.holds_a_run():
-            raise BadInput(f"run.resume is never, and {self.path} holds a run already; name another run.dir")
+            raise BadInput(
+                f"run.resume is never, and {self.path} holds a run already; name another run.dir"
+            )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.require_files()
@@ -50,7 +64,9 @@ class RunFolder:
             except BlockingIOError:
                 lock.seek(0)
                 with lock:
-                    raise BadInput(f"run.dir: {self.path} is in use by {lock.read().strip()}") from None
+                    raise BadInput(
+                        f"run.dir: {self.path} is in use by {lock.read().strip()}"
+                    ) from None
             lock.truncate(0)
             lock.write(f"pid {os.getpid()} on host {socket.gethostname()}\n")
             lock.flush()
@@ -59,18 +75,23 @@ class RunFolder:
         self.lock, self.accepted = lock, not self.holds_a_run()
 
     def require_files(self) -> None:
-        """Raises: BadInput where a file of the run, or its export, is a link: it would be written through; where a folder's name is
-        taken by a file."""
+        """Raises: BadInput where a file of the run, or its export, is a link: it would be written
+        through; where a folder's name is taken by a file."""
         for name in (*FILES, *EXPORT):
             if (self.path / name).is_symlink():
-                raise BadInput(f"run.dir: {self.path / name} is a link, which would be written through; "
-                               "wanted a file of the run: remove it")
+                raise BadInput(
+                    f"run.dir: {self.path / name} is a link, which would be written through; "
+                    "wanted a file of the run: remove it"
+                )
         for name in FOLDERS:
             if os.path.lexists(self.path / name) and not (self.path / name).is_dir():
-                raise BadInput(f"run.dir: {self.path / name} is no folder, and the run's {name}/ is to be written there; remove it")
+                raise BadInput(
+                    f"run.dir: {self.path / name} is no folder, and the run's {name}/ is to be written there; remove it"
+                )
 
     def holds_a_run(self) -> bool:
-        """Whether steps of a run are recorded here: whose, records, pairs, a checkpoint, or an export."""
+        """Whether steps of a run are recorded here: whose, records, pairs, a checkpoint, or an
+        export."""
         begun = any(os.path.exists(self.path / name) for name in ("metrics.jsonl", "checkpoints"))
         return begun or bool(left_of_a_run(self.path))
 
@@ -92,19 +113,23 @@ class RunFolder:
         try:
             write_whole(self.path / name, content)
         except OSError as error:
-            raise ConfigError(f"run.dir: {self.path / name} can't be written: {error.strerror}") from None
+            raise ConfigError(
+                f"run.dir: {self.path / name} can't be written: {error.strerror}"
+            ) from None
 
     def status(self, code: int | None, message: str) -> None:
         """Keep `status.json`: the exit code (null: running), which torchrun hides, and message. A
         disk that refuses is no error here: the folder itself may be what is wrong."""
         content = json_bytes({"code": code, "message": message})
-        if self.writes and self.lock is None and not self.holds_a_run():        # the start failed before the lock was taken
+        if (
+            self.writes and self.lock is None and not self.holds_a_run()
+        ):  # the start failed before the lock was taken
             with contextlib.suppress(BadInput):
                 self.open()
         if self.lock is not None:
             try:
                 self.keep(STATUS, content)
-            except ConfigError:                     # a full disk: in the room that the old one has
+            except ConfigError:  # a full disk: in the room that the old one has
                 with contextlib.suppress(OSError):
                     (self.path / STATUS).write_bytes(content)
 
@@ -112,7 +137,10 @@ class RunFolder:
         """On another rank: write the end that rank 0 did not live to write, once its lock is free
         and the status says that it runs; waits so long for that. Returns whether rank 0 is gone."""
         until = time.monotonic() + seconds
-        with contextlib.suppress(*DAMAGE), (self.path / "lock").open("a+", encoding="utf-8") as lock:
+        with (
+            contextlib.suppress(*DAMAGE),
+            (self.path / "lock").open("a+", encoding="utf-8") as lock,
+        ):
             while True:
                 with contextlib.suppress(BlockingIOError):
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -131,22 +159,42 @@ class RunFolder:
 
 
 def require_apart(config: DPOConfig | SFTConfig) -> None:
-    """Raises: BadInput where what the run reads lies in what it will write, or its folder in a folder of rows: by whatever path or link."""
+    """Raises: BadInput where what the run reads lies in what it will write, or its folder in a
+    folder of rows: by whatever path or link."""
     run_dir = real(config.run.dir)
     written = [run_dir / name for name in (*FOLDERS, *FILES)]
     models = {"model": [config.model], "tokenizer": [config.tokenizer or config.model]}
-    rows = {"data.train": config.data.train, "data.eval": config.data.eval, "samples.prompts": config.samples.prompts}
+    rows = {
+        "data.train": config.data.train,
+        "data.eval": config.data.eval,
+        "samples.prompts": config.samples.prompts,
+    }
     stores = {"reference.dir": [config.reference.dir]} if isinstance(config, DPOConfig) else {}
     for key, paths in {**models, **rows, **stores}.items():
         for text in paths:
-            path = real(text if os.path.lexists(os.path.expanduser(text)) or key in stores else text.partition(":")[0])
+            path = real(
+                text
+                if os.path.lexists(os.path.expanduser(text)) or key in stores
+                else text.partition(":")[0]
+            )
             inside = next((place for place in written if path.is_relative_to(place)), None)
-            if inside is None and os.path.isdir(path) and (path == run_dir if key in models else key in rows and run_dir.is_relative_to(path)):
+            if (
+                inside is None
+                and os.path.isdir(path)
+                and (
+                    path == run_dir
+                    if key in models
+                    else key in rows and run_dir.is_relative_to(path)
+                )
+            ):
                 inside = run_dir
             if inside is not None:
-                raise ConfigError(f"{key}: {text} lies where the run writes: {inside} (run.dir {config.run.dir}); name another run.dir"
-                                  if inside != run_dir else f"{key}: {text} is or holds run.dir, {run_dir}, which the run writes to; "
-                                  "name another run.dir")
+                raise ConfigError(
+                    f"{key}: {text} lies where the run writes: {inside} (run.dir {config.run.dir}); name another run.dir"
+                    if inside != run_dir
+                    else f"{key}: {text} is or holds run.dir, {run_dir}, which the run writes to; "
+                    "name another run.dir"
+                )
 
 
 def real(text: str) -> Path:
@@ -156,4 +204,6 @@ def real(text: str) -> Path:
 
 def json_bytes(value: object) -> bytes:
     """The value in indented lines; half of a surrogate pair, which UTF-8 can't hold, is escaped."""
-    return json.dumps(value, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+    return (
+        json.dumps(value, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+    )

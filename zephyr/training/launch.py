@@ -1,4 +1,6 @@
-"""A command line becomes a run: config, engine, exit code, `status.json`. What both training scripts start with."""
+"""A command line becomes a run: config, engine, exit code, `status.json`. What both training
+scripts start with."""
+
 import contextlib
 import errno
 import os
@@ -20,11 +22,13 @@ from zephyr.training.folder import RunFolder, require_apart
 from zephyr.training.loop import Stopped
 
 BAD_INPUT, STOPPED = 2, 75
-PATIENCE = 10                       # seconds that a rank which lost another one waits to see whether it was rank 0
+PATIENCE = 10  # seconds that a rank which lost another one waits to see whether it was rank 0
 Train = Callable[[Engine, C, RunFolder | None], None]
 
 
-def launch(kind: type[C], check: Callable[[C], None], train: Train, usage: str, argv: Sequence[str]) -> int:
+def launch(
+    kind: type[C], check: Callable[[C], None], train: Train, usage: str, argv: Sequence[str]
+) -> int:
     """Run `train(engine, config, folder)` for `CONFIG.yaml [key.sub=value ...] [--dry-run]`;
     returns the exit code.
 
@@ -44,7 +48,7 @@ def launch(kind: type[C], check: Callable[[C], None], train: Train, usage: str, 
         folder = None if "--dry-run" in argv else RunFolder(Path(config.run.dir))
         check(config)
         run(config, folder, train)
-    except BadInput as error:                       # of whichever rank: told once a node
+    except BadInput as error:  # of whichever rank: told once a node
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         return ended(folder, BAD_INPUT, str(error))
@@ -78,8 +82,8 @@ def lost_a_rank(error: BaseException) -> bool:
 
 
 def end(code: int) -> NoReturn:
-    """End the process with the code of `launch`: all is written, and no thread of a library, taken down with the interpreter (which
-    can abort), may make another code of it."""
+    """End the process with the code of `launch`: all is written, and no thread of a library, taken
+    down with the interpreter (which can abort), may make another code of it."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -99,11 +103,11 @@ def run(config: C, folder: RunFolder | None, train: Train) -> None:
         with stop_signals(engine):
             try:
                 train(engine, config, folder)
-            except RuntimeError as error:           # while torchrun's SIGTERM does not yet end this process
+            except RuntimeError as error:  # while torchrun's SIGTERM does not yet end this process
                 if folder is not None and engine.rank > 0 and lost_a_rank(error):
                     folder.end_for_rank0(PATIENCE)
                 raise
-    except (BadInput, Stopped):                     # on all ranks; after any other, closing might wait for dead ones
+    except (BadInput, Stopped):  # on all ranks; after any other, closing might wait for dead ones
         engine.close()
         raise
     engine.close()
@@ -112,21 +116,29 @@ def run(config: C, folder: RunFolder | None, train: Train) -> None:
 def watch_rank0(engine: Engine, folder: RunFolder) -> None:
     """On the other ranks: write the end of a rank 0 that dies while they hang, as they do in a
     collective of NCCL."""
+
     def watch() -> None:
         while not folder.end_for_rank0(0):
             time.sleep(5)
+
     if engine.rank > 0:
         threading.Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager
 def stop_signals(engine: Engine) -> Iterator[None]:
-    """SIGTERM, SIGUSR1 and SIGINT ask the run to stop after the step; a second SIGINT stops at once."""
+    """SIGTERM, SIGUSR1 and SIGINT ask the run to stop after the step; a second SIGINT stops at
+    once."""
+
     def ask(number: int, _: FrameType | None) -> None:
         if engine.stop_asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         engine.stop_asked = True
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+
+    before = {
+        number: signal.signal(number, ask)
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    }
     try:
         yield
     finally:
@@ -135,12 +147,14 @@ def stop_signals(engine: Engine) -> Iterator[None]:
 
 
 def end_with_torchrun() -> None:
-    """Under torchrun, end this process within seconds of its launcher's death: an orphan must not train on."""
+    """Under torchrun, end this process within seconds of its launcher's death: an orphan must not
+    train on."""
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(5)
         os._exit(1)
+
     if "TORCHELASTIC_RUN_ID" in os.environ:
         threading.Thread(target=watch, daemon=True).start()

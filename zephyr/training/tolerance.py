@@ -8,14 +8,21 @@ Positions that are all one higher, which a rotary embedding does not see, change
 packing does (0.012 to 0.039 in the root mean square of a response): this tells the rounding of any
 model. Positions that are wrong between prompt and response move tokens of that model by 1 to 4, and
 0.3 to 1.3 in that mean."""
+
 import math
 
 # of 1 + a token's size: never less than the first is allowed, never more than the second
 TOKEN = {"float32": (1e-4, 1e-4), "bfloat16": (0.02, 0.25)}
-RESPONSE = {"float32": (5e-5, 5e-5), "bfloat16": (0.01, 0.06)}      # the root mean square over a response's tokens
-SUM = {"float32": 1e-3, "bfloat16": 0.4}            # nats of a response's sum, times the root of its tokens
-SUMS = {"float32": 4e-4, "bfloat16": 0.16}          # the root mean square of that over the responses of a step
-GRADIENT = {"float32": 1e-4, "bfloat16": 5e-3}      # a gradient's norm, of itself
+RESPONSE = {
+    "float32": (5e-5, 5e-5),
+    "bfloat16": (0.01, 0.06),
+}  # the root mean square over a response's tokens
+SUM = {"float32": 1e-3, "bfloat16": 0.4}  # nats of a response's sum, times the root of its tokens
+SUMS = {
+    "float32": 4e-4,
+    "bfloat16": 0.16,
+}  # the root mean square of that over the responses of a step
+GRADIENT = {"float32": 1e-4, "bfloat16": 5e-3}  # a gradient's norm, of itself
 
 
 def allowed(limits: tuple[float, float], noise: float) -> float:

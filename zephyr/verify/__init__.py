@@ -1,1 +1,2 @@
-"""A run is checked before step 0 (preflight), and its trajectory under other layouts (certificate)."""
+"""A run is checked before step 0 (preflight), and its trajectory under other layouts
+(certificate)."""

@@ -5,6 +5,7 @@ trained is what was meant.
 what needs one.
 
 P examples, T scored tokens, R responses."""
+
 import math
 import random
 import shutil
@@ -18,12 +19,12 @@ from torch import Tensor
 
 from zephyr.chat import EncodedPair, EncodedText
 from zephyr.config import BadInput, DPOConfig, Run, SFTConfig
+from zephyr.model.memory import step_memory
 from zephyr.packing import PackedBatch
 from zephyr.training.engine import Engine
 from zephyr.training.folder import json_bytes
 from zephyr.training.loop import Split, total
 from zephyr.training.tolerance import GRADIENT, RESPONSE, TOKEN, allowed, response_nats
-from zephyr.verify.memory import step_memory
 
 ROWS_READ, ROWS_PACKED = 1000, 6
 Finding = dict[str, float | int]
@@ -31,25 +32,43 @@ Checks = dict[str, Callable[[], Finding]]
 Examples = Sequence[EncodedPair] | Sequence[EncodedText]
 
 
-def before_forward(engine: Engine, config: DPOConfig | SFTConfig, examples: Examples, split: Split, reports: Mapping[str, Mapping[str, object]],
-                   special: tuple[int | None, int]) -> dict[str, Finding]:
+def before_forward(
+    engine: Engine,
+    config: DPOConfig | SFTConfig,
+    examples: Examples,
+    split: Split,
+    reports: Mapping[str, Mapping[str, object]],
+    special: tuple[int | None, int],
+) -> dict[str, Finding]:
     """What is found of rows, plan and machine; nothing where run.preflight is off.
 
     Args: split: its objective need not be known. reports: of the load, by split. special:
     ids of BOS (None: the tokenizer has none) and EOS. Raises: BadInput naming what is wrong and
     where, what was found and wanted. A collective."""
-    return found_by(config, {
-        "weights": lambda: require_weights(engine, config.model),
-        "labels": lambda: engine.agreed(lambda: require_polarity(reports)),
-        "ids": lambda: engine.on_rank0(lambda: require_ids(sample_of(examples), examples, special, config.data.max_tokens)),
-        "plan": lambda: engine.agreed(lambda: require_counts(split, engine.rank)),
-        "disk": lambda: engine.on_rank0(lambda: require_disk(engine, config.run)),
-        "memory": lambda: engine.agreed(lambda: require_memory(engine, config, split)),
-    })
+    return found_by(
+        config,
+        {
+            "weights": lambda: require_weights(engine, config.model),
+            "labels": lambda: engine.agreed(lambda: require_polarity(reports)),
+            "ids": lambda: engine.on_rank0(
+                lambda: require_ids(sample_of(examples), examples, special, config.data.max_tokens)
+            ),
+            "plan": lambda: engine.agreed(lambda: require_counts(split, engine.rank)),
+            "disk": lambda: engine.on_rank0(lambda: require_disk(engine, config.run)),
+            "memory": lambda: engine.agreed(lambda: require_memory(engine, config, split)),
+        },
+    )
 
 
-def forward(engine: Engine, config: DPOConfig | SFTConfig, examples: Examples, split: Split, found: Mapping[str, Finding],
-            alone: Callable[[int], PackedBatch], keep: Callable[[str, bytes], None]) -> None:
+def forward(
+    engine: Engine,
+    config: DPOConfig | SFTConfig,
+    examples: Examples,
+    split: Split,
+    found: Mapping[str, Finding],
+    alone: Callable[[int], PackedBatch],
+    keep: Callable[[str, bytes], None],
+) -> None:
     """Check the model's forward and backward at the starting weights, unless run.preflight is off;
     all that was found goes to the log and, by `keep`, to `preflight.json`.
 
@@ -57,17 +76,40 @@ def forward(engine: Engine, config: DPOConfig | SFTConfig, examples: Examples, s
     Raises: as `before_forward`. A collective; nothing is updated."""
     if not config.run.preflight:
         return
-    short, long = rows_to_pack(sample_of(examples), split.tokens, config.hardware.tokens_per_micro_batch)
+    short, long = rows_to_pack(
+        sample_of(examples), split.tokens, config.hardware.tokens_per_micro_batch
+    )
     rows = [split.collate(indices).to(engine.device) for indices in (short, long)]
     dtype = config.hardware.dtype
-    found = {**found, **found_by(config, {
-        "packed": lambda: require_packed(dtype, [packed_difference(engine, row, list(map(alone, row.indices))) for row in rows]),
-        "start": lambda: start_difference(engine, config, split, rows),
-        "gradient": lambda: below(GRADIENT[dtype], "gradients are not added up over ranks: their norm changes",
-                                  gradient_difference(engine, rows[0])),
-    })}
-    engine.say("preflight: " + "; ".join(f"{name} " + ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}"
-                                                                for k, v in of.items()) for name, of in found.items() if of))
+    found = {
+        **found,
+        **found_by(
+            config,
+            {
+                "packed": lambda: require_packed(
+                    dtype,
+                    [packed_difference(engine, row, list(map(alone, row.indices))) for row in rows],
+                ),
+                "start": lambda: start_difference(engine, config, split, rows),
+                "gradient": lambda: below(
+                    GRADIENT[dtype],
+                    "gradients are not added up over ranks: their norm changes",
+                    gradient_difference(engine, rows[0]),
+                ),
+            },
+        ),
+    }
+    engine.say(
+        "preflight: "
+        + "; ".join(
+            f"{name} "
+            + ", ".join(
+                f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in of.items()
+            )
+            for name, of in found.items()
+            if of
+        )
+    )
     keep("preflight.json", json_bytes(found))
 
 
@@ -84,7 +126,9 @@ def sample_of(examples: Examples) -> list[int]:
     return random.Random(0).sample(range(len(examples)), min(ROWS_READ, len(examples)))
 
 
-def rows_to_pack(sample: Sequence[int], tokens: Sequence[int], budget_tokens: int) -> tuple[list[int], list[int]]:
+def rows_to_pack(
+    sample: Sequence[int], tokens: Sequence[int], budget_tokens: int
+) -> tuple[list[int], list[int]]:
     """Two micro-batches: the shortest of the sample, and the longest of all examples, the second,
     between shortest ones."""
     ascending = sorted(sample, key=lambda i: tokens[i])
@@ -92,19 +136,23 @@ def rows_to_pack(sample: Sequence[int], tokens: Sequence[int], budget_tokens: in
 
     def fitting(first: list[int]) -> list[int]:
         room = budget_tokens - sum(tokens[i] for i in first)
-        few = [i for i in ascending if i not in first][:ROWS_PACKED - len(first)]
+        few = [i for i in ascending if i not in first][: ROWS_PACKED - len(first)]
         while sum(tokens[i] for i in few) > room:
             few.pop()
         return few
+
     beside = fitting([longest])
     return fitting([]), [*beside[:1], longest, *beside[1:]]
 
 
 def require_weights(engine: Engine, model: str) -> Finding:
-    """Every weight is a finite number. Raises: BadInput naming the parameters that hold others. A collective."""
+    """Every weight is a finite number. Raises: BadInput naming the parameters that hold others. A
+    collective."""
     if names := engine.not_finite():
-        raise BadInput(f"model {model}: {len(names)} of its parameters hold values that are not finite: {', '.join(names[:5])}; wanted "
-                       "the weights as they were published, or saved before they diverged")
+        raise BadInput(
+            f"model {model}: {len(names)} of its parameters hold values that are not finite: {', '.join(names[:5])}; wanted "
+            "the weights as they were published, or saved before they diverged"
+        )
     return {}
 
 
@@ -113,14 +161,21 @@ def require_polarity(reports: Mapping[str, Mapping[str, object]]) -> Finding:
     Args: reports: of the load, by split."""
     for split, report in reports.items():
         if report["inverted"]:
-            raise BadInput(f"data.{split}: the chosen answer is rated below the rejected one in {len(report['inverted'])} of "
-                           f"{report['scored']} pairs with scores, the first at {report['inverted'][0]}; chosen >= rejected is wanted")
+            raise BadInput(
+                f"data.{split}: the chosen answer is rated below the rejected one in {len(report['inverted'])} of "
+                f"{report['scored']} pairs with scores, the first at {report['inverted'][0]}; chosen >= rejected is wanted"
+            )
     return {"scored": sum(report["scored"] for report in reports.values())}
 
 
-def require_ids(sample: Sequence[int], examples: Sequence[EncodedPair] | Sequence[EncodedText], special: tuple[int | None, int],
-                max_tokens: int) -> Finding:
-    """BOS in front where the tokenizer adds it, never twice; a trained EOS behind each answer that was not cut, two different answers."""
+def require_ids(
+    sample: Sequence[int],
+    examples: Sequence[EncodedPair] | Sequence[EncodedText],
+    special: tuple[int | None, int],
+    max_tokens: int,
+) -> Finding:
+    """BOS in front where the tokenizer adds it, never twice; a trained EOS behind each answer that
+    was not cut, two different answers."""
     bos, eos = special
     for index in sample:
         example = examples[index]
@@ -131,8 +186,12 @@ def require_ids(sample: Sequence[int], examples: Sequence[EncodedPair] | Sequenc
             "is empty": not first or not all(answers),
             f"starts with id {first[:1]}, not BOS {bos}": bos is not None and first[:1] != [bos],
             "starts with BOS more than once": bos is not None and first[:2] == [bos, bos],
-            "has an answer without EOS that was not cut": any(a[-1:] != [eos] and len(first) + len(a) < max_tokens for a in answers),
-            "trains no EOS": not pair and len(first) < max_tokens and (eos, True) not in zip(example.ids, example.is_target),
+            "has an answer without EOS that was not cut": any(
+                a[-1:] != [eos] and len(first) + len(a) < max_tokens for a in answers
+            ),
+            "trains no EOS": not pair
+            and len(first) < max_tokens
+            and (eos, True) not in zip(example.ids, example.is_target),
             "has two equal answers": pair and example.chosen_ids == example.rejected_ids,
         }
         for complaint, holds in complaints.items():
@@ -142,59 +201,99 @@ def require_ids(sample: Sequence[int], examples: Sequence[EncodedPair] | Sequenc
 
 
 def require_counts(split: Split, rank: int) -> Finding:
-    """The micro-batches of this rank's first step hold the tokens, targets and units that the plan counts."""
-    targets = [sum(of) for of in zip(split.ledger["chosen_tokens"], split.ledger["rejected_tokens"])] if split.ledger else split.units
+    """The micro-batches of this rank's first step hold the tokens, targets and units that the plan
+    counts."""
+    targets = (
+        [sum(of) for of in zip(split.ledger["chosen_tokens"], split.ledger["rejected_tokens"])]
+        if split.ledger
+        else split.units
+    )
     micro_batches = [indices for indices in split.plan.steps[0].ranks[rank] if indices]
     for indices in micro_batches:
         batch = split.collate(indices)
-        found = (len(batch.tokens_N), len(batch.targets_T), int(batch.response_tokens_R.sum()), batch.units)
-        wanted = (total(split.tokens, indices), *[total(targets, indices)] * 2, total(split.units, indices))
+        found = (
+            len(batch.tokens_N),
+            len(batch.targets_T),
+            int(batch.response_tokens_R.sum()),
+            batch.units,
+        )
+        wanted = (
+            total(split.tokens, indices),
+            *[total(targets, indices)] * 2,
+            total(split.units, indices),
+        )
         if found != wanted:
-            raise BadInput(f"a micro-batch of examples {indices} holds {found} tokens, targets, targets of responses and units; {wanted} "
-                           "is what the plan counts")
+            raise BadInput(
+                f"a micro-batch of examples {indices} holds {found} tokens, targets, targets of responses and units; {wanted} "
+                "is what the plan counts"
+            )
     return {"micro_batches": len(micro_batches), "longest_tokens": max(split.tokens)}
 
 
 def require_disk(engine: Engine, run: Run) -> Finding:
-    """Room for `run.keep` checkpoints, the one being written, and the export, beside what lies there already."""
+    """Room for `run.keep` checkpoints, the one being written, and the export, beside what lies
+    there already."""
     folder, sizes = Path(run.dir) / "checkpoints", engine.parameter_bytes()
     held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     wanted = (run.keep + 1) * 12 * engine.parameters + sum(size for _, size in sizes) - held
     free = shutil.disk_usage(run.dir).free
     if free < wanted:
-        raise BadInput(f"run.dir: {run.dir} has {free:,} bytes free; {wanted:,} are wanted for run.keep + 1 = {run.keep + 1} "
-                       "checkpoints of 12 bytes a parameter, and the exported model")
+        raise BadInput(
+            f"run.dir: {run.dir} has {free:,} bytes free; {wanted:,} are wanted for run.keep + 1 = {run.keep + 1} "
+            "checkpoints of 12 bytes a parameter, and the exported model"
+        )
     return {"wanted_bytes": wanted, "free_bytes": free}
 
 
 def require_memory(engine: Engine, config: DPOConfig | SFTConfig, split: Split) -> Finding:
-    """Room for gradients and Adam's moments, which the first step makes; where the whole prediction has none, a line says so."""
-    fullest = max(total(split.tokens, indices) for step in split.plan.steps for rank in step.ranks for indices in rank)
-    parts = step_memory(engine.policy.lm.config, engine.parameters, ranks=engine.world, tokens=fullest, hardware=config.hardware,
-                        zero=engine.settings["zero_optimization"], device=engine.device.type)
+    """Room for gradients and Adam's moments, which the first step makes; where the whole prediction
+    has none, a line says so."""
+    fullest = max(
+        total(split.tokens, indices)
+        for step in split.plan.steps
+        for rank in step.ranks
+        for indices in rank
+    )
+    parts = step_memory(
+        engine.policy.lm.config,
+        engine.parameters,
+        ranks=engine.world,
+        tokens=fullest,
+        hardware=config.hardware,
+        zero=engine.settings["zero_optimization"],
+        device=engine.device.type,
+    )
     free, wanted = engine.free_memory_bytes(), sum(parts.values())
     if parts["states"] > free:
-        raise BadInput(f"rank {engine.rank} has {free:,} bytes of memory free; {parts['states']:,} are wanted for gradients and moments: more "
-                       f"ranks than {engine.world}, or offload_optimizer in {config.hardware.deepspeed}")
+        raise BadInput(
+            f"rank {engine.rank} has {free:,} bytes of memory free; {parts['states']:,} are wanted for gradients and moments: more "
+            f"ranks than {engine.world}, or offload_optimizer in {config.hardware.deepspeed}"
+        )
     if wanted > free:
-        engine.say(f"preflight: {free:,} bytes of memory are free, {wanted:,} predicted ({parts}): it may not suffice")
+        engine.say(
+            f"preflight: {free:,} bytes of memory are free, {wanted:,} predicted ({parts}): it may not suffice"
+        )
     return {"predicted_bytes": wanted, "free_bytes": free}
 
 
 def below(tolerance: float, complaint: str, difference: float, **more: float) -> Finding:
-    """Raises: BadInput with the complaint where the difference is larger than the tolerance, or not finite."""
+    """Raises: BadInput with the complaint where the difference is larger than the tolerance, or not
+    finite."""
     if not difference <= tolerance:
-        raise BadInput(f"{complaint} by {difference:.1e} of their size; at most {tolerance:.3g} is wanted")
+        raise BadInput(
+            f"{complaint} by {difference:.1e} of their size; at most {tolerance:.3g} is wanted"
+        )
     return {"difference": difference, **more}
 
 
 class Apart(NamedTuple):
     """How far a packed row's log-probs are from those of its examples alone, relative to 1 + their
     size."""
-    token: float                                    # the largest difference of a token
-    response: float                                 # the largest root mean square over a response's tokens
-    example: int                                    # with that token
-    noise: float                                    # the root mean square, over all, of what rounding alone makes
+
+    token: float  # the largest difference of a token
+    response: float  # the largest root mean square over a response's tokens
+    example: int  # with that token
+    noise: float  # the root mean square, over all, of what rounding alone makes
 
 
 @torch.no_grad()
@@ -206,17 +305,22 @@ def packed_difference(engine: Engine, row: PackedBatch, alone: Sequence[PackedBa
     engine.train(False)
 
     def logp_RT(batch: PackedBatch) -> list[Tensor]:
-        return list(engine(batch.to(engine.device)).double().split(batch.response_tokens_R.tolist()))
+        return list(
+            engine(batch.to(engine.device)).double().split(batch.response_tokens_R.tolist())
+        )
 
     def apart_T(other_T: Tensor, alone_T: Tensor) -> Tensor:
         return (other_T - alone_T).abs() / (1 + alone_T.abs())
+
     of_row, found, noise = logp_RT(row), [], []
     for place, (example, batch) in enumerate(zip(row.indices, alone)):
         logp, shifted = logp_RT(batch), logp_RT(replace(batch, positions_N=batch.positions_N + 1))
         noise += map(apart_T, shifted, logp)
-        found += [(example, of) for of in map(apart_T, of_row[place::len(alone)], logp)]
+        found += [(example, of) for of in map(apart_T, of_row[place :: len(alone)], logp)]
     engine.train()
-    token, example = max((float(of.max()) if of.isfinite().all() else math.inf, example) for example, of in found)
+    token, example = max(
+        (float(of.max()) if of.isfinite().all() else math.inf, example) for example, of in found
+    )
     return Apart(token, max(rms(of) for _, of in found), example, rms(torch.cat(noise)))
 
 
@@ -228,14 +332,27 @@ def require_packed(dtype: str, rows: Sequence[Apart]) -> Finding:
     """Raises: BadInput where a token, or a response's tokens together, are further apart than
     rounding takes them: 8 or 3 times its root mean square, within the limits of the dtype."""
     for row in rows:
-        below(allowed(TOKEN[dtype], 8 * row.noise), f"packing changes the log-prob of a token of example {row.example}", row.token)
-        below(allowed(RESPONSE[dtype], 3 * row.noise), "packing changes the log-probs of a response's tokens", row.response)
-    return {"difference": max(row.token for row in rows), "response": max(row.response for row in rows),
-            "noise": max(row.noise for row in rows)}
+        below(
+            allowed(TOKEN[dtype], 8 * row.noise),
+            f"packing changes the log-prob of a token of example {row.example}",
+            row.token,
+        )
+        below(
+            allowed(RESPONSE[dtype], 3 * row.noise),
+            "packing changes the log-probs of a response's tokens",
+            row.response,
+        )
+    return {
+        "difference": max(row.token for row in rows),
+        "response": max(row.response for row in rows),
+        "noise": max(row.noise for row in rows),
+    }
 
 
 @torch.no_grad()
-def start_difference(engine: Engine, config: DPOConfig | SFTConfig, split: Split, rows: Sequence[PackedBatch]) -> Finding:
+def start_difference(
+    engine: Engine, config: DPOConfig | SFTConfig, split: Split, rows: Sequence[PackedBatch]
+) -> Finding:
     """How far the policy's log-probs are from the reference's, of what `response_nats` allows (SFT:
     0), and the mean loss of the first row. Raises: BadInput where that is over 1."""
     apart, losses = [0.0], []
@@ -245,20 +362,28 @@ def start_difference(engine: Engine, config: DPOConfig | SFTConfig, split: Split
         for side in ("chosen", "rejected") if stats else ():
             nats_P = (stats[f"rewards/{side}"].abs() / config.beta).tolist()
             tokens = [split.ledger[f"{side}_tokens"][i] for i in row.indices]
-            apart += [nats / response_nats(config.hardware.dtype, count) for nats, count in zip(nats_P, tokens)]
+            apart += [
+                nats / response_nats(config.hardware.dtype, count)
+                for nats, count in zip(nats_P, tokens)
+            ]
     worst = max(apart, key=lambda of: of if math.isfinite(of) else math.inf)
     if not worst <= 1:
-        raise BadInput(f"policy and reference differ at step 0 by {worst:.3g} times what rounding may make of it: the reference "
-                       f"store holds other values than the model's; delete it from {config.reference.dir}")
+        raise BadInput(
+            f"policy and reference differ at step 0 by {worst:.3g} times what rounding may make of it: the reference "
+            f"store holds other values than the model's; delete it from {config.reference.dir}"
+        )
     return {"difference": worst, "loss": losses[0]}
 
 
 def gradient_difference(engine: Engine, row: PackedBatch) -> float:
-    """Relative change of the gradient's norm when rank 0 alone brings the whole loss that all ranks brought in equal parts.
+    """Relative change of the gradient's norm when rank 0 alone brings the whole loss that all ranks
+    brought in equal parts.
 
     It is 0 where gradients are really added up over ranks, wherever they are kept. A collective."""
+
     def norm(share: float) -> float:
         engine.backward(engine(row).sum() * share / len(row.targets_T), last=True)
         return engine.discard_gradient()
+
     equal = norm(1 / engine.world)
     return abs(norm(float(engine.rank == 0)) - equal) / equal if math.isfinite(equal) else equal

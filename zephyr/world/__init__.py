@@ -1,1 +1,2 @@
-"""The embedded default: a closed little world of creatures, its prompts, its answerers, its prose and an untrained model."""
+"""The embedded default: a closed little world of creatures, its prompts, its answerers, its prose
+and an untrained model."""

@@ -1,7 +1,9 @@
-"""A prompt and an answer become scores of 1 to 5 in the four aspects of UltraFeedback, by rules about a closed world.
+"""A prompt and an answer become scores of 1 to 5 in the four aspects of UltraFeedback, by rules
+about a closed world.
 
-The judge looks for claims (words that are values of a trait), for an admission of not knowing, and at the wanted form. It
-is not told who answered, and no loss reads its scores: training sees only which of two answers it liked better.
+The judge looks for claims (words that are values of a trait), for an admission of not knowing, and
+at the wanted form. It is not told who answered, and no loss reads its scores: training sees only
+which of two answers it liked better.
 
     instruction_following   how much of what was asked is told, and in the wanted form
     truthfulness            the share of the answer's claims that hold
@@ -16,7 +18,12 @@ from typing import NamedTuple
 from zephyr.config import BadInput
 from zephyr.world.facts import World
 
-ASPECTS = ("instruction_following", "truthfulness", "honesty", "helpfulness")      # as judge.rubric calls them
+ASPECTS = (
+    "instruction_following",
+    "truthfulness",
+    "honesty",
+    "helpfulness",
+)  # as judge.rubric calls them
 FORMS = ("one_word", "reason", "cheerful", "description", "private")
 ADMISSION = re.compile(r"\b(do not|don't|cannot|can't) (know|tell)\b", re.IGNORECASE)
 CHEER = re.compile(r"\b(hooray|wonderful|lovely|joy|fun)\b.*!", re.IGNORECASE | re.DOTALL)
@@ -24,12 +31,15 @@ CHEER = re.compile(r"\b(hooray|wonderful|lovely|joy|fun)\b.*!", re.IGNORECASE | 
 
 class Verdict(NamedTuple):
     """Scores 1-5 by aspect, and their mean as the overall."""
+
     scores: dict[str, int]
     overall: float
 
 
 class Reading(NamedTuple):
-    """What the judge sees in an answer: `right` are the traits told truly, `wrong` counts claims that do not hold."""
+    """What the judge sees in an answer: `right` are the traits told truly, `wrong` counts claims
+    that do not hold."""
+
     words: list[str]
     right: set[str]
     wrong: int
@@ -39,19 +49,24 @@ class Reading(NamedTuple):
 
 
 def judge(prompt: Mapping[str, object], answer: str, world: World) -> Verdict:
-    """Scores an answer to a prompt row, which tells `subject`, `asked` (traits; none where nobody can know) and `form`.
+    """Scores an answer to a prompt row, which tells `subject`, `asked` (traits; none where nobody
+    can know) and `form`.
 
-    Raises: BadInput if the row lacks one of these, or names a creature, trait or form that does not exist."""
+    Raises: BadInput if the row lacks one of these, or names a creature, trait or form that does not
+    exist."""
     subject, form, asked = _check(prompt, world)
     reading = read_answer(subject, answer, world)
-    points = _score_answerable(reading, asked, form, world) if asked else _score_unanswerable(reading)
+    points = (
+        _score_answerable(reading, asked, form, world) if asked else _score_unanswerable(reading)
+    )
     if not reading.well_formed:
         points = tuple(min(p, 2) for p in points)
     return Verdict(dict(zip(ASPECTS, points)), sum(points) / len(points))
 
 
 def read_answer(subject: str, answer: str, world: World) -> Reading:
-    """The claims, admission and shape of an answer about `subject`; to speak of another creature is a wrong claim."""
+    """The claims, admission and shape of an answer about `subject`; to speak of another creature is
+    a wrong claim."""
     words = re.findall(r"[a-z']+", answer.lower())
     trait_of = {value: trait for trait, values in world.values.items() for value in values}
     truth = world.creatures[subject]
@@ -62,11 +77,19 @@ def read_answer(subject: str, answer: str, world: World) -> Reading:
     ended = answer.strip().endswith((".", "!")) or len(words) == 1
     right = {trait for trait, value in claims if truth[trait] == value}
     wrong = sum(truth[trait] != value for trait, value in claims) + len(others)
-    return Reading(words, right, wrong, admits=ADMISSION.search(answer) is not None, cheerful=CHEER.search(answer) is not None,
-                   well_formed=bool(words) and ended and not stutters and "?" not in answer)
+    return Reading(
+        words,
+        right,
+        wrong,
+        admits=ADMISSION.search(answer) is not None,
+        cheerful=CHEER.search(answer) is not None,
+        well_formed=bool(words) and ended and not stutters and "?" not in answer,
+    )
 
 
-def _score_answerable(reading: Reading, asked: list[str], form: str, world: World) -> tuple[int, ...]:
+def _score_answerable(
+    reading: Reading, asked: list[str], form: str, world: World
+) -> tuple[int, ...]:
     if reading.admits and not reading.right:
         return 1, 4, 2, 1
     told = len(reading.right & set(asked)) / len(asked)

@@ -1,4 +1,5 @@
-"""Texts become a byte-level BPE tokenizer, and a seed becomes an untrained Mistral of 0.85 million parameters beside it."""
+"""Texts become a byte-level BPE tokenizer, and a seed becomes an untrained Mistral of 0.85 million
+parameters beside it."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,16 +10,29 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerF
 
 
 def save_untrained(texts: Iterable[str], folder: Path, *, seed: int, vocabulary: int = 1024) -> int:
-    """Writes a Hugging Face folder: a tokenizer trained on `texts` (ids 0 <unk>, 1 <s>, 2 </s>, as Mistral's) and random weights.
+    """Writes a Hugging Face folder: a tokenizer trained on `texts` (ids 0 <unk>, 1 <s>, 2 </s>, as
+    Mistral's) and random weights.
 
-    Returns: the number of parameters.
-    Args: texts: everything the tokenizer should be good at, role tags included. vocabulary: at most this many tokens."""
+    Returns: the number of parameters. Args: texts: everything the tokenizer should be good at, role
+    tags included. vocabulary: at most this many tokens."""
     tokenizer = _train_tokenizer(texts, vocabulary)
     config = MistralConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, max_position_embeddings=1024, sliding_window=None, initializer_range=0.05,
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=1024,
+        sliding_window=None,
+        initializer_range=0.05,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        bos_token_id=1, eos_token_id=2, pad_token_id=2, tie_word_embeddings=False)
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        tie_word_embeddings=False,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = MistralForCausalLM(config)
@@ -31,8 +45,22 @@ def _train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokeniz
     bpe = Tokenizer(models.BPE(unk_token="<unk>"))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=["<unk>", "<s>", "</s>"],
-                                                       initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    bpe.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            special_tokens=["<unk>", "<s>", "</s>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
     bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>",
-                                   clean_up_tokenization_spaces=False, model_max_length=1024)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>",
+        clean_up_tokenization_spaces=False,
+        model_max_length=1024,
+    )

@@ -1,6 +1,9 @@
-"""A task file becomes optimiser steps on demand: each line `step K` on standard input is answered by one line of JSON.
+"""A task file becomes optimiser steps on demand: each line `step K` on standard input is answered
+by one line of JSON.
 
-What every contender shares. One calls `done` after each of its steps, whoever owns its loop; the clock runs from a line to its answer."""
+What every contender shares. One calls `done` after each of its steps, whoever owns its loop; the
+clock runs from a line to its answer."""
+
 import json
 import os
 import resource
@@ -17,9 +20,10 @@ from zephyr.chat import EncodedPair
 
 class Task(NamedTuple):
     """What is alike for all contenders, and the settings of one."""
-    folder: str                                     # for what a contender keeps; of the whole comparison
+
+    folder: str  # for what a contender keeps; of the whole comparison
     model: str
-    rows: str                                       # JSON lines of [id, prompt ids, chosen ids, rejected ids]
+    rows: str  # JSON lines of [id, prompt ids, chosen ids, rejected ids]
     pairs_per_step: int
     lr: float
     beta: float
@@ -37,7 +41,7 @@ class Rounds:
 
     def __init__(self) -> None:
         self.answers = os.fdopen(os.dup(1), "w")
-        os.dup2(2, 1)                               # what libraries print is no answer
+        os.dup2(2, 1)  # what libraries print is no answer
         self.task = Task(**json.loads(Path(sys.argv[1]).read_text()))
         torch.set_num_threads(self.task.threads)
         torch.manual_seed(0)
@@ -47,7 +51,8 @@ class Rounds:
         self.answer(ready=True)
 
     def done(self, loss: Tensor | float, grad_norm: Tensor | float) -> None:
-        """A step is done, its update included. Args: loss: mean over the step's pairs. grad_norm: before clipping."""
+        """A step is done, its update included. Args: loss: mean over the step's pairs. grad_norm:
+        before clipping."""
         self.steps.append((loss, grad_norm))
         if len(self.steps) < self.wanted:
             return
@@ -55,17 +60,33 @@ class Rounds:
             self.events[1].record()
             torch.cuda.synchronize()
         cpu, wall = cpu_seconds() - self.since[0], time.perf_counter() - self.since[1]
-        device = {"device_seconds": self.events[0].elapsed_time(self.events[1]) / 1e3} if self.task.gpu else {}
-        peak = torch.cuda.max_memory_allocated() if self.task.gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        self.answer(cpu_seconds=cpu, wall_seconds=wall, **device, peak_bytes=peak, pairs=self.wanted * self.task.pairs_per_step,
-                    losses=[float(loss) for loss, _ in self.steps], grad_norms=[float(norm) for _, norm in self.steps])
+        device = (
+            {"device_seconds": self.events[0].elapsed_time(self.events[1]) / 1e3}
+            if self.task.gpu
+            else {}
+        )
+        peak = (
+            torch.cuda.max_memory_allocated()
+            if self.task.gpu
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        )
+        self.answer(
+            cpu_seconds=cpu,
+            wall_seconds=wall,
+            **device,
+            peak_bytes=peak,
+            pairs=self.wanted * self.task.pairs_per_step,
+            losses=[float(loss) for loss, _ in self.steps],
+            grad_norms=[float(norm) for _, norm in self.steps],
+        )
 
     def answer(self, **content: object) -> None:
-        """Answer, wait for the next round, start the clock; the process ends where there is none."""
+        """Answer, wait for the next round, start the clock; the process ends where there is
+        none."""
         print(json.dumps(content), file=self.answers, flush=True)
         line = sys.stdin.readline()
         if not line:
-            os._exit(0)                             # past what libraries do at the end of a process
+            os._exit(0)  # past what libraries do at the end of a process
         self.steps, self.wanted = [], int(line.removeprefix("step "))
         if self.task.gpu:
             self.events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]

@@ -1,7 +1,10 @@
-"""Pairs become updates by the path of train_dpo.py: plan, collate, reference store, its objective, the loop, the engine.
+"""Pairs become updates by the path of train_dpo.py: plan, collate, reference store, its objective,
+the loop, the engine.
 
-Settings: those of `zephyr.config.Hardware`. plain: the same packed forward by plain PyTorch in the engine's place, to see what
-ZeRO-3 costs on one rank. profile: a file that the hottest operators of the second step are written to."""
+Settings: those of `zephyr.config.Hardware`. plain: the same packed forward by plain PyTorch in the
+engine's place, to see what ZeRO-3 costs on one rank. profile: a file that the hottest operators of
+the second step are written to."""
+
 import os
 from collections.abc import Callable
 from functools import partial
@@ -9,10 +12,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import torch
+from rounds import Rounds
 from torch import Tensor, nn
 
 import train_dpo
-from rounds import Rounds
 from zephyr.config import Data, DPOConfig, Hardware, Optim, Reference, Run, Wandb
 from zephyr.data.store import Pairs, example_batch
 from zephyr.model.load import DTYPES, digest, load_policy
@@ -23,18 +26,27 @@ from zephyr.training.engine import Engine
 
 class Plain:
     """One process and torch's AdamW, behind what a step asks of the engine."""
+
     rank, world, stop_asked = 0, 1, False
 
     def __init__(self, hardware: Hardware, _seed: int) -> None:
-        self.hardware, self.device = hardware, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.hardware, self.device = (
+            hardware,
+            torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        )
         self.gather, self.on_rank0 = lambda value: [value], lambda make: make()
         self.sum, self.say = lambda totals: totals, lambda text: None
         self.update_and_weight, self.peak_memory_bytes = lambda lr: torch.ones(2), lambda: 0
 
     def adopt(self, load: Callable[[], nn.Module], optim: Optim) -> None:
         self.policy, self.grad_clip = load().to(self.device), optim.grad_clip
-        self.train, self.layer_parameters = self.policy.train, sum(p.numel() for p in self.policy.parameters())
-        self.optimizer = torch.optim.AdamW(self.policy.parameters(), betas=optim.adam_betas, eps=1e-8, weight_decay=0.0, fused=True)
+        self.train, self.layer_parameters = (
+            self.policy.train,
+            sum(p.numel() for p in self.policy.parameters()),
+        )
+        self.optimizer = torch.optim.AdamW(
+            self.policy.parameters(), betas=optim.adam_betas, eps=1e-8, weight_decay=0.0, fused=True
+        )
 
     def __call__(self, batch: PackedBatch) -> Tensor:
         return self.policy(batch)
@@ -63,9 +75,12 @@ def tell(rounds: Rounds, profile: str | None) -> None:
             profiler.start()
         if profile and steps == 2:
             profiler.stop()
-            table = profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=60)
+            table = profiler.key_averages().table(
+                sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=60
+            )
             Path(profile).write_text("\n".join(line.rstrip() for line in table.splitlines()) + "\n")
         rounds.done(of_step["loss"] / of_step["units"], of_step["grad_norm"])
+
     loop.require_finite = require_finite
 
 
@@ -75,19 +90,56 @@ def main() -> None:
     kind, profile = Plain if settings.pop("plain", False) else Engine, settings.pop("profile", None)
     never = 10**9
     config = DPOConfig(
-        task.model, Data(train=()), beta=task.beta, hardware=Hardware(**settings), reference=Reference(f"{task.folder}/{kind.__name__}"),
-        optim=Optim(lr_peak=task.lr, schedule="constant", warmup_fraction=0.0, epochs=1, pairs_per_step=task.pairs_per_step,
-                    grad_clip=task.grad_clip),
-        run=Run(f"{task.folder}/run-{os.getpid()}", log_every=never, eval_every=never, save_every=never, wandb=Wandb("disabled")))
+        task.model,
+        Data(train=()),
+        beta=task.beta,
+        hardware=Hardware(**settings),
+        reference=Reference(f"{task.folder}/{kind.__name__}"),
+        optim=Optim(
+            lr_peak=task.lr,
+            schedule="constant",
+            warmup_fraction=0.0,
+            epochs=1,
+            pairs_per_step=task.pairs_per_step,
+            grad_clip=task.grad_clip,
+        ),
+        run=Run(
+            f"{task.folder}/run-{os.getpid()}",
+            log_every=never,
+            eval_every=never,
+            save_every=never,
+            wandb=Wandb("disabled"),
+        ),
+    )
     hardware = config.hardware
     pairs = Pairs(pa.Table.from_batches([example_batch(task.pairs())]))
-    plan = plan_epochs(train_dpo.packed_tokens(pairs, config), per_step=task.pairs_per_step, epochs=1, ranks=1,
-                       budget_tokens=hardware.tokens_per_micro_batch, shuffle=False)
+    plan = plan_epochs(
+        train_dpo.packed_tokens(pairs, config),
+        per_step=task.pairs_per_step,
+        epochs=1,
+        ranks=1,
+        budget_tokens=hardware.tokens_per_micro_batch,
+        shuffle=False,
+    )
     Path(config.run.dir).mkdir()
     engine = kind(hardware, 0)
-    engine.adopt(partial(load_policy, task.model, attention=hardware.attention, dtype=DTYPES[hardware.dtype],
-                         activation_checkpointing=hardware.activation_checkpointing), config.optim)
-    training = train_dpo.with_reference(engine, config, train_dpo.split(engine, config, pairs, plan), pairs, {"model": digest(task.model)})
+    engine.adopt(
+        partial(
+            load_policy,
+            task.model,
+            attention=hardware.attention,
+            dtype=DTYPES[hardware.dtype],
+            activation_checkpointing=hardware.activation_checkpointing,
+        ),
+        config.optim,
+    )
+    training = train_dpo.with_reference(
+        engine,
+        config,
+        train_dpo.split(engine, config, pairs, plan),
+        pairs,
+        {"model": digest(task.model)},
+    )
     tell(rounds, profile)
     rounds.begin()
     loop.fit(engine, config, training, None)

@@ -1,0 +1,368 @@
+"""Training as it runs (packed, shared prefixes, ZeRO-3, ranks) equals plain padded PyTorch, metric
+by metric."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import oracle
+import pytest
+import yaml
+from forkserver import ForkServer
+from tiny import SENTENCES, tiny_model
+
+from zephyr.chat import encode_messages, encode_pair
+from zephyr.data import load_tokenizer
+from zephyr.losses import LOSSES
+
+Launch = Callable[..., object]  # the fixture of conftest.py
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 20
+LONGEST = 96  # data.max_tokens: some rows are cut
+SMALL = 256  # tokens: two to four micro-batches a step
+ABOUT_SPEED = {
+    "tokens_per_second",
+    "packing_efficiency",
+    "step_seconds",
+    "peak_memory_bytes",
+    "mfu",
+}
+LR_PEAK, CLIPS, OFF = 5e-4, 1.0, 0.0  # 0: no clipping
+
+
+class Case(NamedTuple):
+    """A way to spread one and the same mathematics over the machine, and settings of it that are
+    nobody's default.
+
+    0 ranks: a fork of one process that has all imports done, which costs a third of a process of
+    its own."""
+
+    ranks: int
+    tokens_per_micro_batch: int
+    activation_checkpointing: bool | str
+    family: str = "mistral"
+    tied: bool = False
+    sliding_window: int | None = None
+    schedule: str = "linear"
+    grad_clip: float = CLIPS
+    loss: str = "sigmoid"
+    label_smoothing: float = 0.0
+    beta: float = 0.5
+    weight_decay: float = 0.1
+    adam_betas: tuple[float, float] = (0.8, 0.95)
+    dtype: str = "float32"
+    epochs: int = 2
+
+
+SMOOTHED = {name: 0.1 for name, entry in LOSSES.items() if entry.smoothing != "refused"}
+DPO_CASES = [
+    Case(0, 8192, False, sliding_window=24, label_smoothing=0.1),
+    Case(0, SMALL, "mlp", sliding_window=24, grad_clip=OFF, loss="ipo", dtype="bfloat16"),
+    Case(
+        2, SMALL, "mlp", family="llama", schedule="cosine", loss="sigmoid_norm", label_smoothing=0.2
+    ),
+    Case(
+        2,
+        8192,
+        False,
+        family="qwen3",
+        tied=True,
+        dtype="bfloat16",
+        weight_decay=0.0,
+        adam_betas=(0.9, 0.999),
+    ),
+]
+# The other losses by forks of half as many steps, one dtype each; the long run has what is left,
+# and all on two ranks.
+OF_A_LOSS = {
+    (loss, dtype): Case(
+        0,
+        SMALL,
+        False,
+        loss=loss,
+        label_smoothing=SMOOTHED.get(loss, 0.0),
+        beta=0.3,
+        dtype=dtype,
+        epochs=1,
+    )
+    for loss in LOSSES
+    for dtype in ("float32", "bfloat16")
+}
+REST = [loss for loss in LOSSES if loss not in {case.loss for case in DPO_CASES}]
+DPO_CASES += [OF_A_LOSS[loss, ("float32", "bfloat16")[i % 2]] for i, loss in enumerate(REST)]
+LONG_CASES = [case for case in OF_A_LOSS.values() if case not in DPO_CASES]
+LONG_CASES += [
+    OF_A_LOSS[loss, ("bfloat16", "float32")[i % 2]]._replace(ranks=2, epochs=2)
+    for i, loss in enumerate(LOSSES)
+]
+SFT_CASES = [
+    Case(1, LONGEST, False, schedule="cosine"),
+    Case(2, SMALL, True, tied=True, sliding_window=24, dtype="bfloat16"),
+]
+# What rounding may do, beside 2e-4 of each number's size: measured, times three.
+TOLERANCE = {
+    "float32": {},
+    "bfloat16": {
+        "rewards/chosen": 0.15,
+        "rewards/rejected": 0.15,
+        "rewards/margins": 0.15,
+        "rewards/accuracies": 0.26,
+        "logps/chosen": 3e-3,
+        "logps/rejected": 3e-3,
+        "loss": 0.06,
+        "grad_norm": 0.15,
+        "update_ratio": 0.06,
+    },
+}
+
+
+def words(rng: random.Random, least: int, most: int) -> str:
+    return " ".join(
+        rng.choice(" ".join(SENTENCES[:6]).split()) for _ in range(rng.randint(least, most))
+    )
+
+
+def pair_rows(count: int) -> list[dict[str, object]]:
+    """Pairs of uneven lengths: short and cut ones, several turns, a system turn, bytes that are no
+    ASCII."""
+    rng, rows = random.Random(1), []
+    for i in range(count):
+        turns = [{"role": "user", "content": words(rng, 1, 30 if i % 9 == 4 else 12)}]
+        if i % 5 == 1:
+            turns += [
+                {"role": "assistant", "content": words(rng, 1, 5)},
+                {"role": "user", "content": "and 漢字?"},
+            ]
+        if i % 7 == 2:
+            turns = [{"role": "system", "content": words(rng, 1, 4)}, *turns]
+        prompt = turns if len(turns) > 1 else turns[0]["content"]
+        answers = [
+            words(rng, 1, 20),
+            "Ça va 🎉 " * (i % 3) + words(rng, 1, 60 if i % 11 == 3 else 8),
+        ]
+        rng.shuffle(
+            answers
+        )  # nothing to learn but the pairs themselves: the loss stays away from 0
+        sides = [
+            [*turns, {"role": "assistant", "content": answer}] if i % 2 else answer
+            for answer in answers
+        ]
+        rows.append({"id": f"pair-{i}", "prompt": prompt, "chosen": sides[0], "rejected": sides[1]})
+    return rows
+
+
+def text_rows(count: int) -> list[dict[str, object]]:
+    """Conversations of one to three rounds; the longest are cut."""
+    rng, rows = random.Random(2), []
+    for i in range(count):
+        messages = []
+        for _ in range(1 + i % 3):
+            messages.append({"role": "user", "content": words(rng, 1, 6)})
+            messages.append({"role": "assistant", "content": words(rng, 1, 10)})
+        rows.append({"messages": messages})
+    return rows
+
+
+def base_config(
+    folder: Path, case: Case, rows: list[dict[str, object]], optim: dict[str, int]
+) -> oracle.Config:
+    """A complete config for rows written to `folder`, with a random model beside them."""
+    data = folder / "rows.jsonl"
+    data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    model = tiny_model(
+        folder / "start", family=case.family, tied=case.tied, sliding_window=case.sliding_window
+    )
+    return {
+        "model": str(model),
+        "data": {
+            "train": [str(data)],
+            "max_tokens": LONGEST,
+            "truncation": "keep_end",
+            "shuffle": False,
+        },
+        "optim": {
+            "lr_peak": LR_PEAK,
+            "schedule": case.schedule,
+            "warmup_fraction": 0.12,  # of 20 steps: 2.4, rounded up
+            "epochs": case.epochs,
+            "weight_decay": case.weight_decay,
+            "adam_betas": list(case.adam_betas),
+            "grad_clip": case.grad_clip,
+            **optim,
+        },
+        "hardware": {
+            "tokens_per_micro_batch": case.tokens_per_micro_batch,
+            "dtype": case.dtype,
+            "attention": "sdpa",
+            "activation_checkpointing": case.activation_checkpointing,
+            "deepspeed": str(ROOT / "configs/deepspeed/cpu.json"),
+        },
+        "run": {
+            "dir": str(folder / "run"),
+            "save_every": 1000,
+            "eval_every": 1000,
+            "wandb": {"mode": "disabled"},
+        },
+    }
+
+
+def dpo_config(folder: Path, case: Case) -> oracle.Config:
+    """76 pairs in steps of 8: ten steps an epoch, the last of 4 pairs."""
+    config = base_config(folder, case, pair_rows(76), {"pairs_per_step": 8})
+    config["data"]["max_prompt_tokens"] = 48
+    config["hardware"]["prefix_sharing"] = True
+    loss = {"loss": case.loss, "label_smoothing": case.label_smoothing, "beta": case.beta}
+    return config | loss | {"reference": {"dir": str(folder / "reference")}}
+
+
+def sft_config(folder: Path, case: Case) -> oracle.Config:
+    """Ten steps an epoch as well; how many windows the last one has is the packing's affair
+    (checked in the test)."""
+    config = base_config(folder, case, text_rows(72), {"windows_per_step": 6})
+    config["data"]["targets"] = "assistant"
+    return config
+
+
+Run = Callable[[str, oracle.Config, int], list[oracle.Record]]
+
+
+@pytest.fixture
+def train_records(launch: Launch, fork_server: ForkServer, tmp_path: Path) -> Run:
+    """The train records of metrics.jsonl after the script has run as its users run it, or in a
+    fork."""
+
+    def run(script: str, config: oracle.Config, ranks: int) -> list[oracle.Record]:
+        path = Path(config["run"]["dir"]).with_suffix(".yaml")
+        path.write_text(yaml.safe_dump(config))
+        if ranks:
+            launch(script, path, ranks=ranks)
+        else:
+            assert script == "train_dpo.py"
+            done = fork_server.run([str(path)], {"ZEPHYR_CACHE": str(tmp_path / "cache")}, tmp_path)
+            assert done.code == 0, done.err[-6000:]
+        lines = (Path(config["run"]["dir"]) / "metrics.jsonl").read_text().splitlines()
+        return [record for record in map(json.loads, lines) if record["split"] == "train"]
+
+    return run
+
+
+def compare(
+    records: list[oracle.Record], wanted: list[oracle.Record], dtype: str = "float32"
+) -> None:
+    """Every metric of every step, and no metric beside those that the oracle knows or that speak of
+    speed."""
+    assert [record["step"] for record in records] == [record["step"] for record in wanted]
+    assert len(wanted) in (STEPS, STEPS // 2)
+    apart = []
+    for record, plain in zip(records, wanted):
+        told = {
+            name for name in record if not name.startswith("alarms/")
+        }  # of what the numbers say, tested by itself
+        assert told - ABOUT_SPEED - {"split"} == set(plain)
+        for name, value in plain.items():
+            size = abs(value) if name in ("learning_rate", "update_ratio") else max(1.0, abs(value))
+            allowed = TOLERANCE[dtype].get(name, 2e-4)
+            if plain["step"] < 2 and name == "grad_norm":
+                allowed = min(
+                    allowed,
+                    0.015,
+                    # the first rate is 0: both steps are at the first weights, and no error has grown
+                )
+            if not abs(record[name] - value) <= allowed * size:
+                apart.append(f"step {plain['step']} {name}: {record[name]} instead of {value}")
+    assert not apart, "\n".join(apart)
+
+
+def case_id(case: Case) -> str:
+    return (
+        f"{case.loss}-{case.dtype}-{case.ranks or 'forked'}-ranks-{case.tokens_per_micro_batch}-tokens-"
+        f"checkpointing-{case.activation_checkpointing}-{case.family}"
+    )
+
+
+@pytest.mark.parametrize(
+    "case",
+    [*DPO_CASES, *(pytest.param(case, marks=pytest.mark.long) for case in LONG_CASES)],
+    ids=lambda case: case_id(case),
+)
+def test_dpo_equals_plain_pytorch(case: Case, tmp_path: Path, train_records: Run) -> None:
+    """Any fault in masks, positions, shared prompts, normalisation, gradient accumulation,
+    clipping, schedule, decay, betas, the loss, its settings or the reference shifts these numbers:
+    they are compared one by one over 20 steps, two of them partial."""
+    config = dpo_config(tmp_path, case)
+    wanted = list(oracle.dpo_trace(config))
+    records = train_records("train_dpo.py", config, case.ranks)
+    compare(records, wanted, case.dtype)
+    assert abs(records[0]["loss"] - wanted[0]["loss"]) < 1e-6 * max(1, wanted[0]["loss"])
+    assert records[0]["rewards/chosen"] == records[0]["rewards/rejected"] == 0.0
+
+
+@pytest.mark.parametrize("case", SFT_CASES, ids=case_id)
+def test_sft_equals_plain_pytorch(case: Case, tmp_path: Path, train_records: Run) -> None:
+    """As above for windows of packed conversations: neighbours that see each other, or a mean of
+    means, would show."""
+    config = sft_config(tmp_path, case)
+    wanted = list(oracle.sft_trace(config))
+    compare(train_records("train_sft.py", config, case.ranks), wanted, case.dtype)
+
+
+def test_the_cases_cover_losses_and_settings() -> None:
+    """A loss that no trace trains with, or a setting that has its default everywhere, could be
+    ignored unseen."""
+    assert {case.loss for case in DPO_CASES} == set(LOSSES) == {case.loss for case in LONG_CASES}
+    for cases in (DPO_CASES, SFT_CASES):
+        assert {case.dtype for case in cases} == {"float32", "bfloat16"}
+    assert all(case.label_smoothing > 0 for case in LONG_CASES if case.loss in SMOOTHED)
+    assert {(case.loss, case.dtype) for case in [*DPO_CASES, *LONG_CASES]} >= set(OF_A_LOSS)
+
+
+def test_the_comparison_means_something(tmp_path: Path) -> None:
+    """The traces above could agree on nothing: the oracle must learn, clip, take partial steps and
+    cut rows, and a step must be more than the small micro-batch holds."""
+    config = dpo_config(tmp_path, DPO_CASES[0])
+    trace = list(oracle.dpo_trace(config))
+    assert [record["pairs"] for record in trace] == 2 * ([8] * 9 + [4])
+    assert (
+        trace[0]["learning_rate"] == 0
+        and trace[3]["learning_rate"] == LR_PEAK
+        and trace[-1]["learning_rate"] > 0
+    )
+    assert trace[0]["loss"] == pytest.approx(math.log(2)), (
+        "cDPO's first loss, whatever the smoothing"
+    )
+    assert trace[-1]["loss"] < trace[0]["loss"] - 0.1 and trace[-1]["rewards/margins"] > 0.1
+    assert max(record["grad_norm"] for record in trace) > 2 * CLIPS
+    assert min(record["tokens"] for record in trace if record["pairs"] == 8) > SMALL
+    tokenizer = load_tokenizer(config["model"])
+    whole = [
+        encode_pair(tokenizer, row, max_tokens=10**6, max_prompt_tokens=10**5)
+        for row in oracle.read_rows(config)
+    ]
+    cut = oracle.read_pairs(config)
+    assert (
+        sum(len(pair.prompt_ids) < len(longer.prompt_ids) for pair, longer in zip(cut, whole)) >= 2
+    )
+    last_ids = [ids[-1] for pair in cut for ids in (pair.chosen_ids, pair.rejected_ids)]
+    assert sum(last_id != tokenizer.eos_token_id for last_id in last_ids) >= 2
+    assert all(pair.chosen_ids != pair.rejected_ids for pair in cut)
+
+
+def test_the_sft_comparison_means_something(tmp_path: Path) -> None:
+    """Windows must hold several rows, the last step fewer of them, and no row may be cut to
+    nothing."""
+    config = sft_config(tmp_path, SFT_CASES[0])
+    trace = list(oracle.sft_trace(config))
+    assert len(trace) == STEPS and trace[-1]["loss"] < trace[0]["loss"] - 0.1
+    assert trace[9]["tokens"] < 0.8 * trace[8]["tokens"]
+    tokenizer = load_tokenizer(config["model"])
+    whole = [
+        encode_messages(tokenizer, row["messages"], max_tokens=10**6)
+        for row in oracle.read_rows(config)
+    ]
+    assert sum(len(text.ids) > LONGEST for text in whole) >= 2
+    assert all(any(text.is_target) for text in oracle.read_texts(config))

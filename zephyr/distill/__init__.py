@@ -1,0 +1,1 @@
+"""What teachers make: instructions, dialogues, feedback, pairs, and the lineage of each."""

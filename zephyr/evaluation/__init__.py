@@ -1,0 +1,1 @@
+"""Answers, scores and verdicts become figures with intervals."""

@@ -1,0 +1,263 @@
+"""Models become scores on ARC, HellaSwag, MMLU, TruthfulQA and GSM8K, through
+lm-evaluation-harness: prompts and scoring are its own."""
+
+import argparse
+import csv
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zephyr.config import BadInput
+from zephyr.evaluation.results import show
+
+if TYPE_CHECKING:
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+Row = Mapping[str, object]
+# name -> the harness's task, the metric that is its score with its filter, how the name of a file
+# of its rows begins
+BENCHMARKS = {
+    "arc": ("arc_challenge", "acc_norm", "none", "arc_challenge"),
+    "arc-easy": ("arc_easy", "acc_norm", "none", "arc_easy"),
+    "hellaswag": ("hellaswag", "acc_norm", "none", "hellaswag"),
+    "mmlu": ("mmlu", "acc", "none", "mmlu"),
+    "truthfulqa": ("truthfulqa_mc2", "acc", "none", "TruthfulQA"),
+    "gsm8k": ("gsm8k", "exact_match", "strict-match", "gsm8k"),
+}
+
+
+def tasks(text: str) -> list[tuple[str, int]]:
+    """`NAME-SHOTS,...` as pairs. Raises: ValueError."""
+    pairs = [
+        (name, int(shots))
+        for name, _, shots in (item.strip().rpartition("-") for item in text.split(","))
+    ]
+    if not all(
+        name in BENCHMARKS and shots >= 0 and (name, shots > 0) != ("truthfulqa", True)
+        for name, shots in pairs
+    ):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: NAME-SHOTS,... is wanted, of {', '.join(BENCHMARKS)}; truthfulqa's shots are 0"
+        )
+    return pairs
+
+
+def run_academic(options: argparse.Namespace) -> None:
+    try:
+        import lm_eval.tasks
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError:
+        raise BadInput(
+            "lm-evaluation-harness is not installed; pip install 'zephyr[eval]'"
+        ) from None
+    import torch
+
+    from zephyr.model.load import local_folder
+
+    named = [
+        ("", "", argument) if Path(argument).is_dir() else argument.rpartition("=")
+        for argument in options.models
+    ]
+    folders = {
+        name or model: str(local_folder(model.removeprefix("hf:"))) for name, _, model in named
+    }
+    if len(folders) < len(named):
+        raise BadInput(
+            f"two models have one name: NAME=... is wanted before {', '.join(options.models)}"
+        )
+    ours = {
+        Path(lm_eval.tasks.__file__).parent / name.partition("-")[0] for name in BENCHMARKS
+    }  # to read all of them takes a minute
+    manager, results = TaskManager(include_defaults=False, include_path=sorted(ours)), {}
+    specs = [
+        (
+            *task,
+            local_spec(*task, options.local, manager) if options.local else BENCHMARKS[task[0]][0],
+        )
+        for task in options.tasks
+    ]
+    for model, folder in folders.items():
+        lm = HFLM(
+            folder, device="cuda" if torch.cuda.is_available() else "cpu", batch_size=options.batch
+        )
+        results[model] = {
+            f"{name}-{shots}": scored(lm, manager, name, shots, spec, options.limit)
+            for name, shots, spec in specs
+        }
+    show(
+        results,
+        (
+            f"{model}  {name:13} {of['metric']:11} {of['score']:.3f} [{of['ci95'][0]:.3f}, {of['ci95'][1]:.3f}]  n={of['n']}"
+            for model, by_task in results.items()
+            for name, of in by_task.items()
+        ),
+        options.out,
+        options.json,
+    )
+
+
+def scored(
+    lm: "HFLM", manager: "TaskManager", name: str, shots: int, spec: str | Row, limit: int | None
+) -> dict[str, object]:
+    """A model's score on a task with the harness's standard error, and Wilson's interval (1927),
+    wide enough for values between 0 and 1 too.
+
+    Args: spec: a task as the harness takes it: its own, whose rows come from the hub, or what
+    `local_spec` makes."""
+    from lm_eval import simple_evaluate
+
+    task, metric, of_filter, _ = BENCHMARKS[name]
+    found = simple_evaluate(
+        lm,
+        tasks=[spec],
+        num_fewshot=shots,
+        limit=limit,
+        log_samples=False,
+        task_manager=manager,
+        bootstrap_iters=1000,
+    )
+    row = next(
+        row
+        for at, row in {**found["results"], **found.get("groups", {})}.items()
+        if at in (task, f"local::all_{task}")
+    )
+    score, stderr = row[f"{metric},{of_filter}"], row[f"{metric}_stderr,{of_filter}"]
+    n = sum(count["effective"] for count in found["n-samples"].values())
+    middle, half = (
+        score + 1.96**2 / (2 * n),
+        1.96 * math.sqrt(score * (1 - score) / n + (1.96 / (2 * n)) ** 2),
+    )
+    return {
+        "score": score,
+        "n": n,
+        "stderr": stderr if isinstance(stderr, float) else None,  # of one question there is none
+        "ci95": [(middle + end) / (1 + 1.96**2 / n) for end in (-half, half)],
+        "metric": metric,
+        "shots": shots,
+        "rows": "hub" if spec == task else "local",
+        "dtype": str(lm.model.dtype),
+        "add_bos_token": lm.tok_encode("a")[0] == lm.prefix_token_id,
+    }
+
+
+def local_spec(name: str, shots: int, folder: Path, manager: "TaskManager") -> Row:
+    """The harness's own task on the rows of a file; of MMLU one for each subject, their accuracies
+    weighted by size.
+
+    A file has one split: the examples before a question are other questions of it. Raises: BadInput
+    where there is no such file."""
+    import datasets
+
+    task, _, _, file = BENCHMARKS[name]
+    paths = sorted(
+        path
+        for path in folder.glob(f"{file}*")
+        if path.name.endswith((".csv", ".jsonl", ".jsonl.gz"))
+    )
+    if not paths:
+        raise BadInput(
+            f"--local {folder}: {file}*.jsonl, .jsonl.gz or .csv is not there; the hub's allenai/ai2_arc, Rowan/hellaswag, "
+            "cais/mmlu and openai/gsm8k, and github.com/sylinrl/TruthfulQA have the rows"
+        )
+    of_task: defaultdict[str, list[Row]] = defaultdict(list)
+    try:
+        for at, row in hub_rows(name, paths[0]):
+            of_task[at].append(row)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        number = sum(map(len, of_task.values())) + 1
+        raise (
+            error
+            if isinstance(error, BadInput)
+            else BadInput(f"{paths[0]}: row {number} is none of {name}: {error!r}")
+        ) from None
+    if (
+        wrong := [
+            at for at, rows in of_task.items() if len(rows) <= shots or at not in manager.task_index
+        ]
+        or not of_task
+    ):
+        raise BadInput(
+            f"{paths[0]}: known tasks, each with more than {shots} rows, are wanted; not so: {wrong}"
+        )
+    splits = {
+        "training_split": None,
+        "validation_split": None,
+        "test_split": "test",
+        "fewshot_split": "test",
+    }
+    members = [
+        {
+            "task": at,
+            "custom_dataset": lambda rows=rows, **_: {"test": datasets.Dataset.from_list(rows)},
+            **splits,
+            **({"process_docs": None} if name == "hellaswag" else {}),
+        }
+        for at, rows in of_task.items()
+    ]
+    subjects = {
+        "group": f"all_{task}",
+        "task": members,
+        "aggregate_metric_list": [{"metric": "acc", "weight_by_size": True}],
+    }
+    return {"group": "local", "task": [subjects] if name == "mmlu" else members}
+
+
+def hub_rows(name: str, path: Path) -> Iterator[tuple[str, Row]]:
+    """The rows of a file in the fields that the rows of the hub have, each with its task."""
+    from zephyr.data.jsonl import read_rows
+
+    for row in (
+        csv.DictReader(path.read_text("utf-8-sig").splitlines())
+        if path.suffix == ".csv"
+        else (row for _, row in read_rows([path]))
+    ):
+        if name == "truthfulqa":
+            true, false = (
+                [text.strip() for text in row[f"{kind} Answers"].split(";") if text.strip()]
+                for kind in ("Correct", "Incorrect")
+            )
+            yield (
+                BENCHMARKS[name][0],
+                {
+                    "question": row["Question"],
+                    "mc2_targets": {
+                        "choices": true + false,
+                        "labels": [1] * len(true) + [0] * len(false),
+                    },
+                },
+            )
+        elif (
+            name == "hellaswag"
+        ):  # a text of what the hub has in three fields, of which the task makes that text
+            from lm_eval.tasks.hellaswag.utils import preprocess
+
+            yield (
+                name,
+                {
+                    "query": preprocess(row["ctx"]),
+                    "choices": [preprocess(text) for text in row["endings"]],
+                    "label": row["label"],
+                },
+            )
+        elif name == "mmlu":
+            choices = [row[f"choice{i}"] for i in range(4)]
+            yield (
+                f"mmlu_{row['subject']}",
+                {"question": row["question"], "choices": choices, "answer": int(row["answer"])},
+            )
+        elif name == "gsm8k":
+            yield name, {"question": row["question"], "answer": row["answer"]}
+        else:
+            letters = list("ABCDEFGH"[: len(row["choices"])])
+            yield (
+                BENCHMARKS[name][0],
+                {
+                    "question": row["query"].removeprefix("Question: "),
+                    "answerKey": letters[row["gold"]],
+                    "choices": {"text": row["choices"], "label": letters},
+                },
+            )

@@ -1,0 +1,85 @@
+"""Points and scores of prompts become means, win rates and agreements, each with its interval. B
+resamples, P prompts."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+RESAMPLES = 4000
+REFITS = 1000  # of the length-controlled fit
+
+
+def measured(name: str, values: Sequence[float]) -> dict[str, object]:
+    """`{name: mean, "n", "stderr", "ci95": [low, high]}` of one value per prompt: sample standard
+    deviation / sqrt(n), and percentiles of the means of resampled prompts (Efron 1979); None in the
+    place of a number that so few values don't have."""
+    rng, values_P, n = np.random.default_rng(0), np.array(values, dtype=float), len(values)
+    if not n:
+        return _described(name, np.array([np.nan]), 0)
+    parts = [
+        values_P[rng.integers(n, size=(100, n))].mean(axis=1) for _ in range(RESAMPLES // 100)
+    ]  # in parts, for memory
+    stderr = float(values_P.std(ddof=1) / n**0.5) if n > 1 else None
+    return _described(name, np.array([values_P.mean(), *np.ravel(parts)]), n) | {"stderr": stderr}
+
+
+def _described(name: str, values_B: np.ndarray, n: int) -> dict[str, object]:
+    """As `measured`: a number, the first, and its like in resamples."""
+    drawn = values_B[1:][np.isfinite(values_B[1:])]
+    if not np.isfinite(values_B[0]):
+        return {name: None, "n": n, "stderr": None, "ci95": None}
+    return {
+        name: float(values_B[0]),
+        "n": n,
+        "stderr": float(drawn.std()),
+        "ci95": np.quantile(drawn, [0.025, 0.975]).tolist(),
+    }
+
+
+def length_controlled(points: Sequence[float], differences: Sequence[float]) -> dict[str, object]:
+    """The win rate at equal lengths: sigmoid(a) of the fit P(win) = sigmoid(a + b tanh(difference /
+    its standard deviation)).
+
+    As Dubois et al. 2024 (arXiv:2404.04475), without their term for an instruction's difficulty,
+    which takes many models' results. A ridge (1 on b, 0.001 on a) keeps it finite: where length
+    decides every verdict, a part of its effect is left. Args: points: 1, 0.5 or 0 per prompt.
+    differences: of the lengths, ours less theirs."""
+    if not (n := len(points)):
+        return measured("win_rate", [])
+    y_P, ridge_22, fit_B2 = np.array(points), np.diag([1e-3, 1.0]), np.zeros((REFITS + 1, 2))
+    x_P2 = np.stack(
+        [np.ones(n), np.tanh(np.array(differences) / (np.std(differences) or np.inf))], axis=1
+    )
+    weights_BP = np.concatenate(
+        [np.ones((1, n)), np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=REFITS)]
+    )
+    for _ in range(14):  # of Newton's steps; a fit on the edge gains about 1 in each
+        p_BP = 1 / (1 + np.exp(-fit_B2 @ x_P2.T))
+        curve_B22 = (
+            (weights_BP * p_BP * (1 - p_BP)) @ (x_P2[:, :, None] * x_P2[:, None]).reshape(n, 4)
+        ).reshape(-1, 2, 2) + ridge_22
+        slope_B2 = (weights_BP * (y_P - p_BP)) @ x_P2 - fit_B2 @ ridge_22
+        fit_B2 += np.linalg.solve(curve_B22, slope_B2[..., None])[..., 0].clip(-2, 2)
+    return _described("win_rate", 1 / (1 + np.exp(-fit_B2[:, 0])), n)
+
+
+def agreement(labels: Sequence[float], verdicts: Sequence[float]) -> dict[str, object]:
+    """How often two give the same of 1, 0.5 and 0: `agreement`, and Cohen's `kappa` (1960), what is
+    beyond chance."""
+    n, places = (
+        len(labels),
+        [int(6 * label + 2 * verdict) for label, verdict in zip(labels, verdicts, strict=True)],
+    )
+    cells_9 = np.bincount(places, minlength=9) / n
+    cells_B33 = np.concatenate(
+        [[cells_9], np.random.default_rng(0).multinomial(n, cells_9, size=RESAMPLES) / n]
+    ).reshape(-1, 3, 3)
+    same_B, chance_B = (
+        cells_B33.trace(axis1=1, axis2=2),
+        (cells_B33.sum(1) * cells_B33.sum(2)).sum(1),
+    )
+    kappa_B = (same_B - chance_B) / np.where(chance_B < 1, 1 - chance_B, np.nan)
+    return {
+        "agreement": measured("share", [float(place in (0, 4, 8)) for place in places]),
+        "kappa": _described("kappa", kappa_B, n),
+    }
