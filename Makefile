@@ -56,12 +56,14 @@ quickstart: $(VENV)/.installed
 	$(LAUNCH) train_dpo.py configs/tiny/dpo.yaml run.seed=$(SEED)
 	OMP_NUM_THREADS=2 $(BIN)/zephyr eval win-rate base=runs/tiny/base/model dSFT=runs/tiny/sft/model dDPO=runs/tiny/dpo/model \
 	  --prompts $(W)/prompts/test.jsonl --judge world:judge@$(W) --scores --by family --max-new-tokens 64 --out runs/tiny/eval
+	$(BIN)/python tests/expected_records.py quickstart
 
 # MODEL: a Hugging Face folder in the place of SmolLM2
 real: $(VENV)/.installed-real
 	@test -n "$(DATA)" || { echo "error: make real DATA=FILE, a file of preference pairs as train_dpo.py takes them"; exit 2; }
 	rm -rf runs/real
 	$(BIN)/python tests/real/before_after.py "$(DATA)" $(if $(MODEL),--model "$(MODEL)")
+	$(BIN)/python tests/expected_records.py real
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -20,7 +20,7 @@ import yaml
 from torch import Tensor
 
 import zephyr.data.shapes as shapes
-import zephyr.data.teachers as spec
+import zephyr.teacher.spec as spec
 from zephyr import losses
 from zephyr.chat import encode_pair
 from zephyr.config import DPOConfig, Hardware, load
@@ -87,7 +87,9 @@ def test_a_loss_of_the_guide_trains_a_step(add: Add, tiny: Path, tmp_path: Path)
     import train_dpo
 
     add(losses, "add-a-loss")
-    (tmp_path / "dpo.yaml").write_text(f"{{model: {tiny}, data: {{train: [unread]}}, loss: square}}")
+    (tmp_path / "dpo.yaml").write_text(
+        f"{{model: {tiny}, data: {{train: [unread]}}, loss: square}}"
+    )
     overrides = ["hardware.attention=sdpa", "hardware.dtype=float32"]
     config = load(DPOConfig, str(tmp_path / "dpo.yaml"), overrides)
     train_dpo.check(config)
@@ -201,7 +203,9 @@ def test_documented_records_are_the_committed_ones(run: str) -> None:
 def test_the_documented_record_of_make_real_is_the_committed_one() -> None:
     """The guide and the record of the run say the same."""
     expected = expected_records.documented("real")["dpo"]
-    record = json.loads((ROOT / "experiments/real/run.json").read_text(encoding="utf-8"))["last_record"]
+    record = json.loads((ROOT / "experiments/real/run.json").read_text(encoding="utf-8"))[
+        "last_record"
+    ]
     assert not expected_records.differences(expected, record)
 
 
@@ -239,7 +243,9 @@ def test_a_value_out_of_tolerance_is_named(
     assert "loss is None" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("change", [{"run": {"seed": 1}}, {"hardware": {"attention": "torch_varlen"}}])
+@pytest.mark.parametrize(
+    "change", [{"run": {"seed": 1}}, {"hardware": {"attention": "torch_varlen"}}]
+)
 def test_another_run_has_no_expectation(
     quickstart: Path, change: dict[str, object], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -291,7 +297,9 @@ def test_links_lead_somewhere(guide: Path) -> None:
 def test_named_files_are_there(guide: Path) -> None:
     """Modules and scripts that a guide names by their path from the root."""
     text = guide.read_text(encoding="utf-8")
-    for name in set(re.findall(r"`((?:zephyr|tests|configs|notebooks|experiments)/[\w./-]+)`", text)):
+    for name in set(
+        re.findall(r"`((?:zephyr|tests|configs|notebooks|experiments)/[\w./-]+)`", text)
+    ):
         assert (ROOT / name).exists(), f"{name} is missing"
 
 
