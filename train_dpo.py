@@ -28,66 +28,66 @@ from zephyr.data import (
     Pairs,
     Report,
     content_digest,
+    describe_first_prompt,
     encoding_resources,
-    first_prompt,
-    keep_chat,
     load_pairs,
+    load_run_tokenizer,
     load_splits,
-    run_tokenizer,
+    save_chat_template,
 )
-from zephyr.evaluation.samples import sampler
+from zephyr.evaluation.samples import make_sampler
 from zephyr.model.load import DTYPES, digest, load_policy, require_runnable
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import PackedBatch, Plan, collate_pairs, plan_epochs, plan_pass
-from zephyr.report.finish import finish
+from zephyr.report.finish import finish_run
 from zephyr.training import checkpoint
 from zephyr.training.engine import Engine
 from zephyr.training.flops import pair_flops
 from zephyr.training.folder import RunFolder, json_bytes
-from zephyr.training.launch import end, launch
+from zephyr.training.launch import exit_process, launch
 from zephyr.training.loop import Objective, Split, Stats, fit
-from zephyr.training.planner import describe, require_budget
+from zephyr.training.planner import describe_plan, require_budget
 from zephyr.verify import preflight
 
 
 def train(engine: Engine, config: DPOConfig, folder: RunFolder | None) -> None:
     # Preference pairs as token ids, and the plan: which pairs make which step, on which rank, in
     # which micro-batch.
-    config, tokenizer = run_tokenizer(engine, config)
+    config, tokenizer = load_run_tokenizer(engine, config)
     encoded, reports = load(engine, config, tokenizer)
     plan = plan_epochs(
         packed_tokens(encoded["train"], config),
         per_step=config.optim.pairs_per_step,
         epochs=config.optim.epochs,
-        ranks=engine.world,
+        ranks=engine.world_size,
         budget_tokens=config.hardware.tokens_per_micro_batch,
         seed=config.run.seed,
         shuffle=config.data.shuffle,
     )
-    sample = sampler(engine, config, tokenizer)
-    engine.say(describe(plan, engine.world))
+    sample = make_sampler(engine, config, tokenizer)
+    engine.log(describe_plan(plan, engine.world_size))
     if folder is None:  # a dry run
-        engine.say(engine.on_rank0(lambda: estimate(engine, config, encoded["train"])))
+        engine.log(engine.on_rank0(lambda: estimate(engine, config, encoded["train"])))
         return
 
     # A folder that holds another run is refused before anything is paid for; one that holds this
     # run, finished, is left alone.
-    keep_chat(folder, config, tokenizer)
-    folder.keep("data.json", json_bytes(reports))
+    save_chat_template(folder, config, tokenizer)
+    folder.write_file("data.json", json_bytes(reports))
     identity = {
         "model": engine.on_rank0(lambda: digest(config.model)),
         "data": content_digest(encoded["train"]),
     }
-    if checkpoint.finished(
-        engine, config, plan, identity, later=["reference"], template=tokenizer.chat_template
+    if checkpoint.is_finished(
+        engine, config, plan, identity, ignore=["reference"], template=tokenizer.chat_template
     ):
-        engine.say(f"{config.run.dir} holds this run, finished: nothing is left to do")
+        engine.log(f"{config.run.dir} holds this run, finished: nothing is left to do")
         return
 
     # The dSFT model: the policy's start, and the frozen reference, whose log-probs are taken before
     # any checkpoint is restored.
     hardware = config.hardware
-    engine.adopt(
+    engine.initialize(
         partial(
             load_policy,
             config.model,
@@ -99,7 +99,7 @@ def train(engine: Engine, config: DPOConfig, folder: RunFolder | None) -> None:
         config.optim,
     )
     training = split(engine, config, encoded["train"], plan)
-    found = preflight.before_forward(
+    found = preflight.check_inputs(
         engine,
         config,
         encoded["train"],
@@ -115,18 +115,18 @@ def train(engine: Engine, config: DPOConfig, folder: RunFolder | None) -> None:
         if "eval" in encoded
         else None
     )
-    preflight.forward(
+    preflight.check_model(
         engine,
         config,
         encoded["train"],
         training,
         found,
-        keep=folder.keep,
-        alone=lambda i: collate_pairs(encoded["train"], [i], prefix_sharing=False),
+        write_file=folder.write_file,
+        unpacked=lambda i: collate_pairs(encoded["train"], [i], prefix_sharing=False),
     )
 
-    fit(engine, config, training, evaluation, sample, folder.accept)
-    finish(engine, config, tokenizer, training.identity)
+    fit(engine, config, training, evaluation, sample, folder.claim)
+    finish_run(engine, config, tokenizer, training.identity)
 
 
 def load(
@@ -145,7 +145,7 @@ def load(
         **encoding_resources(),
     )
     encoded, reports = load_splits(engine, config.data, encode)
-    engine.say(first_prompt(tokenizer, encoded["train"][0]))
+    engine.log(describe_first_prompt(tokenizer, encoded["train"][0]))
     for pairs in encoded.values():
         require_budget(
             packed_tokens(pairs, config), pairs.ids, config.hardware.tokens_per_micro_batch
@@ -157,7 +157,7 @@ def split(engine: Engine, config: DPOConfig, pairs: Pairs, plan: Plan | None) ->
     """Pairs with their plan (None: one pass over all); the objective comes with the reference."""
     tokens = packed_tokens(pairs, config)
     plan = plan or plan_pass(
-        tokens, ranks=engine.world, budget_tokens=config.hardware.tokens_per_micro_batch
+        tokens, ranks=engine.world_size, budget_tokens=config.hardware.tokens_per_micro_batch
     )
     collate = partial(collate_pairs, pairs, prefix_sharing=config.hardware.prefix_sharing)
     counts = {
@@ -168,7 +168,7 @@ def split(engine: Engine, config: DPOConfig, pairs: Pairs, plan: Plan | None) ->
     flops = [
         pair_flops(
             engine.policy.lm.config,
-            engine.layer_parameters,
+            engine.num_layer_parameters,
             *of_pair,
             config.hardware.prefix_sharing,
         )
@@ -185,7 +185,7 @@ def split(engine: Engine, config: DPOConfig, pairs: Pairs, plan: Plan | None) ->
         flops,
         {},
         counts,
-        start_loss=math.log(2) if config.loss == "sigmoid" else None,
+        initial_loss=math.log(2) if config.loss == "sigmoid" else None,
     )
 
 
@@ -194,7 +194,7 @@ def with_reference(
 ) -> Split:
     """The split with its reference log-probs (step 1) and objective (steps 2 and 3). Args:
     identity: of model and data."""
-    frozen = reference.log_probabilities(
+    frozen = reference.reference_logprobs(
         engine,
         pairs,
         planned.tokens,
@@ -231,7 +231,9 @@ def dpo_objective(config: DPOConfig, frozen: reference.Reference) -> Objective:
             "rewards/chosen": terms.reward_chosen_P,
             "rewards/rejected": terms.reward_rejected_P,
             "rewards/margins": terms.reward_chosen_P - terms.reward_rejected_P,
-            "rewards/accuracies": losses.wins(chosen_P, rejected_P, ref_chosen_P, ref_rejected_P),
+            "rewards/accuracies": losses.reward_accuracy(
+                chosen_P, rejected_P, ref_chosen_P, ref_rejected_P
+            ),
             "logps/chosen": chosen_P.detach(),
             "logps/rejected": rejected_P.detach(),
         }
@@ -256,4 +258,4 @@ def check(config: DPOConfig) -> None:
 
 
 if __name__ == "__main__":
-    end(launch(DPOConfig, check, train, __doc__, sys.argv[1:]))
+    exit_process(launch(DPOConfig, check, train, __doc__, sys.argv[1:]))

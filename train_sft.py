@@ -22,62 +22,62 @@ from zephyr.data import (
     Report,
     Texts,
     content_digest,
+    describe_first_prompt,
     encoding_resources,
-    first_prompt,
-    keep_chat,
+    load_run_tokenizer,
     load_splits,
     load_texts,
-    run_tokenizer,
+    save_chat_template,
 )
-from zephyr.evaluation.samples import sampler
+from zephyr.evaluation.samples import make_sampler
 from zephyr.model.load import DTYPES, digest, load_policy, require_runnable
 from zephyr.packing import PackedBatch, Plan, collate_texts, plan_epochs, plan_pass
-from zephyr.report.finish import finish
+from zephyr.report.finish import finish_run
 from zephyr.training import checkpoint
 from zephyr.training.engine import Engine
 from zephyr.training.flops import text_flops
 from zephyr.training.folder import RunFolder, json_bytes
-from zephyr.training.launch import end, launch
+from zephyr.training.launch import exit_process, launch
 from zephyr.training.loop import Split, Stats, fit
-from zephyr.training.planner import describe, require_budget
+from zephyr.training.planner import describe_plan, require_budget
 from zephyr.verify import preflight
 
 
 def train(engine: Engine, config: SFTConfig, folder: RunFolder | None) -> None:
     # Dialogues as token ids with targets, and the plan: which make which step, on which rank, in
     # which micro-batch.
-    config, tokenizer = run_tokenizer(engine, config)
+    config, tokenizer = load_run_tokenizer(engine, config)
     encoded, reports = load(engine, config, tokenizer)
     plan = plan_epochs(
         encoded["train"].tokens.tolist(),
         per_step=config.optim.windows_per_step,
         epochs=config.optim.epochs,
-        ranks=engine.world,
+        ranks=engine.world_size,
         budget_tokens=config.hardware.tokens_per_micro_batch,
         seed=config.run.seed,
         shuffle=config.data.shuffle,
         window_tokens=config.data.max_tokens,
     )
-    sample = sampler(engine, config, tokenizer)
-    engine.say(describe(plan, engine.world))
+    sample = make_sampler(engine, config, tokenizer)
+    engine.log(describe_plan(plan, engine.world_size))
     if folder is None:  # a dry run
-        engine.say(engine.on_rank0(lambda: estimate(engine, config, encoded["train"])))
+        engine.log(engine.on_rank0(lambda: estimate(engine, config, encoded["train"])))
         return
 
     # A folder that holds another run is refused before anything is paid for; one that holds this
     # run, finished, is left alone.
-    keep_chat(folder, config, tokenizer)
-    folder.keep("data.json", json_bytes(reports))
+    save_chat_template(folder, config, tokenizer)
+    folder.write_file("data.json", json_bytes(reports))
     identity = {
         "model": engine.on_rank0(lambda: digest(config.model)),
         "data": content_digest(encoded["train"]),
     }
-    if checkpoint.finished(engine, config, plan, identity, template=tokenizer.chat_template):
-        engine.say(f"{config.run.dir} holds this run, finished: nothing is left to do")
+    if checkpoint.is_finished(engine, config, plan, identity, template=tokenizer.chat_template):
+        engine.log(f"{config.run.dir} holds this run, finished: nothing is left to do")
         return
 
     hardware = config.hardware
-    engine.adopt(
+    engine.initialize(
         partial(
             load_policy,
             config.model,
@@ -92,7 +92,7 @@ def train(engine: Engine, config: SFTConfig, folder: RunFolder | None) -> None:
     evaluation = (
         split(engine, config, encoded["eval"], None, identity) if "eval" in encoded else None
     )
-    found = preflight.before_forward(
+    found = preflight.check_inputs(
         engine,
         config,
         encoded["train"],
@@ -100,18 +100,18 @@ def train(engine: Engine, config: SFTConfig, folder: RunFolder | None) -> None:
         reports,
         special=(leading_bos(tokenizer), tokenizer.eos_token_id),
     )
-    preflight.forward(
+    preflight.check_model(
         engine,
         config,
         encoded["train"],
         training,
         found,
-        keep=folder.keep,
-        alone=lambda i: collate_texts(encoded["train"], [i]),
+        write_file=folder.write_file,
+        unpacked=lambda i: collate_texts(encoded["train"], [i]),
     )
 
-    fit(engine, config, training, evaluation, sample, folder.accept)
-    finish(engine, config, tokenizer, training.identity)
+    fit(engine, config, training, evaluation, sample, folder.claim)
+    finish_run(engine, config, tokenizer, training.identity)
 
 
 def load(
@@ -129,7 +129,7 @@ def load(
         **encoding_resources(),
     )
     encoded, reports = load_splits(engine, config.data, encode)
-    engine.say(first_prompt(tokenizer, encoded["train"][0]))
+    engine.log(describe_first_prompt(tokenizer, encoded["train"][0]))
     for texts in encoded.values():
         require_budget(texts.tokens.tolist(), texts.ids, config.hardware.tokens_per_micro_batch)
     return encoded, reports
@@ -141,10 +141,10 @@ def split(
     """Texts with their plan (None: one pass over all) and the objective."""
     tokens, targets = texts.tokens.tolist(), texts.target_tokens.tolist()
     plan = plan or plan_pass(
-        tokens, ranks=engine.world, budget_tokens=config.hardware.tokens_per_micro_batch
+        tokens, ranks=engine.world_size, budget_tokens=config.hardware.tokens_per_micro_batch
     )
     flops = [
-        text_flops(engine.policy.lm.config, engine.layer_parameters, *of_text)
+        text_flops(engine.policy.lm.config, engine.num_layer_parameters, *of_text)
         for of_text in zip(tokens, targets)
     ]
     return Split(
@@ -167,4 +167,4 @@ def objective(policy: Engine, batch: PackedBatch) -> tuple[Tensor, Stats]:
 
 
 if __name__ == "__main__":
-    end(launch(SFTConfig, require_runnable, train, __doc__, sys.argv[1:]))
+    exit_process(launch(SFTConfig, require_runnable, train, __doc__, sys.argv[1:]))

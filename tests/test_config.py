@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zephyr import config as configs
-from zephyr.cli.command import take_config
-from zephyr.config import ConfigError, DPOConfig, SFTConfig, with_variables
+from zephyr.cli.command import apply_config
+from zephyr.config import ConfigError, DPOConfig, SFTConfig, expand_variables
 
 ROOT = Path(__file__).resolve().parents[1]
 MINIMAL = {"model": "m", "data": {"train": ["d.jsonl"]}}
@@ -297,10 +297,10 @@ def test_a_dollar_in_a_name_that_exists(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "a$b.jsonl").write_text("")
     monkeypatch.setenv("SCRATCH", "/scratch")
     for text in (f"{tmp_path}/a$b.jsonl", f"{tmp_path}/a$b.jsonl:train"):
-        assert with_variables(text, "data.train") == text
-    assert with_variables("$SCRATCH/a", "data.train") == "/scratch/a"
+        assert expand_variables(text, "data.train") == text
+    assert expand_variables("$SCRATCH/a", "data.train") == "/scratch/a"
     with pytest.raises(ConfigError, match="data.train: the variable '.b' is not among"):
-        with_variables(f"{tmp_path}/c$b.jsonl", "data.train")
+        expand_variables(f"{tmp_path}/c$b.jsonl", "data.train")
 
 
 def test_variables_in_a_commands_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,10 +310,10 @@ def test_variables_in_a_commands_config(tmp_path: Path, monkeypatch: pytest.Monk
     parser.add_argument("--out", type=Path)
     monkeypatch.setenv("SCRATCH", "/scratch")
     path.write_text("out: $SCRATCH/rows.jsonl")
-    take_config(parser, ["--config", str(path)])
+    apply_config(parser, ["--config", str(path)])
     assert parser.parse_args([]).out == Path("/scratch/rows.jsonl")
     path.write_text("out: $HF_TOKEN/rows.jsonl")
     with pytest.raises(
         ConfigError, match="options.yaml: out: the variable '.HF_TOKEN' is not among"
     ):
-        take_config(parser, ["--config", str(path)])
+        apply_config(parser, ["--config", str(path)])

@@ -420,13 +420,13 @@ def test_wins_are_margins_above_rounding(dtype: torch.dtype) -> None:
     ref_chosen_P[2] = -300.0
     ref_chosen_P[3] = -300.0 - 400 * torch.finfo(dtype).eps
     assert chosen_P[3] > ref_chosen_P[3]
-    assert losses.wins(chosen_P, rejected_P, ref_chosen_P, ref_rejected_P).tolist() == [
+    assert losses.reward_accuracy(chosen_P, rejected_P, ref_chosen_P, ref_rejected_P).tolist() == [
         1.0,
         0.0,
         0.0,
         0.0,
     ]
-    assert losses.wins(rejected_P, chosen_P, ref_rejected_P, ref_chosen_P).tolist() == [
+    assert losses.reward_accuracy(rejected_P, chosen_P, ref_rejected_P, ref_chosen_P).tolist() == [
         0.0,
         1.0,
         0.0,

@@ -17,19 +17,19 @@ from safetensors.numpy import save
 from zephyr import reference
 from zephyr.chat import EncodedPair
 from zephyr.config import BadInput, Hardware
-from zephyr.training.loop import require_start
+from zephyr.training.loop import require_zero_rewards
 from zephyr.training.metrics import Ledger
-from zephyr.training.tolerance import response_nats
+from zephyr.training.tolerance import response_tolerance_nats
 
 
 def engine(**hardware: object) -> SimpleNamespace:
     return SimpleNamespace(
         hardware=Hardware(**{"dtype": "float32", "attention": "sdpa", **hardware}),
         device=torch.device("cpu"),
-        world=1,
+        world_size=1,
         rank=0,
         broadcast=lambda value: value,
-        gather=lambda value: [value],
+        all_gather=lambda value: [value],
     )
 
 
@@ -125,12 +125,12 @@ def test_a_probe_is_of_all_lengths() -> None:
     lengths = random.Random(0).sample(range(1000), 83)
     eighths, drawn = [math.floor(k * 83 / 8) for k in range(9)], Counter()
     for seed in range(400):
-        chosen = reference.over_lengths(range(83), lengths, random.Random(seed))
+        chosen = reference.sample_over_lengths(range(83), lengths, random.Random(seed))
         ranks = [sorted(lengths).index(lengths[i]) for i in chosen]
         assert all(low <= rank < high for low, rank, high in zip(eighths, ranks, eighths[1:]))
         drawn.update(chosen)
     assert set(drawn) == set(range(83))
-    assert sorted(reference.over_lengths([4, 9, 2], lengths, random.Random(0))) == [2, 4, 9]
+    assert sorted(reference.sample_over_lengths([4, 9, 2], lengths, random.Random(0))) == [2, 4, 9]
 
 
 PAIRS = [EncodedPair(f"p{i}", [1], [5] * (1 + i % 7), [6] * 3) for i in range(60)]
@@ -150,7 +150,7 @@ def test_a_probe_is_another_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def found(known: dict[bytes, tuple[float, float]]) -> bool:
         try:
-            reference.probe(engine(), PAIRS, keys, known, None, lengths, Path("store"))
+            reference.verify_sample(engine(), PAIRS, keys, known, None, lengths, Path("store"))
         except BadInput as error:
             assert "the store is not of this model" in str(error) and any(
                 f"({id})" in str(error) for id in ("p3", "p7", "p31")
@@ -159,7 +159,7 @@ def test_a_probe_is_another_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
         return False
 
     whole = {key: true[i] for i, key in enumerate(keys)}
-    within = response_nats("float32", 3) * 0.9
+    within = response_tolerance_nats("float32", 3) * 0.9
     assert not any(found({**whole, keys[3]: (true[3][0], true[3][1] + within)}) for _ in range(30))
     changed = {**whole, **{keys[i]: (true[i][0], true[i][1] + 1.0) for i in (3, 7, 31)}}
     assert not any(found(whole) for _ in range(5)) and {found(changed) for _ in range(60)} == {
@@ -168,8 +168,10 @@ def test_a_probe_is_another_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
-def started(*of_pairs: tuple[float, float, float], start_loss: float | None = math.log(2)) -> None:
-    """`require_start` of a step whose pairs have these rewards and losses; 100 tokens in each
+def started(
+    *of_pairs: tuple[float, float, float], initial_loss: float | None = math.log(2)
+) -> None:
+    """`require_zero_rewards` of a step whose pairs have these rewards and losses; 100 tokens in each
     response."""
     counts = {name: [100] * len(of_pairs) for name in ("chosen_tokens", "rejected_tokens")}
     ledger = Ledger(Path("nowhere"), list("abcdefgh"), counts, 0, writes=False)
@@ -182,11 +184,13 @@ def started(*of_pairs: tuple[float, float, float], start_loss: float | None = ma
         {"rewards/chosen": chosen_P, "rewards/rejected": rejected_P, "loss": loss_P},
     )
     plan = SimpleNamespace(steps=[SimpleNamespace(examples=lambda: list(indices))])
-    split = SimpleNamespace(ids=list("abcdefgh"), ledger=counts, start_loss=start_loss, plan=plan)
+    split = SimpleNamespace(
+        ids=list("abcdefgh"), ledger=counts, initial_loss=initial_loss, plan=plan
+    )
     config = SimpleNamespace(
         beta=0.1, hardware=Hardware(dtype="float32"), reference=SimpleNamespace(dir="store")
     )
-    require_start(engine(), split, ledger, config)
+    require_zero_rewards(engine(), split, ledger, config)
 
 
 LN2 = math.log(2)
@@ -210,7 +214,7 @@ def test_every_pair_of_the_first_step_is_at_its_reference(
     loss that is not ln 2 does."""
     right = [(0.0009, -0.0009, LN2 - 0.0009), (0.0, 0.0, LN2)]
     started(*right)
-    started((0.0, 0.0, 1.0), start_loss=None)  # another loss than sigmoid
+    started((0.0, 0.0, 1.0), initial_loss=None)  # another loss than sigmoid
     with pytest.raises(
         BadInput,
         match=r"the rewards of 1 of 3 pairs are not 0: c \(rewards .*; the reference store",

@@ -12,7 +12,7 @@ from processes import ROOT, Launch
 from runs import records, rows, write_config, write_lines
 
 from zephyr import config as configs
-from zephyr.cli.command import take_config
+from zephyr.cli.command import apply_config
 from zephyr.config import BadInput, ConfigError, DPOConfig
 from zephyr.data.jsonl import write_rows
 from zephyr.data.sources import open_sources
@@ -20,7 +20,7 @@ from zephyr.playground.models import open_model
 from zephyr.report import page
 from zephyr.teacher import Ledger, endpoint
 from zephyr.teacher.spec import open_teacher
-from zephyr.training.checkpoint import write_whole
+from zephyr.training.checkpoint import write_atomic
 from zephyr.training.folder import EXPORT, FILES, RunFolder
 
 SECRETS = {
@@ -282,9 +282,9 @@ def test_a_yaml_bomb_is_told(text: str, why: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"config {path}: .*({why})"):
         configs.load(DPOConfig, str(path))
     with pytest.raises(ConfigError, match=f"config {path}: .*({why})"):
-        take_config(argparse.ArgumentParser(), ["--config", str(path)])
+        apply_config(argparse.ArgumentParser(), ["--config", str(path)])
     with pytest.raises(BadInput, match=str(path)):
-        page.read(path)
+        page.read_leaves(path)
     path.write_text("a: &a [1, 2]\nb: *a\n")
     assert configs.read_yaml(path) == {"a": [1, 2], "b": [1, 2]}
     if why == "stand for more":
@@ -333,7 +333,7 @@ def test_what_is_written_whole_follows_no_link(
     victim = tmp_path / "victim"
     victim.write_text("precious")
     (tmp_path / "out.json").symlink_to(victim)
-    write_whole(tmp_path / "out.json", b"new")
+    write_atomic(tmp_path / "out.json", b"new")
     assert (
         victim.read_text() == "precious"
         and (tmp_path / "out.json").read_bytes() == b"new"
@@ -349,13 +349,13 @@ def test_what_is_written_whole_follows_no_link(
     )
     (tmp_path / f"out.json.{os.getpid()}.part").symlink_to(victim)  # a name of before
     (tmp_path / "rows.jsonl.part").symlink_to(victim)
-    write_whole(tmp_path / "out.json", b"newer")
+    write_atomic(tmp_path / "out.json", b"newer")
     write_rows(tmp_path / "rows.jsonl", [{"a": 2}])
     assert victim.read_text() == "precious" and len(list(tmp_path.glob("*.part"))) == 2
     monkeypatch.setattr("secrets.token_hex", lambda _: "guessed")
     (tmp_path / "out.json.guessed.part").symlink_to(victim)
     with pytest.raises(FileExistsError):
-        write_whole(tmp_path / "out.json", b"newest")
+        write_atomic(tmp_path / "out.json", b"newest")
     assert victim.read_text() == "precious" and (tmp_path / "out.json").read_bytes() == b"newer"
     with pytest.raises(ZeroDivisionError):
         write_rows(tmp_path / "rows.jsonl", ({"a": 1 / n} for n in (1, 0)))

@@ -24,7 +24,7 @@ class BadInput(ValueError):
     that it holds, and exit with code 2."""
 
     def __str__(self) -> str:
-        line = masked(" ".join(super().__str__().split()))
+        line = redact(" ".join(super().__str__().split()))
         return line if len(line) <= 600 else f"{line[:400]} ... {line[-190:]}"
 
 
@@ -47,13 +47,13 @@ NAMED = re.compile(
 )  # /token/VALUE
 
 
-def masked(text: str) -> str:
+def redact(text: str) -> str:
     """The text without the user and password of any URL, and without what begins as a known
     service's key."""
     return KNOWN_KEY.sub("[key]", USER.sub("://[user]@", text))
 
 
-def secret_in(text: str) -> str:
+def find_secret(text: str) -> str:
     """What is or may be a secret in a text that will be written to files, "" where there is none.
 
     A key of a known service anywhere; of a URL: user and password, a query, a fragment, a path that
@@ -372,7 +372,7 @@ def read_value(hint: object, value: Value, key: str) -> object:
         or (isinstance(value, str) and EXPONENT.fullmatch(value))
     ):
         value = float(value)
-    value = filled_in(value, key) if isinstance(value, str) else value
+    value = fill_variables(value, key) if isinstance(value, str) else value
     if (
         type(value) is not hint
         or (hint is float and not math.isfinite(value))
@@ -382,23 +382,23 @@ def read_value(hint: object, value: Value, key: str) -> object:
     return value
 
 
-def filled_in(text: str, key: str) -> str:
-    """The text with its $VARIABLES. Raises: ConfigError as `with_variables`, for a variable in a
+def fill_variables(text: str, key: str) -> str:
+    """The text with its $VARIABLES. Raises: ConfigError as `expand_variables`, for a variable in a
     key that is no path, and for a text that holds a secret: it would be written to the run
     folder."""
     if key.partition("[")[0] not in PATHS and (found := VARIABLE.search(text)):
         raise ConfigError(
             f"{key}: variables are filled in where a path is wanted, got {found[0]!r}; a secret stays in the environment"
         )
-    whole = with_variables(text, key)
-    if found := secret_in(whole):
+    whole = expand_variables(text, key)
+    if found := find_secret(whole):
         raise ConfigError(
             f"{key}: a text without a secret is wanted, it holds {found}; keys stay in the environment"
         )
     return whole
 
 
-def with_variables(text: str, key: str) -> str:
+def expand_variables(text: str, key: str) -> str:
     """The text with its $VARIABLES; one that names a file (or file:split) as it is, with `$` in its
     name, stays so. Raises: ConfigError for a variable that is none of `VARIABLES` or is not set."""
     if VARIABLE.search(text) and any(

@@ -180,7 +180,7 @@ def dpo(
     )
 
 
-def wins(
+def reward_accuracy(
     chosen_P: Tensor, rejected_P: Tensor, ref_chosen_P: Tensor, ref_rejected_P: Tensor
 ) -> Tensor:
     """1.0 where the chosen response has the higher reward, else 0.0, [P] float32.

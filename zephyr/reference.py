@@ -5,14 +5,14 @@ An entry's address is (digest of the weights) x (numerics) x (token ids of the p
 what decides a value's last digits: dtype, attention, kind of device, the versions of torch,
 transformers and the attention kernel, and the code here that computes. The address does not depend
 on the number of ranks, the packing, the data file or beta, so a sweep pays once; a missing entry is
-computed from the starting weights only: `log_probabilities` must run before a checkpoint is
+computed from the starting weights only: `reference_logprobs` must run before a checkpoint is
 restored.
 
 Who may write to the store decides what a run is trained against. Digests in its files' names tell
 of accidents: a flipped bit, a file cut off, a store of other weights. They are no signature:
 whoever can write there can rename a file to its new digest. Two more checks stand against that, and
 neither is a proof. On every read a few pairs, drawn anew and over all lengths, are computed again;
-and every pair of a run's first step must have rewards 0 (`training.loop.require_start`). A changed
+and every pair of a run's first step must have rewards 0 (`training.loop.require_zero_rewards`). A changed
 value of a single pair that is met in a later step can pass both. So give write access to those
 alone who may also write to the model's folder.
 
@@ -41,9 +41,9 @@ from zephyr.chat import EncodedPair
 from zephyr.config import BadInput
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import PackedBatch, Plan, plan_pass
-from zephyr.training.checkpoint import write_whole
+from zephyr.training.checkpoint import write_atomic
 from zephyr.training.engine import Engine
-from zephyr.training.tolerance import response_nats
+from zephyr.training.tolerance import response_tolerance_nats
 
 Entries = dict[
     bytes, tuple[float, float]
@@ -52,7 +52,7 @@ PROBE_PAIRS = 8
 PART_MICRO_BATCHES = (
     64  # of every rank, between two parts of the store: what a killed pass loses at most
 )
-COMPUTES = (
+CODE_MODULES = (
     "attention",
     "logprobs",
     "policy",
@@ -116,7 +116,7 @@ def read_store(folder: Path) -> Entries:
 def numerics(engine: Engine, weights: str) -> dict[str, str]:
     """What an entry's value depends on beside its token ids. Args: weights: their digest."""
     hardware, code = engine.hardware, hashlib.sha256()
-    computes = [Path(model.__file__).with_name(f"{name}.py") for name in COMPUTES]
+    computes = [Path(model.__file__).with_name(f"{name}.py") for name in CODE_MODULES]
     for path in [*computes, Path(packing.__file__).with_name("collate.py")]:
         code.update(hashlib.sha256(path.read_bytes()).digest())
     packages = ["transformers", *KERNELS.get(hardware.attention, [])]
@@ -132,7 +132,7 @@ def numerics(engine: Engine, weights: str) -> dict[str, str]:
     }
 
 
-def make_folder(folder: Path) -> None:
+def make_store_folder(folder: Path) -> None:
     """Raises: BadInput where the store can't be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -149,11 +149,11 @@ def append_to_store(folder: Path, entries: Entries, profile: dict[str, str]) -> 
             "logp": np.array(list(entries.values()), np.float32),
         }
     )
-    write_whole(folder / f"part-{hashlib.sha256(content).hexdigest()}.safetensors", content)
-    write_whole(folder / "profile.json", json.dumps(profile, indent=1).encode())
+    write_atomic(folder / f"part-{hashlib.sha256(content).hexdigest()}.safetensors", content)
+    write_atomic(folder / "profile.json", json.dumps(profile, indent=1).encode())
 
 
-def log_probabilities(
+def reference_logprobs(
     engine: Engine,
     examples: Sequence[EncodedPair],
     lengths: Sequence[int],
@@ -171,13 +171,15 @@ def log_probabilities(
     digest of the weights that the engine holds. Raises: BadInput where a part of the store is
     damaged, or its values are not those of these weights. A collective."""
     profile = numerics(engine, weights)
-    if engine.policy.longest is not None:  # rotary frequencies that are those of a length
-        profile["rotary_tokens"] = str(engine.policy.longest)
+    if (
+        engine.policy.max_sequence_tokens is not None
+    ):  # rotary frequencies that are those of a length
+        profile["rotary_tokens"] = str(engine.policy.max_sequence_tokens)
     address = hashlib.sha256(json.dumps(profile, sort_keys=True).encode()).hexdigest()[:32]
     folder = Path(directory) / address
     keys = [pair_digest(pair) for pair in examples]
     wanted = set(keys)
-    engine.on_rank0(lambda: make_folder(folder))  # before the pass is paid for
+    engine.on_rank0(lambda: make_store_folder(folder))  # before the pass is paid for
 
     def stored() -> Entries:
         return {key: logp for key, logp in read_store(folder).items() if key in wanted}
@@ -185,12 +187,12 @@ def log_probabilities(
     known = engine.on_rank0(stored)
     missing = {i for i, key in enumerate(keys) if key not in known}
     if len(missing) < len(keys):
-        probe(engine, examples, keys, known, collate, lengths, folder)
-        engine.say(
+        verify_sample(engine, examples, keys, known, collate, lengths, folder)
+        engine.log(
             f"reference: {len(keys) - len(missing)} of {len(keys)} pairs are in {folder}, verified on a probe"
         )
     if missing:
-        engine.say(f"reference: one forward pass over {len(missing)} pairs")
+        engine.log(f"reference: one forward pass over {len(missing)} pairs")
     # Whole micro-batches of the plan: what a killed pass left out has, to the bit, the values that
     # it would have had.
     todo = [
@@ -211,7 +213,9 @@ def log_probabilities(
         part = [ranks[engine.rank] for ranks in todo[start : start + PART_MICRO_BATCHES]]
         new = {
             keys[i]: logp
-            for i, logp in finite(engine, examples, forward_pass(engine, part, collate)).items()
+            for i, logp in require_finite_logprobs(
+                engine, examples, forward_pass(engine, part, collate)
+            ).items()
             if i in missing
         }
         engine.on_rank0(lambda: append_to_store(folder, new, profile))
@@ -249,10 +253,10 @@ def forward_pass(
         indices += batch.indices
     engine.train()
     mine = list(zip(indices, map(tuple, torch.cat(logp).tolist())))
-    return dict(entry for rank in engine.gather(mine) for entry in rank)
+    return dict(entry for rank in engine.all_gather(mine) for entry in rank)
 
 
-def finite(
+def require_finite_logprobs(
     engine: Engine, examples: Sequence[EncodedPair], logp: dict[int, tuple[float, float]]
 ) -> dict[int, tuple[float, float]]:
     """The log-probs as they are. Raises: BadInput where some are no finite numbers, which is the
@@ -260,7 +264,7 @@ def finite(
     if bad := [
         examples[i].id for i, both in sorted(logp.items()) if not all(map(math.isfinite, both))
     ]:
-        names = engine.not_finite()
+        names = engine.non_finite_parameters()
         why = (
             f"its weights are not finite: {', '.join(names[:5])}"
             if names
@@ -272,7 +276,7 @@ def finite(
     return logp
 
 
-def probe(
+def verify_sample(
     engine: Engine,
     examples: Sequence[EncodedPair],
     keys: Sequence[bytes],
@@ -285,30 +289,32 @@ def probe(
 
     Raises: BadInput where the store does not hold what these weights give."""
     stored = [i for i, key in enumerate(keys) if key in known]
-    chosen = over_lengths(
+    chosen = sample_over_lengths(
         stored, lengths, random.Random(engine.broadcast(random.SystemRandom().getrandbits(64)))
     )
     plan = plan_pass(
         lengths,
-        ranks=engine.world,
+        ranks=engine.world_size,
         budget_tokens=engine.hardware.tokens_per_micro_batch,
         indices=chosen,
     )
     for i, fresh in sorted(
-        finite(
+        require_finite_logprobs(
             engine, examples, forward_pass(engine, plan.steps[0].ranks[engine.rank], collate)
         ).items()
     ):
         pair = examples[i]
         for side, ids, new, old in zip(("chosen", "rejected"), pair[2:], fresh, known[keys[i]]):
-            if not abs(new - old) <= response_nats(engine.hardware.dtype, len(ids)):
+            if not abs(new - old) <= response_tolerance_nats(engine.hardware.dtype, len(ids)):
                 raise BadInput(
                     f"reference store {folder}: pair {i} ({pair.id}) has log p({side}) {old:.4f}, these weights give "
                     f"{new:.4f}; the store is not of this model: delete the folder, it will be computed again"
                 )
 
 
-def over_lengths(indices: Sequence[int], lengths: Sequence[int], rng: random.Random) -> list[int]:
+def sample_over_lengths(
+    indices: Sequence[int], lengths: Sequence[int], rng: random.Random
+) -> list[int]:
     """PROBE_PAIRS of the indices, or all of fewer: one drawn of each equal share of them by
     length."""
     ordered = sorted(indices, key=lambda i: (lengths[i], i))

@@ -17,7 +17,7 @@ from bench_step import gemm_rate, pair_table
 from lengths import pair_lengths
 from torch import Tensor
 
-from zephyr.model.attention import KERNELS, why_not, with_shared
+from zephyr.model.attention import KERNELS, append_shared_keys, unavailable_reason
 from zephyr.packing import PackedBatch, collate_pairs
 
 BACKWARD_TOO = 3.5  # of a forward's operations: flash kernels compute the scores again
@@ -32,7 +32,7 @@ def attended(batch: PackedBatch) -> float:
 
 def packed(kernel: str, batch: PackedBatch) -> Callable[..., Tensor]:
     def run(query_NHE: Tensor, key_NKE: Tensor, value_NKE: Tensor) -> Tensor:
-        key_MKE, value_MKE = (with_shared(t, batch.layout) for t in (key_NKE, value_NKE))
+        key_MKE, value_MKE = (append_shared_keys(t, batch.layout) for t in (key_NKE, value_NKE))
         return KERNELS[kernel](
             query_NHE, key_MKE, value_MKE, batch.layout, query_NHE.shape[-1] ** -0.5, None
         )
@@ -86,7 +86,7 @@ def measured(
         sharing: collate_pairs(pairs, range(len(pairs)), prefix_sharing=sharing).to(args.device)
         for sharing in (True, False)
     }
-    kernels = [name for name in KERNELS if why_not(name, dtype, args.device) is None]
+    kernels = [name for name in KERNELS if unavailable_reason(name, dtype, args.device) is None]
     contenders = {
         f"{name} {'shared' if sharing else 'unshared'}": (packed(name, rows[sharing]), sharing)
         for name in kernels

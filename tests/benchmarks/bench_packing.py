@@ -54,7 +54,7 @@ def fill(lengths: Sequence[int], capacity: int) -> dict[str, object]:
 
 
 def critical_path(loads: Iterable[Sequence[float]], ideal: Iterable[float]) -> float:
-    """The dearest rank's work over the mean rank's in the ideal layout, mean over steps."""
+    """The most loaded rank's work over the mean rank's in the ideal layout, mean over steps."""
     return float(np.mean([max(load) / best for load, best in zip(loads, ideal)]))
 
 

@@ -103,7 +103,7 @@ def measured(case: Mapping[str, object], folder: Path, repeats: int) -> dict[str
     )
     lengths = pair_lengths("ultrafeedback", case["pairs"], longest=case["longest"])
     model = costs.read_model(config.model, None)
-    work = costs.work(lengths, model, config)
+    work = costs.example_work(lengths, model, config)
     pairs = random_pairs(lengths, case["vocabulary"])
     engine = Engine(config.hardware, 0)
     try:
@@ -115,13 +115,13 @@ def measured(case: Mapping[str, object], folder: Path, repeats: int) -> dict[str
             activation_checkpointing=case["activation_checkpointing"],
         )
         before = live_bytes()
-        engine.adopt(load, config.optim)
+        engine.initialize(load, config.optim)
         held = live_bytes() - before
         plan = plan_epochs(
             work.tokens,
             per_step=case["pairs"],
             epochs=1,
-            ranks=engine.world,
+            ranks=engine.world_size,
             budget_tokens=case["budget"],
         )
         batches = [
@@ -145,11 +145,11 @@ def measured(case: Mapping[str, object], folder: Path, repeats: int) -> dict[str
             start = time.process_time()
             step()
             seconds.append(time.process_time() - start)
-        ranks, settings = engine.world, engine.settings
-        found = engine.gather(
+        ranks, settings = engine.world_size, engine.settings
+        found = engine.all_gather(
             {
                 "held": held,
-                "beside": step_peak + 8 * engine.parameters // ranks,
+                "beside": step_peak + 8 * engine.num_parameters // ranks,
                 "seconds": statistics.median(seconds),
             }
         )
@@ -171,16 +171,18 @@ def predicted(
     settings: costs.Settings,
 ) -> dict[str, object]:
     """Bytes of the fullest rank, and CPU seconds of all."""
-    parts = costs.memory(model, ranks, "cpu", plan, work, config, settings)
+    parts = costs.predict_memory(model, ranks, "cpu", plan, work, config, settings)
     share, item = model.parameters // ranks, DTYPES[config.hardware.dtype].itemsize
     held = (
         share * (item + 8) + parts["buckets"]
     )  # weights, float32 weights and gradients, the bucket
     flops, device = (
-        costs.executed(work, model, config.hardware.activation_checkpointing),
-        costs.this_machine(config.hardware.dtype, ranks),
+        costs.executed_flops(work, model, config.hardware.activation_checkpointing),
+        costs.measure_cpu(config.hardware.dtype, ranks),
     )
-    times = costs.times(costs.dearest(plan, flops), 1, model, ranks, device, config, settings)
+    times = costs.predict_times(
+        costs.most_loaded_rank_flops(plan, flops), 1, model, ranks, device, config, settings
+    )
     seconds = sum(flops) / device.peak / device.efficiency + ranks * (
         times["comm"] + times["optimiser"]
     )

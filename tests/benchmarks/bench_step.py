@@ -44,11 +44,11 @@ from zephyr import reference
 from zephyr.chat import EncodedText
 from zephyr.config import Data, DPOConfig, Hardware, Optim, Reference, SFTConfig, SFTData
 from zephyr.data.store import Pairs, Texts, example_batch
-from zephyr.model.load import DTYPES, load_policy, recompute
+from zephyr.model.load import DTYPES, checkpoint_activations, load_policy
 from zephyr.packing import plan_epochs
 from zephyr.training.engine import Engine
 from zephyr.training.flops import mfu
-from zephyr.training.loop import Split, reduced, run_step
+from zephyr.training.loop import Split, forward_backward, reduce_totals
 
 A = ParamSpec("A")
 R = TypeVar("R")
@@ -228,7 +228,7 @@ def recompute_as(engine: Engine, args: argparse.Namespace, cell: str) -> None:
         if isinstance(vars(module).get("forward"), partial):  # of "mlp": a checkpoint around it
             del module.forward
     what = option(cell, "recompute", "")
-    recompute(lm, RECOMPUTE[what] if what else yaml.safe_load(args.checkpointing))
+    checkpoint_activations(lm, RECOMPUTE[what] if what else yaml.safe_load(args.checkpointing))
 
 
 def deepspeed_json(args: argparse.Namespace) -> str:
@@ -267,7 +267,7 @@ def engine_of(
     """The engine of one rank with a random policy."""
     engine = Engine(hardware, 0)
     try:
-        engine.adopt(
+        engine.initialize(
             partial(
                 random_policy,
                 config,
@@ -377,9 +377,9 @@ def one_step(engine: Engine, split: Split, phases: Phases, lr: float = 0.0) -> d
         collate=phases.timed("host", split.collate),
         objective=phases.timed("forward", split.objective),
     )
-    totals, grad_norm = run_step(engine, timed, 0, None), engine.step(lr)
-    totals.of |= dict(zip(("update", "weight"), engine.update_and_weight(lr)))
-    of_step = phases.timed("reduce", reduced)(engine, split, 0, totals, grad_norm)
+    totals, grad_norm = forward_backward(engine, timed, 0, None), engine.step(lr)
+    totals.sums |= dict(zip(("update", "weight"), engine.update_and_weight_sq_norms(lr)))
+    of_step = phases.timed("reduce", reduce_totals)(engine, split, 0, totals, grad_norm)
     return {"loss": of_step["loss"] / of_step["units"], "grad_norm": of_step["grad_norm"]}
 
 
@@ -574,7 +574,10 @@ def main(argv: Sequence[str] | None = None) -> Json:
             else dpo_split(engine, args, cell, folder)
             for cell in args.cells.split(",")
         }
-        result |= {"parameters": engine.parameters, "start_seconds": time.perf_counter() - started}
+        result |= {
+            "parameters": engine.num_parameters,
+            "start_seconds": time.perf_counter() - started,
+        }
         cells = measured(engine, args, splits, rate)
         result |= {"out_of_memory": cells.pop("out_of_memory")} if "out_of_memory" in cells else {}
         rows = {name: cell for name, cell in cells.items() if name.startswith("row:")}

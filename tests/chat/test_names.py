@@ -3,14 +3,16 @@ name."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from pair_files import jsonl
 from row_samples import SAID
 from tiny import tiny_tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from zephyr.chat.names import one_name, plain, says_good
-from zephyr.chat.turns import check_messages
+from zephyr.chat.messages import check_messages
+from zephyr.chat.names import parse_yes_no, plain, unify_keys
 from zephyr.config import BadInput
 from zephyr.data import load_pairs, load_texts, prepare_tokenizer
 from zephyr.data.ratings import Tie, margins
@@ -42,7 +44,7 @@ def test_spellings_of_one_name() -> None:
     ):
         assert plain(key) == "chosen_rating"
     assert plain("SYSTEMPrompt") == "system_prompt"
-    assert one_name({"Label": 1, "x": 2}, frozenset({"label"})) == (
+    assert unify_keys({"Label": 1, "x": 2}, frozenset({"label"})) == (
         {"label": 1, "x": 2},
         {"label": "Label"},
     )
@@ -51,7 +53,9 @@ def test_spellings_of_one_name() -> None:
     ):
         pair_row({**PAIR, "System": "a", "system": "b"})
     assert pair_row({**PAIR, "System": "a", "system": "a"})[0]["system"] == "a"
-    assert [says_good(value) for value in ("No", "thumbs-down", [True, 0], "Yes", 2, {}, [])] == [
+    assert [
+        parse_yes_no(value) for value in ("No", "thumbs-down", [True, 0], "Yes", 2, {}, [])
+    ] == [
         False,
         False,
         False,

@@ -17,23 +17,23 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from zephyr.chat import (
     ZEPHYR_TEMPLATE,
-    clock_of,
     encode_messages,
     encode_pair,
     encode_prompt,
     encode_text,
-    kept_bos,
+    freeze_date,
+    frozen_date,
     leading_bos,
-    start_clock,
-    stop_clock,
+    template_bos,
+    unfreeze_date,
 )
 from zephyr.chat.template import render
 from zephyr.config import BadInput
 from zephyr.data import load_pairs, load_tokenizer, prepare_tokenizer
-from zephyr.data.template import first_day
-from zephyr.data.tokenizer import foreign_template
+from zephyr.data.template import template_date
+from zephyr.data.tokenizer import has_foreign_template
 from zephyr.model.export import save_tokenizer
-from zephyr.teacher.spec import load_chat
+from zephyr.teacher.spec import load_chat_model
 
 DIALOGUES = (
     [{"role": "user", "content": "Hi"}],
@@ -100,7 +100,7 @@ def test_a_cut_prompt_keeps_bos_but_no_turn_mark() -> None:
     """SmolLM2's BOS begins every turn: in front of a prompt that lost its beginning it would open a
     turn in the middle of one."""
     kept = {
-        name: kept_bos(tokenizer, tokenizer.chat_template) == tokenizer.bos_token_id is not None
+        name: template_bos(tokenizer, tokenizer.chat_template) == tokenizer.bos_token_id is not None
         for name in KINDS
         if (
             tokenizer := prepare_tokenizer(
@@ -226,7 +226,7 @@ def test_a_stopped_clock_writes_the_day_and_nothing_else() -> None:
     clock can't be started again."""
     tokenizer = make_tokenizer(KINDS["llama3"])
     day = date(2024, 2, 3)
-    stopped = stop_clock(CLOCK, day)
+    stopped = freeze_date(CLOCK, day)
     text = render(tokenizer, DIALOGUES[0], stopped, answer=True)
     assert text.startswith(
         "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nToday: 03 Feb 2024 00:00, 3%<|eot_id|>"
@@ -236,12 +236,14 @@ def test_a_stopped_clock_writes_the_day_and_nothing_else() -> None:
     )
     assert text == render(tokenizer, DIALOGUES[0], fixed, answer=True)
     assert (
-        clock_of(stopped) == day
-        and start_clock(stopped) == CLOCK
-        and stop_clock(stopped, date(2025, 1, 1)) == stopped
+        frozen_date(stopped) == day
+        and unfreeze_date(stopped) == CLOCK
+        and freeze_date(stopped, date(2025, 1, 1)) == stopped
     )
     assert (
-        stop_clock(LLAMA3, day) == LLAMA3 and clock_of(LLAMA3) is None and clock_of(CLOCK) is None
+        freeze_date(LLAMA3, day) == LLAMA3
+        and frozen_date(LLAMA3) is None
+        and frozen_date(CLOCK) is None
     )
 
 
@@ -267,7 +269,7 @@ def clocked(
         )
     )
     (folder / "run").mkdir()
-    (folder / "run" / "chat_template.jinja").write_text(stop_clock(CLOCK, date(2024, 2, 3)))
+    (folder / "run" / "chat_template.jinja").write_text(freeze_date(CLOCK, date(2024, 2, 3)))
     config = write_config(
         folder,
         model,
@@ -296,7 +298,7 @@ def test_a_run_tells_and_keeps_its_template(clocked: tuple[Path, CompletedProces
         shown.endswith("<|start_header_id|>assistant<|end_header_id|>\\n\\n'")
         and "warning: chat_template" not in done.stderr
     )
-    assert clock_of((folder / "run" / "chat_template.jinja").read_text()) == date(2024, 2, 3)
+    assert frozen_date((folder / "run" / "chat_template.jinja").read_text()) == date(2024, 2, 3)
 
 
 def test_the_export_of_a_run_ends_and_samples_as_its_model(
@@ -345,19 +347,19 @@ def test_zephyr_over_another_template_is_a_warning(
         ("mistral", "auto", False),
     ):
         tokenizer = make_tokenizer(KINDS[kind])
-        assert foreign_template(tokenizer) == foreign
-        assert foreign_template(prepare_tokenizer(tokenizer, template)) == foreign
+        assert has_foreign_template(tokenizer) == foreign
+        assert has_foreign_template(prepare_tokenizer(tokenizer, template)) == foreign
 
 
 def test_the_day_is_todays_unless_one_was_kept(tmp_path: Path) -> None:
     """Fails where a first start takes another day than today, or a kept file that is broken is
     passed over."""
-    assert first_day(tmp_path / "chat_template.jinja") == date.today()
+    assert template_date(tmp_path / "chat_template.jinja") == date.today()
     (tmp_path / "chat_template.jinja").write_text(LLAMA3)
-    assert first_day(tmp_path / "chat_template.jinja") == date.today()
+    assert template_date(tmp_path / "chat_template.jinja") == date.today()
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(BadInput, match="chat_template.jinja can't be read"):
-        first_day(tmp_path / "chat_template.jinja")
+        template_date(tmp_path / "chat_template.jinja")
 
 
 def test_the_day_is_part_of_what_is_cached(tmp_path: Path) -> None:
@@ -365,7 +367,7 @@ def test_the_day_is_part_of_what_is_cached(tmp_path: Path) -> None:
     tokenizer = prepare_tokenizer(make_tokenizer(KINDS["llama3"]))
     data, prompts = str(write_lines(tmp_path / "pairs.jsonl", rows(2))), []
     for day in (date(2024, 2, 3), date(2024, 2, 4), date(2024, 2, 3)):
-        tokenizer.chat_template = stop_clock(CLOCK, day)
+        tokenizer.chat_template = freeze_date(CLOCK, day)
         pairs, _ = load_pairs([data], tokenizer, cache_dir=tmp_path / "cache")
         prompts.append(tokenizer.decode(pairs[0].prompt_ids))
     assert (
@@ -380,7 +382,7 @@ def test_a_local_model_s_answer_ends_with_its_turn(tmp_path: Path) -> None:
     for <eos> goes on to its limit."""
     model = tiny_model(tmp_path / "model")
     make_tokenizer(KINDS["gemma"]).save_pretrained(model)
-    tokenizer = load_chat(str(model))[1]
+    tokenizer = load_chat_model(str(model))[1]
     assert (
         tokenizer.eos_token == "<end_of_turn>"
         and tokenizer.chat_template == KINDS["gemma"].template

@@ -13,7 +13,7 @@ from runs import rows, write_config, write_lines
 from zephyr.cli import main
 from zephyr.config import Data, DPOConfig
 from zephyr.costs import work as costs
-from zephyr.costs.predict import aligned, layout, predict, read_lengths
+from zephyr.costs.predict import format_table, layout, predict, read_lengths
 from zephyr.packing import plan_epochs
 from zephyr.training.engine import read_deepspeed
 
@@ -34,7 +34,7 @@ def mistral() -> costs.Model:
 @pytest.fixture(scope="module")
 def feedback(mistral: costs.Model) -> costs.Work:
     """2,048 pairs of UltraFeedback's profile."""
-    return costs.work(
+    return costs.example_work(
         costs.profile_lengths("ultrafeedback", replace(CONFIG, data=Data(("none",), limit=2048))),
         mistral,
         CONFIG,
@@ -50,19 +50,19 @@ def hours_of(
     critical_path: float | None,
 ) -> float:
     """Of the whole run. Args: critical_path: against the mean rank; None: as the package plans."""
-    flops = costs.executed(feedback, mistral, policy)
+    flops = costs.executed_flops(feedback, mistral, policy)
     plan = plan_epochs(feedback.tokens, per_step=32, epochs=1, ranks=ranks, budget_tokens=16384)
     steps = len(plan.steps)
     slowest = (
-        costs.dearest(plan, flops)
+        costs.most_loaded_rank_flops(plan, flops)
         if critical_path is None
         else [critical_path * sum(flops) / steps / ranks] * steps
     )
     return (
         STEPS
-        * costs.times(slowest, steps, mistral, ranks, costs.DEVICES[device], CONFIG, SETTINGS)[
-            "step s"
-        ]
+        * costs.predict_times(
+            slowest, steps, mistral, ranks, costs.DEVICES[device], CONFIG, SETTINGS
+        )["step s"]
         / 3600
     )
 
@@ -96,7 +96,7 @@ def test_times_of_the_recipe(
 def test_a_padded_trainer_takes_what_the_paper_says(
     mistral: costs.Model, feedback: costs.Work
 ) -> None:
-    """2.69 x the tokens on the dearest rank and every activation computed again: 123 minutes on 16
+    """2.69 x the tokens on the most loaded rank and every activation computed again: 123 minutes on 16
     A100, in the paper "2-4 hours"."""
     assert 60 * hours_of(mistral, feedback, "a100-80", True, 16, 2.69) == pytest.approx(
         123, rel=0.1
@@ -116,7 +116,9 @@ def test_weak_scaling_by_hand(mistral: costs.Model) -> None:
         (16, 1024, 0.97),
     ):
         compute = pairs * 757 * 42.6e9
-        times = costs.times([compute], 1, mistral, ranks, costs.DEVICES["h100"], CONFIG, SETTINGS)
+        times = costs.predict_times(
+            [compute], 1, mistral, ranks, costs.DEVICES["h100"], CONFIG, SETTINGS
+        )
         assert times["compute"] / (times["step s"] - times["optimiser"]) == pytest.approx(
             share, abs=0.03
         ), (pairs, ranks)
@@ -127,7 +129,7 @@ def test_more_micro_batches_cost_more(mistral: costs.Model) -> None:
     bytes a parameter. Fails where the advice would cut a step into ever smaller pieces for
     nothing."""
     whole, halves = (
-        costs.times(of, 1, mistral, 1, costs.DEVICES["h200"], CONFIG, SETTINGS)
+        costs.predict_times(of, 1, mistral, 1, costs.DEVICES["h200"], CONFIG, SETTINGS)
         for of in ([1e15], [5e14] * 2)
     )
     assert halves["compute"] == whole["compute"] and halves["comm"] == 0
@@ -148,7 +150,7 @@ def test_states_of_a_rank(mistral: costs.Model, feedback: costs.Work) -> None:
             plan = plan_epochs(
                 feedback.tokens, per_step=32, epochs=1, ranks=ranks, budget_tokens=16384
             )
-            parts = costs.memory(
+            parts = costs.predict_memory(
                 mistral,
                 ranks,
                 "cuda",
@@ -182,7 +184,7 @@ def test_the_advice_fits_and_is_the_fastest(mistral: costs.Model, feedback: cost
             CONFIG.hardware, activation_checkpointing="mlp", tokens_per_micro_batch=2 * kept["mlp"]
         ),
     )
-    work = costs.work(lengths, mistral, CONFIG)
+    work = costs.example_work(lengths, mistral, CONFIG)
     of_layout = dict(
         all_work=work, model=mistral, device=costs.DEVICES["h200"], kind="cuda", settings=SETTINGS
     )
@@ -232,7 +234,7 @@ def test_a_shipped_config_as_a_user_meets_it(capsys: pytest.CaptureFixture[str])
         line for line in out.splitlines() if any(name in line for name in (" false ", " mlp "))
     ]
     assert len(table) == 2 and len({len(line) for line in table}) == 1
-    assert aligned([{"a": 1000, "bcd": 0.5, "memory": {}}]).splitlines() == [
+    assert format_table([{"a": 1000, "bcd": 0.5, "memory": {}}]).splitlines() == [
         "   a   bcd",
         "1000 0.500",
     ]

@@ -7,7 +7,7 @@ import pytest
 from tiny import tiny_tokenizer
 
 from zephyr.chat import EncodedPair, check_pair, encode_messages, encode_pair, truncate_pair
-from zephyr.chat.turns import check_messages, check_tools, is_turns_as_text, unread_keys
+from zephyr.chat.messages import check_messages, check_tools, is_stringified_turns, unread_keys
 from zephyr.data import prepare_tokenizer
 
 
@@ -231,7 +231,7 @@ def test_a_pair_whose_parts_do_not_fit_is_refused(row: dict[str, object], messag
 
 def test_a_pair_whose_parts_fit_is_read() -> None:
     """A mark of the prompt's turn is no other prompt, an empty list in words no conversation."""
-    assert not is_turns_as_text("[]") and check_pair(
+    assert not is_stringified_turns("[]") and check_pair(
         {"prompt": "A list?", "chosen": "[]", "rejected": "b"}
     )
     marked = [{**turns("q")[0], "train": False}]

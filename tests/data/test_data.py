@@ -357,7 +357,7 @@ def test_the_key_of_an_entry_is_of_all_that_makes_it(
     def key(**special: str) -> str:
         tokenizer = tiny_tokenizer()
         tokenizer.add_special_tokens(special)
-        return store.digest_of(tokenizer, [tmp_path / "code.py"], parts)
+        return store.encoding_digest(tokenizer, [tmp_path / "code.py"], parts)
 
     parts = ["a", "b"]
     keys = [key(), key(eos_token="<unk>"), key(pad_token="[PAD]")]
@@ -389,7 +389,7 @@ def test_what_decides_an_example_is_in_the_key() -> None:
             for name in re.findall(r"from zephyr\.data\.(\w+) import", text)
         }
         new = found - known
-    assert known == set(encode.OWN_CODE)
+    assert known == set(encode.ENCODING_MODULES)
 
 
 def test_a_digest_of_examples_is_of_all_of_them() -> None:

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from zephyr.chat import encode_messages, encode_pair, encode_prompt
 from zephyr.chat.template import render
-from zephyr.chat.written import require_written
+from zephyr.chat.template_check import require_rendered
 from zephyr.config import BadInput, Data
 from zephyr.data import format_report, load_pairs, load_splits, load_texts, prepare_tokenizer
 from zephyr.data.ratings import margins
@@ -490,9 +490,9 @@ class OneRank:
 
     def __init__(self) -> None:
         self.said: list[str] = []
-        self.say = self.said.append
+        self.log = self.said.append
 
-    def rank0_first(self, function):
+    def local_rank0_first(self, function):
         return function()
 
 
@@ -821,12 +821,12 @@ def test_a_call_without_words_has_none_to_write() -> None:
     tokenizer = with_template(template)
     text = render(tokenizer, turns, template, answer=False)
     names = [f"messages[{i}]" for i in range(4)]
-    assert require_written(tokenizer, turns, template, text=text, names=names, trained=[3]) == []
+    assert require_rendered(tokenizer, turns, template, text=text, names=names, trained=[3]) == []
     turns[1] = {**call, "content": "Let me add."}
     with pytest.raises(
         ValueError, match=r"`messages\[1\].content` is not written by the chat template"
     ):
-        require_written(tokenizer, turns, template, text=text, names=names, trained=[3])
+        require_rendered(tokenizer, turns, template, text=text, names=names, trained=[3])
 
 
 def test_duplicates_once_cut(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from zephyr.chat import encode_messages, encode_pair
 from zephyr.config import BadInput
 from zephyr.data import format_report, load_pairs, load_texts, prepare_tokenizer
 from zephyr.data.ratings import margins
-from zephyr.data.shapes import pair_row, sft_conversation, sft_row, suspicions
+from zephyr.data.shapes import pair_row, sft_conversation, sft_row, suspicious_texts
 
 SIDES = {"chosen": "good", "rejected": "bad"}
 ANSWERS = [{"answer": "a", "rank": 1}, {"answer": "b", "rank": 2}]
@@ -169,7 +169,7 @@ def test_marks_of_turns_are_counted_in_plain_text(
     """Every token of a plain text is a target, so its marks would all be trained. Fails for a form
     that nobody sees."""
     _, report = load_texts([jsonl(tmp_path / "rows.jsonl", [{"text": said}])], tokenizer)
-    assert report["warnings"] and suspicions([said])
+    assert report["warnings"] and suspicious_texts([said])
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_marks_of_turns_are_counted_in_plain_text(
 )
 def test_words_without_marks_are_not_counted(said: str) -> None:
     """Fails where the patterns see a transcript in any text about users, or in any JSON."""
-    assert not suspicions([said])
+    assert not suspicious_texts([said])
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,11 @@ from tokenizer_kinds import KINDS, make_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from zephyr.chat import ZEPHYR_TEMPLATE
+from zephyr.chat.messages import REFUSED as REFUSED_TURN
+from zephyr.chat.messages import TEMPLATE_KEYS
 from zephyr.chat.names import LABELS, MASKS
-from zephyr.chat.turns import FOR_TEMPLATE
-from zephyr.chat.turns import REFUSED as REFUSED_TURN
 from zephyr.data import prepare_tokenizer
-from zephyr.data.shapes import REFUSED
+from zephyr.data.shapes import UNSUPPORTED_KEYS
 from zephyr.data.sources import RawRow
 from zephyr.data.workers import Options, encoded_chunks
 
@@ -156,10 +156,10 @@ MORE_OF_ROW = {
     "score_rejected": 1,
     "margin": 2.0,
     **{key: not yes for key, yes in LABELS.items()},
-    **dict.fromkeys(REFUSED, "x"),
+    **dict.fromkeys(UNSUPPORTED_KEYS, "x"),
 }
 MORE_OF_TURN = {
-    **dict.fromkeys((*FOR_TEMPLATE[1:], *REFUSED_TURN, "unheard_of"), "x"),
+    **dict.fromkeys((*TEMPLATE_KEYS[1:], *REFUSED_TURN, "unheard_of"), "x"),
     "tool_calls": [CALL],
     **dict.fromkeys(MASKS, False),
 }

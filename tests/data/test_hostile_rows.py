@@ -17,10 +17,10 @@ from processes import ROOT
 from pyarrow import parquet
 from runs import write_lines
 
-from zephyr.chat import SameWords, check_pair, without_space
+from zephyr.chat import IdenticalAnswers, check_pair, without_space
 from zephyr.config import BadInput
 from zephyr.data import load_pairs, load_texts, load_tokenizer, prepare_tokenizer, workers
-from zephyr.data.sources import LONGEST_LINE, RawRow, open_sources
+from zephyr.data.sources import MAX_LINE_BYTES, RawRow, open_sources
 from zephyr.distill.binarize import binarize
 from zephyr.distill.prepare import PrepareSettings, prepare
 
@@ -60,15 +60,15 @@ def test_a_packed_line_of_gigabytes(tmp_path: Path, suffix: str, start: bytes) -
         f"try:\n    list(open_sources([{str(path)!r}])[0].rows())\nexcept BadInput as error:\n    print(error)"
     )
     assert (
-        said.startswith(f"{path}:2: the line is over {LONGEST_LINE} bytes")
-        and grown < 4 * LONGEST_LINE
+        said.startswith(f"{path}:2: the line is over {MAX_LINE_BYTES} bytes")
+        and grown < 4 * MAX_LINE_BYTES
     )
 
 
 def test_a_packed_list_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What can only be read as a whole, a .json list or Parquet in gzip. Fails where gzip decides
     how much memory is taken."""
-    monkeypatch.setattr("zephyr.data.sources.LARGEST_WHOLE", 1000)
+    monkeypatch.setattr("zephyr.data.sources.MAX_UNPACKED_BYTES", 1000)
     for name in ("rows.json.gz", "rows.parquet.gz"):
         (tmp_path / name).write_bytes(gzip.compress(b"[" + b" " * 2000 + b"{}]"))
         with pytest.raises(BadInput, match=rf"{name} holds over 1000 bytes, unpacked"):
@@ -81,7 +81,7 @@ def test_a_packed_list_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_line_at_the_limit_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where the limit is one byte off, or its line number is."""
-    monkeypatch.setattr("zephyr.data.sources.LONGEST_LINE", 30)
+    monkeypatch.setattr("zephyr.data.sources.MAX_LINE_BYTES", 30)
     for name in ("rows.jsonl", "rows.json"):
         (tmp_path / name).write_bytes(b"{}\n\n" + b" " * 27 + b"{}\n" + b" " * 28 + b"{}\n")
         rows = open_sources([str(tmp_path / name)])[0].rows()
@@ -106,7 +106,7 @@ def test_a_template_that_never_ends(
 ) -> None:
     """A program of any size fits into a template. Fails where it is rendered in this process: the
     memory of the machine, or the time of the run, is then what bounds it."""
-    monkeypatch.setattr("zephyr.chat.trial.SECONDS", 1 if body is ENDLESS else 60)
+    monkeypatch.setattr("zephyr.chat.template_limits.SECONDS", 1 if body is ENDLESS else 60)
     (tmp_path / "body.jinja").write_text(body)
     tokenizer = load_tokenizer(tiny)
     tokenizer.chat_template = body
@@ -252,7 +252,7 @@ def test_white_space_is_no_preference(tiny: Path, tmp_path: Path) -> None:
         and report["dropped"]["both sides equal but for white space"] == 10
         and report["rows_read"] == 11
     )
-    with pytest.raises(SameWords):
+    with pytest.raises(IdenticalAnswers):
         check_pair(pair("a b", "a  b"))
     with pytest.raises(BadInput, match=r"no pair is left.*10 dropped .*white space"):
         load_pairs([str(write_lines(tmp_path / "none.jsonl", rows[:10]))], load_tokenizer(tiny))
@@ -318,10 +318,10 @@ def test_a_long_text_a_thousand_times_in_parquet(tmp_path: Path) -> None:
         f"print(sum(len(row.value['prompt']) for row in open_sources([{str(flat)!r}])[0].rows()))\n"
         f"try:\n    list(open_sources([{str(nested)!r}])[0].rows())\nexcept BadInput as error:\n    print(error)"
     )
-    assert said.splitlines()[0] == str(100 * 2**24) and grown < 6 * LONGEST_LINE
+    assert said.splitlines()[0] == str(100 * 2**24) and grown < 6 * MAX_LINE_BYTES
     assert (
         said.splitlines()[1].startswith(f"{nested}, row 1: the row holds 16")
-        and str(LONGEST_LINE) in said
+        and str(MAX_LINE_BYTES) in said
     )
     rows = (RawRow("", "", {"prompt": "a" * 2**24}) for _ in range(9))
     assert [len(chunk) for chunk in workers._chunks(rows)] == [4, 4, 1]
@@ -363,7 +363,7 @@ def test_parquet_rows_are_those_that_were_written(
         assert [row.value for row in found] == rows and found[-1].place.endswith("row 2500"), (
             options
         )
-    monkeypatch.setattr("zephyr.data.sources.LONGEST_LINE", 400)
+    monkeypatch.setattr("zephyr.data.sources.MAX_LINE_BYTES", 400)
     assert [row.value for row in open_sources([str(tmp_path / "1.parquet")])[0].rows()] == rows
     parquet.write_table(
         pa.Table.from_pylist([*rows, {"prompt": "x" * 400}]),
@@ -374,6 +374,6 @@ def test_parquet_rows_are_those_that_were_written(
         BadInput, match=r"long.parquet, row 2501: the row holds 4\d\d bytes, wanted at most 400"
     ):
         list(open_sources([str(tmp_path / "long.parquet")])[0].rows())
-    monkeypatch.setattr("zephyr.data.sources.MOST_VALUES", 100)
+    monkeypatch.setattr("zephyr.data.sources.MAX_VALUES", 100)
     with pytest.raises(BadInput, match="0.parquet: its row group 0 holds"):
         list(open_sources([str(tmp_path / "0.parquet")])[0].rows())

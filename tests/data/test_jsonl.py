@@ -11,7 +11,7 @@ import pytest
 from pair_files import jsonl
 
 from zephyr.config import BadInput
-from zephyr.data.jsonl import read_rows, require_output, write_json, write_report, write_rows
+from zephyr.data.jsonl import read_rows, require_output, save_report, write_json, write_rows
 
 
 def test_rows_come_with_their_place(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_report_says_of_which_file_it_is(tmp_path: Path) -> None:
     together."""
     write_rows(tmp_path / "rows.jsonl", [{"a": 1}])
     for count in (1, 2):  # the second stands over the first
-        report = write_report(tmp_path / "rows.jsonl", {"rows": count})
+        report = save_report(tmp_path / "rows.jsonl", {"rows": count})
         digest = hashlib.sha256((tmp_path / "rows.jsonl").read_bytes()).hexdigest()
         assert report == {"rows": count, "out": "rows.jsonl", "sha256": digest}
         assert json.loads((tmp_path / "rows.report.json").read_text()) == report

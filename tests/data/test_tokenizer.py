@@ -17,7 +17,7 @@ from transformers import MistralConfig
 from zephyr.chat import HANDBOOK_TEMPLATE, ZEPHYR_TEMPLATE
 from zephyr.config import BadInput
 from zephyr.data import load_tokenizer, prepare_tokenizer, require_vocabulary
-from zephyr.data.tokenizer import chosen_template, foreign_template, from_sentencepiece
+from zephyr.data.tokenizer import from_sentencepiece, has_foreign_template, resolve_chat_template
 
 OWN = "{% for m in messages %}{{ m.role[0] + m.content + eos_token }}{% endfor %}"
 OWN += "{% if add_generation_prompt %}a{% endif %}"
@@ -198,8 +198,8 @@ def test_which_templates_are_zephyrs_own() -> None:
     ):
         tokenizer = tiny_tokenizer()
         tokenizer.chat_template = own
-        assert (chosen_template(tokenizer, "auto"), foreign_template(tokenizer)) == (
+        assert (resolve_chat_template(tokenizer, "auto"), has_foreign_template(tokenizer)) == (
             choice,
             foreign,
         )
-        assert chosen_template(tokenizer, "zephyr") == "zephyr"
+        assert resolve_chat_template(tokenizer, "zephyr") == "zephyr"

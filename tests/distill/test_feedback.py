@@ -25,9 +25,9 @@ from zephyr.cli import main
 from zephyr.config import BadInput
 from zephyr.data.jsonl import read_rows, write_rows
 from zephyr.distill.feedback import collect_feedback
-from zephyr.distill.lineage import story
+from zephyr.distill.lineage import trace_pair
 from zephyr.teacher import Budget, Ledger, Reply, Request, Teacher, ask, embedded
-from zephyr.teacher.panel import RE_ASKS
+from zephyr.teacher.panel import MAX_REASKS
 from zephyr.teacher.prompts import Row, prompt_of
 from zephyr.teacher.rubric import (
     ASPECTS,
@@ -233,8 +233,8 @@ def test_replies_that_cannot_be_read(tmp_path: Path) -> None:
         for c in q3["completions"]
     )
     assert (
-        q3["unparsed"] == {"truthfulness": f"I would say 5 all round ({1 + RE_ASKS})."}
-        and len(q3["calls"]["truthfulness"]) == 1 + RE_ASKS
+        q3["unparsed"] == {"truthfulness": f"I would say 5 all round ({1 + MAX_REASKS})."}
+        and len(q3["calls"]["truthfulness"]) == 1 + MAX_REASKS
     )
     assert q4["unparsed"] == {"critique m2": "10"} and [
         c["overall"] is None for c in q4["completions"]
@@ -636,7 +636,7 @@ def test_the_story_of_a_pair(
         and told.count(" tokens, price 0, ") == 12
     )
     assert told.count("by the facts") == 16
-    lines = list(story("p7", None, finished / "run"))
+    lines = list(trace_pair("p7", None, finished / "run"))
     losses = [line.split("loss ")[1].split(",")[0] for line in lines if line.startswith("  step")]
     assert (
         len(losses) == 2
@@ -645,6 +645,6 @@ def test_the_story_of_a_pair(
         and len(records(finished / "run")) == 6
     )
     with pytest.raises(BadInput, match="no pair has the id 'p77'"):
-        list(story("p77", None, finished / "run"))
+        list(trace_pair("p77", None, finished / "run"))
     with pytest.raises(BadInput, match="--pairs FILE or --run"):
-        list(story("p7", None, None))
+        list(trace_pair("p7", None, None))

@@ -13,7 +13,7 @@ from published import probability_of_m, ranked_verdict
 from zephyr.chat import check_pair
 from zephyr.config import BadInput
 from zephyr.distill.binarize import binarize
-from zephyr.distill.pairwise import judged
+from zephyr.distill.pairwise import parse_pairwise
 
 Row = dict[str, object]
 
@@ -397,7 +397,7 @@ def test_feedback_and_verdicts_go_into_one_file(tmp_path: Path) -> None:
     pairs, report = made(
         tmp_path, [feedback, ALPACA | {"preference": 1}, ARENA | {"winner": "model_b"}]
     )
-    assert [pair["rule"] for pair in pairs] == ["paper", "verdict", "verdict"] and judged(
+    assert [pair["rule"] for pair in pairs] == ["paper", "verdict", "verdict"] and parse_pairwise(
         feedback
     ) is None
     assert report["shapes"] == {"feedback": 1, "AlpacaEval preferences": 1, "arena": 1}

@@ -20,7 +20,7 @@ import pytest
 
 from zephyr.config import BadInput
 from zephyr.distill import clean
-from zephyr.distill.clean import refusal, truecase
+from zephyr.distill.clean import find_refusal, truecase
 from zephyr.distill.prepare import PrepareSettings, prepare
 
 Row = Mapping[str, object]
@@ -166,14 +166,14 @@ def test_case_changes_in_text_fields_only(tmp_path: Path) -> None:
 def test_refusals_where_nothing_personal_was_asked(asked: str, answer: str) -> None:
     """The same words are right where a person was asked for: that must be kept, and the rest
     dropped."""
-    assert refusal(asked, answer)
+    assert find_refusal(asked, answer)
     for personal in (
         "What is your opinion?",
         "Do you feel pain?",
         "Are you human?",
         "What's your favourite song?",
     ):
-        assert refusal(personal, answer) is None
+        assert find_refusal(personal, answer) is None
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_refusals_where_nothing_personal_was_asked(asked: str, answer: str) -> N
 )
 def test_no_refusal(answer: str) -> None:
     """Words near those of a refusal, as people and letters use them."""
-    assert refusal("Write a letter.", answer) is None
+    assert find_refusal("Write a letter.", answer) is None
 
 
 GERMAN = "Ich weiß nicht, was soll es bedeuten, dass ich so traurig bin; ein Märchen aus alten Zeiten kommt mir nicht aus dem Sinn."
@@ -343,7 +343,7 @@ def test_long_texts_take_linear_time(piece: str) -> None:
     """Patterns that try again from every character would take hours for a megabyte of one thing,
     and stop all of a run."""
     text = piece * (1_000_000 // len(piece))
-    assert truecase(text).lower() == text.lower() and refusal(text, text) is None
+    assert truecase(text).lower() == text.lower() and find_refusal(text, text) is None
 
 
 @pytest.mark.parametrize(
@@ -409,12 +409,12 @@ def test_hashes_of_ngrams_are_of_their_words() -> None:
     for text in texts:
         for n in (1, 2, 3, 4):
             words = text.split()
-            for i, value in enumerate(clean.grams(words, n).tolist()):
+            for i, value in enumerate(clean.hash_ngrams(words, n).tolist()):
                 assert seen.setdefault((n, value), words[i : i + n]) == words[i : i + n]
-    assert len(clean.grams(["a"], 2)) == 0 and len({value for _, value in seen}) == len(seen)
-    assert clean.signature(clean.grams("a b c".split(), 1)) == clean.signature(
-        np.tile(clean.grams("c b a".split(), 1), 3000)
-    )
+    assert len(clean.hash_ngrams(["a"], 2)) == 0 and len({value for _, value in seen}) == len(seen)
+    assert clean.minhash_signature(
+        clean.hash_ngrams("a b c".split(), 1)
+    ) == clean.minhash_signature(np.tile(clean.hash_ngrams("c b a".split(), 1), 3000))
 
 
 @pytest.fixture(scope="module")
@@ -594,7 +594,7 @@ def test_real_rows(real_data: Path, tmp_path: Path) -> None:
     leaked = [
         {"prompt": row["prompt"], "completion": "Yes."}
         for row in read(Path(benchmarks[0]))
-        if clean.words(row["prompt"])
+        if clean.split_words(row["prompt"])
     ]
     assert len(leaked) > 600
     with pytest.raises(BadInput, match=f"no row is left; .*'contaminated': {len(leaked)}"):

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from zephyr.config import BadInput
 from zephyr.data.shapes import sft_row
-from zephyr.distill import harvest
-from zephyr.distill.harvest import Similar
+from zephyr.distill import task_pool
 from zephyr.distill.self_instruct import read_seeds, self_instruct
+from zephyr.distill.task_pool import SimilarityIndex
 from zephyr.distill.tasks import parse_blocks, parse_numbered
 from zephyr.teacher import Budget, BudgetSpent, Ledger, Reply, Request, ask, embedded
 from zephyr.teacher.templates import fill, load_templates
@@ -270,7 +270,7 @@ def test_yield_of_every_filter(tmp_path: Path) -> None:
     )
     _, report = run(tmp_path, teacher, n=3, batch=4)
     counts = dict(report["counts"]["instructions"])
-    once = {name: sum(name == other for other, _ in LISTED) for name in harvest.FILTERS}
+    once = {name: sum(name == other for other, _ in LISTED) for name in task_pool.FILTERS}
     assert all(once.values())
     twice = {name: 2 * number for name, number in once.items()}
     assert {name: counts[name] for name in once} == twice | {"duplicate": twice["duplicate"] + 3}, (
@@ -404,7 +404,7 @@ def test_demonstrations_are_seeds_and_two_that_were_kept(tmp_path: Path) -> None
     )
     for row in rows:
         nearest, rouge_l = row["lineage"]["nearest"].values()
-        index = Similar()
+        index = SimilarityIndex()
         index.add(nearest, texts[nearest])
         assert (
             index.nearest(row["messages"][0]["content"].split("\n\n")[0]) == (nearest, rouge_l)
@@ -666,7 +666,7 @@ def test_any_replies_give_sound_rows_or_a_bad_input(
         for row in rows
     )
     counts = report["counts"]["instructions"]
-    assert counts["parsed"] == counts["kept"] + sum(counts[name] for name in harvest.FILTERS)
+    assert counts["parsed"] == counts["kept"] + sum(counts[name] for name in task_pool.FILTERS)
 
 
 def alpaca_rows(real_data: Path) -> list[dict[str, str]]:
@@ -684,7 +684,7 @@ def test_nearest_is_rouge_scores_own(real_data: Path) -> None:
     texts = [row["instruction"] for row in alpaca_rows(real_data)]
     kept, shortened = texts[:300], [" ".join(text.split()[1:]) for text in texts[:40]]
     new = [*texts[300:340], *shortened, "", "日本語", "the the the", texts[5].upper()]
-    index = Similar()
+    index = SimilarityIndex()
     for k, text in enumerate(kept):
         index.add(str(k), text)
     above = 0
@@ -706,7 +706,7 @@ def test_nearest_is_rouge_scores_own(real_data: Path) -> None:
 def test_nearest_is_the_largest_of_all(kept: list[str], text: str) -> None:
     """Few letters make many repetitions and ties: the bound must never leave out the nearest, and
     equals go to the first."""
-    index = Similar()
+    index = SimilarityIndex()
     for k, old in enumerate(kept):
         index.add(str(k), old)
 
@@ -749,7 +749,7 @@ def test_real_seed_tasks(tmp_path: Path, real_data: Path) -> None:
     taken = [
         [
             name
-            for name, takes in list(harvest.FILTERS.items())[:6]
+            for name, takes in list(task_pool.FILTERS.items())[:6]
             if takes(None, task.instruction, 0.0)
         ]
         for task in tasks

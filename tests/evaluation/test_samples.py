@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from zephyr.config import BadInput, Wandb
 from zephyr.data import load_tokenizer
 from zephyr.evaluation.compare import summarise
-from zephyr.evaluation.samples import keep, over_start
-from zephyr.evaluation.win_rate import compare, judge_panel
+from zephyr.evaluation.samples import win_rate_over_start, write_samples
+from zephyr.evaluation.win_rate import judge_pairs, judge_panel
 from zephyr.model.generate import generate, prompt_ids
 from zephyr.model.load import load_policy
 from zephyr.teacher import Budget, Ledger, Teacher, ask
@@ -163,7 +163,7 @@ def test_the_win_rate_is_that_of_the_answers_over_the_first(sampled: Path, tmp_p
             lambda teacher, requests: ask(teacher, requests, replies, Budget()),
         )
         wanted = summarise(
-            compare(
+            judge_pairs(
                 panel,
                 PROMPTS,
                 [row["text"] for row in found[6:]],
@@ -205,16 +205,16 @@ def test_a_judge_that_is_not_there_ends_no_training(tmp_path: Path) -> None:
     def refuse(*_: object) -> None:
         raise BadInput("no route to the judge")
 
-    engine = SimpleNamespace(say=said.append)
+    engine = SimpleNamespace(log=said.append)
     prompts = [{"prompt_id": "a", "prompt": "Hi"}]
     assert (
-        over_start(
+        win_rate_over_start(
             engine, Teacher("judge", refuse), tmp_path / "samples.jsonl", prompts, ["x"], ["y"]
         )
         == {}
     )
     assert (
-        over_start(
+        win_rate_over_start(
             engine, open_teacher("world:judge"), tmp_path / "samples.jsonl", prompts, ["x"], [None]
         )
         == {}
@@ -231,11 +231,11 @@ def test_rows_of_steps_that_are_run_again_go(tmp_path: Path) -> None:
 
     path = tmp_path / "samples.jsonl"
     for step, text in ((0, "old"), (3, "b"), (6, "c"), (3, "d")):
-        start = keep(path, [row(step, text)], table=False)
+        start = write_samples(path, [row(step, text)], table=False)
     assert samples(tmp_path) == [row(0, "old"), row(3, "d")] and start == {"a": "old"}
-    assert keep(path, [row(0, "new")], table=False) == {"a": "new"} and samples(tmp_path) == [
-        row(0, "new")
-    ]
+    assert write_samples(path, [row(0, "new")], table=False) == {"a": "new"} and samples(
+        tmp_path
+    ) == [row(0, "new")]
 
 
 def test_answers_are_a_table_of_the_wandb_run(
@@ -245,7 +245,7 @@ def test_answers_are_a_table_of_the_wandb_run(
     or to one of its own."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     recorder = Recorder(tmp_path, Wandb(), "model: m", first_step=0, steps=1, active=True)
-    keep(
+    write_samples(
         tmp_path / "samples.jsonl",
         [{"step": 0, "prompt_id": "a", "prompt": "Hi", "text": "Ho"}],
         table=True,

@@ -22,17 +22,17 @@ from zephyr.cli.evaluation import run_win_rate
 from zephyr.config import BadInput
 from zephyr.data.jsonl import read_rows, write_rows
 from zephyr.evaluation.compare import Comparison, parse_verdict, summarise
-from zephyr.evaluation.statistics import agreement, length_controlled, measured
+from zephyr.evaluation.statistics import agreement, length_controlled, mean_with_interval
 from zephyr.evaluation.win_rate import (
-    answers_of,
-    contest,
+    collect_answers,
+    compare_models,
     judge_panel,
     open_contender,
-    people_prefer,
-    stored,
+    read_human_labels,
+    read_stored,
 )
 from zephyr.teacher import Budget, Ledger, Request, ask, embedded
-from zephyr.teacher.panel import RE_ASKS
+from zephyr.teacher.panel import MAX_REASKS
 from zephyr.teacher.prompts import Row, read_prompts
 from zephyr.world.facts import build_world
 from zephyr.world.prompts import draw_prompts
@@ -54,12 +54,17 @@ def test_interval_of_a_binary_mean_is_the_binomial_one(wins: int, n: int) -> Non
     """The means of resampled zeros and ones are binomial, so the quantiles are known. Fails where
     resamples are of another size or the quantiles of another level, and luck is then told as a
     result."""
-    found = measured("rate", [1.0] * wins + [0.0] * (n - wins))
+    found = mean_with_interval("rate", [1.0] * wins + [0.0] * (n - wins))
     assert found["rate"] == wins / n and found["n"] == n
     assert found["ci95"] == pytest.approx(binom.ppf([0.025, 0.975], n, wins / n) / n, abs=1.01 / n)
     assert found["stderr"] == pytest.approx((wins / n * (1 - wins / n) / (n - 1)) ** 0.5)
-    assert measured("rate", []) == {"rate": None, "n": 0, "stderr": None, "ci95": None}
-    assert measured("rate", [0.5]) == {"rate": 0.5, "n": 1, "stderr": None, "ci95": [0.5, 0.5]}
+    assert mean_with_interval("rate", []) == {"rate": None, "n": 0, "stderr": None, "ci95": None}
+    assert mean_with_interval("rate", [0.5]) == {
+        "rate": 0.5,
+        "n": 1,
+        "stderr": None,
+        "ci95": [0.5, 0.5],
+    }
 
 
 @pytest.mark.parametrize(
@@ -177,7 +182,7 @@ def test_length_control() -> None:
             found["win_rate"] == pytest.approx(truth, abs=0.04)
             and found["ci95"][0] < truth < found["ci95"][1]
         )
-        assert measured("x", points)["x"] > truth + 0.15
+        assert mean_with_interval("x", points)["x"] > truth + 0.15
     assert length_controlled([1.0] * 50, list(range(50)))["win_rate"] > 0.99  # finite at the edge
     assert length_controlled([], [])["win_rate"] is None
 
@@ -220,7 +225,7 @@ def run(
             embedded("judge", reply, "1"),
             lambda teacher, requests: ask(teacher, requests, ledger, Budget()),
         )
-        return contest(
+        return compare_models(
             panel,
             prompts,
             answers,
@@ -304,13 +309,13 @@ def test_what_cannot_be_read_is_left_out_and_counted(tmp_path: Path) -> None:
         1,
         1.0,
     )
-    assert calls["0"] == 1 + 1 + RE_ASKS and calls["5"] == 2 and "11" not in calls
+    assert calls["0"] == 1 + 1 + MAX_REASKS and calls["5"] == 2 and "11" not in calls
     assert {
         name: (of["n"], of["unparsed"], of["unanswered"]) for name, of in pair["by"].items()
     } == {"even": (4, 2, 0), "odd": (4, 1, 1)}
     written = [dict(row) for _, row in read_rows([tmp_path / "out" / "two.jsonl"])]
     assert written[11] == {"prompt_id": "q11", "prompt": "why 11?", "unanswered": True}
-    assert stored(tmp_path / "out" / "two.jsonl", "text", "output") == {
+    assert read_stored(tmp_path / "out" / "two.jsonl", "text", "output") == {
         row["prompt_id"]: row.get("text") for row in written
     }
 
@@ -422,7 +427,7 @@ def test_a_folder_answers_as_generate_does(tiny: Path, tmp_path: Path) -> None:
 
     contender = open_contender(f"tiny={tiny}", open_teacher)
     with Ledger(tmp_path / "ledger.jsonl") as ledger:
-        found = answers_of(
+        found = collect_answers(
             contender,
             PROMPTS,
             lambda teacher, requests: ask(teacher, requests, ledger, Budget()),
@@ -468,10 +473,10 @@ def test_a_real_server_that_does_not_judge(
     differ = 2 - pair["ties"]
     assert (pair["unparsed"], pair["n"]) == (differ, 2 - differ) and len(
         proxy.calls
-    ) == differ * 2 * (1 + RE_ASKS) > 0
+    ) == differ * 2 * (1 + MAX_REASKS) > 0
     command(*line)
     assert (
-        len(proxy.calls) == differ * 2 * (1 + RE_ASKS)
+        len(proxy.calls) == differ * 2 * (1 + MAX_REASKS)
         and f"{differ} unparsed" in capsys.readouterr().out
     )
 
@@ -545,7 +550,7 @@ def test_model_outputs_are_found_by_their_instruction(tmp_path: Path) -> None:
     ]
     (tmp_path / "model_outputs.json").write_text(json.dumps(rows))
     contender = open_contender(str(tmp_path / "model_outputs.json"), lambda spec: pytest.fail(spec))
-    assert answers_of(contender, PROMPTS, lambda *_: pytest.fail("asked"), max_tokens=1) == [
+    assert collect_answers(contender, PROMPTS, lambda *_: pytest.fail("asked"), max_tokens=1) == [
         f"because {n}" for n in range(12)
     ]
 
@@ -577,7 +582,7 @@ def test_agreement_with_the_labels_of_llmbar(real_data: Path, tmp_path: Path) ->
         longer,
         {name: [row[name] for row in rows] for name in names},
         prompts,
-        people_prefer(tmp_path / "labels.jsonl", names, prompts),
+        read_human_labels(tmp_path / "labels.jsonl", names, prompts),
     )["pairs"]["output_2 over output_1"]
     right = [
         (len(row["output_2"]) - len(row["output_1"])) * (1 if row["label"] == 2 else -1) > 0
@@ -618,6 +623,9 @@ def test_length_control_against_the_published_one(real_data: Path) -> None:
         points, differences = zip(*of)
         wanted = float(published[model]["length_controlled_winrate"])
         away[model] = 100 * length_controlled(points, differences)["win_rate"] - wanted
-        assert abs(100 * measured("x", points)["x"] - float(published[model]["win_rate"])) < 2.5
+        assert (
+            abs(100 * mean_with_interval("x", points)["x"] - float(published[model]["win_rate"]))
+            < 2.5
+        )
     assert len(away) == 12 and abs(away["zephyr-7b-beta"]) < 1 and max(map(abs, away.values())) < 8
     assert np.mean(np.abs(list(away.values()))) < 3.5  # the plain win rates are 13 away

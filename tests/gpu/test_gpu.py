@@ -21,7 +21,7 @@ from torch import Tensor
 
 from zephyr.chat import EncodedPair
 from zephyr.model import attention
-from zephyr.model.load import load_policy, recompute
+from zephyr.model.load import checkpoint_activations, load_policy
 from zephyr.model.logprobs import LogProbHead, response_logprobs
 from zephyr.packing import collate_pairs
 
@@ -49,7 +49,7 @@ def error(a: Tensor, truth: Tensor) -> float:
 
 
 def usable(kernel: str) -> None:
-    reason = attention.why_not(kernel, torch.bfloat16, GPU)
+    reason = attention.unavailable_reason(kernel, torch.bfloat16, GPU)
     if reason:
         pytest.skip(reason)
 
@@ -83,7 +83,7 @@ def test_kernel_against_dense_float32(
 
     def run(function: object, dtype: torch.dtype) -> list[Tensor]:
         query, key, value = (t.to(dtype).requires_grad_() for t in qkv)
-        key_MKE, value_MKE = (attention.with_shared(t, layout) for t in (key, value))
+        key_MKE, value_MKE = (attention.append_shared_keys(t, layout) for t in (key, value))
         output = function(query, key_MKE, value_MKE, layout, 128**-0.5, window)
         grads = torch.autograd.grad(output, (query, key, value), grad.to(dtype))
         return [output.detach(), *grads]
@@ -112,7 +112,7 @@ def test_head_against_float32_and_its_memory(measured: dict[str, object]) -> Non
     hidden = torch.randn(8192, 4096, device=GPU, generator=generator).bfloat16().requires_grad_()
     linear = torch.nn.Linear(4096, 32000, bias=False, device=GPU, dtype=torch.bfloat16)
     head, targets = (
-        LogProbHead.replacing(linear),
+        LogProbHead.from_linear(linear),
         torch.randint(32000, (8192,), device=GPU, generator=generator),
     )
 
@@ -250,22 +250,24 @@ def test_dpo_step_at_7b_width_under_zero3(
     from zephyr.model.memory import step_memory
     from zephyr.packing import plan_epochs
     from zephyr.training.engine import Engine
-    from zephyr.training.tolerance import GRADIENT
+    from zephyr.training.tolerance import GRADIENT_TOLERANCE
     from zephyr.verify.preflight import gradient_difference
 
     kernel = (
         "flash_attn"
-        if attention.why_not("flash_attn", torch.bfloat16, GPU) is None
+        if attention.unavailable_reason("flash_attn", torch.bfloat16, GPU) is None
         else "torch_varlen"
     )
     engine = Engine(Hardware(attention=kernel, tokens_per_micro_batch=8192), 0)
     try:
-        engine.adopt(partial(load_policy, wide, attention=kernel, dtype=torch.bfloat16), Optim())
+        engine.initialize(
+            partial(load_policy, wide, attention=kernel, dtype=torch.bfloat16), Optim()
+        )
         pairs = random_pairs(32)
         lengths = [len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs]
         plan = plan_epochs(lengths, per_step=32, epochs=1, ranks=1, budget_tokens=8192)
         collate = partial(collate_pairs, pairs)
-        frozen = reference.log_probabilities(
+        frozen = reference.reference_logprobs(
             engine,
             pairs,
             lengths,
@@ -291,13 +293,13 @@ def test_dpo_step_at_7b_width_under_zero3(
                 engine.backward(loss / len(pairs), last=m == len(micro_batches) - 1)
                 total += loss.detach()
             assert math.isfinite(engine.step(1e-5)) and all(
-                0 < part < math.inf for part in engine.update_and_weight(1e-5).tolist()
+                0 < part < math.inf for part in engine.update_and_weight_sq_norms(1e-5).tolist()
             )
             means.append(float(total) / len(pairs))
 
         for policy in (False, True, "mlp"):
             engine.policy.lm.gradient_checkpointing_disable()
-            recompute(engine.policy.lm, policy)
+            checkpoint_activations(engine.policy.lm, policy)
             torch.cuda.reset_peak_memory_stats()
             taken = seconds(step, repeats=5)
             measured[
@@ -311,7 +313,7 @@ def test_dpo_step_at_7b_width_under_zero3(
                 "bytes_beside_the_model": torch.cuda.max_memory_allocated() - held,
                 "predicted": step_memory(
                     engine.policy.lm.config,
-                    engine.parameters,
+                    engine.num_parameters,
                     ranks=1,
                     tokens=micro_tokens,
                     hardware=Hardware(activation_checkpointing=policy),
@@ -325,7 +327,7 @@ def test_dpo_step_at_7b_width_under_zero3(
         measured["losses of those steps"] = means
         assert (
             gradient_difference(engine, collate(plan.steps[0].ranks[0][0]).to(GPU))
-            < GRADIENT["bfloat16"]
+            < GRADIENT_TOLERANCE["bfloat16"]
         )
     finally:
         engine.close()

@@ -73,8 +73,8 @@ def test_segments_equal_dense_attention(
         query, key, value = qkv
         output = kernel(
             query,
-            attention.with_shared(key, layout),
-            attention.with_shared(value, layout),
+            attention.append_shared_keys(key, layout),
+            attention.append_shared_keys(value, layout),
             layout,
             0.3,
             window,
@@ -135,8 +135,8 @@ def test_call_of_flash_attn_fits_its_signature(
     query, key, value = random_qkv(layout, 2, 2)
     attention.flash_attn(
         query,
-        attention.with_shared(key, layout),
-        attention.with_shared(value, layout),
+        attention.append_shared_keys(key, layout),
+        attention.append_shared_keys(value, layout),
         layout,
         0.3,
         window,
@@ -164,8 +164,8 @@ def test_call_of_torch_varlen_fits_the_installed_signature() -> None:
     with pytest.raises((NotImplementedError, RuntimeError), match="CPU|cuda|backend|dispatch"):
         attention.torch_varlen(
             query,
-            attention.with_shared(key, layout),
-            attention.with_shared(value, layout),
+            attention.append_shared_keys(key, layout),
+            attention.append_shared_keys(value, layout),
             layout,
             0.25,
             None,
@@ -212,8 +212,8 @@ def test_torch_varlen_shim_speaks_every_release(
     query, key, value = random_qkv(layout, 4, 2, size=16)
     attention.torch_varlen(
         query,
-        attention.with_shared(key, layout),
-        attention.with_shared(value, layout),
+        attention.append_shared_keys(key, layout),
+        attention.append_shared_keys(value, layout),
         layout,
         0.25,
         None,
@@ -269,12 +269,14 @@ def test_what_is_not_implemented_is_refused() -> None:
 def test_a_kernel_that_cant_run_says_what_would() -> None:
     """Fails where a config that names flash_attn on a CPU would be answered by another kernel, or
     by a traceback."""
-    assert "sdpa" in str(attention.why_not("flash_attn", torch.bfloat16, "cpu"))
-    assert "bfloat16" in str(attention.why_not("torch_varlen", torch.float32, "cuda"))
-    assert attention.why_not("sdpa", torch.float32, "cpu") is None
+    assert "sdpa" in str(attention.unavailable_reason("flash_attn", torch.bfloat16, "cpu"))
+    assert "bfloat16" in str(attention.unavailable_reason("torch_varlen", torch.float32, "cuda"))
+    assert attention.unavailable_reason("sdpa", torch.float32, "cpu") is None
     for kernel in ("flash_attn", "torch_varlen"):
-        assert "sdpa runs here" in str(attention.why_not(kernel, torch.bfloat16, "cpu"))
-        assert "not torch.float32" in str(attention.why_not(kernel, torch.float32, "cuda"))
+        assert "sdpa runs here" in str(attention.unavailable_reason(kernel, torch.bfloat16, "cpu"))
+        assert "not torch.float32" in str(
+            attention.unavailable_reason(kernel, torch.float32, "cuda")
+        )
 
 
 @pytest.mark.parametrize("family", ["mistral", "llama", "qwen2", "qwen3"])

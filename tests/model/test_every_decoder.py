@@ -15,7 +15,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreT
 
 from zephyr.chat import EncodedPair
 from zephyr.config import BadInput
-from zephyr.model import proof
+from zephyr.model import packing_check
 from zephyr.model.load import load_policy
 from zephyr.packing import collate_pairs
 
@@ -142,7 +142,7 @@ def outcome(name: str, folder: Path) -> tuple[str, str]:
     if unmade:
         try:
             kind().save_pretrained(folder)
-        except proof.FAILURES as error:
+        except packing_check.FAILURES as error:
             return "unmade, no config", str(error).splitlines()[0]
     try:
         policy = load_policy(folder, max_tokens=64)
@@ -239,12 +239,14 @@ def test_numbers_and_calls_alone_refuse_a_state(name: str) -> None:
     """Hybrid and recurrent decoders by what the twin computes, whatever their layers are called.
     Fails where the proof trusts names."""
     kind = DECODERS[name]
-    config = kind.from_dict(proof.shrunk(kind, json.loads(json.dumps(tiny_config(kind).to_dict()))))
+    config = kind.from_dict(
+        packing_check.shrink_config(kind, json.loads(json.dumps(tiny_config(kind).to_dict())))
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            reason = proof.compared(config)
-        except proof.FAILURES as error:
+            reason = packing_check.compare_twins(config)
+        except packing_check.FAILURES as error:
             reason = repr(error)
     assert reason
     if name in (

@@ -26,11 +26,17 @@ from zephyr.chat import encode_prompt
 from zephyr.config import BadInput, Data, DPOConfig, SFTConfig, SFTData, SFTRun, Wandb
 from zephyr.data import load_tokenizer
 from zephyr.model import export as exporting
-from zephyr.model.export import export, save_config, save_generation, save_tokenizer, shard_names
+from zephyr.model.export import (
+    export,
+    save_config,
+    save_generation_config,
+    save_tokenizer,
+    shard_names,
+)
 from zephyr.model.generate import generate
 from zephyr.model.load import digest, load_policy
 from zephyr.report import card
-from zephyr.report.finish import rotary_notes
+from zephyr.report.finish import rope_warnings
 from zephyr.training.metrics import Recorder
 
 
@@ -272,12 +278,12 @@ def test_an_export_says_whose_rotary_frequencies_it_was_trained_with() -> None:
     def engine(longest: int | None, settings: dict[str, object]) -> SimpleNamespace:
         config = MistralConfig(max_position_embeddings=32, rope_parameters=settings)
         return SimpleNamespace(
-            policy=SimpleNamespace(longest=longest, lm=SimpleNamespace(config=config))
+            policy=SimpleNamespace(max_sequence_tokens=longest, lm=SimpleNamespace(config=config))
         )
 
-    (note,) = rotary_notes(engine(64, rope))
+    (note,) = rope_warnings(engine(64, rope))
     assert "of one of 64 tokens" in note and "up to 32 tokens" in note
-    assert not rotary_notes(engine(32, rope)) and not rotary_notes(
+    assert not rope_warnings(engine(32, rope)) and not rope_warnings(
         engine(None, {"rope_type": "default", "rope_theta": 10000.0})
     )
 
@@ -291,7 +297,7 @@ def generation(
     source.mkdir(exist_ok=True)
     for name, content in files.items():
         (source / f"{name}.json").write_text(json.dumps(content))
-    ends = save_generation(folder, tokenizer, source if files else None)
+    ends = save_generation_config(folder, tokenizer, source if files else None)
     written = json.loads((folder / "generation_config.json").read_text())
     assert written.pop("transformers_version") == transformers.__version__
     return written, ends

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zephyr.chat import encode_prompt
 from zephyr.data import load_tokenizer
-from zephyr.model.generate import Answer, answer_ids, generate, prompt_ids, sampler
+from zephyr.model.generate import Answer, generate, generate_from_ids, prompt_ids, sampler
 from zephyr.model.load import load_policy
 
 Model = tuple[PreTrainedModel, PreTrainedTokenizerBase]
@@ -101,7 +101,7 @@ def test_the_models_own_samples(model: Model) -> None:
     sampling settings get in between."""
     ids, p_V = prompt_ids(*model, USER, 1), next_logits(model).softmax(-1)
     vocabulary = [model[1].decode([i], skip_special_tokens=True) for i in range(len(p_V))]
-    answers = answer_ids(
+    answers = generate_from_ids(
         *model, [ids] * SAMPLES, [1] * SAMPLES, range(SAMPLES), temperature=1.0, batch=1000
     )
     counts = dict.fromkeys(vocabulary, 0) | {a.text: 0 for a in answers}
@@ -126,7 +126,7 @@ def test_an_answer_belongs_to_its_request(model: Model) -> None:
     before = torch.get_rng_state()
 
     def answers(order: list[int], batch: int) -> list[Answer]:
-        found = answer_ids(
+        found = generate_from_ids(
             *model,
             [encoded[i] for i in order],
             [limits[i] for i in order],
@@ -170,7 +170,7 @@ def test_it_ends_at_eos(model: Model) -> None:
     end = next(n for n in range(2, 8) if tokens[n] not in tokens[:n])
     was, tokenizer.eos_token = tokenizer.eos_token, tokenizer.convert_ids_to_tokens(tokens[end])
     try:
-        found = answer_ids(lm, tokenizer, [ids, ids], [8, end], [0, 0])
+        found = generate_from_ids(lm, tokenizer, [ids, ids], [8, end], [0, 0])
     finally:
         tokenizer.eos_token = was
     assert [(a.finish_reason, a.completion_tokens) for a in found] == [
@@ -220,10 +220,10 @@ def test_a_model_answers_without_dropout_and_trains_on_as_it_did(
     hook = lm.get_input_embeddings().register_forward_hook(lambda *_: modes.append(lm.training))
     try:
         lm.train(training)
-        answer_ids(lm, tokenizer, [prompt_ids(lm, tokenizer, USER, 2)], [2], [0])
+        generate_from_ids(lm, tokenizer, [prompt_ids(lm, tokenizer, USER, 2)], [2], [0])
         assert lm.training == training and set(modes) == {False}
         with pytest.raises(IndexError):
-            answer_ids(lm, tokenizer, [[10**6]], [2], [0])
+            generate_from_ids(lm, tokenizer, [[10**6]], [2], [0])
         assert lm.training == training
     finally:
         hook.remove()

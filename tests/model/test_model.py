@@ -17,11 +17,11 @@ from zephyr.chat import EncodedPair, EncodedText
 from zephyr.config import BadInput, ConfigError, Data, DPOConfig, Hardware
 from zephyr.model import logprobs
 from zephyr.model.load import (
+    checkpoint_activations,
     digest,
     load_policy,
     local_folder,
     read_config,
-    recompute,
     require_runnable,
     weight_files,
 )
@@ -168,7 +168,7 @@ def head_inputs(
     tokens: int, size: int, vocabulary: int, dtype: torch.dtype
 ) -> tuple[LogProbHead, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    head = LogProbHead.replacing(torch.nn.Linear(size, vocabulary, bias=False, dtype=dtype))
+    head = LogProbHead.from_linear(torch.nn.Linear(size, vocabulary, bias=False, dtype=dtype))
     hidden_TD = torch.randn(tokens, size, generator=generator).to(dtype).requires_grad_()
     return head, hidden_TD, torch.randint(vocabulary, (tokens,), generator=generator)
 
@@ -297,7 +297,7 @@ def test_without_targets_the_head_gives_logits(tiny: Path) -> None:
     head, hidden_TD, _ = head_inputs(5, 6, 50, torch.float32)
     torch.testing.assert_close(head(hidden_TD), hidden_TD @ head.weight.t())
     with pytest.raises(ValueError, match="bias"):
-        LogProbHead.replacing(torch.nn.Linear(3, 4))
+        LogProbHead.from_linear(torch.nn.Linear(3, 4))
     ids = torch.tensor([[1, 5, 6]])
     torch.testing.assert_close(
         load_policy(tiny).lm(ids).logits,
@@ -749,7 +749,7 @@ def test_layers_without_an_mlp_are_named() -> None:
         ConfigError,
         match="hardware.activation_checkpointing: OPTForCausalLM has no layers with an mlp",
     ):
-        recompute(lm, "mlp")
+        checkpoint_activations(lm, "mlp")
 
 
 def test_the_factor_of_the_logits() -> None:
@@ -783,7 +783,7 @@ def test_fixed_frequencies_are_for_so_many_tokens_and_no_more(tmp_path: Path) ->
     pair = EncodedPair("a", [1] * 10, [2] * 15, [3] * 2)
     policy = load_policy(tmp_path, max_tokens=24)
     assert (
-        policy.longest == 24
+        policy.max_sequence_tokens == 24
         and policy(collate_pairs([pair._replace(chosen_ids=[2] * 14)], [0])).isfinite().all()
     )
     with pytest.raises(

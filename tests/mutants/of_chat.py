@@ -166,7 +166,7 @@ MUTANTS: list[Mutant] = [
                 "_ends_with_eos(tokenizer, template, eos)):"
             ),
         ),
-        ("return turn_end(tokenizer, template) == eos", "return True"),
+        ("return end_of_turn_token(tokenizer, template) == eos", "return True"),
         ("if first is None or end < 0:", "if False:"),
         (
             (
@@ -317,14 +317,17 @@ MUTANTS: list[Mutant] = [
         ),
         ("tools=tools,", "tools=None,"),
         ("add_generation_prompt=answer,", "add_generation_prompt=True,"),
-        ('limit = MOST_ROOM + MOST_TIMES * len(f"{messages}{tools}")', "limit = MOST_ROOM"),
         (
-            'limit = MOST_ROOM + MOST_TIMES * len(f"{messages}{tools}")',
-            'limit = MOST_TIMES * len(f"{messages}{tools}")',
+            ('limit = MAX_RENDERED_CHARS + MAX_RENDERED_RATIO * len(f"{messages}{tools}")'),
+            "limit = MAX_RENDERED_CHARS",
         ),
         (
-            'limit = MOST_ROOM + MOST_TIMES * len(f"{messages}{tools}")',
-            'limit = MOST_ROOM + MOST_TIMES * len(f"{messages}")',
+            ('limit = MAX_RENDERED_CHARS + MAX_RENDERED_RATIO * len(f"{messages}{tools}")'),
+            'limit = MAX_RENDERED_RATIO * len(f"{messages}{tools}")',
+        ),
+        (
+            ('limit = MAX_RENDERED_CHARS + MAX_RENDERED_RATIO * len(f"{messages}{tools}")'),
+            'limit = MAX_RENDERED_CHARS + MAX_RENDERED_RATIO * len(f"{messages}")',
         ),
         ("8,", "800,"),
         (
@@ -343,7 +346,7 @@ MUTANTS: list[Mutant] = [
             ),
             ("except (TemplateError, MemoryError, ValueError, RecursionError) as error:"),
         ),
-        ("if CLOCK not in template or STOPPED.search(template):", "if CLOCK not in template:"),
+        ("if CLOCK not in template or FROZEN_DATE.search(template):", "if CLOCK not in template:"),
         (
             'f".replace({json.dumps(name)}, {json.dumps(day.strftime(name))})"',
             ('f".replace({json.dumps(name)}, {json.dumps(date.today().strftime(name))})"'),
@@ -375,10 +378,10 @@ MUTANTS: list[Mutant] = [
             ),
         ),
         ("return found and date.fromisoformat(found[1])", "return found and date.today()"),
-        ('return STOPPED.sub("", template, count=1)', "return template"),
+        ('return FROZEN_DATE.sub("", template, count=1)', "return template"),
     ),
     *of(
-        "zephyr/chat/turns.py",
+        "zephyr/chat/messages.py",
         (
             "tests/chat/test_names.py",
             "tests/data/test_chat_rows.py",
@@ -521,10 +524,10 @@ MUTANTS: list[Mutant] = [
         (
             (
                 "if value is not None\n"
-                "        and not ((key in FOR_TEMPLATE or key in REFUSED) and value in "
+                "        and not ((key in TEMPLATE_KEYS or key in REFUSED) and value in "
                 '([], "", {}, False))'
             ),
-            ("if value is not None and not ((key in FOR_TEMPLATE or key in REFUSED) and False)"),
+            ("if value is not None and not ((key in TEMPLATE_KEYS or key in REFUSED) and False)"),
         ),
         ('for key in ("tool_calls", *THINKING):', 'for key in ("tool_calls",):'),
         (
@@ -583,7 +586,7 @@ MUTANTS: list[Mutant] = [
         ),
     ),
     *of(
-        "zephyr/chat/written.py",
+        "zephyr/chat/template_check.py",
         (
             ("tests/data/test_data_fields.py::test_a_tools_result_is_in_the_prompt_and_no_target"),
             (
@@ -723,9 +726,9 @@ MUTANTS: list[Mutant] = [
         ("changed(key, said, i in trained)", "changed(key, said, False)"),
     ),
     *of(
-        "zephyr/chat/trial.py",
+        "zephyr/chat/template_limits.py",
         (
-            "tests/chat/test_trial.py",
+            "tests/chat/test_template_limits.py",
             "tests/data/test_hostile_rows.py::test_a_template_that_never_ends",
         ),
         (

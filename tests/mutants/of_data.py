@@ -105,8 +105,11 @@ MUTANTS: list[Mutant] = [
             "tests/data/test_data_fields.py::test_nulls_of_arrow_are_no_keys",
         ),
         (
-            'return json.loads(line.decode("utf-8-sig"), object_pairs_hook=each_once)',
-            'return json.loads(line.decode("utf-8"), object_pairs_hook=each_once)',
+            (
+                'return json.loads(line.decode("utf-8-sig"), '
+                "object_pairs_hook=reject_duplicate_keys)"
+            ),
+            ('return json.loads(line.decode("utf-8"), object_pairs_hook=reject_duplicate_keys)'),
         ),
         (
             (
@@ -222,12 +225,12 @@ MUTANTS: list[Mutant] = [
             '"function_call": "`tool_calls` in a turn",',
         ),
         (
-            "CHANCE = 20  # characters that another text may hold by chance",
-            "CHANCE = 0  # characters that another text may hold by chance",
+            ("MIN_OVERLAP_CHARS = 20  # characters that another text may hold by chance"),
+            "MIN_OVERLAP_CHARS = 0  # characters that another text may hold by chance",
         ),
         (
-            "CHANCE = 20  # characters that another text may hold by chance",
-            "CHANCE = 20000  # characters that another text may hold by chance",
+            ("MIN_OVERLAP_CHARS = 20  # characters that another text may hold by chance"),
+            ("MIN_OVERLAP_CHARS = 20000  # characters that another text may hold by chance"),
         ),
         (
             (
@@ -305,13 +308,13 @@ MUTANTS: list[Mutant] = [
         (
             (
                 "return begins is not None or (\n"
-                "        asked is not None and ANSWERS_IT.search(said, asked.end()) is "
-                "not None\n"
+                "        asked is not None and ASSISTANT_MARKER.search(said, "
+                "asked.end()) is not None\n"
                 "    )"
             ),
             (
                 "return begins is not None or (asked is not None and "
-                "ANSWERS_IT.search(said) is not None)"
+                "ASSISTANT_MARKER.search(said) is not None)"
             ),
         ),
         (
@@ -327,7 +330,10 @@ MUTANTS: list[Mutant] = [
         ),
         ("if value != given[0][1]:", "if False:"),
         ('if row.get("history") and "history" not in reads:', "if False:"),
-        ("    if row.keys() >= HELPSTEER:\n        return \"an", "    if False:\n        return \"an"),
+        (
+            ('return f"which {BINARIZE} makes pairs of"\n    if row.keys() >= HELPSTEER:'),
+            ('return f"which {BINARIZE} makes pairs of"\n    if False:'),
+        ),
         ('if row.get("weight", 1) != 1:', "if False:"),
         (
             ('return "\\n\\n".join(part for i, part in enumerate(said) if i == 0 or part.strip())'),
@@ -469,7 +475,7 @@ MUTANTS: list[Mutant] = [
                 "        or (\n"
                 "            key in LABELS\n"
                 "            and key not in shape.needs\n"
-                '            and (shape is TEXTS["text"] or called_good(key, row[key]) '
+                '            and (shape is TEXTS["text"] or parse_label(key, row[key]) '
                 "is None)\n"
                 "        )"
             ),
@@ -480,12 +486,12 @@ MUTANTS: list[Mutant] = [
         ),
         ("and not all(", "and not any("),
         (
-            ('if isinstance(key, str) and called_good(key, value) is (side == "rejected"):'),
+            ('if isinstance(key, str) and parse_label(key, value) is (side == "rejected"):'),
             "if isinstance(key, str) and False:",
         ),
         (
-            ("reads |= require_followed(row, reads)\n    _refuse_labelled_turns(sides)"),
-            "reads |= require_followed(row, reads)",
+            ("reads |= check_verdicts_agree(row, reads)\n    _refuse_labelled_turns(sides)"),
+            "reads |= check_verdicts_agree(row, reads)",
         ),
         (
             (
@@ -525,15 +531,16 @@ MUTANTS: list[Mutant] = [
             "tests/data/test_data_shapes.py::test_columns",
             "tests/data/test_data_shapes.py::test_ties_are_counted",
         ),
-        (('"store",\n    "words",'), '"store",'),
+        (('"store",\n    "text_digests",'), '"store",'),
         (('"encode",\n    "folders",'), '"encode",'),
         (('"rows",\n    "shapes",'), '"rows",'),
         (
             (
-                "encoded[split], report = engine.rank0_first(lambda: encode(sources))\n"
+                "encoded[split], report = engine.local_rank0_first(lambda: "
+                "encode(sources))\n"
                 "            require_unweighted(report)"
             ),
-            "encoded[split], report = engine.rank0_first(lambda: encode(sources))",
+            ("encoded[split], report = engine.local_rank0_first(lambda: encode(sources))"),
         ),
         ('if split == "eval":', 'if split == "train":'),
         (
@@ -633,11 +640,11 @@ MUTANTS: list[Mutant] = [
         (
             (
                 "self.first.setdefault(what, []).extend([place] if self.warned[what] <= "
-                "FIRST else [])"
+                "MAX_EXAMPLES else [])"
             ),
             (
                 "self.first.setdefault(what, []).extend([place] if self.warned[what] < "
-                "FIRST else [])"
+                "MAX_EXAMPLES else [])"
             ),
         ),
         (
@@ -669,28 +676,26 @@ MUTANTS: list[Mutant] = [
             (
                 "if len(sides) == 3 and not {\n"
                 "        _digest(ids[0], ids[2], ids[1]),\n"
-                "        item.said[0] + item.said[2] + item.said[1],\n"
+                "        item.text_digests[0] + item.text_digests[2] + "
+                "item.text_digests[1],\n"
                 "    }.isdisjoint(tally.seen):"
             ),
             "if len(sides) == 3 and not this.isdisjoint(tally.seen):",
         ),
         (
             (
-                "if len(sides) == 3 and not {\n"
-                "        _digest(ids[0], ids[2], ids[1]),\n"
-                "        item.said[0] + item.said[2] + item.said[1],\n"
-                "    }.isdisjoint(tally.seen):"
+                "_digest(ids[0], ids[2], ids[1]),\n"
+                "        item.text_digests[0] + item.text_digests[2] + "
+                "item.text_digests[1],"
             ),
-            (
-                "if len(sides) == 3 and not {item.said[0] + item.said[2] + "
-                "item.said[1]}.isdisjoint(tally.seen):"
-            ),
+            "item.text_digests[0] + item.text_digests[2] + item.text_digests[1]",
         ),
         (
             (
                 "if len(sides) == 3 and not {\n"
                 "        _digest(ids[0], ids[2], ids[1]),\n"
-                "        item.said[0] + item.said[2] + item.said[1],\n"
+                "        item.text_digests[0] + item.text_digests[2] + "
+                "item.text_digests[1],\n"
                 "    }.isdisjoint(tally.seen):"
             ),
             (
@@ -699,12 +704,18 @@ MUTANTS: list[Mutant] = [
             ),
         ),
         (
-            ('this = {_digest(*ids), b"".join(item.said)}  # equal once cut, or by their words'),
+            (
+                'this = {_digest(*ids), b"".join(item.text_digests)}  # equal once cut, '
+                "or by their words"
+            ),
             "this = {_digest(*ids)}  # equal once cut, or by their words",
         ),
         (
-            ('this = {_digest(*ids), b"".join(item.said)}  # equal once cut, or by their words'),
-            'this = {b"".join(item.said)}  # equal once cut, or by their words',
+            (
+                'this = {_digest(*ids), b"".join(item.text_digests)}  # equal once cut, '
+                "or by their words"
+            ),
+            ('this = {b"".join(item.text_digests)}  # equal once cut, or by their words'),
         ),
         (
             ("tally.warn(WEIGHTED, item.place)\n    tally.seen |= this"),
@@ -798,15 +809,15 @@ MUTANTS: list[Mutant] = [
             ),
         ),
         ("if count == 0:", "if False:"),
-        ("if len(line) > LONGEST_LINE:", "if len(line) >= LONGEST_LINE:"),
+        ("if len(line) > MAX_LINE_BYTES:", "if len(line) >= MAX_LINE_BYTES:"),
         (
             (
-                "while line := file.readline(LONGEST_LINE + 1):  # bytes: parted at \\n "
+                "while line := file.readline(MAX_LINE_BYTES + 1):  # bytes: parted at \\n "
                 "only, not at U+2028\n"
                 "        number += 1"
             ),
             (
-                "while line := file.readline(LONGEST_LINE + 1):  # bytes: parted at \\n "
+                "while line := file.readline(MAX_LINE_BYTES + 1):  # bytes: parted at \\n "
                 "only, not at U+2028\n"
                 "        number += bool(line.strip())"
             ),
@@ -820,7 +831,10 @@ MUTANTS: list[Mutant] = [
             'if not begin.lstrip().startswith(b"["):',
         ),
         ("for number, line in enumerate(lines, start=1):", "for number, line in enumerate(lines):"),
-        ('if path.suffix == ".gz" and len(data) > LARGEST_WHOLE:', "if len(data) > LARGEST_WHOLE:"),
+        (
+            'if path.suffix == ".gz" and len(data) > MAX_UNPACKED_BYTES:',
+            "if len(data) > MAX_UNPACKED_BYTES:",
+        ),
         (
             "loaded = load_dataset(*filter(None, (name, subset)), split=split)",
             "loaded = load_dataset(name, split=split)",
@@ -852,14 +866,14 @@ MUTANTS: list[Mutant] = [
                 "        path\n"
                 '        for path in folder.rglob("*")\n'
                 "        if path.is_file()\n"
-                "        and kind_of(path)\n"
+                "        and data_suffix(path)\n"
                 '        and not any(part.startswith(".") for part in '
                 "path.relative_to(folder).parts)\n"
                 "    )"
             ),
             (
                 'files = sorted(path for path in folder.rglob("*") if path.is_file() and '
-                "kind_of(path))"
+                "data_suffix(path))"
             ),
         ),
         (
@@ -868,33 +882,33 @@ MUTANTS: list[Mutant] = [
         ),
         (
             (
-                "parted = any(map(split_word, names)) or any(SHARD.search(path.name) for "
-                "path in files)"
+                "parted = any(map(split_in_name, names)) or any(SHARD.search(path.name) "
+                "for path in files)"
             ),
             (
-                "parted = all(map(split_word, names)) or any(SHARD.search(path.name) for "
-                "path in files)"
+                "parted = all(map(split_in_name, names)) or any(SHARD.search(path.name) "
+                "for path in files)"
             ),
         ),
         (
             (
-                "parted = any(map(split_word, names)) or any(SHARD.search(path.name) for "
-                "path in files)"
+                "parted = any(map(split_in_name, names)) or any(SHARD.search(path.name) "
+                "for path in files)"
             ),
-            "parted = any(map(split_word, names))",
+            "parted = any(map(split_in_name, names))",
         ),
         ("files = sorted(", "files = list("),
         (
             (
                 'name = "/".join(part for part in parts if part != "data" and not '
-                'split_word(part)) or "."'
+                'split_in_name(part)) or "."'
             ),
-            'name = "/".join(part for part in parts if not split_word(part)) or "."',
+            ('name = "/".join(part for part in parts if not split_in_name(part)) or "."'),
         ),
         (
             (
                 'name = "/".join(part for part in parts if part != "data" and not '
-                'split_word(part)) or "."'
+                'split_in_name(part)) or "."'
             ),
             'name = "/".join(part for part in parts if part != "data") or "."',
         ),
@@ -919,12 +933,14 @@ MUTANTS: list[Mutant] = [
         ("if len(alike) == 1:", "if alike:"),
         (
             (
-                "alike = [name for name in names if named and split_word(name) == "
-                "ALIKE.get(named, named)]"
+                "alike = [\n"
+                "        name for name in names if named and split_in_name(name) == "
+                "SPLIT_ALIASES.get(named, named)\n"
+                "    ]"
             ),
-            "alike = [name for name in names if named and split_word(name) == named]",
+            ("alike = [name for name in names if named and split_in_name(name) == named]"),
         ),
-        ("return ALIKE.get(word, word)", "return word"),
+        ("return SPLIT_ALIASES.get(word, word)", "return word"),
         ('word = re.sub("h[eo]ld[_-]?out", "heldout", found[2])', "word = found[2]"),
         (
             ('found = SPLIT.search(re.sub("([a-z0-9])([A-Z])", r"\\1_\\2", name).lower())'),
@@ -943,8 +959,8 @@ MUTANTS: list[Mutant] = [
             "suffix = path.suffix",
         ),
         (
-            'CARDS = ("README.md", ".huggingface.yaml")  # as `datasets` names them',
-            'CARDS = ("README.md",)  # as `datasets` names them',
+            ('CARD_FILES = ("README.md", ".huggingface.yaml")  # as `datasets` names them'),
+            'CARD_FILES = ("README.md",)  # as `datasets` names them',
         ),
         (
             'written = card.read_text(encoding="utf-8-sig", errors="replace")',
@@ -1039,7 +1055,7 @@ MUTANTS: list[Mutant] = [
         ("if not glob.has_magic(pattern) and not paths:", "if False:"),
         (
             (
-                "found |= dict.fromkeys(p for p in paths if kind_of(p) or not "
+                "found |= dict.fromkeys(p for p in paths if data_suffix(p) or not "
                 "glob.has_magic(pattern))"
             ),
             "found |= dict.fromkeys(paths)",
@@ -1047,8 +1063,8 @@ MUTANTS: list[Mutant] = [
         ("if not found:", "if False:"),
     ),
     *of(
-        "zephyr/data/words.py",
-        ("tests/data/test_words.py",),
+        "zephyr/data/text_digests.py",
+        ("tests/data/test_text_digests.py",),
         (('[\n                of["role"],'), "["),
         ('without_space(str(of["content"])),', 'str(of["content"]),'),
         (
@@ -1191,8 +1207,8 @@ MUTANTS: list[Mutant] = [
         ),
         ('("weight", pa.float64()),', '("weight", pa.float16()),'),
         (
-            "if damage := damage_of(entry):",
-            "if damage := None if entry.is_dir() else damage_of(entry):",
+            "if damage := find_damage(entry):",
+            "if damage := None if entry.is_dir() else find_damage(entry):",
         ),
         ("if os.path.lexists(entry):", "if entry.is_dir():"),
         ("shutil.rmtree(aside, ignore_errors=True)", "pass"),
@@ -1209,7 +1225,7 @@ MUTANTS: list[Mutant] = [
             'return None if True else "its bytes are not those of its digest"',
         ),
         (
-            ("except OSError:\n        if not damage_of(entry):\n            return"),
+            ("except OSError:\n        if not find_damage(entry):\n            return"),
             "except OSError:",
         ),
         (
@@ -1397,11 +1413,11 @@ MUTANTS: list[Mutant] = [
         ("if tokenizer.chat_template is None:", "if False:"),
         (
             (
-                "try_template(tokenizer, tokenizer.chat_template)\n"
+                "check_template_limits(tokenizer, tokenizer.chat_template)\n"
                 "            encode_messages(tokenizer, TURNS, "
                 "template=tokenizer.chat_template)"
             ),
-            "try_template(tokenizer, tokenizer.chat_template)",
+            "check_template_limits(tokenizer, tokenizer.chat_template)",
         ),
         ("if tokenizer.pad_token is None:", "if True:"),
         ("tokenizer.pad_token = tokenizer.eos_token", "pass"),
@@ -1529,7 +1545,10 @@ MUTANTS: list[Mutant] = [
                 "template=options.template)"
             ),
         ),
-        ("bos_id=chat.kept_bos(tokenizer, options.template),", "bos_id=tokenizer.bos_token_id,"),
+        (
+            "bos_id=chat.template_bos(tokenizer, options.template),",
+            "bos_id=tokenizer.bos_token_id,",
+        ),
         (
             (
                 "lost = tuple(len(before) - len(after) for before, after in "
@@ -1569,7 +1588,7 @@ MUTANTS: list[Mutant] = [
             (
                 "return tuple(\n"
                 "        sorted(\n"
-                "            suspicions(\n"
+                "            suspicious_texts(\n"
                 '                turn["content"]\n'
                 "                for turn in turns\n"
                 '                if turn.get("role") != "tool" and "content" in turn\n'
@@ -1578,8 +1597,8 @@ MUTANTS: list[Mutant] = [
                 "    )"
             ),
             (
-                'return tuple(sorted(suspicions(turn["content"] for turn in turns if '
-                '"content" in turn)))'
+                'return tuple(sorted(suspicious_texts(turn["content"] for turn in turns '
+                'if "content" in turn)))'
             ),
         ),
     ),

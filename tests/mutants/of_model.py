@@ -49,11 +49,12 @@ MUTANTS: list[Mutant] = [
         ),
         (
             (
-                "else product(hidden_TD[rows], weight_VD.t(), sum_T.dtype, ctx.factor)\n"
+                "else scaled_matmul(hidden_TD[rows], weight_VD.t(), sum_T.dtype, "
+                "ctx.factor)\n"
                 "                .sub_(top_T[rows, None])\n"
                 "                .exp_()"
             ),
-            ("else product(hidden_TD[rows], weight_VD.t(), sum_T.dtype, ctx.factor).exp_()"),
+            ("else scaled_matmul(hidden_TD[rows], weight_VD.t(), sum_T.dtype, ctx.factor).exp_()"),
         ),
         (
             (
@@ -166,15 +167,15 @@ MUTANTS: list[Mutant] = [
         ),
         (
             (
-                "return torch.cat([key_NKE[: layout.unshared], key_NKE.index_select(0, "
-                "layout.appended_M)])"
+                "return torch.cat([key_NKE[: layout.num_own_keys], "
+                "key_NKE.index_select(0, layout.appended_M)])"
             ),
             (
-                "return torch.cat([key_NKE[: layout.unshared], -key_NKE.index_select(0, "
-                "layout.appended_M)])"
+                "return torch.cat([key_NKE[: layout.num_own_keys], "
+                "-key_NKE.index_select(0, layout.appended_M)])"
             ),
         ),
-        ("with_shared(value_NKE, layout),", "with_shared(key_NKE, layout),"),
+        ("append_shared_keys(value_NKE, layout),", "append_shared_keys(key_NKE, layout),"),
         (
             (
                 "unmet = sorted(k for k, v in unknown.items() if v is not None and k not "
@@ -381,12 +382,26 @@ MUTANTS: list[Mutant] = [
             "tests/model/test_families.py::test_packed_equals_eager[Gemma 3-tied]",
         ),
         (
-            "if self.longest is not None and batch.layout.max_key > self.longest:",
-            "if self.longest is not None and batch.layout.max_key > self.longest + 1:",
+            (
+                "if self.max_sequence_tokens is not None and batch.layout.max_key > "
+                "self.max_sequence_tokens:"
+            ),
+            (
+                "if (\n"
+                "            self.max_sequence_tokens is not None\n"
+                "            and batch.layout.max_key > self.max_sequence_tokens + 1\n"
+                "        ):"
+            ),
         ),
         (
-            "if self.longest is not None and batch.layout.max_key > self.longest:",
-            "if self.longest is not None and len(batch.tokens_N) > self.longest:",
+            (
+                "if self.max_sequence_tokens is not None and batch.layout.max_key > "
+                "self.max_sequence_tokens:"
+            ),
+            (
+                "if self.max_sequence_tokens is not None and len(batch.tokens_N) > "
+                "self.max_sequence_tokens:"
+            ),
         ),
         (
             ("input_ids=batch.tokens_N[None],\n            position_ids=batch.positions_N[None],"),
@@ -402,8 +417,8 @@ MUTANTS: list[Mutant] = [
         ),
         ((")\n    lm.tie_weights()"), ")"),
         (
-            ("lm.set_output_embeddings(LogProbHead.replacing(head, logit_factor(config)))"),
-            "lm.set_output_embeddings(LogProbHead.replacing(head))",
+            ("lm.set_output_embeddings(LogProbHead.from_linear(head, logit_factor(config)))"),
+            "lm.set_output_embeddings(LogProbHead.from_linear(head))",
         ),
         (
             ("return (1.0 if factor is None else factor) / (1.0 if divisor is None else divisor)"),
@@ -465,9 +480,9 @@ MUTANTS: list[Mutant] = [
         ("return max_tokens", "return None"),
     ),
     *of(
-        "zephyr/model/proof.py",
+        "zephyr/model/packing_check.py",
         (
-            "tests/model/test_proof.py",
+            "tests/model/test_packing_check.py",
             (
                 "tests/model/test_every_decoder.py::test_numbers_and_calls_alone_refuse_a"
                 "_state[lfm2]"
@@ -485,24 +500,21 @@ MUTANTS: list[Mutant] = [
             "TOLERANCE = 2e-3  # nats; a key too many or too few changes tenths",
             "TOLERANCE = 1e3  # nats; a key too many or too few changes tenths",
         ),
-        (
-            (
-                "why_not = unproven(type(config), json.dumps(config.to_dict(), "
-                "sort_keys=True, default=str))\n"
-                "    if why_not:\n"
-                "        raise ValueError(why_not)"
-            ),
-            (
-                "why_not = unproven(type(config), json.dumps(config.to_dict(), "
-                "sort_keys=True, default=str))"
-            ),
-        ),
+        ((")\n    if reason:\n        raise ValueError(reason)"), ")"),
         (
             ('with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.enable_grad():'),
             'with torch.device("cpu"), torch.enable_grad():',
         ),
         ("if whole.get_text_config() is not whole:", "if False:"),
-        ((")\n    reason = unlike(empty, config)\n    if reason:\n        return reason"), ")"),
+        (
+            (
+                ")\n"
+                "    reason = unsupported_reason(empty, config)\n"
+                "    if reason:\n"
+                "        return reason"
+            ),
+            ")",
+        ),
         (
             (
                 '"num_key_value_heads": {heads: HEADS, 1: 1}.get(keys, 2),\n'
@@ -546,7 +558,7 @@ MUTANTS: list[Mutant] = [
             "if False:",
         ),
         (
-            ("if sum(parameter.numel() for parameter in empty.parameters()) > MOST_PARAMETERS:"),
+            ("if sum(parameter.numel() for parameter in empty.parameters()) > MAX_PARAMETERS:"),
             "if False:",
         ),
         (
@@ -589,13 +601,13 @@ MUTANTS: list[Mutant] = [
         (("was_training = lm.training\n    lm.eval()"), "was_training = lm.training"),
         ("lm.train(was_training)", "lm.train()"),
         (
-            "lm, tokenizer, rows, [max_new_tokens[i] for i in chosen], sample, synced",
             (
-                "lm,\n"
-                "                        tokenizer,\n"
-                "                        rows,\n"
-                "                        sorted(max_new_tokens[i] for i in "
-                "chosen)[::-1],\n"
+                "[max_new_tokens[i] for i in chosen],\n"
+                "                        sample,\n"
+                "                        synced_gpus,"
+            ),
+            (
+                "sorted(max_new_tokens[i] for i in chosen)[::-1],\n"
                 "                        sample,\n"
                 "                        synced,"
             ),
@@ -650,8 +662,8 @@ MUTANTS: list[Mutant] = [
             ),
         ),
         (
-            "warps: list[Warp] = [TemperatureLogitsWarper(float(temperature))]",
-            "warps: list[Warp] = []",
+            ("warps: list[LogitsWarper] = [TemperatureLogitsWarper(float(temperature))]"),
+            "warps: list[LogitsWarper] = []",
         ),
         (
             "warps += [TopKLogitsWarper(top_k)] if top_k else []",
@@ -732,7 +744,7 @@ MUTANTS: list[Mutant] = [
             ("config = read_config(folder)\n    require_supported(folder, config)"),
             "config = read_config(folder)",
         ),
-        ("except REFUSALS as error:", "except OSError as error:"),
+        ("except MODEL_CONFIG_ERRORS as error:", "except OSError as error:"),
         (
             "if positions is not None and (max_tokens or 0) > positions:",
             "if positions is not None and (max_tokens or 0) > positions + 1:",
@@ -751,11 +763,14 @@ MUTANTS: list[Mutant] = [
         ),
         (
             (
-                "fill(lm, folder, write or (lambda parameter, read: "
+                "load_weights(lm, folder, write or (lambda parameter, read: "
                 "parameter.data.copy_(read())))\n"
-                "    recompute(lm, activation_checkpointing)"
+                "    checkpoint_activations(lm, activation_checkpointing)"
             ),
-            ("fill(lm, folder, write or (lambda parameter, read: parameter.data.copy_(read())))"),
+            (
+                "load_weights(lm, folder, write or (lambda parameter, read: "
+                "parameter.data.copy_(read())))"
+            ),
         ),
         (
             (
@@ -807,7 +822,7 @@ MUTANTS: list[Mutant] = [
             "except OSError as error:  # the hub's other errors are OSErrors",
         ),
         (
-            "except (*REFUSALS, OSError, RecursionError) as error:",
+            "except (*MODEL_CONFIG_ERRORS, OSError, RecursionError) as error:",
             "except (OSError, RecursionError) as error:",
         ),
         (
@@ -818,7 +833,7 @@ MUTANTS: list[Mutant] = [
             ("if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or config.is_encoder_decoder:"),
             "if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:",
         ),
-        (('IDLE = {\n    "final_logit_softcapping": None,'), "IDLE = {"),
+        (('INACTIVE_VALUES = {\n    "final_logit_softcapping": None,'), "INACTIVE_VALUES = {"),
         (('"attn_pdrop": 0.0,\n    "resid_pdrop": 0.0,'), '"attn_pdrop": 0.0,'),
         (
             "if (found := getattr(config, key, None)) not in (idle, None):",
@@ -1002,7 +1017,10 @@ MUTANTS: list[Mutant] = [
             ("{\n            **config.to_dict(),\n        }"),
         ),
         (
-            ("plain.bos_token_id, plain.eos_token_id = tokenizer.bos_token_id, one_or_all(ends)"),
+            (
+                "plain.bos_token_id, plain.eos_token_id = tokenizer.bos_token_id, "
+                "unwrap_single(ends)"
+            ),
             (
                 "plain.bos_token_id, plain.eos_token_id = tokenizer.bos_token_id, "
                 "tokenizer.eos_token_id"
@@ -1050,8 +1068,8 @@ MUTANTS: list[Mutant] = [
             ('return older | {"rope_scaling": {key: value for key, value in rope.items()}}'),
         ),
         (
-            "tokenizer.chat_template = start_clock(template_with_bos(tokenizer, own))",
-            "tokenizer.chat_template = start_clock(own)",
+            ("tokenizer.chat_template = unfreeze_date(template_with_bos(tokenizer, own))"),
+            "tokenizer.chat_template = unfreeze_date(own)",
         ),
         ("tokenizer.chat_template = own", "pass"),
         ('saved["tokenizer_class"] = "PreTrainedTokenizerFast"', "pass"),

@@ -68,8 +68,8 @@ MUTANTS: list[Mutant] = [
             ),
         ),
         (
-            "unique_scored=sum(map(len, responses[:first])),",
-            "unique_scored=sum(map(len, responses)),",
+            "num_unique_scored=sum(map(len, responses[:first])),",
+            "num_unique_scored=sum(map(len, responses)),",
         ),
         ("units=len(pairs),", "units=len(responses),"),
         (
@@ -180,7 +180,7 @@ MUTANTS: list[Mutant] = [
         (
             (
                 "heapq.heappush(cheapest, (spent + costs[i], count + 1, rank))\n"
-                "    exchange(of_rank, costs)"
+                "    rebalance(of_rank, costs)"
             ),
             "heapq.heappush(cheapest, (spent + costs[i], count + 1, rank))",
         ),

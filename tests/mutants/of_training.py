@@ -47,7 +47,10 @@ MUTANTS: list[Mutant] = [
                 "eps=1e-6, fused=True)"
             ),
         ),
-        ("self.engine.backward(loss * self.world)", "self.engine.backward(loss * self.world * 2)"),
+        (
+            "self.engine.backward(loss * self.world_size)",
+            "self.engine.backward(loss * self.world_size * 2)",
+        ),
         (
             "self.engine.set_gradient_accumulation_boundary(last)",
             "self.engine.set_gradient_accumulation_boundary(not last)",
@@ -81,15 +84,16 @@ MUTANTS: list[Mutant] = [
         ),
         ("parameter.copy_(read())", "parameter.copy_(read().abs())"),
         (
-            "self.agreed(lambda: shards.read(self.live_shards(step), folder))",
-            "self.agreed(lambda: shards.read(self.live_shards(0), folder))",
+            ("self.on_all_ranks(lambda: shards.load_shards(self.live_shards(step), folder))"),
+            ("self.on_all_ranks(lambda: shards.load_shards(self.live_shards(0), folder))"),
         ),
         (
             (
-                "self.agreed(lambda: shards.read(self.live_shards(step), folder))\n"
+                "self.on_all_ranks(lambda: shards.load_shards(self.live_shards(step), "
+                "folder))\n"
                 "        shards.refresh_parameters(self.engine.optimizer)"
             ),
-            "self.agreed(lambda: shards.read(self.live_shards(step), folder))",
+            ("self.on_all_ranks(lambda: shards.load_shards(self.live_shards(step), folder))"),
         ),
         ("except OSError as error:", "except FileExistsError as error:"),
         (
@@ -269,7 +273,7 @@ MUTANTS: list[Mutant] = [
             "ids = [split.ids[i] for i in split.plan.steps[step].examples()]",
         ),
         (
-            ("sums, done, last = added(sums, of_step), step + 1, step == len(steps) - 1"),
+            ("sums, done, last = add_sums(sums, of_step), step + 1, step == len(steps) - 1"),
             "sums, done, last = of_step, step + 1, step == len(steps) - 1",
         ),
         (
@@ -426,7 +430,7 @@ MUTANTS: list[Mutant] = [
         ),
         ("norms += [update.norm(), weight.norm()]", "norms += [weight.norm(), update.norm()]"),
         (("ranges.clear()\n        number += 1"), "ranges.clear()"),
-        ("if whole != shard.whole:", "if whole < shard.whole:"),
+        ("if whole != shard.numel:", "if whole < shard.numel:"),
         ("if filled != len(shard.values):", "if filled > len(shard.values):"),
         (
             "a, b = max(start, shard.start), min(start + values.get_shape()[0], end)",
@@ -452,10 +456,10 @@ MUTANTS: list[Mutant] = [
             (
                 "part[shard.name], ranges[shard.name] = (\n"
                 "            shard.values.cpu().clone(),\n"
-                "            [shard.start, shard.whole],\n"
+                "            [shard.start, shard.numel],\n"
                 "        )"
             ),
-            ("part[shard.name], ranges[shard.name] = shard.values.cpu().clone(), [0, shard.whole]"),
+            ("part[shard.name], ranges[shard.name] = shard.values.cpu().clone(), [0, shard.numel]"),
         ),
         ("for group in range(len(zero.fp16_groups)):", "for group in range(1):"),
     ),
@@ -557,15 +561,15 @@ MUTANTS: list[Mutant] = [
         ),
         ("if old not in before[len(before) - keep + 1 :]:", "if old not in before[keep - 1 :]:"),
         (
-            'write_whole(folder / "latest", whole.name.encode())',
-            'write_whole(folder / "latest", b"step-0")',
+            'write_atomic(folder / "latest", whole.name.encode())',
+            'write_atomic(folder / "latest", b"step-0")',
         ),
         (
-            ('for folder in engine.on_rank0(lambda: numbered(run_dir / "checkpoints")[::-1]):'),
-            ('for folder in engine.on_rank0(lambda: numbered(run_dir / "checkpoints")):'),
+            ('for folder in engine.on_rank0(lambda: step_paths(run_dir / "checkpoints")[::-1]):'),
+            ('for folder in engine.on_rank0(lambda: step_paths(run_dir / "checkpoints")):'),
         ),
-        ("engine.load_state(folder, step_of(folder))", "engine.load_state(folder, 0)"),
-        ("return step_of(folder)", "return step_of(folder) + 1"),
+        ("engine.load_state(folder, step_number(folder))", "engine.load_state(folder, 0)"),
+        ("return step_number(folder)", "return step_number(folder) + 1"),
         ('if changes and resume != "force":', 'if changes and resume == "force":'),
         ('if changes and resume != "force":', "if changes:"),
         (
@@ -586,7 +590,7 @@ MUTANTS: list[Mutant] = [
             ("if not (folder / name).is_file() or synced_digest(folder / name) != digest"),
             "if (folder / name).is_file() and synced_digest(folder / name) != digest",
         ),
-        ("before = [f for f in others if step_of(f) < step]", "before = others"),
+        ("before = [f for f in others if step_number(f) < step]", "before = others"),
         ("shutil.rmtree(left_over)", "pass"),
         ('return ["state.json"] if rank == 0 else []', "return []"),
     ),
@@ -614,11 +618,11 @@ MUTANTS: list[Mutant] = [
         ("**dict(zip(stats, of_pair)),", "**dict(zip([*reversed(stats)], of_pair)),"),
         ("total = value.detach().double().sum()", "total = value.detach().double().mean()"),
         (
-            "self.of[name] = self.of[name] + total if name in self.of else total",
-            "self.of[name] = total",
+            ("self.sums[name] = self.sums[name] + total if name in self.sums else total"),
+            "self.sums[name] = total",
         ),
-        ("if step_of(path) > first_step:", "if step_of(path) >= first_step:"),
-        ("if step_of(path) > first_step:", "if False:"),
+        ("if step_number(path) > first_step:", "if step_number(path) >= first_step:"),
+        ("if step_number(path) > first_step:", "if False:"),
         (
             (
                 'if record["step"] < step or (record["split"] == "eval" and '
@@ -667,41 +671,41 @@ MUTANTS: list[Mutant] = [
         (
             (
                 'if beta is not None and (fall := -record["rewards/chosen"] / beta) > '
-                "-CHOSEN_FALL * ("
+                "-MAX_CHOSEN_DROP * ("
             ),
-            ('if beta is not None and (fall := -record["rewards/chosen"]) > -CHOSEN_FALL * ('),
+            ('if beta is not None and (fall := -record["rewards/chosen"]) > -MAX_CHOSEN_DROP * ('),
         ),
         (
             (
                 'if beta is not None and (fall := -record["rewards/chosen"] / beta) > '
-                "-CHOSEN_FALL * ("
+                "-MAX_CHOSEN_DROP * ("
             ),
             (
                 'if beta is not None and (fall := record["rewards/chosen"] / beta) > '
-                "-CHOSEN_FALL * ("
+                "-MAX_CHOSEN_DROP * ("
             ),
         ),
         (
             (
-                "CHOSEN_FALL = 0.25  # of the reference's log-prob; Zephyr-7B-beta's own "
-                "run ended at 0.18"
+                "MAX_CHOSEN_DROP = 0.25  # of the reference's log-prob; Zephyr-7B-beta's "
+                "own run ended at 0.18"
             ),
             (
-                "CHOSEN_FALL = 0.15  # of the reference's log-prob; Zephyr-7B-beta's own "
-                "run ended at 0.18"
+                "MAX_CHOSEN_DROP = 0.15  # of the reference's log-prob; Zephyr-7B-beta's "
+                "own run ended at 0.18"
             ),
         ),
         (
             (
                 'if beta is not None and (fall := -record["rewards/chosen"] / beta) > '
-                "-CHOSEN_FALL * (\n"
+                "-MAX_CHOSEN_DROP * (\n"
                 '        record["logps/chosen"] + fall'
             ),
             (
                 "if (\n"
                 "        beta is not None\n"
-                '        and (fall := -record["rewards/chosen"] / beta) > -CHOSEN_FALL * '
-                'record["logps/chosen"]'
+                '        and (fall := -record["rewards/chosen"] / beta) > '
+                '-MAX_CHOSEN_DROP * record["logps/chosen"]'
             ),
         ),
         ('best = max(earlier, key=lambda r: r["rewards/accuracies"])', "best = earlier[-1]"),
@@ -765,7 +769,7 @@ MUTANTS: list[Mutant] = [
             ),
             "head_size = config.hidden_size // config.num_attention_heads",
         ),
-        ("2.0 * layer_parameters * tokens", "layer_parameters * tokens"),
+        ("2.0 * num_layer_parameters * tokens", "num_layer_parameters * tokens"),
         (
             "+ 2.0 * config.hidden_size * config.vocab_size * scored",
             "+ 2.0 * config.hidden_size * config.vocab_size * tokens",
@@ -784,16 +788,19 @@ MUTANTS: list[Mutant] = [
         ),
         ("tokens = first + (rejected if prefix_sharing else both)", "tokens = first + both"),
         (
-            ("return forward_flops(config, layer_parameters, tokens, chosen + rejected, attended)"),
-            "return forward_flops(config, layer_parameters, tokens, tokens, attended)",
+            (
+                "return forward_flops(config, num_layer_parameters, tokens, chosen + "
+                "rejected, attended)"
+            ),
+            ("return forward_flops(config, num_layer_parameters, tokens, tokens, attended)"),
         ),
         (
-            ("return forward_flops(config, layer_parameters, tokens, targets, tokens**2 / 2)"),
-            ("return forward_flops(config, layer_parameters, tokens, tokens, tokens**2 / 2)"),
+            ("return forward_flops(config, num_layer_parameters, tokens, targets, tokens**2 / 2)"),
+            ("return forward_flops(config, num_layer_parameters, tokens, tokens, tokens**2 / 2)"),
         ),
         (
-            ("return forward_flops(config, layer_parameters, tokens, targets, tokens**2 / 2)"),
-            ("return forward_flops(config, layer_parameters, tokens, targets, targets**2 / 2)"),
+            ("return forward_flops(config, num_layer_parameters, tokens, targets, tokens**2 / 2)"),
+            ("return forward_flops(config, num_layer_parameters, tokens, targets, targets**2 / 2)"),
         ),
         (
             "return 3 * forward / (seconds * ranks * peak) if peak else None",
@@ -828,7 +835,7 @@ MUTANTS: list[Mutant] = [
         (
             (
                 'f"{micro_batches / len(plan.steps):.1f} micro-batches a step '
-                '{plan.filled:.1%} full; "'
+                '{plan.fill_ratio:.1%} full; "'
             ),
             (
                 'f"{micro_batches / len(plan.steps):.1f} micro-batches a step '
@@ -846,10 +853,10 @@ MUTANTS: list[Mutant] = [
             'self.path, self.writes = path, os.environ.get("RANK", "0") == "0"',
             "self.path, self.writes = path, True",
         ),
-        ('if resume == "never" and self.holds_a_run():', 'if resume == "never":'),
+        ('if resume == "never" and self.contains_run():', 'if resume == "never":'),
         (
-            'if resume == "never" and self.holds_a_run():',
-            'if resume != "force" and self.holds_a_run():',
+            'if resume == "never" and self.contains_run():',
+            'if resume != "force" and self.contains_run():',
         ),
         (
             ("self.path.mkdir(parents=True, exist_ok=True)\n            self.require_files()"),
@@ -877,18 +884,21 @@ MUTANTS: list[Mutant] = [
             'lock.write(f"pid {os.getpid()} on host {socket.gethostname()}\\n")',
         ),
         (
-            "self.lock, self.accepted = lock, not self.holds_a_run()",
-            "self.lock, self.accepted = lock, True",
+            "self.lock, self.claimed = lock, not self.contains_run()",
+            "self.lock, self.claimed = lock, True",
         ),
         (
-            "self.lock, self.accepted = lock, not self.holds_a_run()",
-            "self.accepted = not self.holds_a_run()",
+            "self.lock, self.claimed = lock, not self.contains_run()",
+            "self.claimed = not self.contains_run()",
         ),
         (('"chat_template.jinja",\n    "samples.jsonl",'), '"chat_template.jinja",'),
-        (('every rank."""\n        self.accepted = True'), 'every rank."""'),
-        (("self.keep(name, content)\n        self.waiting = {}"), "self.keep(name, content)"),
-        ("self.waiting[name] = content", "self.waiting.setdefault(name, content)"),
-        (("self.waiting[name] = content\n            return"), "self.waiting[name] = content"),
+        (('every rank."""\n        self.claimed = True'), 'every rank."""'),
+        (
+            ("self.write_file(name, content)\n        self.pending = {}"),
+            "self.write_file(name, content)",
+        ),
+        ("self.pending[name] = content", "self.pending.setdefault(name, content)"),
+        (("self.pending[name] = content\n            return"), "self.pending[name] = content"),
         (
             (
                 '"""Write a file whole, on rank 0, now or when the folder is '
@@ -902,14 +912,14 @@ MUTANTS: list[Mutant] = [
             (
                 "if (\n"
                 "            self.writes and self.lock is None and not "
-                "self.holds_a_run()\n"
+                "self.contains_run()\n"
                 "        ):  # the start failed before the lock was taken"
             ),
             ("if self.writes and self.lock is None:  # the start failed before the lock was taken"),
         ),
         (
-            "self.writes and self.lock is None and not self.holds_a_run()",
-            "self.lock is None and not self.holds_a_run()",
+            "self.writes and self.lock is None and not self.contains_run()",
+            "self.lock is None and not self.contains_run()",
         ),
         (("with contextlib.suppress(BadInput):\n                self.open()"), "self.open()"),
         (
@@ -920,16 +930,16 @@ MUTANTS: list[Mutant] = [
             "pass",
         ),
         (
-            'if self.accepted and read_json(status)["code"] is None:',
+            'if self.claimed and read_json(status)["code"] is None:',
             'if read_json(status)["code"] is None:',
         ),
         (
-            'if self.accepted and read_json(status)["code"] is None:',
-            'if self.accepted and read_json(status)["code"] != 0:',
+            'if self.claimed and read_json(status)["code"] is None:',
+            'if self.claimed and read_json(status)["code"] != 0:',
         ),
         (
-            'write_whole(status, json_bytes({"code": 1, "message": GONE}))',
-            'write_whole(status, json_bytes({"code": 0, "message": GONE}))',
+            'write_atomic(status, json_bytes({"code": 1, "message": RANK0_LOST}))',
+            'write_atomic(status, json_bytes({"code": 0, "message": RANK0_LOST}))',
         ),
         ("                    return True", "                        return True"),
         ("if time.monotonic() >= until:", "if time.monotonic() >= seconds:"),
@@ -964,7 +974,7 @@ MUTANTS: list[Mutant] = [
             'for name in (IDENTITY, "report.html")',
         ),
         (
-            ('checkpoints = ["checkpoints/"] if numbered(run_dir / "checkpoints") else []'),
+            ('checkpoints = ["checkpoints/"] if step_paths(run_dir / "checkpoints") else []'),
             "checkpoints = []",
         ),
         ('for name in ("pairs", "model")', 'for name in ("pairs",)'),
@@ -998,11 +1008,14 @@ MUTANTS: list[Mutant] = [
         (
             (
                 'print(f"error: {error}", file=sys.stderr)\n'
-                "        return ended(folder, BAD_INPUT, str(error))"
+                "        return finish_run(folder, BAD_INPUT, str(error))"
             ),
             ('print(f"error: {error}", file=sys.stderr)\n        return BAD_INPUT'),
         ),
-        ("return ended(folder, STOPPED, str(stop))", "return ended(folder, BAD_INPUT, str(stop))"),
+        (
+            "return finish_run(folder, STOPPED, str(stop))",
+            "return finish_run(folder, BAD_INPUT, str(stop))",
+        ),
         (
             ("if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):"),
             "if isinstance(error, OSError) and error.errno in (errno.ENOSPC,):",
@@ -1011,15 +1024,18 @@ MUTANTS: list[Mutant] = [
             ("if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):"),
             "if isinstance(error, OSError):",
         ),
-        ("if lost_a_rank(error):", "if isinstance(error, RuntimeError):"),
+        ("if is_lost_rank_error(error):", "if isinstance(error, RuntimeError):"),
         (
-            ('print(f"error: {why}", file=sys.stderr)\n        ended(folder, 1, why)'),
+            ('print(f"error: {why}", file=sys.stderr)\n        finish_run(folder, 1, why)'),
             'print(f"error: {why}", file=sys.stderr)',
         ),
-        (("ended(folder, 1, why)\n        raise"), "return ended(folder, 1, why)"),
-        ('return ended(folder, 0, "finished")', "return 0"),
-        ("folder.status(code, message)", "folder.status(0, message)"),
-        (("folder.status(code, message)\n        folder.close()"), "folder.status(code, message)"),
+        (("finish_run(folder, 1, why)\n        raise"), "return finish_run(folder, 1, why)"),
+        ('return finish_run(folder, 0, "finished")', "return 0"),
+        ("folder.write_status(code, message)", "folder.write_status(0, message)"),
+        (
+            ("folder.write_status(code, message)\n        folder.close()"),
+            "folder.write_status(code, message)",
+        ),
         (
             (
                 'return isinstance(error, RuntimeError) and re.search("peer|NCCL", '
@@ -1048,25 +1064,30 @@ MUTANTS: list[Mutant] = [
             'return re.search("peer|NCCL", str(error)) is not None',
         ),
         (
-            ("engine.agreed(lambda: folder.open(config.run.resume) if engine.rank == 0 else None)"),
-            "engine.agreed(lambda: folder.open() if engine.rank == 0 else None)",
+            (
+                "engine.on_all_ranks(\n"
+                "                lambda: folder.open(config.run.resume) if engine.rank "
+                "== 0 else None\n"
+                "            )"
+            ),
+            "engine.on_all_ranks(lambda: folder.open() if engine.rank == 0 else None)",
         ),
         (
             (
-                "folder.accepted = engine.broadcast(folder.accepted)\n"
-                '            folder.keep("config.yaml", to_yaml(config).encode())'
+                "folder.claimed = engine.broadcast(folder.claimed)\n"
+                '            folder.write_file("config.yaml", to_yaml(config).encode())'
             ),
-            "folder.accepted = engine.broadcast(folder.accepted)",
+            "folder.claimed = engine.broadcast(folder.claimed)",
         ),
         (
             (
-                'folder.keep("config.yaml", to_yaml(config).encode())\n'
-                '            folder.status(None, "running")'
+                'folder.write_file("config.yaml", to_yaml(config).encode())\n'
+                '            folder.write_status(None, "running")'
             ),
-            'folder.keep("config.yaml", to_yaml(config).encode())',
+            'folder.write_file("config.yaml", to_yaml(config).encode())',
         ),
-        ('folder.status(None, "running")', 'folder.status(0, "running")'),
-        ("with stop_signals(engine):", "with contextlib.nullcontext():"),
+        ('folder.write_status(None, "running")', 'folder.write_status(0, "running")'),
+        ("with handle_stop_signals(engine):", "with contextlib.nullcontext():"),
         (
             (
                 "except (BadInput, Stopped):  # on all ranks; after any other, closing "
@@ -1079,12 +1100,15 @@ MUTANTS: list[Mutant] = [
             ),
         ),
         (("raise\n    engine.close()"), "raise"),
-        ("while not folder.end_for_rank0(0):", "if not folder.end_for_rank0(0):"),
-        ("while not folder.end_for_rank0(0):", "while not folder.end_for_rank0(PATIENCE):"),
+        ("while not folder.write_status_for_rank0(0):", "if not folder.write_status_for_rank0(0):"),
+        (
+            "while not folder.write_status_for_rank0(0):",
+            "while not folder.write_status_for_rank0(RANK0_TIMEOUT_SECONDS):",
+        ),
         ("if engine.rank > 0:", "if engine.rank >= 0:"),
-        ("if engine.stop_asked and number == signal.SIGINT:", "if engine.stop_asked:"),
-        ("if engine.stop_asked and number == signal.SIGINT:", "if number == signal.SIGINT:"),
-        ("engine.stop_asked = True", "pass"),
+        ("if engine.stop_requested and number == signal.SIGINT:", "if engine.stop_requested:"),
+        ("if engine.stop_requested and number == signal.SIGINT:", "if number == signal.SIGINT:"),
+        ("engine.stop_requested = True", "pass"),
         (
             (
                 "before = {\n"
@@ -1102,30 +1126,35 @@ MUTANTS: list[Mutant] = [
         ("while os.getppid() == parent:", "if os.getppid() == parent:"),
         ('if "TORCHELASTIC_RUN_ID" in os.environ:', 'if "TORCHELASTIC_RUN_ID" not in os.environ:'),
         (
-            ('can abort), may make another code of it."""\n    sys.stdout.flush()'),
-            'can abort), may make another code of it."""',
+            (
+                "down with the interpreter (which can abort), may make another code of "
+                'it."""\n'
+                "    sys.stdout.flush()"
+            ),
+            ('down with the interpreter (which can abort), may make another code of it."""'),
         ),
         ("os._exit(code)", "sys.exit(code)"),
         (
-            "if folder is not None and engine.rank > 0 and lost_a_rank(error):",
-            "if folder is not None and lost_a_rank(error):",
+            "if folder is not None and engine.rank > 0 and is_lost_rank_error(error):",
+            "if folder is not None and is_lost_rank_error(error):",
         ),
         (
-            "if folder is not None and engine.rank > 0 and lost_a_rank(error):",
+            "if folder is not None and engine.rank > 0 and is_lost_rank_error(error):",
             "if folder is not None and engine.rank > 0:",
         ),
-        ("folder.end_for_rank0(PATIENCE)", "folder.end_for_rank0(0)"),
+        (
+            "folder.write_status_for_rank0(RANK0_TIMEOUT_SECONDS)",
+            "folder.write_status_for_rank0(0)",
+        ),
+        ((")\n            folder.claimed = engine.broadcast(folder.claimed)"), ")"),
         (
             (
-                "engine.agreed(lambda: folder.open(config.run.resume) if engine.rank == "
-                "0 else None)\n"
-                "            folder.accepted = engine.broadcast(folder.accepted)"
+                "engine.on_all_ranks(\n"
+                "                lambda: folder.open(config.run.resume) if engine.rank "
+                "== 0 else None\n"
+                "            )"
             ),
-            ("engine.agreed(lambda: folder.open(config.run.resume) if engine.rank == 0 else None)"),
-        ),
-        (
-            ("engine.agreed(lambda: folder.open(config.run.resume) if engine.rank == 0 else None)"),
-            "engine.agreed(lambda: folder.open(config.run.resume))",
+            "engine.on_all_ranks(lambda: folder.open(config.run.resume))",
         ),
         (
             (
@@ -1142,38 +1171,35 @@ MUTANTS: list[Mutant] = [
         "zephyr/training/tolerance.py",
         ("tests/training/test_tolerance.py",),
         (
-            'TOKEN = {"float32": (1e-4, 1e-4), "bfloat16": (0.02, 0.25)}',
-            'TOKEN = {"float32": (1e-4, 1e-4), "bfloat16": (0.25, 0.02)}',
+            'TOKEN_TOLERANCE = {"float32": (1e-4, 1e-4), "bfloat16": (0.02, 0.25)}',
+            'TOKEN_TOLERANCE = {"float32": (1e-4, 1e-4), "bfloat16": (0.25, 0.02)}',
         ),
         (
-            'TOKEN = {"float32": (1e-4, 1e-4), "bfloat16": (0.02, 0.25)}',
-            'TOKEN = {"float32": (1e-4, 1e-4), "bfloat16": (0.02, 2.5)}',
+            'TOKEN_TOLERANCE = {"float32": (1e-4, 1e-4), "bfloat16": (0.02, 0.25)}',
+            'TOKEN_TOLERANCE = {"float32": (1e-4, 1e-4), "bfloat16": (0.02, 2.5)}',
         ),
         (
-            'TOKEN = {"float32": (1e-4, 1e-4), "bfloat16": (0.02, 0.25)}',
-            'TOKEN = {"float32": (1e-4, 1e-4), "bfloat16": (0.02, 0.08)}',
+            'TOKEN_TOLERANCE = {"float32": (1e-4, 1e-4), "bfloat16": (0.02, 0.25)}',
+            'TOKEN_TOLERANCE = {"float32": (1e-4, 1e-4), "bfloat16": (0.02, 0.08)}',
         ),
         (
-            'TOKEN = {"float32": (1e-4, 1e-4), "bfloat16": (0.02, 0.25)}',
-            'TOKEN = {"float32": (1e-6, 1e-6), "bfloat16": (0.02, 0.25)}',
+            'TOKEN_TOLERANCE = {"float32": (1e-4, 1e-4), "bfloat16": (0.02, 0.25)}',
+            'TOKEN_TOLERANCE = {"float32": (1e-6, 1e-6), "bfloat16": (0.02, 0.25)}',
         ),
         ('"bfloat16": (0.01, 0.06),', '"bfloat16": (0.01, 0.6),'),
         ('"bfloat16": (0.01, 0.06),', '"bfloat16": (0.01, 0.02),'),
         ('"float32": (5e-5, 5e-5),', '"float32": (5e-3, 5e-3),'),
-        (
-            (
-                'SUM = {"float32": 1e-3, "bfloat16": 0.4}  # nats of a response\'s sum, '
-                "times the root of its tokens"
-            ),
-            (
-                'SUM = {"float32": 0.4, "bfloat16": 1e-3}  # nats of a response\'s sum, '
-                "times the root of its tokens"
-            ),
-        ),
+        (('"float32": 1e-3,\n    "bfloat16": 0.4,'), ('"float32": 0.4,\n    "bfloat16": 1e-3,')),
         ('"bfloat16": 0.16,', '"bfloat16": 0.8,'),
         (
-            ('GRADIENT = {"float32": 1e-4, "bfloat16": 5e-3}  # a gradient\'s norm, of itself'),
-            ('GRADIENT = {"float32": 1e-2, "bfloat16": 5e-3}  # a gradient\'s norm, of itself'),
+            (
+                'GRADIENT_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3}  # a '
+                "gradient's norm, of itself"
+            ),
+            (
+                'GRADIENT_TOLERANCE = {"float32": 1e-2, "bfloat16": 5e-3}  # a '
+                "gradient's norm, of itself"
+            ),
         ),
         (
             "return min(high, max(low, noise)) if math.isfinite(noise) else low",
@@ -1191,9 +1217,12 @@ MUTANTS: list[Mutant] = [
             "return min(high, max(low, noise)) if math.isfinite(noise) else low",
             "return min(high, max(low, noise)) if math.isfinite(noise) else high",
         ),
-        ("return SUM[dtype] * math.sqrt(tokens)", "return SUM[dtype] * tokens"),
-        ("return SUM[dtype] * math.sqrt(tokens)", "return SUM[dtype]"),
-        ("return SUM[dtype] * math.sqrt(tokens)", "return SUMS[dtype] * math.sqrt(tokens)"),
+        ("return SUM_TOLERANCE[dtype] * math.sqrt(tokens)", "return SUM_TOLERANCE[dtype] * tokens"),
+        ("return SUM_TOLERANCE[dtype] * math.sqrt(tokens)", "return SUM_TOLERANCE[dtype]"),
+        (
+            "return SUM_TOLERANCE[dtype] * math.sqrt(tokens)",
+            "return SUMS_RMS_TOLERANCE[dtype] * math.sqrt(tokens)",
+        ),
     ),
     *of(
         "zephyr/training/metrics.py",
@@ -1211,20 +1240,20 @@ MUTANTS: list[Mutant] = [
         (
             (
                 "self.evaluations += [\n"
-                "            r for r in keep_records_before(self.path, first_step) if "
+                "            r for r in truncate_records(self.path, first_step) if "
                 'r["split"] == "eval"\n'
                 "        ]"
             ),
-            ("self.evaluations += [r for r in keep_records_before(self.path, first_step)]"),
+            "self.evaluations += [r for r in truncate_records(self.path, first_step)]",
         ),
         (
             (
                 "self.evaluations += [\n"
-                "            r for r in keep_records_before(self.path, first_step) if "
+                "            r for r in truncate_records(self.path, first_step) if "
                 'r["split"] == "eval"\n'
                 "        ]"
             ),
-            ('[r for r in keep_records_before(self.path, first_step) if r["split"] == "eval"]'),
+            ('[r for r in truncate_records(self.path, first_step) if r["split"] == "eval"]'),
         ),
         ("initial=first_step,", "initial=0,"),
         (
@@ -1310,8 +1339,8 @@ MUTANTS: list[Mutant] = [
         ),
         ('if b"".join(kept) != content:', "if True:"),
         (
-            'for path in numbered(self.folder, ".parquet") if writes else ():',
-            'for path in numbered(self.folder, ".parquet"):',
+            'for path in step_paths(self.folder, ".parquet") if writes else ():',
+            'for path in step_paths(self.folder, ".parquet"):',
         ),
         ("if indices:", "if True:"),
         (
@@ -1343,8 +1372,8 @@ MUTANTS: list[Mutant] = [
             'rows.sort(key=lambda row: row["id"])',
         ),
         (
-            'write_whole(self.folder / f"step-{step}.parquet", content.getvalue())',
-            ('write_whole(self.folder / f"step-{step + 1}.parquet", content.getvalue())'),
+            'write_atomic(self.folder / f"step-{step}.parquet", content.getvalue())',
+            ('write_atomic(self.folder / f"step-{step + 1}.parquet", content.getvalue())'),
         ),
     ),
 ]

@@ -15,54 +15,55 @@ MUTANTS: list[Mutant] = [
             ("tests/training/test_engine.py::test_gradients_that_are_not_added_up_are_seen"),
         ),
         (
-            ("lambda: require_ids(sample_of(examples), examples, special, config.data.max_tokens)"),
-            (
-                "lambda: require_ids(\n"
-                "                    sample_of(examples), examples, special, "
-                "config.data.max_prompt_tokens\n"
-                "                )"
-            ),
+            "sample_indices(examples), examples, special, config.data.max_tokens",
+            ("sample_indices(examples), examples, special, config.data.max_prompt_tokens"),
         ),
         (
             (
                 "),\n"
-                '            "plan": lambda: engine.agreed(lambda: require_counts(split, '
-                "engine.rank)),"
+                '            "plan": lambda: engine.on_all_ranks(lambda: '
+                "require_counts(split, engine.rank)),"
             ),
             "),",
         ),
         (
             (
-                'Raises: as `before_forward`. A collective; nothing is updated."""\n'
+                'Raises: as `check_inputs`. A collective; nothing is updated."""\n'
                 "    if not config.run.preflight:\n"
                 "        return"
             ),
-            'Raises: as `before_forward`. A collective; nothing is updated."""',
+            'Raises: as `check_inputs`. A collective; nothing is updated."""',
         ),
         (
             (
-                "def found_by(config: DPOConfig | SFTConfig, checks: Checks) -> "
+                "def run_checks(config: DPOConfig | SFTConfig, checks: Checks) -> "
                 "dict[str, Finding]:\n"
                 "    if not config.run.preflight:\n"
                 "        return {}"
             ),
-            ("def found_by(config: DPOConfig | SFTConfig, checks: Checks) -> dict[str, Finding]:"),
+            (
+                "def run_checks(config: DPOConfig | SFTConfig, checks: Checks) -> "
+                "dict[str, Finding]:"
+            ),
         ),
         (
             (
                 "**found,\n"
-                "        **found_by(\n"
+                "        **run_checks(\n"
                 "            config,\n"
                 "            {\n"
                 '                "packed": lambda: require_packed(\n'
                 "                    dtype,\n"
-                "                    [packed_difference(engine, row, list(map(alone, "
-                "row.indices))) for row in rows],\n"
+                "                    [\n"
+                "                        packed_difference(engine, row, "
+                "list(map(unpacked, row.indices)))\n"
+                "                        for row in rows\n"
+                "                    ],\n"
                 "                ),\n"
-                '                "start": lambda: start_difference(engine, config, '
+                '                "start": lambda: initial_difference(engine, config, '
                 "split, rows),\n"
-                '                "gradient": lambda: below(\n'
-                "                    GRADIENT[dtype],\n"
+                '                "gradient": lambda: require_below(\n'
+                "                    GRADIENT_TOLERANCE[dtype],\n"
                 '                    "gradients are not added up over ranks: their norm '
                 'changes",\n'
                 "                    gradient_difference(engine, rows[0]),\n"
@@ -71,18 +72,21 @@ MUTANTS: list[Mutant] = [
                 "        ),"
             ),
             (
-                "**found_by(\n"
+                "**run_checks(\n"
                 "            config,\n"
                 "            {\n"
                 '                "packed": lambda: require_packed(\n'
                 "                    dtype,\n"
-                "                    [packed_difference(engine, row, list(map(alone, "
-                "row.indices))) for row in rows],\n"
+                "                    [\n"
+                "                        packed_difference(engine, row, "
+                "list(map(unpacked, row.indices)))\n"
+                "                        for row in rows\n"
+                "                    ],\n"
                 "                ),\n"
-                '                "start": lambda: start_difference(engine, config, '
+                '                "start": lambda: initial_difference(engine, config, '
                 "split, rows),\n"
-                '                "gradient": lambda: below(\n'
-                "                    GRADIENT[dtype],\n"
+                '                "gradient": lambda: require_below(\n'
+                "                    GRADIENT_TOLERANCE[dtype],\n"
                 '                    "gradients are not added up over ranks: their norm '
                 'changes",\n'
                 "                    gradient_difference(engine, rows[0]),\n"
@@ -91,7 +95,7 @@ MUTANTS: list[Mutant] = [
                 "        )"
             ),
         ),
-        ((')\n    keep("preflight.json", json_bytes(found))'), ")"),
+        ((')\n    write_file("preflight.json", json_bytes(found))'), ")"),
         (
             (
                 'raise BadInput(f"preflight: {error}; run.preflight=false trains all the '
@@ -103,10 +107,13 @@ MUTANTS: list[Mutant] = [
         (
             (
                 "found += [(example, of) for of in map(apart_T, of_row[place :: "
-                "len(alone)], logp)]\n"
+                "len(unpacked)], logp)]\n"
                 "    engine.train()"
             ),
-            ("found += [(example, of) for of in map(apart_T, of_row[place :: len(alone)], logp)]"),
+            (
+                "found += [(example, of) for of in map(apart_T, of_row[place :: "
+                "len(unpacked)], logp)]"
+            ),
         ),
         (
             "return (other_T - alone_T).abs() / (1 + alone_T.abs())",
@@ -123,11 +130,17 @@ MUTANTS: list[Mutant] = [
             ),
         ),
         (
-            ("found += [(example, of) for of in map(apart_T, of_row[place :: len(alone)], logp)]"),
+            (
+                "found += [(example, of) for of in map(apart_T, of_row[place :: "
+                "len(unpacked)], logp)]"
+            ),
             ("found += [(example, of) for of in map(apart_T, of_row[place : place + 1], logp)]"),
         ),
         (
-            ("found += [(example, of) for of in map(apart_T, of_row[place :: len(alone)], logp)]"),
+            (
+                "found += [(example, of) for of in map(apart_T, of_row[place :: "
+                "len(unpacked)], logp)]"
+            ),
             (
                 "found += [(example, of) for of in map(apart_T, of_row[2 * place : 2 * "
                 "place + 2], logp)]"
@@ -145,12 +158,12 @@ MUTANTS: list[Mutant] = [
         ),
         (
             (
-                "return Apart(token, max(rms(of) for _, of in found), example, "
-                "rms(torch.cat(noise)))"
+                "return LogprobDifference(token, max(rms(of) for _, of in found), "
+                "example, rms(torch.cat(noise)))"
             ),
             (
-                "return Apart(token, min(rms(of) for _, of in found), example, "
-                "rms(torch.cat(noise)))"
+                "return LogprobDifference(token, min(rms(of) for _, of in found), "
+                "example, rms(torch.cat(noise)))"
             ),
         ),
         (
@@ -191,7 +204,7 @@ MUTANTS: list[Mutant] = [
             ("engine.backward(engine(row).sum() * share / len(row.targets_T), last=True)"),
             "engine.backward(engine(row).sum() / len(row.targets_T), last=True)",
         ),
-        ("equal = norm(1 / engine.world)", "equal = norm(1.0)"),
+        ("equal = norm(1 / engine.world_size)", "equal = norm(1.0)"),
         (
             (
                 "return abs(norm(float(engine.rank == 0)) - equal) / equal if "
@@ -297,38 +310,53 @@ MUTANTS: list[Mutant] = [
         ("if found != wanted:", "if found < wanted:"),
         (
             (
-                "wanted = (run.keep + 1) * 12 * engine.parameters + sum(size for _, size "
-                "in sizes) - held"
-            ),
-            ("wanted = run.keep * 12 * engine.parameters + sum(size for _, size in sizes) - held"),
-        ),
-        (
-            (
-                "wanted = (run.keep + 1) * 12 * engine.parameters + sum(size for _, size "
-                "in sizes) - held"
+                "wanted = (run.keep + 1) * 12 * engine.num_parameters + sum(size for _, "
+                "size in sizes) - held"
             ),
             (
-                "wanted = (run.keep + 1) * 8 * engine.parameters + sum(size for _, size "
+                "wanted = run.keep * 12 * engine.num_parameters + sum(size for _, size "
                 "in sizes) - held"
             ),
         ),
         (
             (
-                "wanted = (run.keep + 1) * 12 * engine.parameters + sum(size for _, size "
-                "in sizes) - held"
+                "wanted = (run.keep + 1) * 12 * engine.num_parameters + sum(size for _, "
+                "size in sizes) - held"
             ),
-            ("wanted = (run.keep + 1) * 12 * engine.parameters + sum(size for _, size in sizes)"),
+            (
+                "wanted = (run.keep + 1) * 8 * engine.num_parameters + sum(size for _, "
+                "size in sizes) - held"
+            ),
+        ),
+        (
+            (
+                "wanted = (run.keep + 1) * 12 * engine.num_parameters + sum(size for _, "
+                "size in sizes) - held"
+            ),
+            (
+                "wanted = (run.keep + 1) * 12 * engine.num_parameters + sum(size for _, "
+                "size in sizes)"
+            ),
         ),
         ("if free < wanted:", "if free <= wanted:"),
         ('if parts["states"] > free:', "if wanted > free:"),
         ('if parts["states"] > free:', "if False:"),
         ("if wanted > free:", "if False:"),
         ("fullest = max(", "fullest = min("),
-        ("ranks=engine.world,", "ranks=1,"),
+        ("ranks=engine.world_size,", "ranks=1,"),
         ("if not difference <= tolerance:", "if difference > tolerance:"),
-        ("allowed(TOKEN[dtype], 8 * row.noise),", "allowed(TOKEN[dtype], 8 * rows[0].noise),"),
-        ("allowed(RESPONSE[dtype], 3 * row.noise),", "allowed(RESPONSE[dtype], 8 * row.noise),"),
-        ("allowed(RESPONSE[dtype], 3 * row.noise),", "allowed(TOKEN[dtype], 3 * row.noise),"),
+        (
+            "clamp_tolerance(TOKEN_TOLERANCE[dtype], 8 * row.noise),",
+            "clamp_tolerance(TOKEN_TOLERANCE[dtype], 8 * rows[0].noise),",
+        ),
+        (
+            "clamp_tolerance(RESPONSE_TOLERANCE[dtype], 3 * row.noise),",
+            "clamp_tolerance(RESPONSE_TOLERANCE[dtype], 8 * row.noise),",
+        ),
+        (
+            "clamp_tolerance(RESPONSE_TOLERANCE[dtype], 3 * row.noise),",
+            "clamp_tolerance(TOKEN_TOLERANCE[dtype], 3 * row.noise),",
+        ),
         ('"response": max(row.response for row in rows),', '"response": rows[0].response,'),
     ),
 ]

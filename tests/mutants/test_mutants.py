@@ -8,17 +8,31 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import of_chat
-import of_core
+import of_config
 import of_data
+import of_losses
 import of_model
 import of_packing
+import of_reference
+import of_scripts
 import of_training
 import of_verify
 import pytest
 from server import BROKEN, FAILED, PASSED, TestServer
 from table import Mutant
 
-ROOMS = (of_core, of_chat, of_packing, of_model, of_training, of_verify, of_data)
+ROOMS = (
+    of_scripts,
+    of_config,
+    of_losses,
+    of_reference,
+    of_chat,
+    of_packing,
+    of_model,
+    of_training,
+    of_verify,
+    of_data,
+)
 MUTANTS = [mutant for room in ROOMS for mutant in room.MUTANTS]
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = (
@@ -39,7 +53,7 @@ CORE = (
     "model/logprobs",
     "model/attention",
     "model/policy",
-    "model/proof",
+    "model/packing_check",
     "model/load",
     "model/export",
     "model/generate",
@@ -60,9 +74,9 @@ CORE = (
     "chat/encode",
     "config",
     "chat/template",
-    "chat/trial",
-    "chat/turns",
-    "chat/written",
+    "chat/template_limits",
+    "chat/messages",
+    "chat/template_check",
     "data/rows",
     "data/shapes",
     "data/encode",
@@ -71,7 +85,7 @@ CORE = (
     "data/store",
     "data/jsonl",
     "data/tokenizer",
-    "data/words",
+    "data/text_digests",
     "data/workers",
 )
 LEAST = 10  # mutants of a module

@@ -189,7 +189,7 @@ def test_a_plans_totals_by_hand() -> None:
     assert sorted(sorted(sum(rank, [])) for rank in step.ranks) == [[0, 1], [2]]
     assert (
         plan.tokens == 12
-        and plan.filled == pytest.approx(12 / (3 * 8))
+        and plan.fill_ratio == pytest.approx(12 / (3 * 8))
         and plan.imbalance == pytest.approx(4 / 3)
     )
     (some,) = plan_pass([6, 4, 2, 5], ranks=1, budget_tokens=8, indices=[3, 1]).steps
@@ -256,7 +256,7 @@ def test_row_of_pairs_scores_each_response_token_after_its_context(
     batch = collate_pairs(examples, [2, 0, 3], prefix_sharing=prefix_sharing)
     layout, tokens = batch.layout, batch.tokens_N.tolist()
     appended = layout.appended_M.tolist() if layout.appended_M is not None else []
-    keys = [*range(layout.unshared), *appended]
+    keys = [*range(layout.num_own_keys), *appended]
     seen: dict[int, list[list[int]]] = {}
     query = key = 0
     for queries, width in zip(layout.query_lengths, layout.key_lengths):
@@ -284,13 +284,16 @@ def test_row_of_pairs_scores_each_response_token_after_its_context(
         for i in (2, 0, 3)
     )
     assert len(tokens) == unpacked - (shared if prefix_sharing else 0)
-    first, rest = batch.scored_T[: batch.unique_scored], batch.scored_T[batch.unique_scored :]
+    first, rest = (
+        batch.scored_T[: batch.num_unique_scored],
+        batch.scored_T[batch.num_unique_scored :],
+    )
     assert len(set(first.tolist())) == len(first) and len(set(rest.tolist())) == len(rest)
     assert len(set(appended)) == len(appended)
     assert (
         batch.units == 3
         and batch.indices == (2, 0, 3)
-        and batch.unique_scored == sum(map(len, responses[:3]))
+        and batch.num_unique_scored == sum(map(len, responses[:3]))
     )
     assert layout.cu_query.tolist() == [0, *accumulate(layout.query_lengths)]
     assert layout.cu_key.tolist() == [0, *accumulate(layout.key_lengths)]
@@ -320,7 +323,7 @@ def test_texts_score_only_their_targets() -> None:
     assert (
         batch.indices == (1, 0)
         and batch.response_tokens_R.tolist() == [2, 2]
-        and batch.unique_scored == 4
+        and batch.num_unique_scored == 4
     )
 
 

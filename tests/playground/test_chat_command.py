@@ -319,17 +319,17 @@ def test_a_broken_stream_keeps_its_words(capsys: pytest.CaptureFixture[str]) -> 
     """A server that ends without a reason has not ended the answer; a text that changes on its way
     is shown again; no text, no turn. Fails where any of these passes for an answer as others. An
     escape sequence must not reach the terminal."""
-    assert chat.say(part for part in [("a", ""), ("ab", "")]) == "ab"
+    assert chat.print_stream(part for part in [("a", ""), ("ab", "")]) == "ab"
     assert capsys.readouterr().out == "ab\n[not the answer's own end: it broke off]\n"
     assert (
-        chat.say(part for part in [("a ", ""), ("a.", "stop")]) == "a."
+        chat.print_stream(part for part in [("a ", ""), ("a.", "stop")]) == "a."
         and capsys.readouterr().out == "a \na.\n"
     )
     assert (
-        chat.say(part for part in [(" ", "stop")]) == ""
+        chat.print_stream(part for part in [(" ", "stop")]) == ""
         and "as if nothing was asked" in capsys.readouterr().out
     )
-    assert chat.say(part for part in [("\x1b[2J\x9b5n\ta", "stop")]) == "\x1b[2J\x9b5n\ta"
+    assert chat.print_stream(part for part in [("\x1b[2J\x9b5n\ta", "stop")]) == "\x1b[2J\x9b5n\ta"
     assert capsys.readouterr().out == "\\x1b[2J\\x9b5n\ta\n"
 
 

@@ -429,15 +429,15 @@ def test_votes_that_make_no_pair(tmp_path: Path) -> None:
     """Equal or empty answers teach nothing, whatever the vote, and train_dpo.py would refuse them.
     Fails where one is written as a pair, or lost; both orders of the sides come up."""
     pytest.importorskip("gradio", reason="gradio is absent, without which there is no page")
-    assert {tuple(web.fresh(2).order) for _ in range(100)} == {(0, 1), (1, 0)}
+    assert {tuple(web.new_state(2).order) for _ in range(100)} == {(0, 1), (1, 0)}
     votes, turns = tmp_path / "v.jsonl", [{"role": "user", "content": QUESTION}]
     for answers, order in (
         (("same", "same"), (0, 1)),
         (("", "words"), (0, 1)),
         (("x", "y"), (1, 0)),
     ):
-        web.vote(["m", "n"], votes, "A is better", web.Talk(order, turns, answers))
-    web.vote(["m", "n"], votes, "A is better", web.Talk((0, 1), turns))
+        web.vote(["m", "n"], votes, "A is better", web.ChatState(order, turns, answers))
+    web.vote(["m", "n"], votes, "A is better", web.ChatState((0, 1), turns))
     ((_, row),) = read_rows([votes])
     assert check_pair(row) and (
         row["chosen"],

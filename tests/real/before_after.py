@@ -34,7 +34,7 @@ from zephyr.data import Pairs, encoding_resources, load_pairs, load_tokenizer  #
 from zephyr.data.jsonl import write_json, write_rows  # noqa: E402
 from zephyr.data.rows import check_row, row_id  # noqa: E402
 from zephyr.data.sources import open_sources  # noqa: E402
-from zephyr.evaluation.statistics import length_controlled, measured  # noqa: E402
+from zephyr.evaluation.statistics import length_controlled, mean_with_interval  # noqa: E402
 from zephyr.model.load import DTYPES, load_policy  # noqa: E402
 from zephyr.model.logprobs import response_logprobs  # noqa: E402
 from zephyr.packing import collate_pairs, plan_pass  # noqa: E402
@@ -265,16 +265,22 @@ def table(scores: Scores) -> dict[str, dict[str, Figure | None]]:
     longer = np.subtract(*scores.tokens.T)
 
     def ranked(logp: np.ndarray) -> Figure:
-        return measured("share", np.heaviside(np.subtract(*logp.T), 0.5).tolist())
+        return mean_with_interval("share", np.heaviside(np.subtract(*logp.T), 0.5).tolist())
 
     at_equal_lengths = length_controlled(wins.tolist(), longer.tolist())
     return {
         "loss": {
             "before": {"mean": math.log(2)},
-            "after": measured("mean", np.logaddexp(0, -margins).tolist()),
+            "after": mean_with_interval("mean", np.logaddexp(0, -margins).tolist()),
         },
-        "reward margin": {"before": {"mean": 0.0}, "after": measured("mean", margins.tolist())},
-        "implicit reward accuracy": {"before": None, "after": measured("share", wins.tolist())},
+        "reward margin": {
+            "before": {"mean": 0.0},
+            "after": mean_with_interval("mean", margins.tolist()),
+        },
+        "implicit reward accuracy": {
+            "before": None,
+            "after": mean_with_interval("share", wins.tolist()),
+        },
         "the same at equal lengths": {"before": None, "after": at_equal_lengths},
         "chosen is the likelier": {"before": ranked(scores.before), "after": ranked(scores.after)},
         "chosen is the likelier a token": {
@@ -282,7 +288,7 @@ def table(scores: Scores) -> dict[str, dict[str, Figure | None]]:
             "after": ranked(scores.after / scores.tokens),
         },
         "chosen is the longer": {
-            "before": measured("share", np.heaviside(longer, 0.5).tolist()),
+            "before": mean_with_interval("share", np.heaviside(longer, 0.5).tolist()),
             "after": None,
         },
     }

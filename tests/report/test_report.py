@@ -17,8 +17,8 @@ import yaml
 from runs import ledger, records
 
 from zephyr.cli import main
-from zephyr.report import leave_page, write_page
-from zephyr.report.chart import HEIGHT, WIDTH, chart, number, thinned, ticks
+from zephyr.report import write_html, write_report
+from zephyr.report.chart import HEIGHT, WIDTH, axis_ticks, chart, downsample, format_number
 from zephyr.report.page import CHARTS
 
 
@@ -38,7 +38,7 @@ def train(step: int, loss: float | None, **more: float | None) -> dict[str, obje
 
 def page_of(*runs: Path, out: Path | None = None) -> str:
     out = out or runs[0] / "report.html"
-    write_page(runs, out)
+    write_html(runs, out)
     return out.read_text()
 
 
@@ -84,7 +84,7 @@ def test_every_point_is_a_value_of_the_file(run: Path) -> None:
     """All metrics that are drawn, of both splits, and no others. Fails for a lost or moved point, a
     wrong step, splits mixed up."""
     wanted = {
-        (f"run {split} {metric}", record["step"]): number(record[metric])
+        (f"run {split} {metric}", record["step"]): format_number(record[metric])
         for split in ("train", "eval")
         for record in records(run, split)
         for group in CHARTS
@@ -103,7 +103,7 @@ def test_the_last_numbers_are_those_of_the_last_records(run: Path) -> None:
     shown = {name: of for name, *of in rows((run / "report.html").read_text(), "Last numbers")}
     for column, split in enumerate(("train", "eval")):
         last = {
-            name: number(value)
+            name: format_number(value)
             for name, value in records(run, split)[-1].items()
             if name != "split"
         }
@@ -131,8 +131,8 @@ def test_pairs_are_ranked_by_the_ledger(run: Path) -> None:
     )
     for name, steps, losses, of_margins, tokens in (*hardest, *fallen):
         assert steps == " → ".join(str(v["step"]) for v in visits[name]) and "→" in steps
-        assert losses == " → ".join(number(v["loss"]) for v in visits[name])
-        assert of_margins == " → ".join(map(number, margins[name]))
+        assert losses == " → ".join(format_number(v["loss"]) for v in visits[name])
+        assert of_margins == " → ".join(map(format_number, margins[name]))
         assert tokens == " / ".join(
             str(visits[name][0][f"{side}_tokens"]) for side in ("prompt", "chosen", "rejected")
         )
@@ -179,7 +179,7 @@ def test_what_is_missing_is_a_gap(tmp_path: Path) -> None:
         )
     )
     assert told(page) == {
-        ("a train loss", n): number(loss)
+        ("a train loss", n): format_number(loss)
         for n, loss in enumerate(losses)
         if loss is not None and loss == loss
     } | {("a train grad_norm", n): "0.25" for n in (1, 4)}
@@ -194,20 +194,22 @@ def test_thinning_keeps_extremes_gaps_and_ends() -> None:
     averaged, or only every n-th point kept."""
     points = [(n, math.sin(n / 900)) for n in range(20_000)]
     points[7_777], points[12_345], points[15_000] = (7_777, 50.0), (12_345, -50.0), (15_000, None)
-    kept = thinned(points)
+    kept = downsample(points)
     assert (
         len(kept) <= 300
         and set(kept) <= set(points)
         and kept == sorted(kept, key=lambda point: point[0])
     )
     assert {points[0], points[7_777], points[12_345], points[15_000], points[-1]} <= set(kept)
-    assert thinned(points[:300]) == points[:300]
+    assert downsample(points[:300]) == points[:300]
 
 
 def test_axes() -> None:
     """Round numbers from end to end, a few of them, on either scale; higher is further up. Fails
     where rounding loses an end, or y is not turned."""
-    assert ticks(0.26, 0.73) == pytest.approx([0.3, 0.4, 0.5, 0.6, 0.7]) and ticks(-3, 3) == [
+    assert axis_ticks(0.26, 0.73) == pytest.approx([0.3, 0.4, 0.5, 0.6, 0.7]) and axis_ticks(
+        -3, 3
+    ) == [
         -3,
         -2,
         -1,
@@ -217,13 +219,15 @@ def test_axes() -> None:
         3,
     ]
     for low, high in ((-0.1, 1.1), (-3.2, 1.3), (-8.0, 4.0)):
-        logs = ticks(low, high, log=True)
+        logs = axis_ticks(low, high, log=True)
         assert 3 <= len(logs) <= 10 and all(
             low <= t <= high and f"{10**t:e}"[:8] in ("1.000000", "2.000000", "5.000000")
             for t in logs
         )
     for low, high in ((0.0, 1e-9), (123456.0, 123457.0), (-1e12, 1e12), (5.0, 5.0001)):
-        assert 3 <= len(ticks(low, high)) <= 8 and all(low <= t <= high for t in ticks(low, high))
+        assert 3 <= len(axis_ticks(low, high)) <= 8 and all(
+            low <= t <= high for t in axis_ticks(low, high)
+        )
     for log in (False, True):
         heights = [
             float(y)
@@ -402,7 +406,7 @@ def test_a_broken_file_is_named(
     assert main(["report", str(run)]) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1 and not (run / "report.html").exists()
-    leave_page(run, said.append)
+    write_report(run, said.append)
     assert file == "status.json" or (len(said) == 1 and says in said[0])
 
 
@@ -436,7 +440,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     ]
     said: list[str] = []
     shutil.rmtree(runs[0])
-    leave_page(Path(runs[0]), said.append)
+    write_report(Path(runs[0]), said.append)
     assert len(said) == 1 and "no report.html" in said[0]
 
 

@@ -29,7 +29,7 @@ from zephyr.teacher import (
     endpoint,
     local,
 )
-from zephyr.teacher.endpoint import seconds
+from zephyr.teacher.endpoint import parse_retry_after
 
 KEY = "sk-planted-7f3a91c2e4d05b68"
 
@@ -184,9 +184,10 @@ def test_retry_after_forms() -> None:
     """Fails where a header that is neither seconds nor a date stops the run, or a date in the past
     waits."""
     assert [
-        seconds(text) for text in ("2.5", "-3", "", "soon", "Wed, 21 Oct 2015 07:28:00 GMT")
+        parse_retry_after(text)
+        for text in ("2.5", "-3", "", "soon", "Wed, 21 Oct 2015 07:28:00 GMT")
     ] == [2.5, 0, 0, 0, 0]
-    assert seconds("Wed, 21 Oct 2099 07:28:00 GMT") > 1e9
+    assert parse_retry_after("Wed, 21 Oct 2099 07:28:00 GMT") > 1e9
 
 
 def test_what_ends_a_run_names_the_teacher(
@@ -544,7 +545,7 @@ def test_a_ledger_of_another_hand_is_named(
     elif change == "a list":
         lines[1] = "[1]\n"
     elif change == "long":
-        monkeypatch.setattr("zephyr.teacher.ledger.LONGEST_LINE", len(lines[1]) + 100)
+        monkeypatch.setattr("zephyr.teacher.ledger.MAX_LINE_BYTES", len(lines[1]) + 100)
         lines[1] = json.dumps(row | {"raw": "y" * 10_000}) + "\n"
     path.write_text("".join(lines))
     before = path.read_bytes()

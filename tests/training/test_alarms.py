@@ -19,7 +19,7 @@ RATES = [5e-7] * 5700
 
 def test_zephyrs_own_run_is_healthy() -> None:
     """Its chosen log-probs fell by 18 %. Fails where an alarm cries wolf at the recipe itself."""
-    assert alarms.of_training(ZEPHYR, 0.1, RATES, ULP) == {}
+    assert alarms.training_alarms(ZEPHYR, 0.1, RATES, ULP) == {}
 
 
 def test_frozen_weights() -> None:
@@ -27,11 +27,13 @@ def test_frozen_weights() -> None:
     that run is healthy. A step at rate 0 says nothing. Fails where the length of the run is left
     out, or a rate of 0 divides."""
     slow = ZEPHYR | {"update_ratio": 4e-9, "learning_rate": 5e-10}
-    assert set(alarms.of_training(slow, 0.1, [5e-10] * 5700, ULP)) == {"frozen_weights"}
-    assert set(alarms.of_training(ZEPHYR, 0.1, RATES[:20], ULP)) == {"frozen_weights"}
-    assert alarms.of_training(slow, 0.1, [5e-10] * 5700, torch.finfo(torch.float32).eps) == {}
+    assert set(alarms.training_alarms(slow, 0.1, [5e-10] * 5700, ULP)) == {"frozen_weights"}
+    assert set(alarms.training_alarms(ZEPHYR, 0.1, RATES[:20], ULP)) == {"frozen_weights"}
+    assert alarms.training_alarms(slow, 0.1, [5e-10] * 5700, torch.finfo(torch.float32).eps) == {}
     assert (
-        alarms.of_training(ZEPHYR | {"update_ratio": 0.0, "learning_rate": 0.0}, 0.1, RATES, ULP)
+        alarms.training_alarms(
+            ZEPHYR | {"update_ratio": 0.0, "learning_rate": 0.0}, 0.1, RATES, ULP
+        )
         == {}
     )
 
@@ -40,22 +42,23 @@ def test_chosen_falls() -> None:
     """Past a quarter of the reference's log-prob, whatever beta scales the reward with; a rise is
     none. Fails where beta is left out, or the sign is lost."""
     fallen = ZEPHYR | {"rewards/chosen": -7.0, "logps/chosen": -254.24 - 70}
-    raised = alarms.of_training(fallen, 0.1, RATES, ULP)
+    raised = alarms.training_alarms(fallen, 0.1, RATES, ULP)
     assert (
         set(raised) == {"chosen_falls"}
         and "lost 70.0 nats of the reference's -254.2" in raised["chosen_falls"]
     )
-    assert set(alarms.of_training(fallen | {"rewards/chosen": -70.0}, 1.0, RATES, ULP)) == {
+    assert set(alarms.training_alarms(fallen | {"rewards/chosen": -70.0}, 1.0, RATES, ULP)) == {
         "chosen_falls"
     }
     assert (
-        alarms.of_training(
+        alarms.training_alarms(
             fallen | {"rewards/chosen": 20.0, "logps/chosen": -54.24}, 0.1, RATES, ULP
         )
         == {}
     )
     assert (
-        alarms.of_training({"update_ratio": 4e-6, "learning_rate": 5e-7}, None, RATES, ULP) == {}
+        alarms.training_alarms({"update_ratio": 4e-6, "learning_rate": 5e-7}, None, RATES, ULP)
+        == {}
     )  # SFT
 
 
@@ -88,12 +91,12 @@ def test_overfitting(accuracy: float, margin: float, pairs: int, raised: bool) -
         evaluation(200, 0.78, 1.0, pairs),
         evaluation(300, 0.71, 1.1, pairs),
     ]
-    found = alarms.of_evaluation(evaluation(400, accuracy, margin, pairs), earlier)
+    found = alarms.evaluation_alarms(evaluation(400, accuracy, margin, pairs), earlier)
     assert set(found) == ({"overfit"} if raised else set())
     assert not raised or "since step 200 the accuracy fell by 0.080" in found["overfit"]
 
 
 def test_no_earlier_evaluation_and_none_of_pairs() -> None:
     """Fails where the first evaluation, or one of SFT, ends the run."""
-    assert alarms.of_evaluation(evaluation(100, 0.5, 0.1), []) == {}
-    assert alarms.of_evaluation({"step": 2, "loss": 1.0}, [{"step": 1, "loss": 0.9}]) == {}
+    assert alarms.evaluation_alarms(evaluation(100, 0.5, 0.1), []) == {}
+    assert alarms.evaluation_alarms({"step": 2, "loss": 1.0}, [{"step": 1, "loss": 0.9}]) == {}

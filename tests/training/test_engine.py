@@ -30,8 +30,17 @@ from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import PackedBatch, Plan, collate_pairs, plan_epochs, plan_pass
 from zephyr.training import checkpoint
 from zephyr.training.engine import Engine, read_deepspeed
-from zephyr.training.loop import NonFinite, Objective, Split, Stats, Stopped, fit, reduced, run_step
-from zephyr.training.tolerance import response_nats
+from zephyr.training.loop import (
+    NonFiniteError,
+    Objective,
+    Split,
+    Stats,
+    Stopped,
+    fit,
+    forward_backward,
+    reduce_totals,
+)
+from zephyr.training.tolerance import response_tolerance_nats
 from zephyr.verify import preflight
 from zephyr.verify.preflight import packed_difference, require_packed
 
@@ -46,7 +55,7 @@ def engine(tiny: Path) -> Iterator[Engine]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         made = Engine(Hardware(attention="sdpa", deepspeed="configs/deepspeed/cpu.json"), 0)
-    made.adopt(
+    made.initialize(
         partial(load_policy, tiny, dtype=torch.bfloat16),
         Optim(grad_clip=CLIP, weight_decay=DECAY, adam_betas=BETAS),
     )
@@ -128,7 +137,7 @@ def test_update_and_weight_are_those_of_the_weights(engine: Engine) -> None:
         after = torch.cat(
             [flat.detach() for flat in engine.engine.optimizer.fp32_partitioned_groups_flat]
         )
-        update, weight = engine.update_and_weight(lr).sqrt().tolist()
+        update, weight = engine.update_and_weight_sq_norms(lr).sqrt().tolist()
         assert update == pytest.approx(
             float((after - before).norm()), rel=1e-3
         ) and weight == pytest.approx(float(after.norm()), rel=1e-6)
@@ -315,8 +324,8 @@ def test_parameters_are_counted_whole(engine: Engine, tiny: Path) -> None:
     """Fails where a shard, or the embedding among the layers, is counted: FLOPs and memory are
     predicted from these."""
     sizes = {name: p.numel() for name, p in load_policy(tiny).lm.named_parameters()}
-    assert engine.parameters == sum(sizes.values())
-    assert engine.layer_parameters == sum(
+    assert engine.num_parameters == sum(sizes.values())
+    assert engine.num_layer_parameters == sum(
         size
         for name, size in sizes.items()
         if name not in ("model.embed_tokens.weight", "lm_head.weight")
@@ -463,10 +472,10 @@ def test_a_step_reads_its_values_once(engine: Engine, monkeypatch: pytest.Monkey
     reads, tolist = Reads(), Tensor.tolist
     monkeypatch.setattr(Tensor, "tolist", lambda self: [reads.note(), tolist(self)][1])
     with reads:
-        totals = run_step(engine, split, 0, None)
+        totals = forward_backward(engine, split, 0, None)
         grad_norm = engine.step(1e-4)
-        totals.of |= dict(zip(("update", "weight"), engine.update_and_weight(1e-4)))
-        of_step = reduced(engine, split, 0, totals, grad_norm)
+        totals.sums |= dict(zip(("update", "weight"), engine.update_and_weight_sq_norms(1e-4)))
+        of_step = reduce_totals(engine, split, 0, totals, grad_norm)
     assert of_step["grad_norm"] > 0 and of_step["update"] > 0 and len(plan.steps[0].ranks[0]) == 2
     assert sorted(Path(name).name for name in reads.of if name.startswith(OURS)) == ["loop.py"], (
         reads.of
@@ -480,7 +489,7 @@ def log_probabilities(
     """The reference store's answer for pairs, two to a micro-batch."""
     lengths = [len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs]
     plan = plan_epochs(lengths, per_step=2, epochs=1, ranks=1, budget_tokens=20)
-    return reference.log_probabilities(
+    return reference.reference_logprobs(
         engine,
         pairs,
         lengths,
@@ -577,7 +586,7 @@ def test_only_what_is_missing_is_computed(
 
     def asked(count: int) -> int:
         counted.clear()
-        reference.log_probabilities(
+        reference.reference_logprobs(
             engine,
             MORE[:count],
             TOKENS[:count],
@@ -708,7 +717,7 @@ def fitted(
     """Run the loop from the starting weights on, as a new process would; returns what it trained
     on."""
     begin(engine, start)
-    engine.stop_asked = False
+    engine.stop_requested = False
     frozen = reference.Reference(alone(engine, MORE).float())
     counts = {
         f"{side}_tokens": [len(getattr(p, f"{side}_ids")) for p in MORE]
@@ -923,7 +932,7 @@ def test_a_signal_ends_the_step_and_saves(
 
     def objective(policy: Engine, batch: PackedBatch) -> tuple[Tensor, Stats]:
         seen.append(len(batch.indices))
-        policy.stop_asked = sum(seen) >= 7
+        policy.stop_requested = sum(seen) >= 7
         return train_dpo.dpo_objective(config, reference.Reference(reference_of_start))(
             policy, batch
         )
@@ -964,7 +973,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_unchanged(
     begin(engine, start)
     before, config = masters(engine), config_of(tmp_path)
     config = replace(config, optim=replace(config.optim, warmup_fraction=0.0))  # no first rate of 0
-    with pytest.raises(NonFinite, match=f"step 0: the loss is inf.*Its examples: {first}$"):
+    with pytest.raises(NonFiniteError, match=f"step 0: the loss is inf.*Its examples: {first}$"):
         fitted(engine, start, config, objective=objective)
     assert all(torch.equal(values, before[name]) for name, values in masters(engine).items())
     assert not (tmp_path / "checkpoints").exists() and records(tmp_path) == [
@@ -1002,8 +1011,8 @@ def test_checkpoints_are_kept_and_the_newest_whole_one_is_taken(
     content[-1] ^= 1
     victim.write_bytes(content)
     assert (
-        checkpoint.damaged(folder / "step-6", 0, 1) == [victim.name]
-        and checkpoint.damaged(folder / "step-4", 0, 1) == []
+        checkpoint.damaged_files(folder / "step-6", 0, 1) == [victim.name]
+        and checkpoint.damaged_files(folder / "step-4", 0, 1) == []
     )
     identity = checkpoint.identity(config_of(run), PLAN, {"model": "w"})
     assert checkpoint.restore(engine, run, "auto", identity) == 4
@@ -1026,7 +1035,7 @@ def test_what_the_disk_refuses_is_bad_input(engine: Engine, tmp_path: Path) -> N
         (tmp_path / "absent").read_bytes()
 
     with pytest.raises(BadInput, match="absent: No such file"):
-        engine.agreed(missing)
+        engine.on_all_ranks(missing)
 
 
 # -- preflight, on this engine --------------------------------------------------------------------
@@ -1066,15 +1075,15 @@ def checked(
 ) -> None:
     """Both halves of preflight, as a training script calls them."""
     reports = {"train": {"inverted": list(inverted), "scored": 3}}
-    found = preflight.before_forward(engine, config, examples, split, reports, (1, 2))
-    preflight.forward(
+    found = preflight.check_inputs(engine, config, examples, split, reports, (1, 2))
+    preflight.check_model(
         engine,
         config,
         examples,
         split,
         found,
-        alone=lambda i: collate_pairs(MORE, [i], prefix_sharing=False),
-        keep=kept.__setitem__,
+        unpacked=lambda i: collate_pairs(MORE, [i], prefix_sharing=False),
+        write_file=kept.__setitem__,
     )
 
 
@@ -1147,17 +1156,19 @@ def test_a_reference_that_is_not_the_starts_is_seen(
     the nats away, another side's tokens count, a NaN passes, or a row is not looked at."""
     count = len((MORE[3].chosen_ids, MORE[3].rejected_ids)[side])
     off, config = torch.zeros(7, 2), config_of(tmp_path)
-    off[3, side] = response_nats("bfloat16", count)
+    off[3, side] = response_tolerance_nats("bfloat16", count)
     rows = [collate_pairs(MORE, indices) for indices in ([0, 1], [2, 3])]
-    same = preflight.start_difference(engine, config, to_check(engine, start), rows)
+    same = preflight.initial_difference(engine, config, to_check(engine, start), rows)
     assert same["difference"] < 0.1
-    half = preflight.start_difference(engine, config, to_check(engine, start, off / 2), rows)
+    half = preflight.initial_difference(engine, config, to_check(engine, start, off / 2), rows)
     assert half["difference"] == pytest.approx(0.5, abs=0.1)
     for factor in (1.5, -1.5, math.nan):
         with pytest.raises(
             BadInput, match="policy and reference differ at step 0 by .*delete it from"
         ):
-            preflight.start_difference(engine, config, to_check(engine, start, off * factor), rows)
+            preflight.initial_difference(
+                engine, config, to_check(engine, start, off * factor), rows
+            )
 
 
 def test_texts_have_no_reference_to_differ_from(
@@ -1171,7 +1182,7 @@ def test_texts_have_no_reference_to_differ_from(
 
     split = to_check(engine, start, objective=objective)
     rows = [collate_pairs(MORE, indices) for indices in ([0, 1, 2], [3])]
-    found = preflight.start_difference(engine, config_of(tmp_path), split, rows)
+    found = preflight.initial_difference(engine, config_of(tmp_path), split, rows)
     assert found == {"difference": 0.0, "loss": 6.0}
 
 

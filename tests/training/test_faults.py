@@ -20,8 +20,8 @@ from processes import Launch
 from runs import LONG, background, ledger, ranks_of, records, require_same_end, running, wait_for
 from safetensors.numpy import load_file, save_file
 
-from zephyr.training.checkpoint import damaged
-from zephyr.training.launch import stop_signals
+from zephyr.training.checkpoint import damaged_files
+from zephyr.training.launch import handle_stop_signals
 
 
 @pytest.mark.parametrize(
@@ -56,14 +56,14 @@ def test_a_second_sigint_stops_at_once() -> None:
     """The handlers of a run, given real signals: the first asks, the second raises; a second
     SIGTERM, as impatient schedulers send, still only asks; afterwards the process's own are back.
     Fails where ctrl-C twice waits for the step, or once ends it."""
-    engine, before = SimpleNamespace(stop_asked=False), signal.getsignal(signal.SIGINT)
-    with stop_signals(engine):
+    engine, before = SimpleNamespace(stop_requested=False), signal.getsignal(signal.SIGINT)
+    with handle_stop_signals(engine):
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
-        assert engine.stop_asked
-        engine.stop_asked = False
+        assert engine.stop_requested
+        engine.stop_requested = False
         signal.raise_signal(signal.SIGINT)
-        assert engine.stop_asked
+        assert engine.stop_requested
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
@@ -127,7 +127,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     folder = run / "checkpoints" / "step-6"
     victim = sorted(folder.glob("rank-1-*"))[0]
     content, state = bytearray(victim.read_bytes()), folder / "state.json"
-    assert [damaged(folder, rank, 2) for rank in (0, 1)] == [[], []]
+    assert [damaged_files(folder, rank, 2) for rank in (0, 1)] == [[], []]
     for path, broken, named in (
         (state, b"{", "state.json"),
         (victim, content[:-100], victim.name),
@@ -135,7 +135,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     ):
         whole = path.read_bytes()
         path.write_bytes(broken)
-        assert damaged(folder, 0, 2) + damaged(folder, 1, 2) == [named]
+        assert damaged_files(folder, 0, 2) + damaged_files(folder, 1, 2) == [named]
         path.write_bytes(whole)
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)

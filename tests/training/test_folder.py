@@ -14,7 +14,7 @@ import pytest
 from zephyr.config import BadInput, ConfigError
 from zephyr.training import folder as folders
 from zephyr.training.checkpoint import IDENTITY
-from zephyr.training.folder import GONE, RunFolder, json_bytes
+from zephyr.training.folder import RANK0_LOST, RunFolder, json_bytes
 
 
 def opened(path: Path) -> RunFolder:
@@ -49,22 +49,22 @@ def test_where_a_run_lies_files_wait_until_it_is_accepted(mark: str, tmp_path: P
     included; where what waited is lost, or an old version of it wins; or where one of the marks of
     a run is not looked for."""
     new = opened(tmp_path / "new")
-    new.keep("data.json", b"1")
-    assert (tmp_path / "new" / "data.json").read_bytes() == b"1" and new.accepted
+    new.write_file("data.json", b"1")
+    assert (tmp_path / "new" / "data.json").read_bytes() == b"1" and new.claimed
     run = tmp_path / "run"
     leave(run, mark)
     folder = opened(run)
-    folder.keep("data.json", b"1")
-    folder.keep("data.json", b"2")
-    folder.status(None, "running")
-    assert not folder.accepted and {path.name for path in run.iterdir()} == {
+    folder.write_file("data.json", b"1")
+    folder.write_file("data.json", b"2")
+    folder.write_status(None, "running")
+    assert not folder.claimed and {path.name for path in run.iterdir()} == {
         mark.partition("/")[0],
         "lock",
     }
-    folder.accept()
-    assert (run / "data.json").read_bytes() == b"2" and folder.waiting == {}
+    folder.claim()
+    assert (run / "data.json").read_bytes() == b"2" and folder.pending == {}
     assert status(run) == {"code": None, "message": "running"}
-    folder.keep("data.json", b"3")
+    folder.write_file("data.json", b"3")
     assert (run / "data.json").read_bytes() == b"3"
 
 
@@ -100,17 +100,17 @@ def test_a_folder_that_cant_be_made_is_named(tmp_path: Path) -> None:
     folder = opened(tmp_path / "run")
     (tmp_path / "run" / "data.json").mkdir()
     with pytest.raises(ConfigError, match="run.dir: .*run/data.json can't be written: Is a dir"):
-        folder.keep("data.json", b"1")
+        folder.write_file("data.json", b"1")
 
 
 def test_rank_0_alone_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where all ranks write one file, or one that waits is written by each."""
     monkeypatch.setenv("RANK", "1")
     folder = RunFolder(tmp_path / "run")
-    folder.keep("config.yaml", b"")
-    folder.accept()
-    folder.keep("config.yaml", b"")
-    folder.status(2, "refused")
+    folder.write_file("config.yaml", b"")
+    folder.claim()
+    folder.write_file("config.yaml", b"")
+    folder.write_status(2, "refused")
     assert not folder.writes and not (tmp_path / "run").exists()
 
 
@@ -119,16 +119,16 @@ def test_a_start_that_fails_early_leaves_its_status(tmp_path: Path) -> None:
     hides it; in a run's folder nothing changes. Fails where a wrong key in a command line takes a
     finished run for failed."""
     folder = RunFolder(tmp_path / "new")
-    folder.status(2, "beta: a number > 0 is wanted")
+    folder.write_status(2, "beta: a number > 0 is wanted")
     assert status(tmp_path / "new") == {"code": 2, "message": "beta: a number > 0 is wanted"}
     folder.close()
     opened(tmp_path / "new").close()
     leave(tmp_path / "run", "checkpoints/step-1")
-    RunFolder(tmp_path / "run").status(2, "refused")
+    RunFolder(tmp_path / "run").write_status(2, "refused")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoints"]
     held = opened(tmp_path / "held")
-    held.status(None, "running")
-    RunFolder(tmp_path / "held").status(2, "in use")  # says nothing, and leaves the holder's
+    held.write_status(None, "running")
+    RunFolder(tmp_path / "held").write_status(2, "in use")  # says nothing, and leaves the holder's
     assert status(tmp_path / "held") == {"code": None, "message": "running"}
 
 
@@ -138,16 +138,16 @@ def test_a_full_disk_still_has_room_for_the_end(
     """Fails where a run that ended for want of room says for ever that it runs; or where any other
     file's loss is passed over."""
     folder = opened(tmp_path)
-    folder.status(None, "running")
+    folder.write_status(None, "running")
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(folders, "write_whole", full)
-    folder.status(2, "no room")
+    monkeypatch.setattr(folders, "write_atomic", full)
+    folder.write_status(2, "no room")
     assert status(tmp_path) == {"code": 2, "message": "no room"}
     with pytest.raises(ConfigError, match="data.json can't be written: No space left on device"):
-        folder.keep("data.json", b"1")
+        folder.write_file("data.json", b"1")
 
 
 def test_another_rank_writes_the_end_of_a_rank_0_that_died(
@@ -157,22 +157,28 @@ def test_another_rank_writes_the_end_of_a_rank_0_that_died(
     "running", the end is written, once. Fails where a rank writes over an end that rank 0 wrote,
     into a run that was not accepted, or where the status stays "running" for ever."""
     held = opened(tmp_path)
-    held.status(None, "running")
+    held.write_status(None, "running")
     monkeypatch.setenv("RANK", "1")
     other = RunFolder(tmp_path)
-    other.accepted = True
-    assert not other.end_for_rank0(0) and not other.end_for_rank0(0.2)
+    other.claimed = True
+    assert not other.write_status_for_rank0(0) and not other.write_status_for_rank0(0.2)
     assert status(tmp_path) == {"code": None, "message": "running"}
-    other.accepted = False
+    other.claimed = False
     threading.Timer(0.3, held.close).start()
-    assert other.end_for_rank0(30), "it waits so long for the lock"
+    assert other.write_status_for_rank0(30), "it waits so long for the lock"
     assert status(tmp_path)["code"] is None
-    other.accepted = True
-    assert other.end_for_rank0(0) and status(tmp_path) == {"code": 1, "message": GONE}
+    other.claimed = True
+    assert other.write_status_for_rank0(0) and status(tmp_path) == {
+        "code": 1,
+        "message": RANK0_LOST,
+    }
     (tmp_path / "status.json").write_bytes(json_bytes({"code": 75, "message": "stopped"}))
-    assert other.end_for_rank0(0) and status(tmp_path) == {"code": 75, "message": "stopped"}
+    assert other.write_status_for_rank0(0) and status(tmp_path) == {
+        "code": 75,
+        "message": "stopped",
+    }
     (tmp_path / "status.json").unlink()
-    assert not other.end_for_rank0(0)  # no status, no end of a run
+    assert not other.write_status_for_rank0(0)  # no status, no end of a run
 
 
 def test_any_text_can_be_kept() -> None:

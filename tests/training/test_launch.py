@@ -23,7 +23,7 @@ from zephyr.config import BadInput, DPOConfig, load
 from zephyr.training import launch as launching
 from zephyr.training.engine import Engine
 from zephyr.training.folder import RunFolder
-from zephyr.training.launch import launch, lost_a_rank, stop_signals, watch_rank0
+from zephyr.training.launch import handle_stop_signals, is_lost_rank_error, launch, watch_rank0
 from zephyr.training.loop import Stopped
 
 
@@ -73,7 +73,7 @@ def test_a_run_that_returns_is_finished(started: Started) -> None:
         assert yaml.safe_load((started.run / "config.yaml").read_text())["beta"] == beta
         assert (
             engine.rank == 0
-            and folder.accepted
+            and folder.claimed
             and started.status() == {"code": 0, "message": "finished"}
         )
         shutil.rmtree(started.run)  # else the second start meets another run
@@ -156,9 +156,11 @@ def close() -> None:
 def test_which_errors_are_of_a_lost_rank() -> None:
     """As gloo and NCCL say it. Fails where their errors are taken for a bug of ours, or a bug for
     theirs."""
-    assert lost_a_rank(RuntimeError(LOST))
-    assert lost_a_rank(RuntimeError("NCCL communicator was aborted on rank 1"))
-    assert not lost_a_rank(RuntimeError("shape mismatch")) and not lost_a_rank(ValueError(LOST))
+    assert is_lost_rank_error(RuntimeError(LOST))
+    assert is_lost_rank_error(RuntimeError("NCCL communicator was aborted on rank 1"))
+    assert not is_lost_rank_error(RuntimeError("shape mismatch")) and not is_lost_rank_error(
+        ValueError(LOST)
+    )
 
 
 def test_a_dry_run_has_no_folder(started: Started) -> None:
@@ -195,20 +197,20 @@ def test_usage(arguments: tuple[str, ...], code: int, capsys: pytest.CaptureFixt
 
 def asks(engine: SimpleNamespace, number: signal.Signals) -> None:
     """A real signal, which asks to stop and does no more."""
-    engine.stop_asked = False
+    engine.stop_requested = False
     try:
         signal.raise_signal(number)
     except KeyboardInterrupt:
         pytest.fail(f"{number.name} stopped at once")
-    assert engine.stop_asked
+    assert engine.stop_requested
 
 
 def test_each_signal_asks_to_stop() -> None:
     """Again and again, as impatient schedulers send them. Fails where one of those ends the
     process, or the handlers of before are lost, where an error passes through too."""
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        engine, before = SimpleNamespace(stop_asked=False), signal.getsignal(number)
-        with pytest.raises(ZeroDivisionError), stop_signals(engine):
+        engine, before = SimpleNamespace(stop_requested=False), signal.getsignal(number)
+        with pytest.raises(ZeroDivisionError), handle_stop_signals(engine):
             asks(engine, number)
             if number != signal.SIGINT:
                 try:
@@ -232,9 +234,9 @@ def test_the_other_ranks_watch_rank_0(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(launching.time, "sleep", lambda _: None)
     before = set(threading.enumerate())
-    watch_rank0(SimpleNamespace(rank=0), SimpleNamespace(end_for_rank0=gone))
+    watch_rank0(SimpleNamespace(rank=0), SimpleNamespace(write_status_for_rank0=gone))
     assert set(threading.enumerate()) == before
-    watch_rank0(SimpleNamespace(rank=1), SimpleNamespace(end_for_rank0=gone))
+    watch_rank0(SimpleNamespace(rank=1), SimpleNamespace(write_status_for_rank0=gone))
     (watch,) = set(threading.enumerate()) - before
     begun.set()
     watch.join(timeout=20)
@@ -255,7 +257,7 @@ def test_a_rank_ends_with_its_launcher(launched: bool, monkeypatch: pytest.Monke
     monkeypatch.setattr(launching.os, "_exit", codes.append)
     monkeypatch.setattr(launching.time, "sleep", lambda _: begun.wait(20))
     before = set(threading.enumerate())
-    launching.end_with_torchrun()
+    launching.exit_with_torchrun()
     watches = set(threading.enumerate()) - before
     begun.set()
     for watch in watches:
@@ -273,7 +275,7 @@ def test_the_end_of_a_process_is_its_code() -> None:
         try:
             sys.stdout = os.fdopen(writes, "w")
             print("said last", end="")
-            launching.end(75)
+            launching.exit_process(75)
         finally:  # not to go on with the tests twice
             os._exit(99)
     os.close(writes)
@@ -294,8 +296,8 @@ def test_a_rank_that_lost_another_waits_for_rank_0_s_end(
     waits: list[float] = []
     engine = SimpleNamespace(
         rank=rank,
-        stop_asked=False,
-        agreed=lambda make: make(),
+        stop_requested=False,
+        on_all_ranks=lambda make: make(),
         broadcast=lambda _: True,
         close=lambda: pytest.fail("closed"),
     )
@@ -303,13 +305,15 @@ def test_a_rank_that_lost_another_waits_for_rank_0_s_end(
     monkeypatch.setattr(launching, "watch_rank0", lambda *_: None)
     monkeypatch.setenv("RANK", str(rank))
     folder = RunFolder(started.run)
-    monkeypatch.setattr(folder, "end_for_rank0", waits.append)
+    monkeypatch.setattr(folder, "write_status_for_rank0", waits.append)
 
     def train(_: Engine, __: DPOConfig, of: RunFolder) -> None:
-        assert of.accepted and (of.lock is None) == (rank > 0)
+        assert of.claimed and (of.lock is None) == (rank > 0)
         raise error
 
     with pytest.raises(RuntimeError):
         launching.run(load(DPOConfig, str(started.config), []), folder, train)
-    assert waits == ([launching.PATIENCE] if rank == 1 and "peer" in str(error) else [])
+    assert waits == (
+        [launching.RANK0_TIMEOUT_SECONDS] if rank == 1 and "peer" in str(error) else []
+    )
     folder.close()

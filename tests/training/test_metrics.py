@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from zephyr.config import BadInput, Wandb
-from zephyr.training.metrics import LEDGER, Ledger, Recorder, Totals, keep_records_before
+from zephyr.training.metrics import LEDGER, Ledger, Recorder, Totals, truncate_records
 
 OFF = Wandb(mode="disabled")
 LINES = [
@@ -45,9 +45,9 @@ def test_sums_are_kept_in_float64_without_a_gradient() -> None:
     totals.add(torch.tensor(1000.0, requires_grad=True), {"rewards": torch.ones(2)})
     for _ in range(4000):
         totals.add(small, {"rewards": torch.tensor([1.0, 2.0])})
-    assert totals.of["loss"].dtype == torch.float64 and not totals.of["loss"].requires_grad
-    assert float(totals.of["loss"]) == pytest.approx(1000.4, rel=1e-9)
-    assert float(totals.of["rewards"]) == 12002 and set(totals.of) == {"loss", "rewards"}
+    assert totals.sums["loss"].dtype == torch.float64 and not totals.sums["loss"].requires_grad
+    assert float(totals.sums["loss"]) == pytest.approx(1000.4, rel=1e-9)
+    assert float(totals.sums["rewards"]) == 12002 and set(totals.sums) == {"loss", "rewards"}
 
 
 def test_records_of_a_checkpoint_are_those_before_it(tmp_path: Path) -> None:
@@ -55,9 +55,9 @@ def test_records_of_a_checkpoint_are_those_before_it(tmp_path: Path) -> None:
     step 0 neither. Fails where a step stands twice, an evaluation that was paid for goes, or one
     that a new start makes again stays."""
     path = lines_of(tmp_path / "metrics.jsonl")
-    assert keep_records_before(path, 4) == LINES[:4] == written(tmp_path)
-    assert keep_records_before(path, 0) == [] and path.read_bytes() == b""
-    assert keep_records_before(tmp_path / "none.jsonl", 4) == []
+    assert truncate_records(path, 4) == LINES[:4] == written(tmp_path)
+    assert truncate_records(path, 0) == [] and path.read_bytes() == b""
+    assert truncate_records(tmp_path / "none.jsonl", 4) == []
     assert not (tmp_path / "none.jsonl").exists()
 
 
@@ -66,10 +66,10 @@ def test_records_that_all_stay_are_not_written_again(tmp_path: Path) -> None:
     cut off in the middle, or is without its end, stays and swallows the next."""
     path = lines_of(tmp_path / "metrics.jsonl")
     before = path.stat().st_ino
-    assert len(keep_records_before(path, 9)) == 6 and path.stat().st_ino == before
+    assert len(truncate_records(path, 9)) == 6 and path.stat().st_ino == before
     for half in ('{"step": 5, "spl', '{"step": 5, "split": "train"}'):
         lines_of(path, half)
-        assert keep_records_before(path, 9) == LINES == written(tmp_path)
+        assert truncate_records(path, 9) == LINES == written(tmp_path)
         assert path.read_bytes().endswith(b"}\n")
 
 
@@ -85,7 +85,7 @@ def test_a_line_that_is_no_record_is_named(line: str, tmp_path: Path) -> None:
         lines_of(path, line + "\n")
     before = path.read_bytes()
     with pytest.raises(BadInput, match="metrics.jsonl:7: no record: .*mend or remove the line"):
-        keep_records_before(path, 9)
+        truncate_records(path, 9)
     assert path.read_bytes() == before
 
 

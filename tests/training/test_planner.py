@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, MistralConfig
 from zephyr.chat import EncodedPair
 from zephyr.config import ConfigError, Hardware
 from zephyr.model import attention, memory
-from zephyr.model.load import Policy, recompute
+from zephyr.model.load import Policy, checkpoint_activations
 from zephyr.model.logprobs import LogProbHead
 from zephyr.packing import collate_pairs, plan_epochs
 from zephyr.training import planner
@@ -76,14 +76,14 @@ def test_the_plan_is_told_in_a_line() -> None:
     """Steps, tokens, micro-batches, filling and imbalance, each by hand. Fails where the log would
     mislead."""
     plan = plan_epochs([4, 4, 8], per_step=3, epochs=2, ranks=2, budget_tokens=8, shuffle=False)
-    text = planner.describe(plan, 2)
+    text = planner.describe_plan(plan, 2)
     assert (
         "2 steps, 3 examples in the first, 32 tokens in all; 2 ranks, 1.0 micro-batches a step 100.0% full"
         in text
     )
     assert "1.000 x the mean work" in text
     plan = plan_epochs([4, 4, 6], per_step=3, epochs=2, ranks=2, budget_tokens=8, shuffle=False)
-    text = planner.describe(plan, 2)
+    text = planner.describe_plan(plan, 2)
     assert (
         "1.0 micro-batches a step 87.5% full" in text
         and f"{plan.imbalance:.3f} x" in text
@@ -142,8 +142,8 @@ def test_a_layer_keeps_what_is_predicted(dtype: str, policy: bool | str) -> None
                 lm, dtype=getattr(torch, dtype), attn_implementation=attention.register("sdpa")
             )
         )
-        model.lm.set_output_embeddings(LogProbHead.replacing(model.lm.get_output_embeddings()))
-        recompute(model.lm.train(), policy)
+        model.lm.set_output_embeddings(LogProbHead.from_linear(model.lm.get_output_embeddings()))
+        checkpoint_activations(model.lm.train(), policy)
         with torch.profiler.profile(
             activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
         ) as profile:

@@ -88,12 +88,12 @@ def test_every_element_comes_to_its_place(
     filled."""
     monkeypatch.setattr(shards, "FILE_BYTES", file_bytes)
     for rank in range(wrote):
-        shards.write(live(of_rank(rank, wrote, values), rank), tmp_path, rank)
+        shards.save_shards(live(of_rank(rank, wrote, values), rank), tmp_path, rank)
     assert len(list(tmp_path.iterdir())) >= wrote * (3 if file_bytes == 1 else 1)
     empty = {name: torch.full_like(value, -1.0) for name, value in values.items()}
     for rank in range(reads):
         found, wanted = of_rank(rank, reads, empty), of_rank(rank, reads, values)
-        shards.read(live(found, rank), tmp_path)
+        shards.load_shards(live(found, rank), tmp_path)
         for ours, theirs in zip(
             found.fp32_partitioned_groups_flat, wanted.fp32_partitioned_groups_flat
         ):
@@ -122,17 +122,17 @@ def test_another_models_state_is_refused(
     """A vector of another length, either way; a rank's file that is not there; a parameter that was
     never written. Fails where the rest of a vector stays as it was."""
     for rank in range(2):
-        shards.write(live(of_rank(rank, 2, values), rank), tmp_path, rank)
+        shards.save_shards(live(of_rank(rank, 2, values), rank), tmp_path, rank)
     zero = of_rank(0, 1, values)
     zero.fp16_groups[0][0].ds_numel += 1 if longer else -1
     with pytest.raises(BadInput, match=r"a\.weight\.master has 7 elements, this model's has"):
-        shards.read(live(zero, 0), tmp_path)
+        shards.load_shards(live(zero, 0), tmp_path)
     (tmp_path / "rank-1-0.safetensors").unlink()
     with pytest.raises(BadInput, match=r"a\.weight\.master has 4 of 7 elements wanted here"):
-        shards.read(live(of_rank(0, 1, values), 0), tmp_path)
+        shards.load_shards(live(of_rank(0, 1, values), 0), tmp_path)
     (tmp_path / "rank-0-0.safetensors").unlink()
     with pytest.raises(BadInput, match="has 0 of 7"):
-        shards.read(live(of_rank(0, 1, values), 0), tmp_path)
+        shards.load_shards(live(of_rank(0, 1, values), 0), tmp_path)
 
 
 def test_an_updates_size_counts_decay_with_its_sign() -> None:
@@ -161,6 +161,6 @@ def test_an_updates_size_counts_decay_with_its_sign() -> None:
                 flat.grad = pull * flat.detach()
             adamw.step()
             after = torch.cat([flat.detach() for flat in flats])
-            update, weight = shards.update_and_weight(zero, lr).sqrt().tolist()
+            update, weight = shards.update_and_weight_sq_norms(zero, lr).sqrt().tolist()
             assert update == pytest.approx(float((after - before).norm()), rel=5e-3)
             assert weight == pytest.approx(float(after.norm()), rel=1e-6)

@@ -21,10 +21,10 @@ from zephyr.data import load_pairs, load_tokenizer
 from zephyr.model.load import load_policy
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import collate_pairs
-from zephyr.training.checkpoint import forced
+from zephyr.training.checkpoint import read_forced_resumes
 from zephyr.training.engine import Engine
 from zephyr.training.launch import launch as start
-from zephyr.training.metrics import keep_records_before
+from zephyr.training.metrics import truncate_records
 from zephyr.training.schedule import learning_rate
 
 
@@ -212,7 +212,9 @@ def in_process(
     """Exit code and standard error of train_dpo.py on one rank in this process, which DeepSpeed
     can't do with a model twice."""
     monkeypatch.setattr(
-        Engine, "adopt", lambda *_: pytest.fail("a model was loaded before the input was refused")
+        Engine,
+        "initialize",
+        lambda *_: pytest.fail("a model was loaded before the input was refused"),
     )
     monkeypatch.chdir(ROOT)
     code = start(DPOConfig, train_dpo.check, train_dpo.train, "usage", list(arguments))
@@ -433,7 +435,9 @@ def test_a_forced_resume_is_in_the_card(finished: Path, launch: Launch, tmp_path
             and "beta `0.1`" in card
             and "beta: 0.5" in card
         )
-        assert [of["step"] for of in forced(run)] == [6] and forced(run)[0]["was"]["beta"] == 0.1
+        assert [of["step"] for of in read_forced_resumes(run)] == [6] and read_forced_resumes(run)[
+            0
+        ]["was"]["beta"] == 0.1
         shutil.rmtree(run / "model")
 
 
@@ -767,7 +771,9 @@ def test_bad_input_is_one_line_and_code_2(
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("ZEPHYR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(
-        Engine, "adopt", lambda *_: pytest.fail("a model was loaded before the input was refused")
+        Engine,
+        "initialize",
+        lambda *_: pytest.fail("a model was loaded before the input was refused"),
     )
     config = write_config(tmp_path, tiny, write_lines(tmp_path / "pairs.jsonl", rows(4)))
     code = start(
@@ -856,7 +862,7 @@ def test_records_of_steps_to_come_are_dropped(tmp_path: Path) -> None:
             {"step": 5, "split": "eval"},
         ],
     )
-    keep_records_before(path, 4)
+    truncate_records(path, 4)
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"step": 3, "split": "train"},
         {"step": 4, "split": "eval"},

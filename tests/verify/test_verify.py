@@ -25,11 +25,11 @@ from zephyr.chat import EncodedPair, EncodedText
 from zephyr.config import BadInput, ConfigError, DPOConfig, Hardware, Run
 from zephyr.packing import collate_pairs, collate_texts, plan_pass
 from zephyr.training.loop import Split
-from zephyr.training.tolerance import TOKEN
-from zephyr.verify.certificate import certify, compared, read_config
+from zephyr.training.tolerance import TOKEN_TOLERANCE
+from zephyr.verify.certificate import certify, compare_runs, read_config
 from zephyr.verify.preflight import (
-    Apart,
-    below,
+    LogprobDifference,
+    require_below,
     require_counts,
     require_disk,
     require_ids,
@@ -37,7 +37,7 @@ from zephyr.verify.preflight import (
     require_packed,
     require_polarity,
     rows_to_pack,
-    sample_of,
+    sample_indices,
 )
 
 BOS, EOS = 1, 2
@@ -153,14 +153,14 @@ def test_a_disk_or_a_memory_that_is_too_small(
         vocab_size=10,
     )
     engine = SimpleNamespace(
-        parameters=1000,
+        num_parameters=1000,
         parameter_bytes=lambda: [("w", 4000)],
-        world=2,
+        world_size=2,
         rank=1,
         free_memory_bytes=lambda: 6000,
         policy=SimpleNamespace(lm=SimpleNamespace(config=lm)),
         settings={"zero_optimization": {}},
-        say=said.append,
+        log=said.append,
         device=torch.device("cpu"),
     )
     Usage = namedtuple("Usage", "free")
@@ -201,10 +201,10 @@ def test_a_disk_or_a_memory_that_is_too_small(
 
 def test_what_is_not_finite_is_not_below() -> None:
     """Fails where a NaN passes, since it is not above the tolerance either."""
-    assert below(1e-3, "x", 1e-3, loss=1.0) == {"difference": 1e-3, "loss": 1.0}
+    assert require_below(1e-3, "x", 1e-3, loss=1.0) == {"difference": 1e-3, "loss": 1.0}
     for difference in (2e-3, math.nan, math.inf):
         with pytest.raises(BadInput, match="^x by"):
-            below(1e-3, "x", difference)
+            require_below(1e-3, "x", difference)
 
 
 PLANTED = """
@@ -290,17 +290,17 @@ def test_a_sample_is_drawn_once_for_all() -> None:
     whole, an example twice, or ranks look at others."""
     many = range(100_000)
     assert (
-        len(set(sample_of(many))) == 1000
-        and sample_of(many) == sample_of(many)
-        and max(sample_of(many)) > 90_000
+        len(set(sample_indices(many))) == 1000
+        and sample_indices(many) == sample_indices(many)
+        and max(sample_indices(many)) > 90_000
     )
-    assert sorted(sample_of(range(7))) == list(range(7))
+    assert sorted(sample_indices(range(7))) == list(range(7))
 
 
 def test_rows_that_differ_by_more_than_rounding() -> None:
     """Eight times the noise of a token, three times that of a response, never less or more than the
     dtype's limits. Fails where one row's noise excuses another, or only the first row counts."""
-    quiet = Apart(token=0.0, response=0.0, example=3, noise=0.01)
+    quiet = LogprobDifference(token=0.0, response=0.0, example=3, noise=0.01)
     assert require_packed("bfloat16", [quiet, quiet._replace(token=0.08, response=0.03)]) == {
         "difference": 0.08,
         "response": 0.03,
@@ -343,7 +343,7 @@ def test_findings_are_kept(finished: Path) -> None:
         findings["ids"] == {"examples": 20} and abs(findings["start"]["loss"] - math.log(2)) < 1e-6
     )
     assert (
-        findings["packed"]["difference"] <= TOKEN["float32"][0]
+        findings["packed"]["difference"] <= TOKEN_TOLERANCE["float32"][0]
         and findings["gradient"]["difference"] < 1e-6
     )
 
@@ -354,7 +354,7 @@ def test_runs_that_are_not_the_same(finished: Path, launch: Launch, tmp_path: Pa
     leaves weights out."""
     config = read_config(finished / "config.yaml", None)[1]
     base = finished / "run"
-    assert compared(base, base, config) == {
+    assert compare_runs(base, base, config) == {
         "largest_difference": 0.0,
         "where": "nowhere",
         "weights_distance": 0.0,
@@ -375,7 +375,7 @@ def test_runs_that_are_not_the_same(finished: Path, launch: Launch, tmp_path: Pa
     ):
         run = shutil.copytree(base, tmp_path / name)
         (run / "metrics.jsonl").write_text("".join(changed))
-        found = compared(base, run, config)
+        found = compare_runs(base, run, config)
         assert not found["same"] and (name == "step" or found["where"] == "grad_norm of step 1")
     run = shutil.copytree(base, tmp_path / "weights")
     path = run / "checkpoints" / "step-6" / "rank-1-0.safetensors"
@@ -383,7 +383,7 @@ def test_runs_that_are_not_the_same(finished: Path, launch: Launch, tmp_path: Pa
         tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
     tensors["lm.lm_head.weight.master"] += 1e-5
     save_file(tensors, path, metadata=metadata)
-    found = compared(base, run, config)
+    found = compare_runs(base, run, config)
     assert (
         not found["same"]
         and found["largest_difference"] == 0

@@ -8,20 +8,26 @@ from zephyr.chat.encode import (
     encode_pair,
     encode_prompt,
     encode_text,
-    kept_bos,
+    end_of_turn_token,
     leading_bos,
+    template_bos,
     template_with_bos,
     tokenize_pair,
     truncate_pair,
-    turn_end,
+)
+from zephyr.chat.messages import (  # noqa: F401
+    IdenticalAnswers,
+    Messages,
+    check_messages,
+    check_pair,
+    without_space,
 )
 from zephyr.chat.template import (
     HANDBOOK_TEMPLATE,
     ZEPHYR_TEMPLATE,
-    clock_of,
+    freeze_date,
+    frozen_date,
     own_template,
-    start_clock,
-    stop_clock,
+    unfreeze_date,
 )
-from zephyr.chat.trial import bound_memory, try_template  # noqa: F401
-from zephyr.chat.turns import Messages, SameWords, check_messages, check_pair, without_space  # noqa: F401
+from zephyr.chat.template_limits import check_template_limits, limit_memory  # noqa: F401

@@ -13,9 +13,9 @@ from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
+from zephyr.chat.messages import Messages, check_messages, check_pair
 from zephyr.chat.template import render, template_of
-from zephyr.chat.turns import Messages, check_messages, check_pair
-from zephyr.chat.written import require_written
+from zephyr.chat.template_check import require_rendered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -75,7 +75,7 @@ def encode_pair(
         max_tokens=max_tokens,
         max_prompt_tokens=max_prompt_tokens,
         truncation=truncation,
-        bos_id=kept_bos(tokenizer, template),
+        bos_id=template_bos(tokenizer, template),
     )
 
 
@@ -87,7 +87,7 @@ def tokenize_pair(
     left_out: list[str] | None = None,
 ) -> EncodedPair:
     """`encode_pair` before anything is cut; to `left_out` goes what the template does not write
-    (`require_written`)."""
+    (`require_rendered`)."""
     template = template_of(tokenizer, template)
     texts, weight = check_pair(pair), check_weight(pair.get("weight", 1.0))
     turns, tools = _spell_out(tokenizer, texts.prompt), _spelled_tools(tokenizer, texts.tools)
@@ -96,7 +96,7 @@ def tokenize_pair(
     for answer, name in ((texts.chosen, texts.names[-2]), (texts.rejected, texts.names[-1])):
         whole = [*turns, *_spell_out(tokenizer, [answer])]
         text = render(tokenizer, whole, template, answer=False, tools=tools)
-        lost += require_written(
+        lost += require_rendered(
             tokenizer,
             whole,
             template,
@@ -124,7 +124,7 @@ def truncate_pair(
 ) -> EncodedPair:
     """The pair in at most `max_tokens` ids for prompt and longer answer; as it is where it fits.
 
-    Else the prompt keeps its BOS (`bos_id`: `kept_bos`) and its last ids, `max_prompt_tokens`
+    Else the prompt keeps its BOS (`bos_id`: `template_bos`) and its last ids, `max_prompt_tokens`
     together, and each answer what then fits from its beginning, at least one id; a cut answer has
     no EOS. The two sides may become equal: that teaches nothing. Raises: ValueError for a policy
     other than `keep_end`, or limits that leave no room for an answer."""
@@ -164,7 +164,7 @@ def encode_messages(
     The ids are BOS (where the tokenizer adds one) and the template's text; each answer's ids are
     what generation would have continued with. Targets: `assistant`: the words of every assistant
     turn and the EOS that ends it; `all`: every token but the first, as the alignment handbook
-    trained; neither those of a turn with `train: false` (or another of `turns.MASKS`). A cut
+    trained; neither those of a turn with `train: false` (or another of `messages.MASKS`). A cut
     conversation may have no target left. Args: tools: what the assistant may call; names: of the
     turns, for errors; left_out: as of `tokenize_pair`. Raises: ValueError for other `targets`, a
     bad conversation, or a template that ends no answer with EOS."""
@@ -176,7 +176,7 @@ def encode_messages(
     trained = _trained_turns(checked, names, targets)
     turns, tools = _spell_out(tokenizer, checked), _spelled_tools(tokenizer, tools)
     whole = render(tokenizer, turns, template, answer=False, tools=tools)
-    lost = require_written(
+    lost = require_rendered(
         tokenizer, turns, template, text=whole, names=names, trained=trained, tools=tools
     )
     if left_out is not None:
@@ -309,7 +309,7 @@ def leading_bos(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return bos_id if bos_id is not None and tokenizer("a")["input_ids"][:1] == [bos_id] else None
 
 
-def kept_bos(tokenizer: PreTrainedTokenizerBase, template: str) -> int | None:
+def template_bos(tokenizer: PreTrainedTokenizerBase, template: str) -> int | None:
     """Id of the BOS in front of a conversation, which a cut prompt keeps: the tokenizer's, or the
     template's own.
 
@@ -317,7 +317,7 @@ def kept_bos(tokenizer: PreTrainedTokenizerBase, template: str) -> int | None:
     return _kept_bos(tokenizer, template, tokenizer.bos_token)
 
 
-def turn_end(tokenizer: PreTrainedTokenizerBase, template: str) -> str | None:
+def end_of_turn_token(tokenizer: PreTrainedTokenizerBase, template: str) -> str | None:
     """The special token that the template writes behind an answer; None where it writes none
     there."""
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -360,7 +360,7 @@ def _kept_bos(tokenizer: PreTrainedTokenizerBase, template: str, bos: str | None
 @lru_cache(maxsize=8)
 def _ends_with_eos(tokenizer: PreTrainedTokenizerBase, template: str, eos: str) -> bool:
     try:
-        return turn_end(tokenizer, template) == eos
+        return end_of_turn_token(tokenizer, template) == eos
     except ValueError:  # the template wants other turns than the two that tell
         return False
 

@@ -238,7 +238,7 @@ def _by_plain(names: frozenset[str]) -> dict[str, str]:
     return {plain(name): name for name in names}
 
 
-def one_name(
+def unify_keys(
     given: Mapping[str, object], names: frozenset[str]
 ) -> tuple[dict[str, object], dict[str, str]]:
     """What is given with each key that is a spelling of one of `names` called so, and name ->
@@ -277,11 +277,11 @@ def is_mark(key: str, value: object) -> bool:
     )
 
 
-def says_good(value: object) -> bool | None:
+def parse_yes_no(value: object) -> bool | None:
     """Whether a value is a yes (good, chosen, ...) or a no; None where it says neither. A list is a
     no where one in it is."""
     if isinstance(value, list):
-        said = [says_good(inner) for inner in value]
+        said = [parse_yes_no(inner) for inner in value]
         return None if None in said or not said else all(said)
     if not isinstance(value, (bool, int, float, str)):
         return None
@@ -295,7 +295,7 @@ def says_good(value: object) -> bool | None:
     return True if value in GOOD else False if value in BAD else None
 
 
-def called_good(key: str, value: object) -> bool | None:
+def parse_label(key: str, value: object) -> bool | None:
     """Whether a label calls an answer good; None where it doesn't say it, or the key is none of
     `LABELS`."""
     name = plain(key)
@@ -307,7 +307,7 @@ def called_good(key: str, value: object) -> bool | None:
         not LABELS[name] and isinstance(value, str) and plain(value) not in YES_OR_NO
     ):
         return None
-    good = says_good(value)
+    good = parse_yes_no(value)
     return None if good is None else good == LABELS[name]
 
 
@@ -316,7 +316,7 @@ def role_of(who: object) -> str | None:
     return SPEAKERS.get(who.strip().lower()) if isinstance(who, str) else None
 
 
-def unspelled(message: str, written: Iterable[tuple[str, str]]) -> str:
+def restore_spelling(message: str, written: Iterable[tuple[str, str]]) -> str:
     """An error's message with the row's own spelling of the keys that it names."""
     for name, spelling in written:
         message = message.replace(f"`{name}`", f"`{spelling}`")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import TYPE_CHECKING
 
-from zephyr.chat.turns import Messages
+from zephyr.chat.messages import Messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,11 +33,11 @@ the exported template continues the ids of training. Rendered by transformers:
 
 
 CLOCK = "strftime_now"  # what transformers calls it in a template
-STOPPED = re.compile(r"\{# the clock stands at (\d{4}-\d\d-\d\d) #\}.*\n")
+FROZEN_DATE = re.compile(r"\{# the clock stands at (\d{4}-\d\d-\d\d) #\}.*\n")
 DIRECTIVES = [
     f"%{dash}{letter}" for dash in ("", "-") for letter in "aAbBcdDeFHIjmMpSTuUwWxXyYZ"
 ] + ["%%"]
-MOST_ROOM, MOST_TIMES = (
+MAX_RENDERED_CHARS, MAX_RENDERED_RATIO = (
     2**17,
     8,
 )  # characters that a template may write of its own, and copies of what it is given
@@ -66,12 +66,12 @@ def render(
     what it may call.
 
     Raises: ValueError where the template refuses the conversation or is no valid jinja, or writes
-    over `MOST_ROOM` characters and `MOST_TIMES` what it was given: one that multiplies text would
+    over `MAX_RENDERED_CHARS` characters and `MAX_RENDERED_RATIO` what it was given: one that multiplies text would
     fill the memory, row by row."""
     from jinja2.exceptions import TemplateError
 
     try:
-        limit = MOST_ROOM + MOST_TIMES * len(f"{messages}{tools}")
+        limit = MAX_RENDERED_CHARS + MAX_RENDERED_RATIO * len(f"{messages}{tools}")
         text = tokenizer.apply_chat_template(
             messages,
             tools=tools,
@@ -100,12 +100,12 @@ def render(
     return text
 
 
-def stop_clock(template: str, day: date) -> str:
+def freeze_date(template: str, day: date) -> str:
     """The template with its clock, if it has one, at the beginning of a day: its first line says so
     and takes the clock's place.
 
     A template that writes today's date would write other ids when a run goes on tomorrow."""
-    if CLOCK not in template or STOPPED.search(template):
+    if CLOCK not in template or FROZEN_DATE.search(template):
         return template
     stands = "".join(
         f".replace({json.dumps(name)}, {json.dumps(day.strftime(name))})"
@@ -118,12 +118,12 @@ def stop_clock(template: str, day: date) -> str:
     )
 
 
-def clock_of(template: str) -> date | None:
+def frozen_date(template: str) -> date | None:
     """The day at which the template's clock stands; None where it has none, or it runs."""
-    found = STOPPED.search(template)
+    found = FROZEN_DATE.search(template)
     return found and date.fromisoformat(found[1])
 
 
-def start_clock(template: str) -> str:
-    """The template as it was before `stop_clock`."""
-    return STOPPED.sub("", template, count=1)
+def unfreeze_date(template: str) -> str:
+    """The template as it was before `freeze_date`."""
+    return FROZEN_DATE.sub("", template, count=1)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from zephyr.cli.command import Commands, declared, take_config
+from zephyr.cli.command import Commands, apply_config, declared
 from zephyr.cli.data import run_binarize, run_feedback, run_lineage, run_prepare, run_self_instruct
 from zephyr.cli.evaluation import run_alpaca_eval, run_mt_bench, run_win_rate
 from zephyr.config import BadInput
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if chosen and chosen.get_default("tasks"):  # eval has commands of its own
             chosen = chosen.get_default("tasks").choices.get("".join(arguments[1:2]))
         if chosen:
-            take_config(chosen, arguments)
+            apply_config(chosen, arguments)
         options = parser.parse_args(arguments)
         return options.carry_out(options) or 0
     except BadInput as error:
@@ -80,14 +80,14 @@ def run_plan(options: argparse.Namespace) -> None:
 
 
 def run_report(options: argparse.Namespace) -> None:
-    from zephyr.report import write_page
+    from zephyr.report import write_html
 
     out = options.out or (options.runs[0] / "report.html" if len(options.runs) == 1 else Path())
     if out.suffix != ".html":
         raise BadInput(
             f"--out with a name that ends in .html is wanted for {len(options.runs)} runs, got {options.out}"
         )
-    write_page(options.runs, out)
+    write_html(options.runs, out)
     print(out)
 
 

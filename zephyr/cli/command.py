@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from zephyr.config import NOT_YAML, ConfigError, read_yaml, with_variables
+from zephyr.config import NOT_YAML, ConfigError, expand_variables, read_yaml
 
 Commands = "argparse._SubParsersAction[argparse.ArgumentParser]"
 DECLARED = yaml.safe_load(Path(__file__).with_name("options.yaml").read_text(encoding="utf-8"))
@@ -80,7 +80,7 @@ def command(
     return parser
 
 
-def take_config(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
+def apply_config(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
     """Make the keys of the YAML file of `--config` the parser's defaults, so that none of them is
     required on the line; null: not given.
 
@@ -133,7 +133,7 @@ def typed(action: argparse.Action, value: object, where: str) -> object:
         value = ",".join(map(str, value))
     try:
         texts = [
-            with_variables(str(item), where)
+            expand_variables(str(item), where)
             for item in (value if isinstance(value, list) else [value])
         ]
         read = [(action.type or str)(text) for text in texts]

@@ -16,7 +16,7 @@ Ask = Callable[[Teacher, Sequence[Request]], list[Reply]]
 
 
 @contextlib.contextmanager
-def asking(options: argparse.Namespace) -> Iterator[tuple[Ask, Callable[[], dict[str, object]]]]:
+def open_ask(options: argparse.Namespace) -> Iterator[tuple[Ask, Callable[[], dict[str, object]]]]:
     """`ask(teacher, requests)` with the ledger and the budget of the options, and what the report
     says of both.
 
@@ -39,7 +39,7 @@ def asking(options: argparse.Namespace) -> Iterator[tuple[Ask, Callable[[], dict
             raise SystemExit(75) from None  # as a training run that was saved and stopped
 
 
-def opener(options: argparse.Namespace) -> Callable[[str], Teacher]:
+def teacher_opener(options: argparse.Namespace) -> Callable[[str], Teacher]:
     """What opens the teacher of a spec, as the options ask for."""
     from zephyr.teacher.spec import open_teacher
 
@@ -52,20 +52,20 @@ def opener(options: argparse.Namespace) -> Callable[[str], Teacher]:
     )
 
 
-def finish(out: Path, report: Mapping[str, object], summary: str) -> None:
+def write_summary(out: Path, report: Mapping[str, object], summary: str) -> None:
     """Write the report beside the output and say a line."""
-    from zephyr.data.jsonl import write_report
+    from zephyr.data.jsonl import save_report
 
     if rank() == 0:
-        write_report(out, report)
+        save_report(out, report)
         print(f"{out}: {summary}")
 
 
 def run_self_instruct(options: argparse.Namespace) -> None:
     from zephyr.distill.self_instruct import self_instruct
 
-    teacher = opener(options)(options.teacher)
-    with asking(options) as (ask, spent):
+    teacher = teacher_opener(options)(options.teacher)
+    with open_ask(options) as (ask, spent):
         report = self_instruct(
             options.seeds,
             options.out,
@@ -78,7 +78,7 @@ def run_self_instruct(options: argparse.Namespace) -> None:
             instances=options.instances,
             largest_rouge_l=options.largest_rouge_l,
         )
-        finish(
+        write_summary(
             options.out,
             {"command": "self-instruct", "teacher": teacher.name, **report, **spent()},
             f"{report['rows']} rows in {report['rounds']} rounds",
@@ -113,8 +113,8 @@ def run_prepare(options: argparse.Namespace) -> None:
 def run_feedback(options: argparse.Namespace) -> None:
     from zephyr.distill.feedback import collect_feedback
 
-    *answerers, judge = map(opener(options), (*options.answerers, options.judge))
-    with asking(options) as (ask, spent):
+    *answerers, judge = map(teacher_opener(options), (*options.answerers, options.judge))
+    with open_ask(options) as (ask, spent):
         report = collect_feedback(
             options.prompts,
             options.out,
@@ -127,8 +127,8 @@ def run_feedback(options: argparse.Namespace) -> None:
             max_tokens=options.max_new_tokens,
             templates=options.templates,
         )
-        say_unread(report)
-        finish(
+        print_unread_keys(report)
+        write_summary(
             options.out,
             report | spent(),
             f"{report['rows']} prompts, each answered by {options.per_prompt} and judged by {judge.name}; "
@@ -136,7 +136,7 @@ def run_feedback(options: argparse.Namespace) -> None:
         )
 
 
-def say_unread(report: Mapping[str, object]) -> None:
+def print_unread_keys(report: Mapping[str, object]) -> None:
     if unread := report["keys_not_read"]:
         told = ", ".join(f"{key} ({rows:,} rows)" for key, rows in unread.items())
         print(
@@ -157,14 +157,14 @@ def run_binarize(options: argparse.Namespace) -> None:
     )
     for line in report["warnings"]:
         print(f"warning: {line}", file=sys.stderr)
-    say_unread(report)
+    print_unread_keys(report)
     print(
         f"{options.out}: {report['pairs']} pairs of {report['rows']} rows; left out: {report['dropped'] or 'none'}"
     )
 
 
 def run_lineage(options: argparse.Namespace) -> None:
-    from zephyr.distill.lineage import story
+    from zephyr.distill.lineage import trace_pair
 
-    for line in story(options.id, options.pairs, options.run, whole=options.whole):
+    for line in trace_pair(options.id, options.pairs, options.run, whole=options.whole):
         print(line)

@@ -5,9 +5,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from zephyr.cli.data import asking, opener
+from zephyr.cli.data import open_ask, teacher_opener
 from zephyr.config import BadInput
-from zephyr.evaluation.results import show, show_scores, table
+from zephyr.evaluation.results import print_results, show_scores, table
 from zephyr.teacher import Reply, Request, Teacher
 
 
@@ -16,9 +16,11 @@ def run_win_rate(options: argparse.Namespace) -> None:
     from zephyr.teacher import prompts as prompt_rows
     from zephyr.teacher import templates
 
-    contenders = [win_rate.open_contender(argument, opener(options)) for argument in options.models]
+    contenders = [
+        win_rate.open_contender(argument, teacher_opener(options)) for argument in options.models
+    ]
     judge, names, prompts = (
-        opener(options)(options.judge),
+        teacher_opener(options)(options.judge),
         [c.name for c in contenders],
         list(prompt_rows.read_prompts(options.prompts)),
     )
@@ -29,12 +31,12 @@ def run_win_rate(options: argparse.Namespace) -> None:
     if lacking := [row["prompt_id"] for row in prompts if options.by and options.by not in row]:
         raise BadInput(f"--by {options.by}: prompt {lacking[0]!r} has no such field")
     labels, versions = (
-        win_rate.people_prefer(options.labels, names, prompts)
+        win_rate.read_human_labels(options.labels, names, prompts)
         if options.labels
         else [None] * len(prompts),
         set(),
     )
-    with asking(options) as (ask, spent):
+    with open_ask(options) as (ask, spent):
 
         def noted(teacher: Teacher, requests: Sequence[Request]) -> list[Reply]:
             replies = ask(teacher, requests)
@@ -42,7 +44,7 @@ def run_win_rate(options: argparse.Namespace) -> None:
             return replies
 
         answers = {
-            c.name: win_rate.answers_of(
+            c.name: win_rate.collect_answers(
                 c,
                 prompts,
                 ask,
@@ -60,7 +62,7 @@ def run_win_rate(options: argparse.Namespace) -> None:
             max_tokens=options.judge_tokens,
         )
         results = {
-            **win_rate.contest(
+            **win_rate.compare_models(
                 panel, prompts, answers, labels, options.out, options.by, options.scores
             ),
             **spent(),
@@ -70,7 +72,7 @@ def run_win_rate(options: argparse.Namespace) -> None:
                 "templates": templates.digests(panel.templates),
             },
         }
-    show(results, table(results), options.out / "results.json", options.json)
+    print_results(results, table(results), options.out / "results.json", options.json)
 
 
 def run_mt_bench(options: argparse.Namespace) -> None:
@@ -78,7 +80,7 @@ def run_mt_bench(options: argparse.Namespace) -> None:
     from zephyr.evaluation import benchmarks, win_rate
     from zephyr.evaluation.mt_bench import score_judgments
 
-    require(options, bench=True)
+    check_options(options, bench=True)
     bench = options.bench_dir and benchmarks.load_bench(options.bench_dir, options.templates)
     categories = (
         {row["question_id"]: str(row["category"]) for row in bench.questions} if bench else {}
@@ -87,8 +89,12 @@ def run_mt_bench(options: argparse.Namespace) -> None:
         return show_scores(
             options, score_judgments(jsonl.read_rows([options.stored]), categories), {}
         )
-    judge, answers, kind = opener(options)(options.judge), {}, options.mode.removesuffix("wise")
-    with asking(options) as (ask, _):
+    judge, answers, kind = (
+        teacher_opener(options)(options.judge),
+        {},
+        options.mode.removesuffix("wise"),
+    )
+    with open_ask(options) as (ask, _):
         for argument in (*options.models, *options.answers):
             name, file = (
                 (found[1], Path(found[2]))
@@ -98,7 +104,7 @@ def run_mt_bench(options: argparse.Namespace) -> None:
             if file.is_file():
                 made = benchmarks.read_answers(file)
             else:
-                name, teacher, _ = win_rate.open_contender(argument, opener(options))
+                name, teacher, _ = win_rate.open_contender(argument, teacher_opener(options))
                 rows = benchmarks.answer_questions(
                     name,
                     teacher,
@@ -131,7 +137,7 @@ def run_alpaca_eval(options: argparse.Namespace) -> None:
     from zephyr.teacher import prompts as prompt_rows
     from zephyr.teacher import templates
 
-    require(options, bench=not (options.prompts and options.baseline))
+    check_options(options, bench=not (options.prompts and options.baseline))
     rows, by = jsonl.read_rows([options.stored] if options.stored else []), {}
     if not options.stored:
         theirs = options.bench_dir and benchmarks.bench_file(
@@ -142,11 +148,11 @@ def run_alpaca_eval(options: argparse.Namespace) -> None:
         )
         prompts, judge, made, rows = (
             list(prompt_rows.read_prompts([options.prompts or theirs])),
-            opener(options)(options.judge),
+            teacher_opener(options)(options.judge),
             [],
             [],
         )
-        with asking(options) as (ask, _):
+        with open_ask(options) as (ask, _):
             panel = win_rate.judge_panel(
                 judge,
                 ask,
@@ -159,11 +165,11 @@ def run_alpaca_eval(options: argparse.Namespace) -> None:
                 *options.models,
                 *options.answers,
             ):
-                model = win_rate.open_contender(argument, opener(options))
+                model = win_rate.open_contender(argument, teacher_opener(options))
                 made.append(
                     (
                         model.name,
-                        win_rate.answers_of(
+                        win_rate.collect_answers(
                             model,
                             prompts,
                             ask,
@@ -206,7 +212,7 @@ def run_alpaca_eval(options: argparse.Namespace) -> None:
     show_scores(options, score_annotations(rows, length_controlled=options.length_controlled), by)
 
 
-def require(options: argparse.Namespace, bench: bool) -> None:
+def check_options(options: argparse.Namespace, bench: bool) -> None:
     """Raises: BadInput naming what an evaluation lacks that doesn't score stored records."""
     there = {
         "a MODEL or --answers": options.models or options.answers,

@@ -18,14 +18,14 @@ from zephyr.data.jsonl import read_rows
 from zephyr.model.memory import layer_bytes
 from zephyr.packing import Plan, plan_epochs
 from zephyr.training.engine import Engine, read_deepspeed
-from zephyr.training.planner import describe, require_budget
+from zephyr.training.planner import describe_plan, require_budget
 from zephyr.verify.certificate import read_config
 
 Report = dict[str, object]
-ROOM = 0.94  # of a device's memory: the rest is for fragments, driver and NCCL
+USABLE_MEMORY_FRACTION = 0.94  # of a device's memory: the rest is for fragments, driver and NCCL
 SAMPLED_STEPS, SAMPLED_EXAMPLES = 64, 2**15  # at most, for other layouts than the config's own
 POLICIES = (False, "mlp", True)  # hardware.activation_checkpointing, by the work that is repeated
-UNCHECKED = (
+VALIDATION_NOTE = (
     "Held against measurements: memory and ratios of times on 1 and 2 CPU ranks; one step at 7B on one H200, whose\n"
     "memory was right within 1 % and whose time was predicted 29 % too short. Never checked: more GPUs than one."
 )
@@ -46,7 +46,7 @@ def page(options: argparse.Namespace) -> str:
         options.device,
         options.table,
     )
-    return json.dumps(report, indent=1) if options.json else "\n".join(text(report))
+    return json.dumps(report, indent=1) if options.json else "\n".join(format_prediction(report))
 
 
 def read_lengths(named: str | None, config: Config) -> Lengths:
@@ -76,7 +76,7 @@ def read_lengths(named: str | None, config: Config) -> Lengths:
     tokenizer = load_tokenizer(
         config.tokenizer or config.model, config.chat_template, config.eos_token
     )
-    return counted(
+    return token_counts(
         load(
             data.train,
             tokenizer,
@@ -89,7 +89,7 @@ def read_lengths(named: str | None, config: Config) -> Lengths:
     )
 
 
-def counted(examples: Pairs | Texts) -> Lengths:
+def token_counts(examples: Pairs | Texts) -> Lengths:
     """Token counts of encoded examples."""
     columns = (
         (examples.prompt_tokens, examples.chosen_tokens, examples.rejected_tokens)
@@ -104,14 +104,17 @@ def predict(
 ) -> Report:
     """All that the command prints. Args: name: of the device. Raises: BadInput where an example is
     over the config's budget."""
-    settings, of = read_deepspeed(config.hardware.deepspeed), costs.work(lengths, model, config)
+    settings, of = (
+        read_deepspeed(config.hardware.deepspeed),
+        costs.example_work(lengths, model, config),
+    )
     require_budget(
         of.tokens,
         [f"number {i}" for i in range(1, len(lengths) + 1)],
         config.hardware.tokens_per_micro_batch,
     )
-    device = costs.this_machine(config.hardware.dtype, ranks) if name == "cpu" else DEVICES[name]
-    plan = planned(of, config, ranks, config.optim.epochs)
+    device = costs.measure_cpu(config.hardware.dtype, ranks) if name == "cpu" else DEVICES[name]
+    plan = make_plan(of, config, ranks, config.optim.epochs)
     of_layout = partial(
         layout,
         all_work=of,
@@ -120,8 +123,8 @@ def predict(
         kind="cpu" if name == "cpu" else "cuda",
         settings=settings,
     )
-    a_pass = costs.times(
-        costs.dearest(plan, of.forward),
+    a_pass = costs.predict_times(
+        costs.most_loaded_rank_flops(plan, of.forward),
         config.optim.epochs,
         model,
         ranks,
@@ -133,7 +136,7 @@ def predict(
     tried = [
         best
         for policy in POLICIES
-        if (best := largest(of_layout, config, ranks, max(of.tokens), policy))
+        if (best := largest_budget(of_layout, config, ranks, max(of.tokens), policy))
     ]
     return {
         "model": model.config.model_type,
@@ -145,12 +148,12 @@ def predict(
         "mean_tokens": sum(of.tokens) / len(lengths),
         "longest": max(of.tokens),
         "steps": len(plan.steps),
-        "plan": describe(plan, ranks),
+        "plan": describe_plan(plan, ranks),
         "reference hours": 0.0 if isinstance(config, SFTConfig) else a_pass["step s"] / 3600,
         "config": of_layout(config, ranks, plan),
         "policies": tried,
         "advice": min(tried, key=lambda one: one["step s"], default=None),
-        "tables": tables(of_layout, config) if table else {},
+        "tables": scaling_tables(of_layout, config) if table else {},
     }
 
 
@@ -168,17 +171,21 @@ def estimate(engine: Engine, config: Config, examples: Pairs | Texts) -> str:
             f"no prediction: the figures of {name} are not known, those of {', '.join(DEVICES)} are"
         )
     report = predict(
-        config, costs.read_model(config.model, None), counted(examples), engine.world, known[0]
+        config,
+        costs.read_model(config.model, None),
+        token_counts(examples),
+        engine.world_size,
+        known[0],
     )
-    return "\n".join(line for line in text(report) if line != report["plan"])
+    return "\n".join(line for line in format_prediction(report) if line != report["plan"])
 
 
-def planned(of: Work, config: Config, ranks: int, epochs: int) -> Plan:
+def make_plan(of: Work, config: Config, ranks: int, epochs: int) -> Plan:
     """The plan that the scripts make of these examples."""
     window = config.data.max_tokens if isinstance(config, SFTConfig) else None
     return plan_epochs(
         of.tokens,
-        per_step=getattr(config.optim, units(config)),
+        per_step=getattr(config.optim, step_size_key(config)),
         epochs=epochs,
         ranks=ranks,
         seed=config.run.seed,
@@ -188,20 +195,20 @@ def planned(of: Work, config: Config, ranks: int, epochs: int) -> Plan:
     )
 
 
-def units(config: Config) -> str:
+def step_size_key(config: Config) -> str:
     """The key that says how large a step is."""
     return "windows_per_step" if isinstance(config, SFTConfig) else "pairs_per_step"
 
 
-def whole_steps(of: Work, config: Config, ranks: int) -> tuple[Work, Plan]:
+def sample_steps(of: Work, config: Config, ranks: int) -> tuple[Work, Plan]:
     """Some of the examples, evenly, planned for a few whole steps; each again and again where they
     do not fill one."""
-    per_step = getattr(config.optim, units(config))
+    per_step = getattr(config.optim, step_size_key(config))
     stride = max(
         1, len(of.tokens) // min(SAMPLED_STEPS * per_step, max(SAMPLED_EXAMPLES, per_step))
     )
     some = Work(*([*column[::stride]] * -(-per_step // len(column[::stride])) for column in of))
-    plan = planned(some, config, ranks, epochs=1)
+    plan = make_plan(some, config, ranks, epochs=1)
     return some, plan._replace(steps=plan.steps[: max(1, len(plan.steps) - 1)])
 
 
@@ -218,15 +225,18 @@ def layout(
 ) -> Report:
     """Memory and times under a config on so many ranks: of a plan of all examples, or (None) of
     whole steps of some of them."""
-    of, plan = (all_work, plan) if plan else whole_steps(all_work, config, ranks)
+    of, plan = (all_work, plan) if plan else sample_steps(all_work, config, ranks)
     policy, steps = config.hardware.activation_checkpointing, len(plan.steps)
     flops, parts = (
-        costs.executed(of, model, policy),
-        costs.memory(model, ranks, kind, plan, of, config, settings),
+        costs.executed_flops(of, model, policy),
+        costs.predict_memory(model, ranks, kind, plan, of, config, settings),
     )
     visits = [i for step in plan.steps for i in step.examples()]
-    slowest, ideal = costs.dearest(plan, flops), sum(flops[i] for i in visits) / ranks
-    times = costs.times(slowest, steps, model, ranks, device, config, settings)
+    slowest, ideal = (
+        costs.most_loaded_rank_flops(plan, flops),
+        sum(flops[i] for i in visits) / ranks,
+    )
+    times = costs.predict_times(slowest, steps, model, ranks, device, config, settings)
     a_token = layer_bytes(model.config, config.hardware) * model.config.num_hidden_layers
     return {
         "ranks": ranks,
@@ -236,7 +246,7 @@ def layout(
         "micro": len(slowest) / steps,
         "critical": sum(slowest) / ideal,
         "peak GB": parts["peak"] / 1e9,
-        "fits": "yes" if parts["peak"] <= ROOM * device.memory else "no",
+        "fits": "yes" if parts["peak"] <= USABLE_MEMORY_FRACTION * device.memory else "no",
         **times,
         "of ideal": ideal / steps / device.peak / device.efficiency / times["step s"],
         "hours": times["step s"]
@@ -249,7 +259,7 @@ def layout(
     }
 
 
-def largest(
+def largest_budget(
     of_layout: Callable[..., Report], config: Config, ranks: int, longest: int, policy: bool | str
 ) -> Report | None:
     """A policy with the largest budget that fits, no larger than a rank's whole step needs; None
@@ -266,15 +276,15 @@ def largest(
     return found
 
 
-def tables(of_layout: Callable[..., Report], config: Config) -> dict[str, list[Report]]:
+def scaling_tables(of_layout: Callable[..., Report], config: Config) -> dict[str, list[Report]]:
     """Layouts of up to 1,024 ranks: at the config's step (strong scaling), and with a step that
     grows with them (weak)."""
 
     def step_of(size: int) -> Config:
-        return replace(config, optim=replace(config.optim, **{units(config): size}))
+        return replace(config, optim=replace(config.optim, **{step_size_key(config): size}))
 
     weak = {
-        f"weak, {units(config)} {each} x ranks": [
+        f"weak, {step_size_key(config)} {each} x ranks": [
             of_layout(step_of(each * ranks), ranks) for ranks in (16, 64, 256, 1024)
         ]
         for each in (2, 4, 16)
@@ -282,7 +292,7 @@ def tables(of_layout: Callable[..., Report], config: Config) -> dict[str, list[R
     return {"strong": [of_layout(config, 2**k) for k in range(11)], **weak}
 
 
-def text(report: Report) -> Iterator[str]:
+def format_prediction(report: Report) -> Iterator[str]:
     """The report for a terminal."""
     own, best, gb = report["config"], report["advice"], 1e9
     yield (
@@ -292,25 +302,25 @@ def text(report: Report) -> Iterator[str]:
     yield f"{report['examples']:,} examples of {report['mean_tokens']:,.0f} tokens in the mean, {report['longest']:,} in the longest"
     yield report["plan"]
     yield (
-        "\nThe config as it is. tokens: of a micro-batch; micro: of them a step; critical: the dearest rank's work against the mean;\n"
+        "\nThe config as it is. tokens: of a micro-batch; micro: of them a step; critical: the most loaded rank's work against the mean;\n"
         "step s: of compute, comm and optimiser what does not hide behind another; hours: training, without evaluation and saving,\n"
         f"beside {report['reference hours']:.2f} of the reference pass"
     )
-    yield aligned([own])
+    yield format_table([own])
     yield "GB of a rank; save and save_host: gathered, and of the machine's memory, while the model is saved"
-    yield aligned([{name: size / gb for name, size in own["memory"].items()}])
-    yield f"\nWhat layers keep for the backward, and the largest micro-batch (at most a rank's step) that fits {ROOM:.0%} of the memory"
+    yield format_table([{name: size / gb for name, size in own["memory"].items()}])
+    yield f"\nWhat layers keep for the backward, and the largest micro-batch (at most a rank's step) that fits {USABLE_MEMORY_FRACTION:.0%} of the memory"
     if best is None:
         yield "None fits: more ranks, or offload_optimizer in the DeepSpeed JSON"
     else:
-        yield aligned(report["policies"])
+        yield format_table(report["policies"])
         yield (
             f"The fastest of these, and the first of equals, since it repeats least: hardware.tokens_per_micro_batch={best['tokens']} "
             f"hardware.activation_checkpointing={best['checkpointing']}"
         )
     for title, layouts in report["tables"].items():
         yield f"\nScaling, {title}"
-        yield aligned(layouts)
+        yield format_table(layouts)
     if strong := report["tables"].get("strong"):
         end = next(
             (a for a, b in zip(strong, strong[1:]) if b["step s"] > 0.8 * a["step s"]), strong[-1]
@@ -319,10 +329,10 @@ def text(report: Report) -> Iterator[str]:
             f"\nStrong scaling ends at {end['ranks']} ranks: twice as many save less than a fifth of a step. 1,024 ranks are better "
             f"used for {1024 // end['ranks']} runs of {end['ranks']}, all in {end['hours']:.2f} h"
         )
-    yield f"\n{UNCHECKED}"
+    yield f"\n{VALIDATION_NOTE}"
 
 
-def aligned(rows: Sequence[Report]) -> str:
+def format_table(rows: Sequence[Report]) -> str:
     """A line of names and one for each row, without the tables in them, columns aligned to the
     right."""
     from pandas import DataFrame

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from zephyr.config import BadInput, DPOConfig, SFTConfig
 from zephyr.model.export import SHARD_BYTES
-from zephyr.model.load import DTYPES, REFUSALS
+from zephyr.model.load import DTYPES, MODEL_CONFIG_ERRORS
 from zephyr.model.memory import inner_size, step_memory
 from zephyr.packing import Plan
 from zephyr.training import shards
@@ -58,7 +58,7 @@ class Model(NamedTuple):
 
     config: PreTrainedConfig
     parameters: int
-    layer_parameters: int
+    num_layer_parameters: int
 
 
 class Work(NamedTuple):
@@ -82,7 +82,7 @@ def read_model(path: str, shape: str | None) -> Model:
         )
         with torch.device("meta"):
             lm = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (*REFUSALS, OSError) as error:
+    except (*MODEL_CONFIG_ERRORS, OSError) as error:
         raise BadInput(
             f"model {path}: a folder with a config.json is wanted, or --shape (mistral: that of Mistral-7B); {error}"
         ) from None
@@ -129,9 +129,9 @@ def pair_lengths(
     )
 
 
-def work(lengths: Lengths, model: Model, config: Config) -> Work:
+def example_work(lengths: Lengths, model: Model, config: Config) -> Work:
     """What each example takes of rows, head, attention and machine."""
-    lm, layers = model.config, model.layer_parameters
+    lm, layers = model.config, model.num_layer_parameters
     if isinstance(config, SFTConfig):
         tokens, targets = ([*column] for column in zip(*lengths))
         return Work(tokens, targets, tokens, [text_flops(lm, layers, *of) for of in lengths])
@@ -144,14 +144,14 @@ def work(lengths: Lengths, model: Model, config: Config) -> Work:
     )
 
 
-def executed(of: Work, model: Model, policy: bool | str) -> list[float]:
+def executed_flops(of: Work, model: Model, policy: bool | str) -> list[float]:
     """Operations of each example's training step: three forwards of the layers, three and a half of
     attention and four of the head, whose backwards compute weights and logits again, and what the
     activation policy repeats."""
     lm = model.config
     gate_and_up = 2 * lm.num_hidden_layers * lm.hidden_size * inner_size(lm)
-    repeated = {False: 0.0, "mlp": gate_and_up / model.layer_parameters, True: 1.0}[policy]
-    layers, head = 2.0 * model.layer_parameters, 2.0 * lm.hidden_size * lm.vocab_size
+    repeated = {False: 0.0, "mlp": gate_and_up / model.num_layer_parameters, True: 1.0}[policy]
+    layers, head = 2.0 * model.num_layer_parameters, 2.0 * lm.hidden_size * lm.vocab_size
     return [
         (3 + repeated) * layers * n
         + 4 * head * t
@@ -160,7 +160,7 @@ def executed(of: Work, model: Model, policy: bool | str) -> list[float]:
     ]
 
 
-def this_machine(dtype: str, ranks: int) -> Device:
+def measure_cpu(dtype: str, ranks: int) -> Device:
     """A rank's share of it: the rate of a second of matrix products, half of which a model of
     hidden size 256 was measured to reach; the rates of memory and network are estimates."""
     import psutil
@@ -179,7 +179,7 @@ def this_machine(dtype: str, ranks: int) -> Device:
     return Device(psutil.virtual_memory().total / ranks, flops / seconds, 0.5, 10e9, 1e9, 1e9)
 
 
-def dearest(plan: Plan, flops: Sequence[float]) -> list[float]:
+def most_loaded_rank_flops(plan: Plan, flops: Sequence[float]) -> list[float]:
     """Operations of each micro-batch on the rank that the others wait for, step by step."""
     return [
         max(sum(flops[i] for i in micro) for micro in of_ranks)
@@ -188,7 +188,7 @@ def dearest(plan: Plan, flops: Sequence[float]) -> list[float]:
     ]
 
 
-def times(
+def predict_times(
     micro_batches: Sequence[float],
     steps: int,
     model: Model,
@@ -231,7 +231,7 @@ def times(
     }
 
 
-def memory(
+def predict_memory(
     model: Model, ranks: int, device: str, plan: Plan, of: Work, config: Config, settings: Settings
 ) -> dict[str, int]:
     """Bytes of a rank by part, and their peak: in a micro-batch, or in the update, which needs a

@@ -9,7 +9,7 @@ from zephyr.data.encode import (
     load_texts,
 )
 from zephyr.data.store import Pairs, Report, Texts, content_digest
-from zephyr.data.template import first_prompt, keep_chat, run_tokenizer
+from zephyr.data.template import describe_first_prompt, load_run_tokenizer, save_chat_template
 from zephyr.data.tokenizer import load_tokenizer, prepare_tokenizer, require_vocabulary
 
 __all__ = [
@@ -18,14 +18,14 @@ __all__ = [
     "Texts",
     "content_digest",
     "encoding_resources",
-    "first_prompt",
+    "describe_first_prompt",
     "format_report",
-    "keep_chat",
+    "save_chat_template",
     "load_pairs",
     "load_splits",
     "load_texts",
     "load_tokenizer",
     "prepare_tokenizer",
     "require_vocabulary",
-    "run_tokenizer",
+    "load_run_tokenizer",
 ]

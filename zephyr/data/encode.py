@@ -28,16 +28,16 @@ from zephyr.data.store import (
     Report,
     Texts,
     cached_table,
-    digest_of,
+    encoding_digest,
     example_batch,
 )
-from zephyr.data.workers import Chunk, Encoded, Options, encoded_chunks, nothing_left
+from zephyr.data.workers import Chunk, Encoded, Options, empty_after_truncation, encoded_chunks
 from zephyr.training.engine import Engine
 
 T = TypeVar("T")
-FIRST = 5  # places that the report shows of a warning
+MAX_EXAMPLES = 5  # places that the report shows of a warning
 WEIGHTED = "a weight other than 1"
-OWN_CODE = (
+ENCODING_MODULES = (
     "encode",
     "folders",
     "pairwise",
@@ -46,7 +46,7 @@ OWN_CODE = (
     "shapes",
     "sources",
     "store",
-    "words",
+    "text_digests",
     "workers",
 )  # modules here that decide what an example is
 
@@ -123,11 +123,11 @@ def load_splits(
     reports: dict[str, Report] = {}
     for split, sources in {"train": data.train, "eval": data.eval}.items():
         if sources:
-            encoded[split], report = engine.rank0_first(lambda: encode(sources))
+            encoded[split], report = engine.local_rank0_first(lambda: encode(sources))
             require_unweighted(report)
             if split == "eval":
-                report = {**report, **shared_prompts(encoded["train"], encoded["eval"])}
-            engine.say(format_report(report))
+                report = {**report, **count_prompt_overlap(encoded["train"], encoded["eval"])}
+            engine.log(format_report(report))
             reports[split] = report
     return encoded, reports
 
@@ -189,8 +189,8 @@ def require_unweighted(report: Report) -> None:
         )
 
 
-def shared_prompts(train: Pairs | Texts, evaluation: Pairs | Texts) -> dict[str, int]:
-    """How many examples of `evaluation` ask what one in `train` asks (`words.asked`):
+def count_prompt_overlap(train: Pairs | Texts, evaluation: Pairs | Texts) -> dict[str, int]:
+    """How many examples of `evaluation` ask what one in `train` asks (`text_digests.prompt_digest`):
     `also_in_train` in all turns of the user, `begins_in_train` in the first turn alone. Plain text
     is one turn."""
     known = set(train.table["asked"].to_pylist())
@@ -228,9 +228,9 @@ def _load(
     sources = open_sources(specs)
     code = [
         *Path(chat.__file__).parent.glob("*.py"),
-        *(Path(__file__).with_name(f"{name}.py") for name in OWN_CODE),
+        *(Path(__file__).with_name(f"{name}.py") for name in ENCODING_MODULES),
     ]
-    key = digest_of(
+    key = encoding_digest(
         tokenizer,
         code,
         [
@@ -273,7 +273,7 @@ def _try_options(tokenizer: PreTrainedTokenizerBase, options: Options) -> None:
 
 @dataclass
 class Tally:
-    """What has been counted while rows were encoded. first: up to FIRST places of each warning."""
+    """What has been counted while rows were encoded. first: up to MAX_EXAMPLES places of each warning."""
 
     totals: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
@@ -289,7 +289,7 @@ class Tally:
 
     def warn(self, what: str, place: str) -> None:
         self.warned[what] += 1
-        self.first.setdefault(what, []).extend([place] if self.warned[what] <= FIRST else [])
+        self.first.setdefault(what, []).extend([place] if self.warned[what] <= MAX_EXAMPLES else [])
 
 
 def _encode_all(
@@ -300,7 +300,7 @@ def _encode_all(
 ) -> Report:
     """Writes every example, a batch per chunk; the report says what else there was."""
     sides = ("text",) if options.max_prompt_tokens is None else ("prompt", "chosen", "rejected")
-    tally = Tally(dropped=Counter({nothing_left(options): 0}))
+    tally = Tally(dropped=Counter({empty_after_truncation(options): 0}))
     for chunk in chunks:
         tally.totals["rows"] += len(chunk.encoded) + len(chunk.skipped) + chunk.dropped.total()
         tally.dropped.update(chunk.dropped)
@@ -317,7 +317,7 @@ def _encode_all(
                 continue
             tally.places[id] = item.place
             kept.append(item.example)
-            asked.append(item.asked)
+            asked.append(item.prompt_digest)
             _count(tally, item, sides)
         for place, reason in bad:
             if options.on_bad_row == "error":
@@ -338,7 +338,7 @@ def _count(tally: Tally, item: Encoded, sides: tuple[str, ...]) -> None:
         tally.totals["scored"] += 1
         tally.preferred += sum(item.margins) / len(item.margins)
         tally.inverted += [item.place] if min(item.margins) < 0 else []
-    for side, ids, lost in zip(sides, example[1:], item.lost):
+    for side, ids, lost in zip(sides, example[1:], item.truncated_tokens):
         tally.totals.update(
             {f"{side} tokens": len(ids), f"{side} rows cut": lost > 0, f"{side} lost": lost}
         )
@@ -349,12 +349,12 @@ def _count(tally: Tally, item: Encoded, sides: tuple[str, ...]) -> None:
         if len(sides) == 1
         else [example.prompt_ids, example.chosen_ids, example.rejected_ids]
     )
-    this = {_digest(*ids), b"".join(item.said)}  # equal once cut, or by their words
+    this = {_digest(*ids), b"".join(item.text_digests)}  # equal once cut, or by their words
     if not this.isdisjoint(tally.seen):
         tally.warn("the same example again", item.place)
     if len(sides) == 3 and not {
         _digest(ids[0], ids[2], ids[1]),
-        item.said[0] + item.said[2] + item.said[1],
+        item.text_digests[0] + item.text_digests[2] + item.text_digests[1],
     }.isdisjoint(tally.seen):
         tally.warn("the opposite of an earlier pair, chosen and rejected exchanged", item.place)
     if len(sides) == 3 and example.weight != 1:

@@ -17,10 +17,14 @@ SPLIT = re.compile(
     r"(?:^|[^a-z])((train|test|val|dev|eval|h[eo]ld[_-]?out)"
     r"(?:ing|set|id|idation|elopment|uation)?(?:_[a-z]+)?)(?![a-z])"
 )
-ALIKE = {"val": "validation", "dev": "validation", "eval": "test"}  # as `datasets` reads them
+SPLIT_ALIASES = {
+    "val": "validation",
+    "dev": "validation",
+    "eval": "test",
+}  # as `datasets` reads them
 SHARD = re.compile(r"-\d+-of-\d+.*$")
 PART = re.compile(r"([-_. ]*(part|shard|chunk)?[-_. ]*\d+)+$")
-CARDS = ("README.md", ".huggingface.yaml")  # as `datasets` names them
+CARD_FILES = ("README.md", ".huggingface.yaml")  # as `datasets` names them
 SHOWN = 20  # names that an error lists
 
 
@@ -33,7 +37,7 @@ class Config(NamedTuple):
     default: bool
 
 
-def kind_of(path: Path) -> str | None:
+def data_suffix(path: Path) -> str | None:
     """The suffix that tells how a file is read, without `.gz`; None where it is of no known
     kind."""
     suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
@@ -58,14 +62,14 @@ def folder_files(folder: Path, named: str | None) -> list[tuple[Path, str]]:
     return [(path, split) for path in _matching(folder, config, split)]
 
 
-def split_word(name: str) -> str:
+def split_in_name(name: str) -> str:
     """`train`, `validation`, `test` or `heldout`, where a name says that a file is of it; else
     ""."""
     found = SPLIT.search(re.sub("([a-z0-9])([A-Z])", r"\1_\2", name).lower())
     if found is None:
         return ""
     word = re.sub("h[eo]ld[_-]?out", "heldout", found[2])
-    return ALIKE.get(word, word)
+    return SPLIT_ALIASES.get(word, word)
 
 
 def _by_names(folder: Path, spec: Path | str, named: str | None) -> list[tuple[Path, str]]:
@@ -77,7 +81,7 @@ def _by_names(folder: Path, spec: Path | str, named: str | None) -> list[tuple[P
         path
         for path in folder.rglob("*")
         if path.is_file()
-        and kind_of(path)
+        and data_suffix(path)
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
     if not files:
@@ -88,7 +92,7 @@ def _by_names(folder: Path, spec: Path | str, named: str | None) -> list[tuple[P
     files, spec, named = _of_subset(folder, spec, files, named)
     splits = {path: _split_of(path, folder) for path in files}
     names = list(dict.fromkeys(splits.values()))
-    parted = any(map(split_word, names)) or any(SHARD.search(path.name) for path in files)
+    parted = any(map(split_in_name, names)) or any(SHARD.search(path.name) for path in files)
     if named is None and not parted:
         return list(splits.items())
     split = _one_split(spec, names, named)
@@ -100,11 +104,13 @@ def _one_split(spec: Path | str, names: list[str], named: str | None) -> str:
     word (`my_test`). Raises: BadInput that lists them."""
     if named in names or (named is None and len(names) == 1):
         return named or names[0]
-    alike = [name for name in names if named and split_word(name) == ALIKE.get(named, named)]
+    alike = [
+        name for name in names if named and split_in_name(name) == SPLIT_ALIASES.get(named, named)
+    ]
     if len(alike) == 1:
         return alike[0]
     found, more = sorted(names), f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    example = next((name for name in found if split_word(name) == "train"), found[0])
+    example = next((name for name in found if split_in_name(name) == "train"), found[0])
     has = "has the splits" if named is None else f"has no split {named!r}, it has"
     raise BadInput(
         f"the folder {spec} {has} {', '.join(found[:SHOWN])}{more}, wanted one named, "
@@ -120,7 +126,7 @@ def _of_subset(
     subsets: dict[str, list[Path]] = {}
     for path in files:
         parts = path.relative_to(folder).parent.parts
-        name = "/".join(part for part in parts if part != "data" and not split_word(part)) or "."
+        name = "/".join(part for part in parts if part != "data" and not split_in_name(part)) or "."
         subsets.setdefault(name, []).append(path)
     found = sorted(subsets)
     subset, _, split = (named or "").partition(":")
@@ -142,11 +148,11 @@ def _of_subset(
 
 def _split_of(path: Path, folder: Path) -> str:
     """`train` for train.jsonl, train-00000-of-00002.parquet, train_part2.json, train/x.json.gz."""
-    around = [part for part in path.relative_to(folder).parent.parts if split_word(part)]
+    around = [part for part in path.relative_to(folder).parent.parts if split_in_name(part)]
     if around:
         return around[-1]
     stem = path.name.removesuffix(".gz")
-    stem = SHARD.sub("", stem[: -len(kind_of(path) or "")])
+    stem = SHARD.sub("", stem[: -len(data_suffix(path) or "")])
     return PART.sub("", stem) or stem
 
 
@@ -154,7 +160,7 @@ def _configs(folder: Path) -> dict[str, Config]:
     """The subsets of the folder's dataset card, as `datasets` reads it. Raises: BadInput for a card
     that is no YAML, or gives `data_files` in another form."""
     header: dict[str, object] = {}
-    for card in (folder / name for name in CARDS):
+    for card in (folder / name for name in CARD_FILES):
         if not card.is_file():
             continue
         written = card.read_text(encoding="utf-8-sig", errors="replace")
@@ -171,7 +177,7 @@ def _configs(folder: Path) -> dict[str, Config]:
     made = {}
     for config in configs:
         name, files = str(config.get("config_name", "default")), config.get("data_files")
-        where = f"{folder / CARDS[0]}: configs: {name}"
+        where = f"{folder / CARD_FILES[0]}: configs: {name}"
         root = folder / _inside(str(config.get("data_dir") or "."), where)
         splits = None if files is None else _patterns(files, where)
         made[name] = Config(splits, root, config.get("default") is True or name == "default")
@@ -252,13 +258,13 @@ def _matching(folder: Path, config: Config, split: str) -> list[Path]:
         paths = [path for path in (config.root / name for name in names) if path.is_file()]
         if not glob.has_magic(pattern) and not paths:
             raise BadInput(
-                f"{folder / CARDS[0]}: the split {split} has the file {pattern}, which is "
+                f"{folder / CARD_FILES[0]}: the split {split} has the file {pattern}, which is "
                 f"not in {config.root}"
             )
-        found |= dict.fromkeys(p for p in paths if kind_of(p) or not glob.has_magic(pattern))
+        found |= dict.fromkeys(p for p in paths if data_suffix(p) or not glob.has_magic(pattern))
     if not found:
         raise BadInput(
-            f"{folder / CARDS[0]}: the split {split} has {', '.join(config.splits[split])}, "
+            f"{folder / CARD_FILES[0]}: the split {split} has {', '.join(config.splits[split])}, "
             f"where no file of {', '.join(SUFFIXES)} (also with .gz) is found"
         )
     return list(found)

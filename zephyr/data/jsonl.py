@@ -9,7 +9,7 @@ from typing import TypeVar
 from zephyr.config import BadInput
 from zephyr.data.rows import check_row
 from zephyr.data.sources import open_sources
-from zephyr.training.checkpoint import new_file, synced_digest, write_whole
+from zephyr.training.checkpoint import atomic_writer, synced_digest, write_atomic
 from zephyr.training.ranks import rank
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     count = 0
     try:
-        with new_file(path) as file:
+        with atomic_writer(path) as file:
             for count, row in enumerate(rows, start=1):
                 file.write(json_line(row))
     except OSError as error:
@@ -74,7 +74,7 @@ def report_path(out: Path) -> Path:
     return out.with_suffix(".report.json")
 
 
-def write_report(out: Path, report: Mapping[str, object]) -> dict[str, object]:
+def save_report(out: Path, report: Mapping[str, object]) -> dict[str, object]:
     """What a command did, beside its output, with the output's digest; returns it whole."""
     whole = {**report, "out": out.name, "sha256": synced_digest(out)}
     write_json(report_path(out), whole)
@@ -86,7 +86,7 @@ def write_json(path: Path, value: object) -> None:
     rank alone writes."""
     if rank() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(
+        write_atomic(
             path,
             json.dumps(value, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace")
             + b"\n",

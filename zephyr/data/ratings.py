@@ -4,8 +4,8 @@ the better."""
 import re
 from collections.abc import Iterator, Mapping
 
-from zephyr.chat.names import called_good, plain, says_good
-from zephyr.chat.turns import shown
+from zephyr.chat.messages import shown
+from zephyr.chat.names import parse_label, parse_yes_no, plain
 
 Row = Mapping[str, object]
 SIDES = {
@@ -135,7 +135,7 @@ ONE_OF = {
     "one",
 }
 TIES = {"tie", "ties", "tied", "draw", "equal", "both", "same", "neither", "none"}
-TURNED = {"swapped", "flipped", "inverted", "reversed", "switched"}
+SWAP_FLAGS = {"swapped", "flipped", "inverted", "reversed", "switched"}
 
 
 class Tie(ValueError):
@@ -164,7 +164,7 @@ def margins(row: Row) -> tuple[float, ...]:
     return tuple(found)
 
 
-def require_followed(row: Row, read: set[str]) -> set[str]:
+def check_verdicts_agree(row: Row, read: set[str]) -> set[str]:
     """The keys, none of `read`, that say which answer is the better, all for the chosen one.
 
     Raises: Tie; ValueError for a verdict for the other answer, a pair called bad, and a verdict
@@ -187,7 +187,7 @@ def require_followed(row: Row, read: set[str]) -> set[str]:
 
 def may_be_verdict(key: str) -> bool:
     """Whether the key may say which answer is the better, by its words."""
-    return not (VERDICTS | TURNED | {"tie", "tied", "draw", "best", "wins", "won"}).isdisjoint(
+    return not (VERDICTS | SWAP_FLAGS | {"tie", "tied", "draw", "best", "wins", "won"}).isdisjoint(
         plain(key).split("_")
     )
 
@@ -195,14 +195,14 @@ def may_be_verdict(key: str) -> bool:
 def _verdict(row: Row, key: str) -> bool | None:
     """Whether the key calls the chosen answer the better; None where it is no verdict."""
     value, words = row[key], set(plain(key).split("_"))
-    good = says_good(value)
+    good = parse_yes_no(value)
     if words - ONE_OF and words - ONE_OF <= {"tie", "tied", "draw"}:
         if good is None:
             raise ValueError(_untold(key, value, "true or false"))
         if good:
             raise Tie(f"`{key}`")
         return True
-    if words & TURNED and isinstance(value, bool):
+    if words & SWAP_FLAGS and isinstance(value, bool):
         if value:
             raise ValueError(
                 _untold(
@@ -220,7 +220,7 @@ def _verdict(row: Row, key: str) -> bool | None:
         return good == ("chosen" in words)
     if words & VERDICTS and words - ONE_OF <= VERDICTS:
         return _sided(row, key, value)
-    return called_good(key, value)
+    return parse_label(key, value)
 
 
 def _sided(row: Row, key: str, value: object) -> bool:

@@ -5,14 +5,14 @@ import re
 from collections.abc import Mapping
 
 # what python's reader refuses in valid JSON
-TOO_MUCH = "nested too deeply, or holds a number of thousands of digits"
+TOO_DEEP_OR_LONG = "nested too deeply, or holds a number of thousands of digits"
 
 
 def parse_line(line: bytes) -> object:
     """The JSON value of one line. Raises: ValueError saying what is wrong with it, and in which
     column."""
     try:
-        return json.loads(line.decode("utf-8-sig"), object_pairs_hook=each_once)
+        return json.loads(line.decode("utf-8-sig"), object_pairs_hook=reject_duplicate_keys)
     except KeyError as error:
         raise ValueError(
             f"the line's JSON has the key {error.args[0]!r:.60} twice in one object, wanted each key once"
@@ -26,10 +26,10 @@ def parse_line(line: bytes) -> object:
             f"the line is no valid JSON: {error.msg} at column {error.pos + 1}, wanted one object a line"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"the line's JSON is {TOO_MUCH}") from error
+        raise ValueError(f"the line's JSON is {TOO_DEEP_OR_LONG}") from error
 
 
-def each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def reject_duplicate_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """An object of JSON. Raises: KeyError with a key that it has twice: which of the two values is
     meant, nobody knows."""
     found = dict(pairs)
@@ -68,7 +68,7 @@ def has_lone_surrogate(value: object) -> bool:
             is not None
         )
     except RecursionError:
-        raise ValueError(f"the row is {TOO_MUCH}") from None
+        raise ValueError(f"the row is {TOO_DEEP_OR_LONG}") from None
 
 
 def row_id(row: Mapping[str, object], default: str | None = None, field: str = "id") -> str:

@@ -1,7 +1,7 @@
 """Here a raw row of any known shape becomes a conversation, plain text, or a pair: one table of
 shapes, and one rule for keys.
 
-A key that a shape reads is honoured. One that is known to carry meaning where it stands (`REFUSED`,
+A key that a shape reads is honoured. One that is known to carry meaning where it stands (`UNSUPPORTED_KEYS`,
 a label, a weight) and that nothing honours is refused by name. All others are told to the report:
 `keys_not_read`."""
 
@@ -12,39 +12,39 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
 from typing import NamedTuple
 
-from zephyr.chat.names import (
-    LABELS,
-    MASKS,
-    SPEAKERS,
-    called_good,
-    is_mark,
-    one_name,
-    plain,
-    role_of,
-    unspelled,
-)
-from zephyr.chat.turns import (
+from zephyr.chat.messages import (
     BINARIZE,
     Messages,
     check_messages,
     check_tools,
-    history,
-    is_turns_as_text,
-    joined_parts,
-    refuse_raw_text,
+    history_turns,
+    is_stringified_turns,
+    join_text_parts,
+    require_no_stringified_turns,
     shown,
     unread_keys,
     with_system,
+)
+from zephyr.chat.names import (
+    LABELS,
+    MASKS,
+    SPEAKERS,
+    is_mark,
+    parse_label,
+    plain,
+    restore_spelling,
+    role_of,
+    unify_keys,
 )
 from zephyr.data.pairwise import PAIRWISE, ROLES
 from zephyr.data.ratings import (
     NOT_PREFERRED,
     SIDES,
     Tie,
+    check_verdicts_agree,
     margins,
     may_be_verdict,
     rating_keys,
-    require_followed,
 )
 from zephyr.data.rows import text
 
@@ -62,7 +62,7 @@ SYSTEMS = (
     "sys_prompt",
 )
 COMMON = {"id", "tools", *SYSTEMS}  # of every shape
-REFUSED = {  # key of a row -> what is wanted in its place
+UNSUPPORTED_KEYS = {  # key of a row -> what is wanted in its place
     **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), "text alone"),
     "functions": "`tools`",
     "function_call": "`tool_calls` in a turn",
@@ -71,14 +71,14 @@ REFUSED = {  # key of a row -> what is wanted in its place
     "persona": "`system`",
     "chat_template_kwargs": "a template that needs none",
 }
-WHOLE_ROW = {  # a mark of a whole row -> what is wanted in its place, for any value but the usual
+ROW_LEVEL_MASKS = {  # a mark of a whole row -> what is wanted in its place, for any value but the usual
     **{mask: "`train` at a turn" for mask in MASKS if mask != "weight"},
     "mask": "`train` at a turn",
     **dict.fromkeys(
         ("sample_weight", "weights", "importance", "loss_weight", "loss_multiplier"), "`weight`"
     ),
 }
-ASKED = (
+PROMPT_KEYS = (
     "prompt",
     "question",
     "query",
@@ -97,14 +97,14 @@ ASKED = (
     "choices",
     "options",
 )  # of which one is the prompt, or holds all
-CHANCE = 20  # characters that another text may hold by chance
+MIN_OVERLAP_CHARS = 20  # characters that another text may hold by chance
 HELPSTEER = {"helpfulness", "correctness", "coherence"}
-MARKS = re.compile(
+TEMPLATE_MARKERS = re.compile(
     r"<\|im_start\|>|<\|start_header_id\|>|<\|(?:user|assistant|prompter|system)\|>|\[/?INST\]|<extra_id_1>|"
     r"<start_of_turn>|^### (?:Instruction|Human|Assistant|Response):",
     re.MULTILINE,
 )
-TWINS = ("chosen", "rejected")
+SIDE_KEYS = ("chosen", "rejected")
 MORE = {
     "winner",
     "preference",
@@ -113,7 +113,10 @@ MORE = {
     "tie",
     "margin",
 }  # read in `ratings` by their words
-ASKS, ANSWERS_IT = re.compile(r"(?:^|\s)(?:Human|User)\s*:"), re.compile(r"(?:^|\s)Assistant\s*:")
+HUMAN_MARKER, ASSISTANT_MARKER = (
+    re.compile(r"(?:^|\s)(?:Human|User)\s*:"),
+    re.compile(r"(?:^|\s)Assistant\s*:"),
+)
 
 
 class Conversation(NamedTuple):
@@ -179,8 +182,8 @@ def _at(value: object, path: str) -> object:
 def nearest_column(name: str) -> str | None:
     """None where `data.columns` may name it: a key of some shape, or a pair's rating; else what was
     wanted."""
-    if plain(name) in map(plain, names_of_rows() | {"id"}) or rating_keys(
-        {name: 1.0, **{_twin(name, side): 1.0 for side in TWINS}}
+    if plain(name) in map(plain, known_keys() | {"id"}) or rating_keys(
+        {name: 1.0, **{_twin(name, side): 1.0 for side in SIDE_KEYS}}
     ):
         return None
     if is_mark(name, True) or may_be_verdict(name):
@@ -200,14 +203,20 @@ def _twin(name: str, side: str) -> str:
 
 
 @cache
-def names_of_rows() -> frozenset[str]:
+def known_keys() -> frozenset[str]:
     """The keys that carry meaning in some row; each may be spelled otherwise (`names.plain`). An
     `id` is one as it stands."""
     shapes = (of.needs | of.may for of in (*PAIRS.values(), *TEXTS.values()))
     return frozenset(
-        {"weight", "history", *LABELS, *REFUSED, *WHOLE_ROW, *ASKED, *MORE}.union(
-            COMMON - {"id"}, *shapes
-        )
+        {
+            "weight",
+            "history",
+            *LABELS,
+            *UNSUPPORTED_KEYS,
+            *ROW_LEVEL_MASKS,
+            *PROMPT_KEYS,
+            *MORE,
+        }.union(COMMON - {"id"}, *shapes)
     )
 
 
@@ -216,11 +225,11 @@ def _as_spelled(
 ) -> tuple[object, list[str]]:
     """What `read` makes of the row with every key under its one name; errors and unread keys have
     the row's own spelling."""
-    named, written = one_name(row, names_of_rows())
+    named, written = unify_keys(row, known_keys())
     try:
         made, unread = read(named)
     except (Tie, ValueError) as error:
-        raise type(error)(unspelled(str(error), written.items())) from None
+        raise type(error)(restore_spelling(str(error), written.items())) from None
     return made, [written.get(key, key) for key in unread]
 
 
@@ -245,7 +254,7 @@ def _pair_row(row: Row, is_plain: bool) -> tuple[Row, list[str]]:
     ):
         missing = next((key for key in ("chosen", "rejected") if key not in row), "prompt")
         if missing == "prompt":
-            refuse_raw_text(row["chosen"], "chosen")
+            require_no_stringified_turns(row["chosen"], "chosen")
         raise ValueError(
             f"`{missing}` is missing; the row has the fields {sorted(row)!s:.200}, {_hint(row, pairs=True)}"
         )
@@ -254,7 +263,7 @@ def _pair_row(row: Row, is_plain: bool) -> tuple[Row, list[str]]:
     rated = rating_keys({**row, **sides})
     reads = COMMON | {"weight", *rated} | shape.needs | shape.may
     _refuse(row, reads)
-    reads |= require_followed(row, reads)
+    reads |= check_verdicts_agree(row, reads)
     _refuse_labelled_turns(sides)
     made = {
         **{key: row[key] for key in ("id", "tools", "weight") if key in row},
@@ -290,7 +299,7 @@ def _refuse_labelled_turns(sides: Row) -> None:
     for side, turns in sides.items():
         turn = turns[-1] if isinstance(turns, list) and turns else turns
         for key, value in turn.items() if isinstance(turn, Mapping) else ():
-            if isinstance(key, str) and called_good(key, value) is (side == "rejected"):
+            if isinstance(key, str) and parse_label(key, value) is (side == "rejected"):
                 wanted = "bad ones" if side == "rejected" else "good ones"
                 raise ValueError(
                     f"`{key}` in a turn of `{side}` is {shown(value)}: an answer called {'good' if side == 'rejected' else 'bad'}, "
@@ -319,7 +328,7 @@ def _sft_conversation(row: Row) -> tuple[Conversation | str, list[str]]:
         or (
             key in LABELS
             and key not in shape.needs
-            and (shape is TEXTS["text"] or called_good(key, row[key]) is None)
+            and (shape is TEXTS["text"] or parse_label(key, row[key]) is None)
         )
     ]
     made = shape.read(row)
@@ -331,7 +340,7 @@ def _sft_conversation(row: Row) -> tuple[Conversation | str, list[str]]:
                 )
         return made, unread
     field, said = made
-    turns, before = check_messages(said, field), history(row.get("history"))
+    turns, before = check_messages(said, field), history_turns(row.get("history"))
     _refuse_labelled_turns(
         {f"{field}[{i}]": turn for i, turn in enumerate(said) if turns[i]["role"] == "assistant"}
     )
@@ -353,14 +362,14 @@ def _sft_conversation(row: Row) -> tuple[Conversation | str, list[str]]:
     ]
 
 
-def asked_row(row: Row) -> tuple[Messages, list[str]]:
+def prompt_turns(row: Row) -> tuple[Messages, list[str]]:
     """The turns up to the user's last of a row that is asked, not trained: of `prompt`, `messages`,
     or `instruction` (`input`, `context`); and the keys that nothing reads. Raises: ValueError as
     `sft_conversation`; also for `tools`."""
-    return _as_spelled(_asked_row, row)
+    return _as_spelled(_prompt_turns, row)
 
 
-def _asked_row(row: Row) -> tuple[Messages, list[str]]:
+def _prompt_turns(row: Row) -> tuple[Messages, list[str]]:
     field = next(
         (
             key
@@ -381,7 +390,7 @@ def _asked_row(row: Row) -> tuple[Messages, list[str]]:
         raise ValueError(
             f"`tools` is {shown(row['tools'])}, which nobody who answers is given; data.columns.tools=null leaves it out"
         )
-    refuse_raw_text(row[field], field)
+    require_no_stringified_turns(row[field], field)
     turns = row[field]
     if not isinstance(turns, list):
         content = (
@@ -390,7 +399,7 @@ def _asked_row(row: Row) -> tuple[Messages, list[str]]:
             else row[field]
         )
         turns = [{"role": "user", "content": content}]
-    turns, before = check_messages(turns, field), history(row.get("history"))
+    turns, before = check_messages(turns, field), history_turns(row.get("history"))
     last = max(i for i, turn in enumerate(turns) if turn["role"] in ("user", "tool"))
     if field != "messages" and last < len(turns) - 1:
         raise ValueError(f"`{field}` ends with an assistant turn, wanted the user's last")
@@ -408,7 +417,7 @@ def sft_row(row: Row) -> Messages | str:
     return made if isinstance(made, str) else made.turns
 
 
-def suspicions(texts: Iterable[object]) -> set[str]:
+def suspicious_texts(texts: Iterable[object]) -> set[str]:
     """What looks as if turns stood as text inside of one, though it may be meant."""
     found = set()
     for said in (words for value in texts for words in _texts(value)):
@@ -417,9 +426,9 @@ def suspicions(texts: Iterable[object]) -> set[str]:
                 found.add(
                     "`Human:` (or `User:`) and `Assistant:` inside a turn: if it is a transcript, `zephyr binarize` parts it"
                 )
-            if MARKS.search(said):
+            if TEMPLATE_MARKERS.search(said):
                 found.add("marks of a chat template inside a turn, which are trained as text")
-            if is_turns_as_text(said):
+            if is_stringified_turns(said):
                 found.add("a turn that is the JSON text of messages, which is trained as text")
     return found
 
@@ -427,10 +436,10 @@ def suspicions(texts: Iterable[object]) -> set[str]:
 def _is_spoken(said: str) -> bool:
     """Whether somebody asks and the assistant answers within the text, or it begins with the
     assistant's name."""
-    asked = ASKS.search(said)
-    begins = ANSWERS_IT.match(said)
+    asked = HUMAN_MARKER.search(said)
+    begins = ASSISTANT_MARKER.match(said)
     return begins is not None or (
-        asked is not None and ANSWERS_IT.search(said, asked.end()) is not None
+        asked is not None and ASSISTANT_MARKER.search(said, asked.end()) is not None
     )
 
 
@@ -450,7 +459,9 @@ def _require_one_prompt(row: Row, reads: set[str], made: object) -> None:
     said = [text.strip() for text in _texts(made)]
 
     def kept(words: str, one_of: bool) -> bool:
-        inside = len(words) >= CHANCE or one_of  # one of some choices: a word of the prompt
+        inside = (
+            len(words) >= MIN_OVERLAP_CHARS or one_of
+        )  # one of some choices: a word of the prompt
         return words in said or (
             inside
             and any(
@@ -459,7 +470,7 @@ def _require_one_prompt(row: Row, reads: set[str], made: object) -> None:
             )
         )
 
-    for key in ASKED:
+    for key in PROMPT_KEYS:
         one_of = isinstance(row.get(key), list) and all(
             isinstance(words, str) for words in row[key]
         )
@@ -473,7 +484,7 @@ def _require_one_prompt(row: Row, reads: set[str], made: object) -> None:
             )
         ):
             raise ValueError(
-                f"`{key}` is {shown(row[key])}, and the prompt is read from {', '.join(sorted(reads & set(ASKED)))}: wanted one "
+                f"`{key}` is {shown(row[key])}, and the prompt is read from {', '.join(sorted(reads & set(PROMPT_KEYS)))}: wanted one "
                 f"field that holds it all; data.columns.{key}=null leaves it out"
             )
 
@@ -536,13 +547,13 @@ def _system(row: Row) -> object:
 
 
 def _refuse(row: Row, reads: set[str]) -> None:
-    for key, wanted in REFUSED.items():
+    for key, wanted in UNSUPPORTED_KEYS.items():
         if key in row and key not in reads and row[key] not in ("", [], {}, False):
             raise ValueError(
                 f"`{key}` is {shown(row[key])}, which this shape of row has no place for, wanted {wanted}; "
                 f"data.columns.{key}=null leaves it out"
             )
-    for key, wanted in WHOLE_ROW.items():
+    for key, wanted in ROW_LEVEL_MASKS.items():
         if (
             key in row
             and key not in reads
@@ -555,7 +566,7 @@ def _refuse(row: Row, reads: set[str]) -> None:
     for key, value in row.items():
         if (
             key not in reads
-            and key not in WHOLE_ROW
+            and key not in ROW_LEVEL_MASKS
             and isinstance(key, str)
             and is_mark(key, value)
         ):
@@ -572,7 +583,7 @@ def _refuse(row: Row, reads: set[str]) -> None:
 
 def _refuse_bad_answer(row: Row, labelled: bool) -> None:
     for key, value in row.items() if labelled else ():
-        if isinstance(key, str) and called_good(key, value) is False:
+        if isinstance(key, str) and parse_label(key, value) is False:
             raise ValueError(
                 f"`{key}` is {shown(value)}: an answer called bad (KTO), wanted good ones alone; data.on_bad_row=skip leaves "
                 f"such rows out, data.columns.{key}=null trains them all the same"
@@ -623,15 +634,15 @@ def _openai(row: Row) -> Row:
 def _sharegpt_pair(field: str) -> Callable[[Row], Row]:
     def read(row: Row) -> Row:
         answers = {
-            side: sharegpt([row[side]], side) if isinstance(row[side], Mapping) else row[side]
+            side: sharegpt_turns([row[side]], side) if isinstance(row[side], Mapping) else row[side]
             for side in ("chosen", "rejected")
         }
-        return {"prompt": sharegpt(row[field], field), **answers}
+        return {"prompt": sharegpt_turns(row[field], field), **answers}
 
     return read
 
 
-def sharegpt(value: object, field: str) -> Messages:
+def sharegpt_turns(value: object, field: str) -> Messages:
     """Turns of `from` and `value`, or of `role` and `content`, as the latter. Raises: ValueError
     naming the turn."""
     if not isinstance(value, list) or not value:
@@ -646,7 +657,9 @@ def sharegpt(value: object, field: str) -> Messages:
             turns.append(dict(turn))
             continue
         turn, _ = (
-            one_name(turn, frozenset(("from", "value"))) if isinstance(turn, Mapping) else ({}, {})
+            unify_keys(turn, frozenset(("from", "value")))
+            if isinstance(turn, Mapping)
+            else ({}, {})
         )
         if turn.get("from") == "function_call" and isinstance(turn.get("value"), str):
             turns.append(
@@ -788,7 +801,7 @@ def _nectar(row: Row) -> Row:
     unread = [f"answers[].{key}" for of in answers for key in of if key not in ("answer", "rank")]
     unread += ["answers[] between the first and the last in rank"] if len(answers) > 2 else []
     return {
-        "prompt": transcript(text(row, "prompt"), "prompt"),
+        "prompt": parse_transcript(text(row, "prompt"), "prompt"),
         "chosen": text(ranked[0], "answer"),
         "rejected": text(ranked[-1], "answer"),
         "margins": [float(ranked[-1]["rank"] - ranked[0]["rank"])],
@@ -796,7 +809,7 @@ def _nectar(row: Row) -> Row:
     }
 
 
-def transcript(said: str, field: str) -> Messages:
+def parse_transcript(said: str, field: str) -> Messages:
     """The turns of `\\n\\nHuman: ...\\n\\nAssistant: ...`, which ends where the assistant's next turn begins."""
     head, *parts = re.split(r"(?:\A|\n\n)\s*(Human|Assistant):", said)
     turns = [
@@ -821,10 +834,10 @@ def _said(question: str, answer: str) -> Callable[[Row], tuple[str, Messages]]:
 
 
 def _turns(row: Row, field: str, role: str) -> list[object]:
-    row = {**row, field: joined_parts(row[field], field)}
+    row = {**row, field: join_text_parts(row[field], field)}
     if isinstance(row[field], list):
         return list(row[field])
-    refuse_raw_text(row[field], field)
+    require_no_stringified_turns(row[field], field)
     return [
         {"role": role, "content": _answer(row, field) if role == "assistant" else text(row, field)}
     ]
@@ -899,7 +912,7 @@ TEXTS: dict[str, Shape] = {
     "conversations (ShareGPT)": _shape(
         "conversations",
         "",
-        lambda row: ("conversations", sharegpt(row["conversations"], "conversations")),
+        lambda row: ("conversations", sharegpt_turns(row["conversations"], "conversations")),
     ),
     "data (UltraChat)": _shape("data", "", _ultrachat),
     **{

@@ -18,18 +18,18 @@ import pyarrow.compute as pc
 from pyarrow import ArrowException, BufferReader, parquet
 
 from zephyr.config import BadInput
-from zephyr.data.folders import SPLIT, folder_files, kind_of
-from zephyr.data.rows import TOO_MUCH, each_once
+from zephyr.data.folders import SPLIT, data_suffix, folder_files
+from zephyr.data.rows import TOO_DEEP_OR_LONG, reject_duplicate_keys
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-WANTED = ".jsonl, .json or .parquet (also with .gz), a folder of those, or a hub dataset"
-LONGEST_LINE = 2**26  # bytes of a row's line, unpacked: of the longest conversations a hundredth
-MOST_VALUES = (
+SUPPORTED_SOURCES = ".jsonl, .json or .parquet (also with .gz), a folder of those, or a hub dataset"
+MAX_LINE_BYTES = 2**26  # bytes of a row's line, unpacked: of the longest conversations a hundredth
+MAX_VALUES = (
     2**28
 )  # of a column in a row group: thousands of millions of equal ones take a few bytes
-LARGEST_WHOLE = (
+MAX_UNPACKED_BYTES = (
     2**31
 )  # bytes, unpacked, of a .json.gz or .parquet.gz, which can only be read as a whole
 
@@ -87,8 +87,8 @@ def _open(spec: str, whole_path: bool = False) -> list[Source]:
             raise BadInput(f"{path} is one file and has no split {split!r}, wanted the path alone")
         return [_file_source(path, str(path) if whole_path else path.name, _split_words(path))]
     name = str(path)
-    if name.startswith((".", "/", "~", "$")) or kind_of(path) or name.count("/") != 1:
-        raise BadInput(f"{spec!r} does not exist, wanted {WANTED}")
+    if name.startswith((".", "/", "~", "$")) or data_suffix(path) or name.count("/") != 1:
+        raise BadInput(f"{spec!r} does not exist, wanted {SUPPORTED_SOURCES}")
     subset, _, named = (split or "").rpartition(":")
     return [_hub_source(name, subset or None, named or None)]
 
@@ -119,13 +119,13 @@ def _split_words(path: Path, split: str = "") -> str:
 
 
 def _file_source(path: Path, name: str, split: str) -> Source:
-    kind = kind_of(path)
+    kind = data_suffix(path)
     if re.search("[\ud800-\udfff]", name):
         raise BadInput(
             f"{str(path)!r}: the name is not UTF-8, wanted one that rows can be called by"
         )
     if kind is None:
-        raise BadInput(f"{path} is of no known kind, wanted {WANTED}")
+        raise BadInput(f"{path} is of no known kind, wanted {SUPPORTED_SOURCES}")
     rows = {".jsonl": _lines, ".json": _json_rows, ".parquet": _parquet_rows}[kind]
     with path.open("rb") as file:
         digest = hashlib.sha256()
@@ -157,14 +157,14 @@ def _whole(path: Path, rows: Callable[[BinaryIO], Iterator[RawRow]]) -> Iterator
 
 
 def _lines(path: Path, name: str, file: BinaryIO) -> Iterator[RawRow]:
-    """The lines, in memory one at a time. Raises: BadInput for one over `LONGEST_LINE`: a few kB of
+    """The lines, in memory one at a time. Raises: BadInput for one over `MAX_LINE_BYTES`: a few kB of
     gzip can hold a line of gigabytes."""
     number = 0
-    while line := file.readline(LONGEST_LINE + 1):  # bytes: parted at \n only, not at U+2028
+    while line := file.readline(MAX_LINE_BYTES + 1):  # bytes: parted at \n only, not at U+2028
         number += 1
-        if len(line) > LONGEST_LINE:
+        if len(line) > MAX_LINE_BYTES:
             raise BadInput(
-                f"{path}:{number}: the line is over {LONGEST_LINE} bytes, wanted at most that many for one row; split or remove it"
+                f"{path}:{number}: the line is over {MAX_LINE_BYTES} bytes, wanted at most that many for one row; split or remove it"
             )
         if line.strip():
             yield RawRow(f"{path}:{number}", f"{name}:{number}", line)
@@ -183,7 +183,9 @@ def _json_rows(path: Path, name: str, file: BinaryIO) -> Iterator[RawRow]:
         # values that JSON can hold.
         lines = [
             json.dumps(element).encode()
-            for element in json.loads(data.decode("utf-8-sig"), object_pairs_hook=each_once)
+            for element in json.loads(
+                data.decode("utf-8-sig"), object_pairs_hook=reject_duplicate_keys
+            )
         ]
     except KeyError as error:
         raise BadInput(
@@ -196,26 +198,26 @@ def _json_rows(path: Path, name: str, file: BinaryIO) -> Iterator[RawRow]:
     except UnicodeDecodeError as error:
         raise BadInput(f"{path} is not UTF-8: byte {error.start + 1}") from error
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"{path}: the file's JSON is {TOO_MUCH}") from error
+        raise BadInput(f"{path}: the file's JSON is {TOO_DEEP_OR_LONG}") from error
     for number, line in enumerate(lines, start=1):
         yield RawRow(f"{path}, element {number}", f"{name}:{number}", line)
 
 
 def _read_all(path: Path, file: BinaryIO) -> bytes:
-    """What a file holds. Raises: BadInput where a packed one holds over `LARGEST_WHOLE`."""
-    data = file.read(LARGEST_WHOLE + 1 if path.suffix == ".gz" else -1)
-    if path.suffix == ".gz" and len(data) > LARGEST_WHOLE:
+    """What a file holds. Raises: BadInput where a packed one holds over `MAX_UNPACKED_BYTES`."""
+    data = file.read(MAX_UNPACKED_BYTES + 1 if path.suffix == ".gz" else -1)
+    if path.suffix == ".gz" and len(data) > MAX_UNPACKED_BYTES:
         raise BadInput(
-            f"{path} holds over {LARGEST_WHOLE} bytes, unpacked, wanted at most that many; as .jsonl.gz it is read line by line"
+            f"{path} holds over {MAX_UNPACKED_BYTES} bytes, unpacked, wanted at most that many; as .jsonl.gz it is read line by line"
         )
     return data
 
 
 def _parquet_rows(path: Path, name: str, file: BinaryIO) -> Iterator[RawRow]:
-    """The rows, in memory `LONGEST_LINE` bytes at a time, or a row group as it is packed. Texts are
+    """The rows, in memory `MAX_LINE_BYTES` bytes at a time, or a row group as it is packed. Texts are
     read as indices into a dictionary: a few kB can hold one long text a thousand times.
 
-    Raises: BadInput for a row over `LONGEST_LINE`."""
+    Raises: BadInput for a row over `MAX_LINE_BYTES`."""
     whole = _read_all(path, file) if path.suffix == ".gz" else None
     schema = parquet.ParquetFile(path if whole is None else BufferReader(whole)).schema
     columns = [schema.column(i) for i in range(len(schema))]
@@ -232,12 +234,12 @@ def _parquet_rows(path: Path, name: str, file: BinaryIO) -> Iterator[RawRow]:
     for group in range(table.num_row_groups):
         about = table.metadata.row_group(group)
         values = max((about.column(i).num_values for i in range(about.num_columns)), default=0)
-        if values > MOST_VALUES:
+        if values > MAX_VALUES:
             raise BadInput(
                 f"{path}: its row group {group} holds {values} values, wanted at most "
-                f"{MOST_VALUES}; write it in smaller row groups"
+                f"{MAX_VALUES}; write it in smaller row groups"
             )
-        size = about.num_rows if about.total_byte_size < LARGEST_WHOLE else 1000
+        size = about.num_rows if about.total_byte_size < MAX_UNPACKED_BYTES else 1000
         for batch in table.iter_batches(batch_size=max(size, 1), row_groups=[group]):
             for part in _parts(batch, path, number):
                 for value in part.to_pylist():
@@ -246,17 +248,17 @@ def _parquet_rows(path: Path, name: str, file: BinaryIO) -> Iterator[RawRow]:
 
 
 def _parts(batch: pa.RecordBatch, path: Path, before: int) -> Iterator[pa.RecordBatch]:
-    """The batch in parts of at most `LONGEST_LINE` bytes, and 1000 rows; `before`: rows of the file
+    """The batch in parts of at most `MAX_LINE_BYTES` bytes, and 1000 rows; `before`: rows of the file
     before it. Raises: BadInput naming a row that is over the limit by itself."""
     bytes_R = sum((row_bytes(column) for column in batch.columns), np.zeros(len(batch), np.int64))
     ends_R, start = np.cumsum(bytes_R), 0
     while start < len(batch):
-        if bytes_R[start] > LONGEST_LINE:
+        if bytes_R[start] > MAX_LINE_BYTES:
             raise BadInput(
-                f"{path}, row {before + start + 1}: the row holds {bytes_R[start]} bytes, wanted at most {LONGEST_LINE}; "
+                f"{path}, row {before + start + 1}: the row holds {bytes_R[start]} bytes, wanted at most {MAX_LINE_BYTES}; "
                 "split or remove it"
             )
-        room = LONGEST_LINE + ends_R[start] - bytes_R[start]
+        room = MAX_LINE_BYTES + ends_R[start] - bytes_R[start]
         end = min(int(np.searchsorted(ends_R, room, side="right")), start + 1000)
         yield batch.slice(start, end - start)
         start = end
@@ -309,7 +311,7 @@ def _hub_source(name: str, subset: str | None, split: str | None) -> Source:
             ) from error
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(
-            f"{name!r} is no file here, and no hub dataset loads: {first_line}; wanted {WANTED}"
+            f"{name!r} is no file here, and no hub dataset loads: {first_line}; wanted {SUPPORTED_SOURCES}"
         ) from error
     whole = name if subset is None else f"{name}:{subset}"
     return _dataset_source(

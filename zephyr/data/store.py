@@ -22,7 +22,7 @@ from pyarrow.ipc import RecordBatchStreamWriter
 from transformers import PreTrainedTokenizerBase
 
 from zephyr.chat import EncodedPair, EncodedText
-from zephyr.data.words import NOTHING
+from zephyr.data.text_digests import NO_DIGEST
 from zephyr.training.checkpoint import synced_digest
 
 Report = dict[str, object]
@@ -89,13 +89,13 @@ def example_batch(
     examples: Sequence[EncodedPair | EncodedText], asked: Sequence[bytes] = ()
 ) -> pa.RecordBatch:
     """The examples, all of one kind, as rows of `PAIR_SCHEMA` or `TEXT_SCHEMA`; asked:
-    `words.asked` of each, if it is known."""
+    `text_digests.prompt_digest` of each, if it is known."""
     columns = [list(column) for column in zip(*examples)]
     schema = PAIR_SCHEMA
     if isinstance(examples[0], EncodedText):
         schema = TEXT_SCHEMA
         columns.append([sum(flags) for flags in columns[2]])
-    columns.append(list(asked) or [NOTHING] * len(examples))
+    columns.append(list(asked) or [NO_DIGEST] * len(examples))
     return pa.record_batch(
         [pa.array(column, field.type) for column, field in zip(columns, schema)], schema=schema
     )
@@ -115,7 +115,7 @@ def cached_table(
         with pa.ipc.new_stream(sink, schema) as writer:
             report = fill(writer)
         return pa.ipc.open_stream(sink.getvalue()).read_all(), report
-    if damage := damage_of(entry):
+    if damage := find_damage(entry):
         if os.path.lexists(entry):
             print(
                 f"cache of encoded rows: {entry} is damaged ({damage}); the rows are encoded again",
@@ -132,7 +132,7 @@ def cached_table(
             (aside / REPORT_FILE).write_text(
                 json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8"
             )
-            (aside / DIGEST_FILE).write_text(digest_of_entry(aside, entry.name), encoding="ascii")
+            (aside / DIGEST_FILE).write_text(entry_digest(aside, entry.name), encoding="ascii")
             publish(aside, entry)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -140,18 +140,16 @@ def cached_table(
     return pa.ipc.open_stream(pa.memory_map(str(entry / ROWS_FILE))).read_all(), report
 
 
-def damage_of(entry: Path) -> str | None:
+def find_damage(entry: Path) -> str | None:
     """What is wrong with an entry of the cache; None where it is as it was written."""
     try:
-        same = (entry / DIGEST_FILE).read_bytes().decode("ascii") == digest_of_entry(
-            entry, entry.name
-        )
+        same = (entry / DIGEST_FILE).read_bytes().decode("ascii") == entry_digest(entry, entry.name)
     except (OSError, UnicodeDecodeError) as error:
         return str(error)
     return None if same else "its bytes are not those of its digest"
 
 
-def digest_of_entry(folder: Path, key: str) -> str:
+def entry_digest(folder: Path, key: str) -> str:
     """SHA-256 over the entry's key, rows and report; both files are then on the disk, not only in
     the system's memory."""
     parts = [key, *(synced_digest(folder / name) for name in (ROWS_FILE, REPORT_FILE))]
@@ -166,7 +164,7 @@ def publish(aside: Path, entry: Path) -> None:
     try:
         os.rename(aside, entry)
     except OSError:
-        if not damage_of(entry):
+        if not find_damage(entry):
             return
         damaged = aside.with_name(f"{aside.name}-damaged")
         with contextlib.suppress(FileNotFoundError):  # another process moved it away
@@ -186,7 +184,7 @@ def sync(path: Path) -> None:
         os.close(file)
 
 
-def digest_of(
+def encoding_digest(
     tokenizer: PreTrainedTokenizerBase, code: Iterable[Path], parts: Iterable[str]
 ) -> str:
     """SHA-256 over the tokenizer, the source files that encode, the tokenizing libraries' versions,

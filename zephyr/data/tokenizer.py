@@ -12,11 +12,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from zephyr.chat import (
     HANDBOOK_TEMPLATE,
     ZEPHYR_TEMPLATE,
+    check_template_limits,
     encode_messages,
     own_template,
-    try_template,
 )
-from zephyr.chat.trial import TURNS
+from zephyr.chat.template_limits import TURNS
 from zephyr.config import BadInput
 from zephyr.model.export import PROBES
 from zephyr.model.load import local_folder, read_config
@@ -58,7 +58,7 @@ def read_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         return from_sentencepiece(folder / "tokenizer.model")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path))
-        if own := other_ids(tokenizer, folder):
+        if own := describe_id_mismatch(tokenizer, folder):
             warnings.warn(own, stacklevel=2)
         return tokenizer
     except (
@@ -69,7 +69,7 @@ def read_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def other_ids(tokenizer: PreTrainedTokenizerBase, folder: Path) -> str:
+def describe_id_mismatch(tokenizer: PreTrainedTokenizerBase, folder: Path) -> str:
     """What to tell where the tokenizer makes other ids than the folder's own tokenizer.json; else
     "".
 
@@ -120,7 +120,7 @@ def prepare_tokenizer(
             "the tokenizer has no EOS token, wanted one: an answer could never end; eos_token: TOKEN names one "
             "of its vocabulary"
         )
-    chosen = chosen_template(tokenizer, chat_template)
+    chosen = resolve_chat_template(tokenizer, chat_template)
     if chosen == "zephyr":
         tokenizer.chat_template = ZEPHYR_TEMPLATE
     elif chosen == "model":
@@ -130,7 +130,7 @@ def prepare_tokenizer(
                 "chat_template: model, but the tokenizer has no template of its own, wanted zephyr or a jinja file"
             )
         try:
-            try_template(tokenizer, tokenizer.chat_template)
+            check_template_limits(tokenizer, tokenizer.chat_template)
         except ValueError as error:
             raise BadInput(
                 f"the model's own chat template can't be used: {error}; chat_template: zephyr, or a jinja file, takes its place"
@@ -138,7 +138,7 @@ def prepare_tokenizer(
     else:
         try:
             tokenizer.chat_template = Path(chosen).read_text(encoding="utf-8")
-            try_template(tokenizer, tokenizer.chat_template)
+            check_template_limits(tokenizer, tokenizer.chat_template)
             encode_messages(tokenizer, TURNS, template=tokenizer.chat_template)
         except (OSError, ValueError) as error:
             raise BadInput(
@@ -150,7 +150,7 @@ def prepare_tokenizer(
     return tokenizer
 
 
-def chosen_template(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> str:
+def resolve_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> str:
     """What the config key `chat_template` comes to: `auto` is `model` where the tokenizer has a
     template, else `zephyr`."""
     if chat_template != "auto":
@@ -158,7 +158,7 @@ def chosen_template(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> s
     return "zephyr" if own_template(tokenizer) is None else "model"
 
 
-def foreign_template(tokenizer: PreTrainedTokenizerBase) -> bool:
+def has_foreign_template(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer came with a template that is not Zephyr's."""
     own = own_template(tokenizer)
     return own is not None and not own.endswith((HANDBOOK_TEMPLATE, ZEPHYR_TEMPLATE))

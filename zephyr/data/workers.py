@@ -16,12 +16,11 @@ from zephyr import chat
 from zephyr.chat import EncodedPair, EncodedText
 from zephyr.data.ratings import Tie
 from zephyr.data.rows import check_row, row_id
-from zephyr.data.shapes import pair_row, select, sft_conversation, suspicions
+from zephyr.data.shapes import pair_row, select, sft_conversation, suspicious_texts
 from zephyr.data.sources import RawRow
-from zephyr.data.words import asked as words_asked
-from zephyr.data.words import said as words_said
+from zephyr.data.text_digests import conversation_digest, prompt_digest
 
-CHUNK = 256  # rows that a process encodes at a time
+CHUNK_ROWS = 256  # rows that a process encodes at a time
 CHUNK_BYTES = 2**26  # but no more once they take this much
 WORKER_BYTES = (
     2**32
@@ -48,16 +47,16 @@ class Options(NamedTuple):
 
 class Encoded(NamedTuple):
     """An example, where its row stands, how many tokens of each side were cut off, and by how much
-    the chosen answer is rated higher, by each rating. asked, said: digests of its words
-    (`words.asked`; of a text, of a pair's prompt and both answers). targets: whether a text had any
+    the chosen answer is rated higher, by each rating. prompt_digest, text_digests: digests of its words
+    (`text_digests.prompt_digest`; of a text, of a pair's prompt and both answers). targets: whether a text had any
     before it was cut. unread: keys that nothing reads; found: names of `columns` that the row has;
     suspicions: what may be no turn."""
 
     place: str
     example: EncodedPair | EncodedText
-    lost: tuple[int, ...]
-    asked: bytes
-    said: tuple[bytes, ...]
+    truncated_tokens: tuple[int, ...]
+    prompt_digest: bytes
+    text_digests: tuple[bytes, ...]
     margins: tuple[float, ...] = ()
     unread: tuple[str, ...] = ()
     found: tuple[str, ...] = ()
@@ -74,7 +73,7 @@ class Chunk(NamedTuple):
     dropped: Counter[str]
 
 
-def nothing_left(options: Options) -> str:
+def empty_after_truncation(options: Options) -> str:
     """Why truncation alone drops a row."""
     return (
         "no target left after the cut"
@@ -108,13 +107,13 @@ def encoded_chunks(
 
 
 def _chunks(rows: Iterator[RawRow]) -> Iterator[list[RawRow]]:
-    """`CHUNK` rows at a time; fewer where they are long."""
+    """`CHUNK_ROWS` rows at a time; fewer where they are long."""
     chunk: list[RawRow] = []
     room = CHUNK_BYTES
     for row in rows:
         chunk.append(row)
         room -= _size(row.value)
-        if len(chunk) == CHUNK or room <= 0:
+        if len(chunk) == CHUNK_ROWS or room <= 0:
             yield chunk
             chunk, room = [], CHUNK_BYTES
     if chunk:
@@ -140,7 +139,7 @@ def _start_worker(tokenizer: PreTrainedTokenizerBase, options: Options) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = (
         "false"  # of this fork only: its processes are the parallelism
     )
-    chat.bound_memory(WORKER_BYTES)
+    chat.limit_memory(WORKER_BYTES)
     _worker.append((tokenizer, options))
 
 
@@ -158,7 +157,7 @@ def _encode_chunk(
         except Tie as tie:
             dropped[f"a tie: {tie}"] += 1
             continue
-        except chat.SameWords as same:
+        except chat.IdenticalAnswers as same:
             dropped[str(same)] += 1
             continue
         except (ValueError, RecursionError) as error:
@@ -181,7 +180,7 @@ def _encode_chunk(
         ):
             encoded.append(item)
         else:
-            dropped[nothing_left(options)] += 1
+            dropped[empty_after_truncation(options)] += 1
     return Chunk(encoded, skipped, dropped)
 
 
@@ -200,16 +199,20 @@ def _encode_row(tokenizer: PreTrainedTokenizerBase, options: Options, row: RawRo
             max_tokens=options.max_tokens,
             max_prompt_tokens=options.max_prompt_tokens,
             truncation=options.truncation,
-            bos_id=chat.kept_bos(tokenizer, options.template),
+            bos_id=chat.template_bos(tokenizer, options.template),
         )
         lost = tuple(len(before) - len(after) for before, after in zip(whole[1:4], pair[1:4]))
         words = chat.check_pair(row_of_pair)
-        said = (words_said(words.prompt), words_said([words.chosen]), words_said([words.rejected]))
+        said = (
+            conversation_digest(words.prompt),
+            conversation_digest([words.chosen]),
+            conversation_digest([words.rejected]),
+        )
         return Encoded(
             row.place,
             pair,
             lost,
-            words_asked(words.prompt),
+            prompt_digest(words.prompt),
             said,
             tuple(row_of_pair.get("margins", ())),
             _names(unread),
@@ -242,8 +245,8 @@ def _encode_row(tokenizer: PreTrainedTokenizerBase, options: Options, row: RawRo
         row.place,
         cut,
         (max(len(text.ids) - room, 0),),
-        words_asked(turns),
-        (words_said(turns),),
+        prompt_digest(turns),
+        (conversation_digest(turns),),
         (),
         _names(unread),
         tuple(found),
@@ -267,7 +270,7 @@ def _suspicions(fields: Mapping[str, object]) -> tuple[str, ...]:
     )
     return tuple(
         sorted(
-            suspicions(
+            suspicious_texts(
                 turn["content"]
                 for turn in turns
                 if turn.get("role") != "tool" and "content" in turn

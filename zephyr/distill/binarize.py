@@ -21,19 +21,24 @@ from typing import NamedTuple
 
 from zephyr.chat import check_messages, check_pair, without_space
 from zephyr.config import BadInput
-from zephyr.data.jsonl import require_output, write_report, write_rows
+from zephyr.data.jsonl import require_output, save_report, write_rows
 from zephyr.data.pairwise import PAIRWISE
 from zephyr.data.ratings import Tie, rating_keys
 from zephyr.data.rows import check_row, has_lone_surrogate, row_id, text
 from zephyr.data.shapes import SYSTEMS, pair_row
 from zephyr.data.sources import Source, open_sources
 from zephyr.data.store import Report
-from zephyr.distill.pairwise import Row, judged, read_keys
+from zephyr.distill.pairwise import Row, parse_pairwise, read_keys
 from zephyr.distill.rules import rule_named
 
 Found = tuple[str, str, object, list[tuple[str, str | None, float]], str, set[str]]
 #       id, prompt_id, prompt, (text, model, score) twice, rule, the row's keys that were read
-CARRIED = ("system", "history", "tools", "weight")  # of the row, which training reads in a pair's
+CARRIED_KEYS = (
+    "system",
+    "history",
+    "tools",
+    "weight",
+)  # of the row, which training reads in a pair's
 ANSWER = (
     {"model", "text", "scores", "overall"},
     {"model", "response", "annotations", "overall_score"},
@@ -45,7 +50,9 @@ SINGLE = {
     "prompt",
     "response",
 }  # fields of a row that is one scored completion
-ASKED_OF_JUDGE = "instruction"  # of such a row: what its judge was asked, prompt and response in it
+JUDGE_PROMPT_KEY = (
+    "instruction"  # of such a row: what its judge was asked, prompt and response in it
+)
 DISAGREE, ENOUGH, FIRST = (
     0.3,
     20,
@@ -76,13 +83,15 @@ class Run:
     faults: dict[str, list[str]] = field(
         default_factory=lambda: {"10 for 1": [], "10 doubtful": [], "inverted": []}
     )
-    shelf: sqlite3.Connection = field(default_factory=lambda: sqlite3.connect(""))
+    database: sqlite3.Connection = field(default_factory=lambda: sqlite3.connect(""))
 
     def __post_init__(self) -> None:
         self.score, self.pick = rule_named(self.rule)
         self.rng = random.Random(self.seed)
-        self.shelf.execute("create table ids (id text primary key, place text) without rowid")
-        self.shelf.execute("create table singles (idx text, model text, place text, answer text)")
+        self.database.execute("create table ids (id text primary key, place text) without rowid")
+        self.database.execute(
+            "create table singles (idx text, model text, place text, answer text)"
+        )
 
 
 def binarize(
@@ -112,7 +121,7 @@ def binarize(
         open_sources([str(source) for source in sources]),
     )
     require_output(out, sources)
-    with closing(run.shelf):
+    with closing(run.database):
         pairs = _pairs(opened, run)
         if first := list(islice(pairs, 1)):  # where there is none, an earlier file stays
             write_rows(out, chain(first, pairs))
@@ -125,7 +134,7 @@ def binarize(
         raise BadInput(
             f"{', '.join(report['digests'])}: no pair could be made; left out: {json.dumps(report['dropped'])}"
         )
-    return write_report(out, report)
+    return save_report(out, report)
 
 
 def _pairs(sources: Sequence[Source], run: Run) -> Iterator[Row]:
@@ -139,7 +148,7 @@ def _pairs(sources: Sequence[Source], run: Run) -> Iterator[Row]:
                 made = "a lone surrogate"
             else:
                 made = (
-                    _put_by(row, place, run)
+                    _store_completion(row, place, run)
                     if row.keys() >= SINGLE
                     else _pair(row, name, place, run)
                 )
@@ -152,16 +161,16 @@ def _pairs(sources: Sequence[Source], run: Run) -> Iterator[Row]:
             run.counts["dropped"][made] += 1
 
 
-def _put_by(row: Row, place: str, run: Run) -> None:
+def _store_completion(row: Row, place: str, run: Run) -> None:
     idx, model = row_id(row, field="idx"), text(row, "response_source")
     given = row["gpt4_score"] if isinstance(row["gpt4_score"], list) else [row["gpt4_score"]]
     scores = {n: _score(score, "gpt4_score") for n, score in enumerate(given)}
     rest = {
         key: value
         for key, value in row.items()
-        if key not in SINGLE | {"source", "dataset", ASKED_OF_JUDGE}
+        if key not in SINGLE | {"source", "dataset", JUDGE_PROMPT_KEY}
     }
-    run.counts["unread"].update({ASKED_OF_JUDGE} & row.keys())
+    run.counts["unread"].update({JUDGE_PROMPT_KEY} & row.keys())
     single = {
         "rest": rest,
         "model": model,
@@ -170,8 +179,8 @@ def _put_by(row: Row, place: str, run: Run) -> None:
         "prompt": text(row, "prompt"),
         "source": _source(row),
     }
-    _claim(json.dumps([idx, model]), place, run)
-    run.shelf.execute(
+    _unique_id(json.dumps([idx, model]), place, run)
+    run.database.execute(
         "insert into singles values (?, ?, ?, ?)", (idx, model, place, json.dumps(single))
     )
     run.counts["shapes"]["single completions"] += 1
@@ -181,7 +190,7 @@ def _groups(run: Run) -> Iterator[tuple[str, str, Row]]:
     """The completions that were put by, as feedback rows; each in the order of the models'
     names."""
     for idx, group in groupby(
-        run.shelf.execute("select * from singles order by idx, model"), key=itemgetter(0)
+        run.database.execute("select * from singles order by idx, model"), key=itemgetter(0)
     ):
         places, answers = zip(*((place, json.loads(answer)) for _, _, place, answer in group))
         if all(answer["prompt"] == answers[0]["prompt"] for answer in answers):
@@ -208,20 +217,20 @@ def _shared(rows: list[Row], places: Sequence[str]) -> Row:
         other = next(
             (place for row, place in zip(rows, places) if row.get(key) != rows[0].get(key)), None
         )
-        if key in (*CARRIED, *SYSTEMS) and other is not None:
+        if key in (*CARRIED_KEYS, *SYSTEMS) and other is not None:
             raise BadInput(
                 f"{other}: `{key}` is not that of {places[0]}, which has the same idx, wanted one for all of its completions"
             )
     return {key: next(row[key] for row in rows if key in row) for key in keys}
 
 
-def _claim(id: str, place: str, run: Run, again: bool = False) -> str:
+def _unique_id(id: str, place: str, run: Run, again: bool = False) -> str:
     """The id as one pair's own; one that comes again gets a number, or is an error where it must
     not."""
     for name in chain([id], (f"{id}-{n}" for n in count(2)) if again else ()):
-        found = run.shelf.execute("select place from ids where id = ?", (name,)).fetchone()
+        found = run.database.execute("select place from ids where id = ?", (name,)).fetchone()
         if not found:
-            run.shelf.execute("insert into ids values (?, ?)", (name, place))
+            run.database.execute("insert into ids values (?, ?)", (name, place))
             run.counts["total"]["repeated_ids"] += name != id
             return name
     raise ValueError(f"{id!r:.80} comes twice, the first time at {found[0]}")
@@ -249,7 +258,7 @@ def _pair(row: Row, name: str, place: str, run: Run) -> dict[str, object] | str:
         return "texts equal" if chosen == rejected else "a text is empty"
     if without_space(chosen) == without_space(rejected):
         return "texts equal" if chosen == rejected else "texts equal but for white space"
-    beside = _beside(
+    beside = _carried_keys(
         row, reads, {"prompt": prompt, "chosen": chosen, "rejected": rejected}, place, run
     )
     if isinstance(beside, str):
@@ -272,7 +281,7 @@ def _pair(row: Row, name: str, place: str, run: Run) -> dict[str, object] | str:
     }
 
 
-def _beside(row: Row, reads: set[str], made: Row, place: str, run: Run) -> Row | str:
+def _carried_keys(row: Row, reads: set[str], made: Row, place: str, run: Run) -> Row | str:
     """What goes with a pair of what else stands in its row, by training's own rule of keys; or why
     there is no pair.
 
@@ -302,7 +311,7 @@ def _beside(row: Row, reads: set[str], made: Row, place: str, run: Run) -> Row |
         run.counts["total"]["inverted"] += 1
         run.faults["inverted"] = [*run.faults["inverted"], place][:FIRST]
     return {
-        **{key: read[key] for key in CARRIED if key in read},
+        **{key: read[key] for key in CARRIED_KEYS if key in read},
         **{key: rest[key] for key in rest if key in rated},
     }
 
@@ -310,7 +319,7 @@ def _beside(row: Row, reads: set[str], made: Row, place: str, run: Run) -> Row |
 def _verdict(row: Row, name: str, place: str, run: Run) -> Found | str:
     """A pairwise row. Its id: its own; else of prompt, judge and models, where the prompt has one;
     else file and line."""
-    if (found := judged(row)) is None:
+    if (found := parse_pairwise(row)) is None:
         raise ValueError(
             f"the row has the fields {sorted(row)!s:.200}, wanted those of feedback (with `completions`), of single "
             f"completions ({', '.join(sorted(SINGLE))}), or of {', '.join(PAIRWISE)}"
@@ -322,7 +331,7 @@ def _verdict(row: Row, name: str, place: str, run: Run) -> Found | str:
     about = [asked, *(row.get(key) for key in ("annotator", "judge", "turn")), *item.models]
     if asked is not None:
         name = "/".join(str(part) for part in about if isinstance(part, (str, int)))
-    id = _claim(row_id(row) if "id" in row else name, place, run, again=True)
+    id = _unique_id(row_id(row) if "id" in row else name, place, run, again=True)
     prompt_id, sides = (
         _digest(item.prompt) if asked is None else str(asked),
         list(zip(item.texts, item.models, item.shares)),
@@ -340,7 +349,7 @@ def _rated(row: Row, place: str, run: Run) -> Found | str:
     run.counts["shapes"]["UltraFeedback" if ultra else "feedback"] += 1
     digest = ultra and "prompt_id" not in row
     prompt_id = _digest(prompt) if digest else row_id(row, field="prompt_id")
-    id = _claim(prompt_id, place, run, again=digest)
+    id = _unique_id(prompt_id, place, run, again=digest)
     answers = list(_answers(row, ultra, id, run))
     scored = [
         (answer, getattr(answer, run.score))

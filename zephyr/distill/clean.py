@@ -60,8 +60,8 @@ CODE_LINE = re.compile(
 WORD = re.compile(
     r"(?:a|i|[^\W\d_]{2,}) (?:['’-][^\W\d_]+)* [,.;:!?\"”]*", re.X
 )  # no digit, path, bracket
-LONE_I = re.compile(r"i(?:['’][a-z]+)?[,.;:!?\"”]*")
-SURE_I = re.compile(
+LOWERCASE_I = re.compile(r"i(?:['’][a-z]+)?[,.;:!?\"”]*")
+PRONOUN_I = re.compile(
     r"\bi(?:['’](?:m|ve|ll|d)| (?:am|was|have|had|can|could|will|would|do|did|think|want|need))\b"
 )  # in English only
 SENTENCE_END = re.compile(
@@ -79,7 +79,7 @@ CASE_TASK = re.compile(
 
 # the model's lack of a self, and what may be asked of a person only
 REFUSALS = Path(__file__).with_name("refusals.yaml")
-NOT_MINE, PERSONAL = (
+DENIALS, PERSONAL = (
     re.compile(pattern, re.I | re.X)
     for pattern in yaml.safe_load(REFUSALS.read_text(encoding="utf-8")).values()
 )
@@ -108,14 +108,14 @@ def truecase(text: str) -> str:
     on the same line."""
     if CODE_LINE.search(CODE.sub("", text)):
         return text
-    has_i = SURE_I.search(text) is not None
+    has_i = PRONOUN_I.search(text) is not None
     starts = (
         text.rstrip().endswith((".", "!", "?"))
         and re.match(r"\s*[\w'’]+ [\w'’]+ ", text) is not None
     )
     parts = PARTS.split(text)
     for i, part in enumerate(parts):
-        if has_i and LONE_I.fullmatch(part):
+        if has_i and LOWERCASE_I.fullmatch(part):
             parts[i] = "I" + part[1:]
         elif starts and part.islower() and WORD.fullmatch(part):
             parts[i] = part[0].title() + part[1:]
@@ -148,22 +148,22 @@ def truecased(row: Row, turns: Turns) -> Row:
     return {name: cased(value) if name in TEXT_FIELDS else value for name, value in row.items()}
 
 
-def refusal(user_turn: str, answer: str) -> str | None:
+def find_refusal(user_turn: str, answer: str) -> str | None:
     """The words by which the answer denies having opinions, feelings and the like; None where it
     doesn't, or where the user's turn asked for something personal ("your opinion", "do you feel",
     "are you human")."""
-    found = NOT_MINE.search(answer.replace("’", "'").replace("I'm", "I am"))
+    found = DENIALS.search(answer.replace("’", "'").replace("I'm", "I am"))
     return found[0] if found and not PERSONAL.search(user_turn.replace("’", "'")) else None
 
 
-def refused(turns: Turns) -> str:
+def first_refusal(turns: Turns) -> str:
     """The first such words in a dialogue, "" where there are none; a turn such as "Why?" goes on
     about the user's turn before."""
     asked: list[str] = []
     for role, text in turns:
         if role == "user":
             asked = [*asked[-1:], text]
-        elif role == "assistant" and (found := refusal("\n".join(asked), text)):
+        elif role == "assistant" and (found := find_refusal("\n".join(asked), text)):
             return found
     return ""
 
@@ -197,7 +197,7 @@ def prompts(row: Row) -> Iterator[str]:
                 yield text
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """The words in lower case; each Chinese character or kana is one."""
     text = unicodedata.normalize("NFKC", text).lower()
     return re.findall("[\u2e80-\u9fff\uf900-\ufaff]|[^\\W_\u2e80-\u9fff\uf900-\ufaff]+", text)
@@ -210,7 +210,7 @@ def _word_hash(word: str) -> int:
     )
 
 
-def grams(words: Sequence[str], n: int) -> np.ndarray:
+def hash_ngrams(words: Sequence[str], n: int) -> np.ndarray:
     """A 64-bit hash of every n words that follow each other, uint64 [max(len(words) - n + 1,
     0)]."""
     hashes = np.fromiter(map(_word_hash, words), np.uint64, len(words))
@@ -220,7 +220,7 @@ def grams(words: Sequence[str], n: int) -> np.ndarray:
     return total
 
 
-def shared(
+def first_shared_ngram(
     known: Mapping[tuple[int, bool], np.ndarray], words: Sequence[str], *, short: bool
 ) -> str:
     """The first n words of a turn whose hash is known; "" where there are none.
@@ -229,7 +229,7 @@ def shared(
     whether those are looked for, too."""
     for (n, is_whole), hashes in known.items():
         if len(words) == n and short if is_whole else len(words) >= n:
-            found = grams(words, n)
+            found = hash_ngrams(words, n)
             hits = np.flatnonzero(
                 hashes[np.searchsorted(hashes, found).clip(max=len(hashes) - 1)] == found
             )
@@ -238,36 +238,36 @@ def shared(
     return ""
 
 
-def signature(hashes: np.ndarray) -> bytes:
+def minhash_signature(hashes: np.ndarray) -> bytes:
     """The MinHash signature of a set of 64-bit hashes: `PERMUTATIONS` little-endian uint32."""
-    sketch = empty_sketch().copy()
+    sketch = empty_minhash().copy()
     for start in range(0, len(hashes), 4096):
         sketch.update_batch((hashes[start : start + 4096] >> np.uint64(32)).tolist())
     return sketch.hashvalues.astype("<u4").tobytes()
 
 
-def language(text: str) -> str:
+def detect_language(text: str) -> str:
     """The ISO 639-1 code of the language of a text; "" where too little of it, code apart, is prose
     to tell."""
     text = CODE.sub(" ", text)
-    code, confidence = identifier().classify(text)
+    code, confidence = language_identifier().classify(text)
     return code if confidence > 0.9 and sum(map(str.isalpha, text)) >= 40 else ""
 
 
 @lru_cache(maxsize=1)
-def identifier() -> "LanguageIdentifier":
+def language_identifier() -> "LanguageIdentifier":
     """What tells languages apart. Raises: BadInput where its library is not installed."""
-    langid = library("py3langid.langid")
+    langid = import_extra("py3langid.langid")
     return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
 
 
 @lru_cache(maxsize=1)
-def empty_sketch() -> "MinHash":
+def empty_minhash() -> "MinHash":
     """The signature of no hashes. Raises: BadInput where its library is not installed."""
-    return library("datasketch").MinHash(PERMUTATIONS, seed=1, hashfunc=int)
+    return import_extra("datasketch").MinHash(PERMUTATIONS, seed=1, hashfunc=int)
 
 
-def library(name: str) -> ModuleType:
+def import_extra(name: str) -> ModuleType:
     """A module of the extra `data`. Raises: BadInput where its package is not installed."""
     try:
         return importlib.import_module(name)

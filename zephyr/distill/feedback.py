@@ -16,7 +16,7 @@ from zephyr.config import BadInput
 from zephyr.data.jsonl import require_output, write_rows
 from zephyr.data.sources import open_sources
 from zephyr.teacher import Request, Teacher
-from zephyr.teacher.panel import Ask, Panel, critique_request, judged, ratings_request
+from zephyr.teacher.panel import Ask, Panel, ask_judge, critique_request, ratings_request
 from zephyr.teacher.prompts import Row, read_prompts, turns_of
 from zephyr.teacher.rubric import ASPECTS, parse_critique, parse_ratings
 from zephyr.teacher.templates import digests, load_templates
@@ -28,7 +28,7 @@ TEMPLATES = (
     "judge_again",
     "critique",
 )
-PROMPTS_AT_ONCE = 256
+PROMPT_BATCH_SIZE = 256
 
 
 def collect_feedback(
@@ -75,8 +75,10 @@ def collect_feedback(
 
     def judged_prompts() -> Iterator[Row]:
         prompts = read_prompts(sources, unread)
-        while chunk := list(islice(prompts, PROMPTS_AT_ONCE)):
-            yield from judged_rows(panel, answered(panel, chunk, counts, left_out), counts)
+        while chunk := list(islice(prompts, PROMPT_BATCH_SIZE)):
+            yield from judge_rows(
+                panel, collect_completions(panel, chunk, counts, left_out), counts
+            )
         if counts["prompts"] == counts["too_few_answers"]:
             raise BadInput(
                 f"{', '.join(map(str, sources))}: no prompt got two answers: {json.dumps(counts)}"
@@ -100,7 +102,7 @@ def collect_feedback(
     }
 
 
-def answered(
+def collect_completions(
     panel: Panel, prompts: Iterable[Row], counts: Counter[str], left_out: list[str]
 ) -> list[Row]:
     """Rows with their completions; prompts of which fewer than two texts came are left out and
@@ -147,7 +149,7 @@ def answered(
     return [row for row in rows if len(row["completions"]) > 1]
 
 
-def judged_rows(panel: Panel, rows: Sequence[Row], counts: Counter[str]) -> Iterator[Row]:
+def judge_rows(panel: Panel, rows: Sequence[Row], counts: Counter[str]) -> Iterator[Row]:
     """The rows with scores, reasons and the digests of the calls that gave them."""
     orders = {
         (i, aspect): random.Random(f"{panel.seed}/{row['prompt_id']}/{aspect}").sample(
@@ -156,12 +158,12 @@ def judged_rows(panel: Panel, rows: Sequence[Row], counts: Counter[str]) -> Iter
         for i, row in enumerate(rows)
         for aspect in ASPECTS
     }
-    of_aspects = judged(
+    of_aspects = ask_judge(
         panel,
         [ratings_request(panel, rows[i], aspect, order) for (i, aspect), order in orders.items()],
         lambda text, about: parse_ratings(text, len(about["texts"])),
     )
-    of_answers = judged(
+    of_answers = ask_judge(
         panel,
         [
             critique_request(panel, row, completion)
@@ -175,21 +177,21 @@ def judged_rows(panel: Panel, rows: Sequence[Row], counts: Counter[str]) -> Iter
         unparsed = {
             aspect: ratings[i, aspect].text
             for aspect in ASPECTS
-            if ratings[i, aspect].found is None
+            if ratings[i, aspect].parsed is None
         }
         for n, completion in enumerate(row["completions"]):
             found = {
-                aspect: (r := ratings[i, aspect].found) and r[orders[i, aspect].index(n)]
+                aspect: (r := ratings[i, aspect].parsed) and r[orders[i, aspect].index(n)]
                 for aspect in ASPECTS
             }
             whole = next(critiques)
             unparsed |= (
-                {f"critique {completion['model']}": whole.text} if whole.found is None else {}
+                {f"critique {completion['model']}": whole.text} if whole.parsed is None else {}
             )
             completion |= {
                 "scores": {aspect: rating and rating.points for aspect, rating in found.items()},
-                "overall": whole.found and whole.found.points,
-                "critique": whole.found and whole.found.feedback,
+                "overall": whole.parsed and whole.parsed.points,
+                "critique": whole.parsed and whole.parsed.feedback,
                 "rationales": {
                     aspect: rating and rating.rationale for aspect, rating in found.items()
                 },

@@ -10,12 +10,14 @@ from zephyr.config import NOT_YAML, BadInput, read_yaml
 from zephyr.data.jsonl import read_rows, report_path
 from zephyr.teacher import Ledger
 from zephyr.teacher.rubric import ASPECTS
-from zephyr.training.checkpoint import numbered, synced_digest
+from zephyr.training.checkpoint import step_paths, synced_digest
 
 Row = Mapping[str, object]
 
 
-def story(name: str, pairs: Path | None, run: Path | None, *, whole: bool = False) -> Iterator[str]:
+def trace_pair(
+    name: str, pairs: Path | None, run: Path | None, *, whole: bool = False
+) -> Iterator[str]:
     """Lines that tell where the pair `name` comes from and where it was trained on.
 
     Args: pairs: the file that `binarize` wrote; by default what the run was trained on. run: a run
@@ -50,12 +52,12 @@ def story(name: str, pairs: Path | None, run: Path | None, *, whole: bool = Fals
         if source.is_file() and synced_digest(source) not in made.get("digests", {}).values():
             yield f"  {source} is not the file that the pairs were made of: it was written again since"
         else:
-            yield from feedback_story(str(pair.get("prompt_id", pair.get("id"))), source, cut)
+            yield from trace_feedback(str(pair.get("prompt_id", pair.get("id"))), source, cut)
     if run:
-        yield from visits(str(pair.get("id")), run)
+        yield from training_steps(str(pair.get("id")), run)
 
 
-def feedback_story(prompt_id: str, source: Path, cut: object) -> Iterator[str]:
+def trace_feedback(prompt_id: str, source: Path, cut: object) -> Iterator[str]:
     """The answers to a prompt, who gave them by which call, and every judge call with its
     scores."""
     if not source.exists():
@@ -95,11 +97,11 @@ def calls(ledger: Ledger | None, what: str, digests: list[str | None]) -> Iterat
         yield f"      call {digest[:16]} {what}{cost}"
 
 
-def visits(name: str, run: Path) -> Iterator[str]:
+def training_steps(name: str, run: Path) -> Iterator[str]:
     """Each step that trained on the pair, with its loss, by the run's ledger."""
     import pyarrow.parquet as pq
 
-    for path in numbered(run / "pairs", ".parquet"):
+    for path in step_paths(run / "pairs", ".parquet"):
         for row in pq.read_table(path, filters=[("id", "==", name)]).to_pylist():
             yield (
                 f"  step {row['step']:6} of {run} (epoch {row['epoch']:.2f}): loss {row['loss']:.4f}, rewards {row['rewards/chosen']:+.4f} "

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from zephyr.chat import Messages, check_messages
+from zephyr.chat.messages import REFUSED, TEMPLATE_KEYS
 from zephyr.chat.names import MASKS
-from zephyr.chat.turns import FOR_TEMPLATE, REFUSED
 from zephyr.data.pairwise import PAIRWISE, ROLES
 from zephyr.data.rows import text
 
@@ -32,7 +32,7 @@ WINS = {
 }
 
 
-class Judged(NamedTuple):
+class PairwiseRow(NamedTuple):
     """Two answers to one prompt, in the source's order, and the models' names where it tells them.
 
     shares: of the verdict: (1, 0) where the first answer won, a half each for a tie, None where
@@ -44,7 +44,7 @@ class Judged(NamedTuple):
     shares: tuple[float, float] | None
 
 
-def judged(row: Row) -> tuple[str, Judged | str] | None:
+def parse_pairwise(row: Row) -> tuple[str, PairwiseRow | str] | None:
     """The shape of a pairwise row, and what it holds, or the reason why it holds no pair. None: of
     another shape.
 
@@ -67,7 +67,9 @@ def read_keys(row: Row, shape: str) -> set[str]:
     return ABOUT | PAIRWISE[shape] | more
 
 
-def _alpaca(row: Row, prompt: str, answers: tuple[str, str], models: tuple[str, str]) -> Judged:
+def _alpaca(
+    row: Row, prompt: str, answers: tuple[str, str], models: tuple[str, str]
+) -> PairwiseRow:
     """AlpacaEval: `preference` - 1 is the second answer's probability of being the better; 0 is a
     tie as 1.5 is, null no verdict."""
     preference, asked = row.get("preference"), text(row, prompt)
@@ -78,7 +80,7 @@ def _alpaca(row: Row, prompt: str, answers: tuple[str, str], models: tuple[str, 
             f"`preference` is {type(preference).__name__} {preference!r:.60}, wanted a number from 1 to 2, 0 (a tie) or null"
         )
     p = 1.5 if preference == 0 else preference
-    return Judged(
+    return PairwiseRow(
         f"{asked}\n\n{text(row, 'input')}" if row.get("input") else asked,
         _both(row, answers),
         _models(row, models),
@@ -86,8 +88,8 @@ def _alpaca(row: Row, prompt: str, answers: tuple[str, str], models: tuple[str, 
     )
 
 
-def _llmbar(row: Row) -> Judged:
-    return Judged(
+def _llmbar(row: Row) -> PairwiseRow:
+    return PairwiseRow(
         text(row, "input"),
         _both(row, ("output_1", "output_2")),
         (None, None),
@@ -95,7 +97,7 @@ def _llmbar(row: Row) -> Judged:
     )
 
 
-def _arena(row: Row) -> Judged | str:
+def _arena(row: Row) -> PairwiseRow | str:
     sides = [
         _turns(row[field], field, "role", "content")
         for field in ("conversation_a", "conversation_b")
@@ -107,7 +109,7 @@ def _arena(row: Row) -> Judged | str:
     )
 
 
-def _sharegpt(row: Row) -> Judged | str:
+def _sharegpt(row: Row) -> PairwiseRow | str:
     system = [{"role": "system", "content": text(row, "system")}] if row.get("system") else []
     before = system + _turns(row["conversations"], "conversations", "from", "value")
     sides = [
@@ -116,7 +118,7 @@ def _sharegpt(row: Row) -> Judged | str:
     return _parted(*sides, (None, None), (1.0, 0.0))
 
 
-def _hh(row: Row) -> Judged | str:
+def _hh(row: Row) -> PairwiseRow | str:
     """hh-rlhf: two transcripts, or one in `prompt` and two answers; a turn is what stands behind
     its mark, without the white space around it."""
     sides = []
@@ -143,7 +145,7 @@ def _hh(row: Row) -> Judged | str:
 
 def _parted(
     a: Messages, b: Messages, models: tuple[str | None, str | None], shares: tuple[float, float]
-) -> Judged | str:
+) -> PairwiseRow | str:
     """Two conversations that part at the last turn, the assistant's, or why they are none."""
     if a[:-1] != b[:-1]:
         return "prompts differ"
@@ -153,7 +155,7 @@ def _parted(
         prompt = check_messages(a[:-1], last="user")
     except ValueError:
         return "turns before the answer empty or out of order"
-    return Judged(prompt, (a[-1]["content"], b[-1]["content"]), models, shares)
+    return PairwiseRow(prompt, (a[-1]["content"], b[-1]["content"]), models, shares)
 
 
 def _turns(value: object, field: str, role: str, content: str) -> Messages:
@@ -164,7 +166,7 @@ def _turns(value: object, field: str, role: str, content: str) -> Messages:
             f"`{field}` is {value!r:.60}, wanted turns of `{role}` ({', '.join(ROLES)}) and `{content}`"
         )
     for i, turn in enumerate(value):
-        for key in turn.keys() & (set(FOR_TEMPLATE) | REFUSED.keys() | set(MASKS)):
+        for key in turn.keys() & (set(TEMPLATE_KEYS) | REFUSED.keys() | set(MASKS)):
             if turn[key] not in (None, "", [], {}, True, 1):
                 raise ValueError(
                     f"`{field}[{i}].{key}` is {turn[key]!r:.60}, which a compared answer has no place for, wanted turns of "
@@ -189,7 +191,7 @@ def _models(row: Row, fields: tuple[str, str]) -> tuple[str | None, str | None]:
     return tuple(text(row, field) if field in row else None for field in fields)  # type: ignore[return-value]
 
 
-READERS: dict[str, Callable[[Row], Judged | str]] = {
+READERS: dict[str, Callable[[Row], PairwiseRow | str]] = {
     "AlpacaEval preferences": lambda row: _alpaca(
         row, "prompt", ("completion_a", "completion_b"), ("model_a", "model_b")
     ),

@@ -45,7 +45,7 @@ FILTERS = (
     "duplicate",
     "near_duplicate",
 )
-OURS, IN_OURS = (
+WORK_FOLDER, WORK_FILES = (
     re.compile("[0-9a-f]{32}"),
     re.compile(r"done|index\.sqlite.*|(piece-\d{5}|cache-|tmp).*"),
 )  # what lies in `OUT.work/`
@@ -110,7 +110,7 @@ class Index:
             "CREATE TABLE bands(key INTEGER, number INTEGER, PRIMARY KEY(key, number)) WITHOUT ROWID"
         )
 
-    def hold(self, digests: Iterable[bytes]) -> None:
+    def add_held_out(self, digests: Iterable[bytes]) -> None:
         """Remember digests of held-out rows."""
         self.file.executemany(
             "INSERT OR IGNORE INTO held VALUES(?)", ((digest,) for digest in digests if digest)
@@ -219,19 +219,21 @@ def prepare(sources: Sequence[str], out: Path, settings: PrepareSettings) -> Rep
     done.mkdir(parents=True, exist_ok=True)
     _benchmark(settings.decontaminate, settings.ngram)  # here, so that all processes have it
     index = Index(work / "index.sqlite", settings.near_duplicates)
-    index.hold(digest for _, both in read_rows(settings.held_out, _held_digests) for digest in both)
+    index.add_held_out(
+        digest for _, both in read_rows(settings.held_out, _held_digests) for digest in both
+    )
     pieces = [
         file
         for n, piece in enumerate(_pieces(_lines(opened)))
         for file in _judged(piece, work / f"piece-{n:05d}.arrow", settings)
     ]
-    index.hold(
+    index.add_held_out(
         row[name]
         for row in _rows(pieces if any(splits) else [])
         if splits[row["source"]]
         for name in ("dialogue", "opening")
     )
-    report |= _sift(
+    report |= _filter_rows(
         pieces, splits, index, {split: done / path.name for split, path in outs.items()}
     )
     if not report["rows_kept"]:
@@ -259,10 +261,10 @@ def _remove_earlier(work: Path) -> None:
         )
     found = sorted(folder.glob("*"))
     for path in found:
-        ours = OURS.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+        ours = WORK_FOLDER.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
         if (
             other := next(
-                (inner for inner in sorted(path.iterdir()) if not IN_OURS.fullmatch(inner.name)),
+                (inner for inner in sorted(path.iterdir()) if not WORK_FILES.fullmatch(inner.name)),
                 None,
             )
             if ours
@@ -289,13 +291,13 @@ def _check(settings: PrepareSettings, sources: Sequence[str], outs: Sequence[Pat
                 f"min_{what} is {low}, max_{what} is {high}, wanted the first not above the second"
             )
     if settings.language is not None and settings.language not in (
-        known := clean.identifier().labels
+        known := clean.language_identifier().labels
     ):
         raise BadInput(
             f"language is {settings.language!r}, wanted null or one of {', '.join(sorted(known))}"
         )
     if settings.near_duplicates is not None:
-        clean.empty_sketch()  # finds its library missing
+        clean.empty_minhash()  # finds its library missing
     for out in outs:
         require_output(out, sources)
 
@@ -387,30 +389,36 @@ def _judge(settings: PrepareSettings, source: int, place: str, line: bytes) -> R
     if settings.truecase and (cased := clean.truecased(row, turns)) != row:
         judged |= {"truecased": True, "line": json_line(cased)}
         turns = clean.turns_of(cased)
-    words = [clean.words(text) for _, text in turns]
+    words = [clean.split_words(text) for _, text in turns]
     whole = [word for of_turn in words for word in of_turn]
     judged["excerpt"] = clean.excerpt(next(text for role, text in turns if role != "system"))
     judged["dialogue"], judged["opening"] = clean.digests(turns)
     judged["taken"], judged["why"] = next(
-        (found for found in _takers(settings, turns, len(whole)) if found[1]), ("", "")
+        (found for found in _failed_filters(settings, turns, len(whole)) if found[1]), ("", "")
     )
     known = _benchmark(settings.decontaminate, settings.ngram)
     shared = (
-        clean.shared(known, of_turn, short=role == "user")
+        clean.first_shared_ngram(known, of_turn, short=role == "user")
         for (role, _), of_turn in zip(turns, words)
         if role != "system"
     )
     judged["contaminated"] = next(filter(None, shared), "")
     if settings.near_duplicates is not None and whole:
-        judged["signature"] = clean.signature(clean.grams(whole, min(5, len(whole))))
+        judged["signature"] = clean.minhash_signature(clean.hash_ngrams(whole, min(5, len(whole))))
     return judged
 
 
-def _takers(settings: PrepareSettings, turns: Turns, words: int) -> Iterator[tuple[str, str]]:
+def _failed_filters(
+    settings: PrepareSettings, turns: Turns, words: int
+) -> Iterator[tuple[str, str]]:
     """The filters of a row by itself, in their order, each with why it takes the row; "" where it
     does not."""
-    yield "refusal", clean.excerpt(clean.refused(turns)) if settings.drop_refusals else ""
-    code = clean.language("\n".join(text[:1000] for _, text in turns)) if settings.language else ""
+    yield "refusal", clean.excerpt(clean.first_refusal(turns)) if settings.drop_refusals else ""
+    code = (
+        clean.detect_language("\n".join(text[:1000] for _, text in turns))
+        if settings.language
+        else ""
+    )
     yield "language", code if code != settings.language else ""
     for name, what, count in (
         ("length", "words", words),
@@ -428,7 +436,7 @@ def _takers(settings: PrepareSettings, turns: Turns, words: int) -> Iterator[tup
 
 @lru_cache(maxsize=1)
 def _benchmark(files: tuple[str, ...], ngram: int) -> Mapping[tuple[int, bool], np.ndarray]:
-    """What `clean.shared` looks for: n-grams of longer prompts; shorter prompts whole, those under
+    """What `clean.first_shared_ngram` looks for: n-grams of longer prompts; shorter prompts whole, those under
     8 words as whole turns only."""
     hashes: dict[tuple[int, bool], list[np.ndarray]] = {}
     for file in files:
@@ -436,7 +444,7 @@ def _benchmark(files: tuple[str, ...], ngram: int) -> Mapping[tuple[int, bool], 
             words
             for _, row in read_rows([file])
             for prompt in clean.prompts(row)
-            if (words := clean.words(prompt))
+            if (words := clean.split_words(prompt))
         ]
         if not prompts:
             raise BadInput(
@@ -444,7 +452,7 @@ def _benchmark(files: tuple[str, ...], ngram: int) -> Mapping[tuple[int, bool], 
             )
         for words in prompts:
             n = min(ngram, len(words))
-            hashes.setdefault((n, n < min(ngram, 8)), []).append(clean.grams(words, n))
+            hashes.setdefault((n, n < min(ngram, 8)), []).append(clean.hash_ngrams(words, n))
     return {n: np.unique(np.concatenate(some)) for n, some in hashes.items()}
 
 
@@ -467,7 +475,7 @@ def _rows(pieces: Iterable[str]) -> Iterator[Row]:
                 yield from batch.to_pylist()
 
 
-def _sift(
+def _filter_rows(
     pieces: Iterable[str], splits: Sequence[str], index: Index, outs: Mapping[str, Path]
 ) -> Report:
     """Write the rows that stay; returns the counts of the report, with up to five examples of what

@@ -23,16 +23,16 @@ from zephyr.config import BadInput
 from zephyr.data.jsonl import read_rows, require_output, write_rows
 from zephyr.data.rows import row_id
 from zephyr.data.sources import open_sources
-from zephyr.distill.harvest import HALF_CHARACTER, Job, Task, propose
+from zephyr.distill.task_pool import HALF_CHARACTER, GenerationRun, Task, generate_tasks
 from zephyr.distill.tasks import (
     ask_instructions,
     ask_opening,
     ask_tasks,
-    converse,
     finish_tasks,
     parse_blocks,
     parse_numbered,
     parse_turn,
+    write_dialogues,
     write_instances,
 )
 from zephyr.teacher import Reply, Request
@@ -47,7 +47,7 @@ VARIANTS = {  # a request for instructions, what reads the reply, tasks -> rows,
         ("instructions", "classify", "input_first", "output_first"),
     ),
     "alpaca": (ask_tasks, parse_blocks, finish_tasks, ("alpaca",)),
-    "dialogue": (ask_opening, parse_turn, converse, ("opening", "user_turn")),
+    "dialogue": (ask_opening, parse_turn, write_dialogues, ("opening", "user_turn")),
 }
 
 
@@ -89,15 +89,15 @@ def self_instruct(
     require_output(out, [seeds])
     tasks, seed_digests = read_seeds(seeds, variant == "dialogue")
     texts = load_templates(names, templates)
-    job = Job(ask, tasks, texts, variant, seed, turns, instances, largest_rouge_l)
+    job = GenerationRun(ask, tasks, texts, variant, seed, turns, instances, largest_rouge_l)
     for task in tasks:
-        job.remember(task)
+        job.mark_seen(task)
     rows: list[dict[str, object]] = []
     rounds = idle = 0
     while len(rows) < n and idle < patience:
         before, pending = (
             len(rows),
-            propose(
+            generate_tasks(
                 job, [question(job, i) for i in range(rounds * batch, (rounds + 1) * batch)], parse
             ),
         )
@@ -147,7 +147,7 @@ def read_seed(seed: Mapping[str, object], name: str, dialogue: bool) -> Task:
     if dialogue:
         return Task(
             row_id(seed, name),
-            words(seed, next((field for field in TOPIC if field in seed), "topic")),
+            text_field(seed, next((field for field in TOPIC if field in seed), "topic")),
         )
     given, label = seed.get("instances", [seed]), seed.get("is_classification")
     if (
@@ -161,12 +161,13 @@ def read_seed(seed: Mapping[str, object], name: str, dialogue: bool) -> Task:
     if not isinstance(label, (bool, type(None))):
         raise ValueError(f"`is_classification` is {label!r:.60}, wanted true or false")
     pairs = tuple(
-        (words({"input": "", **one}, "input", empty=True), words(one, "output")) for one in given
+        (text_field({"input": "", **one}, "input", empty=True), text_field(one, "output"))
+        for one in given
     )
-    return Task(row_id(seed, name), words(seed, "instruction"), pairs, label)
+    return Task(row_id(seed, name), text_field(seed, "instruction"), pairs, label)
 
 
-def words(row: Mapping[str, object], field: str, empty: bool = False) -> str:
+def text_field(row: Mapping[str, object], field: str, empty: bool = False) -> str:
     """A text field, white space around it cut. Raises: ValueError for none, or half a character."""
     text = row.get(field)
     if not isinstance(text, str) or not (empty or text.strip()) or HALF_CHARACTER.search(text):

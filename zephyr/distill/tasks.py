@@ -6,17 +6,17 @@ import re
 from collections.abc import Sequence
 from functools import partial
 
-from zephyr.distill.harvest import (
+from zephyr.distill.task_pool import (
     Found,
-    Job,
+    GenerationRun,
     Task,
-    answers,
-    one_line,
-    pieces,
-    request,
-    row,
-    rows_of,
-    turns,
+    collapse_whitespace,
+    collect_replies,
+    make_request,
+    make_row,
+    make_rows,
+    parse_reply,
+    to_messages,
 )
 from zephyr.teacher import Request
 from zephyr.teacher.templates import fill
@@ -32,14 +32,14 @@ BLOCK = ("Instruction", "Input", "Output")
 SPEAKER = re.compile(r"^(user|assistant|human|ai)\s*:", re.IGNORECASE | re.MULTILINE)
 
 
-def ask_instructions(job: Job, number: int) -> tuple[Request, dict[str, object]]:
+def ask_instructions(job: GenerationRun, number: int) -> tuple[Request, dict[str, object]]:
     """To go on with a list, in random order, of 2 instructions that were kept and 6 seeds (of seeds
     alone while none was kept)."""
     rng = random.Random(f"{job.seed}/demonstrations/{number}")
     demos = rng.sample(job.kept, min(2, len(job.kept)))
     demos += rng.sample(job.seeds, min(SHOWN - len(demos), len(job.seeds)))
     rng.shuffle(demos)
-    texts = [one_line(task.instruction).rstrip(":") for task in demos]
+    texts = [collapse_whitespace(task.instruction).rstrip(":") for task in demos]
     prompt = fill(
         job.templates["instructions"],
         demonstrations="\n".join(f"{k}. {text}" for k, text in enumerate(texts, 1)),
@@ -47,18 +47,18 @@ def ask_instructions(job: Job, number: int) -> tuple[Request, dict[str, object]]
         last=f"{len(texts) + NEW}",
         count=f"{NEW}",
     )
-    return request(job, "instructions", number, [prompt], demonstrations=texts, count=NEW), {
+    return make_request(job, "instructions", number, [prompt], demonstrations=texts, count=NEW), {
         "demonstrations": [task.id for task in demos]
     }
 
 
-def ask_tasks(job: Job, number: int) -> tuple[Request, dict[str, object]]:
+def ask_tasks(job: GenerationRun, number: int) -> tuple[Request, dict[str, object]]:
     """To go on with a list of blocks, of 3 seeds."""
     demos = random.Random(f"{job.seed}/demonstrations/{number}").sample(
         job.seeds, min(3, len(job.seeds))
     )
     blocks = [
-        f"###\n{k}. Instruction: {one_line(task.instruction)}\n{k}. Input:\n{task.instances[0][0] or NO_INPUT}\n"
+        f"###\n{k}. Instruction: {collapse_whitespace(task.instruction)}\n{k}. Input:\n{task.instances[0][0] or NO_INPUT}\n"
         f"{k}. Output:\n{task.instances[0][1]}"
         for k, task in enumerate(demos, 1)
     ]
@@ -69,25 +69,27 @@ def ask_tasks(job: Job, number: int) -> tuple[Request, dict[str, object]]:
         last=f"{UP_TO}",
     )
     return (
-        request(job, "alpaca", number, [prompt], demonstrations=blocks, count=UP_TO - len(demos)),
+        make_request(
+            job, "alpaca", number, [prompt], demonstrations=blocks, count=UP_TO - len(demos)
+        ),
         {"demonstrations": [task.id for task in demos]},
     )
 
 
-def finish_tasks(job: Job, tasks: Sequence[Task]) -> list[dict[str, object]]:
+def finish_tasks(job: GenerationRun, tasks: Sequence[Task]) -> list[dict[str, object]]:
     """Rows of tasks that came with their instances."""
-    return [row for task in tasks for row in rows_of(job, task, task.instances)]
+    return [row for task in tasks for row in make_rows(job, task, task.instances)]
 
 
-def write_instances(job: Job, tasks: Sequence[Task]) -> list[dict[str, object]]:
+def write_instances(job: GenerationRun, tasks: Sequence[Task]) -> list[dict[str, object]]:
     """Rows of bare instructions: the teacher writes labels first, then inputs, for classification;
     inputs first for the rest."""
     tasks, shown = classify(job, tasks), {side: examples(job, side) for side in FORMS}
-    replies = answers(
+    replies = collect_replies(
         job,
         "instances",
         [
-            request(
+            make_request(
                 job,
                 "instances",
                 task.id,
@@ -108,16 +110,16 @@ def write_instances(job: Job, tasks: Sequence[Task]) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for task, reply in zip(tasks, replies):
         task.calls["instances"] = [reply.digest]
-        found = pieces(
+        found = parse_reply(
             job, "instances", reply, partial(parse_blocks, heads=FORMS[task.is_classification][1:])
         )
-        rows += rows_of(
+        rows += make_rows(
             job, task, [pair[::-1] for pair in found] if task.is_classification else found
         )
     return rows
 
 
-def classify(job: Job, tasks: Sequence[Task]) -> list[Task]:
+def classify(job: GenerationRun, tasks: Sequence[Task]) -> list[Task]:
     """The tasks of which the teacher said, in one word, whether the answer is a label; what is no
     such word is asked once more."""
     rng = random.Random(f"{job.seed}/classify")
@@ -130,11 +132,11 @@ def classify(job: Job, tasks: Sequence[Task]) -> list[Task]:
     known: dict[str, Task] = {}
     asked = tasks
     for again in (False, True):
-        replies = answers(
+        replies = collect_replies(
             job,
             "classification",
             [
-                request(
+                make_request(
                     job,
                     "classify",
                     task.id,
@@ -164,7 +166,7 @@ def classify(job: Job, tasks: Sequence[Task]) -> list[Task]:
     return [known[task.id] for task in tasks if task.id in known]
 
 
-def examples(job: Job, side: bool) -> str:
+def examples(job: GenerationRun, side: bool) -> str:
     """Seeds with their instances in the form that the teacher shall write; a seed of which nobody
     said what it is goes with the rest."""
     _, first, second = FORMS[side]
@@ -172,7 +174,7 @@ def examples(job: Job, side: bool) -> str:
     return "\n\n".join(
         "\n".join(
             [
-                f"Task: {one_line(task.instruction)}",
+                f"Task: {collapse_whitespace(task.instruction)}",
                 *(
                     f"{first}: {(output if side else given) or NO_INPUT}\n{second}: {(given if side else output) or NO_INPUT}"
                     for given, output in task.instances[:3]
@@ -190,7 +192,7 @@ def parse_numbered(text: str) -> Found:
     found: Found = [None] if before.strip() else []
     for item in items:
         first, *rest = re.split(r"\n\s*\n", item.strip(), maxsplit=1)
-        found += [(one_line(first),), *([None] if rest else [])]
+        found += [(collapse_whitespace(first),), *([None] if rest else [])]
     return found
 
 
@@ -213,12 +215,12 @@ def parse_blocks(text: str, heads: Sequence[str] = BLOCK) -> Found:
     return found
 
 
-def ask_opening(job: Job, number: int) -> tuple[Request, dict[str, object]]:
+def ask_opening(job: GenerationRun, number: int) -> tuple[Request, dict[str, object]]:
     """For the user's first words; topics come in the order of the seeds, over and over."""
     topic = job.seeds[number % len(job.seeds)]
     prompt = fill(job.templates["opening"], topic=topic.instruction)
     lineage = {"demonstrations": [topic.id], "topic": topic.instruction}
-    return request(job, "opening", number, [prompt], topic=topic.instruction), lineage
+    return make_request(job, "opening", number, [prompt], topic=topic.instruction), lineage
 
 
 def parse_turn(text: str) -> Found:
@@ -226,21 +228,21 @@ def parse_turn(text: str) -> Found:
     return [(text.strip(),) if text.strip() and not SPEAKER.search(text) else None]
 
 
-def converse(job: Job, openings: Sequence[Task]) -> list[dict[str, object]]:
+def write_dialogues(job: GenerationRun, openings: Sequence[Task]) -> list[dict[str, object]]:
     """A row for each dialogue of `job.turns` user turns: all go on turn by turn, and one with a bad
     turn is left out and counted."""
     talks = [(task, [task.instruction]) for task in openings]
     for turn in range(1, 2 * job.turns):
         kind = "answer" if turn % 2 else "user_turn"
-        replies = answers(
+        replies = collect_replies(
             job,
             "dialogues",
             [
-                request(
+                make_request(
                     job,
                     kind,
                     f"{task.id}/{turn}",
-                    said if turn % 2 else [as_user(job, task, said)],
+                    said if turn % 2 else [user_simulator_prompt(job, task, said)],
                     topic=task.lineage["topic"],
                     said=said,
                 )
@@ -249,16 +251,16 @@ def converse(job: Job, openings: Sequence[Task]) -> list[dict[str, object]]:
         )
         before, talks = talks, []
         for (task, said), reply in zip(before, replies):
-            for (text,) in pieces(job, "dialogues", reply, parse_turn):
+            for (text,) in parse_reply(job, "dialogues", reply, parse_turn):
                 task.calls.setdefault(kind, []).append(reply.digest)
                 talks.append((task, [*said, text]))
     job.count("dialogues", "kept", len(talks))
-    return [row(job, task, 0, said) for task, said in talks]
+    return [make_row(job, task, 0, said) for task, said in talks]
 
 
-def as_user(job: Job, task: Task, said: Sequence[str]) -> str:
+def user_simulator_prompt(job: GenerationRun, task: Task, said: Sequence[str]) -> str:
     """What the teacher is told to play the user."""
     dialogue = "\n\n".join(
-        f"{turn['role'].capitalize()}: {turn['content']}" for turn in turns(said)
+        f"{turn['role'].capitalize()}: {turn['content']}" for turn in to_messages(said)
     )
     return fill(job.templates["user_turn"], topic=str(task.lineage["topic"]), dialogue=dialogue)

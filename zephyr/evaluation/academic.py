@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zephyr.config import BadInput
-from zephyr.evaluation.results import show
+from zephyr.evaluation.results import print_results
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
@@ -85,10 +85,10 @@ def run_academic(options: argparse.Namespace) -> None:
             folder, device="cuda" if torch.cuda.is_available() else "cpu", batch_size=options.batch
         )
         results[model] = {
-            f"{name}-{shots}": scored(lm, manager, name, shots, spec, options.limit)
+            f"{name}-{shots}": evaluate_task(lm, manager, name, shots, spec, options.limit)
             for name, shots, spec in specs
         }
-    show(
+    print_results(
         results,
         (
             f"{model}  {name:13} {of['metric']:11} {of['score']:.3f} [{of['ci95'][0]:.3f}, {of['ci95'][1]:.3f}]  n={of['n']}"
@@ -100,7 +100,7 @@ def run_academic(options: argparse.Namespace) -> None:
     )
 
 
-def scored(
+def evaluate_task(
     lm: "HFLM", manager: "TaskManager", name: str, shots: int, spec: str | Row, limit: int | None
 ) -> dict[str, object]:
     """A model's score on a task with the harness's standard error, and Wilson's interval (1927),

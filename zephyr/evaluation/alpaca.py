@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from zephyr.config import BadInput
 from zephyr.evaluation.compare import FIRST_WON
-from zephyr.evaluation.statistics import measured
+from zephyr.evaluation.statistics import mean_with_interval
 
 Row = Mapping[str, object]
 PROMPTS = 805  # of AlpacaEval; the package's length-controlled win rate knows these alone
-THEIRS, PAIRS = (
+ALPACA_KEYS, PAIRS = (
     ("generator_1", "output_1", "generator_2", "output_2"),
     ("model_a", "completion_a", "model_b", "completion_b"),
 )
@@ -34,14 +34,14 @@ def read_annotation(place: str, row: Row) -> dict[str, object]:
     value = math.nan if row.get("preference") is None else row["preference"]
     texts = {
         name: row.get(theirs, "")
-        for name, theirs in zip(THEIRS, PAIRS if "model_b" in row else THEIRS)
+        for name, theirs in zip(ALPACA_KEYS, PAIRS if "model_b" in row else ALPACA_KEYS)
     }
     a_preference = isinstance(value, (int, float)) and (
         math.isnan(value) or value == 0 or 1 <= value <= 2
     )
     if not (a_preference and texts["generator_1"] and texts["generator_2"]):
         raise BadInput(
-            f"{place}: {', '.join(THEIRS)} (or {', '.join(PAIRS)}) and a preference from 1 to 2, 0 or null are wanted, got "
+            f"{place}: {', '.join(ALPACA_KEYS)} (or {', '.join(PAIRS)}) and a preference from 1 to 2, 0 or null are wanted, got "
             f"{dict(row)!s:.200}"
         )
     share = None if math.isnan(value) else value - 1 if value else 0.5
@@ -79,7 +79,7 @@ def score_annotations(
     several = len({annotator for _, annotator in groups}) > 1
     return {
         f"{model} ({annotator})" if several else model: win_rates(group)
-        | (through_package(group) if length_controlled else {})
+        | (package_length_controlled(group) if length_controlled else {})
         for (model, annotator), group in groups.items()
     }
 
@@ -90,22 +90,22 @@ def win_rates(group: Sequence[Row]) -> dict[str, object]:
     bias = [sum(row["first_won"]) / len(row["first_won"]) for row in group if row["first_won"]]
     wins, draws = sum(share > 0.5 for share in shares), shares.count(0.5)
     return {
-        **measured("win_rate", [100 * share for share in shares]),
+        **mean_with_interval("win_rate", [100 * share for share in shares]),
         "unparsed": len(group) - len(shares),
         "n_wins": wins,
         "n_wins_base": len(shares) - wins - draws,
         "n_draws": draws,
-        "discrete": measured(
+        "discrete": mean_with_interval(
             "win_rate", [100.0 * (share > 0.5) + 50.0 * (share == 0.5) for share in shares]
         ),
         "avg_length": sum(len(row["output_2"]) for row in group) / len(group),
         "baseline": group[0]["generator_1"],
         "annotator": group[0]["annotator"],
-        **({"position_bias": measured("first_won", bias)} if bias else {}),
+        **({"position_bias": mean_with_interval("first_won", bias)} if bias else {}),
     }
 
 
-def through_package(group: Sequence[Row]) -> dict[str, object]:
+def package_length_controlled(group: Sequence[Row]) -> dict[str, object]:
     """The length-controlled win rate in percent, by the package `alpaca_eval` (Dubois et al. 2024,
     arXiv:2404.04475).
 

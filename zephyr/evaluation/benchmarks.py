@@ -12,13 +12,13 @@ from zephyr.config import BadInput
 from zephyr.data.jsonl import read_rows
 from zephyr.evaluation.compare import FIRST_WON, parse_verdict
 from zephyr.evaluation.mt_bench import WITH_REFERENCE, judge_messages, parse_rating, temperature
-from zephyr.evaluation.win_rate import compare
+from zephyr.evaluation.win_rate import judge_pairs
 from zephyr.teacher import Reply, Request, Teacher
 from zephyr.teacher.panel import Ask, Panel
-from zephyr.teacher.prompts import Row, shown_prompt
+from zephyr.teacher.prompts import Row, format_prompt
 from zephyr.teacher.templates import load_templates
 
-FAILED = "$ERROR$"  # FastChat's word for an answer, or a judgement, that was refused
+FASTCHAT_ERROR = "$ERROR$"  # FastChat's word for an answer, or a judgement, that was refused
 FASTCHAT = "fastchat/llm_judge/data/mt_bench in github.com/lm-sys/FastChat"
 Turns = Mapping[object, Sequence[str]]  # both answers of a model, by question id
 
@@ -133,7 +133,7 @@ def answer_questions(
 
 
 def text_of(reply: Reply) -> str:
-    return FAILED if reply.text is None else reply.text
+    return FASTCHAT_ERROR if reply.text is None else reply.text
 
 
 def seconds(reply: Reply) -> float:
@@ -236,7 +236,7 @@ def annotate(
 ) -> list[Row]:
     """AlpacaEval's annotations of outputs against a baseline's (names: of both): the mean of both
     orders, in which a tie counts half."""
-    pairs, calls = compare(panel, prompts, outputs, baseline)
+    pairs, calls = judge_pairs(panel, prompts, outputs, baseline)
     raw = {(call["prompt_id"], call["shown_as"]): call["reply"] for call in calls}
     points = [
         None if pair is None or None in pair[:2] else 1.5 + FIRST_WON[pair[0]] - FIRST_WON[pair[1]]
@@ -246,14 +246,14 @@ def annotate(
         {
             "prompt_id": prompt["prompt_id"],
             "dataset": prompt.get("dataset", ""),
-            "instruction": shown_prompt(prompt),
+            "instruction": format_prompt(prompt),
             "generator_1": names[0],
             "output_1": theirs or "",
             "generator_2": names[1],
             "output_2": ours or "",
             "annotator": panel.judge.name,
             "preference": preference,
-            "orders": [pair[1], pair[0]] if pair and pair.asked else [],
+            "orders": [pair[1], pair[0]] if pair and pair.was_judged else [],
             "raw_completion": [raw.get((prompt["prompt_id"], shown_as)) for shown_as in "BA"],
         }
         for prompt, theirs, ours, pair, preference in zip(prompts, baseline, outputs, pairs, points)

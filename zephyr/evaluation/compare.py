@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from zephyr.evaluation.statistics import agreement, length_controlled, measured
+from zephyr.evaluation.statistics import agreement, length_controlled, mean_with_interval
 
 VERDICT = re.compile(r"\[\[([ABC])\]\]")
 CONSISTENT = {
@@ -30,7 +30,7 @@ class Comparison(NamedTuple):
     shown_first: str | None
     shown_second: str | None
     lengths: tuple[int, int]
-    asked: bool = True  # False: equal texts, which are a tie without a call
+    was_judged: bool = True  # False: equal texts, which are a tie without a call
 
     def points(self) -> float | None:
         """1 where this answer is preferred in both orders, 0 where the other is, else 0.5, a tie;
@@ -54,26 +54,27 @@ def summarise(
         for row, label in zip(rows, labels, strict=True)
         if row and row.points() is not None
     ]
-    points, asked = [point for _, point, _ in read], [row for row, *_ in read if row.asked]
+    points, asked = [point for _, point, _ in read], [row for row, *_ in read if row.was_judged]
     by_people = [(label, point) for _, point, label in read if label is not None]
     return {
-        **measured("win_rate", points),
+        **mean_with_interval("win_rate", points),
         "wins": points.count(1.0),
         "ties": points.count(0.5),
         "losses": points.count(0.0),
         "unparsed": len(rows) - rows.count(None) - len(read),
         "unanswered": rows.count(None),
-        "decided": measured("share", [float(p != 0.5) for p in points]),
-        "of_decided": measured("win_rate", [p for p in points if p != 0.5]),
-        "consistent": measured("share", [float(row[:2] in CONSISTENT) for row in asked]),
-        "position_bias": measured(
+        "decided": mean_with_interval("share", [float(p != 0.5) for p in points]),
+        "of_decided": mean_with_interval("win_rate", [p for p in points if p != 0.5]),
+        "consistent": mean_with_interval("share", [float(row[:2] in CONSISTENT) for row in asked]),
+        "position_bias": mean_with_interval(
             "first_won", [FIRST_WON[row.shown_first] + FIRST_WON[row.shown_second] for row in asked]
         ),
         "length_controlled": length_controlled(
             points, [row.lengths[0] - row.lengths[1] for row, *_ in read]
         ),
         "lengths": [
-            measured("mean", [float(row.lengths[side]) for row, *_ in read]) for side in (0, 1)
+            mean_with_interval("mean", [float(row.lengths[side]) for row, *_ in read])
+            for side in (0, 1)
         ],
         **(agreement(*zip(*by_people)) if by_people else {}),
     }

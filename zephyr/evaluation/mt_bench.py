@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from zephyr.config import BadInput
 from zephyr.evaluation.compare import FIRST_WON, Comparison
-from zephyr.evaluation.statistics import measured
+from zephyr.evaluation.statistics import mean_with_interval
 
 Row = Mapping[str, object]
 Value = tuple[object, int, float | None]  # question, turn, and score or points; None: no verdict
@@ -20,7 +20,10 @@ TEMPERATURES = {
     "humanities": 0.1,
 }  # others: 0.7
 WITH_REFERENCE = ("math", "reasoning", "coding")
-THEIRS = {"single": ("single-v1", "single-math-v1"), "pair": ("pair-v2", "pair-math-v1")}
+FASTCHAT_TEMPLATES = {
+    "single": ("single-v1", "single-math-v1"),
+    "pair": ("pair-v2", "pair-math-v1"),
+}
 RATINGS = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))
 
 
@@ -53,7 +56,7 @@ def judge_messages(
     Args: templates: FastChat's by name, or ours. reference: right answers to both turns, or none.
     answers: both turns of each model. Raises: BadInput where there is no such template, or no such
     field as it has."""
-    name = THEIRS[kind][question["category"] in WITH_REFERENCE] + (
+    name = FASTCHAT_TEMPLATES[kind][question["category"] in WITH_REFERENCE] + (
         "-multi-turn" if turn == 2 else ""
     )
     name, fields = (
@@ -91,7 +94,7 @@ def judge_messages(
     )
 
 
-def broken_down(
+def score_breakdown(
     name: str, values: Sequence[Value], categories: Mapping[object, str]
 ) -> dict[str, object]:
     """The mean `name` with n, stderr, ci95 and unparsed, of all values, by turn, and by category
@@ -105,7 +108,7 @@ def broken_down(
         mean, apart = sum(value for _, value in read) / max(1, len(read)), defaultdict(float)
         for question, value in read:
             apart[question] += value - mean
-        over_questions = measured(
+        over_questions = mean_with_interval(
             name, [mean + distance * len(apart) / len(read) for distance in apart.values()]
         )
         return {
@@ -166,7 +169,7 @@ def score_judgments(
                 f"{place}: a judgement of FastChat's is wanted (question_id, model, score, turn): {error!r}"
             ) from None
     results = {
-        name: broken_down("win_rate" if name in bias else "score", of, categories)
+        name: score_breakdown("win_rate" if name in bias else "score", of, categories)
         for name, of in values.items()
     }
     for name, of in bias.items():
@@ -175,6 +178,6 @@ def score_judgments(
             "wins": points.count(1.0),
             "ties": points.count(0.5),
             "losses": points.count(0.0),
-            "position_bias": broken_down("first_won", of, {}),
+            "position_bias": score_breakdown("first_won", of, {}),
         }
     return results

@@ -22,10 +22,10 @@ def show_scores(
         lines.append(
             f"{name:40} {key.replace('_', ' ')} {interval(of, key)}, n {of['n']}, {of['unparsed']} without a verdict"
         )
-    show(results, lines, options.out and options.out / "results.json", options.json)
+    print_results(results, lines, options.out and options.out / "results.json", options.json)
 
 
-def show(
+def print_results(
     results: Mapping[str, object], lines: Iterable[str], path: Path | None, as_json: bool
 ) -> None:
     """Keep the results in a file where there is a path, and print them, as JSON or in lines."""

@@ -10,17 +10,17 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from zephyr.config import BadInput, DPOConfig, SFTConfig
 from zephyr.data.jsonl import read_rows, write_rows
 from zephyr.evaluation.compare import summarise
-from zephyr.evaluation.win_rate import compare, judge_panel
-from zephyr.model.generate import answer_ids, ids_within
+from zephyr.evaluation.win_rate import judge_pairs, judge_panel
+from zephyr.model.generate import encode_within_limit, generate_from_ids
 from zephyr.model.load import local_folder, read_config
 from zephyr.teacher import Budget, Ledger, Teacher, ask
-from zephyr.teacher.prompts import Row, read_prompts, shown_prompt, turns_of
+from zephyr.teacher.prompts import Row, format_prompt, read_prompts, turns_of
 from zephyr.teacher.spec import open_teacher
 from zephyr.training.engine import Engine
 from zephyr.training.loop import Sample
 
 
-def sampler(
+def make_sampler(
     engine: Engine, config: DPOConfig | SFTConfig, tokenizer: PreTrainedTokenizerBase
 ) -> Sample | None:
     """What answers `samples.prompts` greedily after some updates, all ranks together, and changes
@@ -31,30 +31,34 @@ def sampler(
     if not config.samples.prompts:
         return None
     unread: Counter[str] = Counter()
-    prompts = engine.rank0_first(lambda: list(read_prompts(config.samples.prompts, unread)))
+    prompts = engine.local_rank0_first(lambda: list(read_prompts(config.samples.prompts, unread)))
     if unread:
-        engine.say(
+        engine.log(
             f"samples.prompts: keys not read: {', '.join(f'{key!s:.80} ({rows:,} rows)' for key, rows in sorted(unread.items()))}"
         )
     judge = (
-        engine.agreed(lambda: open_teacher(config.samples.judge)) if config.samples.judge else None
+        engine.on_all_ranks(lambda: open_teacher(config.samples.judge))
+        if config.samples.judge
+        else None
     )
     limit, path = config.samples.max_new_tokens, Path(config.run.dir) / "samples.jsonl"
-    encoded = engine.agreed(
+    encoded = engine.on_all_ranks(
         lambda: encode(read_config(local_folder(config.model)), tokenizer, prompts, limit)
     )
 
     def sample(step: int) -> Row:
-        texts = answers(engine, tokenizer, encoded, limit)
+        texts = generate_answers(engine, tokenizer, encoded, limit)
         rows = [
             {"step": step, "prompt_id": row["prompt_id"], "prompt": row["prompt"], "text": text}
             for row, text in zip(prompts, texts)
         ]
-        start = engine.on_rank0(lambda: keep(path, rows, table=config.run.wandb.mode != "disabled"))
+        start = engine.on_rank0(
+            lambda: write_samples(path, rows, table=config.run.wandb.mode != "disabled")
+        )
         for row in rows[:4]:
-            engine.say(f"step {step} sample: {shown_prompt(row)!r:.300} -> {row['text']!r:.300}")
+            engine.log(f"step {step} sample: {format_prompt(row)!r:.300} -> {row['text']!r:.300}")
         return (
-            over_start(
+            win_rate_over_start(
                 engine,
                 judge,
                 path,
@@ -80,13 +84,15 @@ def encode(
     ids = []
     for row in prompts:
         try:
-            ids.append(ids_within(model, tokenizer, turns_of(row["prompt"]), max_new_tokens))
+            ids.append(
+                encode_within_limit(model, tokenizer, turns_of(row["prompt"]), max_new_tokens)
+            )
         except ValueError as error:
             raise BadInput(f"samples.prompts: {row['prompt_id']}: {error}") from None
     return ids
 
 
-def answers(
+def generate_answers(
     engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
     encoded: Sequence[Sequence[int]],
@@ -94,25 +100,27 @@ def answers(
 ) -> list[str]:
     """The policy's answers. Every rank has a share of one size: none gathers weights without the
     others."""
-    count = -(-len(encoded) // engine.world)
-    share = [i % len(encoded) for i in range(engine.rank, count * engine.world, engine.world)]
-    said = answer_ids(
+    count = -(-len(encoded) // engine.world_size)
+    share = [
+        i % len(encoded) for i in range(engine.rank, count * engine.world_size, engine.world_size)
+    ]
+    said = generate_from_ids(
         engine.policy.lm,
         tokenizer,
         [encoded[i] for i in share],
         [max_new_tokens] * count,
         [0] * count,
-        synced=engine.world > 1,
+        synced_gpus=engine.world_size > 1,
     )
     texts = {
         i: text
-        for rank in engine.gather([(i, answer.text) for i, answer in zip(share, said)])
+        for rank in engine.all_gather([(i, answer.text) for i, answer in zip(share, said)])
         for i, text in rank
     }
     return [texts[i] for i in range(len(encoded))]
 
 
-def keep(path: Path, rows: Sequence[Row], table: bool) -> dict[str, str]:
+def write_samples(path: Path, rows: Sequence[Row], table: bool) -> dict[str, str]:
     """Add a step's rows to the file in the place of those of it and after, and to wandb; returns
     the answers of step 0 by prompt id."""
     step = rows[0]["step"]
@@ -125,7 +133,7 @@ def keep(path: Path, rows: Sequence[Row], table: bool) -> dict[str, str]:
     if table:
         import wandb
 
-        data = [[step, row["prompt_id"], shown_prompt(row), row["text"]] for row in rows]
+        data = [[step, row["prompt_id"], format_prompt(row), row["text"]] for row in rows]
         wandb.run.log(
             {
                 "eval/samples": wandb.Table(
@@ -137,7 +145,7 @@ def keep(path: Path, rows: Sequence[Row], table: bool) -> dict[str, str]:
     return {row["prompt_id"]: row["text"] for row in (*kept, *rows) if row["step"] == 0}
 
 
-def over_start(
+def win_rate_over_start(
     engine: Engine,
     judge: Teacher,
     path: Path,
@@ -157,11 +165,11 @@ def over_start(
             panel = judge_panel(
                 judge, lambda teacher, requests: ask(teacher, requests, ledger, budget)
             )
-            found = summarise(compare(panel, prompts, texts, start)[0], [None] * len(prompts))
+            found = summarise(judge_pairs(panel, prompts, texts, start)[0], [None] * len(prompts))
     except BadInput as error:
         why = str(error)
     if not found["n"]:
-        engine.say(f"samples.judge: there is no win rate: {why}")
+        engine.log(f"samples.judge: there is no win rate: {why}")
         return {}
     return {
         "win_rate": found["win_rate"],

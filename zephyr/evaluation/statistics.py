@@ -9,7 +9,7 @@ RESAMPLES = 4000
 REFITS = 1000  # of the length-controlled fit
 
 
-def measured(name: str, values: Sequence[float]) -> dict[str, object]:
+def mean_with_interval(name: str, values: Sequence[float]) -> dict[str, object]:
     """`{name: mean, "n", "stderr", "ci95": [low, high]}` of one value per prompt: sample standard
     deviation / sqrt(n), and percentiles of the means of resampled prompts (Efron 1979); None in the
     place of a number that so few values don't have."""
@@ -24,7 +24,7 @@ def measured(name: str, values: Sequence[float]) -> dict[str, object]:
 
 
 def _described(name: str, values_B: np.ndarray, n: int) -> dict[str, object]:
-    """As `measured`: a number, the first, and its like in resamples."""
+    """As `mean_with_interval`: a number, the first, and its like in resamples."""
     drawn = values_B[1:][np.isfinite(values_B[1:])]
     if not np.isfinite(values_B[0]):
         return {name: None, "n": n, "stderr": None, "ci95": None}
@@ -45,7 +45,7 @@ def length_controlled(points: Sequence[float], differences: Sequence[float]) -> 
     decides every verdict, a part of its effect is left. Args: points: 1, 0.5 or 0 per prompt.
     differences: of the lengths, ours less theirs."""
     if not (n := len(points)):
-        return measured("win_rate", [])
+        return mean_with_interval("win_rate", [])
     y_P, ridge_22, fit_B2 = np.array(points), np.diag([1e-3, 1.0]), np.zeros((REFITS + 1, 2))
     x_P2 = np.stack(
         [np.ones(n), np.tanh(np.array(differences) / (np.std(differences) or np.inf))], axis=1
@@ -80,6 +80,6 @@ def agreement(labels: Sequence[float], verdicts: Sequence[float]) -> dict[str, o
     )
     kappa_B = (same_B - chance_B) / np.where(chance_B < 1, 1 - chance_B, np.nan)
     return {
-        "agreement": measured("share", [float(place in (0, 4, 8)) for place in places]),
+        "agreement": mean_with_interval("share", [float(place in (0, 4, 8)) for place in places]),
         "kappa": _described("kappa", kappa_B, n),
     }

@@ -9,12 +9,12 @@ from typing import NamedTuple
 from zephyr.config import BadInput
 from zephyr.data.jsonl import read_rows, write_rows
 from zephyr.evaluation.compare import Comparison, parse_verdict, summarise
-from zephyr.evaluation.statistics import measured
+from zephyr.evaluation.statistics import mean_with_interval
 from zephyr.teacher import Request, Teacher
-from zephyr.teacher.panel import Ask, Panel, critique_request, judge_request, judged
-from zephyr.teacher.prompts import Row, shown_prompt, turns_of
+from zephyr.teacher.panel import Ask, Panel, ask_judge, critique_request, judge_request
+from zephyr.teacher.prompts import Row, format_prompt, turns_of
 from zephyr.teacher.rubric import parse_critique
-from zephyr.teacher.spec import WANTED
+from zephyr.teacher.spec import SPEC_FORMS
 from zephyr.teacher.templates import fill, load_templates
 
 TEMPLATES = ("judge_system", "judge_again", "compare", "critique")
@@ -43,15 +43,15 @@ def open_contender(argument: str, open_spec: Callable[[str], Teacher]) -> Conten
             f"model {argument!r}: a NAME=... other than {', '.join(RESERVED)} is wanted before it"
         )
     if Path(what).is_file():
-        return Contender(name, None, stored(Path(what), "text", "output"))
+        return Contender(name, None, read_stored(Path(what), "text", "output"))
     if not Path(what).is_dir() and not re.match("(openai|hf|world):", what):
         raise BadInput(
-            f"model {argument!r}: no such folder or file; a model folder, a file of answers, {WANTED} is wanted"
+            f"model {argument!r}: no such folder or file; a model folder, a file of answers, {SPEC_FORMS} is wanted"
         )
     return Contender(name, open_spec(f"hf:{what}" if Path(what).is_dir() else what), {})
 
 
-def stored(path: Path, *fields: str) -> dict[str, str | None]:
+def read_stored(path: Path, *fields: str) -> dict[str, str | None]:
     """What rows say in one of the fields, by prompt id or AlpacaEval's `instruction`. Raises:
     BadInput naming file and line."""
     found: dict[str, str | None] = {}
@@ -73,7 +73,7 @@ def stored(path: Path, *fields: str) -> dict[str, str | None]:
     return found
 
 
-def answers_of(
+def collect_answers(
     contender: Contender,
     prompts: Sequence[Row],
     ask: Ask,
@@ -114,10 +114,12 @@ def answers_of(
     return [contender.stored[key] for key in keys]
 
 
-def people_prefer(path: Path, names: Sequence[str], prompts: Sequence[Row]) -> list[float | None]:
+def read_human_labels(
+    path: Path, names: Sequence[str], prompts: Sequence[Row]
+) -> list[float | None]:
     """Points of the second of two models at each prompt, from rows of prompt_id and preferred.
     Raises: BadInput for another name."""
-    points, labels = {names[1]: 1.0, names[0]: 0.0, "tie": 0.5}, stored(path, "preferred")
+    points, labels = {names[1]: 1.0, names[0]: 0.0, "tie": 0.5}, read_stored(path, "preferred")
     if others := set(labels.values()) - (points.keys() if len(names) == 2 else set()):
         raise BadInput(
             f"{path}: preferred {others.pop()!r}: tie or one of exactly two models is wanted; they are {', '.join(names)}"
@@ -138,7 +140,7 @@ def judge_panel(
     return Panel((), judge, ask, load_templates(TEMPLATES, templates), 0, seed, False, max_tokens)
 
 
-def compare(
+def judge_pairs(
     panel: Panel,
     prompts: Sequence[Row],
     answers: Sequence[str | None],
@@ -160,14 +162,14 @@ def compare(
         judge_request(
             panel,
             fill(
-                panel.templates["compare"], instruction=shown_prompt(prompts[i]), first=a, second=b
+                panel.templates["compare"], instruction=format_prompt(prompts[i]), first=a, second=b
             ),
             {"task": "compare", "row": prompts[i], "texts": [a, b]},
         )
         for (i, _), (a, b) in asked.items()
     ]
-    said = dict(zip(asked, judged(panel, requests, lambda text, _: parse_verdict(text))))
-    verdict = {key: one.found for key, one in said.items()}
+    said = dict(zip(asked, ask_judge(panel, requests, lambda text, _: parse_verdict(text))))
+    verdict = {key: one.parsed for key, one in said.items()}
     rows = [
         None
         if None in (a, b)
@@ -180,7 +182,7 @@ def compare(
         {
             "prompt_id": prompts[i]["prompt_id"],
             "shown_as": shown_as,
-            "verdict": one.found,
+            "verdict": one.parsed,
             "reply": one.text,
             "calls": one.calls,
         }
@@ -188,7 +190,7 @@ def compare(
     ]
 
 
-def contest(
+def compare_models(
     panel: Panel,
     prompts: Sequence[Row],
     answers: Mapping[str, Sequence[str | None]],
@@ -219,8 +221,8 @@ def contest(
             critique_request(panel, prompts[i] | {"about": prompts[i]}, {"text": texts[i]})
             for i in given
         ]
-        said = dict(zip(given, judged(panel, requests, lambda text, _: parse_critique(text))))
-        points = {i: float(one.found.points) for i, one in said.items() if one.found}
+        said = dict(zip(given, ask_judge(panel, requests, lambda text, _: parse_critique(text))))
+        points = {i: float(one.parsed.points) for i, one in said.items() if one.parsed}
         write_rows(
             out / f"{name}.jsonl",
             (
@@ -240,13 +242,13 @@ def contest(
         if scores:
             results["models"][name] = grouped(
                 lambda chosen: {
-                    **measured("score", [points[i] for i in chosen if i in points]),
+                    **mean_with_interval("score", [points[i] for i in chosen if i in points]),
                     "unparsed": sum(i in said and i not in points for i in chosen),
                     "unanswered": sum(i not in said for i in chosen),
                 }
             )
         for other in list(answers)[:n]:
-            rows, calls = compare(panel, prompts, texts, answers[other])
+            rows, calls = judge_pairs(panel, prompts, texts, answers[other])
             verdicts += [{"model": name, "over": other, **call} for call in calls]
             results["pairs"][f"{name} over {other}"] = grouped(
                 lambda of: summarise([rows[i] for i in of], [labels[i] for i in of])

@@ -181,8 +181,8 @@ def attend(
         sliding_window = None  # it binds nowhere, and kernels are faster without one
     output_NHE = kernel(
         query_NHE,
-        with_shared(key_NKE, layout),
-        with_shared(value_NKE, layout),
+        append_shared_keys(key_NKE, layout),
+        append_shared_keys(value_NKE, layout),
         layout,
         scale,
         sliding_window,
@@ -190,7 +190,7 @@ def attend(
     return output_NHE.unsqueeze(0), None
 
 
-def with_shared(key_NKE: Tensor, layout: Layout) -> Tensor:
+def append_shared_keys(key_NKE: Tensor, layout: Layout) -> Tensor:
     """The keys (or values) of the row with those appended that rejected responses share: [N, K, E]
     -> [M, K, E].
 
@@ -198,10 +198,10 @@ def with_shared(key_NKE: Tensor, layout: Layout) -> Tensor:
     two terms, whatever order a device adds them in: deterministic without a kernel of our own."""
     if layout.appended_M is None:
         return key_NKE
-    return torch.cat([key_NKE[: layout.unshared], key_NKE.index_select(0, layout.appended_M)])
+    return torch.cat([key_NKE[: layout.num_own_keys], key_NKE.index_select(0, layout.appended_M)])
 
 
-def register(attention: str) -> str:
+def register_kernel(attention: str) -> str:
     """Make the kernel `attention` known to transformers; returns the name for
     `attn_implementation`.
 
@@ -212,7 +212,7 @@ def register(attention: str) -> str:
     return name
 
 
-def why_not(attention: str, dtype: torch.dtype, device: str) -> str | None:
+def unavailable_reason(attention: str, dtype: torch.dtype, device: str) -> str | None:
     """Why a kernel can't run on this machine, or None. Loads no model."""
     if attention == "sdpa":
         return None

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from zephyr.chat import start_clock, template_with_bos
+from zephyr.chat import template_with_bos, unfreeze_date
 
 SHARD_BYTES = 4 * 2**30
 PROBES = (
@@ -75,7 +75,7 @@ def export(
     if len(set(files.values())) > 1:
         index = {"metadata": {"total_size": sum(size for _, size in sizes)}, "weight_map": files}
         (part / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
-    ends = save_generation(part, tokenizer, source)
+    ends = save_generation_config(part, tokenizer, source)
     notes = [*notes, *save_config(part, config, tokenizer, ends)]
     notes += save_tokenizer(tokenizer, part)
     (part / "README.md").write_text(
@@ -88,7 +88,7 @@ def export(
     return notes
 
 
-def save_generation(
+def save_generation_config(
     folder: Path, tokenizer: PreTrainedTokenizerBase, source: Path | None
 ) -> list[int]:
     """Write generation_config.json: the source model's (temperature, top_p, ...), with the
@@ -109,7 +109,7 @@ def save_generation(
     settings.pop("_from_model_config", None)  # would let version 4 make it anew of config.json
     settings |= {
         "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": one_or_all(ends),
+        "eos_token_id": unwrap_single(ends),
         "pad_token_id": pad,
         "transformers_version": transformers.__version__,
     }
@@ -128,11 +128,11 @@ def save_config(
     plain = type(config).from_dict(
         {**config.to_dict(), "use_cache": True}
     )  # without our attention's name in it
-    plain.bos_token_id, plain.eos_token_id = tokenizer.bos_token_id, one_or_all(ends)
+    plain.bos_token_id, plain.eos_token_id = tokenizer.bos_token_id, unwrap_single(ends)
     plain.save_pretrained(folder)
     path = folder / "config.json"
     saved = json.loads(path.read_text(encoding="utf-8"))
-    older = rope_of_version_4(saved)
+    older = rope_for_transformers_4(saved)
     if older is not None:
         write_json(path, saved | older)
         if same_rope(type(config).from_pretrained(folder), plain):
@@ -144,7 +144,7 @@ def save_config(
     ]
 
 
-def rope_of_version_4(saved: Mapping[str, object]) -> dict[str, object] | None:
+def rope_for_transformers_4(saved: Mapping[str, object]) -> dict[str, object] | None:
     """The keys in which transformers 4 looks for what version 5 writes as `rope_parameters`; None
     where it has none for it.
 
@@ -202,10 +202,10 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> list[str
     back the same.
 
     Its chat template writes BOS where training put one in front (`chat.template_with_bos`), and has
-    its clock back, which stood still in the run (`chat.stop_clock`)."""
+    its clock back, which stood still in the run (`chat.freeze_date`)."""
     own = tokenizer.chat_template
     try:
-        tokenizer.chat_template = start_clock(template_with_bos(tokenizer, own))
+        tokenizer.chat_template = unfreeze_date(template_with_bos(tokenizer, own))
         tokenizer.save_pretrained(folder)
     finally:
         tokenizer.chat_template = own
@@ -235,7 +235,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> list[str
     return []
 
 
-def one_or_all(ids: list[int]) -> int | list[int]:
+def unwrap_single(ids: list[int]) -> int | list[int]:
     return ids[0] if len(ids) == 1 else ids
 
 

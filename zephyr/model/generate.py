@@ -19,7 +19,7 @@ from transformers.generation import (
 
 from zephyr.chat import Messages, encode_prompt
 
-Warp = Callable[[Tensor, Tensor], Tensor]
+LogitsWarper = Callable[[Tensor, Tensor], Tensor]
 
 
 class Answer(NamedTuple):
@@ -61,7 +61,7 @@ def generate(
     ]
     return [
         answer.text
-        for answer in answer_ids(
+        for answer in generate_from_ids(
             lm,
             tokenizer,
             encoded,
@@ -79,10 +79,10 @@ def prompt_ids(
     lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, messages: Messages, max_new_tokens: int
 ) -> list[int]:
     """The ids of a conversation to be answered. Raises: ValueError as `generate` does."""
-    return ids_within(lm.config, tokenizer, messages, max_new_tokens)
+    return encode_within_limit(lm.config, tokenizer, messages, max_new_tokens)
 
 
-def ids_within(
+def encode_within_limit(
     config: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     messages: Messages,
@@ -101,7 +101,7 @@ def ids_within(
 
 
 @torch.no_grad()
-def answer_ids(
+def generate_from_ids(
     lm: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     encoded: Sequence[Sequence[int]],
@@ -112,10 +112,10 @@ def answer_ids(
     top_p: float = 1.0,
     top_k: int = 0,
     batch: int = 64,
-    synced: bool = False,
+    synced_gpus: bool = False,
 ) -> list[Answer]:
     """The answers to encoded prompts, each with a limit and a seed of its own; else as `generate`.
-    Args: synced: the weights are spread over all ranks: each steps on until all have finished, and
+    Args: synced_gpus: the weights are spread over all ranks: each steps on until all have finished, and
     must have as many prompts as any other."""
     order = sorted(range(len(encoded)), key=lambda i: (max_new_tokens[i], len(encoded[i])))
     answers: dict[int, Answer] = {}
@@ -129,7 +129,12 @@ def answer_ids(
                 zip(
                     chosen,
                     answer_batch(
-                        lm, tokenizer, rows, [max_new_tokens[i] for i in chosen], sample, synced
+                        lm,
+                        tokenizer,
+                        rows,
+                        [max_new_tokens[i] for i in chosen],
+                        sample,
+                        synced_gpus,
                     ),
                 )
             )
@@ -145,7 +150,7 @@ def sampler(
     top_p: float,
     top_k: int,
     device: torch.device,
-) -> list[Warp]:
+) -> list[LogitsWarper]:
     """What turns logits so that their argmax is a sample: the usual warps, then Gumbel noise of
     each row's own generator (Gumbel-max: argmax of log p + Gumbel noise has distribution p). None
     where the temperature is 0."""
@@ -167,7 +172,7 @@ def sampler(
             - torch.stack([empty_V.clone().exponential_(generator=g) for g in generators]).log()
         )
 
-    warps: list[Warp] = [TemperatureLogitsWarper(float(temperature))]
+    warps: list[LogitsWarper] = [TemperatureLogitsWarper(float(temperature))]
     warps += [TopKLogitsWarper(top_k)] if top_k else []
     warps += [TopPLogitsWarper(top_p)] if top_p < 1 else []
     return [*warps, add_gumbel_noise]
@@ -178,8 +183,8 @@ def answer_batch(
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Sequence[int]],
     limits: Sequence[int],
-    sample: Sequence[Warp],
-    synced: bool,
+    sample: Sequence[LogitsWarper],
+    synced_gpus: bool,
 ) -> list[Answer]:
     """The continuations of prompts of different length, padded on the left."""
     length, eos = max(map(len, rows)), tokenizer.eos_token_id
@@ -198,7 +203,7 @@ def answer_batch(
         pad_token_id=padding,
         eos_token_id=eos,
         do_sample=False,
-        synced_gpus=synced,
+        synced_gpus=synced_gpus,
         logits_processor=LogitsProcessorList(sample),
         stopping_criteria=StoppingCriteriaList(
             [lambda ids_BL, _, **__: ids_BL.shape[1] - length >= limits_B]

@@ -26,13 +26,13 @@ from transformers.initialization import no_init_weights
 
 from zephyr.config import BadInput, ConfigError, DPOConfig, SFTConfig
 from zephyr.model import attention as kernels
-from zephyr.model.policy import REFUSALS, Policy, build, fix_rope, learned_positions
-from zephyr.model.proof import require_proven
+from zephyr.model.packing_check import require_packable
+from zephyr.model.policy import MODEL_CONFIG_ERRORS, Policy, build, fix_rope, learned_positions
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 # Config keys with the one value implemented: what changes logits behind the output layer, which the
 # head would have to repeat, and dropout, which a shared prompt can't have twice alike.
-IDLE = {
+INACTIVE_VALUES = {
     "final_logit_softcapping": None,
     "attention_dropout": 0.0,
     "attn_pdrop": 0.0,
@@ -44,7 +44,7 @@ IDLE = {
     "activation_dropout": 0.0,
     "dropout": 0.0,
 }
-STORED = ("BF16", "F16", "F32", "F64")  # dtypes of weights, as safetensors calls them
+WEIGHT_DTYPES = ("BF16", "F16", "F32", "F64")  # dtypes of weights, as safetensors calls them
 WriteTensor = Callable[[nn.Parameter, Callable[[], Tensor]], None]
 
 
@@ -72,8 +72,8 @@ def load_policy(
     require_supported(folder, config)
     with init or nullcontext(), no_init_weights():
         try:
-            lm = build(config, kernels.register(attention), dtype)
-        except REFUSALS as error:
+            lm = build(config, kernels.register_kernel(attention), dtype)
+        except MODEL_CONFIG_ERRORS as error:
             raise BadInput(
                 f"model {path}: its config.json makes no model here: {type(error).__name__}: {error}"
             ) from error
@@ -83,8 +83,8 @@ def load_policy(
             f"model {path}: {config.model_type} has learned {positions} positions, sequences of up to {max_tokens} tokens are "
             f"to come; data.max_tokens of at most {positions} is wanted"
         )
-    fill(lm, folder, write or (lambda parameter, read: parameter.data.copy_(read())))
-    recompute(lm, activation_checkpointing)
+    load_weights(lm, folder, write or (lambda parameter, read: parameter.data.copy_(read())))
+    checkpoint_activations(lm, activation_checkpointing)
     return Policy(lm, positions if longest is None else longest)
 
 
@@ -92,12 +92,12 @@ def require_supported(folder: Path, config: PreTrainedConfig) -> None:
     """Raises: BadInput where packed log-probs of this decoder can't be shown to be right, with the
     reason."""
     try:
-        require_proven(config)
+        require_packable(config)
     except ValueError as error:
         raise BadInput(f"model {folder}: {config.model_type} is not supported: {error}") from None
 
 
-def recompute(lm: PreTrainedModel, what: bool | str) -> None:
+def checkpoint_activations(lm: PreTrainedModel, what: bool | str) -> None:
     """Let the backward compute again what it needs of a layer: all (True), or its norms and its
     MLP, the widest part, alone ("mlp").
 
@@ -122,7 +122,7 @@ def require_runnable(config: DPOConfig | SFTConfig) -> None:
     """What is known to fail before anything loads: kernel, folder, config, weight files. Raises:
     BadInput."""
     use_cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
-    reason = kernels.why_not(
+    reason = kernels.unavailable_reason(
         config.hardware.attention, DTYPES[config.hardware.dtype], "cuda" if use_cuda else "cpu"
     )
     if reason:
@@ -163,7 +163,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
         raise BadInput(f"model {folder}: config.json is missing")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (*REFUSALS, OSError, RecursionError) as error:
+    except (*MODEL_CONFIG_ERRORS, OSError, RecursionError) as error:
         raise BadInput(
             f"model {folder}: config.json is not one of a known decoder: {error}"
         ) from None
@@ -177,7 +177,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
             f"model {folder}: its weights are quantised ({how or 'quantization_config'}), wanted plain ones in "
             f"{' or '.join(DTYPES)}: save it dequantised, without quantization_config in config.json"
         )
-    for key, idle in IDLE.items():
+    for key, idle in INACTIVE_VALUES.items():
         if (found := getattr(config, key, None)) not in (idle, None):
             raise BadInput(
                 f"model {folder}: {key}={found} is not implemented here; {idle} is wanted"
@@ -199,7 +199,7 @@ def weight_files(folder: Path) -> dict[str, Path]:
             f"model {folder}: neither {whole.name} nor {index.name}; weights in other formats (pickles) or under other "
             f"names are not read" + f" ({', '.join(others[:3])})" * bool(others)
         )
-    files = indexed(index) if source == index else dict.fromkeys(tensor_names(whole), whole)
+    files = read_index(index) if source == index else dict.fromkeys(tensor_names(whole), whole)
     unread = sorted(
         {path.name for path in folder.glob("*.safetensors")}
         - {path.name for path in files.values()}
@@ -212,7 +212,7 @@ def weight_files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def indexed(index: Path) -> dict[str, Path]:
+def read_index(index: Path) -> dict[str, Path]:
     """What `model.safetensors.index.json` says: tensor name -> file. Raises: BadInput where a file
     does not hold it."""
     folder = index.parent
@@ -248,7 +248,7 @@ def tensor_names(path: Path) -> list[str]:
         raise BadInput(f"model {path.parent}: {path.name} is broken: {error}") from None
 
 
-def fill(lm: PreTrainedModel, folder: Path, write: WriteTensor) -> None:
+def load_weights(lm: PreTrainedModel, folder: Path, write: WriteTensor) -> None:
     """Every parameter from its file, one at a time. Raises: BadInput naming a tensor that is
     missing or left over."""
     files = weight_files(folder)
@@ -264,7 +264,7 @@ def fill(lm: PreTrainedModel, folder: Path, write: WriteTensor) -> None:
         sorted(set(files) - set(wanted) - tied - buffers),
     )
     if missing or left_over:
-        if converted(lm, left_over):
+        if needs_conversion(lm, left_over):
             raise BadInput(
                 f"model {folder}: {lm.config.model_type} is not supported: transformers renames or merges its weights as it "
                 f"loads them ({left_over[0]}), which is not done here"
@@ -284,9 +284,9 @@ def fill(lm: PreTrainedModel, folder: Path, write: WriteTensor) -> None:
                 raise BadInput(
                     f"model {folder}: tensor {name} has shape {found}, the config wants {shape}"
                 )
-            if (dtype := stored.get_dtype()) not in STORED:
+            if (dtype := stored.get_dtype()) not in WEIGHT_DTYPES:
                 raise BadInput(
-                    f"model {folder}: tensor {name} is stored as {dtype}, wanted one of {', '.join(STORED)}: quantised weights "
+                    f"model {folder}: tensor {name} is stored as {dtype}, wanted one of {', '.join(WEIGHT_DTYPES)}: quantised weights "
                     "mean nothing without their scales"
                 )
     require_tied(lm, folder, files, sorted(tied & set(files)))
@@ -311,7 +311,7 @@ def require_tied(
             )
 
 
-def converted(lm: PreTrainedModel, names: list[str]) -> bool:
+def needs_conversion(lm: PreTrainedModel, names: list[str]) -> bool:
     """Whether transformers' own loader would change one of these tensor names on the way into the
     model."""
     mapping = get_model_conversion_mapping(lm)

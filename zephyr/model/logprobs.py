@@ -32,7 +32,7 @@ class LogProbHead(nn.Linear):
         return ChunkedLogProb.apply(hidden_TD, self.weight, targets_T, self.factor)
 
     @classmethod
-    def replacing(cls, linear: nn.Linear, factor: float = 1.0) -> "LogProbHead":
+    def from_linear(cls, linear: nn.Linear, factor: float = 1.0) -> "LogProbHead":
         """A head with the very parameter of `linear`, for logits that are multiplied with `factor`
         behind it.
 
@@ -66,7 +66,7 @@ class ChunkedLogProb(torch.autograd.Function):
         )
         top_T, sum_T, kept = torch.empty_like(logp_T), torch.empty_like(logp_T), []
         for rows in chunks(len(targets_T), weight_VD):
-            exp_CV = product(
+            exp_CV = scaled_matmul(
                 hidden_TD[rows], weight_VD.t(), logp_T.dtype, factor
             )  # the logits, until they are overwritten
             top_T[rows] = exp_CV.amax(-1)
@@ -94,7 +94,7 @@ class ChunkedLogProb(torch.autograd.Function):
             exp_CV = (
                 kept[i]
                 if kept
-                else product(hidden_TD[rows], weight_VD.t(), sum_T.dtype, ctx.factor)
+                else scaled_matmul(hidden_TD[rows], weight_VD.t(), sum_T.dtype, ctx.factor)
                 .sub_(top_T[rows, None])
                 .exp_()
             )
@@ -107,7 +107,7 @@ class ChunkedLogProb(torch.autograd.Function):
                 hidden_TD.dtype
             )
             torch.mm(grad_CV, weight_VD, out=grad_hidden_TD[rows])
-            add_product(grad_weight_VD, grad_CV.t(), hidden_TD[rows])
+            add_matmul(grad_weight_VD, grad_CV.t(), hidden_TD[rows])
         return grad_hidden_TD, grad_weight_VD.to(weight_VD.dtype), None, None
 
 
@@ -117,7 +117,7 @@ def chunks(tokens: int, weight_VD: Tensor) -> list[slice]:
     return [slice(start, min(start + rows, tokens)) for start in range(0, tokens, rows)]
 
 
-def product(left: Tensor, right: Tensor, dtype: torch.dtype, factor: float = 1.0) -> Tensor:
+def scaled_matmul(left: Tensor, right: Tensor, dtype: torch.dtype, factor: float = 1.0) -> Tensor:
     """factor (left @ right) in a wider dtype than theirs: on a GPU not rounded in between. A fresh
     tensor."""
     wide = left.is_cuda and left.dtype != dtype
@@ -125,12 +125,12 @@ def product(left: Tensor, right: Tensor, dtype: torch.dtype, factor: float = 1.0
     return result if factor == 1.0 else result.mul_(factor)
 
 
-def add_product(total_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
+def add_matmul(total_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
     """total += left @ right, no chunk's product rounded to the factors' dtype; on a GPU by blocks
     of rows, each product a small one."""
     if left_VC.is_cuda:
         for block, left in zip(total_VD.split(BLOCK_ROWS), left_VC.split(BLOCK_ROWS)):
-            block.add_(product(left, right_CD, total_VD.dtype))
+            block.add_(scaled_matmul(left, right_CD, total_VD.dtype))
     else:
         total_VD.addmm_(left_VC.to(total_VD.dtype), right_CD.to(total_VD.dtype))
 
@@ -138,7 +138,10 @@ def add_product(total_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
 def scored_hidden(hidden_ND: Tensor, batch: PackedBatch) -> Tensor:
     """The hidden states that predict targets [T, D]. Each gather holds no position twice, so its
     backward is deterministic."""
-    first_T, rest_T = batch.scored_T[: batch.unique_scored], batch.scored_T[batch.unique_scored :]
+    first_T, rest_T = (
+        batch.scored_T[: batch.num_unique_scored],
+        batch.scored_T[batch.num_unique_scored :],
+    )
     if not len(rest_T):
         return hidden_ND.index_select(0, first_T)
     return torch.cat([hidden_ND.index_select(0, first_T), hidden_ND.index_select(0, rest_T)])

@@ -13,7 +13,7 @@ from zephyr.model.logprobs import LogProbHead, scored_hidden
 from zephyr.packing import PackedBatch
 
 # What transformers raises for a value of the wrong type or size in config.json
-REFUSALS = (
+MODEL_CONFIG_ERRORS = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -27,19 +27,19 @@ REFUSALS = (
 class Policy(nn.Module):
     """A causal language model that scores: `policy(batch)` -> log p of each target, float32 [T].
 
-    Args: longest: tokens of the longest sequence that its rotary frequencies, or its learned
+    Args: max_sequence_tokens: tokens of the longest sequence that its rotary frequencies, or its learned
     positions, are for; None: any.
     Raises: ValueError for a batch with a longer one."""
 
-    def __init__(self, lm: PreTrainedModel, longest: int | None = None) -> None:
+    def __init__(self, lm: PreTrainedModel, max_sequence_tokens: int | None = None) -> None:
         super().__init__()
-        self.lm, self.longest = lm, longest
+        self.lm, self.max_sequence_tokens = lm, max_sequence_tokens
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        if self.longest is not None and batch.layout.max_key > self.longest:
+        if self.max_sequence_tokens is not None and batch.layout.max_key > self.max_sequence_tokens:
             raise ValueError(
                 f"a sequence of {batch.layout.max_key} tokens is packed, and the positions of this "
-                f"{type(self.lm).__name__} are those of {self.longest} tokens: where they are rotary, "
+                f"{type(self.lm).__name__} are those of {self.max_sequence_tokens} tokens: where they are rotary, "
                 "load_policy(..., max_tokens=LONGEST) sets them for sequences of up to so many, in "
                 "every row alike"
             )
@@ -68,7 +68,7 @@ def build(config: PreTrainedConfig, attention: str, dtype: torch.dtype) -> PreTr
     head = lm.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         raise ValueError(f"{type(lm).__name__} has no linear output layer, which is wanted")
-    lm.set_output_embeddings(LogProbHead.replacing(head, logit_factor(config)))
+    lm.set_output_embeddings(LogProbHead.from_linear(head, logit_factor(config)))
     return lm
 
 
@@ -79,7 +79,7 @@ def logit_factor(config: PreTrainedConfig) -> float:
     return (1.0 if factor is None else factor) / (1.0 if divisor is None else divisor)
 
 
-def growing_rope(lm: PreTrainedModel) -> list[tuple[nn.Module, str | None, str, int]]:
+def dynamic_rope(lm: PreTrainedModel) -> list[tuple[nn.Module, str | None, str, int]]:
     """Rotary embeddings whose frequencies change with the longest position of the row that they are
     computed for.
 
@@ -118,7 +118,7 @@ def fix_rope(lm: PreTrainedModel, max_tokens: int | None) -> int | None:
 
     None leaves them as transformers has them. Returns: the longest sequence whose log-probs don't
     depend on its neighbours; None: any."""
-    growing = growing_rope(lm)
+    growing = dynamic_rope(lm)
     if max_tokens is None or not growing:
         return min((start for *_, start in growing), default=None)
     for module, layers, name, _ in growing:

@@ -31,7 +31,7 @@ class Layout:
     key_lengths: tuple[int, ...]  # of each segment, >= its query length
     cu_query: Tensor  # int32 [S+1], cumulative query lengths
     cu_key: Tensor  # int32 [S+1]; the same tensor as cu_query where no prompt is shared
-    unshared: int  # the first so many tokens of the row are their own keys
+    num_own_keys: int  # the first so many tokens of the row are their own keys
     appended_M: Tensor | None  # int64: row positions of the keys that follow; each occurs once
 
     @property
@@ -57,7 +57,7 @@ class PackedBatch:
     scored_T: Tensor  # int64, positions in the row
     targets_T: Tensor  # int64, token ids
     response_tokens_R: Tensor  # int64, scored tokens of each response; sums to T
-    unique_scored: int  # the first so many of scored_T hold no position twice, nor the rest
+    num_unique_scored: int  # the first so many of scored_T hold no position twice, nor the rest
     indices: tuple[int, ...]  # of the examples, as the plan names them
     units: int  # what a loss sum is divided by, over all ranks: pairs or targets
 
@@ -120,7 +120,7 @@ def collate_pairs(
         appended,
         scored,
         responses,
-        unique_scored=sum(map(len, responses[:first])),
+        num_unique_scored=sum(map(len, responses[:first])),
         indices=indices,
         units=len(pairs),
     )
@@ -152,7 +152,7 @@ def collate_texts(examples: Sequence[EncodedText], indices: Sequence[int]) -> Pa
         [],
         scored,
         targets,
-        unique_scored=units,
+        num_unique_scored=units,
         indices=indices,
         units=units,
     )
@@ -165,7 +165,7 @@ def pack(
     scored: list[list[int]],
     targets: list[list[int]],
     *,
-    unique_scored: int,
+    num_unique_scored: int,
     indices: Sequence[int],
     units: int,
 ) -> PackedBatch:
@@ -203,7 +203,7 @@ def pack(
         flat(scored),
         flat(targets),
         response_tokens_R,
-        unique_scored,
+        num_unique_scored,
         tuple(indices),
         units,
     )

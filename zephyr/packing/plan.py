@@ -32,8 +32,8 @@ class Plan(NamedTuple):
 
     steps: list[Step]
     tokens: int  # real tokens, all steps
-    filled: float  # real tokens / (micro-batches that are not empty x budget)
-    imbalance: float  # sum over steps of the dearest rank's cost / sum of the mean rank's
+    fill_ratio: float  # real tokens / (micro-batches that are not empty x budget)
+    imbalance: float  # sum over steps of the most loaded rank's cost / sum of the mean rank's
 
 
 def best_fit(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -109,11 +109,11 @@ def plan_epochs(
             steps.append(
                 Step(
                     epoch + done / len(lengths),
-                    spread(examples, lengths, costs, ranks, budget_tokens),
+                    balance_ranks(examples, lengths, costs, ranks, budget_tokens),
                 )
             )
             done += len(examples)
-    return summed(steps, lengths, costs, budget_tokens)
+    return with_totals(steps, lengths, costs, budget_tokens)
 
 
 def plan_pass(
@@ -123,9 +123,11 @@ def plan_pass(
     evaluation."""
     indices = range(len(lengths)) if indices is None else indices
     steps = (
-        [Step(0.0, spread(indices, lengths, lengths, ranks, budget_tokens))] if len(indices) else []
+        [Step(0.0, balance_ranks(indices, lengths, lengths, ranks, budget_tokens))]
+        if len(indices)
+        else []
     )
-    return summed(steps, lengths, lengths, budget_tokens)
+    return with_totals(steps, lengths, lengths, budget_tokens)
 
 
 def epoch_units(
@@ -147,7 +149,7 @@ def epoch_units(
     return units
 
 
-def spread(
+def balance_ranks(
     examples: Sequence[int],
     lengths: Sequence[int],
     costs: Sequence[float],
@@ -162,7 +164,7 @@ def spread(
         spent, count, rank = heapq.heappop(cheapest)
         of_rank[rank].append(i)
         heapq.heappush(cheapest, (spent + costs[i], count + 1, rank))
-    exchange(of_rank, costs)
+    rebalance(of_rank, costs)
     packed = [
         [
             sorted(mine[j] for j in micro)
@@ -174,8 +176,8 @@ def spread(
     return [micro_batches + [[]] * (most - len(micro_batches)) for micro_batches in packed]
 
 
-def exchange(of_rank: list[list[int]], costs: Sequence[float]) -> None:
-    """While the dearest rank has over 1 % more than the mean: give one of its examples away, or for
+def rebalance(of_rank: list[list[int]], costs: Sequence[float]) -> None:
+    """While the most loaded rank has over 1 % more than the mean: give one of its examples away, or for
     a cheaper one, as is best."""
     loads = [sum(costs[i] for i in mine) for mine in of_rank]
     while (most := max(loads)) > 1.01 * sum(loads) / len(loads):
@@ -194,7 +196,7 @@ def exchange(of_rank: list[list[int]], costs: Sequence[float]) -> None:
             loads[of] = sum(costs[i] for i in of_rank[of])
 
 
-def summed(
+def with_totals(
     steps: list[Step], lengths: Sequence[int], costs: Sequence[float], budget_tokens: int
 ) -> Plan:
     """The steps with their totals."""

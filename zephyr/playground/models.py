@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from zephyr.chat import Messages, check_messages
-from zephyr.config import BadInput, masked
+from zephyr.config import BadInput, redact
 
 # Of a conversation and a seed: the answer as far as it is written, and "" or why it ends. Raises
 # ValueError where there can be none.
@@ -24,18 +24,22 @@ def open_model(spec: str, options: argparse.Namespace) -> Stream:
         raise BadInput(
             f"model {spec!r}: a model folder, hf:PATH or openai:MODEL@BASE_URL is wanted"
         )
-    return of_folder(found[3], options) if found[3] else of_endpoint(found[1], found[2], options)
+    return (
+        local_stream(found[3], options)
+        if found[3]
+        else endpoint_stream(found[1], found[2], options)
+    )
 
 
-def of_folder(path: str, options: argparse.Namespace) -> Stream:
+def local_stream(path: str, options: argparse.Namespace) -> Stream:
     """A model on this machine; what it says is what `model.generate` makes of the same
     conversation, settings and seed."""
     import torch
 
     from zephyr.model.generate import prompt_ids, sampler
-    from zephyr.teacher.spec import load_chat
+    from zephyr.teacher.spec import load_chat_model
 
-    lm, tokenizer = load_chat(path)
+    lm, tokenizer = load_chat_model(path)
     lm.eval()
 
     def stream(turns: Messages, seed: int) -> Iterator[tuple[str, str]]:
@@ -67,10 +71,10 @@ def of_folder(path: str, options: argparse.Namespace) -> Stream:
     return stream
 
 
-def of_endpoint(model: str, url: str, options: argparse.Namespace) -> Stream:
+def endpoint_stream(model: str, url: str, options: argparse.Namespace) -> Stream:
     """A model behind an OpenAI-compatible server, which renders the conversation by its own
     template."""
-    from zephyr.teacher.endpoint import LARGEST_REPLY, endpoint, hidden, refuse_redirect
+    from zephyr.teacher.endpoint import MAX_REPLY_BYTES, endpoint, redact_key, refuse_redirect
 
     endpoint(
         model, url, key_variable=options.key_variable
@@ -100,12 +104,12 @@ def of_endpoint(model: str, url: str, options: argparse.Namespace) -> Stream:
             ) as chunks:
                 for choice in (choice for chunk in chunks for choice in chunk.choices[:1]):
                     text += choice.delta.content or ""
-                    if len(text) > LARGEST_REPLY:
-                        raise BadInput(f"its answer is over {LARGEST_REPLY} characters")
+                    if len(text) > MAX_REPLY_BYTES:
+                        raise BadInput(f"its answer is over {MAX_REPLY_BYTES} characters")
                     yield text, choice.finish_reason or ""
         except (openai.OpenAIError, library.HTTPError, BadInput) as error:
             cause = error.__cause__ if isinstance(error.__cause__, BadInput) else error
-            raise ValueError(hidden(masked(f"{model} at {url}: {cause}"), key)) from None
+            raise ValueError(redact_key(redact(f"{model} at {url}: {cause}"), key)) from None
 
     return stream
 

@@ -41,10 +41,10 @@ def run_chat(options: argparse.Namespace) -> None:
         import readline  # noqa: F401  (input lines can be edited)
     stream = open_model(options.models[0], options)
     print(f"{options.models[0]}: /help tells the commands")
-    converse(stream, options.seed)
+    chat_loop(stream, options.seed)
 
 
-def converse(stream: Stream, seed: int) -> None:
+def chat_loop(stream: Stream, seed: int) -> None:
     """Turn after turn, until /quit or ctrl-D. A turn that gets no answer is taken back."""
     system, turns, tries = [], [], 0
     while True:
@@ -74,7 +74,7 @@ def converse(stream: Stream, seed: int) -> None:
                     if name
                     else ([*turns, {"role": "user", "content": turn}], 0)
                 )
-                if answer := say(stream([*system, *asked], seed + tries)):
+                if answer := print_stream(stream([*system, *asked], seed + tries)):
                     turns = [*asked, {"role": "assistant", "content": answer}]
         except EOFError:
             return print()
@@ -95,14 +95,14 @@ def read_turn() -> tuple[str, bool]:
     return "\n".join(lines), False
 
 
-def say(parts: Iterator[tuple[str, str]]) -> str:
+def print_stream(parts: Iterator[tuple[str, str]]) -> str:
     """Print an answer as it grows. Returns: what there is of it at its end or at ctrl-C; "" where
     that is no words."""
     shown, text, end, why = "", "", "", "stopped"
     with (
         contextlib.suppress(KeyboardInterrupt),
         contextlib.closing(parts),
-        noticing_ctrl_c() as asked,
+        record_interrupts() as asked,
     ):
         for text, end in parts:
             if asked:
@@ -122,7 +122,7 @@ def say(parts: Iterator[tuple[str, str]]) -> str:
 
 
 @contextlib.contextmanager
-def noticing_ctrl_c() -> Iterator[list[int]]:
+def record_interrupts() -> Iterator[list[int]]:
     """ctrl-C raises KeyboardInterrupt, as ever, and stands in the list: Python drops an exception
     that is raised within a `__del__`."""
     asked: list[int] = []

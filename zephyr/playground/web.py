@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zephyr.config import BadInput
 from zephyr.playground.models import Stream, append_row, open_model
-from zephyr.teacher.request import now
+from zephyr.teacher.request import utc_now
 
 if TYPE_CHECKING:
     from gradio import Blocks
@@ -27,7 +27,7 @@ HEAD = """<meta http-equiv="Content-Security-Policy" content="default-src 'self'
 <style>.icon-button-wrapper {display: none !important} .message span {white-space: pre-wrap !important}</style>"""
 
 
-class Talk(NamedTuple):
+class ChatState(NamedTuple):
     """A conversation: which model is A and which B, its turns, and the answers that wait for a
     vote."""
 
@@ -90,7 +90,7 @@ def build(names: Sequence[str], streams: Sequence[Stream], votes: Path, seed: in
     import gradio as gr
 
     with gr.Blocks(title="zephyr chat", analytics_enabled=False, fill_width=True) as page:
-        state = gr.State(fresh(len(names)))
+        state = gr.State(new_state(len(names)))
         with gr.Row():
             boxes = [
                 gr.Chatbot(
@@ -128,19 +128,21 @@ def build(names: Sequence[str], streams: Sequence[Stream], votes: Path, seed: in
         )
         for button in buttons:
             button.click(partial(vote, names, votes), [button, state], outputs, **silent)
-        new.click(lambda: shown(fresh(len(names))), None, outputs, cancels=[asking], **silent)
+        new.click(lambda: render(new_state(len(names))), None, outputs, cancels=[asking], **silent)
     return page
 
 
-def fresh(sides: int, system: str = "") -> Talk:
+def new_state(sides: int, system: str = "") -> ChatState:
     """A conversation before its first turn, its sides drawn."""
-    return Talk(
+    return ChatState(
         random.SystemRandom().sample(range(sides), sides),
         [{"role": "system", "content": system}] if system.strip() else [],
     )
 
 
-def shown(talk: Talk, answers: Sequence[str] = (), note: str = "", words: str = "") -> list[object]:
+def render(
+    talk: ChatState, answers: Sequence[str] = (), note: str = "", words: str = ""
+) -> list[object]:
     """What the page shows. Texts are escaped, as a Chatbot renders HTML even where it renders no
     markdown."""
     import gradio as gr
@@ -163,10 +165,10 @@ def shown(talk: Talk, answers: Sequence[str] = (), note: str = "", words: str = 
 
 
 def ask(
-    streams: Sequence[Stream], seed: int, words: str, system: str, talk: Talk
+    streams: Sequence[Stream], seed: int, words: str, system: str, talk: ChatState
 ) -> Iterator[list[object]]:
     """The page while the answers are written, and after."""
-    talk = talk if talk.turns and len(streams) == 1 else fresh(len(streams), system)
+    talk = talk if talk.turns and len(streams) == 1 else new_state(len(streams), system)
     asked, parts = (
         talk._replace(turns=[*talk.turns, {"role": "user", "content": words}]),
         [("", "")] * len(streams),
@@ -174,33 +176,36 @@ def ask(
     try:
         for new in zip_longest(*(streams[i](asked.turns, seed) for i in talk.order)):
             parts = [part or last for part, last in zip(new, parts)]
-            yield shown(asked, answers := [text for text, _ in parts])
+            yield render(asked, answers := [text for text, _ in parts])
         if not "".join(answers).strip():
             raise ValueError("there was no answer")
     except ValueError as error:
-        return (yield shown(talk, (), f"error: {error}", words))
+        return (yield render(talk, (), f"error: {error}", words))
     note = " ".join(
         f"{side} was cut: {end or 'it broke off'}."
         for side, (_, end) in zip("AB", parts)
         if end != "stop"
     )
     if len(streams) > 1:
-        yield shown(asked._replace(answers=answers), answers, f"{note} Which answer is better?")
+        yield render(asked._replace(answers=answers), answers, f"{note} Which answer is better?")
     else:
-        yield shown(
+        yield render(
             asked._replace(turns=[*asked.turns, {"role": "assistant", "content": answers[0]}]),
             (),
             note,
         )
 
 
-def vote(names: Sequence[str], votes: Path, which: str, talk: Talk) -> list[object]:
+def vote(names: Sequence[str], votes: Path, which: str, talk: ChatState) -> list[object]:
     """Append a vote to `votes` as a pair; one for neither, or between answers that make no pair, to
     the file of the undecided."""
     if not talk.answers:  # a second click
-        return shown(talk)
+        return render(talk)
     models, texts, better = [names[i] for i in talk.order], talk.answers, VOTES.index(which)
-    row, path = {"id": uuid.uuid4().hex, "prompt": talk.turns, "vote": which, "time": now()}, votes
+    row, path = (
+        {"id": uuid.uuid4().hex, "prompt": talk.turns, "vote": which, "time": utc_now()},
+        votes,
+    )
     if better < 2 and texts[0] != texts[1] and all(text.strip() for text in texts):
         worse = 1 - better
         row |= {
@@ -215,7 +220,7 @@ def vote(names: Sequence[str], votes: Path, which: str, talk: Talk) -> list[obje
             votes.with_suffix(".undecided.jsonl"),
         )
     append_row(path, row)
-    return shown(
+    return render(
         talk._replace(answers=()),
         texts,
         f"A was {models[0]}. B was {models[1]}. Your vote is in {path}",

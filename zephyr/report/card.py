@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from zephyr.config import DPOConfig, SFTConfig, to_yaml
-from zephyr.training.checkpoint import forced
+from zephyr.training.checkpoint import read_forced_resumes
 
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?::[\w.-]+)?")
 
@@ -53,7 +53,7 @@ def card(config: DPOConfig | SFTConfig, digests: Mapping[str, str]) -> str:
     before = "".join(
         f"The first {of['step']} steps were trained under other settings, which `run.resume=force` went on from: "
         f"{', '.join(f'{name} `{value}`' for name, value in of['was'].items())}.\n\n"
-        for of in forced(run)
+        for of in read_forced_resumes(run)
     )
     return (
         f"---\n{yaml.safe_dump({key: value for key, value in header.items() if value}, sort_keys=False)}---\n\n# {run.name}\n\n"

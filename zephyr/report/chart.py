@@ -13,7 +13,7 @@ Curve = tuple[
 WIDTH, HEIGHT, LEFT, RIGHT, ABOVE, BELOW = 460, 210, 54, 14, 8, 24
 
 
-def thinned(points: Sequence[Point], most: int = 300) -> Sequence[Point]:
+def downsample(points: Sequence[Point], most: int = 300) -> Sequence[Point]:
     """At most so many of the points: the first, the last, and of each of equal stretches its
     lowest, its highest and a gap."""
     if len(points) <= most:
@@ -26,7 +26,7 @@ def thinned(points: Sequence[Point], most: int = 300) -> Sequence[Point]:
     return [points[i] for i in sorted(kept)]
 
 
-def ticks(low: float, high: float, log: bool = False) -> list[float]:
+def axis_ticks(low: float, high: float, log: bool = False) -> list[float]:
     """Round numbers in between: multiples of 1, 2 or 5 times a power of ten. Args: log: in and out
     are logarithms of such numbers."""
     if log:
@@ -41,7 +41,7 @@ def ticks(low: float, high: float, log: bool = False) -> list[float]:
     return [n * gap for n in range(math.ceil(low / gap), math.floor(high / gap) + 1)]
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
 
 
@@ -54,7 +54,7 @@ def chart(curves: Sequence[Curve], log: bool = False) -> str:
     def height(y: float | None) -> float | None:
         return None if y is None or (log and y <= 0) else math.log10(y) if log else y
 
-    drawn = [[(x, y, height(y)) for x, y in thinned(points)] for *_, points in curves]
+    drawn = [[(x, y, height(y)) for x, y in downsample(points)] for *_, points in curves]
     heights = [h for points in drawn for *_, h in points if h is not None]
     if not heights:
         return ""
@@ -75,11 +75,11 @@ def chart(curves: Sequence[Curve], log: bool = False) -> str:
         '<path class="grid" d="M{} {y}H{}"/><text class="y" x="{}" y="{y}" dy="4">{:.4g}</text>'.format(
             LEFT, WIDTH - RIGHT, LEFT - 6, 10**tick if log else tick, y=at(0, tick)[1]
         )
-        for tick in ticks(low - pad, high + pad, log)
+        for tick in axis_ticks(low - pad, high + pad, log)
     ]
     parts += [
         f'<text class="x" x="{at(tick, low)[0]}" y="{HEIGHT - 6}">{tick:.6g}</text>'
-        for tick in ticks(0, last)
+        for tick in axis_ticks(0, last)
     ]
     for (name, colour, seen, _), points in zip(curves, drawn):
         runs = [
@@ -90,7 +90,7 @@ def chart(curves: Sequence[Curve], log: bool = False) -> str:
         )  # one alone is a dot
         dots = "".join(
             '<circle cx="{}" cy="{}" r="3"><title>{}, step {}: {}</title></circle>'.format(
-                *at(x, h), escape(name), x, number(y)
+                *at(x, h), escape(name), x, format_number(y)
             )
             for run in runs
             for x, y, h in run

@@ -9,13 +9,13 @@ from transformers import PreTrainedTokenizerBase
 from zephyr.config import DPOConfig, SFTConfig
 from zephyr.model.export import export
 from zephyr.model.load import local_folder
-from zephyr.model.proof import start_of_rope
+from zephyr.model.packing_check import original_rope_length
 from zephyr.report.card import card
-from zephyr.report.page import leave_page
+from zephyr.report.page import write_report
 from zephyr.training.engine import Engine
 
 
-def finish(
+def finish_run(
     engine: Engine,
     config: DPOConfig | SFTConfig,
     tokenizer: PreTrainedTokenizerBase,
@@ -35,18 +35,21 @@ def finish(
         engine.on_rank0(lambda: card(config, identity)),
         writes=engine.rank == 0,
         source=local_folder(config.model),
-        notes=rotary_notes(engine),
+        notes=rope_warnings(engine),
     )
     for note in notes:
-        engine.say(f"warning: {note}")
-    engine.on_rank0(lambda: leave_page(run_dir, engine.say))
+        engine.log(f"warning: {note}")
+    engine.on_rank0(lambda: write_report(run_dir, engine.log))
     engine.barrier()
 
 
-def rotary_notes(engine: Engine) -> list[str]:
+def rope_warnings(engine: Engine) -> list[str]:
     """What to know of a model whose rotary frequencies grow with the sequence, where the run's go
     beyond pretraining."""
-    longest, start = engine.policy.longest, start_of_rope(engine.policy.lm.config.to_dict())
+    longest, start = (
+        engine.policy.max_sequence_tokens,
+        original_rope_length(engine.policy.lm.config.to_dict()),
+    )
     if longest is None or start is None or longest <= start:
         return []
     return [

@@ -10,8 +10,8 @@ from itertools import groupby
 from pathlib import Path
 
 from zephyr.config import NOT_YAML, BadInput, read_yaml
-from zephyr.report.chart import chart, number
-from zephyr.training.checkpoint import numbered, write_whole
+from zephyr.report.chart import chart, format_number
+from zephyr.training.checkpoint import step_paths, write_atomic
 
 Row = Mapping[str, object]
 Records = Mapping[str, Sequence[Mapping[str, float | None]]]  # of each split, in their order
@@ -32,7 +32,7 @@ CHARTS = [
         "mfu",
     )
 ]
-COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#ca8a04", "#06b6d4", "#ec4899")
+COLORS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#ca8a04", "#06b6d4", "#ec4899")
 SHOWN = 20  # pairs of each kind, items of a list
 STYLE = """:root{color-scheme:light dark}body{font:14px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1400px;padding:0 1.5rem}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(400px,1fr));gap:1rem}figure{margin:0;background:#8881;padding:.6rem}
@@ -43,7 +43,7 @@ white-space:pre-wrap;overflow-wrap:anywhere;min-width:4rem;max-width:38rem}h2{ma
 i{display:inline-block;width:.8em;height:.8em;border-radius:50%;margin:0 .4em 0 .8em}"""
 
 
-def write_page(folders: Sequence[Path], out: Path, status: Row | None = None) -> None:
+def write_html(folders: Sequence[Path], out: Path, status: Row | None = None) -> None:
     """One page of all runs. Args: status: in place of what status.json says.
 
     Raises: BadInput for a folder that is no run, a file of it that is broken, by its line, or where
@@ -51,26 +51,26 @@ def write_page(folders: Sequence[Path], out: Path, status: Row | None = None) ->
     names = [folder.resolve().name for folder in folders]
     runs = dict(zip(names if len(set(names)) == len(names) else map(str, folders), folders))
     try:
-        write_whole(out, page(runs, status).encode(errors="backslashreplace"))
+        write_atomic(out, render_page(runs, status).encode(errors="backslashreplace"))
     except OSError as error:
         raise BadInput(
             f"{error.filename or out}: {error.strerror}; wanted are run folders, and a place for the page"
         ) from None
 
 
-def leave_page(run: Path, say: Callable[[str], None]) -> None:
+def write_report(run: Path, log: Callable[[str], None]) -> None:
     """At a run's end: its page, or a line that says why there is none. The run is finished all the
     same."""
     try:
-        write_page([run], run / "report.html", {"code": 0, "message": "finished"})
+        write_html([run], run / "report.html", {"code": 0, "message": "finished"})
     except BadInput as error:
-        say(f"no report.html: {error}")
+        log(f"no report.html: {error}")
 
 
-def page(runs: Mapping[str, Path], status: Row | None) -> str:
+def render_page(runs: Mapping[str, Path], status: Row | None) -> str:
     """The HTML of run folders by name. A section that none of them has anything for is left out."""
     configs, data, preflight = (
-        {name: read(run / file) for name, run in runs.items()}
+        {name: read_leaves(run / file) for name, run in runs.items()}
         for file in ("config.yaml", "data.json", "preflight.json")
     )
     records = {name: read_records(run / "metrics.jsonl") for name, run in runs.items()}
@@ -82,11 +82,11 @@ def page(runs: Mapping[str, Path], status: Row | None) -> str:
     sections = {
         "Run": side_by_side(
             {
-                name: facts(
+                name: run_summary(
                     run,
                     configs[name],
                     records[name],
-                    status or read(run / "status.json"),
+                    status or read_leaves(run / "status.json"),
                     differing,
                 )
                 for name, run in runs.items()
@@ -125,24 +125,24 @@ def page(runs: Mapping[str, Path], status: Row | None) -> str:
     )
 
 
-def flat(tree: object, name: str = "") -> dict[str, object]:
+def flatten(tree: object, name: str = "") -> dict[str, object]:
     """The leaves of nested mappings by their dotted names."""
     if not isinstance(tree, Mapping) or not tree:
         return {name: tree} if name else {}
     return {
         leaf: value
         for key, of in tree.items()
-        for leaf, value in flat(of, f"{name}.{key}" if name else str(key)).items()
+        for leaf, value in flatten(of, f"{name}.{key}" if name else str(key)).items()
     }
 
 
-def read(path: Path) -> dict[str, object]:
+def read_leaves(path: Path) -> dict[str, object]:
     """The leaves of a YAML or JSON file. Raises: BadInput where it holds no mapping; OSError where
     there is no YAML file."""
     if path.suffix == ".json" and not path.exists():
         return {}
     try:
-        return flat(
+        return flatten(
             dict(
                 json.loads(path.read_text(encoding="utf-8"))
                 if path.suffix == ".json"
@@ -177,15 +177,17 @@ def read_records(path: Path) -> Records:
     return found
 
 
-def facts(run: Path, config: Row, records: Records, status: Row, differing: Iterable[str]) -> Row:
+def run_summary(
+    run: Path, config: Row, records: Records, status: Row, differing: Iterable[str]
+) -> Row:
     """What was trained from what, and how far it came. Args: differing: keys of the config to
     show."""
     states = [
         folder / "state.json"
-        for folder in numbered(run / "checkpoints")
+        for folder in step_paths(run / "checkpoints")
         if (folder / "state.json").exists()
     ]
-    log, state = run / "metrics.jsonl", read(states[-1]) if states else {}
+    log, state = run / "metrics.jsonl", read_leaves(states[-1]) if states else {}
     found = {
         "folder": str(run),
         "method": "dDPO" if "beta" in config else "dSFT",
@@ -233,7 +235,7 @@ def curves(runs: Mapping[str, Records]) -> str:
     runs."""
 
     def key(n: int, text: str) -> str:
-        return f'<i style="background:{COLOURS[n % len(COLOURS)]}"></i>{escape(text)}'
+        return f'<i style="background:{COLORS[n % len(COLORS)]}"></i>{escape(text)}'
 
     many, figures = len(runs) > 1, []
     for metrics in [[metric] for group in CHARTS for metric in group] if many else CHARTS:
@@ -241,7 +243,7 @@ def curves(runs: Mapping[str, Records]) -> str:
             [
                 (
                     f"{name} {split} {metric}",
-                    COLOURS[(r if many else m) % len(COLOURS)],
+                    COLORS[(r if many else m) % len(COLORS)],
                     split == "eval",
                     [(record["step"], record.get(metric)) for record in records],
                 )
@@ -283,7 +285,7 @@ def pairs(name: str, run: Path) -> str:
         str, tuple[list[int], list[float], list[float], list[int]]
     ] = {}  # steps, losses, margins, tokens
     try:
-        for path in numbered(run / "pairs", ".parquet"):
+        for path in step_paths(run / "pairs", ".parquet"):
             values = [of.to_pylist() for of in pq.read_table(path).select(columns).columns]
             for pair, step, loss, chosen, rejected, *tokens in zip(*values):
                 for of, value in zip(
@@ -307,7 +309,7 @@ def pairs(name: str, run: Path) -> str:
             (
                 [
                     pair,
-                    *(" → ".join(map(number, of)) for of in visits[pair][:3]),
+                    *(" → ".join(map(format_number, of)) for of in visits[pair][:3]),
                     " / ".join(map(str, visits[pair][3])),
                 ]
                 for pair in order[:SHOWN]
@@ -322,13 +324,13 @@ def samples(name: str, path: Path, evaluations: Sequence[Mapping[str, float | No
     """The answers to each prompt, a column for each evaluation, with its win rate over the
     start."""
     from zephyr.data.jsonl import read_rows
-    from zephyr.teacher.prompts import shown_prompt
+    from zephyr.teacher.prompts import format_prompt
 
     said: dict[str, dict[int, str]] = {}
     for place, row in read_rows([path]) if path.exists() else ():
         try:
-            said.setdefault(f"{row['prompt_id']}\n{shown_prompt(row)}", {})[int(row["step"])] = str(
-                row["text"]
+            said.setdefault(f"{row['prompt_id']}\n{format_prompt(row)}", {})[int(row["step"])] = (
+                str(row["text"])
             )
         except (KeyError, TypeError, ValueError):
             raise BadInput(
@@ -336,7 +338,7 @@ def samples(name: str, path: Path, evaluations: Sequence[Mapping[str, float | No
             ) from None
     win = {
         of["step"]: "\nwin rate {} [{}, {}] of {}".format(
-            *(number(of[f"win_rate{of_what}"]) for of_what in ("", "/low", "/high", "/n"))
+            *(format_number(of[f"win_rate{of_what}"]) for of_what in ("", "/low", "/high", "/n"))
         )
         for of in evaluations
         if of.get("win_rate") is not None
@@ -364,7 +366,7 @@ def side_by_side(columns: Mapping[str, Row]) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Numbers as `number` has them, an item of a list a line, all else as text."""
+    """Numbers as `format_number` has them, an item of a list a line, all else as text."""
 
     def shown(value: object) -> str:
         if isinstance(value, list):
@@ -374,7 +376,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
             ]
             return "\n".join(items + [f"... {len(value)} in all"] * (len(value) > SHOWN)) or "none"
         return (
-            "-" if value is None else number(value) if type(value) in (int, float) else str(value)
+            "-"
+            if value is None
+            else format_number(value)
+            if type(value) in (int, float)
+            else str(value)
         )
 
     lines = "".join(

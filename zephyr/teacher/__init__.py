@@ -7,7 +7,7 @@ from zephyr.config import BadInput
 from zephyr.teacher.endpoint import endpoint
 from zephyr.teacher.ledger import Ledger
 from zephyr.teacher.local import local
-from zephyr.teacher.request import Budget, BudgetSpent, Reply, Request, Teacher, now
+from zephyr.teacher.request import Budget, BudgetSpent, Reply, Request, Teacher, utc_now
 from zephyr.training import ranks
 
 __all__ = [
@@ -45,13 +45,13 @@ def ask(
             teacher.answer([of_digest[digest] for digest in missing], keep, budget)
         return budget.spent
 
-    budget.start_from(ledger.path, ledger.held)
-    missing, budget.spent = ranks.everyones(
+    budget.count_ledger(ledger.path, ledger.held)
+    missing, budget.spent = ranks.gather_from_ranks(
         lambda: ([d for d in of_digest if d not in ledger], budget.spent)
     )[0]
     try:
         if missing:
-            budget.spent = ranks.everyones(answer, BadInput, BudgetSpent)[0]
+            budget.spent = ranks.gather_from_ranks(answer, BadInput, BudgetSpent)[0]
     finally:
         ledger.refresh()
     replies = [ledger.get(digest) for digest in digests]
@@ -65,7 +65,7 @@ def embedded(name: str, reply: Callable[[Request], str], version: str) -> Teache
 
     def answer(requests: Sequence[Request], keep: Callable[[Reply], None], budget: Budget) -> None:
         for request in requests:
-            hold = budget.reserve(request.messages, request.max_tokens)
+            reservation = budget.reserve(request.messages, request.max_tokens)
             text = reply(request)
             words = (
                 sum(len(message["content"].split()) for message in request.messages),
@@ -78,8 +78,8 @@ def embedded(name: str, reply: Callable[[Request], str], version: str) -> Teache
                     name,
                     version,
                     *words,
-                    budget.settle(hold, *words),
-                    now(),
+                    budget.settle(reservation, *words),
+                    utc_now(),
                 )
             )
 

@@ -14,31 +14,39 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
-from zephyr.config import BadInput, masked, secret_in
-from zephyr.teacher.request import Budget, BudgetSpent, Hold, Reply, Request, Teacher, now
+from zephyr.config import BadInput, find_secret, redact
+from zephyr.teacher.request import (
+    Budget,
+    BudgetSpent,
+    Reply,
+    Request,
+    Reservation,
+    Teacher,
+    utc_now,
+)
 
 if TYPE_CHECKING:
     from httpx import Response
     from openai import AsyncOpenAI
 
-REFUSALS = (400, 413, 414, 422)  # the server's word on this one request: kept as its reply
-PASSING = (
+REFUSAL_STATUSES = (400, 413, 414, 422)  # the server's word on this one request: kept as its reply
+RETRYABLE_STATUSES = (
     408,
     409,
     425,
     429,
 )  # worth another try, as 5xx is; any other status is the whole run's fault
-UNREACHED = (
+CONNECTION_ERRORS = (
     "ConnectError",
     "ConnectTimeout",
     "PoolTimeout",
 )  # httpx's names: the server did no work
-LONGEST_PAUSE, LONGEST_ASKED = 60.0, 900.0  # seconds
+MAX_BACKOFF_SECONDS, MAX_RETRY_AFTER_SECONDS = 60.0, 900.0  # seconds
 SECRET_LENGTH = 12  # a shorter key ("none", "EMPTY") may be a word of an answer
-LARGEST_REPLY = 2**24  # bytes of a body, unpacked: of the longest answers a hundredth
-DEEPEST = 100  # levels of its JSON: what is kept must be read again wherever
-LONGEST_WHY = 2000  # characters of an error that are kept
-MOST_TOKENS = 2**40  # that a server may say it counted in one request
+MAX_REPLY_BYTES = 2**24  # bytes of a body, unpacked: of the longest answers a hundredth
+MAX_JSON_DEPTH = 100  # levels of its JSON: what is kept must be read again wherever
+MAX_ERROR_CHARS = 2000  # characters of an error that are kept
+MAX_TOKEN_COUNT = 2**40  # that a server may say it counted in one request
 
 
 class Failure(NamedTuple):
@@ -51,7 +59,7 @@ class Failure(NamedTuple):
     retry_after: float = 0.0
 
 
-class Calls(NamedTuple):
+class Session(NamedTuple):
     """What the workers of one run share."""
 
     identity: str  # model and URL: another server's model of this name is another teacher
@@ -99,7 +107,7 @@ def endpoint(
     ) -> None:
         guarded = openai.DefaultAsyncHttpxClient(
             follow_redirects=False,
-            event_hooks={"response": [take_in]},
+            event_hooks={"response": [read_body]},
             timeout=timeout_seconds,
             headers={"Accept-Encoding": "gzip, deflate"},
         )
@@ -110,7 +118,7 @@ def endpoint(
             timeout=timeout_seconds,
             http_client=guarded,
         ) as client:
-            calls = Calls(
+            calls = Session(
                 identity,
                 client,
                 model,
@@ -122,7 +130,7 @@ def endpoint(
                 asyncio.Event(),
             )
             queue = takewhile(lambda _: not calls.stopped.is_set(), requests)
-            workers = [work(calls, queue) for _ in range(min(concurrency, len(requests)))]
+            workers = [run_worker(calls, queue) for _ in range(min(concurrency, len(requests)))]
             for error in filter(None, await asyncio.gather(*workers, return_exceptions=True)):
                 raise error
 
@@ -150,13 +158,13 @@ def require_url(model: str, base_url: str, key: str) -> None:
         whole = False
     if not whole or base_url.isspace() or not base_url.isprintable():
         raise BadInput(
-            f"teacher {masked(model)}: a URL like https://host/v1 is wanted, got {len(base_url)} characters of no such form"
+            f"teacher {redact(model)}: a URL like https://host/v1 is wanted, got {len(base_url)} characters of no such form"
         )
-    if found := secret_in(f"{model} {base_url}") or (
+    if found := find_secret(f"{model} {base_url}") or (
         len(key) >= SECRET_LENGTH and key in base_url and "the key itself"
     ):
         raise BadInput(
-            f"teacher {masked(model)}: a URL without a secret is wanted, it holds {found}; the key stays in the environment"
+            f"teacher {redact(model)}: a URL without a secret is wanted, it holds {found}; the key stays in the environment"
         )
 
 
@@ -167,7 +175,7 @@ def refuse_redirect(response: "Response") -> None:
         return
     asked = urlsplit(str(response.url))
     try:
-        where = urlsplit(masked(urljoin(str(response.url), response.headers.get("location", ""))))
+        where = urlsplit(redact(urljoin(str(response.url), response.headers.get("location", ""))))
         another = where[:2] != asked[:2]
         what = (
             f"to {where.scheme}://{where.netloc}, another origin"
@@ -182,8 +190,8 @@ def refuse_redirect(response: "Response") -> None:
     )
 
 
-async def take_in(response: "Response") -> None:
-    """Read the body, which is of `LARGEST_REPLY` bytes at most. Raises: BadInput for a redirect,
+async def read_body(response: "Response") -> None:
+    """Read the body, which is of `MAX_REPLY_BYTES` bytes at most. Raises: BadInput for a redirect,
     ValueError for a longer body."""
     refuse_redirect(response)
     if (packed := response.headers.get("content-encoding", "identity")) not in (
@@ -195,29 +203,29 @@ async def take_in(response: "Response") -> None:
     body = bytearray()
     async for chunk in response.aiter_bytes():
         body += chunk
-        if len(body) > LARGEST_REPLY:
-            raise ValueError(f"its reply is over {LARGEST_REPLY} bytes")
+        if len(body) > MAX_REPLY_BYTES:
+            raise ValueError(f"its reply is over {MAX_REPLY_BYTES} bytes")
     response._content = bytes(body)  # as `aread` leaves it, which has no limit
 
 
-async def work(calls: Calls, queue: Iterator[Request]) -> None:
+async def run_worker(calls: Session, queue: Iterator[Request]) -> None:
     """Request after request, until there is none, or any worker meets an error: then no new one
     begins. Raises: that error."""
     try:
         for request in queue:
-            await settle(calls, request)
+            await answer_request(calls, request)
     except (BadInput, BudgetSpent):
         calls.stopped.set()
         raise
 
 
-async def settle(calls: Calls, request: Request) -> None:
+async def answer_request(calls: Session, request: Request) -> None:
     """Try until there is a reply, and keep it. Raises: BadInput where tries are used up,
     BudgetSpent."""
     for tries in range(1, calls.retries + 2):
-        hold = await reserve(calls, request)
-        outcome = await attempt(calls, request, hold)
-        price = calls.budget.settle(hold, outcome.prompt_tokens, outcome.completion_tokens)
+        reservation = await reserve(calls, request)
+        outcome = await attempt(calls, request, reservation)
+        price = calls.budget.settle(reservation, outcome.prompt_tokens, outcome.completion_tokens)
         if isinstance(outcome, Reply):
             return calls.keep(outcome._replace(price=price))
         calls.keep(
@@ -229,25 +237,25 @@ async def settle(calls: Calls, request: Request) -> None:
                 outcome.prompt_tokens,
                 outcome.completion_tokens,
                 price,
-                now(),
+                utc_now(),
                 "",
                 outcome.what,
             )
         )
-        if tries > calls.retries or outcome.retry_after > LONGEST_ASKED:
+        if tries > calls.retries or outcome.retry_after > MAX_RETRY_AFTER_SECONDS:
             raise BadInput(
                 f"teacher {calls.identity}: {tries} tries of one request failed, the last: {outcome.what}; what was answered is in "
                 "the ledger, and the run goes on from there"
             )
         pause = outcome.retry_after + random.Random().uniform(
-            0, min(LONGEST_PAUSE, 2.0 ** (tries - 1))
+            0, min(MAX_BACKOFF_SECONDS, 2.0 ** (tries - 1))
         )
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(calls.stopped.wait(), pause)
             return None
 
 
-async def reserve(calls: Calls, request: Request) -> Hold:
+async def reserve(calls: Session, request: Request) -> Reservation:
     """A try's share of the budget; what is in flight is waited for, as it may leave room. Raises:
     BudgetSpent."""
     while True:
@@ -261,47 +269,47 @@ async def reserve(calls: Calls, request: Request) -> Hold:
         await asyncio.sleep(0.02)
 
 
-async def attempt(calls: Calls, request: Request, hold: Hold) -> Reply | Failure:
+async def attempt(calls: Session, request: Request, reservation: Reservation) -> Reply | Failure:
     """One HTTP request, and what its end means. Raises: BadInput where the server would answer no
     request at all."""
     import openai
 
     try:
         sent = calls.client.chat.completions.with_raw_response.create(
-            model=calls.model, **request.asked()
+            model=calls.model, **request.payload()
         )
-        return read(
-            parsed((await asyncio.wait_for(sent, calls.timeout_seconds)).content),
+        return read_completion(
+            parse_body((await asyncio.wait_for(sent, calls.timeout_seconds)).content),
             calls,
             request,
-            hold,
+            reservation,
         )
     except openai.APIStatusError as error:
-        why = hidden(masked(f"status {error.status_code}: {error.response.text}"), calls.key)[
-            :LONGEST_WHY
+        why = redact_key(redact(f"status {error.status_code}: {error.response.text}"), calls.key)[
+            :MAX_ERROR_CHARS
         ]
         raw = error.body
-        if error.status_code in PASSING or error.status_code >= 500:
-            pause = seconds(error.response.headers.get("retry-after", ""))
+        if error.status_code in RETRYABLE_STATUSES or error.status_code >= 500:
+            pause = parse_retry_after(error.response.headers.get("retry-after", ""))
             return Failure(f"{why} (Retry-After: {pause:.0f} s)", retry_after=pause)
-        if error.status_code not in REFUSALS:
+        if error.status_code not in REFUSAL_STATUSES:
             raise BadInput(f"teacher {calls.identity}: {why}; what was answered is in the ledger")
     except openai.APIConnectionError as error:
         cause, name = error.__cause__ or error, type(error.__cause__ or error).__name__
         if isinstance(cause, BadInput):
             raise BadInput(f"teacher {calls.identity}: {cause}") from None
         return Failure(
-            hidden(masked(f"{name}: {cause}"), calls.key),
-            *((0, 0) if name in UNREACHED else hold[:2]),
+            redact_key(redact(f"{name}: {cause}"), calls.key),
+            *((0, 0) if name in CONNECTION_ERRORS else reservation[:2]),
         )
-    except BadInput as error:  # of `take_in`, as newer clients raise it
+    except BadInput as error:  # of `read_body`, as newer clients raise it
         raise BadInput(f"teacher {calls.identity}: {error}") from None
     except asyncio.TimeoutError:
-        return Failure(f"no whole reply within {calls.timeout_seconds:g} s", *hold[:2])
+        return Failure(f"no whole reply within {calls.timeout_seconds:g} s", *reservation[:2])
     except UnicodeEncodeError as error:
         why, raw = f"the request is no valid Unicode: {error.reason}", None
     except (ValueError, RecursionError) as error:
-        return Failure(hidden(masked(str(error)), calls.key), *hold[:2])
+        return Failure(redact_key(redact(str(error)), calls.key), *reservation[:2])
     return Reply(
         request.digest(calls.identity),
         None,
@@ -310,14 +318,14 @@ async def attempt(calls: Calls, request: Request, hold: Hold) -> Reply | Failure
         0,
         0,
         0.0,
-        now(),
+        utc_now(),
         "",
         why,
-        hidden(raw, calls.key),
+        redact_key(raw, calls.key),
     )
 
 
-def parsed(content: bytes) -> object:
+def parse_body(content: bytes) -> object:
     """A body's JSON. Raises: ValueError for one that is none, or is nested too deeply to be
     kept."""
     try:
@@ -325,7 +333,7 @@ def parsed(content: bytes) -> object:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"its reply is no JSON: {error}") from None
     level = [value]
-    for _ in range(DEEPEST):
+    for _ in range(MAX_JSON_DEPTH):
         inner = (
             item.values() if isinstance(item, dict) else item
             for item in level
@@ -334,14 +342,16 @@ def parsed(content: bytes) -> object:
         level = [item for items in inner for item in items]
         if not level:
             return value
-    raise ValueError(f"its reply is nested more than {DEEPEST} deep")
+    raise ValueError(f"its reply is nested more than {MAX_JSON_DEPTH} deep")
 
 
-def read(body: object, calls: Calls, request: Request, hold: Hold) -> Reply | Failure:
+def read_completion(
+    body: object, calls: Session, request: Request, reservation: Reservation
+) -> Reply | Failure:
     """A body that came with status 200. Where the server counts no tokens, their upper bounds stand
     for them."""
     if len(calls.key) >= SECRET_LENGTH:
-        body = hidden(body, calls.key)
+        body = redact_key(body, calls.key)
     try:
         choice, usage = body["choices"][0], body.get("usage") or {}
         text, refusal, finish = (
@@ -350,17 +360,17 @@ def read(body: object, calls: Calls, request: Request, hold: Hold) -> Reply | Fa
             str(choice.get("finish_reason") or ""),
         )
         counts = [
-            int(usage.get("prompt_tokens", hold.prompt_tokens)),
-            int(usage.get("completion_tokens", hold.completion_tokens)),
+            int(usage.get("prompt_tokens", reservation.prompt_tokens)),
+            int(usage.get("completion_tokens", reservation.completion_tokens)),
         ]
         if not isinstance(text, str) and not (
             text is None and (refusal or finish in ("length", "content_filter"))
         ):
             raise TypeError("content is no text")
-        if not all(0 <= count < MOST_TOKENS for count in counts):
+        if not all(0 <= count < MAX_TOKEN_COUNT for count in counts):
             raise ValueError(f"it counts {counts} tokens")
     except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
-        return Failure(f"its reply is none ({error}): {str(body)[:200]}", *hold[:2])
+        return Failure(f"its reply is none ({error}): {str(body)[:200]}", *reservation[:2])
     why = "" if text is not None else str(refusal or f"no content, finish_reason {finish}")
     return Reply(
         request.digest(calls.identity),
@@ -369,14 +379,14 @@ def read(body: object, calls: Calls, request: Request, hold: Hold) -> Reply | Fa
         str(body.get("system_fingerprint") or ""),
         *counts,
         0.0,
-        now(),
+        utc_now(),
         finish,
         why,
         body,
     )
 
 
-def seconds(retry_after: str) -> float:
+def parse_retry_after(retry_after: str) -> float:
     """A Retry-After header, in seconds or as an HTTP date, from now; 0 where it is neither."""
     with suppress(ValueError):
         return max(0.0, float(retry_after))
@@ -387,6 +397,6 @@ def seconds(retry_after: str) -> float:
     return 0.0
 
 
-def hidden(value: object, key: str) -> object:
+def redact_key(value: object, key: str) -> object:
     """The JSON value with the key struck out, wherever a server put it."""
     return json.loads(json.dumps(value).replace(json.dumps(key)[1:-1], "[key]")) if key else value

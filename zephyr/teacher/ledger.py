@@ -14,9 +14,9 @@ from zephyr.teacher.request import Reply, Request, Spending
 from zephyr.training import ranks
 
 START = b'{"digest": "'  # of every line
-LONGEST_LINE = (
+MAX_LINE_BYTES = (
     2**28
-)  # bytes: a request of `sources.LONGEST_LINE`, and `endpoint.LARGEST_REPLY` as text and as it came
+)  # bytes: a request of `sources.MAX_LINE_BYTES`, and `endpoint.MAX_REPLY_BYTES` as text and as it came
 SYNC_SECONDS = (
     1.0  # a killed process loses nothing; a machine that loses power, what came in this time
 )
@@ -87,13 +87,13 @@ class Ledger:
             if path.is_file() and path.stat().st_size > self._read_to.get(path, 0):
                 with path.open("rb") as lines:
                     lines.seek(self._read_to.get(path, 0))
-                    while (line := lines.readline(LONGEST_LINE)).endswith(
+                    while (line := lines.readline(MAX_LINE_BYTES)).endswith(
                         b"\n"
                     ):  # else it is being written, or torn
                         self._take_in(path, line)
-                    if len(line) == LONGEST_LINE:
+                    if len(line) == MAX_LINE_BYTES:
                         raise BadInput(
-                            f"ledger {path}:{self._number(path)}: a line of less than {LONGEST_LINE} bytes is wanted"
+                            f"ledger {path}:{self._number(path)}: a line of less than {MAX_LINE_BYTES} bytes is wanted"
                         )
 
     def _take_in(self, path: Path, line: bytes) -> None:
@@ -124,7 +124,7 @@ class Ledger:
         with path.open("rb") as lines:
             return 1 + sum(
                 1
-                for line in iter(lambda: lines.readline(LONGEST_LINE), b"")
+                for line in iter(lambda: lines.readline(MAX_LINE_BYTES), b"")
                 if line.endswith(b"\n") and lines.tell() <= self._read_to.get(path, 0)
             )
 
@@ -141,7 +141,7 @@ class Ledger:
     def append(self, reply: Reply, teacher: str, request: Request | None) -> None:
         """Write a reply, or (request None, digest "") a failed try that the budget counts. Raises:
         BadInput where the disk refuses."""
-        row = {**reply._asdict(), "teacher": teacher, "request": request and request.asked()}
+        row = {**reply._asdict(), "teacher": teacher, "request": request and request.payload()}
         line = json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
         try:
             if self._file.write(line) < len(line):

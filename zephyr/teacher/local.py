@@ -7,7 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from zephyr.config import BadInput
-from zephyr.teacher.request import Budget, BudgetSpent, Reply, Request, Teacher, now
+from zephyr.teacher.request import Budget, BudgetSpent, Reply, Request, Teacher, utc_now
 from zephyr.training import ranks
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def local(
     version, loaded = digest(path), cache(load)
 
     def answer_share(share: Sequence[Request], keep: Callable[[Reply], None]) -> list[Reply]:
-        replies = list(answered(*loaded(), share, path, version)) if share else []
+        replies = list(generate_replies(*loaded(), share, path, version)) if share else []
         for reply in replies:
             keep(reply)
         return [reply._replace(text=None) for reply in replies]
@@ -47,18 +47,20 @@ def local(
                 sum(len(m["content"]) for m in r.messages),
             ),
         )
-        for start in range(0, len(alike), max_batch * ranks.world()):
+        for start in range(0, len(alike), max_batch * ranks.world_size()):
             held, spent = {}, None  # the same on every rank, as the budgets are
             try:
-                for request in alike[start : start + max_batch * ranks.world()]:
+                for request in alike[start : start + max_batch * ranks.world_size()]:
                     held[request.digest(f"{path} {version}")] = (
                         request,
                         budget.reserve(request.messages, request.max_tokens),
                     )
             except BudgetSpent as error:
                 spent = error
-            share = [request for request, _ in held.values()][ranks.rank() :: ranks.world()]
-            for reply in sum(ranks.everyones(lambda: answer_share(share, keep), BadInput), []):
+            share = [request for request, _ in held.values()][ranks.rank() :: ranks.world_size()]
+            for reply in sum(
+                ranks.gather_from_ranks(lambda: answer_share(share, keep), BadInput), []
+            ):
                 budget.settle(held[reply.digest][1], reply.prompt_tokens, reply.completion_tokens)
             if spent:
                 raise spent
@@ -66,7 +68,7 @@ def local(
     return Teacher(path, answer, shared=True, identity=f"{path} {version}")
 
 
-def answered(
+def generate_replies(
     lm: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     requests: Sequence[Request],
@@ -74,7 +76,7 @@ def answered(
     version: str,
 ) -> Iterator[Reply]:
     """A reply to each request, in any order. A batch has temperature and top_p in common."""
-    from zephyr.model.generate import answer_ids, prompt_ids
+    from zephyr.model.generate import generate_from_ids, prompt_ids
 
     batches: defaultdict[tuple[float, float], list[tuple[Request, list[int]]]] = defaultdict(list)
     for request in requests:
@@ -90,13 +92,13 @@ def answered(
                 0,
                 0,
                 0.0,
-                now(),
+                utc_now(),
                 "",
                 str(error),
             )
     for (temperature, top_p), batch in batches.items():
         asked, encoded = zip(*batch)
-        answers = answer_ids(
+        answers = generate_from_ids(
             lm,
             tokenizer,
             encoded,
@@ -115,6 +117,6 @@ def answered(
                 answer.prompt_tokens,
                 answer.completion_tokens,
                 0.0,
-                now(),
+                utc_now(),
                 answer.finish_reason,
             )

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from zephyr.teacher import Reply, Request, Teacher
-from zephyr.teacher.prompts import Row, shown_prompt
+from zephyr.teacher.prompts import Row, format_prompt
 from zephyr.teacher.rubric import Critique, Rating
 from zephyr.teacher.templates import fill
 
 Ask = Callable[[Teacher, Sequence[Request]], list[Reply]]
 
 
-RE_ASKS = 2
+MAX_REASKS = 2
 
 
 class Panel(NamedTuple):
@@ -29,11 +29,11 @@ class Panel(NamedTuple):
     max_tokens: int
 
 
-class Judged(NamedTuple):
-    """A judge's last reply to a question: `found` is None where it could not be read. `calls`:
+class Judgement(NamedTuple):
+    """A judge's last reply to a question: `parsed` is None where it could not be read. `calls`:
     digests of all replies."""
 
-    found: list[Rating] | Critique | None
+    parsed: list[Rating] | Critique | None
     text: str
     calls: list[str]
 
@@ -50,7 +50,7 @@ def ratings_request(panel: Panel, row: Row, aspect: str, order: Sequence[int]) -
     )
     content = fill(
         panel.templates[f"judge_{aspect}"],
-        instruction=shown_prompt(row),
+        instruction=format_prompt(row),
         texts=shown,
         count=str(len(texts)),
         reference=known,
@@ -63,7 +63,7 @@ def ratings_request(panel: Panel, row: Row, aspect: str, order: Sequence[int]) -
 def critique_request(panel: Panel, row: Row, completion: Row) -> Request:
     """The question about one answer as a whole."""
     content = fill(
-        panel.templates["critique"], instruction=shown_prompt(row), answer=str(completion["text"])
+        panel.templates["critique"], instruction=format_prompt(row), answer=str(completion["text"])
     )
     return judge_request(
         panel, content, {"task": "critique", "row": row["about"], "text": completion["text"]}
@@ -82,19 +82,19 @@ def judge_request(panel: Panel, content: str, about: Row) -> Request:
     )
 
 
-def judged(
+def ask_judge(
     panel: Panel,
     requests: Sequence[Request],
     parse: Callable[[str, Mapping[str, object]], list[Rating] | Critique | None],
-) -> list[Judged]:
+) -> list[Judgement]:
     """What the judge said to each question; those whose reply can't be read are asked again,
-    RE_ASKS times at most, told so."""
-    results = [Judged(None, "", []) for _ in requests]
+    MAX_REASKS times at most, told so."""
+    results = [Judgement(None, "", []) for _ in requests]
     current = dict(enumerate(requests))
-    for attempt in range(1 + RE_ASKS):
+    for attempt in range(1 + MAX_REASKS):
         for i, reply in zip(current, panel.ask(panel.judge, list(current.values()))):
             found = None if reply.text is None else parse(reply.text, requests[i].about)
-            results[i] = Judged(
+            results[i] = Judgement(
                 found,
                 reply.text if reply.text is not None else reply.error,
                 [*results[i].calls, reply.digest],
@@ -110,7 +110,7 @@ def judged(
                 seed=requests[i].seed + 1 + attempt,
             )
             for i in current
-            if results[i].found is None
+            if results[i].parsed is None
         }
         if not current:
             break

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from zephyr.config import BadInput
 from zephyr.data.jsonl import read_rows
-from zephyr.data.shapes import asked_row
+from zephyr.data.shapes import prompt_turns
 
 Row = dict[str, object]
 
@@ -44,7 +44,7 @@ def prompt_of(row: Mapping[str, object]) -> tuple[str | list[dict[str, str]], li
     Raises: ValueError naming the field: also one that training would honour or refuse, and that
     nobody who is asked could be given."""
     try:
-        turns, unread = asked_row(row)
+        turns, unread = prompt_turns(row)
     except ValueError as error:
         raise ValueError(
             re.sub(
@@ -58,7 +58,7 @@ def turns_of(prompt: str | list[dict[str, str]]) -> list[dict[str, str]]:
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
-def shown_prompt(row: Row) -> str:
+def format_prompt(row: Row) -> str:
     """A prompt as the judge reads it: turns of a dialogue are marked."""
     return (
         "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in p)

@@ -30,7 +30,7 @@ class Request(NamedTuple):
         {}
     )  # the question in fields, for embedded teachers; never sent, no part of the digest
 
-    def asked(self) -> dict[str, object]:
+    def payload(self) -> dict[str, object]:
         """All that decides the reply, as JSON would have it: every field but `about`."""
         return {
             "messages": [dict(message) for message in self.messages],
@@ -41,10 +41,10 @@ class Request(NamedTuple):
         }
 
     def digest(self, teacher: str) -> str:
-        """SHA-256 (hex) of the canonical JSON of `asked()` and the teacher's identity, its name
+        """SHA-256 (hex) of the canonical JSON of `payload()` and the teacher's identity, its name
         where it has no other."""
         canonical = json.dumps(
-            {"teacher": teacher, **self.asked()}, sort_keys=True, separators=(",", ":")
+            {"teacher": teacher, **self.payload()}, sort_keys=True, separators=(",", ":")
         )
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -76,7 +76,7 @@ class Spending(NamedTuple):
         return Spending(*(mine + sign * its for mine, its in zip(self, other)))
 
 
-class Hold(NamedTuple):
+class Reservation(NamedTuple):
     """An attempt: tokens that it takes, or may take at most; `price` (prompt, completion) per
     million."""
 
@@ -119,7 +119,7 @@ class Budget:
         )  # spent: with the worst case of what is in flight
         self._counted: set[Path] = set()
 
-    def start_from(self, ledger: Path, held: Spending) -> None:
+    def count_ledger(self, ledger: Path, held: Spending) -> None:
         """Count what a ledger holds; once, however often it is told."""
         if ledger not in self._counted:
             self._counted.add(ledger)
@@ -138,7 +138,7 @@ class Budget:
         messages: Sequence[Mapping[str, str]],
         max_tokens: int,
         price: tuple[float, float] = (0.0, 0.0),
-    ) -> Hold:
+    ) -> Reservation:
         """Set aside the most that one attempt can take: the UTF-8 bytes of the prompt, as JSON,
         bound its tokens.
 
@@ -146,21 +146,23 @@ class Budget:
         prompt = json.dumps([dict(message) for message in messages], ensure_ascii=False).encode(
             "utf-8", "backslashreplace"
         )
-        hold = Hold(len(prompt) + TEMPLATE_TOKENS, max_tokens, price)
-        for (name, limit), spent, needs in zip(self.limits.items(), self.spent, hold.spending()):
+        reservation = Reservation(len(prompt) + TEMPLATE_TOKENS, max_tokens, price)
+        for (name, limit), spent, needs in zip(
+            self.limits.items(), self.spent, reservation.spending()
+        ):
             if limit is not None and spent + needs > limit:
                 raise BudgetSpent(
                     f"budget: {name} is limited to {limit:.12g}, {spent:.12g} are spent, one more request could take "
                     f"{needs:.12g}; what was answered is in the ledger, a higher limit goes on"
                 )
-        self.spent, self.in_flight = self.spent.plus(hold.spending()), self.in_flight + 1
-        return hold
+        self.spent, self.in_flight = self.spent.plus(reservation.spending()), self.in_flight + 1
+        return reservation
 
-    def settle(self, hold: Hold, prompt_tokens: int, completion_tokens: int) -> float:
+    def settle(self, reservation: Reservation, prompt_tokens: int, completion_tokens: int) -> float:
         """Put what an attempt did take in the place of its worst case; returns its price."""
-        took = Hold(prompt_tokens, completion_tokens, hold.price).spending()
+        took = Reservation(prompt_tokens, completion_tokens, reservation.price).spending()
         self.spent, self.in_flight = (
-            self.spent.plus(hold.spending(), -1).plus(took),
+            self.spent.plus(reservation.spending(), -1).plus(took),
             self.in_flight - 1,
         )
         return took.cost
@@ -178,6 +180,6 @@ class Teacher(NamedTuple):
     identity: str = ""  # in digests in place of the name: a local model's weights belong to it
 
 
-def now() -> str:
+def utc_now() -> str:
     """This moment in UTC, ISO 8601, to the millisecond."""
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")

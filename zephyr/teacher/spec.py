@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from zephyr.chat import turn_end
+from zephyr.chat import end_of_turn_token
 from zephyr.config import BadInput
 from zephyr.data.tokenizer import load_tokenizer
 from zephyr.model.load import load_policy
@@ -22,8 +22,8 @@ from zephyr.world.facts import World, build_world, load_world
 from zephyr.world.rules import judge
 from zephyr.world.teacher import find_prompt, prompts_by_text, teacher_reply
 
-WANTED = "openai:MODEL@BASE_URL, hf:PATH, or world:NAME, world:NAME@FOLDER, world:NAME@SEED"
-WORLDS_TEACHERS = (*ANSWERERS, "teacher", "judge")
+SPEC_FORMS = "openai:MODEL@BASE_URL, hf:PATH, or world:NAME, world:NAME@FOLDER, world:NAME@SEED"
+WORLD_TEACHERS = (*ANSWERERS, "teacher", "judge")
 
 
 def open_teacher(
@@ -47,30 +47,30 @@ def open_teacher(
             key_variable=key_variable,
         )
     if kind == "hf" and rest:
-        return local(rest, load=partial(load_chat, rest))
+        return local(rest, load=partial(load_chat_model, rest))
     if kind == "world" and rest:
-        return of_world(spec, *rest.partition("@")[::2])
-    raise BadInput(f"teacher {spec!r}: {WANTED} is wanted")
+        return open_world_teacher(spec, *rest.partition("@")[::2])
+    raise BadInput(f"teacher {spec!r}: {SPEC_FORMS} is wanted")
 
 
-def load_chat(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_chat_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model that answers, and its tokenizer with its own chat template, or Zephyr's where it has
     none; in bfloat16 on this rank's GPU if there is one. Where that template ends a turn with
     another token than the tokenizer's EOS, an answer ends there."""
     on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
     policy = load_policy(path, attention="sdpa", dtype=torch.bfloat16 if on_gpu else torch.float32)
     tokenizer = load_tokenizer(path)
-    end = turn_end(tokenizer, tokenizer.chat_template)
+    end = end_of_turn_token(tokenizer, tokenizer.chat_template)
     if end not in (None, tokenizer.eos_token):
         tokenizer.add_special_tokens({"eos_token": end})
     return policy.lm.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if on_gpu else "cpu"), tokenizer
 
 
-def of_world(spec: str, name: str, where: str) -> Teacher:
+def open_world_teacher(spec: str, name: str, where: str) -> Teacher:
     """One of the embedded world, in the world of a folder that `zephyr world` wrote, or of a seed
     (0)."""
-    if name not in WORLDS_TEACHERS:
-        raise BadInput(f"teacher {spec!r}: the world has {', '.join(WORLDS_TEACHERS)}")
+    if name not in WORLD_TEACHERS:
+        raise BadInput(f"teacher {spec!r}: the world has {', '.join(WORLD_TEACHERS)}")
     folder = where and not where.isdigit()
     world = load_world(Path(where) / "world.json") if folder else build_world(int(where or 0))
     known, version = (

@@ -4,11 +4,11 @@ ends a run."""
 import math
 from collections.abc import Mapping, Sequence
 
-CHOSEN_FALL = 0.25  # of the reference's log-prob; Zephyr-7B-beta's own run ended at 0.18
+MAX_CHOSEN_DROP = 0.25  # of the reference's log-prob; Zephyr-7B-beta's own run ended at 0.18
 Record = Mapping[str, float]
 
 
-def of_training(
+def training_alarms(
     record: Record, beta: float | None, rates: Sequence[float], ulp: float
 ) -> dict[str, str]:
     """Name -> sentence of what is wrong at a train record. Args: beta: None for SFT. rates:
@@ -24,7 +24,7 @@ def of_training(
             f"all {len(rates)} updates, pulling one way, would move the weights by {path:.1e} of their size; "
             f"less than {ulp:.1e} is lost where the forward rounds them"
         )
-    if beta is not None and (fall := -record["rewards/chosen"] / beta) > -CHOSEN_FALL * (
+    if beta is not None and (fall := -record["rewards/chosen"] / beta) > -MAX_CHOSEN_DROP * (
         record["logps/chosen"] + fall
     ):
         alarms["chosen_falls"] = (
@@ -34,7 +34,7 @@ def of_training(
     return alarms
 
 
-def of_evaluation(record: Record, earlier: Sequence[Record]) -> dict[str, str]:
+def evaluation_alarms(record: Record, earlier: Sequence[Record]) -> dict[str, str]:
     """Overfitting: accuracy fell by more than two standard errors since the evaluation of the best
     one, and margins grew."""
     if "rewards/accuracies" not in record or not earlier:

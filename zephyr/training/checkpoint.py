@@ -22,13 +22,15 @@ Identity = Mapping[
 FORMAT = 1  # of state.json and the files that it names; another one is not read
 NUMBERED = re.compile(r"step-(0|[1-9]\d*)")
 IDENTITY = "identity.json"  # of a run folder: whose run it is, also without checkpoints
-DAMAGE = (
+READ_ERRORS = (
     OSError,
     LookupError,
     TypeError,
     AttributeError,
 )  # of what reads state.json, identity.json or status.json
-PASSING = re.compile(r"latest(\.\d+\.part)?|part-\d+")  # what a save makes beside checkpoints
+TEMPORARY_NAMES = re.compile(
+    r"latest(\.\d+\.part)?|part-\d+"
+)  # what a save makes beside checkpoints
 
 
 def identity(config: DPOConfig | SFTConfig, plan: Plan, more: Mapping[str, str]) -> Identity:
@@ -62,23 +64,23 @@ def save(engine: Engine, run_dir: Path, step: int, identity: Identity, keep: int
 
     def publish() -> None:
         state = {"format": FORMAT, "step": step, "identity": identity, "files": files}
-        write_whole(part / "state.json", json.dumps(state).encode())
+        write_atomic(part / "state.json", json.dumps(state).encode())
         shutil.rmtree(whole, ignore_errors=True)
         os.replace(part, whole)
-        write_whole(folder / "latest", whole.name.encode())
-        others = [f for f in numbered(folder) if f != whole]
-        before = [f for f in others if step_of(f) < step]
+        write_atomic(folder / "latest", whole.name.encode())
+        others = [f for f in step_paths(folder) if f != whole]
+        before = [f for f in others if step_number(f) < step]
         for old in others:  # those after this step are of a future that was not resumed from
             if old not in before[len(before) - keep + 1 :]:
                 shutil.rmtree(old)
 
     try:
-        engine.on_rank0(lambda: new_folder(part))
-        engine.agreed(lambda: engine.save_state(part))
-        mine = engine.agreed(
+        engine.on_rank0(lambda: make_part_folder(part))
+        engine.on_all_ranks(lambda: engine.save_state(part))
+        mine = engine.on_all_ranks(
             lambda: {path.name: synced_digest(path) for path in part.glob(f"rank-{engine.rank}-*")}
         )
-        files = {name: digest for rank in engine.gather(mine) for name, digest in rank.items()}
+        files = {name: digest for rank in engine.all_gather(mine) for name, digest in rank.items()}
         engine.on_rank0(publish)
     except BadInput as error:
         engine.on_rank0(lambda: shutil.rmtree(part, ignore_errors=True))
@@ -87,64 +89,64 @@ def save(engine: Engine, run_dir: Path, step: int, identity: Identity, keep: int
         ) from None
 
 
-def new_folder(part: Path) -> None:
+def make_part_folder(part: Path) -> None:
     """Make the folder, in place of what a save that was cut off left."""
     for left_over in part.parent.glob("part-*"):
-        if PASSING.fullmatch(left_over.name):
+        if TEMPORARY_NAMES.fullmatch(left_over.name):
             shutil.rmtree(left_over)
     part.mkdir(parents=True)
 
 
-def finished(
+def is_finished(
     engine: Engine,
     config: DPOConfig | SFTConfig,
     plan: Plan,
     known: Mapping[str, str],
-    later: Collection[str] = (),
+    ignore: Collection[str] = (),
     template: str | None = None,
 ) -> bool:
     """Whether the run folder holds this very run, with all its steps and its export. A collective.
 
-    Args: known: as `more` of `identity`. later: names of what it lacks yet, which `restore`
+    Args: known: as `more` of `identity`. ignore: names of what it lacks yet, which `restore`
     compares. template: the chat template, to say where another one made other data.
     Raises: BadInput where the newest checkpoint, or without one `identity.json`, is of another run
     or of another format, and where a run lies there that neither tells about, unless forced; where
     a forced checkpoint leaves no step to train."""
     run_dir, resume, now = Path(config.run.dir), config.run.resume, identity(config, plan, known)
-    hint = changed_template(run_dir, template)
+    hint = template_change_hint(run_dir, template)
 
     def look() -> bool:
-        for folder in reversed(numbered(run_dir / "checkpoints")):
+        for folder in reversed(step_paths(run_dir / "checkpoints")):
             try:
                 state = read_state(folder)
-            except DAMAGE:
+            except READ_ERRORS:
                 continue
-            same = require_same(f"checkpoint {folder}", state, resume, now, later, hint)
+            same = require_same_run(f"checkpoint {folder}", state, resume, now, ignore, hint)
             if not same and state["step"] >= len(plan.steps):
                 raise BadInput(
                     f"run.resume=force: checkpoint {folder} has {state['step']} updates under other settings, this run has "
                     f"{len(plan.steps)} steps: none would be trained, and the run's records would tell of settings that its "
                     "weights never saw; name another run.dir, or more optim.epochs"
                 )
-            return same and state["step"] == len(plan.steps) and ended_well(run_dir)
-        if not (left := left_of_a_run(run_dir)) or resume == "force":
+            return same and state["step"] == len(plan.steps) and has_succeeded(run_dir)
+        if not (left := find_run_output(run_dir)) or resume == "force":
             return False
         try:
             kept = read_json(run_dir / IDENTITY)
             kept["identity"].items()
-        except DAMAGE:
+        except READ_ERRORS:
             raise BadInput(
                 f"run.dir: {run_dir} holds {left} of a run, and neither a checkpoint nor {IDENTITY} can be read that would show "
                 "that it is this one; name another run.dir, or run.resume=force trains over it"
             ) from None
-        return require_same(f"run.dir: {run_dir}", kept, resume, now, later, hint) and ended_well(
-            run_dir
-        )
+        return require_same_run(
+            f"run.dir: {run_dir}", kept, resume, now, ignore, hint
+        ) and has_succeeded(run_dir)
 
     return engine.on_rank0(look)
 
 
-def left_of_a_run(run_dir: Path) -> str:
+def find_run_output(run_dir: Path) -> str:
     """The name of something in the folder that steps of a run left there; "" where there is
     none."""
     files = [
@@ -157,21 +159,21 @@ def left_of_a_run(run_dir: Path) -> str:
         for name in ("pairs", "model")
         if os.path.isdir(run_dir / name) and any((run_dir / name).iterdir())
     ]
-    checkpoints = ["checkpoints/"] if numbered(run_dir / "checkpoints") else []
+    checkpoints = ["checkpoints/"] if step_paths(run_dir / "checkpoints") else []
     return next(
         iter(
             (
                 *files,
                 *folders,
                 *checkpoints,
-                *(["status.json"] if ended_well(run_dir, export=False) else []),
+                *(["status.json"] if has_succeeded(run_dir, export=False) else []),
             )
         ),
         "",
     )
 
 
-def changed_template(run_dir: Path, template: str | None) -> str:
+def template_change_hint(run_dir: Path, template: str | None) -> str:
     """What to say of other data where the template kept in the folder is another one, else ""."""
     try:
         kept = (run_dir / "chat_template.jinja").read_bytes()
@@ -184,18 +186,18 @@ def changed_template(run_dir: Path, template: str | None) -> str:
     )
 
 
-def keep_identity(engine: Engine, run_dir: Path, step: int, identity: Identity) -> None:
+def write_identity(engine: Engine, run_dir: Path, step: int, identity: Identity) -> None:
     """Write `identity.json`: whose steps are recorded in the folder from `step` on, and where steps
     before were of other settings, which a forced resume went on from, those. A collective."""
 
     def write() -> None:
-        before = [of for of in forced(run_dir) if of["step"] < step]
+        before = [of for of in read_forced_resumes(run_dir) if of["step"] < step]
         if step:
             was = read_state(run_dir / "checkpoints" / f"step-{step}")["identity"]
             changed = {name: value for name, value in was.items() if identity.get(name) != value}
             before += [{"step": step, "was": changed}] if changed else []
         run_dir.mkdir(parents=True, exist_ok=True)
-        write_whole(
+        write_atomic(
             run_dir / IDENTITY,
             json.dumps({"identity": identity, "forced": before}, indent=1).encode() + b"\n",
         )
@@ -203,7 +205,7 @@ def keep_identity(engine: Engine, run_dir: Path, step: int, identity: Identity) 
     engine.on_rank0(write)
 
 
-def forced(run_dir: Path) -> list[dict[str, object]]:
+def read_forced_resumes(run_dir: Path) -> list[dict[str, object]]:
     """Of each forced resume of the run in the folder: the `step` it began at, and what its identity
     `was` before, where it changed."""
     try:
@@ -211,13 +213,13 @@ def forced(run_dir: Path) -> list[dict[str, object]]:
             {"step": int(of["step"]), "was": dict(of["was"])}
             for of in read_json(run_dir / IDENTITY)["forced"]
         ]
-    except (*DAMAGE, ValueError):
+    except (*READ_ERRORS, ValueError):
         return []
     return found
 
 
 def read_json(path: Path) -> dict[str, object]:
-    """The object in a JSON file. Raises: one of DAMAGE."""
+    """The object in a JSON file. Raises: one of READ_ERRORS."""
     try:
         value = json.loads(path.read_bytes().decode())
     except (ValueError, RecursionError) as error:  # also a number of thousands of digits
@@ -225,14 +227,14 @@ def read_json(path: Path) -> dict[str, object]:
     return value
 
 
-def ended_well(run_dir: Path, export: bool = True) -> bool:
+def has_succeeded(run_dir: Path, export: bool = True) -> bool:
     """Whether the run in the folder wrote its export and said so, the last that it does. Args:
     export: which must still be there."""
     try:
         return (not export or (run_dir / "model").is_dir()) and read_json(run_dir / "status.json")[
             "code"
         ] == 0
-    except DAMAGE:
+    except READ_ERRORS:
         return False
 
 
@@ -244,37 +246,37 @@ def restore(engine: Engine, run_dir: Path, resume: str, identity: Identity) -> i
     key run.resume).
     Raises: BadInput where the checkpoint belongs to another plan, unless forced, or is of another
     format."""
-    for name in engine.on_rank0(lambda: strangers(run_dir / "checkpoints")):
-        engine.say(
+    for name in engine.on_rank0(lambda: unknown_entries(run_dir / "checkpoints")):
+        engine.log(
             f"{run_dir / 'checkpoints' / name} is no checkpoint (step-N, a folder): it is ignored"
         )
-    for folder in engine.on_rank0(lambda: numbered(run_dir / "checkpoints")[::-1]):
-        mine = engine.agreed(lambda: damaged(folder, engine.rank, engine.world))
-        damage = [what for rank in engine.gather(mine) for what in rank]
+    for folder in engine.on_rank0(lambda: step_paths(run_dir / "checkpoints")[::-1]):
+        mine = engine.on_all_ranks(lambda: damaged_files(folder, engine.rank, engine.world_size))
+        damage = [what for rank in engine.all_gather(mine) for what in rank]
         if damage:
-            engine.say(
+            engine.log(
                 f"checkpoint {folder} is damaged ({', '.join(damage)}); the one before it is used"
             )
             continue
-        require_same(f"checkpoint {folder}", read_state(folder), resume, identity)
-        engine.load_state(folder, step_of(folder))
-        engine.say(f"resumed from {folder}")
-        return step_of(folder)
+        require_same_run(f"checkpoint {folder}", read_state(folder), resume, identity)
+        engine.load_state(folder, step_number(folder))
+        engine.log(f"resumed from {folder}")
+        return step_number(folder)
     return 0
 
 
-def require_same(
+def require_same_run(
     what: str,
     state: Mapping[str, object],
     resume: str,
     identity: Identity,
-    later: Collection[str] = (),
+    ignore: Collection[str] = (),
     hint: str = "",
 ) -> bool:
     """Whether a checkpoint, or what `identity.json` holds, is of the run of this identity. Args:
     hint: what to add where the data differ. Raises: BadInput with each difference where not, unless
     forced."""
-    was = {name: value for name, value in state["identity"].items() if name not in later}
+    was = {name: value for name, value in state["identity"].items() if name not in ignore}
     changes = [
         f"{name} ({was.get(name)!s:.16} then, {identity.get(name)!s:.16} now{hint if name == 'data' else ''})"
         for name in sorted({*was, *identity})
@@ -287,13 +289,13 @@ def require_same(
     return not changes
 
 
-def damaged(folder: Path, rank: int, world: int) -> list[str]:
+def damaged_files(folder: Path, rank: int, world: int) -> list[str]:
     """What is missing or not as it was written, among this rank's share of a checkpoint's files.
 
     Raises: BadInput where state.json is whole and of another format."""
     try:
         files = sorted(read_state(folder)["files"].items())
-    except DAMAGE:
+    except READ_ERRORS:
         return ["state.json"] if rank == 0 else []
     return [
         name
@@ -303,7 +305,7 @@ def damaged(folder: Path, rank: int, world: int) -> list[str]:
 
 
 def read_state(folder: Path) -> dict[str, object]:
-    """`state.json` of a checkpoint. Raises: one of DAMAGE where it is not what was written there;
+    """`state.json` of a checkpoint. Raises: one of READ_ERRORS where it is not what was written there;
     BadInput where it is of another format: a checkpoint of an older version, or of another
     program."""
     state = read_json(folder / "state.json")
@@ -313,7 +315,7 @@ def read_state(folder: Path) -> dict[str, object]:
             f"checkpoint {folder}: state.json is of format {found!r:.40}, wanted {FORMAT}: another version wrote it, "
             "which can go on from it; else name another run.dir"
         )
-    if state["step"] != step_of(folder) or not all(
+    if state["step"] != step_number(folder) or not all(
         isinstance(state[name], dict) for name in ("identity", "files")
     ):
         raise KeyError("step, identity, files")
@@ -330,16 +332,16 @@ def synced_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_atomic(path: Path, content: bytes) -> None:
     """Write under a temporary name, sync, rename: the file is there whole or as it was before.
 
     A link at `path` is replaced, what it points to stays."""
-    with new_file(path) as file:
+    with atomic_writer(path) as file:
         file.write(content)
 
 
 @contextlib.contextmanager
-def new_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     """A file to write that becomes `path`, synced, at the end of the block, or goes where an error
     ends it.
 
@@ -359,7 +361,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)
 
 
-def numbered(folder: Path, suffix: str = "") -> list[Path]:
+def step_paths(folder: Path, suffix: str = "") -> list[Path]:
     """What is named `step-N` in a folder, ascending: files with the suffix, or folders without one.
     Other names are not ours."""
     if not os.path.isdir(folder):  # nor where a name is too long for one
@@ -369,19 +371,19 @@ def numbered(folder: Path, suffix: str = "") -> list[Path]:
         for path in folder.glob(f"step-*{suffix}")
         if NUMBERED.fullmatch(path.name.removesuffix(suffix))
     ]
-    return sorted((path for path in paths if suffix or path.is_dir()), key=step_of)
+    return sorted((path for path in paths if suffix or path.is_dir()), key=step_number)
 
 
-def strangers(folder: Path) -> list[str]:
+def unknown_entries(folder: Path) -> list[str]:
     """Names in the folder of checkpoints of what no save makes."""
-    ours = {path.name for path in numbered(folder)}
+    ours = {path.name for path in step_paths(folder)}
     return sorted(
         path.name
         for path in folder.glob("*")
-        if path.name not in ours and not PASSING.fullmatch(path.name)
+        if path.name not in ours and not TEMPORARY_NAMES.fullmatch(path.name)
     )
 
 
-def step_of(path: Path) -> int:
-    """N of a path that `numbered` gives."""
+def step_number(path: Path) -> int:
+    """N of a path that `step_paths` gives."""
     return int(path.name.split(".")[0].removeprefix("step-"))

@@ -80,7 +80,7 @@ class LoadPolicy(Protocol):
 
 
 class Engine:
-    """Owns the process group, the device, and (after `adopt`) the sharded policy with its
+    """Owns the process group, the device, and (after `initialize`) the sharded policy with its
     optimiser."""
 
     def __init__(self, hardware: Hardware, seed: int) -> None:
@@ -103,7 +103,10 @@ class Engine:
         deepspeed.init_distributed(
             "nccl" if use_cuda else "gloo", timeout=timedelta(minutes=30), verbose=False
         )
-        self.rank, self.world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        self.rank, self.world_size = (
+            torch.distributed.get_rank(),
+            torch.distributed.get_world_size(),
+        )
         try:
             checked = deepspeed.DeepSpeedConfig(self.deepspeed_config(Optim()))
             deepspeed.runtime.engine.DtypeEnum(checked.grad_accum_dtype)
@@ -116,7 +119,7 @@ class Engine:
         self.host_group = torch.distributed.new_group(backend="gloo") if use_cuda else None
         torch.manual_seed(seed)
         self.engine: nn.Module | None = None
-        self.stop_asked = False  # by a signal to this rank
+        self.stop_requested = False  # by a signal to this rank
 
     def close(self) -> None:
         if torch.distributed.is_initialized():
@@ -127,15 +130,15 @@ class Engine:
     # -- ranks
     # ------------------------------------------------------------------------------------------------------------
 
-    def rank0_first(self, make: Callable[[], T]) -> T:
+    def local_rank0_first(self, make: Callable[[], T]) -> T:
         """`make()` on the first rank of each node, then on the others, which find its caches; bad
         input of any is raised on all."""
         first = os.environ["LOCAL_RANK"] == "0"
-        mine = self.agreed(make if first else None)
-        others = self.agreed(make if not first else None)
+        mine = self.on_all_ranks(make if first else None)
+        others = self.on_all_ranks(make if not first else None)
         return mine if first else others
 
-    def agreed(self, make: Callable[[], T] | None) -> T | None:
+    def on_all_ranks(self, make: Callable[[], T] | None) -> T | None:
         """`make()` where given; then every rank raises the BadInput of whichever had one, or a file
         that the system refused."""
         result, own = None, None
@@ -145,18 +148,18 @@ class Engine:
             own = error
         except OSError as error:
             own = BadInput(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-        complaints = [complaint for complaint in self.gather(own and str(own)) if complaint]
+        complaints = [complaint for complaint in self.all_gather(own and str(own)) if complaint]
         if complaints:
             raise own or BadInput(complaints[0])
         return result
 
     def on_rank0(self, make: Callable[[], T]) -> T:
         """`make()` on rank 0 alone; its value, or the BadInput it raised, on every rank."""
-        return self.broadcast(self.agreed(make if self.rank == 0 else None))
+        return self.broadcast(self.on_all_ranks(make if self.rank == 0 else None))
 
-    def gather(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """A picklable value of every rank, on every rank."""
-        values: list[T] = [value] * self.world
+        values: list[T] = [value] * self.world_size
         torch.distributed.all_gather_object(values, value, group=self.host_group)
         return values
 
@@ -169,14 +172,14 @@ class Engine:
     def barrier(self) -> None:
         torch.distributed.barrier(group=self.host_group)
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """A line on standard error, from rank 0, above the progress bar."""
         if self.rank == 0:
             from tqdm import tqdm
 
             tqdm.write(text, file=sys.stderr)
 
-    def sum(self, totals: Tensor) -> Tensor:
+    def all_reduce(self, totals: Tensor) -> Tensor:
         """The tensor summed over all ranks, on the device."""
         torch.distributed.all_reduce(totals)
         return totals
@@ -184,7 +187,7 @@ class Engine:
     # -- the policy
     # -------------------------------------------------------------------------------------------------------
 
-    def adopt(self, load: LoadPolicy, optim: Optim | SFTOptim) -> None:
+    def initialize(self, load: LoadPolicy, optim: Optim | SFTOptim) -> None:
         """Build the policy under `zero.Init` (no rank holds the whole) and wrap it with AdamW on
         fp32 master weights.
 
@@ -193,7 +196,7 @@ class Engine:
         import deepspeed
 
         settings = self.deepspeed_config(optim)
-        policy = self.agreed(lambda: load(init=partitioned(settings), write=write_shard))
+        policy = self.on_all_ranks(lambda: load(init=zero_init(settings), write=fill_partition))
         # Decay pulls matrices alone, as Hugging Face's trainer does; ds_shape is the shape before
         # partitioning.
         matrices = [p for p in policy.parameters() if len(p.ds_shape) > 1]
@@ -237,7 +240,7 @@ class Engine:
 
         ZeRO averages over ranks and the loss is a sum over them, hence the factor."""
         self.engine.set_gradient_accumulation_boundary(last)
-        self.engine.backward(loss * self.world)
+        self.engine.backward(loss * self.world_size)
 
     def step(self, lr: float) -> Tensor:
         """One AdamW update at learning rate `lr`; returns the gradient's global L2 norm before
@@ -258,10 +261,10 @@ class Engine:
         self.engine.optimizer.optimizer.state.clear()
         return norm
 
-    def update_and_weight(self, lr: float) -> Tensor:
+    def update_and_weight_sq_norms(self, lr: float) -> Tensor:
         """Sums of squares, float64 [2], over this rank's shard: of the last update, made at rate
         `lr`, and of the float32 weights."""
-        return shards.update_and_weight(self.engine.optimizer, lr).to(self.device)
+        return shards.update_and_weight_sq_norms(self.engine.optimizer, lr).to(self.device)
 
     def parameter_bytes(self) -> list[tuple[str, int]]:
         """Name and bytes of each whole parameter, in the order of `full_parameters`."""
@@ -270,11 +273,11 @@ class Engine:
         ]
 
     @property
-    def parameters(self) -> int:
+    def num_parameters(self) -> int:
         return sum(p.ds_numel for p in self.policy.lm.parameters())
 
     @property
-    def layer_parameters(self) -> int:
+    def num_layer_parameters(self) -> int:
         """Parameters outside embedding and output layer."""
         return sum(
             p.ds_numel
@@ -282,7 +285,7 @@ class Engine:
             if "embed_tokens" not in name and "lm_head" not in name
         )
 
-    def not_finite(self) -> list[str]:
+    def non_finite_parameters(self) -> list[str]:
         """Names of the parameters that hold a value that is not finite; each rank looks at its own
         part. A collective."""
 
@@ -295,7 +298,7 @@ class Engine:
         mine = {
             name for name, p in self.policy.lm.named_parameters() if not part(p).isfinite().all()
         }
-        found = set().union(*self.gather(mine))
+        found = set().union(*self.all_gather(mine))
         return [name for name, _ in self.policy.lm.named_parameters() if name in found]
 
     def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
@@ -309,12 +312,12 @@ class Engine:
 
     def save_state(self, folder: Path) -> None:
         """This rank's shard of master weights and moments, as safetensors."""
-        shards.write(self.live_shards(0), folder, self.rank)
+        shards.save_shards(self.live_shards(0), folder, self.rank)
 
     def load_state(self, folder: Path, step: int) -> None:
         """What any number of ranks wrote with `save_state` after `step` updates. A collective.
         Raises: BadInput."""
-        self.agreed(lambda: shards.read(self.live_shards(step), folder))
+        self.on_all_ranks(lambda: shards.load_shards(self.live_shards(step), folder))
         shards.refresh_parameters(self.engine.optimizer)
 
     def live_shards(self, adam_step: int) -> Iterator[shards.Shard]:
@@ -342,7 +345,7 @@ class Engine:
 
 
 @contextlib.contextmanager
-def partitioned(settings: Json) -> Iterator[None]:
+def zero_init(settings: Json) -> Iterator[None]:
     """DeepSpeed's `zero.Init`, with torch.arange left alone: it would round the rotary frequencies
     to bfloat16.
 
@@ -368,7 +371,7 @@ def own_applies(kind: type[nn.Module]) -> dict[type[nn.Module], Callable[..., nn
     return found
 
 
-def write_shard(parameter: nn.Parameter, read: Callable[[], Tensor]) -> None:
+def fill_partition(parameter: nn.Parameter, read: Callable[[], Tensor]) -> None:
     """Fill a partitioned parameter: rank 0 reads the tensor, every rank keeps its part."""
     import deepspeed
 

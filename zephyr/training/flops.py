@@ -16,19 +16,19 @@ PEAK_FLOPS = {
 
 
 def forward_flops(
-    config: PreTrainedConfig, layer_parameters: int, tokens: int, scored: int, attended: float
+    config: PreTrainedConfig, num_layer_parameters: int, tokens: int, scored: int, attended: float
 ) -> float:
     """Floating-point operations of one forward: matrix products of the layers, attention, and the
     head on scored tokens.
 
-    Args: layer_parameters: parameters of all layers (neither embedding nor head). attended: (query,
+    Args: num_layer_parameters: parameters of all layers (neither embedding nor head). attended: (query,
     key) pairs."""
     head_size = (
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     )
     attention = 4 * config.num_hidden_layers * config.num_attention_heads * head_size * attended
     return (
-        2.0 * layer_parameters * tokens
+        2.0 * num_layer_parameters * tokens
         + attention
         + 2.0 * config.hidden_size * config.vocab_size * scored
     )
@@ -36,7 +36,7 @@ def forward_flops(
 
 def pair_flops(
     config: PreTrainedConfig,
-    layer_parameters: int,
+    num_layer_parameters: int,
     prompt: int,
     chosen: int,
     rejected: int,
@@ -46,12 +46,14 @@ def pair_flops(
     first, both = prompt + chosen, prompt + rejected
     attended = (first**2 + both**2 - (prompt**2 if prefix_sharing else 0)) / 2
     tokens = first + (rejected if prefix_sharing else both)
-    return forward_flops(config, layer_parameters, tokens, chosen + rejected, attended)
+    return forward_flops(config, num_layer_parameters, tokens, chosen + rejected, attended)
 
 
-def text_flops(config: PreTrainedConfig, layer_parameters: int, tokens: int, targets: int) -> float:
+def text_flops(
+    config: PreTrainedConfig, num_layer_parameters: int, tokens: int, targets: int
+) -> float:
     """One forward of a text with the given token counts."""
-    return forward_flops(config, layer_parameters, tokens, targets, tokens**2 / 2)
+    return forward_flops(config, num_layer_parameters, tokens, targets, tokens**2 / 2)
 
 
 def mfu(forward: float, seconds: float, ranks: int) -> float | None:

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import TextIO
 
 from zephyr.config import BadInput, ConfigError, DPOConfig, SFTConfig
-from zephyr.training.checkpoint import DAMAGE, IDENTITY, left_of_a_run, read_json, write_whole
+from zephyr.training.checkpoint import (
+    IDENTITY,
+    READ_ERRORS,
+    find_run_output,
+    read_json,
+    write_atomic,
+)
 
 STATUS = "status.json"
 FILES = (
@@ -29,7 +35,7 @@ FILES = (
 )
 EXPORT = ("model", "model.part")  # folders that are written anew
 FOLDERS = (*EXPORT, "checkpoints", "pairs")
-GONE = "rank 0 ended without a word, as when it is killed; started again, the run goes on from its last checkpoint"
+RANK0_LOST = "rank 0 ended without a word, as when it is killed; started again, the run goes on from its last checkpoint"
 
 
 class RunFolder:
@@ -37,21 +43,21 @@ class RunFolder:
     the run.
 
     In a folder that holds no run yet, files are written as they come. Where one lies, they wait for
-    `accept`, which is called when its checkpoint is found to be of the same run: a start that is
+    `claim`, which is called when its checkpoint is found to be of the same run: a start that is
     refused leaves that run's record as it was."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.writes = path, os.environ.get("RANK", "0") == "0"
         self.lock: TextIO | None = None
-        self.accepted = False
-        self.waiting: dict[str, bytes] = {}
+        self.claimed = False
+        self.pending: dict[str, bytes] = {}
 
     def open(self, resume: str = "auto") -> None:
         """Make the folder and take its lock. Args: resume: the config key run.resume.
 
         Raises: BadInput where another process holds it, where resume is never and a run lies there,
         or it can't be written."""
-        if resume == "never" and self.holds_a_run():
+        if resume == "never" and self.contains_run():
             raise BadInput(
                 f"run.resume is never, and {self.path} holds a run already; name another run.dir"
             )
@@ -72,7 +78,7 @@ class RunFolder:
             lock.flush()
         except OSError as error:
             raise ConfigError(f"run.dir: {self.path} can't be written: {error.strerror}") from None
-        self.lock, self.accepted = lock, not self.holds_a_run()
+        self.lock, self.claimed = lock, not self.contains_run()
 
     def require_files(self) -> None:
         """Raises: BadInput where a file of the run, or its export, is a link: it would be written
@@ -89,64 +95,64 @@ class RunFolder:
                     f"run.dir: {self.path / name} is no folder, and the run's {name}/ is to be written there; remove it"
                 )
 
-    def holds_a_run(self) -> bool:
+    def contains_run(self) -> bool:
         """Whether steps of a run are recorded here: whose, records, pairs, a checkpoint, or an
         export."""
         begun = any(os.path.exists(self.path / name) for name in ("metrics.jsonl", "checkpoints"))
-        return begun or bool(left_of_a_run(self.path))
+        return begun or bool(find_run_output(self.path))
 
-    def accept(self) -> None:
+    def claim(self) -> None:
         """The run here is this one: what waited is written, and what comes is written at once. On
         every rank."""
-        self.accepted = True
-        for name, content in self.waiting.items():
-            self.keep(name, content)
-        self.waiting = {}
+        self.claimed = True
+        for name, content in self.pending.items():
+            self.write_file(name, content)
+        self.pending = {}
 
-    def keep(self, name: str, content: bytes) -> None:
+    def write_file(self, name: str, content: bytes) -> None:
         """Write a file whole, on rank 0, now or when the folder is accepted."""
         if not self.writes:
             return
-        if not self.accepted:
-            self.waiting[name] = content
+        if not self.claimed:
+            self.pending[name] = content
             return
         try:
-            write_whole(self.path / name, content)
+            write_atomic(self.path / name, content)
         except OSError as error:
             raise ConfigError(
                 f"run.dir: {self.path / name} can't be written: {error.strerror}"
             ) from None
 
-    def status(self, code: int | None, message: str) -> None:
+    def write_status(self, code: int | None, message: str) -> None:
         """Keep `status.json`: the exit code (null: running), which torchrun hides, and message. A
         disk that refuses is no error here: the folder itself may be what is wrong."""
         content = json_bytes({"code": code, "message": message})
         if (
-            self.writes and self.lock is None and not self.holds_a_run()
+            self.writes and self.lock is None and not self.contains_run()
         ):  # the start failed before the lock was taken
             with contextlib.suppress(BadInput):
                 self.open()
         if self.lock is not None:
             try:
-                self.keep(STATUS, content)
+                self.write_file(STATUS, content)
             except ConfigError:  # a full disk: in the room that the old one has
                 with contextlib.suppress(OSError):
                     (self.path / STATUS).write_bytes(content)
 
-    def end_for_rank0(self, seconds: float) -> bool:
+    def write_status_for_rank0(self, seconds: float) -> bool:
         """On another rank: write the end that rank 0 did not live to write, once its lock is free
         and the status says that it runs; waits so long for that. Returns whether rank 0 is gone."""
         until = time.monotonic() + seconds
         with (
-            contextlib.suppress(*DAMAGE),
+            contextlib.suppress(*READ_ERRORS),
             (self.path / "lock").open("a+", encoding="utf-8") as lock,
         ):
             while True:
                 with contextlib.suppress(BlockingIOError):
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     status = self.path / STATUS
-                    if self.accepted and read_json(status)["code"] is None:
-                        write_whole(status, json_bytes({"code": 1, "message": GONE}))
+                    if self.claimed and read_json(status)["code"] is None:
+                        write_atomic(status, json_bytes({"code": 1, "message": RANK0_LOST}))
                     return True
                 if time.monotonic() >= until:
                     return False
@@ -158,10 +164,10 @@ class RunFolder:
             self.lock.close()
 
 
-def require_apart(config: DPOConfig | SFTConfig) -> None:
+def require_separate_paths(config: DPOConfig | SFTConfig) -> None:
     """Raises: BadInput where what the run reads lies in what it will write, or its folder in a
     folder of rows: by whatever path or link."""
-    run_dir = real(config.run.dir)
+    run_dir = resolve_path(config.run.dir)
     written = [run_dir / name for name in (*FOLDERS, *FILES)]
     models = {"model": [config.model], "tokenizer": [config.tokenizer or config.model]}
     rows = {
@@ -172,7 +178,7 @@ def require_apart(config: DPOConfig | SFTConfig) -> None:
     stores = {"reference.dir": [config.reference.dir]} if isinstance(config, DPOConfig) else {}
     for key, paths in {**models, **rows, **stores}.items():
         for text in paths:
-            path = real(
+            path = resolve_path(
                 text
                 if os.path.lexists(os.path.expanduser(text)) or key in stores
                 else text.partition(":")[0]
@@ -197,7 +203,7 @@ def require_apart(config: DPOConfig | SFTConfig) -> None:
                 )
 
 
-def real(text: str) -> Path:
+def resolve_path(text: str) -> Path:
     """Where a path leads, its links followed, whether it is there or not."""
     return Path(os.path.realpath(os.path.expanduser(text)))
 

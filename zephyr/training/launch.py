@@ -18,11 +18,13 @@ from typing import NoReturn
 
 from zephyr.config import BadInput, C, load, to_yaml
 from zephyr.training.engine import Engine
-from zephyr.training.folder import RunFolder, require_apart
+from zephyr.training.folder import RunFolder, require_separate_paths
 from zephyr.training.loop import Stopped
 
 BAD_INPUT, STOPPED = 2, 75
-PATIENCE = 10  # seconds that a rank which lost another one waits to see whether it was rank 0
+RANK0_TIMEOUT_SECONDS = (
+    10  # seconds that a rank which lost another one waits to see whether it was rank 0
+)
 Train = Callable[[Engine, C, RunFolder | None], None]
 
 
@@ -44,44 +46,44 @@ def launch(
     folder = None
     try:
         config = load(kind, path, overrides)
-        require_apart(config)
+        require_separate_paths(config)
         folder = None if "--dry-run" in argv else RunFolder(Path(config.run.dir))
         check(config)
         run(config, folder, train)
     except BadInput as error:  # of whichever rank: told once a node
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
-        return ended(folder, BAD_INPUT, str(error))
+        return finish_run(folder, BAD_INPUT, str(error))
     except Stopped as stop:
         if os.environ.get("RANK", "0") == "0":
             print(f"stopped: {stop}", file=sys.stderr)
-        return ended(folder, STOPPED, str(stop))
+        return finish_run(folder, STOPPED, str(stop))
     except BaseException as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             print(f"error: {error}", file=sys.stderr)
-            return ended(folder, BAD_INPUT, str(error))
+            return finish_run(folder, BAD_INPUT, str(error))
         why = "".join(traceback.format_exception_only(error)).strip()
-        if lost_a_rank(error):
+        if is_lost_rank_error(error):
             why = f"another rank ended or can't be reached; started again, the run goes on from its last checkpoint ({why})"
             print(f"error: {why}", file=sys.stderr)
-        ended(folder, 1, why)
+        finish_run(folder, 1, why)
         raise
-    return ended(folder, 0, "finished")
+    return finish_run(folder, 0, "finished")
 
 
-def ended(folder: RunFolder | None, code: int, message: str) -> int:
+def finish_run(folder: RunFolder | None, code: int, message: str) -> int:
     """Write the end into `status.json`, give the folder back; returns the code."""
     if folder is not None:
-        folder.status(code, message)
+        folder.write_status(code, message)
         folder.close()
     return code
 
 
-def lost_a_rank(error: BaseException) -> bool:
+def is_lost_rank_error(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and re.search("peer|NCCL", str(error)) is not None
 
 
-def end(code: int) -> NoReturn:
+def exit_process(code: int) -> NoReturn:
     """End the process with the code of `launch`: all is written, and no thread of a library, taken
     down with the interpreter (which can abort), may make another code of it."""
     sys.stdout.flush()
@@ -92,20 +94,22 @@ def end(code: int) -> NoReturn:
 def run(config: C, folder: RunFolder | None, train: Train) -> None:
     """Train under the run folder's lock. Args: folder: None for a dry run."""
     engine = Engine(config.hardware, config.run.seed)
-    end_with_torchrun()
+    exit_with_torchrun()
     try:
         if folder is not None:
-            engine.agreed(lambda: folder.open(config.run.resume) if engine.rank == 0 else None)
-            folder.accepted = engine.broadcast(folder.accepted)
-            folder.keep("config.yaml", to_yaml(config).encode())
-            folder.status(None, "running")
+            engine.on_all_ranks(
+                lambda: folder.open(config.run.resume) if engine.rank == 0 else None
+            )
+            folder.claimed = engine.broadcast(folder.claimed)
+            folder.write_file("config.yaml", to_yaml(config).encode())
+            folder.write_status(None, "running")
             watch_rank0(engine, folder)
-        with stop_signals(engine):
+        with handle_stop_signals(engine):
             try:
                 train(engine, config, folder)
             except RuntimeError as error:  # while torchrun's SIGTERM does not yet end this process
-                if folder is not None and engine.rank > 0 and lost_a_rank(error):
-                    folder.end_for_rank0(PATIENCE)
+                if folder is not None and engine.rank > 0 and is_lost_rank_error(error):
+                    folder.write_status_for_rank0(RANK0_TIMEOUT_SECONDS)
                 raise
     except (BadInput, Stopped):  # on all ranks; after any other, closing might wait for dead ones
         engine.close()
@@ -118,7 +122,7 @@ def watch_rank0(engine: Engine, folder: RunFolder) -> None:
     collective of NCCL."""
 
     def watch() -> None:
-        while not folder.end_for_rank0(0):
+        while not folder.write_status_for_rank0(0):
             time.sleep(5)
 
     if engine.rank > 0:
@@ -126,14 +130,14 @@ def watch_rank0(engine: Engine, folder: RunFolder) -> None:
 
 
 @contextlib.contextmanager
-def stop_signals(engine: Engine) -> Iterator[None]:
+def handle_stop_signals(engine: Engine) -> Iterator[None]:
     """SIGTERM, SIGUSR1 and SIGINT ask the run to stop after the step; a second SIGINT stops at
     once."""
 
     def ask(number: int, _: FrameType | None) -> None:
-        if engine.stop_asked and number == signal.SIGINT:
+        if engine.stop_requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        engine.stop_asked = True
+        engine.stop_requested = True
 
     before = {
         number: signal.signal(number, ask)
@@ -146,7 +150,7 @@ def stop_signals(engine: Engine) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def end_with_torchrun() -> None:
+def exit_with_torchrun() -> None:
     """Under torchrun, end this process within seconds of its launcher's death: an orphan must not
     train on."""
     parent = os.getppid()

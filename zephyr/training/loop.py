@@ -18,7 +18,7 @@ from zephyr.training.engine import Engine
 from zephyr.training.flops import mfu
 from zephyr.training.metrics import Ledger, Recorder, Row, Totals
 from zephyr.training.schedule import learning_rate
-from zephyr.training.tolerance import SUM, SUMS, response_nats
+from zephyr.training.tolerance import SUM_TOLERANCE, SUMS_RMS_TOLERANCE, response_tolerance_nats
 
 Stats = Mapping[str, Tensor]  # metric name -> one value a pair [P], detached
 Sample = Callable[
@@ -44,12 +44,12 @@ class Split(NamedTuple):
     ledger: Mapping[str, Sequence[int]] | None = (
         None  # token counts kept with each pair's visits; None: no ledger
     )
-    start_loss: float | None = (
+    initial_loss: float | None = (
         None  # of each pair while the policy is its reference; None: not checked
     )
 
 
-class NonFinite(RuntimeError):
+class NonFiniteError(RuntimeError):
     """A loss or gradient that is not finite; raised before any parameter changed."""
 
 
@@ -63,17 +63,17 @@ def fit(
     train: Split,
     evaluation: Split | None,
     sample: Sample | None = None,
-    accept: Callable[[], None] = lambda: None,
+    on_resume_checked: Callable[[], None] = lambda: None,
 ) -> None:
     """Run the steps of `train.plan` that no checkpoint has yet. `sample` runs at step 0 too.
 
     A step's loss is its sum over all ranks divided once by their units: never a mean of means.
-    Args: accept: called once no checkpoint is of another run, before anything is written.
-    Raises: BadInput (`restore`, `require_start`); NonFinite before the update; Stopped, saved."""
+    Args: on_resume_checked: called once no checkpoint is of another run, before anything is written.
+    Raises: BadInput (`restore`, `require_zero_rewards`); NonFiniteError before the update; Stopped, saved."""
     run, optim, steps = config.run, config.optim, train.plan.steps
     identity = checkpoint.identity(config, train.plan, train.identity)
     first_step = checkpoint.restore(engine, Path(run.dir), run.resume, identity)
-    accept()
+    on_resume_checked()
     rates = [
         learning_rate(
             step,
@@ -104,7 +104,7 @@ def fit(
             sample(0)
         sums, logged, since = {}, first_step - 1, time.perf_counter()
         for step in range(first_step, len(steps)):
-            of_step = update(
+            of_step = train_step(
                 engine,
                 train,
                 step,
@@ -114,7 +114,7 @@ def fit(
                 identity if step == first_step else None,
             )
             require_finite(of_step, engine, train, step, ledger, recorder)
-            sums, done, last = added(sums, of_step), step + 1, step == len(steps) - 1
+            sums, done, last = add_sums(sums, of_step), step + 1, step == len(steps) - 1
             saves = done % run.save_every == 0 or last or of_step["stop"]
             if (
                 step % run.log_every == 0 or saves
@@ -123,12 +123,12 @@ def fit(
                     "step": step,
                     "split": "train",
                     "epoch": steps[step].epoch,
-                    **means(sums, train.unit_name),
+                    **mean_metrics(sums, train.unit_name),
                     "learning_rate": rates[step],
                     "grad_norm": of_step["grad_norm"],
                     "update_ratio": math.sqrt(of_step["update"] / of_step["weight"]),
                 }
-                use = hardware_use(
+                use = throughput_metrics(
                     engine,
                     sums,
                     config.hardware.tokens_per_micro_batch,
@@ -137,7 +137,7 @@ def fit(
                 )
                 recorder.write(
                     record | use,
-                    alarms.of_training(record, getattr(config, "beta", None), rates, ulp),
+                    alarms.training_alarms(record, getattr(config, "beta", None), rates, ulp),
                 )
                 sums, logged, since = {}, step, time.perf_counter()
             recorder.advance()
@@ -170,12 +170,12 @@ def save(
 ) -> None:
     """Records and the ledger's part are on the disk, then the checkpoint that stands for them,
     after `done` updates. A collective."""
-    rows = [row for rank in engine.gather(ledger.rows()) for row in rank] if ledger else []
+    rows = [row for rank in engine.all_gather(ledger.rows()) for row in rank] if ledger else []
     engine.on_rank0(lambda: [recorder.sync(), ledger and ledger.commit(done, rows)] and None)
     checkpoint.save(engine, Path(run.dir), done, identity, run.keep)
 
 
-def update(
+def train_step(
     engine: Engine,
     split: Split,
     step: int,
@@ -186,18 +186,18 @@ def update(
 ) -> Row:
     """Gradient and update of a step; its sums over all ranks. Args: identity: kept in the run
     folder after the first step of this start: from there on it holds something to lose. Raises:
-    BadInput before the first update (`require_start`)."""
-    totals = run_step(engine, split, step, ledger)
+    BadInput before the first update (`require_zero_rewards`)."""
+    totals = forward_backward(engine, split, step, ledger)
     if step == 0 and ledger:
-        require_start(engine, split, ledger, config)
+        require_zero_rewards(engine, split, ledger, config)
     grad_norm = engine.step(rate)
-    totals.of |= dict(zip(("update", "weight"), engine.update_and_weight(rate)))
+    totals.sums |= dict(zip(("update", "weight"), engine.update_and_weight_sq_norms(rate)))
     if identity:
-        checkpoint.keep_identity(engine, Path(config.run.dir), step, identity)
-    return reduced(engine, split, step, totals, grad_norm)
+        checkpoint.write_identity(engine, Path(config.run.dir), step, identity)
+    return reduce_totals(engine, split, step, totals, grad_norm)
 
 
-def run_step(engine: Engine, split: Split, step: int, ledger: Ledger | None) -> Totals:
+def forward_backward(engine: Engine, split: Split, step: int, ledger: Ledger | None) -> Totals:
     """Forward and backward of this rank's micro-batches of a step: the gradient is that of the mean
     over all ranks.
 
@@ -215,8 +215,8 @@ def run_step(engine: Engine, split: Split, step: int, ledger: Ledger | None) -> 
         totals.add(loss_sum, stats)
         if ledger:
             ledger.add(step, epoch, batch.indices, stats)
-    totals.of["stop"] = torch.full_like(
-        totals.of["loss"], engine.stop_asked
+    totals.sums["stop"] = torch.full_like(
+        totals.sums["loss"], engine.stop_requested
     )  # so that all ranks hear of it at once
     return totals
 
@@ -237,20 +237,22 @@ def evaluate(
     for indices in split.plan.steps[0].ranks[engine.rank] if split else ():
         totals.add(*split.objective(engine, split.collate(indices).to(engine.device)))
     engine.train()
-    record |= means(reduced(engine, split, 0, totals), split.unit_name) if split else {}
+    record |= (
+        mean_metrics(reduce_totals(engine, split, 0, totals), split.unit_name) if split else {}
+    )
     record |= sample(step) if sample else {}
-    recorder.write(record, alarms.of_evaluation(record, recorder.evaluations))
+    recorder.write(record, alarms.evaluation_alarms(record, recorder.evaluations))
 
 
-def reduced(
+def reduce_totals(
     engine: Engine, split: Split, step: int, totals: Totals, grad_norm: Tensor | None = None
 ) -> Row:
     """A step's sums over all ranks, its gradient norm, and its counts from the plan: one reduction,
     the one host read of a step."""
-    sums = engine.sum(torch.stack(list(totals.of.values())))
+    sums = engine.all_reduce(torch.stack(list(totals.sums.values())))
     values = (sums if grad_norm is None else torch.cat([sums, grad_norm[None]])).tolist()
     examples, ranks = split.plan.steps[step].examples(), split.plan.steps[step].ranks
-    return dict(zip([*totals.of, "grad_norm"], values)) | {
+    return dict(zip([*totals.sums, "grad_norm"], values)) | {
         "units": total(split.units, examples),
         "tokens": total(split.tokens, examples),
         "flops": total(split.forward_flops, examples),
@@ -262,11 +264,11 @@ def total(values: Sequence[float], examples: Sequence[int]) -> float:
     return sum(values[i] for i in examples)
 
 
-def added(sums: Row, more: Row) -> Row:
+def add_sums(sums: Row, more: Row) -> Row:
     return {name: sums.get(name, 0) + value for name, value in more.items()}
 
 
-def means(sums: Row, unit_name: str) -> Row:
+def mean_metrics(sums: Row, unit_name: str) -> Row:
     """Sums over examples as the record's means, with the count they are over."""
     no_means = {
         "units",
@@ -284,28 +286,30 @@ def means(sums: Row, unit_name: str) -> Row:
     }
 
 
-def hardware_use(engine: Engine, sums: Row, budget_tokens: int, seconds: float, steps: int) -> Row:
+def throughput_metrics(
+    engine: Engine, sums: Row, budget_tokens: int, seconds: float, steps: int
+) -> Row:
     """What the steps behind a record took, of the slowest or fullest rank."""
     use = {
         "tokens_per_second": sums["tokens"] / seconds,
         "step_seconds": seconds / steps,
         "packing_efficiency": sums["tokens"] / (sums["micro_batches"] * budget_tokens),
-        "peak_memory_bytes": max(engine.gather(engine.peak_memory_bytes())),
+        "peak_memory_bytes": max(engine.all_gather(engine.peak_memory_bytes())),
     }
-    utilisation = mfu(sums["flops"], seconds, engine.world)
+    utilisation = mfu(sums["flops"], seconds, engine.world_size)
     return use if utilisation is None else use | {"mfu": utilisation}
 
 
 def require_finite(
     of_step: Row, engine: Engine, split: Split, step: int, ledger: Ledger | None, recorder: Recorder
 ) -> None:
-    """Raises: NonFinite naming the pairs whose own loss is not finite, or, where that can't be
+    """Raises: NonFiniteError naming the pairs whose own loss is not finite, or, where that can't be
     told, all of the step."""
     for name, what in (("loss", "loss"), ("grad_norm", "gradient norm")):
         if not math.isfinite(value := of_step[name]):
             guilty = [
                 id
-                for rank in engine.gather(ledger.non_finite(step) if ledger else [])
+                for rank in engine.all_gather(ledger.non_finite(step) if ledger else [])
                 for id in rank
             ]
             ids = guilty or [split.ids[i] for i in split.plan.steps[step].examples()]
@@ -313,17 +317,17 @@ def require_finite(
                 {"step": step, "split": "train", "loss": None},
                 {"non_finite": f"the {what} is {value}"},
             )
-            raise NonFinite(
+            raise NonFiniteError(
                 f"step {step}: the {what} is {value}; no parameter was changed. Its examples: {', '.join(ids)}"
             )
 
 
-def require_start(engine: Engine, split: Split, ledger: Ledger, config: DPOConfig) -> None:
+def require_zero_rewards(engine: Engine, split: Split, ledger: Ledger, config: DPOConfig) -> None:
     """Every pair of the first step has rewards 0, and the loss that follows from them: the policy
     is its reference.
 
-    Within what another packing may change: each response (`tolerance.response_nats`), and all of
-    the step together, in the mean square (`tolerance.SUMS`) and, since rounding has no direction,
+    Within what another packing may change: each response (`tolerance.response_tolerance_nats`), and all of
+    the step together, in the mean square (`tolerance.SUMS_RMS_TOLERANCE`) and, since rounding has no direction,
     in the sum. A collective, before the first update. Raises: BadInput naming the pairs that have
     not, on every rank."""
     apart, shares = [], {"chosen": [], "rejected": []}
@@ -333,23 +337,23 @@ def require_start(engine: Engine, split: Split, ledger: Ledger, config: DPOConfi
             rewards = {"chosen": chosen, "rejected": rejected}
             most = {
                 side: config.beta
-                * response_nats(config.hardware.dtype, split.ledger[f"{side}_tokens"][i])
+                * response_tolerance_nats(config.hardware.dtype, split.ledger[f"{side}_tokens"][i])
                 for side in rewards
             }
             far = any(not abs(rewards[side]) <= most[side] for side in rewards)
             if far or (
-                split.start_loss is not None
-                and not abs(loss - split.start_loss) <= abs(chosen) + abs(rejected) + 1e-5
+                split.initial_loss is not None
+                and not abs(loss - split.initial_loss) <= abs(chosen) + abs(rejected) + 1e-5
             ):
                 apart.append(
                     f"{split.ids[i]} (rewards {chosen:+.4f} and {rejected:+.4f}, loss {loss:.4f})"
                 )
             for side in rewards:
                 shares[side].append((rewards[side], most[side]))
-    ranks, examples = engine.gather((apart, shares)), split.plan.steps[0].examples()
+    ranks, examples = engine.all_gather((apart, shares)), split.plan.steps[0].examples()
     found = [pair for pairs, _ in ranks for pair in pairs]
     for side in shares:
-        if not found and drift(
+        if not found and is_biased(
             [share for _, of_rank in ranks for share in of_rank[side]], config.hardware.dtype
         ):
             found = [f"rewards/{side} {split.ids[i]}" for i in examples]
@@ -361,12 +365,13 @@ def require_start(engine: Engine, split: Split, ledger: Ledger, config: DPOConfi
         )
 
 
-def drift(shares: Sequence[tuple[float, float]], dtype: str) -> bool:
+def is_biased(shares: Sequence[tuple[float, float]], dtype: str) -> bool:
     """Whether rewards are further from 0 together than rounding takes them: their sum, or their
     squares, one response as far as it may be by itself. Args: of each its reward, and that."""
     together = sum(reward for reward, _ in shares)
     squares = [(reward / most) ** 2 for reward, most in shares]
     return (
         not together**2 <= sum(most**2 for _, most in shares)
-        or not sum(squares) <= 1 + len(squares) * (SUMS[dtype] / SUM[dtype]) ** 2
+        or not sum(squares)
+        <= 1 + len(squares) * (SUMS_RMS_TOLERANCE[dtype] / SUM_TOLERANCE[dtype]) ** 2
     )

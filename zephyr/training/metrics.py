@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zephyr.config import BadInput, Wandb
-from zephyr.training.checkpoint import numbered, step_of, write_whole
+from zephyr.training.checkpoint import step_number, step_paths, write_atomic
 
 Row = dict[str, float | int | str]
 # the ledger's columns beside id, step and epoch
@@ -31,13 +31,13 @@ class Totals:
     """The sums of a step on the device, float64, without a host read."""
 
     def __init__(self) -> None:
-        self.of: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}
 
     def add(self, loss_sum: Tensor, stats: Mapping[str, Tensor]) -> None:
         """Add a micro-batch: its loss sum, and vectors [P] by metric name."""
         for name, value in {**stats, "loss": loss_sum}.items():
             total = value.detach().double().sum()
-            self.of[name] = self.of[name] + total if name in self.of else total
+            self.sums[name] = self.sums[name] + total if name in self.sums else total
 
 
 class Recorder:
@@ -54,7 +54,7 @@ class Recorder:
         from tqdm import tqdm
 
         self.evaluations += [
-            r for r in keep_records_before(self.path, first_step) if r["split"] == "eval"
+            r for r in truncate_records(self.path, first_step) if r["split"] == "eval"
         ]
         self.bar = tqdm(
             total=steps,
@@ -136,7 +136,7 @@ class Recorder:
                 self.wandb.finish()
 
 
-def keep_records_before(path: Path, step: int) -> list[Row]:
+def truncate_records(path: Path, step: int) -> list[Row]:
     """Drop the records of steps that are about to be run again, train from `step` on, eval after
     it, and a last line that was cut off while it was written; returns those kept. Raises: BadInput
     naming a line before that is no record."""
@@ -152,7 +152,7 @@ def keep_records_before(path: Path, step: int) -> list[Row]:
                 f"{path}:{number}: no record: {line[:60]!r}; mend or remove the line"
             ) from None
     if b"".join(kept) != content:
-        write_whole(path, b"".join(kept))
+        write_atomic(path, b"".join(kept))
     return list(kept.values())
 
 
@@ -172,8 +172,8 @@ class Ledger:
         self.folder, self.writes = run_dir / "pairs", writes
         self.ids, self.token_counts = ids, token_counts
         self.visits: list[tuple[int, float, tuple[int, ...], dict[str, Tensor]]] = []
-        for path in numbered(self.folder, ".parquet") if writes else ():
-            if step_of(path) > first_step:
+        for path in step_paths(self.folder, ".parquet") if writes else ():
+            if step_number(path) > first_step:
                 path.unlink()
 
     def add(
@@ -230,4 +230,4 @@ class Ledger:
         rows.sort(key=lambda row: (row["step"], row["id"]))
         content = pa.BufferOutputStream()
         pq.write_table(pa.Table.from_pylist(rows), content)
-        write_whole(self.folder / f"step-{step}.parquet", content.getvalue())
+        write_atomic(self.folder / f"step-{step}.parquet", content.getvalue())

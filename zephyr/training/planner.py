@@ -16,12 +16,12 @@ def require_budget(tokens: Sequence[int], ids: Sequence[str], budget_tokens: int
         )
 
 
-def describe(plan: Plan, ranks: int) -> str:
+def describe_plan(plan: Plan, ranks: int) -> str:
     """The plan as one line for the log."""
     micro_batches = sum(len(step.ranks[0]) for step in plan.steps)
     examples = len(plan.steps[0].examples())
     return (
         f"plan: {len(plan.steps)} steps, {examples} examples in the first, {plan.tokens} tokens in all; {ranks} ranks, "
-        f"{micro_batches / len(plan.steps):.1f} micro-batches a step {plan.filled:.1%} full; "
-        f"the dearest rank has {plan.imbalance:.3f} x the mean work"
+        f"{micro_batches / len(plan.steps):.1f} micro-batches a step {plan.fill_ratio:.1%} full; "
+        f"the most loaded rank has {plan.imbalance:.3f} x the mean work"
     )

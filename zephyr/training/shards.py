@@ -28,7 +28,7 @@ class Shard(NamedTuple):
     name: str  # parameter.vector
     values: Tensor  # float32, without the padding of the last rank
     start: int  # of the range in the flattened parameter
-    whole: int  # elements of the parameter
+    numel: int  # elements of the parameter
 
 
 def live_shards(
@@ -60,7 +60,7 @@ def live_shards(
             offset += size
 
 
-def update_and_weight(zero: object, lr: float) -> Tensor:
+def update_and_weight_sq_norms(zero: object, lr: float) -> Tensor:
     """Sums of squares over this rank's weights, float64 [2]: of the update that AdamW has just made
     at rate `lr`, read from its moments, and of the weights. A few elements at a time, which stay in
     a GPU's cache: no copy of the weights is ever made."""
@@ -84,7 +84,7 @@ def update_and_weight(zero: object, lr: float) -> Tensor:
     return torch.stack(norms).double().square_().view(-1, 2).sum(0)
 
 
-def write(shards: Iterator[Shard], folder: Path, rank: int) -> None:
+def save_shards(shards: Iterator[Shard], folder: Path, rank: int) -> None:
     """Write a rank's shards to `rank-R-K.safetensors`, at most FILE_BYTES (or one shard) in memory
     at a time."""
     part: dict[str, Tensor] = {}
@@ -110,12 +110,12 @@ def write(shards: Iterator[Shard], folder: Path, rank: int) -> None:
             flush()
         part[shard.name], ranges[shard.name] = (
             shard.values.cpu().clone(),
-            [shard.start, shard.whole],
+            [shard.start, shard.numel],
         )
     flush()
 
 
-def read(shards: Iterator[Shard], folder: Path) -> None:
+def load_shards(shards: Iterator[Shard], folder: Path) -> None:
     """Fill live shards from the files of all ranks that wrote. Raises: BadInput where a vector is
     missing or another size."""
     with ExitStack() as stack:
@@ -127,9 +127,9 @@ def read(shards: Iterator[Shard], folder: Path) -> None:
         for shard in shards:
             end, filled = shard.start + len(shard.values), 0
             for start, whole, values in held.get(shard.name, []):
-                if whole != shard.whole:
+                if whole != shard.numel:
                     raise BadInput(
-                        f"checkpoint {folder}: {shard.name} has {whole} elements, this model's has {shard.whole}"
+                        f"checkpoint {folder}: {shard.name} has {whole} elements, this model's has {shard.numel}"
                     )
                 a, b = max(start, shard.start), min(start + values.get_shape()[0], end)
                 if a < b:

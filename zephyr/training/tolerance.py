@@ -12,25 +12,28 @@ model. Positions that are wrong between prompt and response move tokens of that 
 import math
 
 # of 1 + a token's size: never less than the first is allowed, never more than the second
-TOKEN = {"float32": (1e-4, 1e-4), "bfloat16": (0.02, 0.25)}
-RESPONSE = {
+TOKEN_TOLERANCE = {"float32": (1e-4, 1e-4), "bfloat16": (0.02, 0.25)}
+RESPONSE_TOLERANCE = {
     "float32": (5e-5, 5e-5),
     "bfloat16": (0.01, 0.06),
 }  # the root mean square over a response's tokens
-SUM = {"float32": 1e-3, "bfloat16": 0.4}  # nats of a response's sum, times the root of its tokens
-SUMS = {
+SUM_TOLERANCE = {
+    "float32": 1e-3,
+    "bfloat16": 0.4,
+}  # nats of a response's sum, times the root of its tokens
+SUMS_RMS_TOLERANCE = {
     "float32": 4e-4,
     "bfloat16": 0.16,
 }  # the root mean square of that over the responses of a step
-GRADIENT = {"float32": 1e-4, "bfloat16": 5e-3}  # a gradient's norm, of itself
+GRADIENT_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3}  # a gradient's norm, of itself
 
 
-def allowed(limits: tuple[float, float], noise: float) -> float:
+def clamp_tolerance(limits: tuple[float, float], noise: float) -> float:
     """A multiple of the model's own rounding, within the limits."""
     low, high = limits
     return min(high, max(low, noise)) if math.isfinite(noise) else low
 
 
-def response_nats(dtype: str, tokens: int) -> float:
+def response_tolerance_nats(dtype: str, tokens: int) -> float:
     """What a response's summed log-prob may differ by: rounding of tokens adds up as their root."""
-    return SUM[dtype] * math.sqrt(tokens)
+    return SUM_TOLERANCE[dtype] * math.sqrt(tokens)

@@ -46,13 +46,13 @@ Report = dict[str, object]
 
 
 class Variant(NamedTuple):
-    """A layout that must not matter. `changes`: of the config; `why_not`: why it can't be varied
+    """A layout that must not matter. `changes`: of the config; `unavailable_reason`: why it can't be varied
     here, else empty."""
 
-    what: str
+    description: str
     ranks: int
     changes: Mapping[str, object]
-    why_not: str = ""
+    unavailable_reason: str = ""
 
 
 def read_config(path: Path, stage: str | None) -> tuple[str, DPOConfig | SFTConfig]:
@@ -79,24 +79,24 @@ def certify(path: Path, out: Path, *, stage: str | None, rows: int, ranks: int |
 
     Raises: BadInput where the config can't be read, or a run fails."""
     stage, config = read_config(path, stage)
-    ranks = ranks or (torch.cuda.device_count() if on_gpu() else 2)
+    ranks = ranks or (torch.cuda.device_count() if runs_on_gpu() else 2)
     scratch = out / "verify"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    run = partial(train, stage, path, scratch, rows)
+    run = partial(run_training, stage, path, scratch, rows)
     print(f"{rows} rows of {path} on {ranks} ranks, as it is", flush=True)
     base = run("base", ranks, {})
     steps = len(records(base))
     preflight = json.loads((base / "preflight.json").read_text(encoding="utf-8"))
     found: dict[str, Report] = {}
     for name, variant in variants(config, ranks, preflight["plan"]["longest_tokens"]).items():
-        found[name] = {"what": variant.what} | (
-            {"not_varied": variant.why_not}
-            if variant.why_not
-            else compared(base, run(name, variant.ranks, variant.changes), config)
+        found[name] = {"what": variant.description} | (
+            {"not_varied": variant.unavailable_reason}
+            if variant.unavailable_reason
+            else compare_runs(base, run(name, variant.ranks, variant.changes), config)
         )
         shutil.rmtree(scratch / name, ignore_errors=True)
-        print(line(name, found[name]), flush=True)
+        print(format_finding(name, found[name]), flush=True)
     half = {"run.save_every": (steps + 1) // 2}
     resumed = run("resume", ranks, half)
     shutil.rmtree(
@@ -104,11 +104,11 @@ def certify(path: Path, out: Path, *, stage: str | None, rows: int, ranks: int |
     )  # as if it had been cut off on its way from the one before
     found["resume"] = {
         "what": f"cut off after step {(steps + 1) // 2} of {steps} and started again"
-    } | compared(base, run("resume", ranks, half), config)
+    } | compare_runs(base, run("resume", ranks, half), config)
     found["resume"]["same"] &= "resumed from" in (scratch / "resume.log").read_text(
         encoding="utf-8", errors="replace"
     )
-    print(line("resume", found["resume"]), flush=True)
+    print(format_finding("resume", found["resume"]), flush=True)
     report = {
         "config": str(path),
         "stage": stage,
@@ -127,7 +127,7 @@ def certify(path: Path, out: Path, *, stage: str | None, rows: int, ranks: int |
     return report
 
 
-def on_gpu() -> bool:
+def runs_on_gpu() -> bool:
     return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
 
 
@@ -138,9 +138,9 @@ def variants(config: DPOConfig | SFTConfig, ranks: int, longest: int) -> dict[st
     fewer = max(1, ranks // 2) if ranks > 1 else 2
     budget = longest if longest < hardware.tokens_per_micro_batch else 2 * longest
     recompute = not hardware.activation_checkpointing
-    device = "cuda" if on_gpu() else "cpu"
+    device = "cuda" if runs_on_gpu() else "cpu"
     others = {
-        name: kernels.why_not(name, DTYPES[hardware.dtype], device)
+        name: kernels.unavailable_reason(name, DTYPES[hardware.dtype], device)
         for name in ("sdpa", "torch_varlen", "flash_attn")
         if name != hardware.attention
     }
@@ -180,7 +180,7 @@ def variants(config: DPOConfig | SFTConfig, ranks: int, longest: int) -> dict[st
     return found
 
 
-def train(
+def run_training(
     stage: str,
     path: Path,
     scratch: Path,
@@ -254,7 +254,7 @@ def records(run: Path) -> list[dict[str, float]]:
     ]
 
 
-def compared(base: Path, other: Path, config: DPOConfig | SFTConfig) -> Report:
+def compare_runs(base: Path, other: Path, config: DPOConfig | SFTConfig) -> Report:
     """The largest difference of any metric of two runs, where it is, and the distance of their
     weights; `same` within both."""
     largest, where = 0.0, "nowhere"
@@ -286,7 +286,9 @@ def weights_distance(base: Path, other: Path, model: str) -> float:
     checkpoints, one tensor at a time."""
     start = weight_files(local_folder(model))
     apart, update = 0.0, 0.0
-    for (name, a), (_, b) in zip(weights(base), weights(other), strict=True):
+    for (name, a), (_, b) in zip(
+        read_master_weights(base), read_master_weights(other), strict=True
+    ):
         apart += float((b - a).double().square().sum())
         update += float(
             (a - read_tensor(start[name], name).float().flatten()).double().square().sum()
@@ -296,7 +298,7 @@ def weights_distance(base: Path, other: Path, model: str) -> float:
     return math.sqrt(apart / update)
 
 
-def weights(run: Path) -> Iterator[tuple[str, Tensor]]:
+def read_master_weights(run: Path) -> Iterator[tuple[str, Tensor]]:
     """Name and flattened float32 values of each parameter in a run's last checkpoint, put together
     from all ranks."""
     folder = run / "checkpoints" / (run / "checkpoints" / "latest").read_text(encoding="utf-8")
@@ -312,7 +314,7 @@ def weights(run: Path) -> Iterator[tuple[str, Tensor]]:
         )
 
 
-def line(name: str, of: Report) -> str:
+def format_finding(name: str, of: Report) -> str:
     """A variant's finding for a person."""
     if "not_varied" in of:
         return f"{name}: not varied: {of['not_varied']}"

@@ -1,7 +1,7 @@
 """Before step 0, a sample of the user's own rows, model and machine shows that what is about to be
 trained is what was meant.
 
-`before_forward` checks what needs no forward pass, before the reference's is paid for; `forward`
+`check_inputs` checks what needs no forward pass, before the reference's is paid for; `check_model`
 what needs one.
 
 P examples, T scored tokens, R responses."""
@@ -24,7 +24,13 @@ from zephyr.packing import PackedBatch
 from zephyr.training.engine import Engine
 from zephyr.training.folder import json_bytes
 from zephyr.training.loop import Split, total
-from zephyr.training.tolerance import GRADIENT, RESPONSE, TOKEN, allowed, response_nats
+from zephyr.training.tolerance import (
+    GRADIENT_TOLERANCE,
+    RESPONSE_TOLERANCE,
+    TOKEN_TOLERANCE,
+    clamp_tolerance,
+    response_tolerance_nats,
+)
 
 ROWS_READ, ROWS_PACKED = 1000, 6
 Finding = dict[str, float | int]
@@ -32,7 +38,7 @@ Checks = dict[str, Callable[[], Finding]]
 Examples = Sequence[EncodedPair] | Sequence[EncodedText]
 
 
-def before_forward(
+def check_inputs(
     engine: Engine,
     config: DPOConfig | SFTConfig,
     examples: Examples,
@@ -45,61 +51,66 @@ def before_forward(
     Args: split: its objective need not be known. reports: of the load, by split. special:
     ids of BOS (None: the tokenizer has none) and EOS. Raises: BadInput naming what is wrong and
     where, what was found and wanted. A collective."""
-    return found_by(
+    return run_checks(
         config,
         {
             "weights": lambda: require_weights(engine, config.model),
-            "labels": lambda: engine.agreed(lambda: require_polarity(reports)),
+            "labels": lambda: engine.on_all_ranks(lambda: require_polarity(reports)),
             "ids": lambda: engine.on_rank0(
-                lambda: require_ids(sample_of(examples), examples, special, config.data.max_tokens)
+                lambda: require_ids(
+                    sample_indices(examples), examples, special, config.data.max_tokens
+                )
             ),
-            "plan": lambda: engine.agreed(lambda: require_counts(split, engine.rank)),
+            "plan": lambda: engine.on_all_ranks(lambda: require_counts(split, engine.rank)),
             "disk": lambda: engine.on_rank0(lambda: require_disk(engine, config.run)),
-            "memory": lambda: engine.agreed(lambda: require_memory(engine, config, split)),
+            "memory": lambda: engine.on_all_ranks(lambda: require_memory(engine, config, split)),
         },
     )
 
 
-def forward(
+def check_model(
     engine: Engine,
     config: DPOConfig | SFTConfig,
     examples: Examples,
     split: Split,
     found: Mapping[str, Finding],
-    alone: Callable[[int], PackedBatch],
-    keep: Callable[[str, bytes], None],
+    unpacked: Callable[[int], PackedBatch],
+    write_file: Callable[[str, bytes], None],
 ) -> None:
     """Check the model's forward and backward at the starting weights, unless run.preflight is off;
-    all that was found goes to the log and, by `keep`, to `preflight.json`.
+    all that was found goes to the log and, by `write_file`, to `preflight.json`.
 
-    Args: found: by `before_forward`. alone: one example without neighbours or a shared prompt.
-    Raises: as `before_forward`. A collective; nothing is updated."""
+    Args: found: by `check_inputs`. unpacked: one example without neighbours or a shared prompt.
+    Raises: as `check_inputs`. A collective; nothing is updated."""
     if not config.run.preflight:
         return
     short, long = rows_to_pack(
-        sample_of(examples), split.tokens, config.hardware.tokens_per_micro_batch
+        sample_indices(examples), split.tokens, config.hardware.tokens_per_micro_batch
     )
     rows = [split.collate(indices).to(engine.device) for indices in (short, long)]
     dtype = config.hardware.dtype
     found = {
         **found,
-        **found_by(
+        **run_checks(
             config,
             {
                 "packed": lambda: require_packed(
                     dtype,
-                    [packed_difference(engine, row, list(map(alone, row.indices))) for row in rows],
+                    [
+                        packed_difference(engine, row, list(map(unpacked, row.indices)))
+                        for row in rows
+                    ],
                 ),
-                "start": lambda: start_difference(engine, config, split, rows),
-                "gradient": lambda: below(
-                    GRADIENT[dtype],
+                "start": lambda: initial_difference(engine, config, split, rows),
+                "gradient": lambda: require_below(
+                    GRADIENT_TOLERANCE[dtype],
                     "gradients are not added up over ranks: their norm changes",
                     gradient_difference(engine, rows[0]),
                 ),
             },
         ),
     }
-    engine.say(
+    engine.log(
         "preflight: "
         + "; ".join(
             f"{name} "
@@ -110,10 +121,10 @@ def forward(
             if of
         )
     )
-    keep("preflight.json", json_bytes(found))
+    write_file("preflight.json", json_bytes(found))
 
 
-def found_by(config: DPOConfig | SFTConfig, checks: Checks) -> dict[str, Finding]:
+def run_checks(config: DPOConfig | SFTConfig, checks: Checks) -> dict[str, Finding]:
     if not config.run.preflight:
         return {}
     try:
@@ -122,7 +133,7 @@ def found_by(config: DPOConfig | SFTConfig, checks: Checks) -> dict[str, Finding
         raise BadInput(f"preflight: {error}; run.preflight=false trains all the same") from None
 
 
-def sample_of(examples: Examples) -> list[int]:
+def sample_indices(examples: Examples) -> list[int]:
     return random.Random(0).sample(range(len(examples)), min(ROWS_READ, len(examples)))
 
 
@@ -148,7 +159,7 @@ def rows_to_pack(
 def require_weights(engine: Engine, model: str) -> Finding:
     """Every weight is a finite number. Raises: BadInput naming the parameters that hold others. A
     collective."""
-    if names := engine.not_finite():
+    if names := engine.non_finite_parameters():
         raise BadInput(
             f"model {model}: {len(names)} of its parameters hold values that are not finite: {', '.join(names[:5])}; wanted "
             "the weights as they were published, or saved before they diverged"
@@ -235,7 +246,7 @@ def require_disk(engine: Engine, run: Run) -> Finding:
     there already."""
     folder, sizes = Path(run.dir) / "checkpoints", engine.parameter_bytes()
     held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    wanted = (run.keep + 1) * 12 * engine.parameters + sum(size for _, size in sizes) - held
+    wanted = (run.keep + 1) * 12 * engine.num_parameters + sum(size for _, size in sizes) - held
     free = shutil.disk_usage(run.dir).free
     if free < wanted:
         raise BadInput(
@@ -256,8 +267,8 @@ def require_memory(engine: Engine, config: DPOConfig | SFTConfig, split: Split) 
     )
     parts = step_memory(
         engine.policy.lm.config,
-        engine.parameters,
-        ranks=engine.world,
+        engine.num_parameters,
+        ranks=engine.world_size,
         tokens=fullest,
         hardware=config.hardware,
         zero=engine.settings["zero_optimization"],
@@ -267,16 +278,16 @@ def require_memory(engine: Engine, config: DPOConfig | SFTConfig, split: Split) 
     if parts["states"] > free:
         raise BadInput(
             f"rank {engine.rank} has {free:,} bytes of memory free; {parts['states']:,} are wanted for gradients and moments: more "
-            f"ranks than {engine.world}, or offload_optimizer in {config.hardware.deepspeed}"
+            f"ranks than {engine.world_size}, or offload_optimizer in {config.hardware.deepspeed}"
         )
     if wanted > free:
-        engine.say(
+        engine.log(
             f"preflight: {free:,} bytes of memory are free, {wanted:,} predicted ({parts}): it may not suffice"
         )
     return {"predicted_bytes": wanted, "free_bytes": free}
 
 
-def below(tolerance: float, complaint: str, difference: float, **more: float) -> Finding:
+def require_below(tolerance: float, complaint: str, difference: float, **more: float) -> Finding:
     """Raises: BadInput with the complaint where the difference is larger than the tolerance, or not
     finite."""
     if not difference <= tolerance:
@@ -286,7 +297,7 @@ def below(tolerance: float, complaint: str, difference: float, **more: float) ->
     return {"difference": difference, **more}
 
 
-class Apart(NamedTuple):
+class LogprobDifference(NamedTuple):
     """How far a packed row's log-probs are from those of its examples alone, relative to 1 + their
     size."""
 
@@ -297,7 +308,9 @@ class Apart(NamedTuple):
 
 
 @torch.no_grad()
-def packed_difference(engine: Engine, row: PackedBatch, alone: Sequence[PackedBatch]) -> Apart:
+def packed_difference(
+    engine: Engine, row: PackedBatch, unpacked: Sequence[PackedBatch]
+) -> LogprobDifference:
     """Of every scored token, in the row and with its example by itself. A collective.
 
     The noise is that of the examples alone with all positions one higher, which changes nothing but
@@ -313,32 +326,32 @@ def packed_difference(engine: Engine, row: PackedBatch, alone: Sequence[PackedBa
         return (other_T - alone_T).abs() / (1 + alone_T.abs())
 
     of_row, found, noise = logp_RT(row), [], []
-    for place, (example, batch) in enumerate(zip(row.indices, alone)):
+    for place, (example, batch) in enumerate(zip(row.indices, unpacked)):
         logp, shifted = logp_RT(batch), logp_RT(replace(batch, positions_N=batch.positions_N + 1))
         noise += map(apart_T, shifted, logp)
-        found += [(example, of) for of in map(apart_T, of_row[place :: len(alone)], logp)]
+        found += [(example, of) for of in map(apart_T, of_row[place :: len(unpacked)], logp)]
     engine.train()
     token, example = max(
         (float(of.max()) if of.isfinite().all() else math.inf, example) for example, of in found
     )
-    return Apart(token, max(rms(of) for _, of in found), example, rms(torch.cat(noise)))
+    return LogprobDifference(token, max(rms(of) for _, of in found), example, rms(torch.cat(noise)))
 
 
 def rms(values: Tensor) -> float:
     return float(values.square().mean().sqrt())
 
 
-def require_packed(dtype: str, rows: Sequence[Apart]) -> Finding:
+def require_packed(dtype: str, rows: Sequence[LogprobDifference]) -> Finding:
     """Raises: BadInput where a token, or a response's tokens together, are further apart than
     rounding takes them: 8 or 3 times its root mean square, within the limits of the dtype."""
     for row in rows:
-        below(
-            allowed(TOKEN[dtype], 8 * row.noise),
+        require_below(
+            clamp_tolerance(TOKEN_TOLERANCE[dtype], 8 * row.noise),
             f"packing changes the log-prob of a token of example {row.example}",
             row.token,
         )
-        below(
-            allowed(RESPONSE[dtype], 3 * row.noise),
+        require_below(
+            clamp_tolerance(RESPONSE_TOLERANCE[dtype], 3 * row.noise),
             "packing changes the log-probs of a response's tokens",
             row.response,
         )
@@ -350,10 +363,10 @@ def require_packed(dtype: str, rows: Sequence[Apart]) -> Finding:
 
 
 @torch.no_grad()
-def start_difference(
+def initial_difference(
     engine: Engine, config: DPOConfig | SFTConfig, split: Split, rows: Sequence[PackedBatch]
 ) -> Finding:
-    """How far the policy's log-probs are from the reference's, of what `response_nats` allows (SFT:
+    """How far the policy's log-probs are from the reference's, of what `response_tolerance_nats` allows (SFT:
     0), and the mean loss of the first row. Raises: BadInput where that is over 1."""
     apart, losses = [0.0], []
     for row in rows:
@@ -363,7 +376,7 @@ def start_difference(
             nats_P = (stats[f"rewards/{side}"].abs() / config.beta).tolist()
             tokens = [split.ledger[f"{side}_tokens"][i] for i in row.indices]
             apart += [
-                nats / response_nats(config.hardware.dtype, count)
+                nats / response_tolerance_nats(config.hardware.dtype, count)
                 for nats, count in zip(nats_P, tokens)
             ]
     worst = max(apart, key=lambda of: of if math.isfinite(of) else math.inf)
@@ -385,5 +398,5 @@ def gradient_difference(engine: Engine, row: PackedBatch) -> float:
         engine.backward(engine(row).sum() * share / len(row.targets_T), last=True)
         return engine.discard_gradient()
 
-    equal = norm(1 / engine.world)
+    equal = norm(1 / engine.world_size)
     return abs(norm(float(engine.rank == 0)) - equal) / equal if math.isfinite(equal) else equal

@@ -11,9 +11,9 @@ from zephyr.world.answerers import BECAUSE, EFFECTS, answer
 from zephyr.world.facts import WORDS, World
 from zephyr.world.prompts import QUESTIONS, Prompt, draw_prompts
 
-PROSE_DOCUMENTS, EXCHANGES = 5500, 4  # texts, and questions with answers in each
-DEMONSTRATED = 1300  # prompts of the train split that every answerer answers, for dSFT
-JUDGED = 1500  # other prompts of the train split, for feedback and dDPO
+PROSE_DOCUMENTS, NUM_EXCHANGES = 5500, 4  # texts, and questions with answers in each
+NUM_DEMONSTRATIONS = 1300  # prompts of the train split that every answerer answers, for dSFT
+NUM_JUDGED = 1500  # other prompts of the train split, for feedback and dDPO
 SEEDS = 24  # of those, the tasks that a teacher is shown to write more
 HELD_OUT = {"validation": 360, "test": 480}
 # how often an answerer's answer to a demonstrated prompt is in the mixture: a distilled set leans
@@ -29,8 +29,8 @@ def world_rows(world: World, seed: int) -> dict[str, list[dict[str, object]]]:
     `prompts/demonstrations`, `prompts/feedback`, `prompts/validation`, `prompts/test`: prompt rows
     (fields of `Prompt`)."""
     prompts = {
-        "demonstrations": draw_prompts(world, "train", DEMONSTRATED, seed),
-        "feedback": draw_prompts(world, "train", JUDGED, seed, skip=DEMONSTRATED),
+        "demonstrations": draw_prompts(world, "train", NUM_DEMONSTRATIONS, seed),
+        "feedback": draw_prompts(world, "train", NUM_JUDGED, seed, skip=NUM_DEMONSTRATIONS),
         **{split: draw_prompts(world, split, count, seed) for split, count in HELD_OUT.items()},
     }
     rows: dict[str, list[dict[str, object]]] = {
@@ -90,7 +90,7 @@ def write_prose(world: World, documents: int, seed: int) -> list[str]:
 def _document(world: World, name: str, rng: random.Random) -> str:
     facts = world.creatures[name]
     exchanges = []
-    for trait in rng.sample(list(facts), EXCHANGES):
+    for trait in rng.sample(list(facts), NUM_EXCHANGES):
         question = rng.choice((QUESTIONS | WORDS["cause_questions"])[trait]).format(x=name)
         statement = (EFFECTS | BECAUSE)[trait].format(v=facts[trait]).removeprefix("it ")
         cause = world.causes.get(trait)

@@ -27,20 +27,23 @@ from zephyr.training.engine import Engine
 class Plain:
     """One process and torch's AdamW, behind what a step asks of the engine."""
 
-    rank, world, stop_asked = 0, 1, False
+    rank, world, stop_requested = 0, 1, False
 
     def __init__(self, hardware: Hardware, _seed: int) -> None:
         self.hardware, self.device = (
             hardware,
             torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         )
-        self.gather, self.on_rank0 = lambda value: [value], lambda make: make()
-        self.sum, self.say = lambda totals: totals, lambda text: None
-        self.update_and_weight, self.peak_memory_bytes = lambda lr: torch.ones(2), lambda: 0
+        self.all_gather, self.on_rank0 = lambda value: [value], lambda make: make()
+        self.all_reduce, self.log = lambda totals: totals, lambda text: None
+        self.update_and_weight_sq_norms, self.peak_memory_bytes = (
+            lambda lr: torch.ones(2),
+            lambda: 0,
+        )
 
-    def adopt(self, load: Callable[[], nn.Module], optim: Optim) -> None:
+    def initialize(self, load: Callable[[], nn.Module], optim: Optim) -> None:
         self.policy, self.grad_clip = load().to(self.device), optim.grad_clip
-        self.train, self.layer_parameters = (
+        self.train, self.num_layer_parameters = (
             self.policy.train,
             sum(p.numel() for p in self.policy.parameters()),
         )
@@ -123,7 +126,7 @@ def main() -> None:
     )
     Path(config.run.dir).mkdir()
     engine = kind(hardware, 0)
-    engine.adopt(
+    engine.initialize(
         partial(
             load_policy,
             task.model,

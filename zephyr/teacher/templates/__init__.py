@@ -8,7 +8,7 @@ from pathlib import Path
 
 from zephyr.config import BadInput
 
-OURS = Path(__file__).parent
+DEFAULT_FOLDER = Path(__file__).parent
 FIELD = re.compile(r"\{([a-z_]+)\}")  # {name}; other braces are text, doubled ones too
 
 
@@ -24,7 +24,7 @@ def load_templates(names: Sequence[str], folder: Path | None = None) -> dict[str
             f"templates {folder}: a folder of NAME.txt is wanted, it {'is a file' if folder.exists() else 'does not exist'}"
         )
     texts = ours = {
-        path.name: path.read_text(encoding="utf-8") for path in sorted(OURS.glob("*.txt"))
+        path.name: path.read_text(encoding="utf-8") for path in sorted(DEFAULT_FOLDER.glob("*.txt"))
     }
     for path in sorted(folder.iterdir()) if folder else ():
         if path.name not in ours:

@@ -24,9 +24,9 @@ from transformers import (
     Qwen3Config,
 )
 
-from zephyr.model import policy, proof
+from zephyr.model import packing_check, policy
 from zephyr.model.logprobs import LogProbHead
-from zephyr.model.proof import require_proven
+from zephyr.model.packing_check import require_packable
 
 RECIPE = MistralConfig()  # 7 B parameters, 32 layers, a window of 4096
 VALUES = RECIPE.to_json_string(use_diff=False)
@@ -34,16 +34,18 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 
 
 def no_window(patch: pytest.MonkeyPatch) -> None:
-    attend = proof.kernels.attend
+    attend = packing_check.kernels.attend
     patch.setattr(
-        proof.kernels, "attend", lambda *given, sliding_window=None, **more: attend(*given, **more)
+        packing_check.kernels,
+        "attend",
+        lambda *given, sliding_window=None, **more: attend(*given, **more),
     )
 
 
 def wrong_window(patch: pytest.MonkeyPatch) -> None:
-    attend = proof.kernels.attend
+    attend = packing_check.kernels.attend
     patch.setattr(
-        proof.kernels,
+        packing_check.kernels,
         "attend",
         lambda *given, sliding_window, **more: attend(
             *given, sliding_window=sliding_window + 1, **more
@@ -64,14 +66,14 @@ def one_long_sequence(patch: pytest.MonkeyPatch) -> None:
             **more,
         )
 
-    attend = proof.kernels.attend
-    patch.setattr(proof.kernels, "attend", joined)
+    attend = packing_check.kernels.attend
+    patch.setattr(packing_check.kernels, "attend", joined)
 
 
 def positions_of_the_row(patch: pytest.MonkeyPatch) -> None:
-    collate = proof.collate_pairs
+    collate = packing_check.collate_pairs
     patch.setattr(
-        proof,
+        packing_check,
         "collate_pairs",
         lambda *given: (
             batch := collate(*given),
@@ -90,15 +92,15 @@ def last_layer_skips(patch: pytest.MonkeyPatch) -> None:
             else attend(kernel, module, query, *given, **more)
         )
 
-    attend = proof.kernels.attend
-    patch.setattr(proof.kernels, "attend", skipped)
+    attend = packing_check.kernels.attend
+    patch.setattr(packing_check.kernels, "attend", skipped)
 
 
 def scaled_logits(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         policy.LogProbHead,
-        "replacing",
-        lambda linear, factor: LogProbHead.__dict__["replacing"].__func__(
+        "from_linear",
+        lambda linear, factor: LogProbHead.__dict__["from_linear"].__func__(
             LogProbHead, linear, 1.01
         ),
     )
@@ -106,13 +108,13 @@ def scaled_logits(patch: pytest.MonkeyPatch) -> None:
 
 def faint_leak(patch: pytest.MonkeyPatch) -> None:
     """1e-6 of the row's mean in every layer: log-probs can't show it, a gradient can."""
-    attend = proof.kernels.attend
+    attend = packing_check.kernels.attend
 
     def leaking(*given: object, **more: object) -> object:
         output = attend(*given, **more)[0]
         return output + 1e-6 * output.mean(1, keepdim=True), None
 
-    patch.setattr(proof.kernels, "attend", leaking)
+    patch.setattr(packing_check.kernels, "attend", leaking)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +132,7 @@ def faint_leak(patch: pytest.MonkeyPatch) -> None:
 def test_faults_are_seen(fault: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each fault in what computes the twin makes it unproven; without one it is proven. Fails where
     the proof compares too little."""
-    unproven = partial(proof.unproven.__wrapped__, MistralConfig, VALUES)
+    unproven = partial(packing_check.unpackable_reason.__wrapped__, MistralConfig, VALUES)
     assert unproven() is None
     fault(monkeypatch)
     assert unproven()
@@ -156,32 +158,32 @@ def test_faults_are_seen(fault: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_reasons_are_told(config: PreTrainedConfig, reason: str) -> None:
     """Fails where a decoder is refused, or taken, for another reason than the one that holds."""
     with pytest.raises(ValueError, match=reason):
-        require_proven(config)
+        require_packable(config)
 
 
 def test_the_proof_leaves_no_trace_and_is_cheap() -> None:
     """The recipe's 7 B model: neither random state, default device, nor config changes, the twin is
     small, and a second call costs nothing. Fails where a run's seeds depend on the proof, or
     loading a model on it."""
-    proof.unproven.cache_clear()
+    packing_check.unpackable_reason.cache_clear()
     torch.manual_seed(1234)  # not the state in which an earlier proof would have left it
     before, states = (
         RECIPE.to_dict(),
         (torch.get_rng_state(), random.getstate(), str(np.random.get_state())),
     )
     start = time.process_time()
-    require_proven(RECIPE)
+    require_packable(RECIPE)
     assert time.process_time() - start < 10  # 0.4 s where nothing else runs
     start = time.process_time()
-    require_proven(RECIPE)
+    require_packable(RECIPE)
     assert time.process_time() - start < 0.1
     assert RECIPE.to_dict() == before and torch.empty(0).device.type == "cpu"
     assert (
         torch.equal(torch.get_rng_state(), states[0])
         and (random.getstate(), str(np.random.get_state())) == states[1:]
     )
-    twin = MistralConfig.from_dict(proof.shrunk(MistralConfig, json.loads(VALUES)))
-    assert twin.num_hidden_layers == 32 and twin.sliding_window < proof.LONGEST
+    twin = MistralConfig.from_dict(packing_check.shrink_config(MistralConfig, json.loads(VALUES)))
+    assert twin.num_hidden_layers == 32 and twin.sliding_window < packing_check.LONGEST
     with torch.device("meta"):
         assert sum(p.numel() for p in policy.build(twin, "eager", torch.float32).parameters()) < 2e6
 
@@ -195,15 +197,18 @@ def test_a_length_under_an_unknown_name_is_refused() -> None:
             super().__init__(**given)
             self.own_window = own_window
 
-    config = MistralConfig.from_dict(proof.shrunk(MistralConfig, json.loads(VALUES)))
-    assert proof.unscaled(config) is None
-    assert proof.unscaled(Windowed(**{**config.to_dict(), "own_window": 512})) == "own_window=512"
-    assert proof.unscaled(Windowed(**{**config.to_dict(), "own_window": 8})) is None
+    config = MistralConfig.from_dict(packing_check.shrink_config(MistralConfig, json.loads(VALUES)))
+    assert packing_check.unscaled_key(config) is None
+    assert (
+        packing_check.unscaled_key(Windowed(**{**config.to_dict(), "own_window": 512}))
+        == "own_window=512"
+    )
+    assert packing_check.unscaled_key(Windowed(**{**config.to_dict(), "own_window": 8})) is None
 
 
 def twin(config: PreTrainedConfig) -> dict[str, object]:
     """The values of a config's twin."""
-    return proof.shrunk(type(config), json.loads(json.dumps(config.to_dict())))
+    return packing_check.shrink_config(type(config), json.loads(json.dumps(config.to_dict())))
 
 
 @pytest.mark.parametrize("keys,small", [(32, 4), (8, 2), (1, 1)], ids=["all", "grouped", "one"])
@@ -236,7 +241,7 @@ def test_a_twin_goes_beyond_what_its_model_was_pretrained_on() -> None:
         "original_max_position_embeddings": 8192,
     }
     found = twin(LlamaConfig(max_position_embeddings=131072, rope_parameters=llama3))
-    assert found["rope_parameters"]["original_max_position_embeddings"] == 8 < proof.LONGEST
+    assert found["rope_parameters"]["original_max_position_embeddings"] == 8 < packing_check.LONGEST
     assert found["max_position_embeddings"] == 8 * 16
     dynamic = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     assert (
@@ -269,7 +274,7 @@ def test_a_twins_special_tokens_are_in_its_vocabulary() -> None:
     found = twin(LlamaConfig(bos_token_id=128000, eos_token_id=[128001, 128009], pad_token_id=-1))
     assert (found["bos_token_id"], found["eos_token_id"], found["pad_token_id"]) == (1, 1, -1)
     assert twin(LlamaConfig(pad_token_id=None))["pad_token_id"] is None
-    require_proven(LlamaConfig(num_hidden_layers=2, pad_token_id=128000, vocab_size=128256))
+    require_packable(LlamaConfig(num_hidden_layers=2, pad_token_id=128000, vocab_size=128256))
 
 
 def test_what_a_decoder_is_made_of_can_refuse_it() -> None:
@@ -278,30 +283,33 @@ def test_what_a_decoder_is_made_of_can_refuse_it() -> None:
     config = MistralConfig.from_dict(twin(RECIPE))
     module = nn.Module()
     module.register_buffer("cache", torch.ones(2), persistent=False)
-    assert proof.unlike(module, config) is None
+    assert packing_check.unsupported_reason(module, config) is None
     module.register_buffer("table", torch.ones(2))
-    assert "its weights hold buffers (table)" in proof.unlike(module, config)
+    assert "its weights hold buffers (table)" in packing_check.unsupported_reason(module, config)
     half, whole = (nn.Linear(2**12, size, bias=False, device="meta") for size in (2**13, 2**13 + 1))
-    assert proof.unlike(half, config) is None
-    assert "no twin small enough" in proof.unlike(whole, config)
+    assert packing_check.unsupported_reason(half, config) is None
+    assert "no twin small enough" in packing_check.unsupported_reason(whole, config)
 
 
 def test_a_number_that_the_class_does_not_know_is_no_length() -> None:
     """Hub configs hold notes of their makers. Fails where one of them refuses a model."""
-    assert proof.unscaled(MistralConfig.from_dict({**twin(RECIPE), "tokens_seen": 10**6})) is None
+    assert (
+        packing_check.unscaled_key(MistralConfig.from_dict({**twin(RECIPE), "tokens_seen": 10**6}))
+        is None
+    )
 
 
 def unproven_with(patch: pytest.MonkeyPatch, change: Callable[[nn.Module], None]) -> str | None:
     """The reason for a twin of two layers whose packed side was changed after it was built."""
-    build = proof.build
+    build = packing_check.build
 
     def built(*given: object) -> nn.Module:
         lm = build(*given)
         change(lm)
         return lm
 
-    patch.setattr(proof, "build", built)
-    return proof.unproven.__wrapped__(
+    patch.setattr(packing_check, "build", built)
+    return packing_check.unpackable_reason.__wrapped__(
         MistralConfig, MistralConfig(num_hidden_layers=2).to_json_string(use_diff=False)
     )
 
@@ -346,7 +354,7 @@ def test_what_is_no_number_is_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_frequencies_that_grow_are_tried_as_a_run_has_them(rope: dict[str, object]) -> None:
     """Those of the longest sequence, in packed rows and alone. Fails where such a decoder is
     refused, since the short pair alone gets others."""
-    require_proven(
+    require_packable(
         LlamaConfig(
             hidden_size=64,
             num_attention_heads=4,

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from zephyr.chat.messages import THINKING, Messages
 from zephyr.chat.template import HANDBOOK_TEMPLATE, render
-from zephyr.chat.turns import THINKING, Messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,7 +34,7 @@ class Change(NamedTuple):
     thought: bool = False
 
 
-def require_written(
+def require_rendered(
     tokenizer: PreTrainedTokenizerBase,
     turns: Messages,
     template: str,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from zephyr.distill.clean import library
+from zephyr.distill.clean import import_extra
 from zephyr.teacher import Reply, Request
 
 SAMPLING = {  # task -> max_tokens, temperature, top_p; what is asked again is at temperature 0.7
@@ -26,7 +26,7 @@ BLACKLIST = re.compile(
     re.IGNORECASE,
 )
 FILTERS: dict[
-    str, Callable[["Job", str, float], bool]
+    str, Callable[["GenerationRun", str, float], bool]
 ] = {  # (job, instruction, ROUGE-L to the nearest) -> taken; the first counts
     "short": lambda job, text, near: len(text.split()) <= 3,
     "long": lambda job, text, near: len(text.split()) > 150,
@@ -34,7 +34,7 @@ FILTERS: dict[
     "write_a_program": lambda job, text, near: text.lower().startswith("write a program"),
     "punctuation_start": lambda job, text, near: text[:1] in string.punctuation,
     "non_ascii_start": lambda job, text, near: not text[:1].isascii(),
-    "duplicate": lambda job, text, near: one_line(text.lower()) in job.seen,
+    "duplicate": lambda job, text, near: collapse_whitespace(text.lower()) in job.seen,
     "similar": lambda job, text, near: near > job.largest_rouge_l,
 }
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # of a surrogate pair: can be in no file
@@ -43,18 +43,18 @@ Found = list[
 ]  # the pieces of a reply; None: one that is not in the wanted form
 
 
-def tokens(text: str) -> list[str]:
+def rouge_tokens(text: str) -> list[str]:
     """As rouge-score's own tokenizer without stemming: runs of a-z and 0-9 in lower case. A text of
     other letters has none."""
     return re.findall("[a-z0-9]+", text.lower())
 
 
-class Similar:
+class SimilarityIndex:
     """Kept texts, as strings of one character per token."""
 
     def __init__(self) -> None:
         """Raises: BadInput where rapidfuzz is missing."""
-        library("rapidfuzz")
+        import_extra("rapidfuzz")
         self.names: list[str] = []
         self.texts: list[str] = []
         self.letters: dict[str, str] = {}
@@ -64,7 +64,8 @@ class Similar:
         self.names.append(name)
         self.texts.append(
             "".join(
-                self.letters.setdefault(token, chr(len(self.letters) + 1)) for token in tokens(text)
+                self.letters.setdefault(token, chr(len(self.letters) + 1))
+                for token in rouge_tokens(text)
             )
         )
 
@@ -77,7 +78,7 @@ class Similar:
         from rapidfuzz.distance import Indel, LCSseq
         from rapidfuzz.process import extractOne
 
-        letters = "".join(self.letters.get(token, "\0") for token in tokens(text))
+        letters = "".join(self.letters.get(token, "\0") for token in rouge_tokens(text))
         found = extractOne(
             letters, self.texts, scorer=Indel.normalized_similarity, score_cutoff=1e-9
         )  # F1, but for its rounding
@@ -100,7 +101,7 @@ class Task(NamedTuple):
 
 
 @dataclass
-class Job:
+class GenerationRun:
     """A run: what it was given, and what it has kept and counted so far."""
 
     ask: Callable[[Sequence[Request]], list[Reply]]
@@ -113,31 +114,31 @@ class Job:
     largest_rouge_l: float
     kept: list[Task] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
-    similar: Similar = field(default_factory=Similar)
+    similar: SimilarityIndex = field(default_factory=SimilarityIndex)
     counts: dict[str, Counter[str]] = field(default_factory=dict)
 
     def count(self, stage: str, name: str, number: int = 1) -> None:
         """Into the report, also a 0."""
         self.counts.setdefault(stage, Counter())[name] += number
 
-    def remember(self, task: Task) -> None:
+    def mark_seen(self, task: Task) -> None:
         """No later instruction may repeat this one."""
-        self.seen.add(one_line(task.instruction.lower()))
+        self.seen.add(collapse_whitespace(task.instruction.lower()))
         self.similar.add(task.id, task.instruction)
 
 
-def one_line(text: str) -> str:
+def collapse_whitespace(text: str) -> str:
     """White space as single spaces."""
     return " ".join(text.split())
 
 
-def turns(said: Sequence[str]) -> list[dict[str, str]]:
+def to_messages(said: Sequence[str]) -> list[dict[str, str]]:
     """What the user and the assistant said in turn, as messages."""
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
 
 
-def request(
-    job: Job,
+def make_request(
+    job: GenerationRun,
     task: str,
     key: object,
     said: Sequence[str],
@@ -151,7 +152,7 @@ def request(
     max_tokens, temperature, top_p = SAMPLING[task]
     draw = random.Random(f"{job.seed}/{task}/{key}/{again}").randrange(2**31)
     return Request(
-        tuple(turns(said)),
+        tuple(to_messages(said)),
         max_tokens,
         0.7 if again else temperature,
         top_p,
@@ -160,7 +161,7 @@ def request(
     )
 
 
-def answers(job: Job, stage: str, requests: Sequence[Request]) -> list[Reply]:
+def collect_replies(job: GenerationRun, stage: str, requests: Sequence[Request]) -> list[Reply]:
     """The replies in order, those without a text counted; one that holds half a character becomes
     one of these."""
     replies = job.ask(requests) if requests else []
@@ -171,8 +172,8 @@ def answers(job: Job, stage: str, requests: Sequence[Request]) -> list[Reply]:
     return [reply._replace(text=None) if bad else reply for reply, bad in zip(replies, broken)]
 
 
-def pieces(
-    job: Job, stage: str, reply: Reply, parse: Callable[[str], Found]
+def parse_reply(
+    job: GenerationRun, stage: str, reply: Reply, parse: Callable[[str], Found]
 ) -> list[tuple[str, ...]]:
     """What is whole and in the wanted form; the rest is counted: as `cut` the last piece of a reply
     that was cut, as `unparsed` others."""
@@ -185,7 +186,7 @@ def pieces(
     return [piece for piece in found if piece is not None]
 
 
-def passes(job: Job, stage: str, checks: Mapping[str, bool]) -> bool:
+def passes_filters(job: GenerationRun, stage: str, checks: Mapping[str, bool]) -> bool:
     """Whether no check hits; counted under the first that does, or as kept."""
     taken = next((name for name, hit in checks.items() if hit), "kept")
     for name in ("parsed", *checks, "kept"):
@@ -193,8 +194,10 @@ def passes(job: Job, stage: str, checks: Mapping[str, bool]) -> bool:
     return taken == "kept"
 
 
-def propose(
-    job: Job, questions: Sequence[tuple[Request, dict[str, object]]], parse: Callable[[str], Found]
+def generate_tasks(
+    job: GenerationRun,
+    questions: Sequence[tuple[Request, dict[str, object]]],
+    parse: Callable[[str], Found],
 ) -> list[Task]:
     """What no filter takes of the instructions in the replies, as tasks; a piece may hold an input
     and an output too.
@@ -202,11 +205,11 @@ def propose(
     Args: questions: each with what the rows that come of it shall tell."""
     before = len(job.kept)
     for (asked, lineage), reply in zip(
-        questions, answers(job, "instructions", [asked for asked, _ in questions])
+        questions, collect_replies(job, "instructions", [asked for asked, _ in questions])
     ):
-        for text, *instance in pieces(job, "instructions", reply, parse):
+        for text, *instance in parse_reply(job, "instructions", reply, parse):
             nearest, rouge_l = job.similar.nearest(text)
-            if passes(
+            if passes_filters(
                 job,
                 "instructions",
                 {name: takes(job, text, rouge_l) for name, takes in FILTERS.items()},
@@ -220,16 +223,18 @@ def propose(
                         calls={str(asked.about["task"]): [reply.digest]},
                     )
                 )
-                job.remember(job.kept[-1])
+                job.mark_seen(job.kept[-1])
     return job.kept[before:]
 
 
-def rows_of(job: Job, task: Task, pairs: Sequence[tuple[str, ...]]) -> list[dict[str, object]]:
+def make_rows(
+    job: GenerationRun, task: Task, pairs: Sequence[tuple[str, ...]]
+) -> list[dict[str, object]]:
     """A row for each (input, output) that no filter takes, up to `job.instances`; of one input with
     two outputs none is right."""
     sound: list[tuple[str, ...]] = []
     for given, output in pairs:
-        if passes(
+        if passes_filters(
             job,
             "instances",
             {
@@ -244,16 +249,18 @@ def rows_of(job: Job, task: Task, pairs: Sequence[tuple[str, ...]]) -> list[dict
             sound.append((given, output))
     job.count("instances", "surplus", len(sound[job.instances :]))
     return [
-        row(job, task, i, [f"{task.instruction}\n\n{given}" if given else task.instruction, output])
+        make_row(
+            job, task, i, [f"{task.instruction}\n\n{given}" if given else task.instruction, output]
+        )
         for i, (given, output) in enumerate(sound[: job.instances])
     ]
 
 
-def row(job: Job, task: Task, number: int, said: Sequence[str]) -> dict[str, object]:
+def make_row(job: GenerationRun, task: Task, number: int, said: Sequence[str]) -> dict[str, object]:
     """An SFT row: the conversation, and where it comes from."""
     return {
         "id": f"{task.id}.{number}",
-        "messages": turns(said),
+        "messages": to_messages(said),
         "lineage": {
             "variant": job.variant,
             "seed": job.seed,

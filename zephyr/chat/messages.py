@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from zephyr.chat.names import MASKS, is_mark, one_name, plain, role_of
+from zephyr.chat.names import MASKS, is_mark, plain, role_of, unify_keys
 
 Message = dict[str, object]
 Messages = list[Message]
@@ -19,13 +19,13 @@ THINKING = (
     "reasoning",
     "thinking",
 )  # what a model thought before the words of its turn
-FOR_TEMPLATE = (
+TEMPLATE_KEYS = (
     "tool_calls",
     "tool_call_id",
     "name",
     *THINKING,
 )  # given to the chat template beside role and content
-READ = ("role", "content", *FOR_TEMPLATE, *MASKS)
+READ = ("role", "content", *TEMPLATE_KEYS, *MASKS)
 REFUSED = {  # key of a turn -> what is wanted in its place
     "function_call": "`tool_calls`",
     "functions": "the row's `tools`",
@@ -43,7 +43,7 @@ TRANSCRIPT = re.compile(r"\s*Human:.*\n\s*Assistant:", re.DOTALL)
 BINARIZE = "`zephyr binarize SOURCE --rule paper --out pairs.jsonl`"
 
 
-class SameWords(ValueError):
+class IdenticalAnswers(ValueError):
     """Two answers that differ by white space alone: no fault of the row, and no preference of
     anybody's."""
 
@@ -65,7 +65,7 @@ class PairTexts(NamedTuple):
 def check_messages(
     messages: object, field: str = "messages", *, last: str | None = None
 ) -> Messages:
-    """The turns as dicts of role, content, those of `FOR_TEMPLATE` that it has, and `train` where
+    """The turns as dicts of role, content, those of `TEMPLATE_KEYS` that it has, and `train` where
     it has one of `MASKS`; other keys are left out (`unread_keys` tells them).
 
     Wanted: at most one system turn, first; then user and assistant in turn, the user first; results
@@ -75,7 +75,7 @@ def check_messages(
     if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
         hint = (
             ": it is the JSON text of one, to be decoded first"
-            if is_turns_as_text(messages)
+            if is_stringified_turns(messages)
             else ""
         )
         raise ValueError(f"`{field}` is {shown(messages)}, wanted a list of messages{hint}")
@@ -101,11 +101,11 @@ def check_pair(pair: Mapping[str, object]) -> PairTexts:
     the user's; it may be missing where the lists hold it. `system` is put in front, `history`
     ([[user, assistant], ...]) in front of the prompt; `tools`: what the assistant may call. Raises:
     ValueError naming the field, what was found and what was wanted; also for two equal answers;
-    SameWords."""
-    prompt = joined_parts(pair.get("prompt"), "prompt")
-    before = history(pair.get("history"))
+    IdenticalAnswers."""
+    prompt = join_text_parts(pair.get("prompt"), "prompt")
+    before = history_turns(pair.get("history"))
     if prompt is not None:
-        refuse_raw_text(prompt, "prompt")
+        require_no_stringified_turns(prompt, "prompt")
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         turns = before + turns if before and isinstance(turns, list) else turns
         prompt = _without_masks(check_messages(turns, "prompt", last="user"))
@@ -127,7 +127,7 @@ def check_pair(pair: Mapping[str, object]) -> PairTexts:
         **rejected,
         "content": without_space(rejected["content"]),
     }:
-        raise SameWords("both sides equal but for white space")
+        raise IdenticalAnswers("both sides equal but for white space")
     field = "prompt" if prompt is not None and len(prompt) == len(chosen_prompt) else "chosen"
     named = [f"{field}[{i}]" for i in range(len(chosen_prompt))]
     if before:
@@ -164,7 +164,7 @@ def with_system(system: object, turns: Messages, names: list[str]) -> tuple[Mess
     return turns, names
 
 
-def history(value: object) -> Messages:
+def history_turns(value: object) -> Messages:
     """The turns of Alpaca's `history`, pairs of a user's and an assistant's text. Raises:
     ValueError for anything else."""
     if value is None or value == []:
@@ -206,7 +206,7 @@ def check_tools(tools: object) -> list[Mapping[str, object]] | None:
     return tools
 
 
-def joined_parts(value: object, field: str) -> object:
+def join_text_parts(value: object, field: str) -> object:
     """The text of a list of parts `{"type": "text", "text": ...}`, one behind the other; anything
     else as it is.
 
@@ -227,7 +227,7 @@ def joined_parts(value: object, field: str) -> object:
     return "".join(part["text"] for part in value)
 
 
-def is_turns_as_text(value: object) -> bool:
+def is_stringified_turns(value: object) -> bool:
     """Whether a string is a turn, a list of turns or an object with one, written as text, in JSON
     or as python shows it."""
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
@@ -256,10 +256,10 @@ def _are_turns(value: object) -> bool:
     )
 
 
-def refuse_raw_text(value: object, field: str) -> None:
+def require_no_stringified_turns(value: object, field: str) -> None:
     """Raises: ValueError for a string that is a conversation written as text: its marks would be
     trained as somebody's words."""
-    if is_turns_as_text(value):
+    if is_stringified_turns(value):
         raise ValueError(
             f"`{field}` is the text of a list of messages ({shown(value)}), wanted the list itself: decode it (json.loads)"
         )
@@ -336,15 +336,15 @@ def _check_turn(turn: object, field: str) -> Message:
         raise ValueError(
             f"`{field}` is {shown(turn)}, wanted a message with `role` and `content`{hint}"
         )
-    turn, written = one_name(turn, NAMES)
+    turn, written = unify_keys(turn, NAMES)
     given = {
         key: value
         for key, value in turn.items()
         if value is not None
-        and not ((key in FOR_TEMPLATE or key in REFUSED) and value in ([], "", {}, False))
+        and not ((key in TEMPLATE_KEYS or key in REFUSED) and value in ([], "", {}, False))
     }
     if "content" in given:
-        given["content"] = joined_parts(given["content"], f"{field}.content")
+        given["content"] = join_text_parts(given["content"], f"{field}.content")
     for key in ("role", "content"):
         if not isinstance(given.get(key), str) and not (
             key not in given and key == "content" and "tool_calls" in given
@@ -379,7 +379,7 @@ def _check_turn(turn: object, field: str) -> Message:
             )
     if "tool_calls" in given:
         checked["tool_calls"] = _tool_calls(given["tool_calls"], f"{field}.tool_calls")
-    for key in FOR_TEMPLATE[1:]:
+    for key in TEMPLATE_KEYS[1:]:
         if key in given and (role in ("assistant", "tool") or key in THINKING):
             if not isinstance(given[key], str):
                 raise ValueError(f"`{field}.{key}` is {shown(given[key])}, wanted a string")
@@ -437,14 +437,14 @@ def _side(
 ) -> tuple[Messages, Message, str]:
     """Prompt turns, answer and the answer's name of one side; `prompt`: what the row's own `prompt`
     (and `history`) hold."""
-    side = joined_parts(pair.get(field), field)
+    side = join_text_parts(pair.get(field), field)
     side = [side] if isinstance(side, Mapping) and "role" in side else side
     if side is None:
         raise ValueError(
             f"`{field}` is {'null' if field in pair else 'missing'}, wanted a string or a list of messages"
         )
     if isinstance(side, str):
-        refuse_raw_text(side, field)
+        require_no_stringified_turns(side, field)
         if prompt is None:
             raise ValueError(f"`prompt` is missing, wanted one beside `{field}`, which is a string")
         if not side.strip():

@@ -27,15 +27,15 @@ from transformers.masking_utils import sdpa_mask
 
 from zephyr.chat import EncodedPair
 from zephyr.model import attention as kernels
-from zephyr.model.policy import REFUSALS, Policy, build, fix_rope
+from zephyr.model.policy import MODEL_CONFIG_ERRORS, Policy, build, fix_rope
 from zephyr.packing import PackedBatch, collate_pairs
 
 # What a forward raises that can't take a packed row, or asks for a package that is not installed
-FAILURES = (*REFUSALS, ImportError, NameError, RuntimeError)
+FAILURES = (*MODEL_CONFIG_ERRORS, ImportError, NameError, RuntimeError)
 PROOF = "zephyr_proof"  # the name of the twin's attention
 HEADS, HEAD_SIZE, VOCABULARY, WINDOW, SHORT = 4, 16, 96, 5, 8
 TOKEN_KEYS = ("token_id", "token_index")
-MOST_PARAMETERS = 2**25  # of a twin: 128 MiB
+MAX_PARAMETERS = 2**25  # of a twin: 128 MiB
 LONGEST = 28  # tokens of the longest sequence of PAIRS: longer than WINDOW and SHORT
 PAIRS = [
     EncodedPair("long", [*range(10, 19)], [*range(20, 32)], [*range(40, 59)]),
@@ -56,26 +56,28 @@ KNOWN = {
 TOLERANCE = 2e-3  # nats; a key too many or too few changes tenths
 
 
-def require_proven(config: PreTrainedConfig) -> None:
+def require_packable(config: PreTrainedConfig) -> None:
     """Raises: ValueError with the reason why packed log-probs of this decoder can't be shown to be
     right.
 
     Costs parts of a second, once for each config of a process; the global random state is left as
     it was."""
-    why_not = unproven(type(config), json.dumps(config.to_dict(), sort_keys=True, default=str))
-    if why_not:
-        raise ValueError(why_not)
+    reason = unpackable_reason(
+        type(config), json.dumps(config.to_dict(), sort_keys=True, default=str)
+    )
+    if reason:
+        raise ValueError(reason)
 
 
 @lru_cache(maxsize=64)
-def unproven(kind: type[PreTrainedConfig], values: str) -> str | None:
+def unpackable_reason(kind: type[PreTrainedConfig], values: str) -> str | None:
     """The reason, or None. Args: the class of the config and its values as JSON."""
     given = json.loads(values)
     try:
         whole = kind.from_dict(given)
         if whole.get_text_config() is not whole:
             return f"more than a text decoder ({', '.join(sorted(kind.sub_configs))})"
-        config = kind.from_dict(shrunk(kind, json.loads(values)))
+        config = kind.from_dict(shrink_config(kind, json.loads(values)))
         with torch.device("meta"), no_init_weights():
             empty = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except FAILURES as error:
@@ -83,13 +85,13 @@ def unproven(kind: type[PreTrainedConfig], values: str) -> str | None:
             f"no small twin of it can be made to try packing on: {type(error).__name__}: "
             f"{first_line(error)}"
         )
-    reason = unlike(empty, config)
+    reason = unsupported_reason(empty, config)
     if reason:
         return reason
     try:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.enable_grad():
             torch.manual_seed(0)
-            return compared(config)
+            return compare_twins(config)
     except FAILURES as error:
         if error.args == (PROOF,):
             return (
@@ -105,19 +107,19 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [""])[0][:300]
 
 
-def shrunk(kind: type[PreTrainedConfig], values: dict[str, object]) -> dict[str, object]:
+def shrink_config(kind: type[PreTrainedConfig], values: dict[str, object]) -> dict[str, object]:
     """The values of a config with sizes that a CPU computes in no time, and lengths so short that
     PAIRS go beyond them.
 
     Layers stay as many and as they are, and so do keys that are no known size or length (see
-    `unscaled`)."""
+    `unscaled_key`)."""
     native = kind.attribute_map
     wanted = ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size")
     heads, keys, size, hidden = (values.get(native.get(name, name)) for name in wanted)
     # In Gemma and others, heads x size is not hidden.
     apart = None not in (heads, size, hidden) and heads * size != hidden
     size = size or (hidden // heads if hidden and heads else HEAD_SIZE)
-    small_size, start = min(size, HEAD_SIZE), start_of_rope(values)
+    small_size, start = min(size, HEAD_SIZE), original_rope_length(values)
     longest = values.get(native.get("max_position_embeddings", "max_position_embeddings")) or 0
     known = {
         "vocab_size": VOCABULARY,
@@ -150,8 +152,8 @@ def is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def unscaled(config: PreTrainedConfig) -> str | None:
-    """A key of a twin's config that `shrunk` left so large that it may be a length which PAIRS do
+def unscaled_key(config: PreTrainedConfig) -> str | None:
+    """A key of a twin's config that `shrink_config` left so large that it may be a length which PAIRS do
     not reach, or None.
 
     A window or a chunk under a name of its own would bind in training and not in the proof."""
@@ -169,7 +171,7 @@ def unscaled(config: PreTrainedConfig) -> str | None:
     return None
 
 
-def start_of_rope(values: dict[str, object]) -> int | None:
+def original_rope_length(values: dict[str, object]) -> int | None:
     """The length up to which rotary embeddings that grow, or are scaled, are those of
     pretraining."""
     rope = values.get("rope_parameters") or {}
@@ -181,7 +183,7 @@ def start_of_rope(values: dict[str, object]) -> int | None:
     return None
 
 
-def unlike(empty: PreTrainedModel, config: PreTrainedConfig) -> str | None:
+def unsupported_reason(empty: PreTrainedModel, config: PreTrainedConfig) -> str | None:
     """The reason why a decoder, on the meta device, is none that packing can be right for, by what
     it is made of."""
     kinds = {type(module).__name__ for module in empty.modules()}
@@ -206,17 +208,17 @@ def unlike(empty: PreTrainedModel, config: PreTrainedConfig) -> str | None:
     if any(buffer in empty.state_dict() for buffer, _ in empty.named_buffers()):
         names = [buffer for buffer, _ in empty.named_buffers() if buffer in empty.state_dict()]
         return f"its weights hold buffers ({names[0]}), which are neither loaded nor trained here"
-    if unscaled(config):
+    if unscaled_key(config):
         return (
-            f"its config has a size or length that is not known here ({unscaled(config)}), with "
+            f"its config has a size or length that is not known here ({unscaled_key(config)}), with "
             f"which packing is not tried"
         )
-    if sum(parameter.numel() for parameter in empty.parameters()) > MOST_PARAMETERS:
+    if sum(parameter.numel() for parameter in empty.parameters()) > MAX_PARAMETERS:
         return "no twin small enough to try packing on can be made of its config"
     return None
 
 
-def compared(config: PreTrainedConfig) -> str | None:
+def compare_twins(config: PreTrainedConfig) -> str | None:
     """The twin's packed row against transformers' eager forward of each sequence: the reason where
     they differ, or None."""
     calls: list[nn.Module] = []
@@ -227,7 +229,7 @@ def compared(config: PreTrainedConfig) -> str | None:
 
     AttentionInterface.register(PROOF, attend)
     AttentionMaskInterface.register(PROOF, sdpa_mask)
-    plain, policy, batch = *twins(config), collate_pairs(PAIRS, [0, 1])
+    plain, policy, batch = *make_twins(config), collate_pairs(PAIRS, [0, 1])
     embedded: list[Tensor] = []
     policy.lm.get_input_embeddings().register_forward_hook(
         lambda *hooked: embedded.append(hooked[-1])
@@ -238,7 +240,7 @@ def compared(config: PreTrainedConfig) -> str | None:
             f"a forward calls the attention of a packed row {len(calls)} times in "
             f"{config.num_hidden_layers} layers; once in each is wanted"
         )
-    expected_T = torch.cat([alone(plain, *sequence) for sequence in sequences()])
+    expected_T = torch.cat([unpacked_logprobs(plain, *sequence) for sequence in sequences()])
     error = (logp_T - expected_T).abs().max().item()
     if not error <= TOLERANCE:  # not a number is no proof
         return (
@@ -254,7 +256,7 @@ def compared(config: PreTrainedConfig) -> str | None:
     return None
 
 
-def twins(config: PreTrainedConfig) -> tuple[PreTrainedModel, Policy]:
+def make_twins(config: PreTrainedConfig) -> tuple[PreTrainedModel, Policy]:
     """The decoder by transformers' own eager forward, and the policy made as `load_policy` makes
     it, with one set of random weights.
 
@@ -285,7 +287,9 @@ def sequences() -> list[tuple[list[int], list[int]]]:
 
 
 @torch.no_grad()
-def alone(plain: PreTrainedModel, prompt_ids: list[int], response_ids: list[int]) -> Tensor:
+def unpacked_logprobs(
+    plain: PreTrainedModel, prompt_ids: list[int], response_ids: list[int]
+) -> Tensor:
     """Log-probs [T] of a response's tokens, by the usual forward of one sequence."""
     tokens_N = torch.tensor(prompt_ids + response_ids)
     logp_NV = plain(input_ids=tokens_N[None], use_cache=False).logits[0].float().log_softmax(-1)

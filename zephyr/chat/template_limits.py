@@ -28,7 +28,7 @@ MEMORY_BYTES, SECONDS = (
 )  # what two short turns may take: thousands of times what they need
 
 
-def try_template(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
+def check_template_limits(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
     """Raises: ValueError where rendering two short turns takes more than `MEMORY_BYTES` or
     `SECONDS`, or multiplies text.
 
@@ -57,7 +57,7 @@ def try_template(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
 
 def _render(writer: Connection, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
     """In the child: sends what is wrong, or an empty text."""
-    bound_memory(MEMORY_BYTES)
+    limit_memory(MEMORY_BYTES)
     said = ""
     for turns, answer in ((TURNS, False), (TURNS[:1], True)):
         try:
@@ -72,7 +72,7 @@ def _render(writer: Connection, tokenizer: PreTrainedTokenizerBase, template: st
     os._exit(0)  # nothing of the parent's is to be closed twice
 
 
-def bound_memory(more: int) -> None:
+def limit_memory(more: int) -> None:
     """This process may take so many bytes more than it has now, beyond it MemoryError is raised. On
     Linux alone."""
     statm = Path("/proc/self/statm")

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 
 from zephyr.chat import without_space
 
-NOTHING = b""  # of a row that was made without words
+NO_DIGEST = b""  # of a row that was made without words
 Turn = Mapping[str, object]
 
 
-def said(turns: Sequence[Turn]) -> bytes:
+def conversation_digest(turns: Sequence[Turn]) -> bytes:
     """128 bits of all turns: their words without white space, who says them, and their calls."""
     return _digest(
         [
@@ -29,7 +29,7 @@ def said(turns: Sequence[Turn]) -> bytes:
     )
 
 
-def asked(turns: Sequence[Turn]) -> bytes:
+def prompt_digest(turns: Sequence[Turn]) -> bytes:
     """128 bits of the user's first turn, then 128 of all turns of the user: without white space, in
     lower case, whatever the system or the assistant says."""
     words = [without_space(str(of["content"])).casefold() for of in turns if of["role"] == "user"]

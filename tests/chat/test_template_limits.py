@@ -12,7 +12,7 @@ import pytest
 from processes import ROOT
 from transformers import PreTrainedTokenizerBase
 
-from zephyr.chat import try_template
+from zephyr.chat import check_template_limits
 from zephyr.data import load_tokenizer
 
 ENDLESS = "{% for _ in range(99999) %}{% for _ in range(99999) %}{% endfor %}{% endfor %}"
@@ -39,7 +39,7 @@ def test_what_multiplies_text_is_refused(
     """Before the answer as after it. Fails where one of the two is not tried: then the first row,
     in this process, is what shows it."""
     with pytest.raises(ValueError, match=message):
-        try_template(tokenizer, template)
+        check_template_limits(tokenizer, template)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_what_refuses_or_is_large_is_no_fault_here(
 ) -> None:
     """Each row is judged for itself, and 100 MB are there to be had, whatever this process has
     taken already. Fails where a template that wants a system turn can't be loaded."""
-    try_template(tokenizer, template)
+    check_template_limits(tokenizer, template)
 
 
 def test_a_trial_that_is_killed_is_told(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -71,17 +71,17 @@ def test_a_trial_that_is_killed_is_told(tokenizer: PreTrainedTokenizerBase) -> N
     killer = threading.Timer(0.3, kill)
     killer.start()
     with pytest.raises(ValueError, match=r"the chat template ended its process \(exit code -9\)"):
-        try_template(tokenizer, ENDLESS)
+        check_template_limits(tokenizer, ENDLESS)
     killer.join()
 
 
 BOUND = """
 import resource
-from zephyr.chat.trial import bound_memory
+from zephyr.chat.template_limits import limit_memory
 space = resource.RLIMIT_AS
 own = 4096 + int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 def bound(more):
-    bound_memory(more)
+    limit_memory(more)
     return resource.getrlimit(space)
 soft, hard = bound(2**28)
 assert abs(soft - own - 2**28) < 2**26 and hard == resource.RLIM_INFINITY, (soft, hard, own)

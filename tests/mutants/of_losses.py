@@ -1,0 +1,143 @@
+"""The faults of `zephyr/losses.py`: see table.py."""
+
+from table import Mutant, of
+
+MUTANTS: list[Mutant] = [
+    *of(
+        "zephyr/losses.py",
+        ("tests/test_losses.py",),
+        ("-margin_P\n", "margin_P\n"),
+        (
+            (
+                "return -(1 - label_smoothing) * F.logsigmoid(margin_P) - "
+                "label_smoothing * F.logsigmoid("
+            ),
+            (
+                "return -(1 - label_smoothing) * F.logsigmoid(margin_P) + "
+                "label_smoothing * F.logsigmoid("
+            ),
+        ),
+        (
+            (
+                "return ((1 - label_smoothing) * kept_P - label_smoothing * flipped_P) / "
+                "(\n"
+                "        1 - 2 * label_smoothing\n"
+                "    )"
+            ),
+            (
+                "return ((1 - label_smoothing) * kept_P - label_smoothing * flipped_P) / "
+                "(1 - label_smoothing)"
+            ),
+        ),
+        (
+            ("return ((1 - label_smoothing) * kept_P - label_smoothing * flipped_P) / ("),
+            ("return ((1 - label_smoothing) * kept_P + label_smoothing * flipped_P) / ("),
+        ),
+        (
+            "return (chosen_P - rejected_P - 1 / (2 * beta)).square()",
+            "return (chosen_P - rejected_P - 1 / beta).square()",
+        ),
+        (
+            "return (chosen_P - rejected_P - 1 / (2 * beta)).square()",
+            "return (chosen_P - rejected_P - 1 / (2 * beta)).abs()",
+        ),
+        (
+            "return F.relu(1 - beta * (chosen_P - rejected_P))",
+            "return F.relu(1 - (chosen_P - rejected_P))",
+        ),
+        (
+            "F.logsigmoid(margin_P) - math.log1p(-label_smoothing)",
+            "F.logsigmoid(margin_P) - math.log(label_smoothing)",
+        ),
+        (
+            "return -F.logsigmoid(reward_chosen_P) - 0.5 * negatives_P",
+            "return -F.logsigmoid(reward_chosen_P) - negatives_P",
+        ),
+        (
+            ("return (chosen_P - 0.5 / beta).square() + (rejected_P + 0.5 / beta).square()"),
+            ("return (chosen_P - 0.5 / beta).square() + (rejected_P - 0.5 / beta).square()"),
+        ),
+        (
+            ("return torch.sigmoid(-beta * chosen_P) + torch.sigmoid(beta * rejected_P)"),
+            ("return torch.sigmoid(-beta * chosen_P) + torch.sigmoid(-beta * rejected_P)"),
+        ),
+        (
+            (
+                "return torch.sigmoid(beta * chosen_P) + torch.sigmoid(-beta * (chosen_P "
+                "- rejected_P))"
+            ),
+            (
+                "return torch.sigmoid(-beta * chosen_P) + torch.sigmoid(-beta * "
+                "(chosen_P - rejected_P))"
+            ),
+        ),
+        ('"ipo": Loss(ipo, length_averaged=True),', '"ipo": Loss(ipo),'),
+        (
+            ('"sigmoid_norm": Loss(sigmoid, smoothing="accepted", length_averaged=True),'),
+            '"sigmoid_norm": Loss(sigmoid, smoothing="accepted"),',
+        ),
+        (
+            '"exo_pair": Loss(exo_pair, smoothing="required"),',
+            '"exo_pair": Loss(exo_pair, smoothing="accepted"),',
+        ),
+        (
+            ("rewards = (beta * chosen_ratio_P).detach(), (beta * rejected_ratio_P).detach()"),
+            "rewards = beta * chosen_ratio_P, (beta * rejected_ratio_P).detach()",
+        ),
+        (
+            ("rewards = (beta * chosen_ratio_P).detach(), (beta * rejected_ratio_P).detach()"),
+            "rewards = chosen_ratio_P.detach(), (beta * rejected_ratio_P).detach()",
+        ),
+        (
+            ("rewards = (beta * chosen_ratio_P).detach(), (beta * rejected_ratio_P).detach()"),
+            ("rewards = (beta * chosen_ratio_P).detach(), (beta * -rejected_ratio_P).detach()"),
+        ),
+        (
+            (
+                "chosen_ratio_P, rejected_ratio_P = chosen_P - ref_chosen_P, rejected_P "
+                "- ref_rejected_P"
+            ),
+            (
+                "chosen_ratio_P, rejected_ratio_P = chosen_P - ref_rejected_P, "
+                "rejected_P - ref_chosen_P"
+            ),
+        ),
+        (
+            'loss, "rejected_tokens_P", rejected_tokens_P, chosen_P',
+            'loss, "rejected_tokens_P", chosen_tokens_P, chosen_P',
+        ),
+        (
+            (
+                'smoothing = {} if entry.smoothing == "refused" else {"label_smoothing": '
+                "label_smoothing}"
+            ),
+            (
+                "smoothing = (\n"
+                "        {}\n"
+                '        if entry.smoothing == "refused"\n'
+                '        else {"label_smoothing": 0.0 * label_smoothing + (1e-3 if loss '
+                '== "exo_pair" else 0)}\n'
+                "    )"
+            ),
+        ),
+        (
+            ("return (margin_P > 4 * torch.finfo(logps.dtype).eps * logps.abs().sum(0)).float()"),
+            "return (margin_P > 0 * logps.abs().sum(0)).float()",
+        ),
+        (
+            "margin_P = (logps[0] - logps[2]) - (logps[1] - logps[3])",
+            "margin_P = (logps[0] - logps[3]) - (logps[1] - logps[2])",
+        ),
+        ("if not 0 < beta < math.inf:", "if not 0 <= beta < math.inf:"),
+        ("if not 0 <= label_smoothing < 0.5:", "if not 0 <= label_smoothing <= 0.5:"),
+        (
+            'if entry.smoothing == "refused" and label_smoothing > 0:',
+            'if entry.smoothing == "refused" and label_smoothing > 0.3:',
+        ),
+        (
+            ("if vector_P.dtype not in (torch.float32, torch.float64) or vector_P.ndim != 1:"),
+            ("if vector_P.dtype not in (torch.float32, torch.float64) or vector_P.ndim > 2:"),
+        ),
+        ("if tokens_P.shape != like_P.shape:", "if tokens_P.ndim != like_P.ndim:"),
+    ),
+]
