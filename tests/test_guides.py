@@ -303,6 +303,26 @@ def test_named_files_are_there(guide: Path) -> None:
         assert (ROOT / name).exists(), f"{name} is missing"
 
 
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_make_targets_that_are_named_exist(guide: Path) -> None:
+    """A target that was renamed stays in the guides otherwise."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
+    named = re.findall(r"`make ([a-z][a-z-]*)", guide.read_text(encoding="utf-8"))
+    assert set(named) <= targets
+
+
+def test_the_citation_is_complete() -> None:
+    """What the Citation File Format 1.2.0 requires, the version of the package, and the paper."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["cff-version"] == "1.2.0" and citation["type"] == "software"
+    assert citation["message"] and citation["title"] and citation["authors"]
+    setup = (ROOT / "setup.cfg").read_text(encoding="utf-8")
+    assert f"version = {citation['version']}\n" in setup
+    (paper,) = citation["references"]
+    assert {"type", "title", "authors"} <= paper.keys() and "2310.16944" in paper["url"]
+
+
 def test_the_readme_is_short() -> None:
     """The front page is read in minutes; the rest is in the README of the folder it is about."""
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
