@@ -4,6 +4,7 @@ the documented records are those of the committed runs, links lead somewhere."""
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import re
 import shutil
@@ -115,12 +116,12 @@ def test_a_row_of_the_guide_is_read(add: Add, tiny: Path, tmp_path: Path) -> Non
     rows = [{"task": p["prompt"], "best": p["chosen"], "worst": p["rejected"]} for p in PAIRS]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     tokenizer = load_tokenizer(tiny)
-    shapes.names_of_rows.cache_clear()
+    shapes.known_keys.cache_clear()
     add(shapes, "add-a-shape")
     try:
         found, report = load_pairs([str(file)], tokenizer, max_tokens=128, max_prompt_tokens=64)
     finally:
-        shapes.names_of_rows.cache_clear()
+        shapes.known_keys.cache_clear()
     assert not report["keys_not_read"]
     for pair, wanted in zip(found, PAIRS, strict=True):
         expected = encode_pair(tokenizer, wanted)
@@ -176,6 +177,44 @@ def test_a_kernel_of_the_guide_equals_sdpa(add: Add, tiny: Path, prefix_sharing:
         logps[name] = torch.cat([chosen_P, rejected_P]).detach()
     torch.testing.assert_close(logps["written_out"], logps["sdpa"], rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(gradients["written_out"], gradients["sdpa"], rtol=1e-3, atol=1e-4)
+
+
+def test_the_library_example_runs(tiny: Path) -> None:
+    """The block of notebooks/README.md, on another model."""
+    text = (ROOT / "notebooks" / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, object] = {}
+    exec(block.replace("runs/tiny/sft/model", str(tiny)), names)
+    terms = names["terms"]
+    assert isinstance(terms, losses.DPOTerms)
+    assert terms.loss_P.item() == pytest.approx(0.693147, abs=1e-6)
+
+
+def unreleased() -> str:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    return text.partition("## [Unreleased]")[2].partition("\n## [")[0]
+
+
+def test_the_changelog_names_modules_that_exist() -> None:
+    """The right-hand column of the table of moves; `.name` shares the package of the one before."""
+    found = []
+    for row in re.findall(r"^\| `zephyr[^|]*\|([^|]*)\|$", unreleased(), re.MULTILINE):
+        for name in re.findall(r"`(zephyr\.[\w.]+|\.\w+)`", row):
+            found.append(f"{found[-1].rpartition('.')[0]}{name}" if name[0] == "." else name)
+            importlib.import_module(found[-1])
+    assert len(found) > 20
+
+
+def test_the_changelog_names_what_exists() -> None:
+    """Every name on the right of an arrow is one of its module, or a field or method there."""
+    bullets = re.findall(r"^- `(zephyr[\w.]*)`: (.*?)\.$", unreleased(), re.MULTILINE | re.DOTALL)
+    assert bullets
+    for module, renamed in bullets:
+        for name in re.findall(r"→`([\w.]+)`", renamed):
+            owner, _, field = name.partition(".")
+            found = getattr(importlib.import_module(module), owner)
+            fields = getattr(found, "__annotations__", {})
+            assert not field or hasattr(found, field) or field in fields, f"{module}: {name}"
 
 
 def test_a_config_names_every_kernel() -> None:
@@ -301,6 +340,14 @@ def test_named_files_are_there(guide: Path) -> None:
         re.findall(r"`((?:zephyr|tests|configs|notebooks|experiments)/[\w./-]+)`", text)
     ):
         assert (ROOT / name).exists(), f"{name} is missing"
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_named_modules_are_in_the_folder(guide: Path) -> None:
+    """`name.py` in a guide is a file of its folder, or one at the top."""
+    here = {path.name for path in guide.parent.rglob("*.py") if ".venv" not in path.parts}
+    here |= {path.name for path in ROOT.glob("*.py")}
+    assert set(re.findall(r"`(\w+\.py)`", guide.read_text(encoding="utf-8"))) <= here
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: str(path.relative_to(ROOT)))
