@@ -31,6 +31,7 @@ from zephyr.model.load import load_policy
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import collate_pairs
 from zephyr.teacher import Budget, Ledger, Request, ask
+from zephyr.training import folder
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "experiments"))
@@ -251,11 +252,11 @@ def test_the_documented_record_of_make_real_is_the_committed_one() -> None:
 @pytest.fixture
 def quickstart(tmp_path: Path) -> Path:
     """The folder of a quickstart, as far as its records are read."""
-    folder = tmp_path / "tiny"
-    shutil.copytree(ROOT / "experiments" / "quickstart", folder)
+    runs = tmp_path / "tiny"
+    shutil.copytree(ROOT / "experiments" / "quickstart", runs)
     config = {"hardware": {"attention": "sdpa"}, "run": {"seed": 0}}
-    (folder / "dpo" / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    return folder
+    (runs / "dpo" / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    return runs
 
 
 def test_a_run_as_documented_passes(quickstart: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -348,6 +349,27 @@ def test_named_modules_are_in_the_folder(guide: Path) -> None:
     here = {path.name for path in guide.parent.rglob("*.py") if ".venv" not in path.parts}
     here |= {path.name for path in ROOT.glob("*.py")}
     assert set(re.findall(r"`(\w+\.py)`", guide.read_text(encoding="utf-8"))) <= here
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_named_objects_are_in_their_file(guide: Path) -> None:
+    """`NAME` in `path/to/file.py`: the file defines it."""
+    text = re.sub(r"\s+", " ", guide.read_text(encoding="utf-8"))
+    for names, path in re.findall(
+        r"((?:`\w+`(?:,| and|) )+)in `((?:zephyr/|train_)[\w/]*\.py)`", text
+    ):
+        source = (ROOT / path).read_text(encoding="utf-8")
+        for name in re.findall(r"\w+", names.replace(" and ", " ")):
+            defined = rf"^(?:def |class |){name}\b"
+            assert re.search(defined, source, re.MULTILINE), f"{path} defines no {name}"
+
+
+def test_the_guide_shows_what_a_run_writes() -> None:
+    """The tree of the run folder has every file and folder that a run makes there."""
+    text = (ROOT / "zephyr" / "training" / "README.md").read_text(encoding="utf-8")
+    tree = text.partition("```text\nruns/dpo/\n")[2].partition("```")[0]
+    shown = {line.split()[0].partition("/")[0] for line in tree.splitlines() if line[2:3].strip()}
+    assert shown >= {*folder.FILES, *folder.FOLDERS} - {"model.part"}
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: str(path.relative_to(ROOT)))
