@@ -20,7 +20,7 @@ from zephyr.playground.models import open_model
 from zephyr.report import page
 from zephyr.teacher import Ledger, endpoint
 from zephyr.teacher.spec import open_teacher
-from zephyr.training.checkpoint import write_atomic
+from zephyr.training.files import write_atomic
 from zephyr.training.folder import EXPORT, FILES, RunFolder
 
 SECRETS = {

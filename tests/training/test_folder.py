@@ -13,7 +13,7 @@ import pytest
 
 from zephyr.config import BadInput, ConfigError
 from zephyr.training import folder as folders
-from zephyr.training.checkpoint import IDENTITY
+from zephyr.training.files import IDENTITY
 from zephyr.training.folder import RANK0_LOST, RunFolder, json_bytes
 
 
