@@ -137,7 +137,7 @@ def judge_panel(
 ) -> Panel:
     """The judge with its templates, as `compare` takes it. Args: templates: the user's. max_tokens:
     of a judgement."""
-    return Panel((), judge, ask, load_templates(TEMPLATES, templates), 0, seed, False, max_tokens)
+    return Panel(judge, ask, load_templates(TEMPLATES, templates), seed, max_tokens)
 
 
 def judge_pairs(
@@ -217,10 +217,7 @@ def compare_models(
 
     for n, (name, texts) in enumerate(answers.items()):
         given = [i for i, text in enumerate(texts) if text is not None] if scores else []
-        requests = [
-            critique_request(panel, prompts[i] | {"about": prompts[i]}, {"text": texts[i]})
-            for i in given
-        ]
+        requests = [critique_request(panel, prompts[i], str(texts[i])) for i in given]
         said = dict(zip(given, ask_judge(panel, requests, lambda text, _: parse_critique(text))))
         points = {i: float(one.parsed.points) for i, one in said.items() if one.parsed}
         write_rows(
