@@ -1122,24 +1122,10 @@ MUTANTS: list[Mutant] = [
             "",
         ),
         (
-            (
-                "engine.on_all_ranks(\n"
-                "                lambda: folder.open(config.run.resume) if engine.rank "
-                "== 0 else None\n"
-                "            )"
-            ),
-            "engine.on_all_ranks(lambda: folder.open(config.run.resume))",
+            "            if engine.rank == 0:\n                engine.on_all_ranks(partial",
+            "            if True:\n                engine.on_all_ranks(partial",
         ),
-        (
-            (
-                "except (BadInput, Stopped):  # on all ranks; after any other, closing "
-                "might wait for dead ones"
-            ),
-            (
-                "except BaseException:  # on all ranks; after any other, closing might "
-                "wait for dead ones"
-            ),
-        ),
+        ("except (BadInput, Stopped):  # raised", "except BaseException:  # raised"),
     ),
     *of(
         "zephyr/training/tolerance.py",
