@@ -487,7 +487,7 @@ def test_a_budget_ends_a_command_which_goes_on(
     with pytest.raises(SystemExit) as end:
         main([*arguments, "--budget-requests", "100"])
     assert end.value.code == 75 and capsys.readouterr().err.startswith(
-        "stopped: budget: requests is limited to 100"
+        "stopped: budget: requests: the limit is 100"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["feedback.ledger.jsonl"]
     assert len((tmp_path / "feedback.ledger.jsonl").read_text().splitlines()) == 100

@@ -183,7 +183,7 @@ def collect_answers(
     if contender.teacher:
         requests = [
             Request(
-                tuple(conversation(row)),
+                tuple(turns_of(row["prompt"])),
                 max_tokens,
                 temperature,
                 seed=seed,
@@ -207,13 +207,6 @@ def collect_answers(
 
 def prompt_id(row: Row) -> str:
     return str(row["prompt_id"])
-
-
-def conversation(row: Row) -> list[dict[str, str]]:
-    """The turns of a prompt row."""
-    prompt = row["prompt"]
-    assert isinstance(prompt, (str, list)), "read_prompts checks it"
-    return turns_of(prompt)
 
 
 def read_human_labels(
@@ -244,7 +237,7 @@ def judge_panel(
     """The judge with its templates, as `judge_pairs` takes it.
 
     Args: templates: folder of the user's own. max_tokens: limit of a judgement."""
-    return Panel((), judge, ask, load_templates(TEMPLATES, templates), 0, seed, False, max_tokens)
+    return Panel(judge, ask, load_templates(TEMPLATES, templates), seed, max_tokens)
 
 
 def judge_pairs(
@@ -274,7 +267,7 @@ def judge_pairs(
         elif ours == theirs:
             comparisons.append(Comparison("tie", "tie", (len(ours), len(theirs)), False))
         else:
-            first, second = verdict_of(judged[i, "A"]), verdict_of(judged[i, "B"])
+            first, second = judged[i, "A"].parsed, judged[i, "B"].parsed
             comparisons.append(Comparison(first, second, (len(ours), len(theirs))))
     calls: list[Row] = [
         {
@@ -297,11 +290,6 @@ def compare_request(panel: Panel, prompt: Row, first: str, second: str) -> Reque
     return judge_request(
         panel, content, {"task": "compare", "row": prompt, "texts": [first, second]}
     )
-
-
-def verdict_of(judgement: Judgement) -> str | None:
-    """A, B or tie; None where the reply could not be read."""
-    return judgement.parsed if isinstance(judgement.parsed, str) else None
 
 
 def compare_models(
@@ -369,23 +357,22 @@ def summarise_group(
 
 def ask_critiques(
     panel: Panel, prompts: Sequence[Row], texts: Sequence[str | None]
-) -> dict[int, Judgement]:
+) -> dict[int, Judgement[Critique]]:
     """The judge's critique of every answer that there is, by the prompt's index."""
-    given = [i for i, text in enumerate(texts) if text is not None]
-    requests = [
-        critique_request(panel, {**prompts[i], "about": prompts[i]}, {"text": texts[i]})
-        for i in given
-    ]
+    given = {i: text for i, text in enumerate(texts) if text is not None}
+    requests = [critique_request(panel, prompts[i], text) for i, text in given.items()]
     return dict(zip(given, ask_judge(panel, requests, lambda text, _: parse_critique(text))))
 
 
-def points_of(critique: Judgement) -> float | None:
+def points_of(critique: Judgement[Critique]) -> float | None:
     """The score, 1 to 10; None where the judge's reply could not be read."""
-    return float(critique.parsed.points) if isinstance(critique.parsed, Critique) else None
+    return None if critique.parsed is None else float(critique.parsed.points)
 
 
 def answer_rows(
-    prompts: Sequence[Row], texts: Sequence[str | None], critiques: Mapping[int, Judgement]
+    prompts: Sequence[Row],
+    texts: Sequence[str | None],
+    critiques: Mapping[int, Judgement[Critique]],
 ) -> Iterator[Row]:
     """The rows of NAME.jsonl."""
     for i, (prompt, text) in enumerate(zip(prompts, texts)):
@@ -401,7 +388,7 @@ def answer_rows(
         yield row
 
 
-def score_of(critiques: Mapping[int, Judgement], indices: Sequence[int]) -> Row:
+def score_of(critiques: Mapping[int, Judgement[Critique]], indices: Sequence[int]) -> Row:
     """The mean score of the answers to the prompts of these indices."""
     points = [points_of(critiques[i]) for i in indices if i in critiques]
     return {
