@@ -25,7 +25,7 @@ from pyarrow.ipc import RecordBatchStreamWriter
 
 from zephyr.chat import EncodedPair, EncodedText
 from zephyr.data.text_digests import NO_DIGEST
-from zephyr.training.checkpoint import synced_digest
+from zephyr.training.files import synced_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
