@@ -59,9 +59,9 @@ def answer_text(row: Row, field: str) -> str:
 def joined_text(row: Row, first: str, *others: str) -> str:
     """The text of the first field; those of the others, if they hold any, after an empty line."""
     parts = [text(row, first)]
-    parts += [
-        part for part in (text(row, field) for field in others if field in row) if part.strip()
-    ]
+    for field in others:
+        if field in row and text(row, field).strip():
+            parts.append(text(row, field))
     return "\n\n".join(parts)
 
 
