@@ -28,17 +28,10 @@ from transformers import PreTrainedTokenizerBase
 from zephyr import losses, reference
 from zephyr.chat import leading_bos
 from zephyr.costs.predict import estimate
-from zephyr.data import (
-    Pairs,
-    Report,
-    content_digest,
-    describe_first_prompt,
-    encoding_resources,
-    load_pairs,
-    load_run_tokenizer,
-    load_splits,
-    save_chat_template,
-)
+from zephyr.data.encode import encoding_resources, load_pairs, load_splits
+from zephyr.data.report import Report
+from zephyr.data.store import Pairs, content_digest
+from zephyr.data.template import describe_first_prompt, load_run_tokenizer, save_chat_template
 from zephyr.evaluation.samples import make_sampler
 from zephyr.model.load import DTYPES, digest, load_policy, require_runnable
 from zephyr.model.logprobs import response_logprobs

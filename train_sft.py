@@ -22,17 +22,10 @@ from transformers import PreTrainedTokenizerBase
 
 from zephyr.chat import leading_bos
 from zephyr.costs.predict import estimate
-from zephyr.data import (
-    Report,
-    Texts,
-    content_digest,
-    describe_first_prompt,
-    encoding_resources,
-    load_run_tokenizer,
-    load_splits,
-    load_texts,
-    save_chat_template,
-)
+from zephyr.data.encode import encoding_resources, load_splits, load_texts
+from zephyr.data.report import Report
+from zephyr.data.store import Texts, content_digest
+from zephyr.data.template import describe_first_prompt, load_run_tokenizer, save_chat_template
 from zephyr.evaluation.samples import make_sampler
 from zephyr.model.load import DTYPES, digest, load_policy, require_runnable
 from zephyr.packing import PackedBatch, Plan, collate_texts, plan_epochs, plan_pass

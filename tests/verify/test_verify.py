@@ -78,7 +78,8 @@ def test_labels_the_wrong_way_round(tiny: Path, tmp_path: Path) -> None:
     """Through the loader, as a run reads them: equal scores pass, an inverted pair is named by file
     and line, and rows without scores are not counted. Fails where the two are swapped, or a score
     is dropped on the way."""
-    from zephyr.data import load_pairs, load_tokenizer
+    from zephyr.data.encode import load_pairs
+    from zephyr.data.tokenizer import load_tokenizer
 
     scored = rows(4)
     for row, scores in zip(scored, [(4, 2.5), (3, 3), (2.0, 4.5)]):

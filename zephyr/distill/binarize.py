@@ -22,15 +22,16 @@ from typing import NamedTuple
 from zephyr.chat import check_messages, check_pair, without_space
 from zephyr.config import BadInput
 from zephyr.data.jsonl import require_output, save_report, write_rows
+from zephyr.data.keys import SYSTEMS
 from zephyr.data.pairwise import PAIRWISE
 from zephyr.data.ratings import Tie, rating_keys
 from zephyr.data.rows import check_row, has_lone_surrogate, row_id, text
-from zephyr.data.shapes import SYSTEMS, pair_row
+from zephyr.data.shapes import pair_row
 from zephyr.data.sources import Source, open_sources
-from zephyr.data.store import Report
 from zephyr.distill.pairwise import Row, parse_pairwise, read_keys
 from zephyr.distill.rules import rule_named
 
+Report = dict[str, object]
 Found = tuple[str, str, object, list[tuple[str, str | None, float]], str, set[str]]
 #       id, prompt_id, prompt, (text, model, score) twice, rule, the row's keys that were read
 CARRIED_KEYS = (
