@@ -376,8 +376,11 @@ def samples(name: str, path: Path, evaluations: Sequence[Record]) -> str:
     answers: dict[str, dict[int, str]] = {}  # by prompt and step
     for place, row in read_rows([path]) if path.exists() else ():
         try:
+            step = row["step"]
+            if not isinstance(step, (int, float, str)):
+                raise TypeError("step")
             prompt = f"{row['prompt_id']}\n{format_prompt(row)}"
-            answers.setdefault(prompt, {})[int(row["step"])] = str(row["text"])
+            answers.setdefault(prompt, {})[int(step)] = str(row["text"])
         except (KeyError, TypeError, ValueError):
             raise BadInput(
                 f"{place}: no sample: step, prompt_id, prompt and text are wanted"
