@@ -58,12 +58,14 @@ quickstart: $(VENV)/.installed
 	$(LAUNCH) train_dpo.py configs/tiny/dpo.yaml run.seed=$(SEED)
 	OMP_NUM_THREADS=2 $(BIN)/zephyr eval win-rate base=runs/tiny/base/model dSFT=runs/tiny/sft/model dDPO=runs/tiny/dpo/model \
 	  --prompts $(W)/prompts/test.jsonl --judge world:judge@$(W) --scores --by family --max-new-tokens 64 --out runs/tiny/eval
+	$(BIN)/python tests/expected_records.py quickstart
 
 # MODEL: a Hugging Face folder to train instead of SmolLM2
 real: $(VENV)/.installed-real
 	@test -n "$(DATA)" || { echo "error: make real DATA=FILE, a file of preference pairs in any shape that train_dpo.py reads"; exit 2; }
 	rm -rf runs/real
 	$(BIN)/python tests/real/before_after.py "$(DATA)" $(if $(MODEL),--model "$(MODEL)")
+	$(BIN)/python tests/expected_records.py real
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -127,6 +129,11 @@ gpu-session:
 PROFILE ?= ultrafeedback
 bench-peer: .venv-bench/.installed
 	.venv-bench/bin/python tests/benchmarks/bench_peer.py --model $(or $(MODEL),A) --profile $(PROFILE) $(PEER_OPTIONS)
+
+# the tables of keys in configs/README.md, from the dataclasses of zephyr/config.py
+.PHONY: configs-readme
+configs-readme: $(VENV)/.installed
+	$(BIN)/python -m zephyr.config configs/README.md
 
 clean:
 	rm -rf $(VENV) .venv-transformers4

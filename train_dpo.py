@@ -17,12 +17,16 @@ import sys
 from collections.abc import Mapping
 from functools import partial
 
+from zephyr.config import ConfigError, DPOConfig, exit_on_help
+
+if __name__ == "__main__":
+    exit_on_help(DPOConfig, __doc__, sys.argv[1:])  # before the imports that take seconds
+
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from zephyr import losses, reference
 from zephyr.chat import leading_bos
-from zephyr.config import ConfigError, DPOConfig
 from zephyr.costs.predict import estimate
 from zephyr.data import (
     Pairs,

@@ -987,10 +987,7 @@ MUTANTS: list[Mutant] = [
         ),
         ("BAD_INPUT, STOPPED = 2, 75", "BAD_INPUT, STOPPED = 2, 1"),
         ("return 0 if argv else BAD_INPUT", "return 0"),
-        (
-            'path, *overrides = [a for a in argv if a != "--dry-run"] or [""]',
-            "path, *overrides = argv",
-        ),
+        ('split_arguments([a for a in argv if a != "--dry-run"])', "split_arguments(argv)"),
         (
             ('folder = None if "--dry-run" in argv else RunFolder(Path(config.run.dir))'),
             ('folder = None if "--dry-run" in overrides else RunFolder(Path(config.run.dir))'),
@@ -1063,15 +1060,7 @@ MUTANTS: list[Mutant] = [
             ),
             'return re.search("peer|NCCL", str(error)) is not None',
         ),
-        (
-            (
-                "engine.on_all_ranks(\n"
-                "                lambda: folder.open(config.run.resume) if engine.rank "
-                "== 0 else None\n"
-                "            )"
-            ),
-            "engine.on_all_ranks(lambda: folder.open() if engine.rank == 0 else None)",
-        ),
+        ("partial(folder.open, config.run.resume)", "folder.open"),
         (
             (
                 "folder.claimed = engine.broadcast(folder.claimed)\n"
@@ -1090,14 +1079,11 @@ MUTANTS: list[Mutant] = [
         ("with handle_stop_signals(engine):", "with contextlib.nullcontext():"),
         (
             (
-                "except (BadInput, Stopped):  # on all ranks; after any other, closing "
-                "might wait for dead ones\n"
+                "except (BadInput, Stopped):  # raised on all ranks; after other errors, "
+                "closing could hang\n"
                 "        engine.close()"
             ),
-            (
-                "except (BadInput, Stopped):  # on all ranks; after any other, closing "
-                "might wait for dead ones"
-            ),
+            "except (BadInput, Stopped):",
         ),
         (("raise\n    engine.close()"), "raise"),
         ("while not folder.write_status_for_rank0(0):", "if not folder.write_status_for_rank0(0):"),
@@ -1110,29 +1096,14 @@ MUTANTS: list[Mutant] = [
         ("if engine.stop_requested and number == signal.SIGINT:", "if number == signal.SIGINT:"),
         ("engine.stop_requested = True", "pass"),
         (
-            (
-                "before = {\n"
-                "        number: signal.signal(number, ask)\n"
-                "        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)\n"
-                "    }"
-            ),
-            (
-                "before = {number: signal.signal(number, ask) for number in "
-                "(signal.SIGTERM, signal.SIGINT)}"
-            ),
+            "signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)",
+            "signals = (signal.SIGTERM, signal.SIGINT)",
         ),
         ("signal.signal(number, handler)", "pass"),
         ("while os.getppid() == parent:", "while os.getppid() != parent:"),
         ("while os.getppid() == parent:", "if os.getppid() == parent:"),
         ('if "TORCHELASTIC_RUN_ID" in os.environ:', 'if "TORCHELASTIC_RUN_ID" not in os.environ:'),
-        (
-            (
-                "down with the interpreter (which can abort), may make another code of "
-                'it."""\n'
-                "    sys.stdout.flush()"
-            ),
-            ('down with the interpreter (which can abort), may make another code of it."""'),
-        ),
+        ("    sys.stdout.flush()\n", ""),
         ("os._exit(code)", "sys.exit(code)"),
         (
             "if folder is not None and engine.rank > 0 and is_lost_rank_error(error):",
@@ -1146,26 +1117,15 @@ MUTANTS: list[Mutant] = [
             "folder.write_status_for_rank0(RANK0_TIMEOUT_SECONDS)",
             "folder.write_status_for_rank0(0)",
         ),
-        ((")\n            folder.claimed = engine.broadcast(folder.claimed)"), ")"),
         (
-            (
-                "engine.on_all_ranks(\n"
-                "                lambda: folder.open(config.run.resume) if engine.rank "
-                "== 0 else None\n"
-                "            )"
-            ),
-            "engine.on_all_ranks(lambda: folder.open(config.run.resume))",
+            "            folder.claimed = engine.broadcast(folder.claimed)\n",
+            "",
         ),
         (
-            (
-                "except (BadInput, Stopped):  # on all ranks; after any other, closing "
-                "might wait for dead ones"
-            ),
-            (
-                "except BaseException:  # on all ranks; after any other, closing might "
-                "wait for dead ones"
-            ),
+            "            if engine.rank == 0:\n                engine.on_all_ranks(partial",
+            "            if True:\n                engine.on_all_ranks(partial",
         ),
+        ("except (BadInput, Stopped):  # raised", "except BaseException:  # raised"),
     ),
     *of(
         "zephyr/training/tolerance.py",
