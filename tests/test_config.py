@@ -1,7 +1,6 @@
 """A config is right, or refused in one line that names key, value and what was expected, before any
 model is loaded; and each of its keys is documented."""
 
-import argparse
 import os
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zephyr import config as configs
-from zephyr.cli.command import apply_config
+from zephyr.cli import main
 from zephyr.config import ConfigError, DPOConfig, SFTConfig, expand_variables
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -311,20 +310,20 @@ def test_a_dollar_in_a_name_that_exists(tmp_path: Path, monkeypatch: pytest.Monk
         expand_variables(f"{tmp_path}/c$b.jsonl", "data.train")
 
 
-def test_variables_in_a_commands_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_in_a_commands_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Fails where a command makes a folder called `$SCRATCH`, or asks an endpoint at
     `https://$HF_TOKEN/v1`."""
-    path, parser = tmp_path / "options.yaml", argparse.ArgumentParser()
-    parser.add_argument("--out", type=Path)
-    monkeypatch.setenv("SCRATCH", "/scratch")
-    path.write_text("out: $SCRATCH/rows.jsonl")
-    apply_config(parser, ["--config", str(path)])
-    assert parser.parse_args([]).out == Path("/scratch/rows.jsonl")
+    path = tmp_path / "options.yaml"
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    path.write_text("runs: [$SCRATCH/run]\nout: $SCRATCH/page.txt")
+    assert main(["report", "--config", str(path)]) == 2
+    assert f"got {tmp_path}/page.txt" in capsys.readouterr().err
     path.write_text("out: $HF_TOKEN/rows.jsonl")
-    with pytest.raises(
-        ConfigError, match="options.yaml: out: the variable '.HF_TOKEN' is not among"
-    ):
-        apply_config(parser, ["--config", str(path)])
+    assert main(["report", "--config", str(path)]) == 2
+    expected = "options.yaml: out: the variable 'HF_TOKEN' is not among"
+    assert expected in capsys.readouterr().err.replace("$", "")
 
 
 KINDS = {"train_dpo.py": DPOConfig, "train_sft.py": SFTConfig}

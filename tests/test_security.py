@@ -1,6 +1,5 @@
 """Secrets stay in the environment, and nothing that is read can run code."""
 
-import argparse
 import ast
 import json
 import os
@@ -12,15 +11,15 @@ from processes import ROOT, Launch
 from runs import records, rows, write_config, write_lines
 
 from zephyr import config as configs
-from zephyr.cli.command import apply_config
+from zephyr.cli.command import read_options
 from zephyr.config import BadInput, ConfigError, DPOConfig
 from zephyr.data.jsonl import write_rows
 from zephyr.data.sources import open_sources
-from zephyr.playground.models import open_model
+from zephyr.playground.models import Sampling, open_model
 from zephyr.report import page
 from zephyr.teacher import Ledger, endpoint
 from zephyr.teacher.spec import open_teacher
-from zephyr.training.checkpoint import write_atomic
+from zephyr.training.files import write_atomic
 from zephyr.training.folder import EXPORT, FILES, RunFolder
 
 SECRETS = {
@@ -190,7 +189,7 @@ def test_errors_tell_no_secret(tmp_path: Path) -> None:
     for tell in (
         lambda: open_teacher(user),
         lambda: open_teacher(key),
-        lambda: open_model(user, None),
+        lambda: open_model(user, Sampling(1, 0.0, 1.0, 0)),
         lambda: open_sources([user]),
         lambda: load(tmp_path, f"model.x={user}"),
         lambda: load(tmp_path, f"{HUB_KEY}=1"),
@@ -284,7 +283,7 @@ def test_a_yaml_bomb_is_told(text: str, why: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"config {path}: .*({why})"):
         configs.load(DPOConfig, str(path))
     with pytest.raises(ConfigError, match=f"config {path}: .*({why})"):
-        apply_config(argparse.ArgumentParser(), ["--config", str(path)])
+        read_options(path)
     with pytest.raises(BadInput, match=str(path)):
         page.read_leaves(path)
     path.write_text("a: &a [1, 2]\nb: *a\n")

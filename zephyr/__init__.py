@@ -7,6 +7,7 @@
 import importlib
 from types import ModuleType
 
+__version__ = "0.1.0"
 LIBRARY = ("chat", "config", "losses", "model", "packing")
 
 

@@ -62,9 +62,8 @@ def in_a_process(
 ) -> subprocess.Popen[str]:
     """Start a program that may use this file's helpers, under torchrun where `ranks` are given."""
     script = folder / "program.py"
-    script.write_text(
-        f"import sys\nsys.path[:0] = {[str(ROOT), str(ROOT / 'tests')]}\nfrom test_teacher import *\n{code}\n"
-    )
+    folders = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
+    script.write_text(f"import sys\nsys.path[:0] = {folders}\nfrom test_teacher import *\n{code}\n")
     launcher = (
         ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={free_port()}"]
         if ranks

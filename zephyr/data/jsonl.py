@@ -9,7 +9,7 @@ from typing import TypeVar
 from zephyr.config import BadInput
 from zephyr.data.rows import check_row
 from zephyr.data.sources import open_sources
-from zephyr.training.checkpoint import atomic_writer, synced_digest, write_atomic
+from zephyr.training.files import atomic_writer, synced_digest, write_atomic
 from zephyr.training.ranks import rank
 
 T = TypeVar("T")

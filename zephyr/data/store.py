@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from zephyr.chat import EncodedPair, EncodedText
 from zephyr.data.text_digests import NO_DIGEST
-from zephyr.training.checkpoint import synced_digest
+from zephyr.training.files import synced_digest
 
 Report = dict[str, object]
 IDS = pa.list_(pa.int32())

@@ -1,22 +1,22 @@
 """Models become scores on ARC, HellaSwag, MMLU, TruthfulQA and GSM8K, through
 lm-evaluation-harness: prompts and scoring are its own."""
 
-import argparse
 import csv
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zephyr.config import BadInput
-from zephyr.evaluation.results import print_results
+from zephyr.evaluation.results import Figures
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-Row = Mapping[str, object]
+Row = Mapping[str, Any]
+Task = tuple[str, int]  # name and shots
 # name -> the harness's task, the metric that is its score with its filter, how the name of a file
 # of its rows begins
 BENCHMARKS = {
@@ -29,23 +29,36 @@ BENCHMARKS = {
 }
 
 
-def tasks(text: str) -> list[tuple[str, int]]:
-    """`NAME-SHOTS,...` as pairs. Raises: ValueError."""
-    pairs = [
-        (name, int(shots))
-        for name, _, shots in (item.strip().rpartition("-") for item in text.split(","))
-    ]
-    if not all(
-        name in BENCHMARKS and shots >= 0 and (name, shots > 0) != ("truthfulqa", True)
-        for name, shots in pairs
-    ):
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: NAME-SHOTS,... is wanted, of {', '.join(BENCHMARKS)}; truthfulqa's shots are 0"
-        )
-    return pairs
+def parse_tasks(text: str) -> list[Task]:
+    """`NAME-SHOTS,...` as pairs of name and shots. Raises: BadInput."""
+    tasks = []
+    for item in text.split(","):
+        name, _, shots = item.strip().rpartition("-")
+        if name not in BENCHMARKS or not shots.isdecimal() or (name == "truthfulqa" and int(shots)):
+            raise BadInput(
+                f"--tasks {text!r}: expected NAME-SHOTS,... with a name of {', '.join(BENCHMARKS)}; "
+                "truthfulqa has 0 shots"
+            )
+        tasks.append((name, int(shots)))
+    return tasks
 
 
-def run_academic(options: argparse.Namespace) -> None:
+def evaluate_academic(
+    models: Sequence[str],
+    tasks: Sequence[Task],
+    *,
+    local: Path | None = None,
+    limit: int | None = None,
+    batch_size: int = 8,
+) -> dict[str, dict[str, Figures]]:
+    """Scores of models on tasks, by model and `NAME-SHOTS`: see `evaluate_task`.
+
+    Args:
+        models: each a model folder, hf:FOLDER or a hub id, with NAME= before it if it needs one.
+        local: a folder of files with the rows; None: the hub is asked.
+        limit: the first questions of each task, and of each subject of MMLU.
+
+    Raises: BadInput without lm-evaluation-harness, and for two models of one name."""
     try:
         import lm_eval.tasks
         from lm_eval.models.huggingface import HFLM
@@ -56,48 +69,49 @@ def run_academic(options: argparse.Namespace) -> None:
         ) from None
     import torch
 
+    folders = model_folders(models)
+    harness = Path(lm_eval.tasks.__file__).parent  # to read all of its tasks takes a minute
+    ours = {harness / name.partition("-")[0] for name in BENCHMARKS}
+    manager = TaskManager(include_defaults=False, include_path=sorted(ours))
+    specs = {
+        task: local_spec(*task, local, manager) if local else BENCHMARKS[task[0]][0]
+        for task in tasks
+    }
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    results = {}
+    for model, folder in folders.items():
+        lm = HFLM(folder, device=device, batch_size=batch_size)
+        results[model] = {
+            f"{name}-{shots}": evaluate_task(lm, manager, name, shots, spec, limit)
+            for (name, shots), spec in specs.items()
+        }
+    return results
+
+
+def model_folders(models: Sequence[str]) -> dict[str, str]:
+    """The local folder of each model by its name. Raises: BadInput where two have one name."""
     from zephyr.model.load import local_folder
 
-    named = [
-        ("", "", argument) if Path(argument).is_dir() else argument.rpartition("=")
-        for argument in options.models
-    ]
-    folders = {
-        name or model: str(local_folder(model.removeprefix("hf:"))) for name, _, model in named
-    }
-    if len(folders) < len(named):
-        raise BadInput(
-            f"two models have one name: NAME=... is wanted before {', '.join(options.models)}"
-        )
-    ours = {
-        Path(lm_eval.tasks.__file__).parent / name.partition("-")[0] for name in BENCHMARKS
-    }  # to read all of them takes a minute
-    manager, results = TaskManager(include_defaults=False, include_path=sorted(ours)), {}
-    specs = [
-        (
-            *task,
-            local_spec(*task, options.local, manager) if options.local else BENCHMARKS[task[0]][0],
-        )
-        for task in options.tasks
-    ]
-    for model, folder in folders.items():
-        lm = HFLM(
-            folder, device="cuda" if torch.cuda.is_available() else "cpu", batch_size=options.batch
-        )
-        results[model] = {
-            f"{name}-{shots}": evaluate_task(lm, manager, name, shots, spec, options.limit)
-            for name, shots, spec in specs
-        }
-    print_results(
-        results,
-        (
-            f"{model}  {name:13} {of['metric']:11} {of['score']:.3f} [{of['ci95'][0]:.3f}, {of['ci95'][1]:.3f}]  n={of['n']}"
-            for model, by_task in results.items()
-            for name, of in by_task.items()
-        ),
-        options.out,
-        options.json,
-    )
+    folders = {}
+    for argument in models:
+        name, _, model = ("", "", argument)
+        if not Path(argument).is_dir():
+            name, _, model = argument.rpartition("=")
+        folders[name or model] = str(local_folder(model.removeprefix("hf:")))
+    if len(folders) < len(models):
+        raise BadInput(f"two models have one name; give them a NAME=... each: {', '.join(models)}")
+    return folders
+
+
+def result_lines(results: Mapping[str, Mapping[str, Figures]]) -> Iterator[str]:
+    """A line for the terminal per model and task."""
+    for model, by_task in results.items():
+        for name, of in by_task.items():
+            low, high = of["ci95"]
+            yield (
+                f"{model}  {name:13} {of['metric']:11} {of['score']:.3f} [{low:.3f}, {high:.3f}]  "
+                f"n={of['n']}"
+            )
 
 
 def evaluate_task(

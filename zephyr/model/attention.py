@@ -194,11 +194,11 @@ def append_shared_keys(key_NKE: Tensor, layout: Layout) -> Tensor:
     """The keys (or values) of the row with those appended that rejected responses share: [N, K, E]
     -> [M, K, E].
 
-    Each index occurs once in `appended_M`, so the gradient of a shared prompt is the sum of exactly
+    Each index occurs once in `appended_A`, so the gradient of a shared prompt is the sum of exactly
     two terms, whatever order a device adds them in: deterministic without a kernel of our own."""
-    if layout.appended_M is None:
+    if layout.appended_A is None:
         return key_NKE
-    return torch.cat([key_NKE[: layout.num_own_keys], key_NKE.index_select(0, layout.appended_M)])
+    return torch.cat([key_NKE[: layout.num_own_keys], key_NKE.index_select(0, layout.appended_A)])
 
 
 def register_kernel(attention: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from zephyr.config import DPOConfig, SFTConfig, to_yaml
-from zephyr.training.checkpoint import read_forced_resumes
+from zephyr.training.files import read_forced_resumes
 
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?::[\w.-]+)?")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from zephyr.config import NOT_YAML, BadInput, read_yaml
 from zephyr.report.chart import chart, format_number
-from zephyr.training.checkpoint import step_paths, write_atomic
+from zephyr.training.files import step_paths, write_atomic
 
 Row = Mapping[str, object]
 Records = Mapping[str, Sequence[Mapping[str, float | None]]]  # of each split, in their order

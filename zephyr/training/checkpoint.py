@@ -1,33 +1,32 @@
 """A sharded training state becomes a folder that is whole or not there, and back."""
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import re
-import secrets
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 from zephyr.config import BadInput, DPOConfig, SFTConfig
 from zephyr.packing import Plan
 from zephyr.training.engine import Engine
+from zephyr.training.files import (
+    IDENTITY,
+    READ_ERRORS,
+    read_forced_resumes,
+    read_json,
+    step_number,
+    step_paths,
+    synced_digest,
+    write_atomic,
+)
 
 Identity = Mapping[
     str, object
 ]  # by name: what, when changed, would make the rest of a run another run
 FORMAT = 1  # of state.json and the files that it names; another one is not read
-NUMBERED = re.compile(r"step-(0|[1-9]\d*)")
-IDENTITY = "identity.json"  # of a run folder: whose run it is, also without checkpoints
-READ_ERRORS = (
-    OSError,
-    LookupError,
-    TypeError,
-    AttributeError,
-)  # of what reads state.json, identity.json or status.json
 TEMPORARY_NAMES = re.compile(
     r"latest(\.\d+\.part)?|part-\d+"
 )  # what a save makes beside checkpoints
@@ -205,28 +204,6 @@ def write_identity(engine: Engine, run_dir: Path, step: int, identity: Identity)
     engine.on_rank0(write)
 
 
-def read_forced_resumes(run_dir: Path) -> list[dict[str, object]]:
-    """Of each forced resume of the run in the folder: the `step` it began at, and what its identity
-    `was` before, where it changed."""
-    try:
-        found = [
-            {"step": int(of["step"]), "was": dict(of["was"])}
-            for of in read_json(run_dir / IDENTITY)["forced"]
-        ]
-    except (*READ_ERRORS, ValueError):
-        return []
-    return found
-
-
-def read_json(path: Path) -> dict[str, object]:
-    """The object in a JSON file. Raises: one of READ_ERRORS."""
-    try:
-        value = json.loads(path.read_bytes().decode())
-    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
-        raise LookupError(f"{path} is no JSON: {error}") from None
-    return value
-
-
 def has_succeeded(run_dir: Path, export: bool = True) -> bool:
     """Whether the run in the folder wrote its export and said so, the last that it does. Args:
     export: which must still be there."""
@@ -322,58 +299,6 @@ def read_state(folder: Path) -> dict[str, object]:
     return state
 
 
-def synced_digest(path: Path) -> str:
-    """SHA-256 of a file that is on the disk, not only in its cache."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        digest = hashlib.sha256()
-        while block := file.read(2**24):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write under a temporary name, sync, rename: the file is there whole or as it was before.
-
-    A link at `path` is replaced, what it points to stays."""
-    with atomic_writer(path) as file:
-        file.write(content)
-
-
-@contextlib.contextmanager
-def atomic_writer(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that becomes `path`, synced, at the end of the block, or goes where an error
-    ends it.
-
-    Its temporary name can't be guessed, and nothing that exists is opened: no link that somebody
-    planted is followed."""
-    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
-    opened = os.open(
-        part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666
-    )
-    try:
-        with os.fdopen(opened, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def step_paths(folder: Path, suffix: str = "") -> list[Path]:
-    """What is named `step-N` in a folder, ascending: files with the suffix, or folders without one.
-    Other names are not ours."""
-    if not os.path.isdir(folder):  # nor where a name is too long for one
-        return []
-    paths = [
-        path
-        for path in folder.glob(f"step-*{suffix}")
-        if NUMBERED.fullmatch(path.name.removesuffix(suffix))
-    ]
-    return sorted((path for path in paths if suffix or path.is_dir()), key=step_number)
-
-
 def unknown_entries(folder: Path) -> list[str]:
     """Names in the folder of checkpoints of what no save makes."""
     ours = {path.name for path in step_paths(folder)}
@@ -382,8 +307,3 @@ def unknown_entries(folder: Path) -> list[str]:
         for path in folder.glob("*")
         if path.name not in ours and not TEMPORARY_NAMES.fullmatch(path.name)
     )
-
-
-def step_number(path: Path) -> int:
-    """N of a path that `step_paths` gives."""
-    return int(path.name.split(".")[0].removeprefix("step-"))

@@ -11,13 +11,8 @@ from pathlib import Path
 from typing import TextIO
 
 from zephyr.config import BadInput, ConfigError, DPOConfig, SFTConfig
-from zephyr.training.checkpoint import (
-    IDENTITY,
-    READ_ERRORS,
-    find_run_output,
-    read_json,
-    write_atomic,
-)
+from zephyr.training.checkpoint import find_run_output
+from zephyr.training.files import IDENTITY, READ_ERRORS, read_json, write_atomic
 
 STATUS = "status.json"
 FILES = (

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zephyr.config import BadInput, Wandb
-from zephyr.training.checkpoint import step_number, step_paths, write_atomic
+from zephyr.training.files import step_number, step_paths, write_atomic
 
 Row = dict[str, float | int | str]
 # the ledger's columns beside id, step and epoch
