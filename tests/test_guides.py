@@ -25,7 +25,8 @@ import zephyr.teacher.spec as spec
 from zephyr import losses
 from zephyr.chat import encode_pair
 from zephyr.config import DPOConfig, Hardware, load
-from zephyr.data import load_pairs, load_tokenizer
+from zephyr.data.encode import load_pairs
+from zephyr.data.tokenizer import load_tokenizer
 from zephyr.model import attention
 from zephyr.model.load import load_policy
 from zephyr.model.logprobs import response_logprobs

@@ -415,7 +415,7 @@ def test_a_folder_answers_as_generate_does(tiny: Path, tmp_path: Path) -> None:
     encoded otherwise, or answers go to other prompts."""
     import torch
 
-    from zephyr.data import load_tokenizer
+    from zephyr.data.tokenizer import load_tokenizer
     from zephyr.model.generate import generate
     from zephyr.model.load import load_policy
     from zephyr.teacher.spec import open_teacher

@@ -24,9 +24,9 @@ from safetensors.torch import load_file, save_file
 
 from zephyr.cli import run
 from zephyr.config import BadInput
-from zephyr.data import load_tokenizer
 from zephyr.data.jsonl import read_rows
 from zephyr.data.shapes import sft_row
+from zephyr.data.tokenizer import load_tokenizer
 from zephyr.model.generate import generate
 from zephyr.model.load import load_policy
 from zephyr.playground import terminal as chat
