@@ -20,10 +20,11 @@ from typing import NamedTuple
 from zephyr.chat import Messages, check_messages, check_pair, without_space
 from zephyr.config import BadInput
 from zephyr.data.jsonl import require_output, save_report, write_rows
+from zephyr.data.keys import SYSTEMS
 from zephyr.data.pairwise import PAIRWISE
 from zephyr.data.ratings import Tie, rating_keys
 from zephyr.data.rows import check_row, has_lone_surrogate, row_id, text
-from zephyr.data.shapes import SYSTEMS, pair_row
+from zephyr.data.shapes import pair_row
 from zephyr.data.sources import Source, open_sources
 from zephyr.distill.binarize_report import Report, Tally, make_report
 from zephyr.distill.completions import (

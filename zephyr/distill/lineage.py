@@ -10,7 +10,7 @@ from zephyr.config import NOT_YAML, BadInput, read_yaml
 from zephyr.data.jsonl import read_rows, report_path
 from zephyr.teacher import Ledger
 from zephyr.teacher.rubric import ASPECTS
-from zephyr.training.checkpoint import step_paths, synced_digest
+from zephyr.training.files import step_paths, synced_digest
 
 Row = Mapping[str, object]
 Cut = Callable[[object], str]  # shortens a text
