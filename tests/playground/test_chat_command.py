@@ -330,7 +330,7 @@ def test_a_row_is_appended_whole(tmp_path: Path) -> None:
         ("world:judge", "a model folder"),
         ("./no/such/folder", "no such folder"),
         ("openai:m", "BASE_URL"),
-        ("openai:m@https://x/v1?key=1", "it holds a query"),
+        ("openai:m@https://x/v1?key=1", "the URL holds a query"),
     ],
 )
 def test_bad_input_is_told(line: str, found: str) -> None:
