@@ -22,7 +22,7 @@ from torch import Tensor
 
 import zephyr
 import zephyr.data.keys as keys
-import zephyr.data.shapes as shapes
+import zephyr.data.pair_shapes as pair_shapes
 import zephyr.teacher.spec as spec
 from zephyr import losses
 from zephyr.chat import encode_pair
@@ -121,7 +121,7 @@ def test_a_row_of_the_guide_is_read(add: Add, tiny: Path, tmp_path: Path) -> Non
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     tokenizer = load_tokenizer(tiny)
     keys.known_keys.cache_clear()
-    add(shapes, "add-a-shape")
+    add(pair_shapes, "add-a-shape")
     try:
         found, report = load_pairs([str(file)], tokenizer, max_tokens=128, max_prompt_tokens=64)
     finally:
