@@ -369,28 +369,39 @@ def test_kill_9_at_random_moments(
             # Ranks outlive their launcher for seconds, in which so short a run ends: it is killed
             # last.
             victim = rng.choice(["rank 0", "rank 1", "all"] + ["launcher"] * (aim == "export"))
-            since = time.time()
             with background("train_dpo.py", *arguments, log=tmp_path / "log") as process:
-                wait_for(lambda: doing(run, reference, since) == aim, process, pause=0.001)
-                time.sleep(rng.uniform(0, {"reference": 0.1, "step": 0.5}.get(aim, 0.01)))
-                ranks = ranks_of(process)
-                for pid in {
-                    "rank 0": ranks[:1],
-                    "rank 1": ranks[1:],
-                    "launcher": [process.pid],
-                    "all": [process.pid, *ranks],
-                }[victim]:
-                    os.kill(pid, signal.SIGKILL)
-                process.wait(timeout=90)
-                wait_for(lambda: not any(running(pid) for pid in ranks), None, seconds=30)
-            print(
-                f"run {chain}: {victim} killed, aimed at {aim}, landed in {doing(run, reference, since)}",
-                flush=True,
-            )
-            hits[doing(run, reference, since)] += 1
+                landed = killed_while(aim, victim, process, run, reference, rng)
+            print(f"run {chain}: {victim} killed, aimed at {aim}, landed in {landed}", flush=True)
+            hits[landed] += 1
         launch("train_dpo.py", *arguments, ranks=2)
         require_same_end(run, undisturbed)
     print(dict(hits))
-    assert sum(hits.values()) == 24 and all(
-        hits[phase] for phase in ("reference", "step", "save", "export")
-    )
+    assert sum(hits.values()) == 24
+    assert all(hits[phase] for phase in ("reference", "step", "save", "export"))
+
+
+def killed_while(
+    aim: str,
+    victim: str,
+    process: subprocess.Popen[bytes],
+    run: Path,
+    reference: Path,
+    rng: random.Random,
+) -> str:
+    """Kill a part of a run that was just started while it does what is aimed at; returns what it
+    was doing then, once all of it has ended."""
+    since = time.time()
+    wait_for(lambda: doing(run, reference, since) == aim, process, pause=0.001)
+    time.sleep(rng.uniform(0, {"reference": 0.1, "step": 0.5}.get(aim, 0.01)))
+    ranks = ranks_of(process)
+    victims = {
+        "rank 0": ranks[:1],
+        "rank 1": ranks[1:],
+        "launcher": [process.pid],
+        "all": [process.pid, *ranks],
+    }
+    for pid in victims[victim]:
+        os.kill(pid, signal.SIGKILL)
+    process.wait(timeout=90)
+    wait_for(lambda: not any(running(pid) for pid in ranks), None, seconds=30)
+    return doing(run, reference, since)
