@@ -10,8 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from zephyr.config import BadInput, DPOConfig, SFTConfig
 from zephyr.model.export import SHARD_BYTES
-from zephyr.model.load import DTYPES, MODEL_CONFIG_ERRORS
+from zephyr.model.load import DTYPES
 from zephyr.model.memory import inner_size, step_memory
+from zephyr.model.policy import MODEL_CONFIG_ERRORS
 from zephyr.packing import Plan
 from zephyr.training import shards
 from zephyr.training.flops import pair_flops, text_flops
