@@ -209,11 +209,9 @@ def prompt_id(row: Row) -> str:
     return str(row["prompt_id"])
 
 
-def conversation(row: Row) -> list[dict[str, str]]:
+def conversation(row: Row) -> list[dict[str, object]]:
     """The turns of a prompt row."""
-    prompt = row["prompt"]
-    assert isinstance(prompt, (str, list)), "read_prompts checks it"
-    return turns_of(prompt)
+    return turns_of(row["prompt"])
 
 
 def read_human_labels(
@@ -299,7 +297,7 @@ def compare_request(panel: Panel, prompt: Row, first: str, second: str) -> Reque
     )
 
 
-def verdict_of(judgement: Judgement) -> str | None:
+def verdict_of(judgement: Judgement[str]) -> str | None:
     """A, B or tie; None where the reply could not be read."""
     return judgement.parsed if isinstance(judgement.parsed, str) else None
 
@@ -369,23 +367,22 @@ def summarise_group(
 
 def ask_critiques(
     panel: Panel, prompts: Sequence[Row], texts: Sequence[str | None]
-) -> dict[int, Judgement]:
+) -> dict[int, Judgement[Critique]]:
     """The judge's critique of every answer that there is, by the prompt's index."""
-    given = [i for i, text in enumerate(texts) if text is not None]
-    requests = [
-        critique_request(panel, {**prompts[i], "about": prompts[i]}, {"text": texts[i]})
-        for i in given
-    ]
+    given = {i: text for i, text in enumerate(texts) if text is not None}
+    requests = [critique_request(panel, prompts[i], text) for i, text in given.items()]
     return dict(zip(given, ask_judge(panel, requests, lambda text, _: parse_critique(text))))
 
 
-def points_of(critique: Judgement) -> float | None:
+def points_of(critique: Judgement[Critique]) -> float | None:
     """The score, 1 to 10; None where the judge's reply could not be read."""
     return float(critique.parsed.points) if isinstance(critique.parsed, Critique) else None
 
 
 def answer_rows(
-    prompts: Sequence[Row], texts: Sequence[str | None], critiques: Mapping[int, Judgement]
+    prompts: Sequence[Row],
+    texts: Sequence[str | None],
+    critiques: Mapping[int, Judgement[Critique]],
 ) -> Iterator[Row]:
     """The rows of NAME.jsonl."""
     for i, (prompt, text) in enumerate(zip(prompts, texts)):
@@ -401,7 +398,7 @@ def answer_rows(
         yield row
 
 
-def score_of(critiques: Mapping[int, Judgement], indices: Sequence[int]) -> Row:
+def score_of(critiques: Mapping[int, Judgement[Critique]], indices: Sequence[int]) -> Row:
     """The mean score of the answers to the prompts of these indices."""
     points = [points_of(critiques[i]) for i in indices if i in critiques]
     return {
