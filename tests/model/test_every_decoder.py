@@ -253,4 +253,4 @@ def test_numbers_and_calls_alone_refuse_a_state(name: str) -> None:
         "lfm2",
         "recurrent_gemma",
     ):  # by calls before numbers, which a state that fades could pass
-        assert "times in 4 layers; once in each is wanted" in reason
+        assert "times in 4 layers, expected once in each" in reason

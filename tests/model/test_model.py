@@ -659,7 +659,8 @@ def test_models_that_are_no_decoder_are_refused(tiny: Path, tmp_path: Path) -> N
         n_embd=66, n_head=4, n_layer=1, attn_pdrop=0, resid_pdrop=0, embd_pdrop=0
     ).save_pretrained(tmp_path / "sizes")
     with pytest.raises(
-        BadInput, match="no model can be made of its config.json: ValueError: .*must be divisible by"
+        BadInput,
+        match="no model can be made of its config.json: ValueError: .*must be divisible by",
     ):
         load_policy(tmp_path / "sizes")  # which its twin can't tell: it has sizes of its own
     assert read_config(
