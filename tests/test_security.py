@@ -1,6 +1,5 @@
 """Secrets stay in the environment, and nothing that is read can run code."""
 
-import argparse
 import ast
 import json
 import os
@@ -12,15 +11,15 @@ from processes import ROOT, Launch
 from runs import records, rows, write_config, write_lines
 
 from zephyr import config as configs
-from zephyr.cli.command import apply_config
+from zephyr.cli.command import read_options
 from zephyr.config import BadInput, ConfigError, DPOConfig
 from zephyr.data.jsonl import write_rows
 from zephyr.data.sources import open_sources
-from zephyr.playground.models import open_model
+from zephyr.playground.models import Sampling, open_model
 from zephyr.report import page
 from zephyr.teacher import Ledger, endpoint
 from zephyr.teacher.spec import open_teacher
-from zephyr.training.checkpoint import write_atomic
+from zephyr.training.files import write_atomic
 from zephyr.training.folder import EXPORT, FILES, RunFolder
 
 SECRETS = {
@@ -128,10 +127,12 @@ def test_a_variable_is_a_path(value: str, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("SCRATCH", "/fast")
     assert load(tmp_path, "run.dir=$SCRATCH/${SCRATCH}n").run.dir == "/fast//fastn"
     for wrong in ("run.wandb.name=$SCRATCH", "run.wandb.project=$USER", "loss=$HOME"):
-        with pytest.raises(ConfigError, match="variables are filled in where a path is wanted"):
+        with pytest.raises(
+            ConfigError, match="variables are filled in only where a path is expected"
+        ):
             load(tmp_path, wrong)
     monkeypatch.setenv("SCRATCH", "http://me:planted@host")
-    with pytest.raises(ConfigError, match="run.dir: a text without a secret is wanted"):
+    with pytest.raises(ConfigError, match="run.dir: expected a string without a secret"):
         load(tmp_path, "run.dir=$SCRATCH/run")
     monkeypatch.delenv("SCRATCH")
     with pytest.raises(ConfigError, match="run.dir: the variable SCRATCH is not set"):
@@ -171,7 +172,7 @@ def test_a_url_with_a_secret_is_refused(url: str, tmp_path: Path) -> None:
     what tells it."""
     for key in ("samples.judge=openai:m@", "model=", "run.wandb.name=", "chat_template="):
         with pytest.raises(
-            ConfigError, match=f"{key.split('=')[0]}: a text without a secret"
+            ConfigError, match=f"{key.split('=')[0]}: expected a string without a secret"
         ) as error:
             load(tmp_path, f"{key}'{url}'")
         assert not any(secret in str(error.value) for secret in PLANTED)
@@ -188,7 +189,7 @@ def test_errors_tell_no_secret(tmp_path: Path) -> None:
     for tell in (
         lambda: open_teacher(user),
         lambda: open_teacher(key),
-        lambda: open_model(user, None),
+        lambda: open_model(user, Sampling(1, 0.0, 1.0, 0)),
         lambda: open_sources([user]),
         lambda: load(tmp_path, f"model.x={user}"),
         lambda: load(tmp_path, f"{HUB_KEY}=1"),
@@ -282,7 +283,7 @@ def test_a_yaml_bomb_is_told(text: str, why: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"config {path}: .*({why})"):
         configs.load(DPOConfig, str(path))
     with pytest.raises(ConfigError, match=f"config {path}: .*({why})"):
-        apply_config(argparse.ArgumentParser(), ["--config", str(path)])
+        read_options(path)
     with pytest.raises(BadInput, match=str(path)):
         page.read_leaves(path)
     path.write_text("a: &a [1, 2]\nb: *a\n")

@@ -51,7 +51,7 @@ from zephyr.chat import EncodedPair
 from zephyr.config import BadInput
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import PackedBatch, Plan, plan_pass
-from zephyr.training.checkpoint import write_atomic
+from zephyr.training.files import write_atomic
 from zephyr.training.engine import Engine
 from zephyr.training.tolerance import response_tolerance_nats
 

@@ -1,11 +1,12 @@
-"""Every row of the bench that wants a GPU, in one command of ten minutes: each a process of its own
-with a limit of its own, its result written before the next begins, so that a cut leaves what was
-measured.
+"""All benchmarks that need a GPU, in one command of ten minutes.
 
-    make gpu-bench GPU_PYTHON=python3 [WHEELS=folder]      or  python3 tests/benchmarks/gpu.py --wheels FOLDER --out DIR
+    make gpu-bench GPU_PYTHON=python3 [WHEELS=folder]
+    python3 tests/benchmarks/gpu.py --wheels FOLDER --out DIR
 
-Nothing is fetched: what the Python lacks (deepspeed and what it needs) lies in WHEELS. --device cpu
-runs the same rows at toy sizes."""
+Each row runs in its own process with its own time limit. Its result is written before the next row
+starts, so that a run which is cut off keeps the results so far. Nothing is downloaded: packages
+that the Python lacks (deepspeed and its dependencies) are installed from WHEELS. --device cpu runs
+the same rows at toy sizes."""
 
 import argparse
 import importlib.util
@@ -39,15 +40,17 @@ ROWS = [
     Row(
         "step_7B_leaf",
         "bench_step.py",
-        f"{STEP} ultrafeedback:budget=16384:recompute=all,ultrafeedback:budget=8192:recompute=all --leaf layer",
-        f"{SMALL} --leaf layer --cells ultrafeedback:recompute=all,ultrafeedback:budget=200:recompute=mlp",
+        f"{STEP} ultrafeedback:budget=16384:recompute=all,ultrafeedback:budget=8192:recompute=all "
+        "--leaf layer",
+        f"{SMALL} --leaf layer "
+        "--cells ultrafeedback:recompute=all,ultrafeedback:budget=200:recompute=mlp",
         120,
     ),
     Row(
         "step_7B_leaf_bf16",
         "bench_step.py",
-        f"{STEP} ultrafeedback:budget=11264:recompute=mlp,sft:budget=11264:recompute=mlp --documents 22 "
-        "--leaf layer --accumulate bf16",
+        f"{STEP} ultrafeedback:budget=11264:recompute=mlp,sft:budget=11264:recompute=mlp "
+        "--documents 22 --leaf layer --accumulate bf16",
         f"{SMALL} --leaf layer --cells ultrafeedback:recompute=mlp,sft",
         120,
     ),
@@ -61,7 +64,8 @@ ROWS = [
     Row(
         "peer",
         "bench_peer.py",
-        "--gpu --model 7B-8L --contenders zephyr,trl --pairs 32 --longest 1024 --steps 2 --rounds 3 --lr 1e-5 "
+        "--gpu --model 7B-8L --contenders zephyr,trl --pairs 32 --longest 1024 --steps 2 "
+        "--rounds 3 --lr 1e-5 "
         '--fix zephyr={"activation_checkpointing":false,"tokens_per_micro_batch":16384} '
         f'{TRL}"micro":4,"rebalance":true}}',
         "",
@@ -93,15 +97,16 @@ ROWS = [
     Row(
         "growth",
         "bench_step.py",
-        "--layers 2 --checkpointing false --rounds 3 --cells row:1024,row:2048,row:4096,row:8192,row:16384,row:32768",
+        "--layers 2 --checkpointing false --rounds 3 "
+        "--cells row:1024,row:2048,row:4096,row:8192,row:16384,row:32768",
         f"{SMALL} --budget 600 --cells row:512,row:1024",
         90,
     ),
 ]
 
 
-def installed(wheels: Path, target: Path) -> None:
-    """What lies in the folder of wheels, in a folder of its own: the Python stays as it was."""
+def install_wheels(wheels: Path, target: Path) -> None:
+    """Install all wheels of a folder into `target`; the Python's own packages stay unchanged."""
     files = sorted(map(str, wheels.glob("*.whl")))
     if not files:
         sys.exit(f"error: no wheels in {wheels}")
@@ -127,11 +132,13 @@ def installed(wheels: Path, target: Path) -> None:
 def run(
     row: Row, options: Sequence[str], seconds: float, log: Path, environment: dict[str, str]
 ) -> str:
-    """One row; what became of it. It is ended with all that it started when its time is over."""
-    named = ["--name", row.name] if row.script == "bench_step.py" else []
-    out = ["--out", str(log.parent)] if row.script not in ("bench_peer.py", "-m") else []
+    """Run one row and return its outcome. After `seconds` its whole process group is killed."""
     script = row.script if row.script == "-m" else str(HERE / row.script)
-    command = [sys.executable, script, *options, *named, *out]
+    command = [sys.executable, script, *options]
+    if row.script == "bench_step.py":
+        command += ["--name", row.name]
+    if row.script not in ("bench_peer.py", "-m"):
+        command += ["--out", str(log.parent)]
     with log.open("w") as file:
         process = subprocess.Popen(
             command,
@@ -152,12 +159,35 @@ def run(
 
 
 def bundle(folder: Path, file: Path | None) -> None:
-    """All that the folder holds as one tar, whole or not at all."""
-    if file:
-        part = file.with_suffix(".part")
-        with tarfile.open(part, "w:gz") as tar:
-            tar.add(folder, "results")
-        part.replace(file)
+    """Write the folder as one tar, whole or not at all."""
+    if file is None:
+        return
+    part = file.with_suffix(".part")
+    with tarfile.open(part, "w:gz") as tar:
+        tar.add(folder, "results")
+    part.replace(file)
+
+
+def run_rows(args: argparse.Namespace, environment: dict[str, str]) -> dict[str, str]:
+    """Run the rows in their order, each in the time that is left; returns each one's outcome."""
+    end, outcomes = time.monotonic() + args.seconds, dict[str, str]()
+    rows = [row for row in ROWS if row.name in args.rows.split(",")]
+    rows.sort(key=lambda row: row.name not in args.first.split(","))
+    for row in rows:
+        options = (row.toy if args.device == "cpu" else row.options).split()
+        left = end - time.monotonic()
+        trl_is_there = importlib.util.find_spec("trl") is not None
+        if row.name == "peer" and not (trl_is_there and (HERE / row.script).exists()):
+            outcomes[row.name] = "not measured: trl is not importable here"
+        elif left < 10:
+            outcomes[row.name] = "not measured: no time was left"
+        else:
+            log = args.out / f"{row.name}.log"
+            outcomes[row.name] = run(row, options, min(row.limit, left), log, environment)
+        print(f"{row.name}: {outcomes[row.name]} ({end - time.monotonic():.0f} s left)", flush=True)
+        (args.out / "gpu_rows.json").write_text(json.dumps(outcomes, indent=1) + "\n")
+        bundle(args.out, args.bundle)
+    return outcomes
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, str]:
@@ -171,45 +201,24 @@ def main(argv: Sequence[str] | None = None) -> dict[str, str]:
     )
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--rows", default=",".join(row.name for row in ROWS))
-    parser.add_argument("--seconds", type=float, default=570, help="for everything")
+    parser.add_argument("--first", default="", metavar="ROWS", help="run these before the others")
+    parser.add_argument("--seconds", type=float, default=570, help="for all rows together")
     args = parser.parse_args(argv)
-    end, said = time.monotonic() + args.seconds, dict[str, str]()
     args.out = args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
-    wanted = args.rows.split(",")
     with tempfile.TemporaryDirectory() as site:
         if args.wheels:
-            installed(args.wheels, Path(site))
+            install_wheels(args.wheels, Path(site))
             sys.path.append(site)
-        path = os.pathsep.join(
-            [str(HERE.parents[1]), site, *filter(None, [os.environ.get("PYTHONPATH")])]
-        )
+        path = [str(HERE.parents[1]), site, *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {
             **os.environ,
-            "PYTHONPATH": path,
+            "PYTHONPATH": os.pathsep.join(path),
             "DS_ACCELERATOR": args.device,
             "HF_HUB_OFFLINE": "1",
             "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
         }
-        for row in (row for row in ROWS if row.name in wanted):
-            options, left = (
-                (row.toy if args.device == "cpu" else row.options).split(),
-                end - time.monotonic(),
-            )
-            if row.name == "peer" and (
-                importlib.util.find_spec("trl") is None or not (HERE / row.script).exists()
-            ):
-                said[row.name] = "not measured: trl is not importable here"
-            elif left < 10:
-                said[row.name] = "not measured: no time was left"
-            else:
-                said[row.name] = run(
-                    row, options, min(row.limit, left), args.out / f"{row.name}.log", environment
-                )
-            print(f"{row.name}: {said[row.name]} ({end - time.monotonic():.0f} s left)", flush=True)
-            (args.out / "gpu_rows.json").write_text(json.dumps(said, indent=1) + "\n")
-            bundle(args.out, args.bundle)
-    return said
+        return run_rows(args, environment)
 
 
 if __name__ == "__main__":

@@ -487,7 +487,7 @@ def test_a_budget_ends_a_command_which_goes_on(
     with pytest.raises(SystemExit) as end:
         main([*arguments, "--budget-requests", "100"])
     assert end.value.code == 75 and capsys.readouterr().err.startswith(
-        "stopped: budget: requests is limited to 100"
+        "stopped: budget: requests: the limit is 100"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["feedback.ledger.jsonl"]
     assert len((tmp_path / "feedback.ledger.jsonl").read_text().splitlines()) == 100
@@ -501,11 +501,11 @@ def test_a_budget_ends_a_command_which_goes_on(
     "tree,says",
     [
         ("answerer: [a]", "answerer: unknown option; the nearest is answerers"),
-        ("concurrency: many", "concurrency: N is wanted, got 'many'"),
-        ("no-principles: 3", "no-principles: true or false is wanted"),
-        ("- a", "a mapping of options is wanted"),
+        ("concurrency: many", "concurrency: expected N, got 'many'"),
+        ("no-principles: 3", "no-principles: expected true or false"),
+        ("- a", "expected a mapping of options"),
         ("a: [", "not YAML"),
-        ("price: {m: [1]}", "price: MODEL=PROMPT,COMPLETION is wanted"),
+        ("price: {m: [1]}", "price: expected MODEL=PROMPT,COMPLETION"),
     ],
 )
 def test_bad_config_of_a_command(

@@ -1,7 +1,6 @@
 """Academic tasks through lm-evaluation-harness: a real pretrained model, real questions, local
 files."""
 
-import argparse
 import json
 from pathlib import Path
 
@@ -14,10 +13,10 @@ pytest.importorskip("lm_eval", reason="lm_eval, which does the scoring, is absen
 
 from real.stories import convert
 
-from zephyr.cli.command import declared
+from zephyr.cli import run
 from zephyr.config import BadInput
 from zephyr.data.jsonl import read_rows
-from zephyr.evaluation.academic import hub_rows, run_academic, tasks
+from zephyr.evaluation.academic import hub_rows, parse_tasks
 
 SPLITS = {"test_split": "test", "fewshot_split": "test", "output_type": "multiple_choice"}
 # The harness's prompts and scores written anew, on the fields that the files have
@@ -51,10 +50,7 @@ def stories(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def academic(*arguments: str | Path) -> None:
-    parser = argparse.ArgumentParser()
-    declared(parser.add_subparsers(), run_academic, tasks=tasks)
-    options = parser.parse_args(["academic", *map(str, arguments)])
-    options.carry_out(options)
+    run(["eval", "academic", *map(str, arguments)])
 
 
 @pytest.fixture(scope="module")
@@ -225,9 +221,9 @@ def test_truthfulqa_rows_hold_all_answers(real_data: Path) -> None:
         (
             "arc_challenge.jsonl",
             '{"query": "Question: x", "choices": ["a", "b"], "gold": 5}\n' * 9,
-            "row 1 is none of arc",
+            "row 1 is not of arc",
         ),
-        ("arc_challenge.jsonl", '{"query": "Question: x"}\n' * 9, "row 1 is none of arc"),
+        ("arc_challenge.jsonl", '{"query": "Question: x"}\n' * 9, "row 1 is not of arc"),
         (
             "arc_challenge.jsonl",
             '{"query": "Question: x", "choices": ["a", "b"], "gold": 1}\n',
@@ -250,9 +246,9 @@ def test_local_files_that_can_not_be_used(
 @pytest.mark.parametrize("text", ["arc", "arc-", "arc--1", "art-25", "truthfulqa-5", ""])
 def test_tasks_that_are_none(text: str) -> None:
     """Fails where a task that does not exist, or shots that would be ignored, are taken."""
-    with pytest.raises((argparse.ArgumentTypeError, ValueError)):
-        tasks(text)
-    assert tasks("arc-25, arc-easy-0") == [("arc", 25), ("arc-easy", 0)]
+    with pytest.raises(BadInput, match="expected NAME-SHOTS"):
+        parse_tasks(text)
+    assert parse_tasks("arc-25, arc-easy-0") == [("arc", 25), ("arc-easy", 0)]
 
 
 def test_two_models_of_one_name(tiny: Path) -> None:

@@ -3,7 +3,6 @@ embedded judge and a real server."""
 
 from __future__ import annotations
 
-import argparse
 import csv
 import gzip
 import json
@@ -17,8 +16,7 @@ import pytest
 from proxy import Proxy
 from published import ranked_verdict
 
-from zephyr.cli.command import declared
-from zephyr.cli.evaluation import run_alpaca_eval
+from zephyr import cli
 from zephyr.config import BadInput
 from zephyr.data.jsonl import read_rows, write_rows
 from zephyr.evaluation.alpaca import score_annotations
@@ -38,11 +36,8 @@ PUBLISHED = {
 
 
 def run(*arguments: str | Path) -> None:
-    """The command, as its parser reads it."""
-    parser = argparse.ArgumentParser()
-    declared(parser.add_subparsers(), run_alpaca_eval)
-    options = parser.parse_args(["alpaca-eval", *map(str, arguments)])
-    options.carry_out(options)
+    """The command, without `main`, which would turn BadInput into a line."""
+    cli.run(["eval", "alpaca-eval", *map(str, arguments)])
 
 
 def annotation(preference: object, model: str = "m", **fields: object) -> dict[str, object]:
@@ -143,7 +138,7 @@ def test_preferences() -> None:
         "stderr"
     ] == pytest.approx(result["stderr"])
     for preference in (2.5, 0.5, -1, "2", math.inf):
-        with pytest.raises(BadInput, match="f:7: .*preference from 1 to 2, 0 or null are wanted"):
+        with pytest.raises(BadInput, match="f:7: .*preference from 1 to 2, 0 or null; got"):
             score_annotations([("f:7", annotation(preference))])
 
 
@@ -429,8 +424,8 @@ def test_bad_input(bench: Path, tmp_path: Path) -> None:
     """Each is one line that names what is wrong."""
     rest = ("--judge", "world:judge", "--out", tmp_path / "out")
     for says, arguments in (
-        ("--judge, --out, --bench-dir: wanted", ("world:expert",)),
-        ("a MODEL or --answers: wanted", ("--bench-dir", bench, *rest)),
+        ("--judge, --out, --bench-dir: required", ("world:expert",)),
+        ("a MODEL or --answers: required", ("--bench-dir", bench, *rest)),
         (
             "no alpaca_eval_gpt4_baseline.json or alpaca_eval.json; it comes from hugg",
             ("world:expert", "--bench-dir", tmp_path, *rest),
@@ -443,5 +438,5 @@ def test_bad_input(bench: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="few: no answer to 19 of 20 prompts"):
         run(f"few={tmp_path / 'few.jsonl'}", "--bench-dir", bench, *rest)
     write_rows(tmp_path / "odd.jsonl", [{"a": 1}])
-    with pytest.raises(BadInput, match="odd.jsonl:1: generator_1"):
+    with pytest.raises(BadInput, match="odd.jsonl:1: expected generator_1"):
         run("--from-annotations", tmp_path / "odd.jsonl")

@@ -3,7 +3,6 @@ the embedded judge and a real server."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import statistics
@@ -14,8 +13,7 @@ from pathlib import Path
 import pytest
 from proxy import Proxy
 
-from zephyr.cli.command import declared
-from zephyr.cli.evaluation import run_mt_bench
+from zephyr import cli
 from zephyr.config import BadInput
 from zephyr.data.jsonl import read_rows, write_rows
 from zephyr.evaluation import benchmarks
@@ -36,11 +34,8 @@ PUBLISHED = {
 
 
 def run(*arguments: str | Path) -> None:
-    """The command, as its parser reads it."""
-    parser = argparse.ArgumentParser()
-    declared(parser.add_subparsers(), run_mt_bench)
-    options = parser.parse_args(["mt-bench", *map(str, arguments)])
-    options.carry_out(options)
+    """The command, without `main`, which would turn BadInput into a line."""
+    cli.run(["eval", "mt-bench", *map(str, arguments)])
 
 
 def fastchat(number: object, model: str, turns: list[str]) -> dict[str, object]:
@@ -466,7 +461,7 @@ def test_bad_input(bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(BadInput, match=says):
             run(*arguments)
 
-    refused("--judge, --out, --bench-dir: wanted", good)
+    refused("--judge, --out, --bench-dir: required", good)
     refused("a MODEL or --answers", "--bench-dir", bench, *rest)
     refused(
         "no question.jsonl; it comes from fastchat/llm_judge", good, "--bench-dir", tmp_path, *rest
@@ -474,7 +469,7 @@ def test_bad_input(bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     refused("good has other answers already", good, "--answers", good, "--bench-dir", bench, *rest)
     write_rows(tmp_path / "few.jsonl", [fastchat(81, "few", ["a"])])
     refused(
-        "few.jsonl:1: question_id, model_id and choices.* of two texts are wanted",
+        "few.jsonl:1: expected question_id, model_id and choices.* of two texts",
         tmp_path / "few.jsonl",
         "--bench-dir",
         bench,
@@ -490,7 +485,7 @@ def test_bad_input(bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     )
     write_rows(tmp_path / "judged.jsonl", [{"question_id": 1, "model": "m", "score": 3}])
     refused(
-        "judged.jsonl:1: a judgement of FastChat's is wanted",
+        "judged.jsonl:1: expected a judgement of FastChat's",
         "--from-judgments",
         tmp_path / "judged.jsonl",
     )

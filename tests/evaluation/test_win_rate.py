@@ -3,7 +3,6 @@ command from end to end."""
 
 from __future__ import annotations
 
-import argparse
 import csv
 import gzip
 import json
@@ -17,8 +16,7 @@ import pytest
 from proxy import Proxy
 from scipy.stats import binom
 
-from zephyr.cli.command import declared
-from zephyr.cli.evaluation import run_win_rate
+from zephyr import cli
 from zephyr.config import BadInput
 from zephyr.data.jsonl import read_rows, write_rows
 from zephyr.evaluation.compare import Comparison, parse_verdict, summarise
@@ -42,11 +40,8 @@ VERDICTS = ("A", "B", "tie", None)
 
 
 def command(*arguments: object) -> None:
-    """The command with its own parser."""
-    parser = argparse.ArgumentParser()
-    declared(parser.add_subparsers(), run_win_rate)
-    options = parser.parse_args(["win-rate", *map(str, arguments)])
-    options.carry_out(options)
+    """The command, without `main`, which would turn BadInput into a line."""
+    cli.run(["eval", "win-rate", *map(str, arguments)])
 
 
 @pytest.mark.parametrize("wins,n", [(300, 400), (12, 100), (40, 50)])
@@ -112,7 +107,7 @@ def test_a_win_takes_both_orders(
 
 def swapped(row: Comparison | None) -> Comparison | None:
     """The same two calls from the other model's side."""
-    return row and Comparison(row.shown_second, row.shown_first, row.lengths[::-1], row.asked)
+    return row and Comparison(row.shown_second, row.shown_first, row.lengths[::-1], row.was_judged)
 
 
 def test_exchanging_the_models_mirrors_everything() -> None:
@@ -420,7 +415,7 @@ def test_a_folder_answers_as_generate_does(tiny: Path, tmp_path: Path) -> None:
     encoded otherwise, or answers go to other prompts."""
     import torch
 
-    from zephyr.data import load_tokenizer
+    from zephyr.data.tokenizer import load_tokenizer
     from zephyr.model.generate import generate
     from zephyr.model.load import load_policy
     from zephyr.teacher.spec import open_teacher
@@ -488,7 +483,7 @@ def test_a_real_server_that_does_not_judge(
         (lambda line, folder: line.pop(1), "two or more"),
         (lambda line, folder: line.__setitem__(0, "results=world:terse"), "other than results"),
         (lambda line, folder: line.__setitem__(0, "runs/nothing"), "no such folder or file"),
-        (lambda line, folder: line.__setitem__(0, "."), "a NAME=... other"),
+        (lambda line, folder: line.__setitem__(0, "."), "expected NAME=... before it, other"),
         (lambda line, folder: line.__setitem__(0, "a=elsewhere:x"), "no such folder or file"),
         (lambda line, folder: line.extend(["--by", "colour"]), "'colour|colour: prompt"),
         (

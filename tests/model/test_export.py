@@ -25,7 +25,7 @@ from transformers.utils.chat_template_utils import Chat
 
 from zephyr.chat import encode_prompt
 from zephyr.config import BadInput, Data, DPOConfig, SFTConfig, SFTData, SFTRun, Wandb
-from zephyr.data import load_tokenizer
+from zephyr.data.tokenizer import load_tokenizer
 from zephyr.model import export as exporting
 from zephyr.model.export import (
     export,

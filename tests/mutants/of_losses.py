@@ -6,32 +6,21 @@ MUTANTS: list[Mutant] = [
     *of(
         "zephyr/losses.py",
         ("tests/test_losses.py",),
-        ("-margin_P\n", "margin_P\n"),
         (
-            (
-                "return -(1 - label_smoothing) * F.logsigmoid(margin_P) - "
-                "label_smoothing * F.logsigmoid("
-            ),
-            (
-                "return -(1 - label_smoothing) * F.logsigmoid(margin_P) + "
-                "label_smoothing * F.logsigmoid("
-            ),
+            "return (1 - label_smoothing) * kept_P + label_smoothing * flipped_P",
+            "return (1 - label_smoothing) * kept_P + label_smoothing * kept_P",
         ),
         (
-            (
-                "return ((1 - label_smoothing) * kept_P - label_smoothing * flipped_P) / "
-                "(\n"
-                "        1 - 2 * label_smoothing\n"
-                "    )"
-            ),
-            (
-                "return ((1 - label_smoothing) * kept_P - label_smoothing * flipped_P) / "
-                "(1 - label_smoothing)"
-            ),
+            "return (1 - label_smoothing) * kept_P + label_smoothing * flipped_P",
+            "return (1 - label_smoothing) * kept_P - label_smoothing * flipped_P",
         ),
         (
-            ("return ((1 - label_smoothing) * kept_P - label_smoothing * flipped_P) / ("),
-            ("return ((1 - label_smoothing) * kept_P + label_smoothing * flipped_P) / ("),
+            "return weighted_P / (1 - 2 * label_smoothing)",
+            "return weighted_P / (1 - label_smoothing)",
+        ),
+        (
+            "weighted_P = (1 - label_smoothing) * kept_P - label_smoothing * flipped_P",
+            "weighted_P = (1 - label_smoothing) * kept_P + label_smoothing * flipped_P",
         ),
         (
             "return (chosen_P - rejected_P - 1 / (2 * beta)).square()",
@@ -81,25 +70,25 @@ MUTANTS: list[Mutant] = [
             '"exo_pair": Loss(exo_pair, smoothing="accepted"),',
         ),
         (
-            ("rewards = (beta * chosen_ratio_P).detach(), (beta * rejected_ratio_P).detach()"),
-            "rewards = beta * chosen_ratio_P, (beta * rejected_ratio_P).detach()",
+            "reward_chosen_P = (beta * chosen_ratio_P).detach()",
+            "reward_chosen_P = beta * chosen_ratio_P",
         ),
         (
-            ("rewards = (beta * chosen_ratio_P).detach(), (beta * rejected_ratio_P).detach()"),
-            "rewards = chosen_ratio_P.detach(), (beta * rejected_ratio_P).detach()",
+            "reward_chosen_P = (beta * chosen_ratio_P).detach()",
+            "reward_chosen_P = chosen_ratio_P.detach()",
         ),
         (
-            ("rewards = (beta * chosen_ratio_P).detach(), (beta * rejected_ratio_P).detach()"),
-            ("rewards = (beta * chosen_ratio_P).detach(), (beta * -rejected_ratio_P).detach()"),
+            "reward_rejected_P = (beta * rejected_ratio_P).detach()",
+            "reward_rejected_P = (beta * -rejected_ratio_P).detach()",
         ),
         (
             (
-                "chosen_ratio_P, rejected_ratio_P = chosen_P - ref_chosen_P, rejected_P "
-                "- ref_rejected_P"
+                "chosen_ratio_P = chosen_P - ref_chosen_P\n"
+                "    rejected_ratio_P = rejected_P - ref_rejected_P"
             ),
             (
-                "chosen_ratio_P, rejected_ratio_P = chosen_P - ref_rejected_P, "
-                "rejected_P - ref_chosen_P"
+                "chosen_ratio_P = chosen_P - ref_rejected_P\n"
+                "    rejected_ratio_P = rejected_P - ref_chosen_P"
             ),
         ),
         (
@@ -107,18 +96,8 @@ MUTANTS: list[Mutant] = [
             'loss, "rejected_tokens_P", chosen_tokens_P, chosen_P',
         ),
         (
-            (
-                'smoothing = {} if entry.smoothing == "refused" else {"label_smoothing": '
-                "label_smoothing}"
-            ),
-            (
-                "smoothing = (\n"
-                "        {}\n"
-                '        if entry.smoothing == "refused"\n'
-                '        else {"label_smoothing": 0.0 * label_smoothing + (1e-3 if loss '
-                '== "exo_pair" else 0)}\n'
-                "    )"
-            ),
+            'settings["label_smoothing"] = label_smoothing',
+            'settings["label_smoothing"] = 1e-3 if loss == "exo_pair" else 0.0',
         ),
         (
             ("return (margin_P > 4 * torch.finfo(logps.dtype).eps * logps.abs().sum(0)).float()"),

@@ -3,7 +3,6 @@ said is lost or doubled."""
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import json
 import os
@@ -23,36 +22,20 @@ from processes import ROOT, free_port
 from proxy import Proxy, Server
 from safetensors.torch import load_file, save_file
 
+from zephyr.cli import run
 from zephyr.config import BadInput
-from zephyr.data import load_tokenizer
 from zephyr.data.jsonl import read_rows
 from zephyr.data.shapes import sft_row
+from zephyr.data.tokenizer import load_tokenizer
 from zephyr.model.generate import generate
 from zephyr.model.load import load_policy
 from zephyr.playground import terminal as chat
+from zephyr.playground.models import Sampling, append_row, open_model
 from zephyr.teacher import Budget, Reply, Request, endpoint
 
-RUN = (
-    "import argparse; from zephyr.playground.terminal import run_chat; from zephyr.cli.command import declared; "
-    "parser = argparse.ArgumentParser(); declared(parser.add_subparsers(), run_chat); "
-    "options = parser.parse_args(); options.carry_out(options)"
-)
-SETTINGS = {
-    "max_new_tokens": 12,
-    "temperature": 0.7,
-    "top_k": 50,
-    "top_p": 0.95,
-    "seed": 3,
-    "greedy": False,
-    "web": False,
-    "key_variable": "OPENAI_API_KEY",
-}
+SAMPLING = Sampling(max_new_tokens=12, temperature=0.7, top_p=0.95, top_k=50)
 PROMPT, CONTINUED = r"(?<=\n)> ", r"(?<=\n)\. "
 QUESTION = "What colour is the sky?"
-
-
-def options(*models: str, **changed: object) -> argparse.Namespace:
-    return argparse.Namespace(models=list(models), **{**SETTINGS, **changed})
 
 
 class Terminal:
@@ -67,7 +50,7 @@ class Terminal:
             "OMP_NUM_THREADS": "1",
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-c", RUN, "chat", *arguments],
+            [sys.executable, "-m", "zephyr", "chat", *arguments],
             cwd=ROOT,
             env=environment,
             stdin=slave,
@@ -108,7 +91,7 @@ class Terminal:
 @pytest.fixture
 def terminal(tiny: Path) -> Iterator[Terminal]:
     running = Terminal(str(tiny), "--max-new-tokens", "12", "--seed", "3")
-    assert running.until("> ") == f"{tiny}: /help tells the commands\n> "
+    assert running.until("> ") == f"{tiny}: /help lists the commands\n> "
     yield running
     running.close()
 
@@ -152,7 +135,7 @@ def test_a_conversation(terminal: Terminal, expected: Callable[..., str], tmp_pa
         and said(terminal.say("/regenerate"), second)
     )
     assert terminal.say("/reset") == "" and terminal.say("/regenerate").startswith(
-        "/regenerate: no command for now"
+        "/regenerate: there is no turn yet"
     )
     assert said(terminal.say(QUESTION), first) and terminal.say("   ") == ""
     assert terminal.say("/system Be \u00e4 pirate.") == ""
@@ -166,7 +149,7 @@ def test_a_conversation(terminal: Terminal, expected: Callable[..., str], tmp_pa
     )
     assert said(terminal.say('"""'), block)
     assert terminal.say(f"/save {file}") == "" and terminal.say("/nope").startswith(
-        "/nope: no command"
+        "/nope: no such command"
     )
     assert "/save FILE" in terminal.say("/help")
     assert terminal.say(f"/save {tmp_path}").startswith("error: ") and terminal.say("/reset") == ""
@@ -201,7 +184,7 @@ def test_ctrl_c_stops_the_answer(tiny: Path, tmp_path: Path) -> None:
         os.write(terminal.master, f"{QUESTION}\n".encode())
         terminal.until(r"\n.+")
         os.write(terminal.master, b"\x03")
-        assert terminal.until(PROMPT).endswith("\n[not the answer's own end: stopped]\n> ")
+        assert terminal.until(PROMPT).endswith("\n[the answer was cut: stopped]\n> ")
         os.write(terminal.master, b"dropped")
         terminal.until("dropped")
         time.sleep(1)  # Python hears no ctrl-C between its prompt and its read until the next key
@@ -224,28 +207,21 @@ def test_ctrl_c_stops_the_answer(tiny: Path, tmp_path: Path) -> None:
 
 def said(shown: str, answer: str) -> bool:
     """Whether this answer was shown, by its own end or cut off."""
-    return (
-        shown.removesuffix("[not the answer's own end: length]\n") == f"{chat.printable(answer)}\n"
-    )
+    return shown.removesuffix("[the answer was cut: length]\n") == f"{chat.printable(answer)}\n"
 
 
 @pytest.mark.parametrize(
     "changed",
-    [{"greedy": True}, {"temperature": 1.5, "top_k": 0, "top_p": 1.0}, {"max_new_tokens": 300}],
+    [{"temperature": 0.0}, {"temperature": 1.5, "top_k": 0, "top_p": 1.0}, {"max_new_tokens": 300}],
 )
 def test_a_stream_is_what_generate_says(
     changed: dict[str, float], tiny: Path, expected: Callable[..., str]
 ) -> None:
     """To the last character, and what is shown before is its beginning. Fails for another cache,
     order of warps, seed or decoding."""
-    settings = options(str(tiny), **changed)
-    settings.temperature *= not settings.greedy
-    texts, ends = zip(
-        *chat.open_model(str(tiny), settings)([{"role": "user", "content": QUESTION}], 3)
-    )
-    wanted = {name: value for name, value in changed.items() if name != "greedy"} | {
-        "temperature": settings.temperature
-    }
+    settings = SAMPLING._replace(**changed)
+    texts, ends = zip(*open_model(str(tiny), settings)([{"role": "user", "content": QUESTION}], 3))
+    wanted = {"temperature": SAMPLING.temperature, **changed}
     assert texts[-1] == expected(QUESTION, **wanted) and len(texts) > 5
     assert (
         set(ends[:-1]) == {""}
@@ -258,7 +234,7 @@ def test_an_answer_ends_with_the_positions(tiny: Path, expected: Callable[..., s
     """Where the conversation leaves room for 5 tokens there are 5. Fails where a model is asked
     beyond its positions, or not at all."""
     stream, question = (
-        chat.open_model(f"hf:{tiny}", options(str(tiny), max_new_tokens=500)),
+        open_model(f"hf:{tiny}", SAMPLING._replace(max_new_tokens=500)),
         "x! " * 645,
     )
     from zephyr.chat import encode_prompt
@@ -278,9 +254,9 @@ def test_a_server_streams(proxy: Proxy, server: Server, monkeypatch: pytest.Monk
     """A real server, asked for a stream with all settings but top_k. Fails where parts are doubled
     or lost, and where an error shows the key or ends the program."""
     monkeypatch.setenv("CHAT_KEY", "planted-in-the-environment")
-    settings = options(temperature=0.0, key_variable="CHAT_KEY")
+    settings = SAMPLING._replace(temperature=0.0)
     stream, turns = (
-        chat.open_model(f"openai:{server.model}@{proxy.url}", settings),
+        open_model(f"openai:{server.model}@{proxy.url}", settings, "CHAT_KEY"),
         [{"role": "user", "content": QUESTION}],
     )
     parts = list(stream(turns, 3))
@@ -312,7 +288,7 @@ def test_a_server_streams(proxy: Proxy, server: Server, monkeypatch: pytest.Monk
         with pytest.raises(ValueError, match=words):
             list(stream(turns, 3))
     with pytest.raises(ValueError, match="Connection error"):
-        next(chat.open_model(f"openai:m@http://127.0.0.1:{free_port()}/v1", settings)(turns, 3))
+        next(open_model(f"openai:m@http://127.0.0.1:{free_port()}/v1", settings)(turns, 3))
 
 
 def test_a_broken_stream_keeps_its_words(capsys: pytest.CaptureFixture[str]) -> None:
@@ -320,14 +296,14 @@ def test_a_broken_stream_keeps_its_words(capsys: pytest.CaptureFixture[str]) -> 
     is shown again; no text, no turn. Fails where any of these passes for an answer as others. An
     escape sequence must not reach the terminal."""
     assert chat.print_stream(part for part in [("a", ""), ("ab", "")]) == "ab"
-    assert capsys.readouterr().out == "ab\n[not the answer's own end: it broke off]\n"
+    assert capsys.readouterr().out == "ab\n[the answer was cut: it broke off]\n"
     assert (
         chat.print_stream(part for part in [("a ", ""), ("a.", "stop")]) == "a."
         and capsys.readouterr().out == "a \na.\n"
     )
     assert (
         chat.print_stream(part for part in [(" ", "stop")]) == ""
-        and "as if nothing was asked" in capsys.readouterr().out
+        and "the turn is taken back" in capsys.readouterr().out
     )
     assert chat.print_stream(part for part in [("\x1b[2J\x9b5n\ta", "stop")]) == "\x1b[2J\x9b5n\ta"
     assert capsys.readouterr().out == "\\x1b[2J\\x9b5n\ta\n"
@@ -337,28 +313,28 @@ def test_a_row_is_appended_whole(tmp_path: Path) -> None:
     """Behind a last line without its end a row begins a line of its own. Fails where it would spoil
     that line."""
     file = tmp_path / "new" / "rows.jsonl"
-    chat.append_row(file, {"a": 1})
+    append_row(file, {"a": 1})
     file.write_text(file.read_text() + '{"b": 2}')
-    chat.append_row(file, {"c": "\u00e4"})
+    append_row(file, {"c": "\u00e4"})
     assert file.read_text(encoding="utf-8") == '{"a": 1}\n{"b": 2}\n{"c": "\u00e4"}\n'
 
 
 @pytest.mark.parametrize(
-    ("models", "changed", "found"),
+    ("line", "found"),
     [
-        (["m"], {"top_p": 0.0}, "--top-p 0.0"),
-        (["m"], {"temperature": float("nan")}, "--temperature nan"),
-        (["m"], {"max_new_tokens": 0}, "--max-new-tokens 0"),
-        (["a", "b"], {}, "2 models"),
-        (["a", "b", "c"], {"web": True}, "3 models"),
-        (["world:judge"], {}, "a model folder"),
-        (["./no/such/folder"], {}, "no such folder"),
-        (["openai:m"], {}, "BASE_URL"),
-        (["openai:m@https://x/v1?key=1"], {}, "it holds a query"),
+        ("m --top-p 0.0", "--top-p 0.0"),
+        ("m --temperature nan", "--temperature nan"),
+        ("m --max-new-tokens 0", "--max-new-tokens 0"),
+        ("a b", "2 models"),
+        ("a b c --web", "3 models"),
+        ("world:judge", "a model folder"),
+        ("./no/such/folder", "no such folder"),
+        ("openai:m", "BASE_URL"),
+        ("openai:m@https://x/v1?key=1", "it holds a query"),
     ],
 )
-def test_bad_input_is_told(models: list[str], changed: dict[str, object], found: str) -> None:
+def test_bad_input_is_told(line: str, found: str) -> None:
     """Each is one line that names what was found. Fails where it would be a traceback, or be found
     out at the first answer."""
     with pytest.raises(BadInput, match=re.escape(found)):
-        chat.run_chat(options(*models, **changed))
+        run(["chat", *line.split()])

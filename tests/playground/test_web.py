@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 from processes import ROOT, free_port
-from test_chat_command import RUN, options
+from test_chat_command import SAMPLING
 from tiny import tiny_model
 
 from zephyr.chat import check_pair
 from zephyr.config import BadInput
-from zephyr.data import load_tokenizer
 from zephyr.data.jsonl import read_rows
+from zephyr.data.tokenizer import load_tokenizer
 from zephyr.model.generate import generate
 from zephyr.model.load import load_policy
 from zephyr.playground import web
@@ -101,6 +101,21 @@ class Pages(NamedTuple):
     server: ThreadingHTTPServer
 
 
+def serve(
+    model: str, *, host: str = "127.0.0.1", port: int = 1, share_on_network: bool = False
+) -> None:
+    web.serve(
+        [model],
+        SAMPLING,
+        seed=0,
+        key_variable="OPENAI_API_KEY",
+        votes=Path("v.jsonl"),
+        host=host,
+        port=port,
+        share_on_network=share_on_network,
+    )
+
+
 @contextlib.contextmanager
 def chatting(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     environment = {
@@ -110,7 +125,7 @@ def chatting(*arguments: str) -> Iterator[subprocess.Popen[str]]:
         "ZEPHYR_WEB_TOKEN": TOKEN,
     }
     process = subprocess.Popen(
-        [sys.executable, "-c", RUN, "chat", "--web", *arguments],
+        [sys.executable, "-m", "zephyr", "chat", "--web", *arguments],
         cwd=ROOT,
         env=environment,
         text=True,
@@ -372,15 +387,8 @@ def test_who_may_come_in(pages: Pages) -> None:
         answered(pages.two, Host="rebound.example"),
     ) == (401, 200, 400)
     port = int(pages.two.split(":")[2].strip("/"))
-    taken = options(
-        str(pages.folder / "first-secret"),
-        host="127.0.0.1",
-        port=port,
-        votes=Path("v.jsonl"),
-        share_on_network=False,
-    )
     with pytest.raises(BadInput, match=f"--port {port}: "):
-        web.serve(taken)
+        serve(str(pages.folder / "first-secret"), port=port)
 
 
 @pytest.mark.parametrize(
@@ -402,27 +410,15 @@ def test_the_network_wants_a_flag_and_a_token(
     mistake."""
     pytest.importorskip("gradio", reason="gradio is absent, without which there is no page")
     monkeypatch.setenv("ZEPHYR_WEB_TOKEN", token)
-    with pytest.raises(BadInput, match="--share-on-network is wanted, and a token"):
-        web.serve(
-            options(
-                "no-such-model", host=host, port=1, votes=Path("v.jsonl"), share_on_network=flag
-            )
-        )
+    with pytest.raises(BadInput, match="requires --share-on-network and a token"):
+        serve("no-such-model", host=host, share_on_network=flag)
 
 
 def test_gradio_is_named_where_it_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing extra is a line that tells how to get it. Fails where it is a traceback."""
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(BadInput, match=r"pip install 'zephyr\[web\]'"):
-        web.serve(
-            options(
-                "no-such-model",
-                host="127.0.0.1",
-                port=1,
-                votes=Path("v.jsonl"),
-                share_on_network=False,
-            )
-        )
+        serve("no-such-model")
 
 
 def test_votes_that_make_no_pair(tmp_path: Path) -> None:

@@ -62,9 +62,8 @@ def in_a_process(
 ) -> subprocess.Popen[str]:
     """Start a program that may use this file's helpers, under torchrun where `ranks` are given."""
     script = folder / "program.py"
-    script.write_text(
-        f"import sys\nsys.path[:0] = {[str(ROOT), str(ROOT / 'tests')]}\nfrom test_teacher import *\n{code}\n"
-    )
+    folders = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
+    script.write_text(f"import sys\nsys.path[:0] = {folders}\nfrom test_teacher import *\n{code}\n")
     launcher = (
         ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={free_port()}"]
         if ranks
@@ -577,9 +576,7 @@ def test_the_ledger_holds_places_not_texts(tmp_path: Path) -> None:
 
 
 def local_of(path: Path, max_batch: int = 4) -> Teacher:
-    from zephyr.data import (
-        load_tokenizer,
-    )  # here: most of the processes above need no model, and start faster
+    from zephyr.data.tokenizer import load_tokenizer
     from zephyr.model.load import load_policy
 
     return local(
@@ -659,7 +656,7 @@ def test_a_real_model_is_served(real_data: Path, tmp_path: Path) -> None:
     )
     from real.stories import convert
 
-    from zephyr.data import load_tokenizer
+    from zephyr.data.tokenizer import load_tokenizer
 
     weights = real_data / "weights"
     folder = convert(

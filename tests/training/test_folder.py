@@ -13,7 +13,7 @@ import pytest
 
 from zephyr.config import BadInput, ConfigError
 from zephyr.training import folder as folders
-from zephyr.training.checkpoint import IDENTITY
+from zephyr.training.files import IDENTITY
 from zephyr.training.folder import RANK0_LOST, RunFolder, json_bytes
 
 
@@ -204,8 +204,8 @@ def test_any_text_can_be_kept() -> None:
     ],
 )
 def test_each_file_that_a_run_writes_may_be_no_link(name: str, tmp_path: Path) -> None:
-    """By the names that the run folder's tree in the README shows, not by the list that is checked.
+    """By the names that the run folder's tree in its guide shows, not by the list that is checked.
     Fails where one was left out of it, and would be written through."""
     (tmp_path / name).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(BadInput, match=f"{name} is a link, which would be written through"):
+    with pytest.raises(BadInput, match=f"{name} is a link, and the run would write"):
         RunFolder(tmp_path).open()

@@ -10,6 +10,7 @@ from pathlib import Path
 import oracle
 import pytest
 import torch
+from closed_forms import CLOSED_FORMS, closed_form
 from torch import Tensor
 
 import train_dpo
@@ -60,8 +61,9 @@ def objective_of(
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_setting_reaches_the_loss(loss: str, policy: Policy) -> None:
     """Loss, its gradient and every statistic of pairs 2 and 0, for a reference apart from the
-    policy. Fails where the config's loss, beta or smoothing is not heard, chosen and rejected
-    change places (policy, reference or token counts), or a pair is given another's reference."""
+    policy. Fails where the config's loss, beta or smoothing is ignored, chosen and rejected change
+    places (policy, reference or token counts), or a pair is given another's reference."""
+    closed_form(loss)
     reference_of_all = torch.tensor([[-9.0, -20.0], [-31.0, -12.0], [-25.0, -7.0]])
     indices = [2, 0]
     chosen_P, rejected_P = response_logprobs(
@@ -100,16 +102,14 @@ def test_every_setting_reaches_the_loss(loss: str, policy: Policy) -> None:
 
 
 def test_the_losses_above_differ(policy: Policy) -> None:
-    """The values of the test above must tell every loss from every other, or `config.loss` could be
-    ignored unseen."""
+    """Fails where two losses of the test above have the same value: `config.loss` could then be
+    ignored and that test would pass."""
     reference_of_all = torch.tensor([[-9.0, -20.0], [-31.0, -12.0], [-25.0, -7.0]])
     values = [
-        round(objective_of(loss, reference_of_all, policy, [2, 0])[0].item(), 2) for loss in LOSSES
+        round(objective_of(loss, reference_of_all, policy, [2, 0])[0].item(), 2)
+        for loss in CLOSED_FORMS
     ]
-    assert set(oracle.LOSSES) == set(LOSSES) and set(oracle.AVERAGED) == {
-        n for n, entry in LOSSES.items() if entry.length_averaged
-    }
-    assert len(set(values)) == len(LOSSES), values
+    assert len(set(values)) == len(CLOSED_FORMS), values
 
 
 def test_a_micro_batch_without_pairs_adds_nothing(policy: Policy) -> None:

@@ -13,11 +13,12 @@ from typing import NamedTuple
 import oracle
 import pytest
 import yaml
+from closed_forms import CLOSED_FORMS, closed_form
 from forkserver import ForkServer
 from tiny import SENTENCES, tiny_model
 
 from zephyr.chat import encode_messages, encode_pair
-from zephyr.data import load_tokenizer
+from zephyr.data.tokenizer import load_tokenizer
 from zephyr.losses import LOSSES
 
 Launch = Callable[..., object]  # the fixture of conftest.py
@@ -59,7 +60,7 @@ class Case(NamedTuple):
     epochs: int = 2
 
 
-SMOOTHED = {name: 0.1 for name, entry in LOSSES.items() if entry.smoothing != "refused"}
+SMOOTHED = {name: 0.1 for name, form in CLOSED_FORMS.items() if form.smoothing != "refused"}
 DPO_CASES = [
     Case(0, 8192, False, sliding_window=24, label_smoothing=0.1),
     Case(0, SMALL, "mlp", sliding_window=24, grad_clip=OFF, loss="ipo", dtype="bfloat16"),
@@ -90,15 +91,15 @@ OF_A_LOSS = {
         dtype=dtype,
         epochs=1,
     )
-    for loss in LOSSES
+    for loss in CLOSED_FORMS
     for dtype in ("float32", "bfloat16")
 }
-REST = [loss for loss in LOSSES if loss not in {case.loss for case in DPO_CASES}]
+REST = [loss for loss in CLOSED_FORMS if loss not in {case.loss for case in DPO_CASES}]
 DPO_CASES += [OF_A_LOSS[loss, ("float32", "bfloat16")[i % 2]] for i, loss in enumerate(REST)]
 LONG_CASES = [case for case in OF_A_LOSS.values() if case not in DPO_CASES]
 LONG_CASES += [
     OF_A_LOSS[loss, ("bfloat16", "float32")[i % 2]]._replace(ranks=2, epochs=2)
-    for i, loss in enumerate(LOSSES)
+    for i, loss in enumerate(CLOSED_FORMS)
 ]
 SFT_CASES = [
     Case(1, LONGEST, False, schedule="cosine"),
@@ -312,13 +313,21 @@ def test_sft_equals_plain_pytorch(case: Case, tmp_path: Path, train_records: Run
 
 
 def test_the_cases_cover_losses_and_settings() -> None:
-    """A loss that no trace trains with, or a setting that has its default everywhere, could be
-    ignored unseen."""
-    assert {case.loss for case in DPO_CASES} == set(LOSSES) == {case.loss for case in LONG_CASES}
+    """Fails where no trace trains with a loss, or a setting has its default in all: either could be
+    ignored and every trace would agree."""
+    for cases in (DPO_CASES, LONG_CASES):
+        assert {case.loss for case in cases} == set(CLOSED_FORMS)
     for cases in (DPO_CASES, SFT_CASES):
         assert {case.dtype for case in cases} == {"float32", "bfloat16"}
     assert all(case.label_smoothing > 0 for case in LONG_CASES if case.loss in SMOOTHED)
     assert {(case.loss, case.dtype) for case in [*DPO_CASES, *LONG_CASES]} >= set(OF_A_LOSS)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_is_traced(loss: str) -> None:
+    """Fails where a loss that has a closed form is in no trace; says which loss has none."""
+    closed_form(loss)
+    assert any(case.loss == loss for case in DPO_CASES)
 
 
 def test_the_comparison_means_something(tmp_path: Path) -> None:

@@ -1,150 +1,163 @@
-"""A command's options come from its line, and from the YAML file of `--config` where the line does
-not give them."""
+"""A Python function becomes a command whose options are its parameters; `--config FILE` gives the
+options that the command line does not."""
 
-import argparse
 import difflib
+import functools
+import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Annotated, Any, get_type_hints
 
-import yaml
+import typer
+from typer import Context, Option
+from typer.core import TyperCommand, TyperOption
 
 from zephyr.config import NOT_YAML, ConfigError, expand_variables, read_yaml
 
-Commands = "argparse._SubParsersAction[argparse.ArgumentParser]"
-DECLARED = yaml.safe_load(Path(__file__).with_name("options.yaml").read_text(encoding="utf-8"))
-
-
-def count(text: str) -> int:
-    """A whole number from 1."""
-    if (value := int(text)) < 1:
-        raise ValueError(text)
-    return value
-
-
-def price(text: str) -> tuple[str, tuple[float, float]]:
-    """`MODEL=PROMPT,COMPLETION` as its parts."""
-    model, _, both = text.rpartition("=")
-    prompt, completion = (float(part) for part in both.split(","))
-    if not model or min(prompt, completion) < 0:
-        raise ValueError(text)
-    return model, (prompt, completion)
-
-
-TYPES = {
-    "int": int,
-    "float": float,
-    "path": Path,
-    "list": lambda text: text.split(","),
-    "count": count,
-    "price": price,
-}
-
-
-def declared(
-    commands: Commands,
-    run: Callable[[argparse.Namespace], int | None],
-    **types: Callable[[str], object],
-) -> None:
-    """The command that `run_<name>` carries out, as `options.yaml` declares it. Args: types: what
-    reads a value, beside `TYPES`."""
-    of = DECLARED[name_of(run)]
-    parser = command(commands, run, of["help"], of["example"])
-    for options in (of["options"], *(DECLARED["shared"][group] for group in of.get("shared", ()))):
-        for key, settings in options.items():
-            name, _, metavar = key.partition(" ")
-            reads = {"type": (TYPES | types)[settings["type"]]} if "type" in settings else {}
-            parser.add_argument(
-                name, **settings | reads, **({"metavar": metavar} if metavar else {})
-            )
-
-
-def name_of(run: Callable[[argparse.Namespace], int | None]) -> str:
-    return run.__name__.removeprefix("run_").replace("_", "-")
-
-
-def command(
-    commands: Commands, run: Callable[[argparse.Namespace], int | None], text: str, example: str
-) -> argparse.ArgumentParser:
-    """A parser for the command that `run_<name>` carries out; its `--help` ends with the
-    example."""
-    parser = commands.add_parser(
-        name_of(run), help=text, description=text, epilog=f"example: {example}", allow_abbrev=False
-    )
-    parser.add_argument(
-        "--config",
-        type=Path,
+ConfigFile = Annotated[
+    Path | None,
+    Option(
         metavar="FILE",
-        help="YAML of options by their long names; the command line goes first, what is repeated adds up",
+        help="YAML of options by their long names. An option on the command line replaces that "
+        "of the file; an option that can be repeated adds to it.",
+    ),
+]
+
+
+class Command(TyperCommand):
+    """A command whose `--config FILE` gives the options that the command line does not."""
+
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:  # type: ignore[override]  # typer's own Context is a subclass
+        if not ctx.resilient_parsing:  # it is set while the shell asks for completions
+            args = apply_config(self, ctx, args)
+        return super().parse_args(ctx, args)
+
+
+def add_command(app: typer.Typer, function: Callable[..., int | None]) -> None:
+    """Add the command that is named after the function (`self_instruct` is `self-instruct`).
+
+    A parameter that is a dataclass stands for one option per field: `Asking` gives its options to
+    every command that has a parameter of this type. The docstring is the command's help.
+    """
+    types = get_type_hints(function, include_extras=True)
+    groups = {name: of for name, of in types.items() if isinstance(of, type) and is_dataclass(of)}
+
+    @functools.wraps(function)
+    def run(**values: object) -> int | None:
+        del values["config"]  # `Command` has read it
+        for name, group in groups.items():
+            of_group = {field.name: values.pop(field.name) for field in fields(group)}
+            values[name] = group(**of_group)
+        return function(**values)
+
+    parameters = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name in groups:
+            parameters += group_parameters(groups[name])
+        else:
+            parameters.append(keyword(name, types[name], parameter.default))
+    parameters.append(keyword("config", ConfigFile, None))
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by typer
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    app.command(function.__name__.replace("_", "-"), cls=Command)(run)
+
+
+def group_parameters(group: type) -> list[inspect.Parameter]:
+    """One parameter for each field of a dataclass of options."""
+    types = get_type_hints(group, include_extras=True)
+    signature = inspect.signature(group)
+    return [
+        keyword(f.name, types[f.name], signature.parameters[f.name].default) for f in fields(group)
+    ]
+
+
+def keyword(name: str, annotation: object, default: object) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
     )
-    parser.set_defaults(carry_out=run)
-    return parser
 
 
-def apply_config(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
-    """Make the keys of the YAML file of `--config` the parser's defaults, so that none of them is
-    required on the line; null: not given.
+def apply_config(command: TyperCommand, context: Context, arguments: Sequence[str]) -> list[str]:
+    """The arguments with the options of `--config FILE`; null in the file means "not given".
 
-    Raises: ConfigError naming file and key: no such option, a value of another type, a file that
+    Options that can be repeated, and positional lists that the command line does not give, become
+    arguments. All others become the context's defaults, so that none of them is required.
+
+    Raises: ConfigError naming file and key: an unknown option, a value of another type, a file that
     can't be read."""
-    only = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    only.add_argument("--config")
-    path = only.parse_known_args(arguments)[0].config
-    if path is None:
-        return
+    arguments = list(arguments)
+    given, _, _ = command.make_parser(context).parse_args(args=list(arguments))
+    if given.get("config") is None:
+        return arguments
+    path = Path(given["config"])
+    params = {
+        param.name.replace("_", "-"): param
+        for param in command.params
+        if param.name not in ("help", "config")
+    }
+    defaults: dict[str, object] = {}
+    repeated: list[str] = []
+    positional: list[str] = []
+    for key, value in read_options(path).items():
+        where = f"config {path}: {key}"
+        if key not in params:
+            nearest = difflib.get_close_matches(key, params, n=1, cutoff=0.0)
+            raise ConfigError(f"{where}: unknown option; the nearest is {nearest[0]}")
+        if value is None:
+            continue
+        param = params[key]
+        typed = as_on_the_line(param, context, value, where)
+        if isinstance(param, TyperOption) and param.multiple:
+            repeated += [f"--{key}={text}" for text in typed]
+        elif param.nargs == -1:
+            positional += [] if given.get(param.name) else typed
+        else:
+            defaults[param.name] = typed
+    context.default_map = defaults
+    if positional and "--" not in arguments:
+        arguments.append("--")
+    return [*repeated, *arguments, *positional]
+
+
+def read_options(path: Path) -> dict[str, object]:
+    """The options of a `--config` file by their long names. Raises: ConfigError naming the file."""
     try:
-        tree = read_yaml(Path(path))
-    except (OSError, *NOT_YAML) as error:
-        raise ConfigError(
-            f"config {path}: {getattr(error, 'strerror', None) or f'not YAML: {error}'}"
-        ) from None
+        tree = read_yaml(path)
+    except OSError as error:
+        raise ConfigError(f"config {path}: {error.strerror or error}") from None
+    except NOT_YAML as error:
+        raise ConfigError(f"config {path}: not YAML: {error}") from None
     if not isinstance(tree, dict):
         raise ConfigError(
-            f"config {path}: a mapping of options is wanted, got {type(tree).__name__}"
+            f"config {path}: expected a mapping of options, got {type(tree).__name__}"
         )
-    options = {
-        action.dest.replace("_", "-"): action
-        for action in parser._actions
-        if action.dest not in ("help", "config")
-    }
-    for key, value in ((key, value) for key, value in tree.items() if value is not None):
-        if key not in options:
-            nearest = difflib.get_close_matches(str(key), options, n=1, cutoff=0.0)
-            raise ConfigError(f"config {path}: {key}: unknown option; the nearest is {nearest[0]}")
-        action = options[key]
-        action.default, action.required = typed(action, value, f"config {path}: {key}"), False
-        if not action.option_strings:
-            action.nargs = "*" if action.nargs in ("+", "*") else "?"
+    return {str(key): value for key, value in tree.items()}
 
 
-def typed(action: argparse.Action, value: object, where: str) -> object:
-    """The value as the command line would have read it: lists for what is repeated or joined by
-    commas, mappings as NAME=VALUE."""
-    if action.nargs == 0:
+def as_on_the_line(param: Any, context: Context, value: object, where: str) -> Any:
+    """The texts (True or False for a flag) that would give this value on the command line.
+
+    A list is repeated where the option can be, and else joined by commas; a mapping becomes
+    NAME=VALUE. Raises: ConfigError where the option does not take the value."""
+    if getattr(param, "is_flag", False):
         if not isinstance(value, bool):
-            raise ConfigError(f"{where}: true or false is wanted, got {value!r}")
-        return action.const if value else action.default
+            raise ConfigError(f"{where}: expected true or false, got {value!r}")
+        return value
     if isinstance(value, dict):
-        value = [
-            f"{name}={','.join(map(str, of)) if isinstance(of, list) else of}"
-            for name, of in value.items()
-        ]
-    many = isinstance(action, argparse._AppendAction) or action.nargs in ("+", "*")
-    if isinstance(value, list) and not many:
-        value = ",".join(map(str, value))
+        value = [f"{name}={joined(of)}" for name, of in value.items()]
+    many = param.nargs == -1 or getattr(param, "multiple", False)
+    items = value if isinstance(value, list) and many else [joined(value)]
+    texts = [expand_variables(str(item), where) for item in items]
+    typed = texts if many else texts[0]
     try:
-        texts = [
-            expand_variables(str(item), where)
-            for item in (value if isinstance(value, list) else [value])
-        ]
-        read = [(action.type or str)(text) for text in texts]
-    except ConfigError:  # a ValueError too
-        raise
-    except (ValueError, argparse.ArgumentTypeError):
+        param.process_value(context, typed)
+    except typer.TyperException as error:
         raise ConfigError(
-            f"{where}: {action.metavar or action.dest} is wanted, got {value!r}"
+            f"{where}: expected {param.metavar or param.name}, got {value!r}: {error}"
         ) from None
-    if action.choices and not set(read) <= set(action.choices):
-        raise ConfigError(
-            f"{where}: one of {', '.join(map(str, action.choices))} is wanted, got {value!r}"
-        )
-    return read if many else read[0]
+    return typed
+
+
+def joined(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,170 +1,292 @@
-"""The commands of the recipe's first half: a teacher's rows, clean rows, feedback, pairs, and the
-story of each pair."""
+"""The commands that make data: a teacher's rows, clean rows, feedback, pairs, where each pair comes
+from, and the embedded world."""
 
-import argparse
-import contextlib
-import os
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Annotated, Literal
 
-from zephyr.teacher import Budget, BudgetSpent, Ledger, Reply, Request, Teacher, ask
-from zephyr.training.ranks import rank
+from typer import Argument, Option
 
-Ask = Callable[[Teacher, Sequence[Request]], list[Reply]]
-
-
-@contextlib.contextmanager
-def open_ask(options: argparse.Namespace) -> Iterator[tuple[Ask, Callable[[], dict[str, object]]]]:
-    """`ask(teacher, requests)` with the ledger and the budget of the options, and what the report
-    says of both.
-
-    Raises: SystemExit with code 75 where the budget is spent."""
-    budget = Budget(
-        options.budget_requests, options.budget_tokens, options.budget_cost, dict(options.price)
-    )
-    path = options.ledger or options.out.with_suffix(".ledger.jsonl")
-    with Ledger(path) as ledger:
-        try:
-            yield (
-                lambda teacher, requests: ask(teacher, requests, ledger, budget),
-                lambda: {
-                    "ledger": os.path.relpath(path, options.out.parent),
-                    "spent": ledger.held._asdict(),
-                },
-            )
-        except BudgetSpent as stop:
-            print(f"stopped: {stop}", file=sys.stderr)
-            raise SystemExit(75) from None  # as a training run that was saved and stopped
+from zephyr.cli.asking import SPEC, Asking, open_ask
+from zephyr.cli.reports import format_counts, part, print_unread_keys, print_warnings, write_summary
 
 
-def teacher_opener(options: argparse.Namespace) -> Callable[[str], Teacher]:
-    """What opens the teacher of a spec, as the options ask for."""
-    from zephyr.teacher.spec import open_teacher
+def self_instruct(
+    seeds: Annotated[Path, Option(metavar="FILE", help="Seed tasks; for dialogues: topics.")],
+    n: Annotated[int, Option(metavar="N", min=1, help="Rows to make.")],
+    teacher: Annotated[str, Option(metavar="SPEC", help=f"The teacher: {SPEC}.")],
+    out: Annotated[
+        Path, Option(metavar="FILE", help="Rows of `messages` with their lineage (.jsonl).")
+    ],
+    variant: Annotated[
+        Literal["self-instruct", "alpaca", "dialogue"],
+        Option(help="Instructions, then instances; both at once; or UltraChat's dialogues."),
+    ] = "self-instruct",
+    turns: Annotated[int, Option(metavar="N", min=1, help="User turns of a dialogue.")] = 3,
+    instances: Annotated[
+        int, Option(metavar="N", min=1, help="Largest number of rows from one instruction.")
+    ] = 1,
+    largest_rouge_l: Annotated[
+        float,
+        Option(
+            metavar="X",
+            help="Drop an instruction whose ROUGE-L with a kept one is larger; 1 drops only "
+            "equal ones.",
+        ),
+    ] = 0.7,
+    *,
+    asking: Asking,
+) -> None:
+    """Let a teacher write instructions with answers, or dialogues, from seed tasks.
 
-    return partial(
-        open_teacher,
-        concurrency=options.concurrency,
-        timeout_seconds=options.timeout_seconds,
-        retries=options.tries - 1,
-        key_variable=options.key_variable,
-    )
-
-
-def write_summary(out: Path, report: Mapping[str, object], summary: str) -> None:
-    """Write the report beside the output and say a line."""
-    from zephyr.data.jsonl import save_report
-
-    if rank() == 0:
-        save_report(out, report)
-        print(f"{out}: {summary}")
-
-
-def run_self_instruct(options: argparse.Namespace) -> None:
+    \b
+    example: zephyr self-instruct --seeds seeds.jsonl --n 1000 --out rows.jsonl \\
+        --teacher openai:gpt-4o@https://api.openai.com/v1
+    """
     from zephyr.distill.self_instruct import self_instruct
 
-    teacher = teacher_opener(options)(options.teacher)
-    with open_ask(options) as (ask, spent):
+    writer = asking.open_teacher(teacher)
+    with open_ask(asking, out) as (ask, spent):
         report = self_instruct(
-            options.seeds,
-            options.out,
-            partial(ask, teacher),
-            n=options.n,
-            seed=options.seed,
-            variant=options.variant,
-            turns=options.turns,
-            templates=options.templates,
-            instances=options.instances,
-            largest_rouge_l=options.largest_rouge_l,
+            seeds,
+            out,
+            partial(ask, writer),
+            n=n,
+            seed=asking.seed,
+            variant=variant,
+            turns=turns,
+            templates=asking.templates,
+            instances=instances,
+            largest_rouge_l=largest_rouge_l,
         )
         write_summary(
-            options.out,
-            {"command": "self-instruct", "teacher": teacher.name, **report, **spent()},
+            out,
+            {"command": "self-instruct", "teacher": writer.name, **report, **spent()},
             f"{report['rows']} rows in {report['rounds']} rounds",
         )
 
 
-def run_prepare(options: argparse.Namespace) -> None:
+def prepare(
+    sources: Annotated[
+        list[str], Argument(metavar="SOURCE", help="path-or-hub-id[:split] of SFT rows.")
+    ],
+    out: Annotated[
+        Path,
+        Option(metavar="FILE", help="Rows of the training split. Other splits go beside it."),
+    ],
+    no_truecase: Annotated[
+        bool, Option("--no-truecase", help="Leave the case of letters as it is.")
+    ] = False,
+    keep_refusals: Annotated[
+        bool, Option("--keep-refusals", help="Keep refusals of requests that are not personal.")
+    ] = False,
+    near_duplicates: Annotated[
+        float,
+        Option(
+            metavar="X",
+            help="Jaccard similarity of word 5-grams from which a row is a near duplicate; 0 turns "
+            "the filter off.",
+        ),
+    ] = 0.8,
+    decontaminate: Annotated[
+        list[str] | None,
+        Option(metavar="FILE", help="Benchmark prompts to keep out. Can be repeated."),
+    ] = None,
+    ngram: Annotated[
+        int, Option(metavar="N", min=1, help="Words in common that make a row contaminated.")
+    ] = 13,
+    language: Annotated[
+        str | None, Option(metavar="CODE", help="Keep only dialogues in this language, as en.")
+    ] = None,
+    min_words: Annotated[
+        int | None, Option(metavar="N", help="Fewest words of a dialogue.")
+    ] = None,
+    max_words: Annotated[int | None, Option(metavar="N", help="Most words of a dialogue.")] = None,
+    min_turns: Annotated[
+        int | None, Option(metavar="N", help="Fewest turns of a dialogue.")
+    ] = None,
+    max_turns: Annotated[int | None, Option(metavar="N", help="Most turns of a dialogue.")] = None,
+    held_out: Annotated[
+        list[str] | None,
+        Option(metavar="FILE", help="Rows that must never be trained on. Can be repeated."),
+    ] = None,
+    on_bad_row: Annotated[
+        Literal["error", "skip"], Option(help="skip: count the row and continue.")
+    ] = "error",
+    workers: Annotated[
+        int, Option(metavar="N", min=1, help="Processes. The result does not depend on it.")
+    ] = 1,
+) -> None:
+    """Clean dialogues: case, refusals, duplicates, benchmark prompts, language, length.
+
+    \b
+    example: zephyr prepare HuggingFaceH4/ultrachat_200k:train_sft \\
+        --decontaminate mt_bench.jsonl --out clean.jsonl
+    """
     from zephyr.distill.prepare import PrepareSettings, prepare
 
     settings = PrepareSettings(
-        truecase=not options.no_truecase,
-        drop_refusals=not options.keep_refusals,
-        near_duplicates=options.near_duplicates or None,
-        decontaminate=tuple(options.decontaminate),
-        ngram=options.ngram,
-        language=options.language,
-        min_words=options.min_words,
-        max_words=options.max_words,
-        min_turns=options.min_turns,
-        max_turns=options.max_turns,
-        held_out=tuple(options.held_out),
-        on_bad_row=options.on_bad_row,
-        workers=options.workers,
+        truecase=not no_truecase,
+        drop_refusals=not keep_refusals,
+        near_duplicates=near_duplicates or None,
+        decontaminate=tuple(decontaminate or ()),
+        ngram=ngram,
+        language=language,
+        min_words=min_words,
+        max_words=max_words,
+        min_turns=min_turns,
+        max_turns=max_turns,
+        held_out=tuple(held_out or ()),
+        on_bad_row=on_bad_row,
+        workers=workers,
     )
-    report = prepare(options.sources, options.out, settings)
-    removed = {name: of["rows"] for name, of in report["removed"].items() if of["rows"]}
+    report = prepare(sources, out, settings)
+    removed = {name: of["rows"] for name, of in part(report, "removed").items()}
     print(
-        f"{options.out}: {report['rows_kept']} of {report['rows_read']} rows; left out: {removed or 'none'}"
+        f"{out}: {report['rows_kept']} of {report['rows_read']} rows; "
+        f"left out: {format_counts(removed)}"
     )
 
 
-def run_feedback(options: argparse.Namespace) -> None:
+def feedback(
+    prompts: Annotated[
+        list[str],
+        Argument(metavar="PROMPTS", help="path-or-hub-id[:split] of rows with a prompt."),
+    ],
+    answerers: Annotated[
+        str, Option(metavar="SPEC,SPEC,...", help=f"Who answers, each as {SPEC}.")
+    ],
+    judge: Annotated[str, Option(metavar="SPEC", help=f"Who scores the answers: {SPEC}.")],
+    out: Annotated[Path, Option(metavar="FILE", help="Feedback rows (.jsonl).")],
+    per_prompt: Annotated[
+        int, Option(metavar="N", help="Answerers of a prompt, drawn from all.")
+    ] = 4,
+    no_principles: Annotated[
+        bool, Option("--no-principles", help="Ask without a principle in the system turn.")
+    ] = False,
+    max_new_tokens: Annotated[
+        int, Option(metavar="N", min=1, help="Limit of an answer or a judgement.")
+    ] = 1024,
+    *,
+    asking: Asking,
+) -> None:
+    """Let answerers answer prompts, and a judge score every answer.
+
+    \b
+    example: zephyr feedback prompts.jsonl --out feedback.jsonl \\
+        --answerers hf:runs/a,hf:runs/b,hf:runs/c,hf:runs/d \\
+        --judge openai:gpt-4o@https://api.openai.com/v1
+    """
     from zephyr.distill.feedback import collect_feedback
 
-    *answerers, judge = map(teacher_opener(options), (*options.answerers, options.judge))
-    with open_ask(options) as (ask, spent):
+    teachers = [asking.open_teacher(spec) for spec in answerers.split(",")]
+    scorer = asking.open_teacher(judge)
+    with open_ask(asking, out) as (ask, spent):
         report = collect_feedback(
-            options.prompts,
-            options.out,
-            answerers,
-            judge,
+            prompts,
+            out,
+            teachers,
+            scorer,
             ask,
-            per_prompt=options.per_prompt,
-            seed=options.seed,
-            principles=not options.no_principles,
-            max_tokens=options.max_new_tokens,
-            templates=options.templates,
+            per_prompt=per_prompt,
+            seed=asking.seed,
+            principles=not no_principles,
+            max_tokens=max_new_tokens,
+            templates=asking.templates,
         )
         print_unread_keys(report)
         write_summary(
-            options.out,
-            report | spent(),
-            f"{report['rows']} prompts, each answered by {options.per_prompt} and judged by {judge.name}; "
+            out,
+            {**report, **spent()},
+            f"{report['rows']} prompts, each answered by {per_prompt} and judged by {scorer.name}; "
             f"{report.get('unparsed', 0)} judgements could not be read",
         )
 
 
-def print_unread_keys(report: Mapping[str, object]) -> None:
-    if unread := report["keys_not_read"]:
-        told = ", ".join(f"{key} ({rows:,} rows)" for key, rows in unread.items())
-        print(
-            f"keys not read: {told}".encode("utf-8", "backslashreplace").decode(), file=sys.stderr
-        )
+def binarize(
+    sources: Annotated[
+        list[str],
+        Argument(metavar="SOURCE", help="path-or-hub-id[:split] of feedback or pairwise rows."),
+    ],
+    out: Annotated[Path, Option(metavar="FILE", help="Pair rows (.jsonl).")],
+    rule: Annotated[
+        str,
+        Option(metavar="RULE", help="paper, handbook, argilla, best-vs-worst or margin>=K."),
+    ] = "paper",
+    seed: Annotated[int, Option(help="Seed of the random other answer.")] = 42,
+    drop_source: Annotated[
+        list[str] | None,
+        Option(metavar="NAME", help="Leave out its rows, as truthful_qa. Can be repeated."),
+    ] = None,
+    fix_overall: Annotated[
+        bool,
+        Option("--fix-overall", help="Mend UltraFeedback's overall scores of 10 that should be 1."),
+    ] = False,
+) -> None:
+    """Turn feedback, or pairwise preferences, into pairs.
 
-
-def run_binarize(options: argparse.Namespace) -> None:
+    \b
+    example: zephyr binarize feedback.jsonl --rule paper --seed 42 --out pairs.jsonl
+    """
     from zephyr.distill.binarize import binarize
 
     report = binarize(
-        options.sources,
-        options.out,
-        rule=options.rule,
-        seed=options.seed,
-        drop_sources=tuple(options.drop_source),
-        fix_overall=options.fix_overall,
+        sources,
+        out,
+        rule=rule,
+        seed=seed,
+        drop_sources=tuple(drop_source or ()),
+        fix_overall=fix_overall,
     )
-    for line in report["warnings"]:
-        print(f"warning: {line}", file=sys.stderr)
+    print_warnings(report)
     print_unread_keys(report)
     print(
-        f"{options.out}: {report['pairs']} pairs of {report['rows']} rows; left out: {report['dropped'] or 'none'}"
+        f"{out}: {report['pairs']} pairs of {report['rows']} rows; "
+        f"left out: {format_counts(part(report, 'dropped'))}"
     )
 
 
-def run_lineage(options: argparse.Namespace) -> None:
+def lineage(
+    id: Annotated[str, Argument(metavar="ID", help="Of the pair, or of its prompt.")],
+    pairs: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="The pairs. Default: what --run was trained on."),
+    ] = None,
+    run: Annotated[
+        Path | None,
+        Option(metavar="FOLDER", help="A run folder, to show in which steps the pair was used."),
+    ] = None,
+    whole: Annotated[bool, Option("--whole", help="Do not cut long texts.")] = False,
+) -> None:
+    """Show where a pair comes from, and which steps were trained on it.
+
+    \b
+    example: zephyr lineage 6f1c0b --run runs/dpo
+    """
     from zephyr.distill.lineage import trace_pair
 
-    for line in trace_pair(options.id, options.pairs, options.run, whole=options.whole):
+    for line in trace_pair(id, pairs, run, whole=whole):
         print(line)
+
+
+def world(
+    dir: Annotated[Path, Argument(metavar="FOLDER", help="Folder to write.")],
+    seed: Annotated[int, Option(help="Seed of facts, prompts and initial weights.")] = 0,
+) -> None:
+    """Write the embedded world: facts, prompts, prose, demonstrations, an untrained model.
+
+    \b
+    example: zephyr world runs/tiny/world
+    """
+    from zephyr.data.jsonl import write_rows
+    from zephyr.world import facts, recipe, untrained
+
+    built = facts.build_world(seed)
+    rows = recipe.world_rows(built, seed)
+    for name, of_file in rows.items():
+        write_rows(dir / f"{name}.jsonl", of_file)
+        print(f"{dir / name}.jsonl: {len(of_file)} rows")
+    facts.save_world(built, dir / "world.json")
+    texts = recipe.tokenizer_texts(rows)
+    parameters = untrained.save_untrained(texts, dir / "untrained", seed=seed)
+    print(f"{dir / 'untrained'}: tokenizer and untrained model, {parameters:,} parameters")

@@ -1,226 +1,290 @@
-"""`zephyr eval` with a judge: models answer, and a judge compares or grades the answers; stored
+"""`zephyr eval`: models answer, and a judge compares or grades the answers; academic tasks; stored
 records are scored again."""
 
-import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated, Literal
 
-from zephyr.cli.data import open_ask, teacher_opener
+from typer import Argument, Option
+
+from zephyr.cli.asking import SPEC, Asking, open_ask
 from zephyr.config import BadInput
-from zephyr.evaluation.results import print_results, show_scores, table
-from zephyr.teacher import Reply, Request, Teacher
+
+MODEL = f"A model folder, {SPEC}, or a file of answers."
+OptionalModels = Annotated[list[str] | None, Argument(metavar="[NAME=]MODEL", help=MODEL)]
+Answers = Annotated[
+    list[str] | None,
+    Option(metavar="[NAME=]FILE", help="A file of answers, as another MODEL. Can be repeated."),
+]
+Judge = Annotated[str | None, Option(metavar="SPEC", help=f"The judge: {SPEC}.")]
+OutFolder = Annotated[
+    Path | None, Option(metavar="FOLDER", help="For answers, judgements and results.json.")
+]
+AnswerTokens = Annotated[int, Option("--max-new-tokens", metavar="N", help="Limit of an answer.")]
+JudgeTokens = Annotated[int, Option("--judge-tokens", metavar="N", help="Limit of a judgement.")]
+Temperature = Annotated[float, Option(metavar="T", help="Of the answers; 0: greedy.")]
+Json = Annotated[bool, Option("--json", help="Print the results as JSON, and nothing else.")]
+STORED = "Score these records (.json, .jsonl, also .gz), and ask nobody."
 
 
-def run_win_rate(options: argparse.Namespace) -> None:
-    from zephyr.evaluation import win_rate
-    from zephyr.teacher import prompts as prompt_rows
-    from zephyr.teacher import templates
+def win_rate(
+    models: Annotated[
+        list[str],
+        Argument(
+            metavar="[NAME=]MODEL",
+            help=f"A model folder, {SPEC}, or answers: rows of prompt_id and text, or AlpacaEval's "
+            "model_outputs.json.",
+        ),
+    ],
+    prompts: Annotated[
+        list[str], Option(metavar="FILE", help="Rows with a prompt. Can be repeated.")
+    ],
+    judge: Annotated[str, Option(metavar="SPEC", help=f"The judge: {SPEC}.")],
+    out: Annotated[
+        Path,
+        Option(metavar="FOLDER", help="For NAME.jsonl of answers, verdicts.jsonl, results.json."),
+    ],
+    by: Annotated[
+        str | None,
+        Option(metavar="FIELD", help="Also give all results for each value of this prompt field."),
+    ] = None,
+    scores: Annotated[
+        bool, Option("--scores", help="Also ask for a score of each answer, 1 to 10.")
+    ] = False,
+    labels: Annotated[
+        Path | None,
+        Option(
+            metavar="FILE",
+            help="Preferences of people: rows of prompt_id and preferred, which is a NAME or tie.",
+        ),
+    ] = None,
+    max_new_tokens: AnswerTokens = 1024,
+    judge_tokens: JudgeTokens = 1024,
+    temperature: Temperature = 0.0,
+    json: Json = False,
+    *,
+    asking: Asking,
+) -> None:
+    """Let a judge compare models' answers, each model with every one before it, in both orders.
 
-    contenders = [
-        win_rate.open_contender(argument, teacher_opener(options)) for argument in options.models
-    ]
-    judge, names, prompts = (
-        teacher_opener(options)(options.judge),
-        [c.name for c in contenders],
-        list(prompt_rows.read_prompts(options.prompts)),
-    )
-    if len({name.lower() for name in names}) < max(2, len(names)) or not prompts:
-        raise BadInput(
-            f"two or more models of different names, and prompts, are wanted; got {', '.join(names)}; {len(prompts)} prompts"
+    \b
+    example: zephyr eval win-rate dSFT=runs/sft/model dDPO=runs/dpo/model --prompts test.jsonl \\
+        --judge openai:gpt-4o@https://api.openai.com/v1 --out runs/eval
+    """
+    from zephyr.evaluation.results import print_results, win_rate_lines
+    from zephyr.evaluation.win_rate import evaluate_win_rate
+
+    judging = asking.open_teacher(judge)
+    with open_ask(asking, out) as (ask, spent):
+        compared, judged_by = evaluate_win_rate(
+            models,
+            prompts=prompts,
+            judge=judging,
+            open_teacher=asking.open_teacher,
+            ask=ask,
+            out=out,
+            by=by,
+            scores=scores,
+            labels=labels,
+            templates=asking.templates,
+            seed=asking.seed,
+            max_new_tokens=max_new_tokens,
+            judge_tokens=judge_tokens,
+            temperature=temperature,
         )
-    if lacking := [row["prompt_id"] for row in prompts if options.by and options.by not in row]:
-        raise BadInput(f"--by {options.by}: prompt {lacking[0]!r} has no such field")
-    labels, versions = (
-        win_rate.read_human_labels(options.labels, names, prompts)
-        if options.labels
-        else [None] * len(prompts),
-        set(),
-    )
-    with open_ask(options) as (ask, spent):
-
-        def noted(teacher: Teacher, requests: Sequence[Request]) -> list[Reply]:
-            replies = ask(teacher, requests)
-            versions.update(f"{reply.model} {reply.version}".strip() for reply in replies)
-            return replies
-
-        answers = {
-            c.name: win_rate.collect_answers(
-                c,
-                prompts,
-                ask,
-                max_tokens=options.max_new_tokens,
-                temperature=options.temperature,
-                seed=options.seed,
-            )
-            for c in contenders
-        }
-        panel = win_rate.judge_panel(
-            judge,
-            noted,
-            templates=options.templates,
-            seed=options.seed,
-            max_tokens=options.judge_tokens,
-        )
-        results = {
-            **win_rate.compare_models(
-                panel, prompts, answers, labels, options.out, options.by, options.scores
-            ),
-            **spent(),
-            "judge": {
-                "name": judge.name,
-                "versions": sorted(versions),
-                "templates": templates.digests(panel.templates),
-            },
-        }
-    print_results(results, table(results), options.out / "results.json", options.json)
+        results = {**compared, **spent(), "judge": judged_by}
+    print_results(results, win_rate_lines(compared), out / "results.json", json)
 
 
-def run_mt_bench(options: argparse.Namespace) -> None:
-    from zephyr.data import jsonl
-    from zephyr.evaluation import benchmarks, win_rate
+def mt_bench(
+    models: OptionalModels = None,
+    answers: Answers = None,
+    from_judgments: Annotated[str | None, Option(metavar="FILE", help=STORED)] = None,
+    bench_dir: Annotated[
+        Path | None,
+        Option(
+            metavar="FOLDER",
+            help="FastChat's question.jsonl, reference_answer/gpt-4.jsonl and, to replace our "
+            "judge prompts, judge_prompts.jsonl.",
+        ),
+    ] = None,
+    judge: Judge = None,
+    out: OutFolder = None,
+    max_new_tokens: AnswerTokens = 1024,
+    judge_tokens: JudgeTokens = 2048,
+    json: Json = False,
+    mode: Annotated[
+        Literal["single", "pairwise"],
+        Option(help="pairwise: compare each two models, in both orders."),
+    ] = "single",
+    *,
+    asking: Asking,
+) -> None:
+    """Ask MT-Bench's two-turn questions, and let a judge grade the answers, or compare them.
+
+    \b
+    example: zephyr eval mt-bench runs/dpo/model --bench-dir mt --out runs/mt \\
+        --judge openai:gpt-4@https://api.openai.com/v1
+    """
+    from zephyr.data.jsonl import read_rows
+    from zephyr.evaluation.benchmarks import evaluate_mt_bench, load_bench
     from zephyr.evaluation.mt_bench import score_judgments
+    from zephyr.evaluation.results import print_scores
 
-    check_options(options, bench=True)
-    bench = options.bench_dir and benchmarks.load_bench(options.bench_dir, options.templates)
-    categories = (
-        {row["question_id"]: str(row["category"]) for row in bench.questions} if bench else {}
-    )
-    if options.stored:
-        return show_scores(
-            options, score_judgments(jsonl.read_rows([options.stored]), categories), {}
+    named = [*(models or ()), *(answers or ())]
+    bench = load_bench(bench_dir, asking.templates) if bench_dir else None
+    questions = bench.questions if bench else []
+    categories = {row["question_id"]: str(row["category"]) for row in questions}
+    if from_judgments is not None:
+        scores = score_judgments(read_rows([from_judgments]), categories)
+        print_scores(scores, {}, out and out / "results.json", json)
+        return
+    if not named or judge is None or out is None or bench is None:
+        raise missing(
+            {
+                "a MODEL or --answers": named,
+                "--judge": judge,
+                "--out": out,
+                "--bench-dir": bench_dir,
+            }
         )
-    judge, answers, kind = (
-        teacher_opener(options)(options.judge),
-        {},
-        options.mode.removesuffix("wise"),
-    )
-    with open_ask(options) as (ask, _):
-        for argument in (*options.models, *options.answers):
-            name, file = (
-                (found[1], Path(found[2]))
-                if (found := win_rate.NAMED.fullmatch(argument))
-                else ("", Path(argument))
-            )
-            if file.is_file():
-                made = benchmarks.read_answers(file)
-            else:
-                name, teacher, _ = win_rate.open_contender(argument, teacher_opener(options))
-                rows = benchmarks.answer_questions(
-                    name,
-                    teacher,
-                    bench.questions,
-                    ask,
-                    max_tokens=options.max_new_tokens,
-                    seed=options.seed,
-                )
-                jsonl.write_rows(options.out / "model_answer" / f"{name}.jsonl", rows)
-                made = {name: {row["question_id"]: row["choices"][0]["turns"] for row in rows}}
-            for model, turns in made.items():
-                if answers.setdefault(name or model, turns) is not turns:
-                    raise BadInput(
-                        f"{argument}: {name or model} has other answers already; another NAME=... is wanted"
-                    )
-        rows, by = benchmarks.judge_answers(
-            kind, bench, answers, judge, ask, max_tokens=options.judge_tokens, seed=options.seed
+    judging = asking.open_teacher(judge)
+    with open_ask(asking, out) as (ask, _):
+        rows, judged_by = evaluate_mt_bench(
+            bench,
+            named,
+            judge=judging,
+            open_teacher=asking.open_teacher,
+            ask=ask,
+            out=out,
+            pairwise=mode == "pairwise",
+            seed=asking.seed,
+            max_new_tokens=max_new_tokens,
+            judge_tokens=judge_tokens,
         )
-    jsonl.write_rows(
-        options.out / "model_judgment" / f"{judge.name.strip('/').replace('/', '_')}_{kind}.jsonl",
-        rows,
-    )
-    show_scores(options, score_judgments((("", row) for row in rows), categories), by)
+    scores = score_judgments((("", row) for row in rows), categories)
+    print_scores(scores, judged_by, out / "results.json", json)
 
 
-def run_alpaca_eval(options: argparse.Namespace) -> None:
-    from zephyr.data import jsonl
-    from zephyr.evaluation import benchmarks, win_rate
+def alpaca_eval(
+    models: OptionalModels = None,
+    answers: Answers = None,
+    from_annotations: Annotated[str | None, Option(metavar="FILE", help=STORED)] = None,
+    bench_dir: Annotated[
+        Path | None,
+        Option(
+            metavar="FOLDER",
+            help="AlpacaEval's alpaca_eval_gpt4_baseline.json or alpaca_eval.json: prompts, and "
+            "the baseline's outputs.",
+        ),
+    ] = None,
+    judge: Judge = None,
+    out: OutFolder = None,
+    max_new_tokens: AnswerTokens = 2048,
+    judge_tokens: JudgeTokens = 2048,
+    json: Json = False,
+    prompts: Annotated[
+        str | None,
+        Option(metavar="FILE", help="Rows with a prompt or instruction that replace the bench's."),
+    ] = None,
+    baseline: Annotated[
+        str | None, Option(metavar="[NAME=]MODEL", help="Replaces the bench's outputs.")
+    ] = None,
+    temperature: Temperature = 0.7,
+    length_controlled: Annotated[
+        bool,
+        Option(
+            "--length-controlled",
+            help="Also the length-controlled win rate, by the package alpaca_eval.",
+        ),
+    ] = False,
+    *,
+    asking: Asking,
+) -> None:
+    """Let a judge compare answers to AlpacaEval's prompts with a baseline's, in both orders.
+
+    \b
+    example: zephyr eval alpaca-eval runs/dpo/model --bench-dir ae --out runs/ae \\
+        --judge openai:gpt-4@https://api.openai.com/v1
+    """
+    from zephyr.data.jsonl import read_rows
     from zephyr.evaluation.alpaca import score_annotations
-    from zephyr.teacher import prompts as prompt_rows
-    from zephyr.teacher import templates
+    from zephyr.evaluation.benchmarks import alpaca_file, evaluate_alpaca
+    from zephyr.evaluation.results import print_scores
 
-    check_options(options, bench=not (options.prompts and options.baseline))
-    rows, by = jsonl.read_rows([options.stored] if options.stored else []), {}
-    if not options.stored:
-        theirs = options.bench_dir and benchmarks.bench_file(
-            options.bench_dir,
-            "alpaca_eval_gpt4_baseline.json",
-            "alpaca_eval.json",
-            origin="huggingface.co/datasets/tatsu-lab/alpaca_eval",
+    if from_annotations is not None:
+        scores = score_annotations(
+            read_rows([from_annotations]), length_controlled=length_controlled
         )
-        prompts, judge, made, rows = (
-            list(prompt_rows.read_prompts([options.prompts or theirs])),
-            teacher_opener(options)(options.judge),
-            [],
-            [],
+        print_scores(scores, {}, out and out / "results.json", json)
+        return
+    named = [*(models or ()), *(answers or ())]
+    bench = bench_dir or (prompts and baseline)
+    if not named or judge is None or out is None or not bench:
+        raise missing(
+            {"a MODEL or --answers": named, "--judge": judge, "--out": out, "--bench-dir": bench}
         )
-        with open_ask(options) as (ask, _):
-            panel = win_rate.judge_panel(
-                judge,
-                ask,
-                templates=options.templates,
-                seed=options.seed,
-                max_tokens=options.judge_tokens,
-            )
-            for argument in (
-                options.baseline or f"baseline={theirs}",
-                *options.models,
-                *options.answers,
-            ):
-                model = win_rate.open_contender(argument, teacher_opener(options))
-                made.append(
-                    (
-                        model.name,
-                        win_rate.collect_answers(
-                            model,
-                            prompts,
-                            ask,
-                            max_tokens=options.max_new_tokens,
-                            temperature=options.temperature,
-                            seed=options.seed,
-                        ),
-                    )
-                )
-            for name, outputs in made[1:]:
-                of_model = benchmarks.annotate(
-                    panel, prompts, (made[0][0], name), made[0][1], outputs
-                )
-                jsonl.write_json(
-                    options.out / name / "model_outputs.json",
-                    [
-                        {
-                            "dataset": row["dataset"],
-                            "instruction": row["instruction"],
-                            "output": row["output_2"],
-                            "generator": name,
-                        }
-                        for row in of_model
-                    ],
-                )
-                jsonl.write_json(
-                    options.out
-                    / name
-                    / judge.name.strip("/").replace("/", "_")
-                    / "annotations.json",
-                    of_model,
-                )
-                rows += [("", row) for row in of_model]
-        by = {
-            "name": judge.name,
-            "templates": templates.digests(
-                {name: panel.templates[name] for name in ("judge_system", "compare")}
-            ),
-        }
-    show_scores(options, score_annotations(rows, length_controlled=options.length_controlled), by)
+    theirs = alpaca_file(bench_dir) if bench_dir else Path()
+    judging = asking.open_teacher(judge)
+    with open_ask(asking, out) as (ask, _):
+        rows, judged_by = evaluate_alpaca(
+            named,
+            prompts=prompts or theirs,
+            baseline=baseline or f"baseline={theirs}",
+            judge=judging,
+            open_teacher=asking.open_teacher,
+            ask=ask,
+            out=out,
+            templates=asking.templates,
+            seed=asking.seed,
+            max_new_tokens=max_new_tokens,
+            judge_tokens=judge_tokens,
+            temperature=temperature,
+        )
+    annotations = (("", row) for row in rows)
+    scores = score_annotations(annotations, length_controlled=length_controlled)
+    print_scores(scores, judged_by, out / "results.json", json)
 
 
-def check_options(options: argparse.Namespace, bench: bool) -> None:
-    """Raises: BadInput naming what an evaluation lacks that doesn't score stored records."""
-    there = {
-        "a MODEL or --answers": options.models or options.answers,
-        "--judge": options.judge,
-        "--out": options.out,
-        "--bench-dir": options.bench_dir or not bench,
-    }
-    if not options.stored and not all(there.values()):
-        raise BadInput(
-            f"{', '.join(name for name, value in there.items() if not value)}: wanted, where no stored records are scored"
-        )
+def missing(given: Mapping[str, object]) -> BadInput:
+    """What an evaluation lacks that does not score stored records."""
+    names = ", ".join(name for name, value in given.items() if not value)
+    return BadInput(f"{names}: required, except to score stored records")
+
+
+def academic(
+    models: Annotated[
+        list[str],
+        Argument(metavar="[NAME=]MODEL", help="A model folder, hf:FOLDER, or a hub id."),
+    ],
+    tasks: Annotated[
+        str,
+        Option(
+            metavar="NAME-SHOTS,...",
+            help="Of arc, arc-easy, hellaswag, mmlu, truthfulqa, gsm8k.",
+        ),
+    ] = "arc-25,hellaswag-10,mmlu-5,truthfulqa-0",
+    local: Annotated[
+        Path | None,
+        Option(metavar="FOLDER", help="Files with the rows. Default: the hub has them."),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        Option(metavar="N", help="First questions of each task, and of each of MMLU's subjects."),
+    ] = None,
+    batch: Annotated[int, Option(metavar="N", help="Questions at a time.")] = 8,
+    out: Annotated[Path | None, Option(metavar="FILE", help="For the results (.json).")] = None,
+    json: Json = False,
+) -> None:
+    """Score models on the tasks of the Open LLM Leaderboard by lm-evaluation-harness.
+
+    \b
+    example: zephyr eval academic dSFT=runs/sft/model dDPO=runs/dpo/model --out runs/academic.json
+    """
+    from zephyr.evaluation.academic import evaluate_academic, parse_tasks, result_lines
+    from zephyr.evaluation.results import print_results
+
+    results = evaluate_academic(
+        models, parse_tasks(tasks), local=local, limit=limit, batch_size=batch
+    )
+    print_results(results, result_lines(results), out, json)

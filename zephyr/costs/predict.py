@@ -1,11 +1,11 @@
 """`zephyr plan`: a config becomes a prediction of its run, memory and time by part, and of what its
 `hardware` had better be."""
 
-import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -13,8 +13,10 @@ from zephyr import config as configs
 from zephyr.config import BadInput, SFTConfig
 from zephyr.costs import work as costs
 from zephyr.costs.work import DEVICES, PROFILES, Config, Device, Lengths, Model, Settings, Work
-from zephyr.data import Pairs, Texts, encoding_resources, load_pairs, load_texts, load_tokenizer
+from zephyr.data.encode import encoding_resources, load_pairs, load_texts
 from zephyr.data.jsonl import read_rows
+from zephyr.data.store import Pairs, Texts
+from zephyr.data.tokenizer import load_tokenizer
 from zephyr.model.memory import layer_bytes
 from zephyr.packing import Plan, plan_epochs
 from zephyr.training.engine import Engine, read_deepspeed
@@ -31,22 +33,26 @@ VALIDATION_NOTE = (
 )
 
 
-def page(options: argparse.Namespace) -> str:
+def page(
+    path: Path,
+    overrides: Sequence[str],
+    *,
+    stage: str | None = None,
+    gpus: int = 1,
+    device: str = "a100-80",
+    lengths: str | None = None,
+    shape: str | None = None,
+    table: bool = False,
+    as_json: bool = False,
+) -> str:
     """What the command prints. Raises: BadInput."""
-    _, config = read_config(options.target, options.stage)
-    config = configs.load(type(config), str(options.target), options.overrides)
-    if options.gpus < 1:
-        raise BadInput(f"--gpus: at least 1 is wanted, got {options.gpus}")
-    model = costs.read_model(config.model, options.shape)
-    report = predict(
-        config,
-        model,
-        read_lengths(options.lengths, config),
-        options.gpus,
-        options.device,
-        options.table,
-    )
-    return json.dumps(report, indent=1) if options.json else "\n".join(format_prediction(report))
+    _, config = read_config(path, stage)
+    config = configs.load(type(config), str(path), overrides)
+    if gpus < 1:
+        raise BadInput(f"--gpus: at least 1 is wanted, got {gpus}")
+    model = costs.read_model(config.model, shape)
+    report = predict(config, model, read_lengths(lengths, config), gpus, device, table)
+    return json.dumps(report, indent=1) if as_json else "\n".join(format_prediction(report))
 
 
 def read_lengths(named: str | None, config: Config) -> Lengths:

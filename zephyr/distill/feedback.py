@@ -1,24 +1,34 @@
-"""Prompts become feedback rows: several answerers answer each, and a judge scores every answer in
-four aspects and as a whole.
+"""Prompts become feedback rows: several teachers answer each prompt, and a judge rates every answer
+in four aspects and as a whole.
 
-As UltraFeedback (arXiv:2310.01377) does: answerers drawn from a pool, each told a principle; one
-question per aspect about all answers, in shuffled order; one critique per answer. Replies that
-can't be read are asked for again, then kept as they are."""
+As in UltraFeedback (Cui et al. 2023, arXiv:2310.01377): the answerers are drawn from a pool, each
+with a principle as its system turn; one request per aspect shows all answers in a random order; one
+request per answer asks for a critique. A reply that cannot be parsed is requested again, then kept
+as text."""
 
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from zephyr.config import BadInput
 from zephyr.data.jsonl import require_output, write_rows
 from zephyr.data.sources import open_sources
-from zephyr.teacher import Request, Teacher
-from zephyr.teacher.panel import Ask, Panel, ask_judge, critique_request, ratings_request
+from zephyr.teacher import Reply, Request, Teacher
+from zephyr.teacher.panel import (
+    Ask,
+    Judgement,
+    Panel,
+    ask_judge,
+    critique_request,
+    ratings_request,
+)
 from zephyr.teacher.prompts import Row, read_prompts, turns_of
-from zephyr.teacher.rubric import ASPECTS, parse_critique, parse_ratings
+from zephyr.teacher.rubric import ASPECTS, Critique, Rating, parse_critique, parse_ratings
 from zephyr.teacher.templates import digests, load_templates
 
 TEMPLATES = (
@@ -28,7 +38,40 @@ TEMPLATES = (
     "judge_again",
     "critique",
 )
-PROMPT_BATCH_SIZE = 256
+PROMPT_BATCH_SIZE = 256  # prompts that are answered and judged together
+MAX_LISTED = 100  # prompt ids of `left_out` in the report
+
+
+@dataclass
+class FeedbackRun:
+    """Who answers and judges, and what was counted so far."""
+
+    answerers: Sequence[Teacher]
+    panel: Panel
+    per_prompt: int
+    principles: bool
+    counts: Counter[str] = field(default_factory=Counter)
+    left_out: list[str] = field(default_factory=list)  # ids of prompts with too few answers
+    unread: Counter[str] = field(default_factory=Counter)  # rows by key that nothing reads
+
+
+class AnsweredPrompt(NamedTuple):
+    """A prompt row and its completions so far: `model`, `principle`, then `text` and `call`."""
+
+    row: Row
+    completions: list[Row]
+
+    @property
+    def id(self) -> str:
+        return str(self.row["prompt_id"])
+
+
+class Draw(NamedTuple):
+    """One answer that is to be requested: who is asked what, and the completion it belongs to."""
+
+    answerer: int
+    request: Request
+    completion: Row
 
 
 def collect_feedback(
@@ -44,168 +87,247 @@ def collect_feedback(
     max_tokens: int = 1024,
     templates: Path | None = None,
 ) -> Row:
-    """Write a feedback row per prompt to `out`; returns the report. The same replies give the same
-    file, to the byte.
+    """Write one feedback row per prompt to `out`. The same replies give the same file to the byte.
 
-    Prompts: rows with `prompt` (a text, or turns that end with the user's), `messages` (up to the
-    last user turn) or `instruction`; `system` and `history` are asked with it, `tools` and other
-    keys that mean something are refused by name, all others counted; `prompt_id` is the row's own
-    or the SHA-256 of the prompt; `source` and `reference` (facts for the judge of truthfulness) are
-    kept. Rows: `prompt_id`, `prompt`, `completions` [{`model`, `text`, `scores` {aspect: 1-5 or
-    null}, `overall`: 1-10 or null, `rationales`, `critique`, `principle`, `call`,
-    `critique_calls`}], `judge`, `order` and `calls` by aspect, and `unparsed` replies where there
-    are any. Raises: BadInput for a bad prompt row (file and line), too few answerers, a prompt id
-    that comes twice; what `ask` raises."""
-    if not 2 <= per_prompt <= len(answerers) or len({a.name for a in answerers}) < len(answerers):
+    A prompt row has `prompt` (a text, or turns that end with the user's), `messages` (read up to
+    the last user turn) or `instruction`. `system` and `history` are part of what is asked; `tools`
+    and other keys that mean something are errors; all other keys are counted in the report.
+    `prompt_id` is the row's own or the SHA-256 of the prompt. `source` and `reference` (facts for
+    the judge of truthfulness) are copied to the feedback row.
+
+    A feedback row has `prompt_id`, `prompt`, `completions`, `judge`, `order` and `calls` by aspect,
+    and `unparsed` replies if there are any. A completion has `model`, `principle`, `text`, `call`,
+    `scores` ({aspect: 1 to 5 or None}), `overall` (1 to 10 or None), `critique`, `rationales` and
+    `critique_calls`.
+
+    Args:
+        sources: of the prompt rows, `path-or-hub-id[:split]`.
+        out: a .jsonl file.
+        answerers: the pool, of different names.
+        judge: rates the answers.
+        ask: returns the replies of a teacher in the order of the requests.
+        per_prompt: answers per prompt, at least 2.
+        seed: of the draws of answerers, principles and orders, and of sampling.
+        principles: whether answerers get a principle as system turn. A prompt with a system turn of
+            its own gets none.
+        max_tokens: of each answer and each reply of the judge.
+        templates: a folder of the user's templates.
+    Returns:
+        The report.
+    Raises:
+        BadInput: for a bad prompt row (with file and line), a prompt id that comes twice, too few
+            answerers, or if no prompt gets two answers. What `ask` raises.
+    """
+    names = [answerer.name for answerer in answerers]
+    if not 2 <= per_prompt <= len(answerers) or len(set(names)) < len(names):
         raise BadInput(
-            f"feedback compares answers: at least {max(2, per_prompt)} answerers of different names are wanted, got "
-            f"{', '.join(a.name for a in answerers)}"
+            f"feedback compares answers: expected at least {max(2, per_prompt)} answerers of "
+            f"different names, got {', '.join(names)}"
         )
-    texts = load_templates(TEMPLATES, templates)
-    if (
-        not all(": " in line for line in texts["principles"].splitlines())
-        or not texts["principles"]
-    ):
-        raise BadInput(f"templates {templates}: principles.txt: lines `name: text` are wanted")
+    texts = load_feedback_templates(templates)
     require_output(out, sources)
-    panel = Panel(answerers, judge, ask, texts, per_prompt, seed, principles, max_tokens)
-    counts: Counter[str] = Counter()
-    left_out: list[str] = []
-    unread: Counter[str] = Counter()
-
-    def judged_prompts() -> Iterator[Row]:
-        prompts = read_prompts(sources, unread)
-        while chunk := list(islice(prompts, PROMPT_BATCH_SIZE)):
-            yield from judge_rows(
-                panel, collect_completions(panel, chunk, counts, left_out), counts
-            )
-        if counts["prompts"] == counts["too_few_answers"]:
-            raise BadInput(
-                f"{', '.join(map(str, sources))}: no prompt got two answers: {json.dumps(counts)}"
-            )
-
-    counts["rows"] = write_rows(out, judged_prompts())
+    panel = Panel(judge, ask, texts, seed, max_tokens)
+    run = FeedbackRun(answerers, panel, per_prompt, principles)
+    run.counts["rows"] = write_rows(out, feedback_rows(run, sources))
     return {
         "command": "feedback",
         "sources": list(map(str, sources)),
-        "digests": {s.name: s.digest for s in open_sources(sources)},
-        "answerers": [a.identity or a.name for a in answerers],
+        "digests": {source.name: source.digest for source in open_sources(list(sources))},
+        "answerers": [answerer.identity or answerer.name for answerer in answerers],
         "judge": judge.identity or judge.name,
         "per_prompt": per_prompt,
         "seed": seed,
         "principles": principles,
         "max_tokens": max_tokens,
         "templates": digests(texts),
-        **counts,
-        "left_out": left_out[:100],
-        "keys_not_read": dict(sorted(unread.items())),
+        **run.counts,
+        "left_out": run.left_out[:MAX_LISTED],
+        "keys_not_read": dict(sorted(run.unread.items())),
     }
 
 
-def collect_completions(
-    panel: Panel, prompts: Iterable[Row], counts: Counter[str], left_out: list[str]
-) -> list[Row]:
-    """Rows with their completions; prompts of which fewer than two texts came are left out and
-    named."""
-    rows = [
-        {"prompt_id": row["prompt_id"], "prompt": row["prompt"], "completions": [], "about": row}
-        for row in prompts
-    ]
-    wanted: dict[int, list[tuple[Row, Row, Request]]] = {}
-    for row in rows:
-        rng = random.Random(f"{panel.seed}/{row['prompt_id']}/answerers")
-        drawn = sorted(rng.sample(range(len(panel.answerers)), panel.per_prompt))
-        for n in drawn:
-            name, principle = rng.choice(panel.templates["principles"].splitlines()).split(": ", 1)
-            system = (
-                [{"role": "system", "content": principle}]
-                if panel.principles and turns_of(row["prompt"])[0]["role"] == "user"
-                else []
-            )
-            request = Request(
-                (*system, *turns_of(row["prompt"])),
-                max_tokens=panel.max_tokens,
-                temperature=1.0,
-                seed=panel.seed,
-                about={"task": "answer", "row": row["about"]},
-            )
-            completion = {"model": panel.answerers[n].name, "principle": name if system else None}
-            row["completions"].append(completion)
-            wanted.setdefault(n, []).append((row, completion, request))
-    for n, asked in wanted.items():
-        for (_, completion, _), reply in zip(
-            asked, panel.ask(panel.answerers[n], [request for *_, request in asked])
-        ):
-            cut = {"finish_reason": reply.finish_reason} if reply.finish_reason == "length" else {}
-            completion |= {"text": (reply.text or "").strip(), "call": reply.digest, **cut}
-            counts["cut"] += len(cut)
-            counts["refused"] += reply.text is None
-            counts["empty"] += reply.text is not None and not reply.text.strip()
-    for row in rows:
-        row["completions"] = [c for c in row["completions"] if c["text"]]
-    counts["prompts"] += len(rows)
-    left_out += [str(row["prompt_id"]) for row in rows if len(row["completions"]) < 2]
-    counts["too_few_answers"] += sum(len(row["completions"]) < 2 for row in rows)
-    return [row for row in rows if len(row["completions"]) > 1]
+def load_feedback_templates(folder: Path | None) -> dict[str, str]:
+    """Load `TEMPLATES`. Raises: BadInput, also for principles that are not lines `name: text`."""
+    texts = load_templates(TEMPLATES, folder)
+    lines = texts["principles"].splitlines()
+    if not lines or not all(": " in line for line in lines):
+        raise BadInput(f"templates {folder}: principles.txt: expected lines `name: text`")
+    return texts
 
 
-def judge_rows(panel: Panel, rows: Sequence[Row], counts: Counter[str]) -> Iterator[Row]:
-    """The rows with scores, reasons and the digests of the calls that gave them."""
-    orders = {
-        (i, aspect): random.Random(f"{panel.seed}/{row['prompt_id']}/{aspect}").sample(
-            range(n := len(row["completions"])), n
+def feedback_rows(run: FeedbackRun, sources: Sequence[str]) -> Iterator[Row]:
+    """Yield the feedback rows of all prompts. Raises: BadInput if no prompt gets two answers."""
+    prompts = read_prompts(sources, run.unread)
+    while batch := list(islice(prompts, PROMPT_BATCH_SIZE)):
+        yield from judge_answers(run, collect_answers(run, batch))
+    if run.counts["prompts"] == run.counts["too_few_answers"]:
+        raise BadInput(
+            f"{', '.join(map(str, sources))}: no prompt got two answers: {json.dumps(run.counts)}"
         )
-        for i, row in enumerate(rows)
+
+
+def collect_answers(run: FeedbackRun, prompts: Iterable[Row]) -> list[AnsweredPrompt]:
+    """Return the prompts with their completions. Prompts with fewer than two texts are left out and
+    counted."""
+    answered = [AnsweredPrompt(row, []) for row in prompts]
+    by_answerer: dict[int, list[Draw]] = {}
+    for prompt in answered:
+        for draw in draw_answerers(run, prompt.row):
+            prompt.completions.append(draw.completion)
+            by_answerer.setdefault(draw.answerer, []).append(draw)
+    for answerer, draws in by_answerer.items():
+        requests = [draw.request for draw in draws]
+        replies = run.panel.ask(run.answerers[answerer], requests)
+        for draw, reply in zip(draws, replies):
+            add_reply(run, draw.completion, reply)
+    answered = [
+        AnsweredPrompt(prompt.row, [answer for answer in prompt.completions if answer["text"]])
+        for prompt in answered
+    ]
+    too_few = [prompt.id for prompt in answered if len(prompt.completions) < 2]
+    run.left_out += too_few
+    run.counts["prompts"] += len(answered)
+    run.counts["too_few_answers"] += len(too_few)
+    return [prompt for prompt in answered if len(prompt.completions) > 1]
+
+
+def draw_answerers(run: FeedbackRun, row: Row) -> list[Draw]:
+    """Draw the answerers of a prompt and their principles, by the seed and the prompt id only."""
+    rng = random.Random(f"{run.panel.seed}/{row['prompt_id']}/answerers")
+    lines = run.panel.templates["principles"].splitlines()
+    turns = turns_of(row["prompt"])
+    with_principle = run.principles and turns[0]["role"] == "user"
+    draws = []
+    for answerer in sorted(rng.sample(range(len(run.answerers)), run.per_prompt)):
+        name, principle = rng.choice(lines).split(": ", 1)
+        system = [{"role": "system", "content": principle}] if with_principle else []
+        request = Request(
+            (*system, *turns),
+            max_tokens=run.panel.max_tokens,
+            temperature=1.0,
+            seed=run.panel.seed,
+            about={"task": "answer", "row": row},
+        )
+        completion: Row = {
+            "model": run.answerers[answerer].name,
+            "principle": name if with_principle else None,
+        }
+        draws.append(Draw(answerer, request, completion))
+    return draws
+
+
+def add_reply(run: FeedbackRun, completion: Row, reply: Reply) -> None:
+    """Add an answerer's reply to its completion, and count the replies without a whole answer."""
+    text = (reply.text or "").strip()
+    is_cut = reply.finish_reason == "length"
+    completion["text"] = text
+    completion["call"] = reply.digest
+    if is_cut:
+        completion["finish_reason"] = reply.finish_reason
+    run.counts["cut"] += is_cut
+    run.counts["refused"] += reply.text is None
+    run.counts["empty"] += reply.text is not None and not text
+
+
+def judge_answers(run: FeedbackRun, prompts: Sequence[AnsweredPrompt]) -> Iterator[Row]:
+    """Yield the feedback rows of answered prompts.
+
+    The judge's requests of all prompts are made together: first the ratings, then the critiques.
+    """
+    orders = [draw_orders(run, prompt) for prompt in prompts]
+    rating_requests = [
+        ratings_request(
+            run.panel,
+            prompt.row,
+            aspect,
+            [str(prompt.completions[n]["text"]) for n in order[aspect]],
+        )
+        for prompt, order in zip(prompts, orders)
+        for aspect in ASPECTS
+    ]
+    critique_requests = [
+        critique_request(run.panel, prompt.row, str(completion["text"]))
+        for prompt in prompts
+        for completion in prompt.completions
+    ]
+    ratings = iter(ask_judge(run.panel, rating_requests, parse_all_ratings))
+    critiques = iter(ask_judge(run.panel, critique_requests, lambda text, _: parse_critique(text)))
+    for prompt, order in zip(prompts, orders):
+        yield feedback_row(
+            run,
+            prompt,
+            order,
+            {aspect: next(ratings) for aspect in ASPECTS},
+            list(islice(critiques, len(prompt.completions))),
+        )
+
+
+def parse_all_ratings(text: str, about: Mapping[str, object]) -> list[Rating] | None:
+    """Return the ratings of all texts of a request, or None."""
+    texts = about["texts"]
+    assert isinstance(texts, list)
+    return parse_ratings(text, len(texts))
+
+
+def draw_orders(run: FeedbackRun, prompt: AnsweredPrompt) -> dict[str, list[int]]:
+    """Draw the order in which the judge reads the completions, for each aspect."""
+    count = len(prompt.completions)
+    return {
+        aspect: random.Random(f"{run.panel.seed}/{prompt.id}/{aspect}").sample(range(count), count)
         for aspect in ASPECTS
     }
-    of_aspects = ask_judge(
-        panel,
-        [ratings_request(panel, rows[i], aspect, order) for (i, aspect), order in orders.items()],
-        lambda text, about: parse_ratings(text, len(about["texts"])),
-    )
-    of_answers = ask_judge(
-        panel,
-        [
-            critique_request(panel, row, completion)
-            for row in rows
-            for completion in row["completions"]
-        ],
-        lambda text, _: parse_critique(text),
-    )
-    ratings, critiques = dict(zip(orders, of_aspects)), iter(of_answers)
-    for i, row in enumerate(rows):
-        unparsed = {
-            aspect: ratings[i, aspect].text
-            for aspect in ASPECTS
-            if ratings[i, aspect].parsed is None
-        }
-        for n, completion in enumerate(row["completions"]):
-            found = {
-                aspect: (r := ratings[i, aspect].parsed) and r[orders[i, aspect].index(n)]
-                for aspect in ASPECTS
-            }
-            whole = next(critiques)
-            unparsed |= (
-                {f"critique {completion['model']}": whole.text} if whole.parsed is None else {}
-            )
-            completion |= {
-                "scores": {aspect: rating and rating.points for aspect, rating in found.items()},
-                "overall": whole.parsed and whole.parsed.points,
-                "critique": whole.parsed and whole.parsed.feedback,
-                "rationales": {
-                    aspect: rating and rating.rationale for aspect, rating in found.items()
-                },
-                "critique_calls": whole.calls,
-            }
-        counts["unparsed"] += len(unparsed)
-        kept = {key: row["about"][key] for key in ("source", "reference") if key in row["about"]}
-        yield {
-            "prompt_id": row["prompt_id"],
-            "prompt": row["prompt"],
-            **kept,
-            "completions": row["completions"],
-            "judge": panel.judge.name,
-            "order": {aspect: orders[i, aspect] for aspect in ASPECTS},
-            "calls": {aspect: ratings[i, aspect].calls for aspect in ASPECTS},
-            **({"unparsed": unparsed} if unparsed else {}),
-        }
+
+
+def feedback_row(
+    run: FeedbackRun,
+    prompt: AnsweredPrompt,
+    order: dict[str, list[int]],
+    ratings: dict[str, Judgement[list[Rating]]],
+    critiques: Sequence[Judgement[Critique]],
+) -> Row:
+    """Return the row of a prompt.
+
+    Args:
+        order: by aspect, the completions in the order in which the judge rated them.
+        ratings: by aspect, in that order.
+        critiques: in the order of the completions.
+    """
+    unparsed = {
+        aspect: ratings[aspect].text for aspect in ASPECTS if ratings[aspect].parsed is None
+    }
+    for n, (completion, critique) in enumerate(zip(prompt.completions, critiques)):
+        if critique.parsed is None:
+            unparsed[f"critique {completion['model']}"] = critique.text
+        by_aspect: dict[str, Rating | None] = {}
+        for aspect in ASPECTS:
+            parsed = ratings[aspect].parsed
+            by_aspect[aspect] = parsed[order[aspect].index(n)] if parsed else None
+        add_judgements(completion, by_aspect, critique)
+    run.counts["unparsed"] += len(unparsed)
+    row: Row = {"prompt_id": prompt.row["prompt_id"], "prompt": prompt.row["prompt"]}
+    for key in ("source", "reference"):
+        if key in prompt.row:
+            row[key] = prompt.row[key]
+    row["completions"] = prompt.completions
+    row["judge"] = run.panel.judge.name
+    row["order"] = order
+    row["calls"] = {aspect: ratings[aspect].calls for aspect in ASPECTS}
+    if unparsed:
+        row["unparsed"] = unparsed
+    return row
+
+
+def add_judgements(
+    completion: Row, by_aspect: dict[str, Rating | None], critique: Judgement[Critique]
+) -> None:
+    """Add the judge's scores and reasons to a completion; None where a reply was not parsed."""
+    parsed = critique.parsed
+    completion["scores"] = {
+        aspect: rating.points if rating else None for aspect, rating in by_aspect.items()
+    }
+    completion["overall"] = parsed.points if parsed else None
+    completion["critique"] = parsed.feedback if parsed else None
+    completion["rationales"] = {
+        aspect: rating.rationale if rating else None for aspect, rating in by_aspect.items()
+    }
+    completion["critique_calls"] = critique.calls

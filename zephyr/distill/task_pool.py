@@ -1,5 +1,5 @@
-"""What a teacher wrote is asked for, counted and filtered here: each reply, instruction and
-instance ends under one name of the report."""
+"""Replies of a teacher become a pool of tasks: each reply, instruction and instance is filtered and
+counted under one name of the report."""
 
 import random
 import re
@@ -12,97 +12,125 @@ from typing import NamedTuple
 from zephyr.distill.clean import import_extra
 from zephyr.teacher import Reply, Request
 
-SAMPLING = {  # task -> max_tokens, temperature, top_p; what is asked again is at temperature 0.7
-    "instructions": (1024, 0.7, 0.5),
-    "classify": (16, 0.0, 1.0),
-    "instances": (1024, 0.0, 1.0),
-    "alpaca": (3072, 1.0, 1.0),
-    "opening": (256, 1.0, 1.0),
-    "user_turn": (512, 1.0, 1.0),
-    "answer": (1024, 0.7, 1.0),
+
+class Sampling(NamedTuple):
+    """How the requests of one kind are sampled."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+
+
+SAMPLING = {
+    "instructions": Sampling(1024, 0.7, 0.5),
+    "classify": Sampling(16, 0.0, 1.0),
+    "instances": Sampling(1024, 0.0, 1.0),
+    "alpaca": Sampling(3072, 1.0, 1.0),
+    "opening": Sampling(256, 1.0, 1.0),
+    "user_turn": Sampling(512, 1.0, 1.0),
+    "answer": Sampling(1024, 0.7, 1.0),
 }
+TEMPERATURE_OF_REPEATS = 0.7
 BLACKLIST = re.compile(
     r"\b((image|graph|picture|file|map|video|flowchart|diagram)s?|draw|plot|go to|audio|music)\b",
     re.IGNORECASE,
 )
-FILTERS: dict[
-    str, Callable[["GenerationRun", str, float], bool]
-] = {  # (job, instruction, ROUGE-L to the nearest) -> taken; the first counts
-    "short": lambda job, text, near: len(text.split()) <= 3,
-    "long": lambda job, text, near: len(text.split()) > 150,
-    "blacklist": lambda job, text, near: BLACKLIST.search(text) is not None,
-    "write_a_program": lambda job, text, near: text.lower().startswith("write a program"),
-    "punctuation_start": lambda job, text, near: text[:1] in string.punctuation,
-    "non_ascii_start": lambda job, text, near: not text[:1].isascii(),
-    "duplicate": lambda job, text, near: collapse_whitespace(text.lower()) in job.seen,
-    "similar": lambda job, text, near: near > job.largest_rouge_l,
+# name -> (run, instruction, ROUGE-L to the nearest kept one) -> whether it is removed.
+# An instruction counts under the first filter that removes it.
+FILTERS: dict[str, Callable[["GenerationRun", str, float], bool]] = {
+    "short": lambda run, text, rouge_l: len(text.split()) <= 3,
+    "long": lambda run, text, rouge_l: len(text.split()) > 150,
+    "blacklist": lambda run, text, rouge_l: BLACKLIST.search(text) is not None,
+    "write_a_program": lambda run, text, rouge_l: text.lower().startswith("write a program"),
+    "punctuation_start": lambda run, text, rouge_l: text[:1] in string.punctuation,
+    "non_ascii_start": lambda run, text, rouge_l: not text[:1].isascii(),
+    "duplicate": lambda run, text, rouge_l: collapse_whitespace(text.lower()) in run.seen,
+    "similar": lambda run, text, rouge_l: rouge_l > run.largest_rouge_l,
 }
-HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # of a surrogate pair: can be in no file
-Found = list[
-    tuple[str, ...] | None
-]  # the pieces of a reply; None: one that is not in the wanted form
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # half of a surrogate pair: not valid UTF-8
+# The pieces of a reply, e.g. (instruction,) or (input, output); None for a malformed piece.
+Pieces = list[tuple[str, ...] | None]
 
 
 def rouge_tokens(text: str) -> list[str]:
-    """As rouge-score's own tokenizer without stemming: runs of a-z and 0-9 in lower case. A text of
-    other letters has none."""
+    """Return the tokens of rouge-score's default tokenizer without stemming: runs of a-z and 0-9 in
+    lower case. A text in another script has none."""
     return re.findall("[a-z0-9]+", text.lower())
 
 
 class SimilarityIndex:
-    """Kept texts, as strings of one character per token."""
+    """Kept texts, stored as strings with one character per token."""
 
     def __init__(self) -> None:
-        """Raises: BadInput where rapidfuzz is missing."""
+        """Raises: BadInput if rapidfuzz is not installed."""
         import_extra("rapidfuzz")
         self.names: list[str] = []
         self.texts: list[str] = []
-        self.letters: dict[str, str] = {}
+        self.letters: dict[str, str] = {}  # token -> its character
 
     def add(self, name: str, text: str) -> None:
-        """Keep a text under its name."""
+        """Keep a text under a name."""
+        letters = [
+            self.letters.setdefault(token, chr(len(self.letters) + 1))
+            for token in rouge_tokens(text)
+        ]
         self.names.append(name)
-        self.texts.append(
-            "".join(
-                self.letters.setdefault(token, chr(len(self.letters) + 1))
-                for token in rouge_tokens(text)
-            )
-        )
+        self.texts.append("".join(letters))
 
     def nearest(self, text: str) -> tuple[str, float]:
-        """Name and ROUGE-L F1 of the nearest kept text, of equals the first; ("", 0.0) where none
-        shares a token.
+        """Return name and ROUGE-L F1 of the nearest kept text, the first of equal ones.
 
-        F1 = 2 LCS / (m + n), rounded once: 7/10 is 0.7, of which rouge-score may make
-        0.7000000000000001."""
+        F1 = 2 LCS / (m + n), rounded once: 7/10 is 0.7, where rouge-score may return
+        0.7000000000000001.
+
+        Returns:
+            ("", 0.0) if no kept text shares a token.
+        """
         from rapidfuzz.distance import Indel, LCSseq
         from rapidfuzz.process import extractOne
 
         letters = "".join(self.letters.get(token, "\0") for token in rouge_tokens(text))
+        # Indel's normalized similarity is F1 up to rounding
         found = extractOne(
             letters, self.texts, scorer=Indel.normalized_similarity, score_cutoff=1e-9
-        )  # F1, but for its rounding
+        )
         if not letters or found is None:
             return "", 0.0
         kept, _, i = found
         return self.names[i], 2 * LCSseq.similarity(letters, kept) / (len(letters) + len(kept))
 
 
-class Task(NamedTuple):
-    """An instruction: a seed's, or one that was kept. For dialogues a topic, or an opening.
-    `instances`: (input, output)."""
+@dataclass(frozen=True)
+class Task:
+    """A seed, or a generated instruction that was kept. In dialogues: a topic, or an opening.
+
+    `instances`: pairs of input and output.
+    `is_classification`: None if it is not known.
+    `lineage`: goes into the rows that are made from the task.
+    `calls`: digests of the requests that the rows depend on, by kind.
+    """
 
     id: str
     instruction: str
     instances: tuple[tuple[str, ...], ...] = ()
-    is_classification: bool | None = None  # None: nobody said so
-    lineage: Mapping[str, object] = {}
-    calls: dict[str, list[str]] = {}  # the digests of its requests, by their task
+    is_classification: bool | None = None
+    lineage: Mapping[str, object] = field(default_factory=dict)
+    calls: dict[str, list[str]] = field(default_factory=dict)
+
+    def add_call(self, kind: str, digest: str) -> None:
+        self.calls.setdefault(kind, []).append(digest)
+
+
+class Question(NamedTuple):
+    """A request for instructions, and the lineage of the tasks that its reply gives."""
+
+    request: Request
+    lineage: dict[str, object]
 
 
 @dataclass
 class GenerationRun:
-    """A run: what it was given, and what it has kept and counted so far."""
+    """The inputs of a run, and what it has kept and counted so far."""
 
     ask: Callable[[Sequence[Request]], list[Reply]]
     seeds: Sequence[Task]
@@ -118,152 +146,155 @@ class GenerationRun:
     counts: dict[str, Counter[str]] = field(default_factory=dict)
 
     def count(self, stage: str, name: str, number: int = 1) -> None:
-        """Into the report, also a 0."""
+        """Add to a count of the report. A name that was counted with 0 is in the report too."""
         self.counts.setdefault(stage, Counter())[name] += number
 
     def mark_seen(self, task: Task) -> None:
-        """No later instruction may repeat this one."""
+        """Remove later instructions that repeat this one."""
         self.seen.add(collapse_whitespace(task.instruction.lower()))
         self.similar.add(task.id, task.instruction)
 
 
 def collapse_whitespace(text: str) -> str:
-    """White space as single spaces."""
+    """Return the text with single spaces as its only white space."""
     return " ".join(text.split())
 
 
-def to_messages(said: Sequence[str]) -> list[dict[str, str]]:
-    """What the user and the assistant said in turn, as messages."""
-    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
+def to_messages(turns: Sequence[str]) -> list[dict[str, str]]:
+    """Return alternating texts of user and assistant, the user first, as messages."""
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
 
 
 def make_request(
-    job: GenerationRun,
+    run: GenerationRun,
     task: str,
     key: object,
-    said: Sequence[str],
+    turns: Sequence[str],
     /,
     *,
     again: bool = False,
     **about: object,
 ) -> Request:
-    """A question of the kind `task`, sampled by a seed of its own; `about` are its fields for
-    embedded teachers."""
-    max_tokens, temperature, top_p = SAMPLING[task]
-    draw = random.Random(f"{job.seed}/{task}/{key}/{again}").randrange(2**31)
+    """Return a request of the kind `task`.
+
+    Args:
+        key: distinguishes the requests of one kind; the sampling seed depends on it.
+        turns: alternating texts of user and assistant.
+        again: the request repeats another one whose reply could not be parsed.
+        about: the question as fields, for embedded teachers.
+    """
+    sampling = SAMPLING[task]
+    seed = random.Random(f"{run.seed}/{task}/{key}/{again}").randrange(2**31)
     return Request(
-        tuple(to_messages(said)),
-        max_tokens,
-        0.7 if again else temperature,
-        top_p,
-        draw,
-        {"task": task, "seed": draw, **about},
+        tuple(to_messages(turns)),
+        max_tokens=sampling.max_tokens,
+        temperature=TEMPERATURE_OF_REPEATS if again else sampling.temperature,
+        top_p=sampling.top_p,
+        seed=seed,
+        about={"task": task, "seed": seed, **about},
     )
 
 
-def collect_replies(job: GenerationRun, stage: str, requests: Sequence[Request]) -> list[Reply]:
-    """The replies in order, those without a text counted; one that holds half a character becomes
-    one of these."""
-    replies = job.ask(requests) if requests else []
-    broken = [HALF_CHARACTER.search(reply.text or "") is not None for reply in replies]
-    job.count(stage, "requests", len(requests))
-    job.count(stage, "refused", sum(reply.text is None for reply in replies))
-    job.count(stage, "not_text", sum(broken))
-    return [reply._replace(text=None) if bad else reply for reply, bad in zip(replies, broken)]
-
-
-def parse_reply(
-    job: GenerationRun, stage: str, reply: Reply, parse: Callable[[str], Found]
-) -> list[tuple[str, ...]]:
-    """What is whole and in the wanted form; the rest is counted: as `cut` the last piece of a reply
-    that was cut, as `unparsed` others."""
-    if reply.text is None:
-        return []
-    found, cut = parse(reply.text) or [None], reply.finish_reason == "length"
-    found = found[: len(found) - cut]
-    job.count(stage, "cut", cut)
-    job.count(stage, "unparsed", found.count(None))
-    return [piece for piece in found if piece is not None]
-
-
-def passes_filters(job: GenerationRun, stage: str, checks: Mapping[str, bool]) -> bool:
-    """Whether no check hits; counted under the first that does, or as kept."""
-    taken = next((name for name, hit in checks.items() if hit), "kept")
-    for name in ("parsed", *checks, "kept"):
-        job.count(stage, name, name in ("parsed", taken))
-    return taken == "kept"
-
-
-def generate_tasks(
-    job: GenerationRun,
-    questions: Sequence[tuple[Request, dict[str, object]]],
-    parse: Callable[[str], Found],
-) -> list[Task]:
-    """What no filter takes of the instructions in the replies, as tasks; a piece may hold an input
-    and an output too.
-
-    Args: questions: each with what the rows that come of it shall tell."""
-    before = len(job.kept)
-    for (asked, lineage), reply in zip(
-        questions, collect_replies(job, "instructions", [asked for asked, _ in questions])
-    ):
-        for text, *instance in parse_reply(job, "instructions", reply, parse):
-            nearest, rouge_l = job.similar.nearest(text)
-            if passes_filters(
-                job,
-                "instructions",
-                {name: takes(job, text, rouge_l) for name, takes in FILTERS.items()},
-            ):
-                job.kept.append(
-                    Task(
-                        f"{job.variant}-{job.seed}-{len(job.kept)}",
-                        text,
-                        (tuple(instance),) if instance else (),
-                        lineage=lineage | {"nearest": {"id": nearest, "rouge_l": rouge_l}},
-                        calls={str(asked.about["task"]): [reply.digest]},
-                    )
-                )
-                job.mark_seen(job.kept[-1])
-    return job.kept[before:]
-
-
-def make_rows(
-    job: GenerationRun, task: Task, pairs: Sequence[tuple[str, ...]]
-) -> list[dict[str, object]]:
-    """A row for each (input, output) that no filter takes, up to `job.instances`; of one input with
-    two outputs none is right."""
-    sound: list[tuple[str, ...]] = []
-    for given, output in pairs:
-        if passes_filters(
-            job,
-            "instances",
-            {
-                "empty_output": not output,
-                "repeated_input": (given, output) in sound,
-                "input_equals_output": given == output,
-                "conflicting_output": any(
-                    other not in ("", output) for same, other in pairs if same == given
-                ),
-            },
-        ):
-            sound.append((given, output))
-    job.count("instances", "surplus", len(sound[job.instances :]))
+def collect_replies(run: GenerationRun, stage: str, requests: Sequence[Request]) -> list[Reply]:
+    """Return the replies in order. Refused ones are counted, and ones with half of a surrogate
+    pair, whose text becomes None."""
+    replies = run.ask(requests) if requests else []
+    is_broken = [LONE_SURROGATE.search(reply.text or "") is not None for reply in replies]
+    run.count(stage, "requests", len(requests))
+    run.count(stage, "refused", sum(reply.text is None for reply in replies))
+    run.count(stage, "not_text", sum(is_broken))
     return [
-        make_row(
-            job, task, i, [f"{task.instruction}\n\n{given}" if given else task.instruction, output]
-        )
-        for i, (given, output) in enumerate(sound[: job.instances])
+        reply._replace(text=None) if broken else reply for reply, broken in zip(replies, is_broken)
     ]
 
 
-def make_row(job: GenerationRun, task: Task, number: int, said: Sequence[str]) -> dict[str, object]:
-    """An SFT row: the conversation, and where it comes from."""
+def parse_reply(
+    run: GenerationRun, stage: str, reply: Reply, parse: Callable[[str], Pieces]
+) -> list[tuple[str, ...]]:
+    """Return the whole, well-formed pieces of a reply. The others are counted: as `cut` the last
+    piece of a reply that reached its token limit, as `unparsed` malformed ones."""
+    if reply.text is None:
+        return []
+    pieces = parse(reply.text) or [None]
+    is_cut = reply.finish_reason == "length"
+    if is_cut:
+        pieces = pieces[:-1]
+    run.count(stage, "cut", int(is_cut))
+    run.count(stage, "unparsed", pieces.count(None))
+    return [piece for piece in pieces if piece is not None]
+
+
+def passes_filters(run: GenerationRun, stage: str, checks: Mapping[str, bool]) -> bool:
+    """Return whether no check is true. The item counts under the first true check, or as kept."""
+    outcome = next((name for name, hit in checks.items() if hit), "kept")
+    for name in ("parsed", *checks, "kept"):
+        run.count(stage, name, int(name in ("parsed", outcome)))
+    return outcome == "kept"
+
+
+def generate_tasks(
+    run: GenerationRun, questions: Sequence[Question], parse: Callable[[str], Pieces]
+) -> list[Task]:
+    """Ask the questions and return the tasks that no filter removes.
+
+    Args:
+        parse: returns the pieces of a reply: an instruction, or an instruction, input and output.
+    """
+    before = len(run.kept)
+    replies = collect_replies(run, "instructions", [question.request for question in questions])
+    for question, reply in zip(questions, replies):
+        kind = str(question.request.about["task"])
+        for text, *instance in parse_reply(run, "instructions", reply, parse):
+            nearest, rouge_l = run.similar.nearest(text)
+            checks = {name: removes(run, text, rouge_l) for name, removes in FILTERS.items()}
+            if not passes_filters(run, "instructions", checks):
+                continue
+            task = Task(
+                f"{run.variant}-{run.seed}-{len(run.kept)}",
+                text,
+                (tuple(instance),) if instance else (),
+                lineage={**question.lineage, "nearest": {"id": nearest, "rouge_l": rouge_l}},
+                calls={kind: [reply.digest]},
+            )
+            run.kept.append(task)
+            run.mark_seen(task)
+    return run.kept[before:]
+
+
+def make_rows(
+    run: GenerationRun, task: Task, pairs: Sequence[tuple[str, ...]]
+) -> list[dict[str, object]]:
+    """Return a row for each (input, output) that no filter removes, up to `run.instances`. Two
+    outputs of one input remove both."""
+    sound: list[tuple[str, ...]] = []
+    for given, output in pairs:
+        others = [other for same_input, other in pairs if same_input == given]
+        checks = {
+            "empty_output": not output,
+            "repeated_input": (given, output) in sound,
+            "input_equals_output": given == output,
+            "conflicting_output": any(other not in ("", output) for other in others),
+        }
+        if passes_filters(run, "instances", checks):
+            sound.append((given, output))
+    run.count("instances", "surplus", len(sound[run.instances :]))
+    rows = []
+    for i, (given, output) in enumerate(sound[: run.instances]):
+        prompt = f"{task.instruction}\n\n{given}" if given else task.instruction
+        rows.append(make_row(run, task, i, [prompt, output]))
+    return rows
+
+
+def make_row(
+    run: GenerationRun, task: Task, number: int, turns: Sequence[str]
+) -> dict[str, object]:
+    """Return an SFT row: the conversation and its lineage."""
     return {
         "id": f"{task.id}.{number}",
-        "messages": to_messages(said),
+        "messages": to_messages(turns),
         "lineage": {
-            "variant": job.variant,
-            "seed": job.seed,
+            "variant": run.variant,
+            "seed": run.seed,
             "calls": task.calls,
             "is_classification": task.is_classification,
             **task.lineage,

@@ -1,8 +1,8 @@
-"""Prompts become answers of several models, and two answers a verdict of a judge who sees them in
-both orders."""
+"""Several models answer prompts, and a judge compares each two answers in both orders."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,12 +10,21 @@ from zephyr.config import BadInput
 from zephyr.data.jsonl import read_rows, write_rows
 from zephyr.evaluation.compare import Comparison, parse_verdict, summarise
 from zephyr.evaluation.statistics import mean_with_interval
-from zephyr.teacher import Request, Teacher
-from zephyr.teacher.panel import Ask, Panel, ask_judge, critique_request, judge_request
-from zephyr.teacher.prompts import Row, format_prompt, turns_of
-from zephyr.teacher.rubric import parse_critique
+from zephyr.teacher import Reply, Request, Teacher
+from zephyr.teacher.panel import (
+    Ask,
+    Judgement,
+    Panel,
+    ask_judge,
+    critique_request,
+    judge_request,
+)
+from zephyr.teacher.prompts import Row, format_prompt, read_prompts, turns_of
+from zephyr.teacher.rubric import Critique, parse_critique
 from zephyr.teacher.spec import SPEC_FORMS
-from zephyr.teacher.templates import fill, load_templates
+from zephyr.teacher.templates import digests, fill, load_templates
+
+OpenTeacher = Callable[[str], Teacher]  # opens the teacher of a SPEC
 
 TEMPLATES = ("judge_system", "judge_again", "compare", "critique")
 NAMED = re.compile(r"(\w[\w.-]*)=(.+)", re.DOTALL)
@@ -23,53 +32,139 @@ RESERVED = ("results", "verdicts", "tie")  # files beside those of the models, a
 
 
 class Contender(NamedTuple):
-    """Who answers, and what results call it. Without a teacher the answers are there: by prompt id,
-    or by the prompt's text."""
+    """A model that answers, and its name in the results. Without a teacher its answers are stored:
+    by prompt id, or by the prompt's text."""
 
     name: str
     teacher: Teacher | None
     stored: Mapping[str, str | None]
 
 
-def open_contender(argument: str, open_spec: Callable[[str], Teacher]) -> Contender:
-    """A model argument, `[NAME=]` before a teacher's spec, a model folder or a file of answers.
-    Raises: BadInput where it is none."""
-    found = None if Path(argument).exists() else NAMED.fullmatch(argument)
-    name, what = (
-        found.groups() if found else (re.sub(r"[^\w.-]+", "_", argument).strip("_."), argument)
+class Verdicts(NamedTuple):
+    """Comparisons of two models, one per prompt (None: an answer is missing), and the rows of
+    verdicts.jsonl, one per question to the judge."""
+
+    comparisons: list[Comparison | None]
+    calls: list[Row]
+
+
+def evaluate_win_rate(
+    models: Sequence[str],
+    *,
+    prompts: Sequence[str],
+    judge: Teacher,
+    open_teacher: OpenTeacher,
+    ask: Ask,
+    out: Path,
+    by: str | None = None,
+    scores: bool = False,
+    labels: Path | None = None,
+    templates: Path | None = None,
+    seed: int = 0,
+    max_new_tokens: int = 1024,
+    judge_tokens: int = 1024,
+    temperature: float = 0.0,
+) -> tuple[dict[str, Row], Row]:
+    """Let all models answer the prompts, and the judge compare each model with every one before it.
+
+    Args:
+        models: each `[NAME=]` and a model folder, a SPEC or a file of answers.
+        prompts: sources of prompt rows.
+        ask: asks a teacher; the same request always gets the same reply.
+        out: folder for NAME.jsonl of answers and verdicts.jsonl.
+        by: a field of the prompt rows; all results are also given for each of its values.
+        scores: also ask for a score from 1 to 10 of each answer.
+        labels: file of people's preferences between two models.
+        templates: folder of the user's own judge templates.
+        max_new_tokens, judge_tokens: limits of an answer and of a judgement.
+
+    Returns: the results of `compare_models`, and who judged: name, versions, templates.
+
+    Raises: BadInput as `open_contender` and `require_comparable`."""
+    contenders = [open_contender(argument, open_teacher) for argument in models]
+    names = [contender.name for contender in contenders]
+    rows = list(read_prompts(prompts))
+    require_comparable(names, rows, by)
+    by_people = read_human_labels(labels, names, rows) if labels else [None] * len(rows)
+    versions: set[str] = set()
+
+    def ask_and_note_version(teacher: Teacher, requests: Sequence[Request]) -> list[Reply]:
+        replies = ask(teacher, requests)
+        versions.update(f"{reply.model} {reply.version}".strip() for reply in replies)
+        return replies
+
+    answers = {
+        contender.name: collect_answers(
+            contender, rows, ask, max_tokens=max_new_tokens, temperature=temperature, seed=seed
+        )
+        for contender in contenders
+    }
+    panel = judge_panel(
+        judge, ask_and_note_version, templates=templates, seed=seed, max_tokens=judge_tokens
     )
+    results = compare_models(panel, rows, answers, by_people, out, by, scores)
+    return results, {
+        "name": judge.name,
+        "versions": sorted(versions),
+        "templates": digests(panel.templates),
+    }
+
+
+def require_comparable(names: Sequence[str], prompts: Sequence[Row], by: str | None) -> None:
+    """Raises: BadInput for fewer than two models of distinct names, for no prompts, and for a
+    prompt without the field `by`."""
+    if len({name.lower() for name in names}) < max(2, len(names)) or not prompts:
+        raise BadInput(
+            f"expected two or more models of different names, and prompts; got {', '.join(names)}; "
+            f"{len(prompts)} prompts"
+        )
+    lacking = [prompt_id(row) for row in prompts if by and by not in row]
+    if lacking:
+        raise BadInput(f"--by {by}: prompt {lacking[0]!r} has no such field")
+
+
+def open_contender(argument: str, open_teacher: OpenTeacher) -> Contender:
+    """The contender of `[NAME=]` and a teacher's spec, a model folder or a file of answers.
+
+    Raises: BadInput where it is none of these."""
+    found = None if Path(argument).exists() else NAMED.fullmatch(argument)
+    if found:
+        name, what = found[1], found[2]
+    else:
+        name, what = re.sub(r"[^\w.-]+", "_", argument).strip("_."), argument
     if not name or name.lower() in RESERVED:
         raise BadInput(
-            f"model {argument!r}: a NAME=... other than {', '.join(RESERVED)} is wanted before it"
+            f"model {argument!r}: expected NAME=... before it, other than {', '.join(RESERVED)}"
         )
     if Path(what).is_file():
         return Contender(name, None, read_stored(Path(what), "text", "output"))
-    if not Path(what).is_dir() and not re.match("(openai|hf|world):", what):
+    if Path(what).is_dir():
+        return Contender(name, open_teacher(f"hf:{what}"), {})
+    if not re.match("(openai|hf|world):", what):
         raise BadInput(
-            f"model {argument!r}: no such folder or file; a model folder, a file of answers, {SPEC_FORMS} is wanted"
+            f"model {argument!r}: no such folder or file; expected a model folder, a file of "
+            f"answers, {SPEC_FORMS}"
         )
-    return Contender(name, open_spec(f"hf:{what}" if Path(what).is_dir() else what), {})
+    return Contender(name, open_teacher(what), {})
 
 
 def read_stored(path: Path, *fields: str) -> dict[str, str | None]:
-    """What rows say in one of the fields, by prompt id or AlpacaEval's `instruction`. Raises:
-    BadInput naming file and line."""
+    """The text that each row has in one of the fields (None: `unanswered`), by prompt id or by
+    AlpacaEval's `instruction`. Raises: BadInput naming file and line."""
     found: dict[str, str | None] = {}
-    for place, row in read_rows([path]):
+    rows: Iterator[tuple[str, Row]] = read_rows([path])
+    for place, row in rows:
         key = row.get("prompt_id", row.get("instruction"))
-        text = next(
-            (row[field] for field in fields if field in row),
-            None if row.get("unanswered") is True else 0,
-        )
-        if (
-            not isinstance(key, (str, int))
-            or not isinstance(text, (str, type(None)))
-            or str(key) in found
-        ):
+        given = [row[field] for field in fields if field in row]
+        unanswered = not given and row.get("unanswered") is True
+        text = given[0] if given else None
+        is_text = isinstance(text, str) or (text is None and (bool(given) or unanswered))
+        if not isinstance(key, (str, int)) or not is_text or str(key) in found:
             raise BadInput(
-                f"{place}: prompt_id (or instruction), each once, and {' or '.join(fields)} are wanted, got {dict(row)!s:.200}"
+                f"{place}: expected prompt_id (or instruction), each once, and "
+                f"{' or '.join(fields)}; got {dict(row)!s:.200}"
             )
-        found[str(key)] = text
+        found[str(key)] = text if isinstance(text, str) else None
     return found
 
 
@@ -82,49 +177,60 @@ def collect_answers(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> list[str | None]:
-    """Its answer to each prompt row; None where it refused. Raises: BadInput where stored answers
-    lack a prompt; what `ask` raises."""
+    """The contender's answer to each prompt row; None where it refused.
+
+    Raises: BadInput where stored answers lack a prompt; whatever `ask` raises."""
     if contender.teacher:
-        return [
-            reply.text
-            for reply in ask(
-                contender.teacher,
-                [
-                    Request(
-                        tuple(turns_of(row["prompt"])),
-                        max_tokens,
-                        temperature,
-                        seed=seed,
-                        about={"task": "answer", "row": row},
-                    )
-                    for row in prompts
-                ],
+        requests = [
+            Request(
+                tuple(conversation(row)),
+                max_tokens,
+                temperature,
+                seed=seed,
+                about={"task": "answer", "row": row},
             )
+            for row in prompts
         ]
+        return [reply.text for reply in ask(contender.teacher, requests)]
     keys = [
-        row["prompt_id"] if row["prompt_id"] in contender.stored else str(row["prompt"])
+        prompt_id(row) if prompt_id(row) in contender.stored else str(row["prompt"])
         for row in prompts
     ]
-    if lacking := [
-        row["prompt_id"] for row, key in zip(prompts, keys) if key not in contender.stored
-    ]:
+    lacking = [prompt_id(row) for row, key in zip(prompts, keys) if key not in contender.stored]
+    if lacking:
         raise BadInput(
-            f"{contender.name}: no answer to {len(lacking)} of {len(prompts)} prompts in its file, the first is {lacking[0]!r}"
+            f"{contender.name}: no answer to {len(lacking)} of {len(prompts)} prompts in its file, "
+            f"the first is {lacking[0]!r}"
         )
     return [contender.stored[key] for key in keys]
+
+
+def prompt_id(row: Row) -> str:
+    return str(row["prompt_id"])
+
+
+def conversation(row: Row) -> list[dict[str, str]]:
+    """The turns of a prompt row."""
+    prompt = row["prompt"]
+    assert isinstance(prompt, (str, list)), "read_prompts checks it"
+    return turns_of(prompt)
 
 
 def read_human_labels(
     path: Path, names: Sequence[str], prompts: Sequence[Row]
 ) -> list[float | None]:
-    """Points of the second of two models at each prompt, from rows of prompt_id and preferred.
-    Raises: BadInput for another name."""
-    points, labels = {names[1]: 1.0, names[0]: 0.0, "tie": 0.5}, read_stored(path, "preferred")
-    if others := set(labels.values()) - (points.keys() if len(names) == 2 else set()):
+    """Points of the second of two models at each prompt, from rows of prompt_id and preferred: 1,
+    0, or 0.5 for a tie; None without a label. Raises: BadInput for another name."""
+    points = {names[1]: 1.0, names[0]: 0.0, "tie": 0.5}
+    labels = read_stored(path, "preferred")
+    others = set(labels.values()) - (points.keys() if len(names) == 2 else set())
+    if others:
         raise BadInput(
-            f"{path}: preferred {others.pop()!r}: tie or one of exactly two models is wanted; they are {', '.join(names)}"
+            f"{path}: preferred {others.pop()!r}: expected tie or one of exactly two models; "
+            f"the models are {', '.join(names)}"
         )
-    return [points.get(labels.get(row["prompt_id"])) for row in prompts]
+    preferred = [labels.get(prompt_id(row)) for row in prompts]
+    return [None if name is None else points[name] for name in preferred]
 
 
 def judge_panel(
@@ -135,9 +241,10 @@ def judge_panel(
     seed: int = 0,
     max_tokens: int = 1024,
 ) -> Panel:
-    """The judge with its templates, as `compare` takes it. Args: templates: the user's. max_tokens:
-    of a judgement."""
-    return Panel((), judge, ask, load_templates(TEMPLATES, templates), 0, seed, False, max_tokens)
+    """The judge with its templates, as `judge_pairs` takes it.
+
+    Args: templates: folder of the user's own. max_tokens: limit of a judgement."""
+    return Panel(judge, ask, load_templates(TEMPLATES, templates), seed, max_tokens)
 
 
 def judge_pairs(
@@ -145,49 +252,56 @@ def judge_pairs(
     prompts: Sequence[Row],
     answers: Sequence[str | None],
     others: Sequence[str | None],
-) -> tuple[list[Comparison | None], list[Row]]:
-    """Each prompt's two answers as the judge sees them in both orders (None where one is missing),
-    and every call with its reply.
+) -> Verdicts:
+    """Let the judge compare each prompt's two answers in both orders.
 
     Equal texts are a tie without a call. A reply that can't be read is asked for again, as feedback
     does, and then left out."""
-    pairs = list(zip(answers, others, strict=True))
-    asked = {
-        (i, shown_as): [a, b] if shown_as == "A" else [b, a]
-        for i, (a, b) in enumerate(pairs)
-        if None not in (a, b) and a != b
-        for shown_as in "AB"
-    }
+    asked: dict[tuple[int, str], tuple[str, str]] = {}  # (prompt, side of the answer): texts shown
+    for i, (ours, theirs) in enumerate(zip(answers, others, strict=True)):
+        if ours is not None and theirs is not None and ours != theirs:
+            asked[i, "A"] = (ours, theirs)
+            asked[i, "B"] = (theirs, ours)
     requests = [
-        judge_request(
-            panel,
-            fill(
-                panel.templates["compare"], instruction=format_prompt(prompts[i]), first=a, second=b
-            ),
-            {"task": "compare", "row": prompts[i], "texts": [a, b]},
-        )
-        for (i, _), (a, b) in asked.items()
+        compare_request(panel, prompts[i], first, second)
+        for (i, _), (first, second) in asked.items()
     ]
-    said = dict(zip(asked, ask_judge(panel, requests, lambda text, _: parse_verdict(text))))
-    verdict = {key: one.parsed for key, one in said.items()}
-    rows = [
-        None
-        if None in (a, b)
-        else Comparison(
-            verdict.get((i, "A"), "tie"), verdict.get((i, "B"), "tie"), (len(a), len(b)), a != b
-        )
-        for i, (a, b) in enumerate(pairs)
-    ]
-    return rows, [
+    judged = dict(zip(asked, ask_judge(panel, requests, lambda text, _: parse_verdict(text))))
+    comparisons: list[Comparison | None] = []
+    for i, (ours, theirs) in enumerate(zip(answers, others)):
+        if ours is None or theirs is None:
+            comparisons.append(None)
+        elif ours == theirs:
+            comparisons.append(Comparison("tie", "tie", (len(ours), len(theirs)), False))
+        else:
+            first, second = verdict_of(judged[i, "A"]), verdict_of(judged[i, "B"])
+            comparisons.append(Comparison(first, second, (len(ours), len(theirs))))
+    calls: list[Row] = [
         {
             "prompt_id": prompts[i]["prompt_id"],
             "shown_as": shown_as,
-            "verdict": one.parsed,
-            "reply": one.text,
-            "calls": one.calls,
+            "verdict": judgement.parsed,
+            "reply": judgement.text,
+            "calls": judgement.calls,
         }
-        for (i, shown_as), one in said.items()
+        for (i, shown_as), judgement in judged.items()
     ]
+    return Verdicts(comparisons, calls)
+
+
+def compare_request(panel: Panel, prompt: Row, first: str, second: str) -> Request:
+    """The question which of two answers is better."""
+    content = fill(
+        panel.templates["compare"], instruction=format_prompt(prompt), first=first, second=second
+    )
+    return judge_request(
+        panel, content, {"task": "compare", "row": prompt, "texts": [first, second]}
+    )
+
+
+def verdict_of(judgement: Judgement) -> str | None:
+    """A, B or tie; None where the reply could not be read."""
+    return judgement.parsed if isinstance(judgement.parsed, str) else None
 
 
 def compare_models(
@@ -198,60 +312,100 @@ def compare_models(
     out: Path,
     by: str | None,
     scores: bool,
-) -> Row:
-    """Compare each model's answers with those of every one before it; writes NAME.jsonl and
+) -> dict[str, Row]:
+    """Compare each model's answers with those of every model before it; write NAME.jsonl and
     verdicts.jsonl into the folder `out`.
 
-    Args: labels: of the second model. by: a field of the prompts. scores: ask for a critique and
-    score, 1 to 10, of every answer too. Returns: `pairs`, "B over A": see `summarise`; `models`,
-    name: `score`; each also `by` value of the field."""
-    values = [str(row[by]) for row in prompts] if by else []
-    results, verdicts = {"pairs": {}, "models": {}}, []
+    Args:
+        labels: points of the second model by people.
+        by: a field of the prompts.
+        scores: also ask for a critique and a score, 1 to 10, of every answer.
 
-    def grouped(summary: Callable[[Sequence[int]], Row]) -> Row:
-        by_value = {
-            v: summary([i for i, value in enumerate(values) if value == v])
-            for v in sorted(set(values))
-        }
-        return {**summary(range(len(prompts))), **({"by": by_value} if by else {})}
-
+    Returns: `pairs`, "B over A": see `summarise`; `models`, name: `score`. Each has its results for
+    each value of the field under `by`."""
+    groups = group_prompts(prompts, by)
+    results: dict[str, Row] = {"pairs": {}, "models": {}}
+    verdicts: list[Row] = []
     for n, (name, texts) in enumerate(answers.items()):
-        given = [i for i, text in enumerate(texts) if text is not None] if scores else []
-        requests = [
-            critique_request(panel, prompts[i] | {"about": prompts[i]}, {"text": texts[i]})
-            for i in given
-        ]
-        said = dict(zip(given, ask_judge(panel, requests, lambda text, _: parse_critique(text))))
-        points = {i: float(one.parsed.points) for i, one in said.items() if one.parsed}
-        write_rows(
-            out / f"{name}.jsonl",
-            (
-                {
-                    "prompt_id": row["prompt_id"],
-                    "prompt": row["prompt"],
-                    **({"unanswered": True} if text is None else {"text": text}),
-                    **(
-                        {"score": points.get(i), "critique": said[i].text, "calls": said[i].calls}
-                        if i in said
-                        else {}
-                    ),
-                }
-                for i, (row, text) in enumerate(zip(prompts, texts))
-            ),
-        )
+        critiques = ask_critiques(panel, prompts, texts) if scores else {}
+        write_rows(out / f"{name}.jsonl", answer_rows(prompts, texts, critiques))
         if scores:
-            results["models"][name] = grouped(
-                lambda chosen: {
-                    **mean_with_interval("score", [points[i] for i in chosen if i in points]),
-                    "unparsed": sum(i in said and i not in points for i in chosen),
-                    "unanswered": sum(i not in said for i in chosen),
-                }
-            )
+            results["models"][name] = for_groups(groups, partial(score_of, critiques))
         for other in list(answers)[:n]:
-            rows, calls = judge_pairs(panel, prompts, texts, answers[other])
+            compared, calls = judge_pairs(panel, prompts, texts, answers[other])
             verdicts += [{"model": name, "over": other, **call} for call in calls]
-            results["pairs"][f"{name} over {other}"] = grouped(
-                lambda of: summarise([rows[i] for i in of], [labels[i] for i in of])
+            results["pairs"][f"{name} over {other}"] = for_groups(
+                groups, partial(summarise_group, compared, labels)
             )
     write_rows(out / "verdicts.jsonl", verdicts)
     return results
+
+
+def group_prompts(prompts: Sequence[Row], by: str | None) -> dict[str | None, list[int]]:
+    """Indices of all prompts under None, and of those with each value of the field `by`."""
+    groups: dict[str | None, list[int]] = {None: list(range(len(prompts)))}
+    if by:
+        values = [str(row[by]) for row in prompts]
+        for value in sorted(set(values)):
+            groups[value] = [i for i, of_prompt in enumerate(values) if of_prompt == value]
+    return groups
+
+
+def for_groups(
+    groups: Mapping[str | None, Sequence[int]], summary: Callable[[Sequence[int]], Row]
+) -> Row:
+    """The summary of all prompts, and under `by` that of each value of the field."""
+    found = {value: summary(indices) for value, indices in groups.items()}
+    whole = found.pop(None)
+    return {**whole, "by": found} if found else whole
+
+
+def summarise_group(
+    compared: Sequence[Comparison | None], labels: Sequence[float | None], indices: Sequence[int]
+) -> Row:
+    """`summarise` of the prompts of these indices."""
+    return summarise([compared[i] for i in indices], [labels[i] for i in indices])
+
+
+def ask_critiques(
+    panel: Panel, prompts: Sequence[Row], texts: Sequence[str | None]
+) -> dict[int, Judgement]:
+    """The judge's critique of every answer that there is, by the prompt's index."""
+    given = [i for i, text in enumerate(texts) if text is not None]
+    requests = [
+        critique_request(panel, {**prompts[i], "about": prompts[i]}, {"text": texts[i]})
+        for i in given
+    ]
+    return dict(zip(given, ask_judge(panel, requests, lambda text, _: parse_critique(text))))
+
+
+def points_of(critique: Judgement) -> float | None:
+    """The score, 1 to 10; None where the judge's reply could not be read."""
+    return float(critique.parsed.points) if isinstance(critique.parsed, Critique) else None
+
+
+def answer_rows(
+    prompts: Sequence[Row], texts: Sequence[str | None], critiques: Mapping[int, Judgement]
+) -> Iterator[Row]:
+    """The rows of NAME.jsonl."""
+    for i, (prompt, text) in enumerate(zip(prompts, texts)):
+        row: Row = {"prompt_id": prompt["prompt_id"], "prompt": prompt["prompt"]}
+        if text is None:
+            row["unanswered"] = True
+        else:
+            row["text"] = text
+        if i in critiques:
+            row["score"] = points_of(critiques[i])
+            row["critique"] = critiques[i].text
+            row["calls"] = critiques[i].calls
+        yield row
+
+
+def score_of(critiques: Mapping[int, Judgement], indices: Sequence[int]) -> Row:
+    """The mean score of the answers to the prompts of these indices."""
+    points = [points_of(critiques[i]) for i in indices if i in critiques]
+    return {
+        **mean_with_interval("score", [value for value in points if value is not None]),
+        "unparsed": points.count(None),
+        "unanswered": len(indices) - len(points),
+    }

@@ -1,7 +1,5 @@
-"""A person's turns go to a model, and its answer is shown while it is being written: in the
-terminal here, in the browser in `web`."""
+"""A person talks to a model in the terminal, which shows an answer while it is being written."""
 
-import argparse
 import contextlib
 import re
 import signal
@@ -9,84 +7,96 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from zephyr.chat import check_messages
-from zephyr.config import BadInput
-from zephyr.playground.models import Stream, append_row, open_model
+from zephyr.chat.messages import Messages, check_messages
+from zephyr.playground.models import Answer, Sampling, Stream, append_row, open_model
 
-HELP = '''A line that ends with \\ goes on in the next; lines between two lines of """ are one turn, whatever they hold.
-/system TEXT  what the model is told first, from its next answer on    /regenerate  another answer to the last turn
-/save FILE    add the conversation to a .jsonl that train_sft.py takes  /reset       forget all turns, not the system text
+HELP = '''A line that ends with \\ continues in the next.
+Lines between two lines of """ are one turn.
+/system TEXT  set the system text, from the next answer on
+/regenerate   another answer to the last turn
+/reset        forget all turns, but not the system text
+/save FILE    add the conversation to a .jsonl file that train_sft.py reads
 /help  /quit  (or ctrl-D); ctrl-C stops an answer'''
 
 
-def run_chat(options: argparse.Namespace) -> None:
-    if (
-        options.max_new_tokens < 1
-        or options.top_k < 0
-        or not options.temperature >= 0
-        or not 0 < options.top_p <= 1
-    ):
-        raise BadInput(
-            f"--max-new-tokens {options.max_new_tokens} --top-k {options.top_k} --temperature {options.temperature} --top-p "
-            f"{options.top_p}: at least 1, 0 and 0, and 0 < P <= 1 are wanted"
-        )
-    if len(options.models) > 1 + options.web:
-        raise BadInput(f"chat: {len(options.models)} models; one is wanted, or with --web two")
-    options.temperature *= not options.greedy
-    if options.web:
-        from zephyr.playground.web import serve
-
-        return serve(options)
+def talk(spec: str, sampling: Sampling, *, seed: int, key_variable: str) -> None:
+    """Talk to the model of a spec until /quit or ctrl-D. Raises: BadInput for a bad spec."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (input lines can be edited)
-    stream = open_model(options.models[0], options)
-    print(f"{options.models[0]}: /help tells the commands")
-    chat_loop(stream, options.seed)
+    stream = open_model(spec, sampling, key_variable)
+    print(f"{spec}: /help lists the commands")
+    chat_loop(stream, seed)
 
 
 def chat_loop(stream: Stream, seed: int) -> None:
     """Turn after turn, until /quit or ctrl-D. A turn that gets no answer is taken back."""
-    system, turns, tries = [], [], 0
-    while True:
+    chat = Conversation(stream, seed)
+    going = True
+    while going:
         try:
             turn, is_block = read_turn()
-            name, _, rest = (
-                turn.partition(" ") if turn.startswith("/") and not is_block else ("", "", "")
-            )
-            if name == "/quit":
-                return None
-            if name == "/help":
-                print(HELP)
-            elif name == "/system":
-                system = [{"role": "system", "content": rest}] if rest.strip() else []
-            elif name == "/reset":
-                turns = []
-            elif name == "/save":
-                append_row(
-                    Path(rest.strip()),
-                    {"messages": check_messages([*system, *turns], last="assistant")},
-                )
-            elif name and not (name == "/regenerate" and turns):
-                print(f"{name}: no command for now; /help tells them")
+            if turn.startswith("/") and not is_block:
+                name, _, rest = turn.partition(" ")
+                going = run_command(chat, name, rest)
             elif turn.strip():
-                asked, tries = (
-                    (turns[:-1], tries + 1)
-                    if name
-                    else ([*turns, {"role": "user", "content": turn}], 0)
-                )
-                if answer := print_stream(stream([*system, *asked], seed + tries)):
-                    turns = [*asked, {"role": "assistant", "content": answer}]
+                chat.ask(turn)
         except EOFError:
-            return print()
+            print()
+            return
         except KeyboardInterrupt:
             print()
         except (ValueError, OSError) as error:
             print(f"error: {printable(str(error))}")
 
 
+def run_command(chat: "Conversation", name: str, rest: str) -> bool:
+    """Run a command with what follows its name. Returns: False to end."""
+    if name == "/help":
+        print(HELP)
+    elif name == "/system":
+        chat.system = [{"role": "system", "content": rest}] if rest.strip() else []
+    elif name == "/reset":
+        chat.turns = []
+    elif name == "/save":
+        messages = check_messages([*chat.system, *chat.turns], last="assistant")
+        append_row(Path(rest.strip()), {"messages": messages})
+    elif name == "/regenerate" and chat.turns:
+        chat.regenerate()
+    elif name == "/regenerate":
+        print("/regenerate: there is no turn yet")
+    elif name != "/quit":
+        print(f"{name}: no such command; /help lists the commands")
+    return name != "/quit"
+
+
+class Conversation:
+    """The turns so far, and the system text before them."""
+
+    def __init__(self, stream: Stream, seed: int) -> None:
+        self.stream, self.seed = stream, seed
+        self.system: Messages = []
+        self.turns: Messages = []
+        self.tries = 0  # answers to the last turn that were thrown away
+
+    def ask(self, text: str) -> None:
+        self.tries = 0
+        self.answer([*self.turns, {"role": "user", "content": text}])
+
+    def regenerate(self) -> None:
+        """Another answer to the last turn, of the next seed."""
+        self.tries += 1
+        self.answer(self.turns[:-1])
+
+    def answer(self, turns: Messages) -> None:
+        text = print_stream(self.stream([*self.system, *turns], self.seed + self.tries))
+        if text:
+            self.turns = [*turns, {"role": "assistant", "content": text}]
+
+
 def read_turn() -> tuple[str, bool]:
-    """What was typed, and whether it stood between two lines of three quotes. Raises: EOFError,
-    KeyboardInterrupt."""
+    """What was typed, and whether it is a block between two lines of three quotes.
+
+    Raises: EOFError, KeyboardInterrupt."""
     lines = [input("> ")]
     if lines == ['"""']:
         return "\n".join(iter(lambda: input(". "), '"""')), True
@@ -95,49 +105,48 @@ def read_turn() -> tuple[str, bool]:
     return "\n".join(lines), False
 
 
-def print_stream(parts: Iterator[tuple[str, str]]) -> str:
-    """Print an answer as it grows. Returns: what there is of it at its end or at ctrl-C; "" where
-    that is no words."""
+def print_stream(parts: Answer) -> str:
+    """Print an answer as it grows. Returns: its text at the end or at ctrl-C; "" if it has no
+    words."""
     shown, text, end, why = "", "", "", "stopped"
     with (
         contextlib.suppress(KeyboardInterrupt),
         contextlib.closing(parts),
-        record_interrupts() as asked,
+        record_interrupts() as interrupts,
     ):
-        for text, end in parts:
-            if asked:
+        for text, end in parts:  # noqa: B007  (`end` is read after the loop)
+            if interrupts:
                 raise KeyboardInterrupt
             if text.startswith(shown):
                 print(printable(text[len(shown) :]), end="", flush=True)
                 shown = text
         why = end or "it broke off"
     print("" if shown == text else f"\n{printable(text)}")
-    if why != "stop" or not text.strip():
-        print(
-            f"[not the answer's own end: {why}]"
-            if text.strip()
-            else "[no answer: it is as if nothing was asked]"
-        )
-    return text if text.strip() else ""
+    if not text.strip():
+        print("[no answer: the turn is taken back]")
+        return ""
+    if why != "stop":
+        print(f"[the answer was cut: {why}]")
+    return text
 
 
 @contextlib.contextmanager
 def record_interrupts() -> Iterator[list[int]]:
-    """ctrl-C raises KeyboardInterrupt, as ever, and stands in the list: Python drops an exception
-    that is raised within a `__del__`."""
-    asked: list[int] = []
+    """A list that gets an entry at each ctrl-C, which also raises KeyboardInterrupt. The list is
+    needed because Python drops an exception that is raised within a `__del__`."""
+    interrupts: list[int] = []
 
     def stop(number: int, _: FrameType | None) -> None:
-        asked.append(number)
+        interrupts.append(number)
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGINT, stop)
     try:
-        yield asked
+        yield interrupts
     finally:
         signal.signal(signal.SIGINT, before)
 
 
 def printable(text: str) -> str:
-    """Control characters spelled out: what a model writes moves no cursor and sets no title."""
+    """Escape control characters, so that a model's text moves no cursor and sets no title."""
     return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)

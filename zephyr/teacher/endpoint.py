@@ -1,11 +1,11 @@
-"""Requests go to an OpenAI-compatible server, many at a time, again where it fails, and each reply
-is kept as it arrives."""
+"""Requests are sent to an OpenAI-compatible server, many at a time, with retries, and each reply is
+kept as it arrives."""
 
 import asyncio
 import json
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -27,50 +27,60 @@ from zephyr.teacher.request import (
 
 if TYPE_CHECKING:
     from httpx import Response
-    from openai import AsyncOpenAI
+    from openai import APIStatusError, AsyncOpenAI
 
-REFUSAL_STATUSES = (400, 413, 414, 422)  # the server's word on this one request: kept as its reply
-RETRYABLE_STATUSES = (
-    408,
-    409,
-    425,
-    429,
-)  # worth another try, as 5xx is; any other status is the whole run's fault
-CONNECTION_ERRORS = (
-    "ConnectError",
-    "ConnectTimeout",
-    "PoolTimeout",
-)  # httpx's names: the server did no work
-MAX_BACKOFF_SECONDS, MAX_RETRY_AFTER_SECONDS = 60.0, 900.0  # seconds
-SECRET_LENGTH = 12  # a shorter key ("none", "EMPTY") may be a word of an answer
-MAX_REPLY_BYTES = 2**24  # bytes of a body, unpacked: of the longest answers a hundredth
-MAX_JSON_DEPTH = 100  # levels of its JSON: what is kept must be read again wherever
-MAX_ERROR_CHARS = 2000  # characters of an error that are kept
-MAX_TOKEN_COUNT = 2**40  # that a server may say it counted in one request
+# Status codes of one bad request, which is stored as a refused reply.
+REFUSAL_STATUSES = (400, 413, 414, 422)
+# Status codes that allow another attempt, as 5xx does. Any other status ends the run.
+RETRYABLE_STATUSES = (408, 409, 425, 429)
+# httpx's exceptions after which the server did no work
+CONNECTION_ERRORS = ("ConnectError", "ConnectTimeout", "PoolTimeout")
+MAX_BACKOFF_SECONDS = 60.0
+MAX_RETRY_AFTER_SECONDS = 900.0
+MIN_SECRET_LENGTH = 12  # a shorter key ("none", "EMPTY") may be a word of a reply
+MAX_REPLY_BYTES = 2**24  # of an unpacked body; the longest real replies have a hundredth of it
+MAX_JSON_DEPTH = 100  # what the ledger stores must be readable again on any machine
+MAX_ERROR_CHARS = 2000
+MAX_TOKEN_COUNT = 2**40  # of one request, as the server counts
 
 
-class Failure(NamedTuple):
-    """A try that may succeed later; the tokens that it may have taken, and the pause in seconds
-    that the server asked for."""
+class Server(NamedTuple):
+    """An endpoint and how to call it."""
 
-    what: str
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    retry_after: float = 0.0
+    model: str
+    base_url: str
+    key: str
+    concurrency: int
+    timeout_seconds: float
+    retries: int
+
+    @property
+    def identity(self) -> str:
+        """Model and URL: a model of the same name on another server is another teacher."""
+        return f"{self.model} at {self.base_url}"
 
 
 class Session(NamedTuple):
     """What the workers of one run share."""
 
-    identity: str  # model and URL: another server's model of this name is another teacher
+    server: Server
     client: "AsyncOpenAI"
-    model: str
-    key: str
-    timeout_seconds: float
-    retries: int
     keep: Callable[[Reply], None]
     budget: Budget
-    stopped: asyncio.Event
+    stopped: asyncio.Event  # set by the first error: no worker starts another request
+
+
+class Failure(NamedTuple):
+    """An attempt that failed and may be repeated.
+
+    `prompt_tokens`, `completion_tokens`: upper bounds of what the server may have used.
+    `retry_after`: the pause in seconds that the server asked for.
+    """
+
+    reason: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    retry_after: float = 0.0
 
 
 def endpoint(
@@ -82,321 +92,431 @@ def endpoint(
     retries: int = 6,
     key_variable: str = "OPENAI_API_KEY",
 ) -> Teacher:
-    """Any server that speaks OpenAI's chat completions: OpenAI, vLLM, SGLang, llama.cpp,
-    `transformers serve`.
+    """Return a teacher behind any server with OpenAI's chat completions API: OpenAI, vLLM, SGLang,
+    llama.cpp, `transformers serve`.
 
-    Args: concurrency: requests in flight at once. timeout_seconds: of a whole request. retries: of
-    one request, after its first try. key_variable: the environment variable that holds the key;
-    "none" is sent where it is not set. Raises: BadInput for a bad URL or key, or without the openai
-    package."""
+    Args:
+        model: the name that the server knows.
+        base_url: like https://host/v1.
+        concurrency: number of requests in flight at once.
+        timeout_seconds: of one attempt as a whole.
+        retries: of one request, after its first attempt.
+        key_variable: the environment variable that holds the key. If it is not set, "none" is sent.
+    Raises:
+        BadInput: for a bad URL or key, or if the openai package is not installed.
+    """
     try:
-        import openai
+        import openai  # noqa: F401 - only whether it is there
     except ImportError:
         raise BadInput(
-            f"teacher {model}: the openai package is wanted: pip install 'zephyr[teacher]'"
+            f"teacher {model}: the openai package is not installed: pip install 'zephyr[teacher]'"
         ) from None
-    identity, key = f"{model} at {base_url}", os.environ.get(key_variable, "")
+    key = os.environ.get(key_variable, "")
     require_url(model, base_url, key)
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise BadInput(
-            f"{key_variable}: a key of printable ASCII without blanks is wanted, what it holds is none"
+            f"{key_variable}: expected a key of printable ASCII characters without spaces, its "
+            "value has others"
         )
-
-    async def answer_all(
-        requests: Sequence[Request], keep: Callable[[Reply], None], budget: Budget
-    ) -> None:
-        guarded = openai.DefaultAsyncHttpxClient(
-            follow_redirects=False,
-            event_hooks={"response": [read_body]},
-            timeout=timeout_seconds,
-            headers={"Accept-Encoding": "gzip, deflate"},
-        )
-        async with openai.AsyncOpenAI(
-            api_key=key or "none",
-            base_url=base_url,
-            max_retries=0,
-            timeout=timeout_seconds,
-            http_client=guarded,
-        ) as client:
-            calls = Session(
-                identity,
-                client,
-                model,
-                key,
-                timeout_seconds,
-                retries,
-                keep,
-                budget,
-                asyncio.Event(),
-            )
-            queue = takewhile(lambda _: not calls.stopped.is_set(), requests)
-            workers = [run_worker(calls, queue) for _ in range(min(concurrency, len(requests)))]
-            for error in filter(None, await asyncio.gather(*workers, return_exceptions=True)):
-                raise error
+    server = Server(model, base_url, key, concurrency, timeout_seconds, retries)
 
     def answer(requests: Sequence[Request], keep: Callable[[Reply], None], budget: Budget) -> None:
-        budget.price(model)
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return asyncio.run(answer_all(requests, keep, budget))
-        with ThreadPoolExecutor(1) as thread:  # in a notebook
-            thread.submit(asyncio.run, answer_all(requests, keep, budget)).result()
+        budget.price(model)  # raises before any request is sent
+        run_to_end(answer_all(server, requests, keep, budget))
 
-    return Teacher(model, answer, identity=identity)
+    return Teacher(model, answer, identity=server.identity)
+
+
+def run_to_end(coroutine: Coroutine[object, object, None]) -> None:
+    """Run a coroutine from synchronous code, also inside a notebook's event loop."""
+    try:
+        asyncio.get_running_loop()
+        in_loop = True
+    except RuntimeError:
+        in_loop = False
+    if in_loop:
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(asyncio.run, coroutine).result()
+    else:
+        asyncio.run(coroutine)
+
+
+async def answer_all(
+    server: Server, requests: Sequence[Request], keep: Callable[[Reply], None], budget: Budget
+) -> None:
+    """Answer the requests with up to `server.concurrency` workers.
+
+    Raises:
+        BadInput, BudgetSpent: the first error of any worker, after all workers have ended.
+    """
+    import openai
+
+    http_client = openai.DefaultAsyncHttpxClient(
+        follow_redirects=False,
+        event_hooks={"response": [read_body]},
+        timeout=server.timeout_seconds,
+        headers={"Accept-Encoding": "gzip, deflate"},
+    )
+    async with openai.AsyncOpenAI(
+        api_key=server.key or "none",
+        base_url=server.base_url,
+        max_retries=0,
+        timeout=server.timeout_seconds,
+        http_client=http_client,
+    ) as client:
+        session = Session(server, client, keep, budget, asyncio.Event())
+        queue = takewhile(lambda _: not session.stopped.is_set(), requests)
+        count = min(server.concurrency, len(requests))
+        workers = [run_worker(session, queue) for _ in range(count)]
+        for error in await asyncio.gather(*workers, return_exceptions=True):
+            if error is not None:
+                raise error
 
 
 def require_url(model: str, base_url: str, key: str) -> None:
-    """Raises: BadInput for what is no URL of a server, or holds a secret: it is written to ledgers,
-    reports and logs."""
+    """Check that `base_url` is the URL of a server and holds no secret: it is written to ledgers,
+    reports and logs.
+
+    Raises:
+        BadInput: otherwise.
+    """
     try:
         url = urlsplit(base_url)
-        whole = (
-            url.scheme in ("http", "https") and url.hostname and (url.port is None or url.port > 0)
-        )
+        is_http = url.scheme in ("http", "https") and bool(url.hostname)
+        is_valid = is_http and (url.port is None or url.port > 0)
     except ValueError:
-        whole = False
-    if not whole or base_url.isspace() or not base_url.isprintable():
+        is_valid = False
+    if not is_valid or base_url.isspace() or not base_url.isprintable():
         raise BadInput(
-            f"teacher {redact(model)}: a URL like https://host/v1 is wanted, got {len(base_url)} characters of no such form"
+            f"teacher {redact(model)}: expected a URL like https://host/v1, got {len(base_url)} "
+            "characters that are none"
         )
-    if found := find_secret(f"{model} {base_url}") or (
-        len(key) >= SECRET_LENGTH and key in base_url and "the key itself"
-    ):
+    found = find_secret(f"{model} {base_url}")
+    if not found and len(key) >= MIN_SECRET_LENGTH and key in base_url:
+        found = "the key itself"
+    if found:
         raise BadInput(
-            f"teacher {redact(model)}: a URL without a secret is wanted, it holds {found}; the key stays in the environment"
+            f"teacher {redact(model)}: the URL holds {found}, expected a URL without a secret: "
+            "give the key in the environment"
         )
 
 
 def refuse_redirect(response: "Response") -> None:
-    """Raises: BadInput for any redirect, naming both origins: prompts and key go to the server that
-    was named, and only its words count."""
+    """Stop at a redirect: prompts and key go only to the server that the user named.
+
+    Raises:
+        BadInput: for any redirect, with both origins.
+    """
     if not 300 <= response.status_code < 400:
         return
-    asked = urlsplit(str(response.url))
+    origin = urlsplit(str(response.url))
     try:
-        where = urlsplit(redact(urljoin(str(response.url), response.headers.get("location", ""))))
-        another = where[:2] != asked[:2]
-        what = (
-            f"to {where.scheme}://{where.netloc}, another origin"
-            if another
-            else f"to its own {where.path!r}"
-        )
+        location = urljoin(str(response.url), response.headers.get("location", ""))
+        target = urlsplit(redact(location))
+        if target[:2] != origin[:2]:
+            where = f"to {target.scheme}://{target.netloc}, another origin"
+        else:
+            where = f"to its own {target.path!r}"
     except ValueError:
-        what = "to what is no URL"
+        where = "to what is no URL"
     raise BadInput(
-        f"{asked.scheme}://{asked.netloc}: status {response.status_code}: it redirects {what}; redirects are not followed: name the "
-        "URL that answers, if you trust it"
+        f"{origin.scheme}://{origin.netloc}: status {response.status_code}: it redirects {where}; "
+        "redirects are not followed: give the URL that answers, if you trust it"
     )
 
 
 async def read_body(response: "Response") -> None:
-    """Read the body, which is of `MAX_REPLY_BYTES` bytes at most. Raises: BadInput for a redirect,
-    ValueError for a longer body."""
+    """Read the body of a response, as `Response.aread` does, but with a limit on its size.
+
+    Raises:
+        BadInput: for a redirect.
+        ValueError: for a body over `MAX_REPLY_BYTES` unpacked bytes, or an unknown encoding.
+    """
     refuse_redirect(response)
-    if (packed := response.headers.get("content-encoding", "identity")) not in (
-        "identity",
-        "gzip",
-        "deflate",
-    ):
-        raise ValueError(f"its reply is packed as {packed:.20}, wanted gzip or none")
+    encoding = response.headers.get("content-encoding", "identity")
+    if encoding not in ("identity", "gzip", "deflate"):
+        raise ValueError(f"its reply is packed as {encoding:.20}, expected gzip or none")
     body = bytearray()
     async for chunk in response.aiter_bytes():
         body += chunk
         if len(body) > MAX_REPLY_BYTES:
             raise ValueError(f"its reply is over {MAX_REPLY_BYTES} bytes")
-    response._content = bytes(body)  # as `aread` leaves it, which has no limit
+    response._content = bytes(body)  # where `aread` leaves it
 
 
-async def run_worker(calls: Session, queue: Iterator[Request]) -> None:
-    """Request after request, until there is none, or any worker meets an error: then no new one
-    begins. Raises: that error."""
+async def run_worker(session: Session, queue: Iterator[Request]) -> None:
+    """Answer requests from the queue until it is empty or any worker has met an error.
+
+    Raises:
+        BadInput, BudgetSpent: that error.
+    """
     try:
         for request in queue:
-            await answer_request(calls, request)
+            await answer_request(session, request)
     except (BadInput, BudgetSpent):
-        calls.stopped.set()
+        session.stopped.set()
         raise
 
 
-async def answer_request(calls: Session, request: Request) -> None:
-    """Try until there is a reply, and keep it. Raises: BadInput where tries are used up,
-    BudgetSpent."""
-    for tries in range(1, calls.retries + 2):
-        reservation = await reserve(calls, request)
-        outcome = await attempt(calls, request, reservation)
-        price = calls.budget.settle(reservation, outcome.prompt_tokens, outcome.completion_tokens)
+async def answer_request(session: Session, request: Request) -> None:
+    """Make attempts until there is a reply, and keep it. Failed attempts are kept too.
+
+    Raises:
+        BadInput: if the last attempt fails.
+        BudgetSpent: if another attempt could exceed the budget.
+    """
+    server = session.server
+    for attempts in range(1, server.retries + 2):
+        reservation = await reserve(session, request)
+        outcome = await attempt(session, request, reservation)
+        tokens = outcome.prompt_tokens, outcome.completion_tokens
+        price = session.budget.settle(reservation, *tokens)
         if isinstance(outcome, Reply):
-            return calls.keep(outcome._replace(price=price))
-        calls.keep(
+            session.keep(outcome._replace(price=price))
+            return
+        session.keep(
             Reply(
-                "",
-                None,
-                calls.model,
-                "",
-                outcome.prompt_tokens,
-                outcome.completion_tokens,
-                price,
-                utc_now(),
-                "",
-                outcome.what,
+                digest="",
+                text=None,
+                model=server.model,
+                version="",
+                prompt_tokens=outcome.prompt_tokens,
+                completion_tokens=outcome.completion_tokens,
+                price=price,
+                time=utc_now(),
+                finish_reason="",
+                error=outcome.reason,
             )
         )
-        if tries > calls.retries or outcome.retry_after > MAX_RETRY_AFTER_SECONDS:
+        if attempts > server.retries or outcome.retry_after > MAX_RETRY_AFTER_SECONDS:
             raise BadInput(
-                f"teacher {calls.identity}: {tries} tries of one request failed, the last: {outcome.what}; what was answered is in "
-                "the ledger, and the run goes on from there"
+                f"teacher {server.identity}: {attempts} tries of one request failed, the last: "
+                f"{outcome.reason}; the ledger holds all replies so far, and the run continues "
+                "from there"
             )
-        pause = outcome.retry_after + random.Random().uniform(
-            0, min(MAX_BACKOFF_SECONDS, 2.0 ** (tries - 1))
-        )
+        backoff = min(MAX_BACKOFF_SECONDS, 2.0 ** (attempts - 1))
+        pause = outcome.retry_after + random.Random().uniform(0, backoff)
         with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(calls.stopped.wait(), pause)
-            return None
+            await asyncio.wait_for(session.stopped.wait(), pause)
+            return
 
 
-async def reserve(calls: Session, request: Request) -> Reservation:
-    """A try's share of the budget; what is in flight is waited for, as it may leave room. Raises:
-    BudgetSpent."""
+async def reserve(session: Session, request: Request) -> Reservation:
+    """Reserve one attempt's share of the budget. Wait for requests in flight, which may use less
+    than they reserved.
+
+    Raises:
+        BudgetSpent: if the share is too large and no request is in flight.
+    """
+    budget = session.budget
+    price = budget.price(session.server.model)
     while True:
         try:
-            return calls.budget.reserve(
-                request.messages, request.max_tokens, calls.budget.price(calls.model)
-            )
+            return budget.reserve(request.messages, request.max_tokens, price)
         except BudgetSpent:
-            if not calls.budget.in_flight or calls.stopped.is_set():
+            if not budget.in_flight or session.stopped.is_set():
                 raise
         await asyncio.sleep(0.02)
 
 
-async def attempt(calls: Session, request: Request, reservation: Reservation) -> Reply | Failure:
-    """One HTTP request, and what its end means. Raises: BadInput where the server would answer no
-    request at all."""
+async def attempt(session: Session, request: Request, reserved: Reservation) -> Reply | Failure:
+    """Send one HTTP request.
+
+    Returns:
+        The reply, a refusal of this one request (a `Reply` without text), or a failure that allows
+        another attempt.
+    Raises:
+        BadInput: if the server would answer no request at all.
+    """
     import openai
 
+    server = session.server
+    upper_bounds = reserved.prompt_tokens, reserved.completion_tokens
     try:
-        sent = calls.client.chat.completions.with_raw_response.create(
-            model=calls.model, **request.payload()
+        sent = session.client.chat.completions.with_raw_response.create(
+            model=server.model,
+            **request.payload(),  # type: ignore[call-overload]  # keys and values of that API
         )
-        return read_completion(
-            parse_body((await asyncio.wait_for(sent, calls.timeout_seconds)).content),
-            calls,
-            request,
-            reservation,
-        )
+        response = await asyncio.wait_for(sent, server.timeout_seconds)
+        return read_completion(parse_body(response.content), server, request, reserved)
     except openai.APIStatusError as error:
-        why = redact_key(redact(f"status {error.status_code}: {error.response.text}"), calls.key)[
-            :MAX_ERROR_CHARS
-        ]
-        raw = error.body
-        if error.status_code in RETRYABLE_STATUSES or error.status_code >= 500:
-            pause = parse_retry_after(error.response.headers.get("retry-after", ""))
-            return Failure(f"{why} (Retry-After: {pause:.0f} s)", retry_after=pause)
-        if error.status_code not in REFUSAL_STATUSES:
-            raise BadInput(f"teacher {calls.identity}: {why}; what was answered is in the ledger")
+        return read_error_status(error, server, request)
     except openai.APIConnectionError as error:
-        cause, name = error.__cause__ or error, type(error.__cause__ or error).__name__
+        cause = error.__cause__ or error
         if isinstance(cause, BadInput):
-            raise BadInput(f"teacher {calls.identity}: {cause}") from None
-        return Failure(
-            redact_key(redact(f"{name}: {cause}"), calls.key),
-            *((0, 0) if name in CONNECTION_ERRORS else reservation[:2]),
-        )
-    except BadInput as error:  # of `read_body`, as newer clients raise it
-        raise BadInput(f"teacher {calls.identity}: {error}") from None
+            raise BadInput(f"teacher {server.identity}: {cause}") from None
+        name = type(cause).__name__
+        used = (0, 0) if name in CONNECTION_ERRORS else upper_bounds
+        return Failure(redact_text(f"{name}: {cause}", server.key), *used)
+    except BadInput as error:  # of `read_body`: newer clients do not wrap it
+        raise BadInput(f"teacher {server.identity}: {error}") from None
     except asyncio.TimeoutError:
-        return Failure(f"no whole reply within {calls.timeout_seconds:g} s", *reservation[:2])
+        return Failure(f"no whole reply within {server.timeout_seconds:g} s", *upper_bounds)
     except UnicodeEncodeError as error:
-        why, raw = f"the request is no valid Unicode: {error.reason}", None
+        return refusal(f"the request is no valid Unicode: {error.reason}", None, server, request)
     except (ValueError, RecursionError) as error:
-        return Failure(redact_key(redact(str(error)), calls.key), *reservation[:2])
+        return Failure(redact_text(str(error), server.key), *upper_bounds)
+
+
+def read_error_status(error: "APIStatusError", server: Server, request: Request) -> Reply | Failure:
+    """Return the refusal or the failure that an error status means.
+
+    Raises:
+        BadInput: for a status that any other request would get too, like 401.
+    """
+    text = f"status {error.status_code}: {error.response.text}"
+    reason = redact_text(text, server.key)[:MAX_ERROR_CHARS]
+    if error.status_code in RETRYABLE_STATUSES or error.status_code >= 500:
+        pause = parse_retry_after(error.response.headers.get("retry-after", ""))
+        return Failure(f"{reason} (Retry-After: {pause:.0f} s)", retry_after=pause)
+    if error.status_code not in REFUSAL_STATUSES:
+        raise BadInput(
+            f"teacher {server.identity}: {reason}; the ledger holds all replies so far"
+        ) from None
+    return refusal(reason, error.body, server, request)
+
+
+def refusal(reason: str, raw: object, server: Server, request: Request) -> Reply:
+    """Return the reply of a request that this server will never answer."""
     return Reply(
-        request.digest(calls.identity),
-        None,
-        calls.model,
-        "",
-        0,
-        0,
-        0.0,
-        utc_now(),
-        "",
-        why,
-        redact_key(raw, calls.key),
+        digest=request.digest(server.identity),
+        text=None,
+        model=server.model,
+        version="",
+        prompt_tokens=0,
+        completion_tokens=0,
+        price=0.0,
+        time=utc_now(),
+        finish_reason="",
+        error=reason,
+        raw=redact_key(raw, server.key),
     )
 
 
 def parse_body(content: bytes) -> object:
-    """A body's JSON. Raises: ValueError for one that is none, or is nested too deeply to be
-    kept."""
+    """Return the JSON value of a body.
+
+    Raises:
+        ValueError: if it is not JSON, or is nested more than `MAX_JSON_DEPTH` deep.
+    """
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"its reply is no JSON: {error}") from None
     level = [value]
     for _ in range(MAX_JSON_DEPTH):
-        inner = (
-            item.values() if isinstance(item, dict) else item
-            for item in level
-            if isinstance(item, (dict, list))
-        )
-        level = [item for items in inner for item in items]
-        if not level:
+        inner: list[object] = []
+        for item in level:
+            if isinstance(item, dict):
+                inner.extend(item.values())
+            elif isinstance(item, list):
+                inner.extend(item)
+        if not inner:
             return value
+        level = inner
     raise ValueError(f"its reply is nested more than {MAX_JSON_DEPTH} deep")
 
 
+class Completion(NamedTuple):
+    """The fields of a chat completion that are used; `text` is None if the model refused."""
+
+    text: str | None
+    refusal: object
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
 def read_completion(
-    body: object, calls: Session, request: Request, reservation: Reservation
+    body: object, server: Server, request: Request, reserved: Reservation
 ) -> Reply | Failure:
-    """A body that came with status 200. Where the server counts no tokens, their upper bounds stand
-    for them."""
-    if len(calls.key) >= SECRET_LENGTH:
-        body = redact_key(body, calls.key)
+    """Return the reply in a body of status 200, or a failure if it is no chat completion."""
+    if len(server.key) >= MIN_SECRET_LENGTH:
+        body = redact_key(body, server.key)
     try:
-        choice, usage = body["choices"][0], body.get("usage") or {}
-        text, refusal, finish = (
-            choice["message"]["content"],
-            choice["message"].get("refusal"),
-            str(choice.get("finish_reason") or ""),
-        )
-        counts = [
-            int(usage.get("prompt_tokens", reservation.prompt_tokens)),
-            int(usage.get("completion_tokens", reservation.completion_tokens)),
-        ]
-        if not isinstance(text, str) and not (
-            text is None and (refusal or finish in ("length", "content_filter"))
-        ):
-            raise TypeError("content is no text")
-        if not all(0 <= count < MAX_TOKEN_COUNT for count in counts):
-            raise ValueError(f"it counts {counts} tokens")
-    except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
-        return Failure(f"its reply is none ({error}): {str(body)[:200]}", *reservation[:2])
-    why = "" if text is not None else str(refusal or f"no content, finish_reason {finish}")
+        fields = require_object(body, "its reply")
+        found = parse_completion(fields, reserved)
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
+        reason = f"its reply is none ({error}): {str(body)[:200]}"
+        return Failure(reason, reserved.prompt_tokens, reserved.completion_tokens)
+    reason = ""
+    if found.text is None:
+        reason = str(found.refusal or f"no content, finish_reason {found.finish_reason}")
     return Reply(
-        request.digest(calls.identity),
-        text,
-        str(body.get("model") or calls.model),
-        str(body.get("system_fingerprint") or ""),
-        *counts,
-        0.0,
-        utc_now(),
-        finish,
-        why,
-        body,
+        digest=request.digest(server.identity),
+        text=found.text,
+        model=str(fields.get("model") or server.model),
+        version=str(fields.get("system_fingerprint") or ""),
+        prompt_tokens=found.prompt_tokens,
+        completion_tokens=found.completion_tokens,
+        price=0.0,
+        time=utc_now(),
+        finish_reason=found.finish_reason,
+        error=reason,
+        raw=body,
     )
 
 
+def parse_completion(body: Mapping[str, object], reserved: Reservation) -> Completion:
+    """Return the used fields of a body. Token counts that the server does not give are replaced by
+    their upper bounds.
+
+    Raises:
+        LookupError, TypeError, ValueError, OverflowError: if the body is no chat completion.
+    """
+    choices = body["choices"]
+    if not isinstance(choices, list):
+        raise TypeError("`choices` is no list")
+    choice = require_object(choices[0], "`choices[0]`")
+    message = require_object(choice["message"], "`choices[0].message`")
+    text = message["content"]
+    refusal = message.get("refusal")
+    finish_reason = str(choice.get("finish_reason") or "")
+    usage = require_object(body.get("usage") or {}, "`usage`")
+    counts = (
+        token_count(usage.get("prompt_tokens", reserved.prompt_tokens)),
+        token_count(usage.get("completion_tokens", reserved.completion_tokens)),
+    )
+    if text is not None and not isinstance(text, str):
+        raise TypeError("content is no text")
+    if text is None and not refusal and finish_reason not in ("length", "content_filter"):
+        raise TypeError("content is no text")
+    if not all(0 <= count < MAX_TOKEN_COUNT for count in counts):
+        raise ValueError(f"it counts {list(counts)} tokens")
+    return Completion(text, refusal, finish_reason, *counts)
+
+
+def require_object(value: object, name: str) -> Mapping[str, object]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{name} is no object")
+    return value
+
+
+def token_count(value: object) -> int:
+    if not isinstance(value, (int, float, str)):
+        raise TypeError(f"a token count is {type(value).__name__}")
+    return int(value)
+
+
 def parse_retry_after(retry_after: str) -> float:
-    """A Retry-After header, in seconds or as an HTTP date, from now; 0 where it is neither."""
+    """Return the pause of a Retry-After header in seconds, 0 if it is neither a number of seconds
+    nor an HTTP date."""
     with suppress(ValueError):
         return max(0.0, float(retry_after))
     with suppress(ValueError, TypeError):
-        return max(
-            0.0, (parsedate_to_datetime(retry_after) - datetime.now(timezone.utc)).total_seconds()
-        )
+        pause = parsedate_to_datetime(retry_after) - datetime.now(timezone.utc)
+        return max(0.0, pause.total_seconds())
     return 0.0
 
 
+def redact_text(text: str, key: str) -> str:
+    """Return the text without secrets and without the key."""
+    return str(redact_key(redact(text), key))
+
+
 def redact_key(value: object, key: str) -> object:
-    """The JSON value with the key struck out, wherever a server put it."""
-    return json.loads(json.dumps(value).replace(json.dumps(key)[1:-1], "[key]")) if key else value
+    """Return the JSON value with every occurrence of the key replaced by "[key]"."""
+    if not key:
+        return value
+    redacted: object = json.loads(json.dumps(value).replace(json.dumps(key)[1:-1], "[key]"))
+    return redacted

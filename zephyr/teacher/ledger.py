@@ -1,74 +1,61 @@
-"""A reply becomes one line of an append-only JSONL file the moment it is there, found again by the
-digest of its request."""
+"""A reply becomes one line of an append-only JSONL file as soon as it arrives, and is found again
+by the digest of its request."""
 
 import fcntl
 import json
 import os
 import time
 from glob import escape
+from io import FileIO
 from pathlib import Path
-from types import NoneType
 
 from zephyr.config import BadInput
 from zephyr.teacher.request import Reply, Request, Spending
 from zephyr.training import ranks
 
-START = b'{"digest": "'  # of every line
-MAX_LINE_BYTES = (
-    2**28
-)  # bytes: a request of `sources.MAX_LINE_BYTES`, and `endpoint.MAX_REPLY_BYTES` as text and as it came
-SYNC_SECONDS = (
-    1.0  # a killed process loses nothing; a machine that loses power, what came in this time
-)
+LINE_START = b'{"digest": "'  # of every line
+# bytes: a request of `sources.MAX_LINE_BYTES`, and a reply of `endpoint.MAX_REPLY_BYTES` both as
+# text and as the JSON that arrived
+MAX_LINE_BYTES = 2**28
+# A killed process loses nothing; a power failure loses at most the replies of this time.
+SYNC_SECONDS = 1.0
 
 
 class Ledger:
-    """Every reply that was ever paid for; in memory there is only where each one stands. `held`:
-    what all of them took together.
+    """Every reply that was ever paid for. Memory holds only the position of each one.
 
-    Rank 0 writes PATH, under torchrun rank r `STEM.rankr.jsonl` beside it; every rank reads all of
-    them. A last line that a kill cut off is dropped."""
+    Rank 0 writes `path`; under torchrun, rank r writes `STEM.rankr.jsonl` beside it. Every rank
+    reads all of these files. A last line that a kill cut off is removed.
+
+    Attributes:
+        held: the spending of all replies and failed attempts in the files.
+    """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        """Args: read_only: neither lock nor mend nor make the file: for looking replies up while a
-        run goes on.
+        """Open the ledger; it is made if it does not exist.
 
-        Raises: BadInput where another process writes it, it can't be read or written, or a line but
-        the last is broken."""
-        self.path, self.held, rank = Path(path), Spending(), ranks.rank()
-        self._own = (
-            self.path.with_name(f"{self.path.stem}.rank{rank}{self.path.suffix}")
-            if rank
-            else self.path
-        )
-        self._read_to: dict[Path, int] = {}  # of each file, bytes taken in
+        Args:
+            read_only: neither lock, repair nor make the file. This allows lookups during a run.
+        Raises:
+            BadInput: if another process writes the ledger, it cannot be read or written, or a line
+                other than the last is broken.
+        """
+        self.path = Path(path)
+        self.held = Spending()
+        rank = ranks.rank()
+        rank_name = f"{self.path.stem}.rank{rank}{self.path.suffix}"
+        self._own = self.path.with_name(rank_name) if rank else self.path
+        self._read_to: dict[Path, int] = {}  # file -> bytes that were read
         self._places: dict[bytes, tuple[Path, int]] = {}  # digest -> file, offset of its line
-        self._file, self._synced = None, time.monotonic()
+        self._file: FileIO | None = None
+        self._synced = time.monotonic()
         try:
             if not read_only:
-                self._own.parent.mkdir(parents=True, exist_ok=True)
-                if self._own.is_symlink():
-                    raise BadInput(
-                        f"ledger {self._own} is a link, which would be written through; wanted a file: name the one it leads to"
-                    )
-                self._file = os.fdopen(
-                    os.open(
-                        self._own,
-                        os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC,
-                        0o666,
-                    ),
-                    "a+b",
-                    buffering=0,
-                )
+                self._file = self._open_own()
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.refresh()
-            if not read_only:
-                end = self._file.seek(self._read_to.get(self._own, 0))
-                if not START.startswith(torn := self._file.read(len(START))):
-                    raise BadInput(
-                        f"ledger {self._own}: its end is no reply of this program: {torn!r}"
-                    )
-                self._file.truncate(end)
+            if self._file is not None:
+                self._remove_torn_line(self._file)
         except BlockingIOError:
             raise BadInput(f"ledger {self._own} is in use by another process") from None
         except OSError as error:
@@ -77,59 +64,75 @@ class Ledger:
     def __contains__(self, digest: str) -> bool:
         return bytes.fromhex(digest) in self._places
 
-    def refresh(self) -> None:
-        """Take in whole lines that were added to any of the files. Raises: BadInput naming file and
-        line of a broken one."""
-        for path in [
-            self.path,
-            *sorted(self.path.parent.glob(escape(self.path.stem) + f".rank*{self.path.suffix}")),
-        ]:
-            if path.is_file() and path.stat().st_size > self._read_to.get(path, 0):
-                with path.open("rb") as lines:
-                    lines.seek(self._read_to.get(path, 0))
-                    while (line := lines.readline(MAX_LINE_BYTES)).endswith(
-                        b"\n"
-                    ):  # else it is being written, or torn
-                        self._take_in(path, line)
-                    if len(line) == MAX_LINE_BYTES:
-                        raise BadInput(
-                            f"ledger {path}:{self._number(path)}: a line of less than {MAX_LINE_BYTES} bytes is wanted"
-                        )
+    def _open_own(self) -> FileIO:
+        self._own.parent.mkdir(parents=True, exist_ok=True)
+        if self._own.is_symlink():
+            raise BadInput(
+                f"ledger {self._own} is a link, expected a file: give the path that it links to"
+            )
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.fdopen(os.open(self._own, flags, 0o666), "a+b", buffering=0)
 
-    def _take_in(self, path: Path, line: bytes) -> None:
+    def _remove_torn_line(self, file: FileIO) -> None:
+        end = file.seek(self._read_to.get(self._own, 0))
+        torn = file.read(len(LINE_START))
+        if not LINE_START.startswith(torn):
+            raise BadInput(
+                f"ledger {self._own}: its last line is no reply of this program: {torn!r}"
+            )
+        file.truncate(end)
+
+    def refresh(self) -> None:
+        """Read the whole lines that were added to any of the files since the last call.
+
+        Raises:
+            BadInput: with file and line of a broken one.
+        """
+        of_ranks = escape(self.path.stem) + f".rank*{self.path.suffix}"
+        for path in [self.path, *sorted(self.path.parent.glob(of_ranks))]:
+            if path.is_file() and path.stat().st_size > self._read_to.get(path, 0):
+                self._read_new_lines(path)
+
+    def _read_new_lines(self, path: Path) -> None:
+        with path.open("rb") as file:
+            file.seek(self._read_to.get(path, 0))
+            line = file.readline(MAX_LINE_BYTES)
+            while line.endswith(b"\n"):  # otherwise it is still being written, or torn
+                self._add_line(path, line)
+                line = file.readline(MAX_LINE_BYTES)
+        if len(line) == MAX_LINE_BYTES:
+            raise BadInput(
+                f"ledger {path}:{self._next_line_number(path)}: the line has {MAX_LINE_BYTES} "
+                "bytes or more, expected less"
+            )
+
+    def _add_line(self, path: Path, line: bytes) -> None:
         offset = self._read_to.get(path, 0)
         try:
-            row = json.loads(line)
-            reply = Reply(**{field: row[field] for field in Reply._fields})
-            counts = (reply.prompt_tokens, reply.completion_tokens, reply.price)
-            if not isinstance(reply.text, (str, NoneType)) or not all(
-                type(n) in (int, float) and 0 <= n < 1e300 for n in counts
-            ):
-                raise ValueError(
-                    f"text {type(reply.text).__name__}, tokens and price {counts!s:.100}"
-                )
+            reply = parse_reply(line)
             digest = bytes.fromhex(reply.digest)
         except (ValueError, TypeError, LookupError, RecursionError) as error:
             raise BadInput(
-                f"ledger {path}:{self._number(path)}: a reply of this program is wanted: {error!r}"
+                f"ledger {path}:{self._next_line_number(path)}: expected a reply of this program: "
+                f"{error!r}"
             ) from None
         self._places.setdefault(digest, (path, offset))
-        self.held = self.held.plus(
-            Spending(1, reply.prompt_tokens + reply.completion_tokens, reply.price)
-        )
+        tokens = reply.prompt_tokens + reply.completion_tokens
+        self.held = self.held.plus(Spending(1, tokens, reply.price))
         self._read_to[path] = offset + len(line)
 
-    def _number(self, path: Path) -> int:
-        """Of the first line of a file that isn't taken in, from 1."""
-        with path.open("rb") as lines:
-            return 1 + sum(
-                1
-                for line in iter(lambda: lines.readline(MAX_LINE_BYTES), b"")
-                if line.endswith(b"\n") and lines.tell() <= self._read_to.get(path, 0)
-            )
+    def _next_line_number(self, path: Path) -> int:
+        """Return the number, from 1, of the first line that was not read yet."""
+        end = self._read_to.get(path, 0)
+        number = 1
+        with path.open("rb") as file:
+            for line in iter(lambda: file.readline(MAX_LINE_BYTES), b""):
+                if line.endswith(b"\n") and file.tell() <= end:
+                    number += 1
+        return number
 
     def get(self, digest: str) -> Reply | None:
-        """The reply to a request, if it is there."""
+        """Return the reply to a request, or None if the ledger does not hold it."""
         if digest not in self:
             return None
         path, offset = self._places[bytes.fromhex(digest)]
@@ -139,9 +142,16 @@ class Ledger:
         return Reply(**{field: row[field] for field in Reply._fields})
 
     def append(self, reply: Reply, teacher: str, request: Request | None) -> None:
-        """Write a reply, or (request None, digest "") a failed try that the budget counts. Raises:
-        BadInput where the disk refuses."""
-        row = {**reply._asdict(), "teacher": teacher, "request": request and request.payload()}
+        """Write a reply at the end of this rank's file.
+
+        Args:
+            request: None for a failed attempt, which has the digest "" and counts in the budget.
+        Raises:
+            BadInput: if the file cannot be written.
+        """
+        assert self._file is not None, "the ledger is open for reading only"
+        payload = None if request is None else request.payload()
+        row = {**reply._asdict(), "teacher": teacher, "request": payload}
         line = json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
         try:
             if self._file.write(line) < len(line):
@@ -151,12 +161,13 @@ class Ledger:
                 self._synced = time.monotonic()
         except OSError as error:
             raise BadInput(
-                f"ledger {self._own} can't be written: {error.strerror}; all replies before are in it"
+                f"ledger {self._own} cannot be written: {error.strerror}; it holds all replies "
+                "before this one"
             ) from None
-        self._take_in(self._own, line)
+        self._add_line(self._own, line)
 
     def close(self) -> None:
-        """Sync and let go of the file."""
+        """Sync the file and close it."""
         if self._file and not self._file.closed:
             os.fsync(self._file.fileno())
             self._file.close()
@@ -166,3 +177,19 @@ class Ledger:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def parse_reply(line: bytes) -> Reply:
+    """Return the reply in a line of a ledger.
+
+    Raises:
+        ValueError, TypeError, LookupError, RecursionError: if it is not a reply, e.g. if its counts
+            are negative or not finite, which would switch off the limits of a budget.
+    """
+    row = json.loads(line)
+    reply = Reply(**{field: row[field] for field in Reply._fields})
+    counts = (reply.prompt_tokens, reply.completion_tokens, reply.price)
+    is_text = reply.text is None or isinstance(reply.text, str)
+    if not is_text or not all(type(n) in (int, float) and 0 <= n < 1e300 for n in counts):
+        raise ValueError(f"text {type(reply.text).__name__}, tokens and price {counts!s:.100}")
+    return reply

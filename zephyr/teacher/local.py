@@ -1,13 +1,22 @@
-"""Requests are answered by a Hugging Face model on this machine, in batches, by all ranks of
-torchrun together."""
+"""Requests are answered by a Hugging Face model on this machine, in batches that the ranks of
+torchrun divide."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from zephyr.config import BadInput
-from zephyr.teacher.request import Budget, BudgetSpent, Reply, Request, Teacher, utc_now
+from zephyr.teacher.request import (
+    Budget,
+    BudgetSpent,
+    Reply,
+    Request,
+    Reservation,
+    Teacher,
+    utc_now,
+)
 from zephyr.training import ranks
 
 if TYPE_CHECKING:
@@ -20,52 +29,67 @@ def local(
     *,
     max_batch: int = 64,
 ) -> Teacher:
-    """The model in a folder or of a hub id; each rank has the whole of it and answers its share.
+    """Return the model of a folder or a hub id as a teacher.
 
-    Replies belong to the weights: other weights under the same path are asked anew. A request that
-    the model can't take is refused, as a server would. Args: load: the model on its device, and its
-    tokenizer with a chat template; called at the first request that is to be asked. Raises:
-    BadInput where the folder holds no model, and at the first request whatever BadInput `load`
-    raises."""
+    Each rank of torchrun loads the whole model and answers its share of the requests. Replies
+    belong to the weights: after training, a model under the same path is another teacher. A request
+    that the model cannot take, e.g. one that is too long, is refused as by a server.
+
+    Args:
+        path: of the weights.
+        load: returns the model on its device and its tokenizer with a chat template. It is called
+            at the first request that is not in the ledger.
+        max_batch: requests of one rank at once.
+    Raises:
+        BadInput: if `path` holds no model; at the first request, what `load` raises.
+    """
     from zephyr.model.load import digest
 
-    version, loaded = digest(path), cache(load)
+    version = digest(path)
+    identity = f"{path} {version}"
+    load_once = cache(load)
 
     def answer_share(share: Sequence[Request], keep: Callable[[Reply], None]) -> list[Reply]:
-        replies = list(generate_replies(*loaded(), share, path, version)) if share else []
+        if not share:
+            return []
+        replies = list(generate_replies(*load_once(), share, path, version))
         for reply in replies:
             keep(reply)
-        return [reply._replace(text=None) for reply in replies]
+        return [reply._replace(text=None) for reply in replies]  # the counts are enough for ranks
+
+    def answer_batch(
+        batch: Sequence[Request], keep: Callable[[Reply], None], budget: Budget
+    ) -> None:
+        reserved: dict[str, tuple[Request, Reservation]] = {}  # the same on every rank
+        budget_spent: BudgetSpent | None = None
+        try:
+            for request in batch:
+                reservation = budget.reserve(request.messages, request.max_tokens)
+                reserved[request.digest(identity)] = request, reservation
+        except BudgetSpent as error:
+            budget_spent = error
+        affordable = [request for request, _ in reserved.values()]
+        share = affordable[ranks.rank() :: ranks.world_size()]
+        gathered = ranks.gather_from_ranks(lambda: answer_share(share, keep), BadInput)
+        for reply in chain.from_iterable(gathered):
+            _, reservation = reserved[reply.digest]
+            budget.settle(reservation, reply.prompt_tokens, reply.completion_tokens)
+        if budget_spent is not None:
+            raise budget_spent
 
     def answer(requests: Sequence[Request], keep: Callable[[Reply], None], budget: Budget) -> None:
-        alike = sorted(
-            requests,
-            key=lambda r: (
-                r.temperature,
-                r.top_p,
-                r.max_tokens,
-                sum(len(m["content"]) for m in r.messages),
-            ),
-        )
-        for start in range(0, len(alike), max_batch * ranks.world_size()):
-            held, spent = {}, None  # the same on every rank, as the budgets are
-            try:
-                for request in alike[start : start + max_batch * ranks.world_size()]:
-                    held[request.digest(f"{path} {version}")] = (
-                        request,
-                        budget.reserve(request.messages, request.max_tokens),
-                    )
-            except BudgetSpent as error:
-                spent = error
-            share = [request for request, _ in held.values()][ranks.rank() :: ranks.world_size()]
-            for reply in sum(
-                ranks.gather_from_ranks(lambda: answer_share(share, keep), BadInput), []
-            ):
-                budget.settle(held[reply.digest][1], reply.prompt_tokens, reply.completion_tokens)
-            if spent:
-                raise spent
+        ordered = sorted(requests, key=batching_key)
+        step = max_batch * ranks.world_size()
+        for start in range(0, len(ordered), step):
+            answer_batch(ordered[start : start + step], keep, budget)
 
-    return Teacher(path, answer, shared=True, identity=f"{path} {version}")
+    return Teacher(path, answer, shared=True, identity=identity)
+
+
+def batching_key(request: Request) -> tuple[float, float, int, int]:
+    """Sort key that puts requests of the same sampling and of similar length into one batch."""
+    characters = sum(len(str(message["content"])) for message in request.messages)
+    return request.temperature, request.top_p, request.max_tokens, characters
 
 
 def generate_replies(
@@ -75,48 +99,51 @@ def generate_replies(
     path: str,
     version: str,
 ) -> Iterator[Reply]:
-    """A reply to each request, in any order. A batch has temperature and top_p in common."""
+    """Yield a reply to each request, in any order. Requests of equal temperature and top_p make one
+    batch."""
     from zephyr.model.generate import generate_from_ids, prompt_ids
 
+    identity = f"{path} {version}"
     batches: defaultdict[tuple[float, float], list[tuple[Request, list[int]]]] = defaultdict(list)
     for request in requests:
+        messages = [dict(message) for message in request.messages]
         try:
-            ids = prompt_ids(lm, tokenizer, request.messages, request.max_tokens)
-            batches[request.temperature, request.top_p].append((request, ids))
+            ids = prompt_ids(lm, tokenizer, messages, request.max_tokens)
         except ValueError as error:
             yield Reply(
-                request.digest(f"{path} {version}"),
-                None,
-                path,
-                version,
-                0,
-                0,
-                0.0,
-                utc_now(),
-                "",
-                str(error),
+                digest=request.digest(identity),
+                text=None,
+                model=path,
+                version=version,
+                prompt_tokens=0,
+                completion_tokens=0,
+                price=0.0,
+                time=utc_now(),
+                finish_reason="",
+                error=str(error),
             )
+        else:
+            batches[request.temperature, request.top_p].append((request, ids))
     for (temperature, top_p), batch in batches.items():
-        asked, encoded = zip(*batch)
         answers = generate_from_ids(
             lm,
             tokenizer,
-            encoded,
-            [request.max_tokens for request in asked],
-            [request.seed for request in asked],
+            [ids for _, ids in batch],
+            [request.max_tokens for request, _ in batch],
+            [request.seed for request, _ in batch],
             temperature=temperature,
             top_p=top_p,
             batch=len(batch),
         )
-        for request, answer in zip(asked, answers):
+        for (request, _), answer in zip(batch, answers):
             yield Reply(
-                request.digest(f"{path} {version}"),
-                answer.text,
-                path,
-                version,
-                answer.prompt_tokens,
-                answer.completion_tokens,
-                0.0,
-                utc_now(),
-                answer.finish_reason,
+                digest=request.digest(identity),
+                text=answer.text,
+                model=path,
+                version=version,
+                prompt_tokens=answer.prompt_tokens,
+                completion_tokens=answer.completion_tokens,
+                price=0.0,
+                time=utc_now(),
+                finish_reason=answer.finish_reason,
             )

@@ -1,4 +1,5 @@
-"""A row becomes the prompt that a teacher is asked, as turns, and the text that a judge reads."""
+"""A row becomes the prompt that a teacher is asked, as chat messages, and the text of it that a
+judge reads."""
 
 import hashlib
 import json
@@ -11,12 +12,19 @@ from zephyr.data.jsonl import read_rows
 from zephyr.data.shapes import prompt_turns
 
 Row = dict[str, object]
+Turns = list[dict[str, object]]
 
 
 def read_prompts(sources: Sequence[str], unread: Counter[str] | None = None) -> Iterator[Row]:
-    """Prompt rows with `prompt_id` and `prompt`; `unread`: counts the keys that nothing reads.
-    Raises: BadInput naming file and line."""
-    seen: dict[str, str] = {}
+    """Yield the rows of the sources with `prompt` as `prompt_of` makes it, and `prompt_id`: the
+    row's own, else its `id`, else the SHA-256 of the prompt.
+
+    Args:
+        unread: counts the rows by each key that nothing reads.
+    Raises:
+        BadInput: with file and line of a row without a prompt, or of a prompt id that comes twice.
+    """
+    first_place: dict[str, str] = {}
 
     def read(row: Mapping[str, object]) -> Row:
         prompt, keys = prompt_of(row)
@@ -25,43 +33,51 @@ def read_prompts(sources: Sequence[str], unread: Counter[str] | None = None) -> 
         return {**row, "prompt": prompt}
 
     for place, row in read_rows(sources, read):
-        name = str(
-            row.get(
-                "prompt_id",
-                row.get("id", hashlib.sha256(json.dumps(row["prompt"]).encode()).hexdigest()),
+        digest = hashlib.sha256(json.dumps(row["prompt"]).encode()).hexdigest()
+        prompt_id = str(row.get("prompt_id", row.get("id", digest)))
+        if prompt_id in first_place:
+            raise BadInput(
+                f"{place}: prompt_id {prompt_id!r} comes twice, first at {first_place[prompt_id]}"
             )
-        )
-        if name in seen:
-            raise BadInput(f"{place}: prompt_id {name!r} comes twice, first at {seen[name]}")
-        seen[name] = place
-        yield {**row, "prompt_id": name}
+        first_place[prompt_id] = place
+        yield {**row, "prompt_id": prompt_id}
 
 
-def prompt_of(row: Mapping[str, object]) -> tuple[str | list[dict[str, str]], list[str]]:
-    """The prompt of a row, its text, or its turns where there are several; and the keys that
-    nothing reads.
+def prompt_of(row: Mapping[str, object]) -> tuple[str | Turns, list[str]]:
+    """Return the prompt of a row and the keys that nothing reads.
 
-    Raises: ValueError naming the field: also one that training would honour or refuse, and that
-    nobody who is asked could be given."""
+    Returns:
+        A text if the prompt is a single turn, otherwise its turns.
+    Raises:
+        ValueError: naming the field. Also for a field that means something in training and that a
+            teacher cannot be given, like `tools`.
+    """
     try:
         turns, unread = prompt_turns(row)
     except ValueError as error:
-        raise ValueError(
-            re.sub(
-                r"; data\..*", "; take it out of the rows, or put it into the prompt", str(error)
-            )
-        ) from None
-    return turns[0]["content"] if len(turns) == 1 else [dict(turn) for turn in turns], unread
+        advice = "; take it out of the rows, or put it into the prompt"
+        raise ValueError(re.sub(r"; data\..*", advice, str(error))) from None
+    if len(turns) > 1:
+        return [dict(turn) for turn in turns], unread
+    return str(turns[0]["content"]), unread
 
 
-def turns_of(prompt: str | list[dict[str, str]]) -> list[dict[str, str]]:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+def turns_of(prompt: object) -> Turns:
+    """Return the prompt as chat messages.
+
+    Args:
+        prompt: a text, or turns, as `prompt_of` returns it.
+    """
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    if isinstance(prompt, list):
+        return prompt
+    raise TypeError(f"the prompt is {type(prompt).__name__}, expected a text or a list of turns")
 
 
-def format_prompt(row: Row) -> str:
-    """A prompt as the judge reads it: turns of a dialogue are marked."""
-    return (
-        "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in p)
-        if isinstance(p := row["prompt"], list)
-        else p
-    )
+def format_prompt(row: Mapping[str, object]) -> str:
+    """Return the `prompt` of a row as a judge reads it: each turn of a dialogue with its role."""
+    prompt = row["prompt"]
+    if isinstance(prompt, list):
+        return "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in prompt)
+    return str(prompt)

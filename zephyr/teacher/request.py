@@ -1,5 +1,5 @@
-"""A question to a teacher, what came back, and what it took: plain records, and a budget that no
-sum of them passes."""
+"""A request to a teacher, its reply and its price as plain records, and the budget that limits
+their sum."""
 
 import hashlib
 import json
@@ -11,27 +11,30 @@ from typing import NamedTuple
 
 from zephyr.config import BadInput
 
-TEMPLATE_TOKENS = (
-    64  # what a chat template may write of its own around a conversation, beside its roles
-)
+Message = Mapping[str, object]  # {"role", "content"}, and other keys of a chat message
+
+# Upper bound of the tokens that a chat template adds to a conversation, besides its text and roles.
+TEMPLATE_TOKENS = 64
 
 
 class Request(NamedTuple):
-    """One question to a teacher."""
+    """One request to a teacher.
 
-    messages: tuple[
-        Mapping[str, str], ...
-    ]  # {"role", "content"}: system, user, assistant turns; the last is a user's
+    `messages`: system, user and assistant turns, the last by the user.
+    `seed`: of sampling. A repeated request gets another seed, which makes it a new request.
+    `about`: the question as fields, for embedded teachers. It is never sent, and is not part of the
+    digest.
+    """
+
+    messages: tuple[Message, ...]
     max_tokens: int = 1024
     temperature: float = 0.0
     top_p: float = 1.0
-    seed: int = 0  # of sampling; also what makes a re-ask another request
-    about: Mapping[str, object] = MappingProxyType(
-        {}
-    )  # the question in fields, for embedded teachers; never sent, no part of the digest
+    seed: int = 0
+    about: Mapping[str, object] = MappingProxyType({})
 
     def payload(self) -> dict[str, object]:
-        """All that decides the reply, as JSON would have it: every field but `about`."""
+        """Return every field that the reply depends on, as JSON values: all but `about`."""
         return {
             "messages": [dict(message) for message in self.messages],
             "max_tokens": int(self.max_tokens),
@@ -41,8 +44,11 @@ class Request(NamedTuple):
         }
 
     def digest(self, teacher: str) -> str:
-        """SHA-256 (hex) of the canonical JSON of `payload()` and the teacher's identity, its name
-        where it has no other."""
+        """Return the SHA-256 (hex) of the canonical JSON of `payload()` and the teacher's identity.
+
+        Args:
+            teacher: `Teacher.identity`, or the teacher's name if it has none.
+        """
         canonical = json.dumps(
             {"teacher": teacher, **self.payload()}, sort_keys=True, separators=(",", ":")
         )
@@ -50,35 +56,50 @@ class Request(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What came back. `text` None: this one request was refused, and `error` says why."""
+    """A teacher's reply to one request.
 
-    digest: str  # of its request
+    `text`: None if the request was refused; `error` then gives the reason.
+    `version`: the endpoint's system_fingerprint, a digest of the weights, or a package's version;
+    "" if unknown.
+    `price`: in the currency of the budget's prices.
+    `time`: UTC, ISO 8601.
+    `raw`: the endpoint's parsed JSON body; None for other teachers.
+    """
+
+    digest: str  # of the request
     text: str | None
     model: str
-    version: str  # system_fingerprint, weights digest or package version; "" where unknown
+    version: str
     prompt_tokens: int
     completion_tokens: int
-    price: float  # in the currency of the budget's prices
-    time: str  # UTC, ISO 8601
+    price: float
+    time: str
     finish_reason: str = "stop"
     error: str = ""
-    raw: object = None  # the endpoint's JSON body as parsed; None elsewhere
+    raw: object = None
 
 
 class Spending(NamedTuple):
-    """Attempts, prompt and completion tokens together, and money."""
+    """Number of attempts, of prompt and completion tokens together, and their price."""
 
     requests: int = 0
     tokens: int = 0
     cost: float = 0.0
 
-    def plus(self, other: "Spending", sign: int = 1) -> "Spending":
-        return Spending(*(mine + sign * its for mine, its in zip(self, other)))
+    def plus(self, other: "Spending") -> "Spending":
+        return Spending(
+            self.requests + other.requests, self.tokens + other.tokens, self.cost + other.cost
+        )
+
+    def minus(self, other: "Spending") -> "Spending":
+        return Spending(
+            self.requests - other.requests, self.tokens - other.tokens, self.cost - other.cost
+        )
 
 
 class Reservation(NamedTuple):
-    """An attempt: tokens that it takes, or may take at most; `price` (prompt, completion) per
-    million."""
+    """The tokens that one attempt uses, or their upper bounds, and the price per million tokens
+    (prompt, completion)."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -90,17 +111,21 @@ class Reservation(NamedTuple):
 
 
 class BudgetSpent(RuntimeError):
-    """A further request would, or could, exceed the budget. All that was answered is in the
-    ledger."""
+    """One more request would or could exceed the budget. The ledger holds every reply so far."""
 
 
 class Budget:
-    """Hard limits in requests, tokens and money, None: no limit; what the ledger holds at its first
-    use is spent already.
+    """Hard limits on requests, tokens and cost.
 
-    Tries that failed count as requests, and with their worst case where the server may have worked
-    for them; the ledger keeps them too. Only what was in flight when a process was killed is not
-    counted. `prices`: model -> (prompt, completion) per million tokens."""
+    Replies that the ledger already holds count as spent. So do failed attempts: as requests, and
+    with their upper bound of tokens if the server may have worked on them. The ledger keeps failed
+    attempts too, so that a restart counts them. Only requests in flight when a process is killed
+    are not counted.
+
+    Attributes:
+        spent: includes the upper bounds of requests in flight.
+        in_flight: number of reservations that are not settled.
+    """
 
     def __init__(
         self,
@@ -109,77 +134,83 @@ class Budget:
         cost: float | None = None,
         prices: Mapping[str, tuple[float, float]] | None = None,
     ) -> None:
-        self.limits, self.prices = (
-            {"requests": requests, "tokens": tokens, "cost": cost},
-            dict(prices or {}),
-        )
-        self.spent, self.in_flight = (
-            Spending(),
-            0,
-        )  # spent: with the worst case of what is in flight
+        """Args: requests, tokens, cost: the limits; None for no limit. prices: by model, (prompt,
+        completion) per million tokens."""
+        self.limits = {"requests": requests, "tokens": tokens, "cost": cost}
+        self.prices = dict(prices or {})
+        self.spent = Spending()
+        self.in_flight = 0
         self._counted: set[Path] = set()
 
     def count_ledger(self, ledger: Path, held: Spending) -> None:
-        """Count what a ledger holds; once, however often it is told."""
+        """Count what a ledger holds as spent. Later calls with the same path change nothing."""
         if ledger not in self._counted:
             self._counted.add(ledger)
             self.spent = self.spent.plus(held)
 
     def price(self, model: str) -> tuple[float, float]:
-        """The model's price. Raises: BadInput where money is limited and the model has none."""
+        """Return the model's price. Raises: BadInput if cost is limited and the model has none."""
         if self.limits["cost"] is not None and model not in self.prices:
             raise BadInput(
-                f"budget: a limit of cost wants a price for {model!r}, prices has {sorted(self.prices) or 'none'}"
+                f"budget: a limit of cost needs a price for {model!r}, found prices of "
+                f"{sorted(self.prices) or 'no model'}"
             )
         return self.prices.get(model, (0.0, 0.0))
 
     def reserve(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Message],
         max_tokens: int,
         price: tuple[float, float] = (0.0, 0.0),
     ) -> Reservation:
-        """Set aside the most that one attempt can take: the UTF-8 bytes of the prompt, as JSON,
-        bound its tokens.
+        """Reserve the upper bound of one attempt.
 
-        Raises: BudgetSpent, with nothing set aside, where that is more than is left."""
-        prompt = json.dumps([dict(message) for message in messages], ensure_ascii=False).encode(
-            "utf-8", "backslashreplace"
-        )
-        reservation = Reservation(len(prompt) + TEMPLATE_TOKENS, max_tokens, price)
-        for (name, limit), spent, needs in zip(
-            self.limits.items(), self.spent, reservation.spending()
-        ):
+        The number of UTF-8 bytes of the prompt, as JSON, bounds its tokens.
+
+        Raises:
+            BudgetSpent: if that is more than what is left. Nothing is reserved then.
+        """
+        prompt = json.dumps([dict(message) for message in messages], ensure_ascii=False)
+        prompt_bytes = len(prompt.encode("utf-8", "backslashreplace"))
+        reservation = Reservation(prompt_bytes + TEMPLATE_TOKENS, max_tokens, price)
+        needed = reservation.spending()
+        for (name, limit), spent, needs in zip(self.limits.items(), self.spent, needed):
             if limit is not None and spent + needs > limit:
                 raise BudgetSpent(
-                    f"budget: {name} is limited to {limit:.12g}, {spent:.12g} are spent, one more request could take "
-                    f"{needs:.12g}; what was answered is in the ledger, a higher limit goes on"
+                    f"budget: {name}: the limit is {limit:.12g}, {spent:.12g} are spent, one more "
+                    f"request could take {needs:.12g}; the ledger holds all replies so far, and a "
+                    "run with a higher limit continues from there"
                 )
-        self.spent, self.in_flight = self.spent.plus(reservation.spending()), self.in_flight + 1
+        self.spent = self.spent.plus(needed)
+        self.in_flight += 1
         return reservation
 
     def settle(self, reservation: Reservation, prompt_tokens: int, completion_tokens: int) -> float:
-        """Put what an attempt did take in the place of its worst case; returns its price."""
-        took = Reservation(prompt_tokens, completion_tokens, reservation.price).spending()
-        self.spent, self.in_flight = (
-            self.spent.plus(reservation.spending(), -1).plus(took),
-            self.in_flight - 1,
-        )
-        return took.cost
+        """Replace a reservation by the tokens that the attempt used; returns their price."""
+        used = Reservation(prompt_tokens, completion_tokens, reservation.price).spending()
+        self.spent = self.spent.minus(reservation.spending()).plus(used)
+        self.in_flight -= 1
+        return used.cost
 
 
 class Teacher(NamedTuple):
-    """Whoever answers: `answer(requests, keep, budget)` calls `keep(reply)` as soon as each reply
-    is there, in any order."""
+    """Answers requests.
 
-    name: str  # how rows and the ledger call it
+    `name`: its name in rows and in the ledger.
+    `answer(requests, keep, budget)`: calls `keep(reply)` as soon as each reply arrives, in any
+    order.
+    `shared`: all ranks of torchrun call `answer` and divide the requests (local models); otherwise
+    only rank 0 calls it.
+    `identity`: replaces the name in digests if the name is not enough, e.g. for a local model whose
+    weights may change.
+    """
+
+    name: str
     answer: Callable[[Sequence[Request], Callable[[Reply], None], Budget], None]
-    shared: bool = (
-        False  # ranks of torchrun share the requests (local models), or rank 0 alone asks
-    )
-    identity: str = ""  # in digests in place of the name: a local model's weights belong to it
+    shared: bool = False
+    identity: str = ""
 
 
 def utc_now() -> str:
-    """This moment in UTC, ISO 8601, to the millisecond."""
+    """Return the current time in UTC, ISO 8601, to the millisecond."""
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")

@@ -1,5 +1,5 @@
-"""Texts that a prompt is made from: our words in NAME.txt here, or a user's in a folder of the same
-names."""
+"""The texts that prompts are made from: NAME.txt in this folder, or a user's file of the same name
+in another one."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,32 +9,39 @@ from pathlib import Path
 from zephyr.config import BadInput
 
 DEFAULT_FOLDER = Path(__file__).parent
-FIELD = re.compile(r"\{([a-z_]+)\}")  # {name}; other braces are text, doubled ones too
+FIELD = re.compile(r"\{([a-z_]+)\}")  # {name}; other braces are text, double ones too
 
 
 def load_templates(names: Sequence[str], folder: Path | None = None) -> dict[str, str]:
-    """The templates `names`, each from NAME.txt in `folder` where it is there, else ours.
+    """Load templates, each from `folder` if it has the file, otherwise the default.
 
-    Args: names: without .txt. folder: the user's; it may hold files of any of our templates,
-    whether in `names` or not. Returns: text by name, without white space at its end. Raises:
-    BadInput for a folder that isn't one, a file that is none of ours by name or not UTF-8, a
-    {field} that ours doesn't have."""
+    Args:
+        names: without .txt.
+        folder: the user's. It may hold files for any of the default templates, also those that are
+            not in `names`.
+    Returns:
+        The text by name, without white space at its end.
+    Raises:
+        BadInput: if the folder does not exist, or one of its files has an unknown name, is not
+            UTF-8, or has a {field} that the default does not have.
+    """
     if folder is not None and not folder.is_dir():
-        raise BadInput(
-            f"templates {folder}: a folder of NAME.txt is wanted, it {'is a file' if folder.exists() else 'does not exist'}"
-        )
-    texts = ours = {
+        found = "is a file" if folder.exists() else "does not exist"
+        raise BadInput(f"templates {folder}: expected a folder of NAME.txt, it {found}")
+    defaults = {
         path.name: path.read_text(encoding="utf-8") for path in sorted(DEFAULT_FOLDER.glob("*.txt"))
     }
+    texts = dict(defaults)
     for path in sorted(folder.iterdir()) if folder else ():
-        if path.name not in ours:
-            raise BadInput(f"{path}: no template has this name; known: {', '.join(ours)}")
+        if path.name not in defaults:
+            raise BadInput(f"{path}: no template has this name; known: {', '.join(defaults)}")
         try:
-            texts = texts | {path.name: path.read_text(encoding="utf-8")}
+            texts[path.name] = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise BadInput(f"{path}: a UTF-8 text is wanted: {error}") from None
-        known = set(FIELD.findall(ours[path.name]))
-        if unknown := sorted(set(FIELD.findall(texts[path.name])) - known):
+            raise BadInput(f"{path}: expected a UTF-8 text: {error}") from None
+        known = set(FIELD.findall(defaults[path.name]))
+        unknown = sorted(set(FIELD.findall(texts[path.name])) - known)
+        if unknown:
             raise BadInput(
                 f"{path}: unknown field {{{unknown[0]}}}; known: {', '.join(sorted(known))}"
             )
@@ -42,11 +49,14 @@ def load_templates(names: Sequence[str], folder: Path | None = None) -> dict[str
 
 
 def digests(texts: Mapping[str, str]) -> dict[str, str]:
-    """SHA-256 of each template, for reports."""
+    """Return the SHA-256 of each template, for reports."""
     return {name: sha256(text.encode()).hexdigest() for name, text in texts.items()}
 
 
 def fill(template: str, **fields: str) -> str:
-    """The template with every {field} replaced, at once: braces in the texts stay. Raises: KeyError
-    for a field that isn't given."""
+    """Return the template with each {field} replaced. Braces in the values are not replaced again.
+
+    Raises:
+        KeyError: for a field without a value.
+    """
     return FIELD.sub(lambda found: fields[found[1]], template)

@@ -1,0 +1,147 @@
+"""The commands about training runs: what a run will take, what runs did, and whether a run depends
+on its layout."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from typer import Argument, Option
+
+from zephyr.cli.reports import part
+from zephyr.config import BadInput
+
+Stage = Annotated[
+    Literal["sft", "dpo"] | None, Option(help="Needed where the config's keys do not tell.")
+]
+
+
+def plan(
+    target: Annotated[str, Argument(metavar="CONFIG", help="The YAML file of a run.")],
+    overrides: Annotated[
+        list[str] | None,
+        Argument(metavar="KEY.SUB=VALUE", help="Changes of its keys, anywhere on the line."),
+    ] = None,
+    stage: Stage = None,
+    gpus: Annotated[int, Option(metavar="N", help="Ranks.")] = 1,
+    device: Annotated[
+        Literal["a100-40", "a100-80", "h100", "h200", "cpu"],
+        Option(help="cpu: this machine, measured."),
+    ] = "a100-80",
+    lengths: Annotated[
+        str | None,
+        Option(
+            metavar="PROFILE|FILE",
+            help="Token counts that replace those of the config's data: ultrafeedback, hh, tldr "
+            "(pairs), ultrachat (texts), or a .jsonl of prompt, chosen and rejected, or of tokens "
+            "and targets.",
+        ),
+    ] = None,
+    shape: Annotated[
+        str | None,
+        Option(
+            metavar="TYPE",
+            help="A model type whose default sizes replace the model's config.json; mistral: "
+            "Mistral-7B.",
+        ),
+    ] = None,
+    table: Annotated[
+        bool, Option("--table", help="Also strong and weak scaling to 1,024 ranks, and sweeps.")
+    ] = False,
+    json: Annotated[bool, Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Predict steps, packing, memory and time of a run, and what to write into its config.
+
+    \b
+    example: zephyr plan configs/zephyr-7b-beta/dpo.yaml optim.epochs=1 \\
+        --shape mistral --lengths ultrafeedback --gpus 16 --device a100-80
+    """
+    from zephyr.costs.predict import page
+
+    config, changes = config_and_overrides([target, *(overrides or ())])
+    print(
+        page(
+            config,
+            changes,
+            stage=stage,
+            gpus=gpus,
+            device=device,
+            lengths=lengths,
+            shape=shape,
+            table=table,
+            as_json=json,
+        )
+    )
+
+
+def config_and_overrides(words: list[str]) -> tuple[Path, list[str]]:
+    """The one word that is a file, or has no `=`; and all others. Raises: BadInput."""
+    configs = [word for word in words if "=" not in word or Path(word).is_file()]
+    if len(configs) != 1:
+        raise BadInput(
+            f"plan: expected one CONFIG and overrides like optim.epochs=2, got {' '.join(words)}"
+        )
+    rest = list(words)
+    rest.remove(configs[0])
+    return Path(configs[0]), rest
+
+
+def verify(
+    target: Annotated[
+        Path, Argument(metavar="RUN_OR_CONFIG", help="A run folder, or the YAML file of a run.")
+    ],
+    stage: Stage = None,
+    rows: Annotated[int, Option(metavar="N", help="How many of the first rows to use.")] = 32,
+    ranks: Annotated[
+        int | None,
+        Option(
+            metavar="N", help="Processes. Default: the GPUs of this machine, or two on the CPU."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        Option(
+            metavar="FOLDER",
+            help="Folder for certificate.json. Default: the run folder, or the config's run.dir.",
+        ),
+    ] = None,
+) -> int:
+    """Train a short prefix of a run under other layouts, and certify that nothing changes.
+
+    \b
+    example: zephyr verify configs/tiny/dpo.yaml
+    """
+    from zephyr.verify.certificate import certify, read_config
+
+    config = target / "config.yaml" if target.is_dir() else target
+    if out is None:
+        out = target if target.is_dir() else Path(read_config(config, stage)[1].run.dir)
+    report = certify(config, out, stage=stage, rows=rows, ranks=ranks)
+    verdict = "the same trajectory" if report["same"] else "NOT the same trajectory"
+    compared = ", ".join(name for name, of in part(report, "variants").items() if "same" in of)
+    print(f"{out / 'certificate.json'}: {verdict} under {compared}")
+    return 0 if report["same"] else 1
+
+
+def report(
+    runs: Annotated[
+        list[Path], Argument(metavar="RUN", help="Run folders, of finished or running runs.")
+    ],
+    out: Annotated[
+        Path | None,
+        Option(
+            metavar="FILE",
+            help="The page (.html). Default: RUN/report.html; required for several runs.",
+        ),
+    ] = None,
+) -> None:
+    """Write a page about runs: curves over each other, alarms, pairs, samples, data.
+
+    \b
+    example: zephyr report runs/beta-0.01 runs/beta-0.1 --out runs/sweep.html
+    """
+    from zephyr.report import write_html
+
+    page = out or (runs[0] / "report.html" if len(runs) == 1 else Path())
+    if page.suffix != ".html":
+        raise BadInput(f"--out: expected a name that ends in .html for {len(runs)} runs, got {out}")
+    write_html(runs, page)
+    print(page)
