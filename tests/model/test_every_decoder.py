@@ -111,7 +111,7 @@ def made(kind: type[PreTrainedConfig], folder: Path) -> str | None:
         saved(config, folder)
         plain = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
         with torch.no_grad():
-            plain(input_ids=torch.arange(10, 40)[None], use_cache=False).logits
+            _ = plain(input_ids=torch.arange(10, 40)[None], use_cache=False).logits
     except Exception as error:
         return f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
     return None

@@ -789,7 +789,8 @@ def test_fixed_frequencies_are_for_so_many_tokens_and_no_more(tmp_path: Path) ->
     )
     with pytest.raises(
         ValueError,
-        match="a packed sequence has 25 tokens, and the positions of this LlamaForCausalLM are made for at most 24",
+        match="a packed sequence has 25 tokens, and the positions of this LlamaForCausalLM are "
+        "made for at most 24",
     ):
         policy(collate_pairs([pair], [0]))
 
