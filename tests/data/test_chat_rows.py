@@ -81,18 +81,18 @@ def test_bad_pair_names_the_field(row: dict[str, object], message: str) -> None:
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
-        (turns("a", "b")[1:], r"`messages\[0\].role` is 'assistant', wanted 'user'"),
+        (turns("a", "b")[1:], r"`messages\[0\].role` is 'assistant', .*'user'"),
         (
             turns("a", "b") + turns("a", "b")[1:],
-            r"`messages\[2\].role` is 'assistant', wanted 'user'",
+            r"`messages\[2\].role` is 'assistant', .*'user'",
         ),
-        (turns("a", "b") + turns(system=""), r"`messages\[2\].role` is 'system', wanted 'user'"),
+        (turns("a", "b") + turns(system=""), r"`messages\[2\].role` is 'system', .*'user'"),
         (turns(system="a"), "a system turn only"),
         (turns("a"), "ends with a user turn"),
         (turns("a", ""), r"`messages\[1\].content` is empty"),
-        ([{"role": "bot", "content": "a"}], "'bot', wanted one of system, user, assistant"),
+        ([{"role": "bot", "content": "a"}], "'bot', .*one of system, user, assistant"),
         ([{"role": "user", "content": ["a"]}], "content` is list"),
-        ("a", "wanted a list of messages"),
+        ("a", "a list of messages"),
     ],
 )
 def test_bad_conversation_names_the_turn(messages: object, message: str) -> None:
@@ -140,9 +140,9 @@ def test_the_order_of_calls_and_results() -> None:
     checked = check_messages([asked, CALLED, RESULT, {**RESULT, "content": ""}, said, asked])
     assert checked[2] == RESULT and len(checked) == 6
     for wrong, found in (
-        ([asked, CALLED, asked], "'user', wanted 'tool'"),
-        ([asked, said, RESULT], "'tool', wanted 'user'"),
-        ([asked, CALLED, RESULT, asked], "'user', wanted 'tool' or 'assistant'"),
+        ([asked, CALLED, asked], "'user', .*'tool'"),
+        ([asked, said, RESULT], "'tool', .*'user'"),
+        ([asked, CALLED, RESULT, asked], "'user', .*'tool' or 'assistant'"),
     ):
         with pytest.raises(ValueError, match=f"is {found}"):
             check_messages(wrong)

@@ -129,7 +129,7 @@ def test_a_template_that_multiplies_text(tiny: Path, tmp_path: Path) -> None:
     data = write_lines(tmp_path / "pairs.jsonl", [pair("a b", "b c"), pair("d", "e " * 400)])
     with pytest.raises(
         BadInput,
-        match=r"pairs.jsonl:2: the chat template makes \d{6} characters of the conversation, wanted at most 1",
+        match=r"pairs.jsonl:2: the chat template makes \d{6} characters of the conversation, .*at most 1",
     ):
         load_pairs([str(data)], tokenizer)
     pairs, report = load_pairs([str(data)], tokenizer, on_bad_row="skip")
