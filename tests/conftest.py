@@ -172,7 +172,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     from proxy import serving
     from tiny import tiny_model
 
-    from zephyr.data import load_tokenizer
+    from zephyr.data.tokenizer import load_tokenizer
 
     folder = tiny_model(tmp_path_factory.mktemp("served") / "tiny")
     load_tokenizer(folder).save_pretrained(folder)

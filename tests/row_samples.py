@@ -35,7 +35,7 @@ THINKING_TEMPLATE = (
     "{%- if add_generation_prompt %}<|assistant|>\n{%- endif %}"
 )
 
-# name in shapes.PAIRS -> rows, and the prompt (system, user, assistant, ... in turn, "" for no
+# name in pair_shapes.PAIRS -> rows, and the prompt (system, user, assistant, ... in turn, "" for no
 # system), chosen and rejected of each
 PAIRS = {
     "prompt, chosen, rejected": [
@@ -261,7 +261,7 @@ PAIRS = {
         )
     ],
 }
-# name in shapes.TEXTS -> rows, and the turns of each (system first, "" for none), or the plain text
+# name in sft_shapes.TEXTS -> rows, and the turns of each (system first, "" for none), or the plain text
 TEXTS = {
     "messages": [
         ({"messages": SAID}, ("", "Hi", "Ahoy")),

@@ -237,7 +237,7 @@ BAD_ROWS = {
     "single_quotes": "no valid JSON",
     "tab_inside_a_string": "Invalid control character",
     "comma_separated_values": "no valid JSON",
-    "row_is_a_list": "type list, wanted an object",
+    "row_is_a_list": "type list, expected an object",
     "row_is_a_text": "type str",
     "row_is_a_number": "type int",
     "row_is_null": "type NoneType",

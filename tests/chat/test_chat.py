@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, GPT2TokenizerFast
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from zephyr.chat import ZEPHYR_TEMPLATE, encode_messages, encode_pair, encode_prompt, encode_text
-from zephyr.data import load_tokenizer, prepare_tokenizer
+from zephyr.data.tokenizer import load_tokenizer, prepare_tokenizer
 
 WORDS = [
     "Hello there",

@@ -29,9 +29,9 @@ from zephyr.chat import (
 )
 from zephyr.chat.template import render
 from zephyr.config import BadInput
-from zephyr.data import load_pairs, load_tokenizer, prepare_tokenizer
+from zephyr.data.encode import load_pairs
 from zephyr.data.template import template_date
-from zephyr.data.tokenizer import has_foreign_template
+from zephyr.data.tokenizer import has_foreign_template, load_tokenizer, prepare_tokenizer
 from zephyr.model.export import save_tokenizer
 from zephyr.teacher.spec import load_chat_model
 
@@ -291,7 +291,7 @@ def test_a_run_tells_and_keeps_its_template(clocked: tuple[Path, CompletedProces
     folder, done = clocked
     assert yaml.safe_load((folder / "run" / "config.yaml").read_text())["chat_template"] == "model"
     assert (
-        "chat_template: model, the model's own; an answer ends with '<|eot_id|>'; its clock stands at 2024-02-03"
+        "chat_template: model, the model's own; an answer ends with '<|eot_id|>'; its date is frozen at 2024-02-03"
         in done.stderr
     )
     (shown,) = [line for line in done.stderr.splitlines() if "the first prompt: " in line]
@@ -343,7 +343,7 @@ def test_zephyr_over_another_template_is_a_warning(
         check=False,
     )  # ends where the rows would be read: what comes before is what is tested
     assert (
-        "warning: chat_template: zephyr takes the place of the model's own" in done.stderr
+        "warning: chat_template: zephyr replaces the model's own" in done.stderr
         and "none.jsonl" in done.stderr
     )
     for kind, template, foreign in (

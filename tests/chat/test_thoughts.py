@@ -10,7 +10,7 @@ from tokenizer_kinds import KINDS, make_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from zephyr.chat import encode_messages, encode_pair, encode_prompt
-from zephyr.data import prepare_tokenizer
+from zephyr.data.tokenizer import prepare_tokenizer
 
 # As DeepSeek-R1's: what stands before the last `</think>` is left out of every answer.
 STRIPS = (

@@ -8,7 +8,7 @@ from tiny import tiny_tokenizer
 
 from zephyr.chat import EncodedPair, check_pair, encode_messages, encode_pair, truncate_pair
 from zephyr.chat.messages import check_messages, check_tools, is_stringified_turns, unread_keys
-from zephyr.data import prepare_tokenizer
+from zephyr.data.tokenizer import prepare_tokenizer
 
 
 def turns(*contents: str, system: str | None = None) -> list[dict[str, str]]:

@@ -20,18 +20,11 @@ from transformers import PreTrainedTokenizerBase
 
 from zephyr.chat import EncodedPair, EncodedText, encode_messages, encode_pair, encode_text
 from zephyr.config import BadInput
-from zephyr.data import (
-    Pairs,
-    Texts,
-    encode,
-    encoding_resources,
-    format_report,
-    load_pairs,
-    load_texts,
-    load_tokenizer,
-    prepare_tokenizer,
-    store,
-)
+from zephyr.data import encode, store
+from zephyr.data.encode import encoding_resources, load_pairs, load_texts
+from zephyr.data.report import format_report
+from zephyr.data.store import Pairs, Texts
+from zephyr.data.tokenizer import load_tokenizer, prepare_tokenizer
 
 GOOD = {"prompt": "q", "chosen": "good", "rejected": "bad"}
 
@@ -90,12 +83,12 @@ def test_sft_shapes(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     ("load", "row", "message"),
     [
         (load_pairs, '{"prompt": "q", ', "no valid JSON"),
-        (load_pairs, "[1, 2]", "type list, wanted an object"),
+        (load_pairs, "[1, 2]", "type list, expected an object"),
         (load_pairs, {"prompt": "q", "chosen": "a"}, "`rejected` is missing"),
         (load_pairs, {**GOOD, "chosen": 3}, "`chosen` is int 3"),
         (load_pairs, {**GOOD, "chosen": "bad"}, "are equal"),
         (load_pairs, {**GOOD, "id": [1]}, "`id` is list"),
-        (load_texts, {"question": "q"}, "fields \\['question'\\], wanted `messages`"),
+        (load_texts, {"question": "q"}, "fields \\['question'\\], expected `messages`"),
         (load_texts, {"messages": [{"role": "bot", "content": "a"}]}, "'bot', .*one of"),
         (
             load_texts,
@@ -527,14 +520,14 @@ def test_options_are_checked_before_rows(
         with pytest.raises(BadInput, match=next(iter(options))):
             load_pairs([path], tokenizer, **{"on_bad_row": "skip", **options})
     for options, message in (
-        ({"max_tokens": 1}, "^max_tokens is 1, wanted at least 2"),
+        ({"max_tokens": 1}, "^max_tokens is 1, expected at least 2"),
         ({"targets": "answers"}, "^targets is 'answers'"),
     ):
         with pytest.raises(BadInput, match=message):
             load_texts([path], tokenizer, **options)
     for sources in (path, [], ""):
         with pytest.raises(
-            BadInput, match="the data sources are .*, wanted a list of at least one"
+            BadInput, match="the data sources are .*, expected a list of at least one"
         ):
             load_pairs(sources, tokenizer)
     with pytest.raises(BadInput, match="no tokenizer loads"):
@@ -550,5 +543,5 @@ def test_real_rows(tokenizer: PreTrainedTokenizerBase, real_data: Path) -> None:
     )
     assert len(texts) == 1999 and report["cut"]["text"]["rows"] == 0
     assert report["skipped"] == [
-        {"place": f"{source}:1462", "reason": "`output` is empty (''), wanted an answer"}
+        {"place": f"{source}:1462", "reason": "`output` is empty (''), expected an answer"}
     ]

@@ -17,8 +17,10 @@ from zephyr.chat import encode_messages, encode_pair, encode_prompt
 from zephyr.chat.template import render
 from zephyr.chat.template_check import require_rendered
 from zephyr.config import BadInput, Data
-from zephyr.data import format_report, load_pairs, load_splits, load_texts, prepare_tokenizer
+from zephyr.data.encode import load_pairs, load_splits, load_texts
 from zephyr.data.ratings import margins
+from zephyr.data.report import format_report
+from zephyr.data.tokenizer import prepare_tokenizer
 from zephyr.data.workers import NO_TARGET
 
 CALL = {
@@ -157,7 +159,7 @@ def test_a_tools_result_is_in_the_prompt_and_no_target(tmp_path: Path) -> None:
             "`chosen.content` holds a <think> block",
         ),
         ({**PAIR, "images": ["a.png"]}, r"`images` is list \['a.png'\].*data.columns.images=null"),
-        ({**PAIR, "functions": [{"name": "f"}]}, "`functions` is list.*wanted `tools`"),
+        ({**PAIR, "functions": [{"name": "f"}]}, "`functions` is list.*expected `tools`"),
         ({**PAIR, "context": "c"}, "`context` is str 'c'"),
         ({**PAIR, "weight": -1}, "`weight` is int -1"),
         ({**PAIR, "weight": "1"}, "`weight` is str '1'"),

@@ -20,9 +20,9 @@ from zephyr.chat import ZEPHYR_TEMPLATE
 from zephyr.chat.messages import REFUSED as REFUSED_TURN
 from zephyr.chat.messages import TEMPLATE_KEYS
 from zephyr.chat.names import LABELS, MASKS
-from zephyr.data import prepare_tokenizer
-from zephyr.data.shapes import UNSUPPORTED_KEYS
+from zephyr.data.keys import UNSUPPORTED_KEYS
 from zephyr.data.sources import RawRow
+from zephyr.data.tokenizer import prepare_tokenizer
 from zephyr.data.workers import Options, encoded_chunks
 
 Row = dict[str, object]

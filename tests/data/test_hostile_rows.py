@@ -19,8 +19,10 @@ from runs import write_lines
 
 from zephyr.chat import IdenticalAnswers, check_pair, without_space
 from zephyr.config import BadInput
-from zephyr.data import load_pairs, load_texts, load_tokenizer, prepare_tokenizer, workers
+from zephyr.data import workers
+from zephyr.data.encode import load_pairs, load_texts
 from zephyr.data.sources import MAX_LINE_BYTES, RawRow, open_sources
+from zephyr.data.tokenizer import load_tokenizer, prepare_tokenizer
 from zephyr.distill.binarize import binarize
 from zephyr.distill.prepare import PrepareSettings, prepare
 
@@ -363,7 +365,7 @@ def test_parquet_rows_are_those_that_were_written(
         assert [row.value for row in found] == rows and found[-1].place.endswith("row 2500"), (
             options
         )
-    monkeypatch.setattr("zephyr.data.sources.MAX_LINE_BYTES", 400)
+    monkeypatch.setattr("zephyr.data.parquet.MAX_ROW_BYTES", 400)
     assert [row.value for row in open_sources([str(tmp_path / "1.parquet")])[0].rows()] == rows
     parquet.write_table(
         pa.Table.from_pylist([*rows, {"prompt": "x" * 400}]),
@@ -371,9 +373,9 @@ def test_parquet_rows_are_those_that_were_written(
         row_group_size=700,
     )
     with pytest.raises(
-        BadInput, match=r"long.parquet, row 2501: the row holds 4\d\d bytes, wanted at most 400"
+        BadInput, match=r"long.parquet, row 2501: the row holds 4\d\d bytes, expected at most 400"
     ):
         list(open_sources([str(tmp_path / "long.parquet")])[0].rows())
-    monkeypatch.setattr("zephyr.data.sources.MAX_VALUES", 100)
+    monkeypatch.setattr("zephyr.data.parquet.MAX_VALUES", 100)
     with pytest.raises(BadInput, match="0.parquet: its row group 0 holds"):
         list(open_sources([str(tmp_path / "0.parquet")])[0].rows())

@@ -13,7 +13,7 @@ from runs import ledger, records, rows, write_config, write_lines
 from safetensors.torch import load_file, save_file
 
 from zephyr.config import BadInput, Wandb
-from zephyr.data import load_tokenizer
+from zephyr.data.tokenizer import load_tokenizer
 from zephyr.evaluation.compare import summarise
 from zephyr.evaluation.samples import win_rate_over_start, write_samples
 from zephyr.evaluation.win_rate import judge_pairs, judge_panel

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zephyr.chat import encode_prompt
-from zephyr.data import load_tokenizer
+from zephyr.data.tokenizer import load_tokenizer
 from zephyr.model.generate import Answer, generate, generate_from_ids, prompt_ids, sampler
 from zephyr.model.load import load_policy
 

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from zephyr.chat import encode_prompt
-from zephyr.data import load_tokenizer, prepare_tokenizer
+from zephyr.data.tokenizer import load_tokenizer, prepare_tokenizer
 from zephyr.model.export import export
 from zephyr.model.load import load_policy
 

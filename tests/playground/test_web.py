@@ -24,8 +24,8 @@ from tiny import tiny_model
 
 from zephyr.chat import check_pair
 from zephyr.config import BadInput
-from zephyr.data import load_tokenizer
 from zephyr.data.jsonl import read_rows
+from zephyr.data.tokenizer import load_tokenizer
 from zephyr.model.generate import generate
 from zephyr.model.load import load_policy
 from zephyr.playground import web

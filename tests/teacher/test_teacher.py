@@ -576,9 +576,7 @@ def test_the_ledger_holds_places_not_texts(tmp_path: Path) -> None:
 
 
 def local_of(path: Path, max_batch: int = 4) -> Teacher:
-    from zephyr.data import (
-        load_tokenizer,
-    )  # here: most of the processes above need no model, and start faster
+    from zephyr.data.tokenizer import load_tokenizer
     from zephyr.model.load import load_policy
 
     return local(
@@ -658,7 +656,7 @@ def test_a_real_model_is_served(real_data: Path, tmp_path: Path) -> None:
     )
     from real.stories import convert
 
-    from zephyr.data import load_tokenizer
+    from zephyr.data.tokenizer import load_tokenizer
 
     weights = real_data / "weights"
     folder = convert(

@@ -18,7 +18,7 @@ from forkserver import ForkServer
 from tiny import SENTENCES, tiny_model
 
 from zephyr.chat import encode_messages, encode_pair
-from zephyr.data import load_tokenizer
+from zephyr.data.tokenizer import load_tokenizer
 from zephyr.losses import LOSSES
 
 Launch = Callable[..., object]  # the fixture of conftest.py
