@@ -141,8 +141,8 @@ def test_options_of_a_file_and_of_the_line(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(prepare, "prepare", recorded)
     config = tmp_path / "c.yaml"
     config.write_text(
-        "sources: [a.jsonl, -b.jsonl]\nout: out.jsonl\nngram: 5\nlanguage: null\nno-truecase: true\n"
-        "keep-refusals: false\nheld-out: [-x.jsonl, y.jsonl]\non-bad-row: skip\nworkers: 3\n"
+        "sources: [a.jsonl, -b.jsonl]\nout: out.jsonl\nngram: 5\nlanguage: null\n"
+        "no-truecase: true\nkeep-refusals: false\nheld-out: [-x.jsonl, y.jsonl]\non-bad-row: skip\nworkers: 3\n"
     )
     assert main(["prepare", "--config", str(config)]) == 0
     sources, out, settings = seen.pop()

@@ -28,7 +28,7 @@ from zephyr.world.facts import build_world
 from zephyr.world.teacher import prompts_by_text
 
 WORLD = build_world(0)
-PROMPTS = [prompt for prompt in prompts_by_text(WORLD).values()][:20]
+PROMPTS = list(prompts_by_text(WORLD).values())[:20]
 PUBLISHED = {
     "alpaca_eval_gpt4": "leaderboard_v1_alpaca_eval_gpt4.csv",
     "weighted_alpaca_eval_gpt4_turbo": "leaderboard_v2_weighted_gpt4_turbo.csv",

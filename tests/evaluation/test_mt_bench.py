@@ -23,7 +23,7 @@ from zephyr.teacher import Budget, Ledger, Request, ask, embedded
 from zephyr.world.facts import build_world
 from zephyr.world.teacher import prompts_by_text
 
-PROMPTS = [prompt for prompt in prompts_by_text(build_world(0)).values()][:12]
+PROMPTS = list(prompts_by_text(build_world(0)).values())[:12]
 PUBLISHED = {
     "llama2_chat_7b": 6.19,
     "llama2_7b": 3.97,

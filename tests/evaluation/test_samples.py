@@ -3,6 +3,7 @@ parameter spread over them."""
 
 import json
 import shutil
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,7 +50,7 @@ def model(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             ].tolist()
         )
     ends = {
-        token: [row.index(token) if token in row else 12 for row in said] for token in sum(said, [])
+        token: [row.index(token) if token in row else 12 for row in said] for token in chain(*said)
     }
     token, (first, second, third) = max(
         ends.items(),

@@ -387,10 +387,9 @@ def test_command_on_the_embedded_world(of_world: Path, capsys: pytest.CaptureFix
             sum(won[i] for i in here) / len(here)
         )
         assert f"\n{family:20}{len(here):>8}" in table
-    assert (
-        f"expert over terse: win rate {pair['win_rate']:.2f} [{pair['ci95'][0]:.2f}, {pair['ci95'][1]:.2f}], n 60"
-        in table
-    )
+    low, high = pair["ci95"]
+    rate = f"{pair['win_rate']:.2f} [{low:.2f}, {high:.2f}]"
+    assert f"expert over terse: win rate {rate}, n 60" in table
     assert table.splitlines()[0].split() == ["score", "prompts", "terse", "expert"]
     assert len(results["judge"]["templates"]["compare"]) == 64 and results["judge"]["versions"][
         0

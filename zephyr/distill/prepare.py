@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
+from tqdm import tqdm
 
 from zephyr.config import BadInput
 from zephyr.data.jsonl import json_line, read_rows, report_path, require_output, write_json
@@ -360,7 +361,8 @@ def filter_rows(
     rows_read = num_truecased = 0
     with ExitStack() as stack:
         opened = {split: stack.enter_context(path.open("wb")) for split, path in outs.items()}
-        for row in read_checked(files):
+        # disable=None: a bar only on a terminal
+        for row in tqdm(read_checked(files), desc="filters", unit=" rows", disable=None):
             split = splits[row["source"]]
             name, reason = row["filter"], row["reason"]
             if not name:

@@ -9,15 +9,14 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from zephyr.chat.messages import Messages
 from zephyr.config import BadInput, DPOConfig, SFTConfig
 from zephyr.data.jsonl import read_rows, write_rows
 from zephyr.evaluation.compare import summarise
-from zephyr.evaluation.win_rate import conversation, judge_pairs, judge_panel, prompt_id
+from zephyr.evaluation.win_rate import judge_pairs, judge_panel, prompt_id
 from zephyr.model.generate import encode_within_limit, generate_from_ids
 from zephyr.model.load import local_folder, read_config
 from zephyr.teacher import Budget, Ledger, Teacher, ask
-from zephyr.teacher.prompts import Row, format_prompt, read_prompts
+from zephyr.teacher.prompts import Row, format_prompt, read_prompts, turns_of
 from zephyr.teacher.spec import open_teacher
 from zephyr.training.engine import Engine
 from zephyr.training.loop import Sample
@@ -80,7 +79,7 @@ def encode(
     template refuses."""
     ids = []
     for row in prompts:
-        turns: Messages = [dict(turn) for turn in conversation(row)]
+        turns = turns_of(row["prompt"])
         try:
             ids.append(encode_within_limit(model, tokenizer, turns, max_new_tokens))
         except ValueError as error:

@@ -183,7 +183,7 @@ def collect_answers(
     if contender.teacher:
         requests = [
             Request(
-                tuple(conversation(row)),
+                tuple(turns_of(row["prompt"])),
                 max_tokens,
                 temperature,
                 seed=seed,
@@ -207,11 +207,6 @@ def collect_answers(
 
 def prompt_id(row: Row) -> str:
     return str(row["prompt_id"])
-
-
-def conversation(row: Row) -> list[dict[str, object]]:
-    """The turns of a prompt row."""
-    return turns_of(row["prompt"])
 
 
 def read_human_labels(
@@ -272,7 +267,7 @@ def judge_pairs(
         elif ours == theirs:
             comparisons.append(Comparison("tie", "tie", (len(ours), len(theirs)), False))
         else:
-            first, second = verdict_of(judged[i, "A"]), verdict_of(judged[i, "B"])
+            first, second = judged[i, "A"].parsed, judged[i, "B"].parsed
             comparisons.append(Comparison(first, second, (len(ours), len(theirs))))
     calls: list[Row] = [
         {
@@ -295,11 +290,6 @@ def compare_request(panel: Panel, prompt: Row, first: str, second: str) -> Reque
     return judge_request(
         panel, content, {"task": "compare", "row": prompt, "texts": [first, second]}
     )
-
-
-def verdict_of(judgement: Judgement[str]) -> str | None:
-    """A, B or tie; None where the reply could not be read."""
-    return judgement.parsed if isinstance(judgement.parsed, str) else None
 
 
 def compare_models(
@@ -376,7 +366,7 @@ def ask_critiques(
 
 def points_of(critique: Judgement[Critique]) -> float | None:
     """The score, 1 to 10; None where the judge's reply could not be read."""
-    return float(critique.parsed.points) if isinstance(critique.parsed, Critique) else None
+    return None if critique.parsed is None else float(critique.parsed.points)
 
 
 def answer_rows(
