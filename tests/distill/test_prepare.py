@@ -566,7 +566,7 @@ def test_bad_input(
         ("clean.jsonl", []),
     ):
         write(Path("in/rows.jsonl"), [dialogue("Q?", "A.")])
-        with pytest.raises(BadInput, match="wanted a|no row is left"):
+        with pytest.raises(BadInput, match="wanted a|expected a|no row is left"):
             prepare(sources, tmp_path / out, PrepareSettings())
 
 
