@@ -61,14 +61,14 @@ PAIRS = {
         (
             {
                 "prompt": "Why?",
-                "chosen": SAID[:1]
-                + [
+                "chosen": [
+                    SAID[0],
                     {"role": "assistant", "content": "A"},
                     {"role": "user", "content": "Why?"},
                     SAID[1],
                 ],
-                "rejected": SAID[:1]
-                + [
+                "rejected": [
+                    SAID[0],
                     {"role": "assistant", "content": "A"},
                     {"role": "user", "content": "Why?"},
                     {"role": "assistant", "content": "No"},
@@ -268,7 +268,8 @@ PAIRS = {
         )
     ],
 }
-# name in sft_shapes.TEXTS -> rows, and the turns of each (system first, "" for none), or the plain text
+# name in sft_shapes.TEXTS -> rows, and the turns of each (system first, "" for none), or the plain
+# text
 TEXTS = {
     "messages": [
         ({"messages": SAID}, ("", "Hi", "Ahoy")),

@@ -253,7 +253,7 @@ def test_a_name_is_given_to_a_template_that_writes_it() -> None:
         "{% for call in m.tool_calls %}{{ call | tojson }}{% endfor %}{% endfor %}"
         "{% if add_generation_prompt %}a{% endif %}"
     )
-    asked, said = turns("Rain?", "Yes.")
+    asked, _ = turns("Rain?", "Yes.")
     row = {"prompt": [asked, CALLED, RESULT], "chosen": "Yes.", "rejected": "No."}
     pair = encode_pair(tokenizer, row, template=tokenizer.chat_template)
     assert "tweatherc1rain</s>" in tokenizer.decode(pair.prompt_ids)

@@ -4,6 +4,7 @@ is in the report."""
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -481,7 +482,7 @@ def test_weights_are_kept_and_not_ignored(
         [PAIR, {**PAIR, "prompt": "r", "weight": 0.3}, {**PAIR, "prompt": "s", "weight": 1}],
     )
     for cache in (None, tmp_path / "cache", tmp_path / "cache"):
-        pairs, report = load_pairs([path], tokenizer, cache_dir=cache)
+        pairs, _ = load_pairs([path], tokenizer, cache_dir=cache)
         assert pairs.weights.tolist() == [1, 0.3, 1] and pairs[1].weight == 0.3
     with pytest.raises(BadInput, match=r"rows.jsonl:2: `weight` is not 1, in 1 rows"):
         splits(tokenizer, [path])
@@ -508,7 +509,7 @@ class OneRank:
 def splits(
     tokenizer: PreTrainedTokenizerBase,
     train: list[str],
-    evaluation: list[str] = [],
+    evaluation: Sequence[str] = (),
     **options: object,
 ) -> str:
     """What the log says of a run's data."""

@@ -214,7 +214,6 @@ MUTANTS: list[Mutant] = [
         SHAPE_TESTS,
         ('if row.get("input") and row.get("context"):', "if False:"),
         ("    for keys in (filled, row.keys()):", "    for keys in (row.keys(),):"),
-        ('return "\\n\\n".join(parts)', 'return "\\n".join(parts)'),
         ('roles = ("user", "assistant")', 'roles = ("assistant", "user")'),
         ("if not answer.strip():", "if False:"),
         (
@@ -234,7 +233,8 @@ MUTANTS: list[Mutant] = [
             'return {"role": role, "content": content, **others}',
             'return {"role": role, "content": content}',
         ),
-        ("if field in row and text(row, field).strip():", "if field in row:"),
+        ('return "\\n\\n".join([question', 'return "\\n".join([question'),
+        ("*(part for part in given if part.strip())", "*given"),
     ),
     *of(
         "zephyr/data/pair_shapes.py",
