@@ -130,5 +130,10 @@ PROFILE ?= ultrafeedback
 bench-peer: .venv-bench/.installed
 	.venv-bench/bin/python tests/benchmarks/bench_peer.py --model $(or $(MODEL),A) --profile $(PROFILE) $(PEER_OPTIONS)
 
+# the tables of keys in configs/README.md, from the dataclasses of zephyr/config.py
+.PHONY: configs-readme
+configs-readme: $(VENV)/.installed
+	$(BIN)/python -m zephyr.config configs/README.md
+
 clean:
 	rm -rf $(VENV) .venv-transformers4

@@ -1,6 +1,9 @@
-"""A config is right or refused in one line that names key, value and what was wanted, before any
-model is touched."""
+"""A config is right, or refused in one line that names key, value and what was expected, before any
+model is loaded; and each of its keys is documented."""
 
+import os
+import subprocess
+import sys
 from operator import attrgetter
 from pathlib import Path
 
@@ -115,40 +118,43 @@ def test_what_people_type_is_taken(tmp_path: Path) -> None:
         ("optim.lr=1", r"optim\.lr: unknown key; the nearest valid key is optim\.lr_peak"),
         ("learning_rate=1", r"learning_rate: unknown key"),
         ("lr_peak=1", r"lr_peak: unknown key; the nearest valid key is optim\.lr_peak"),
-        ("optim.lr_peak=5e-7x", r"optim\.lr_peak: a finite number is wanted, got '5e-7x'"),
-        ("optim.lr_peak=1e999", r"optim\.lr_peak: a finite number is wanted, got inf"),
-        ("beta=-1", r"beta: a number > 0 is wanted, got -1"),
-        ("beta=.nan", r"beta: a finite number is wanted, got nan"),
-        (f"beta={10**400}", r"beta: a finite number is wanted"),
-        ("beta=true", r"beta: a finite number is wanted, got True"),
-        ("label_smoothing=0.5", r"label_smoothing: 0 <= number < 0\.5"),
-        ("optim.epochs=1.5", r"optim\.epochs: an integer is wanted, got 1\.5"),
-        ("optim=3", r"optim: a group of keys is wanted, got 3"),
+        ("optim.lr_peak=5e-7x", r"optim\.lr_peak: expected a finite number, got '5e-7x'"),
+        ("optim.lr_peak=1e999", r"optim\.lr_peak: expected a finite number, got inf"),
+        ("beta=-1", r"beta: expected a number > 0, got -1"),
+        ("beta=.nan", r"beta: expected a finite number, got nan"),
+        (f"beta={10**400}", r"beta: expected a finite number"),
+        ("beta=true", r"beta: expected a finite number, got True"),
+        ("label_smoothing=0.5", r"label_smoothing: expected 0 <= number < 0\.5"),
+        ("optim.epochs=1.5", r"optim\.epochs: expected an integer, got 1\.5"),
+        ("optim=3", r"optim: expected a group of keys, got 3"),
         (
             "optim.schedule=step",
-            r"optim\.schedule: one of linear, cosine, constant is wanted, got 'step'",
+            r"optim\.schedule: expected one of linear, cosine, constant, got 'step'",
         ),
-        ("optim.adam_betas=[0.9]", r"optim\.adam_betas: a list of 2 is wanted"),
-        ("data.train={a: b}", r"data\.train: a list is wanted, got {'a': 'b'}"),
-        ("optim.adam_betas=0.9", r"optim\.adam_betas: a list of 2 is wanted, got 0\.9"),
-        ("data.columns=question", r"data\.columns: a group of names is wanted, got 'question'"),
-        ("data.columns.prompt=3", r"data\.columns\.prompt: a text is wanted, got 3"),
-        ("data.train=[]", r"data\.train: at least one path"),
-        ("data.train=null", r"data\.train: at least one path"),
-        ("data.train=[3]", r"data\.train\[0\]: a text is wanted, got 3"),
-        ("data.max_prompt_tokens=1024", r"data\.max_prompt_tokens: less than data\.max_tokens"),
+        ("optim.adam_betas=[0.9]", r"optim\.adam_betas: expected a list of 2"),
+        ("data.train={a: b}", r"data\.train: expected a list, got {'a': 'b'}"),
+        ("optim.adam_betas=0.9", r"optim\.adam_betas: expected a list of 2, got 0\.9"),
+        ("data.columns=question", r"data\.columns: expected a group of names, got 'question'"),
+        ("data.columns.prompt=3", r"data\.columns\.prompt: expected a string, got 3"),
+        ("data.train=[]", r"data\.train: expected a list of at least one path"),
+        ("data.train=null", r"data\.train: expected a list of at least one path"),
+        ("data.train=[3]", r"data\.train\[0\]: expected a string, got 3"),
+        (
+            "data.max_prompt_tokens=1024",
+            r"data\.max_prompt_tokens: expected less than data\.max_tokens",
+        ),
         (
             "hardware.attention=eager",
-            r"hardware\.attention: one of flash_attn, torch_varlen, sdpa is wanted",
+            r"hardware\.attention: expected one of flash_attn, torch_varlen, sdpa",
         ),
-        ("run.resume=no", r"run\.resume: one of auto, never, force is wanted, got False"),
-        ("beta", r"override 'beta': key\.sub=value is wanted"),
-        ("beta.x=1", r"beta: a finite number is wanted|group of keys"),
+        ("run.resume=no", r"run\.resume: expected one of auto, never, force, got False"),
+        ("beta", r"override 'beta': expected key\.sub=value"),
+        ("beta.x=1", r"beta: expected a finite number|group of keys"),
         ("beta=[", r"override 'beta=\[': the value is not YAML"),
-        ("hardware.activation_checkpointing=1", "one of true, false, mlp is wanted, got 1"),
-        ("optim.epochs=true", r"optim\.epochs: an integer is wanted, got True"),
-        ("run.dir=''", r"run\.dir: a text is wanted, got ''"),
-        ('model="a\\nb"', r"model: a text is wanted, got 'a\\nb'"),
+        ("hardware.activation_checkpointing=1", "expected one of true, false, mlp, got 1"),
+        ("optim.epochs=true", r"optim\.epochs: expected an integer, got True"),
+        ("run.dir=''", r"run\.dir: expected a string, got ''"),
+        ('model="a\\nb"', r"model: expected a string, got 'a\\nb'"),
     ],
 )
 def test_bad_values_are_named(tmp_path: Path, override: str, message: str) -> None:
@@ -174,8 +180,8 @@ OUTSIDE = {
     "optim.grad_clip=-0.1": "a number >= 0",
     "label_smoothing=-0.1": "0 <= number < 0.5",
     "optim.warmup_fraction=1": "0 <= number < 1",
-    "optim.adam_betas=[0.9, 1]": "two of 0 <= number < 1",
-    "optim.adam_betas=[-0.1, 0.9]": "two of 0 <= number < 1",
+    "optim.adam_betas=[0.9, 1]": "a list of two of 0 <= number < 1",
+    "optim.adam_betas=[-0.1, 0.9]": "a list of two of 0 <= number < 1",
     "data.limit=0": "null or 1 <= integer",
     "run.seed=-1": "0 <= integer",
     "data.max_tokens=1": "2 <= integer",
@@ -188,7 +194,9 @@ OUTSIDE = {
 @pytest.mark.parametrize("override", OUTSIDE)
 def test_the_first_value_outside_a_range_is_refused(tmp_path: Path, override: str) -> None:
     """Fails where a limit is one off, or a key is in no range: a run with 0 epochs or steps."""
-    with pytest.raises(ConfigError, match=f"^{override.split('=')[0]}: {OUTSIDE[override]}"):
+    with pytest.raises(
+        ConfigError, match=f"^{override.split('=')[0]}: expected {OUTSIDE[override]}"
+    ):
         load(tmp_path, MINIMAL, override)
 
 
@@ -316,3 +324,135 @@ def test_variables_in_a_commands_config(
     assert main(["report", "--config", str(path)]) == 2
     expected = "options.yaml: out: the variable 'HF_TOKEN' is not among"
     assert expected in capsys.readouterr().err.replace("$", "")
+
+
+KINDS = {"train_dpo.py": DPOConfig, "train_sft.py": SFTConfig}
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.__name__)
+def test_every_key_is_documented(kind: type) -> None:
+    """Fails where a field has no text below it, or one that says nothing, and where the
+    documentation lists other keys than the config has."""
+    described = list(configs.describe_keys(kind))
+    assert [key.name for key in described] == list(configs.keys(kind, ""))
+    for key in described:
+        assert len(key.meaning.split()) >= 3 and key.meaning.endswith("."), key
+        assert key.type and key.default, key
+
+
+def test_a_key_without_a_meaning_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where a new field without documentation is listed with an empty meaning."""
+    without = {k: v for k, v in configs.field_docstrings().items() if k != ("Run", "keep")}
+    monkeypatch.setattr(configs, "field_docstrings", lambda: without)
+    with pytest.raises(LookupError, match=r"Run\.keep: write its meaning"):
+        list(configs.describe_keys(DPOConfig))
+
+
+def test_documented_types_and_defaults() -> None:
+    """Fails where the documentation says another type or default than the dataclass, one of each
+    kind."""
+    described = {key.name: key for key in configs.describe_keys(DPOConfig)}
+    expected = {
+        "model": ("a string", "required"),
+        "tokenizer": ("a string or null", "null"),
+        "beta": ("a number > 0", "0.1"),
+        "data.eval": ("a list of strings", "[]"),
+        "data.limit": ("null or 1 <= integer < 2**63", "null"),
+        "data.columns": ("a group of names or null", "null"),
+        "optim.lr_peak": ("a number > 0", "5.0e-7"),
+        "optim.adam_betas": ("a list of two of 0 <= number < 1", "[0.9, 0.999]"),
+        "hardware.prefix_sharing": ("true or false", "true"),
+        "hardware.activation_checkpointing": ("one of true, false, mlp", "true"),
+        "run.dir": ("a string", "runs/dpo"),
+    }
+    for name, (type_of, default) in expected.items():
+        assert (described[name].type, described[name].default) == (type_of, default)
+    sft = {key.name: key for key in configs.describe_keys(SFTConfig)}
+    assert sft["data.max_tokens"].default == "2048" and "window" in sft["data.max_tokens"].meaning
+    assert sft["data.limit"].meaning == described["data.limit"].meaning
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.__name__)
+def test_documented_defaults_are_valid_values(tmp_path: Path, kind: type) -> None:
+    """Fails where a default, copied from the documentation into a YAML file, is refused or is not
+    the default."""
+    described = [key for key in configs.describe_keys(kind) if key.default != "required"]
+    overrides = [f"{key.name}={key.default}" for key in described]
+    assert load(tmp_path, MINIMAL, *overrides, kind=kind) == load(tmp_path, MINIMAL, kind=kind)
+
+
+def test_the_readme_lists_the_keys_of_the_dataclasses() -> None:
+    """Fails where zephyr/config.py was changed without `make configs-readme`."""
+    _, mark, tables = (ROOT / "configs" / "README.md").read_text().partition(configs.README_MARK)
+    assert mark and tables.strip() == configs.keys_as_markdown().strip()
+    for key in (*configs.keys(DPOConfig, ""), *configs.keys(SFTConfig, "")):
+        assert tables.count(f"| `{key}` |") == 1, key
+
+
+def test_the_readme_is_written_below_its_mark(tmp_path: Path) -> None:
+    """Fails where text that a person wrote is lost, or old tables stay."""
+    path = tmp_path / "README.md"
+    path.write_text(f"# Words\n\n{configs.README_MARK}\nold table\n")
+    configs.write_readme(path)
+    assert path.read_text() == f"# Words\n\n{configs.README_MARK}\n{configs.keys_as_markdown()}"
+    path.write_text("# Words\n")
+    with pytest.raises(configs.BadInput, match="expected the line <!-- keys"):
+        configs.write_readme(path)
+
+
+@pytest.mark.parametrize("script", KINDS)
+def test_help_of_the_scripts(script: str) -> None:
+    """Every key with type, default and meaning, before torch is imported. Fails where a key is
+    missing, or help takes the seconds of a training run's imports."""
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = [{script!r}, 'x.yaml', '--help']\n"
+        "try:\n"
+        f"    runpy.run_path({script!r}, run_name='__main__')\n"
+        "finally:\n"
+        "    print('torch' in sys.modules, file=sys.stderr)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stderr.split()[-1] == "False", done.stderr
+    words = " ".join(done.stdout.split())
+    assert f"torchrun --nproc_per_node=8 {script}" in words and "--dry-run" in words
+    for key in configs.describe_keys(KINDS[script]):
+        assert f" {key.name} ({key.type}; {key.default}) {key.meaning}" in words, key.name
+    assert all(len(line) <= 110 for line in done.stdout.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path", "overrides"),
+    [
+        ("c.yaml", "c.yaml", ""),
+        ("c.yaml beta=1 data.limit=2", "c.yaml", "beta=1 data.limit=2"),
+        ("beta=1 c.yaml data.limit=2", "c.yaml", "beta=1 data.limit=2"),
+        ("beta=1 data.limit=2 c.yaml", "c.yaml", "beta=1 data.limit=2"),
+        ("beta=1 runs/lr=1/c.yaml", "runs/lr=1/c.yaml", "beta=1"),
+        ("run.dir=runs/x c.yaml", "c.yaml", "run.dir=runs/x"),
+        ("c.yaml beta", "c.yaml", "beta"),  # which `set_key` refuses by name
+        ("c.yaml =0.1", "c.yaml", "=0.1"),
+    ],
+)
+def test_overrides_stand_anywhere(arguments: str, path: str, overrides: str) -> None:
+    """Fails where an override before the file is taken for the file, or their order is lost."""
+    assert configs.split_arguments(arguments.split()) == (path, overrides.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            "c.yaml --beta=1",
+            "unknown option '--beta=1': expected --dry-run or --help; a config key",
+        ),
+        ("beta=1", "no CONFIG.yaml among the arguments 'beta=1'"),
+    ],
+)
+def test_arguments_that_are_no_override(arguments: str, message: str) -> None:
+    """Fails where an option that does not exist is ignored, or a missing file is a traceback."""
+    with pytest.raises(ConfigError, match=message):
+        configs.split_arguments(arguments.split())

@@ -78,15 +78,15 @@ def part(folder: Path, content: bytes) -> None:
 @pytest.mark.parametrize(
     "content,complaint",
     [
-        (b"no tensors", "is no part of a store"),
-        (save({"pair": np.zeros((1, 32), np.uint8)}), "is no part of a store"),
+        (b"no tensors", "is not a part of a store"),
+        (save({"pair": np.zeros((1, 32), np.uint8)}), "is not a part of a store"),
         (
             save({"pair": np.zeros((2, 32), np.uint8), "logp": np.zeros((1, 2), np.float32)}),
-            "two of each pair are wanted",
+            r"expected \[E, 32\] and finite \[E, 2\]",
         ),
         (
             save({"pair": np.zeros((1, 31), np.uint8), "logp": np.zeros((1, 2), np.float32)}),
-            "two of each pair are wanted",
+            r"expected \[E, 32\] and finite \[E, 2\]",
         ),
         (
             save(

@@ -127,10 +127,12 @@ def test_a_variable_is_a_path(value: str, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("SCRATCH", "/fast")
     assert load(tmp_path, "run.dir=$SCRATCH/${SCRATCH}n").run.dir == "/fast//fastn"
     for wrong in ("run.wandb.name=$SCRATCH", "run.wandb.project=$USER", "loss=$HOME"):
-        with pytest.raises(ConfigError, match="variables are filled in where a path is wanted"):
+        with pytest.raises(
+            ConfigError, match="variables are filled in only where a path is expected"
+        ):
             load(tmp_path, wrong)
     monkeypatch.setenv("SCRATCH", "http://me:planted@host")
-    with pytest.raises(ConfigError, match="run.dir: a text without a secret is wanted"):
+    with pytest.raises(ConfigError, match="run.dir: expected a string without a secret"):
         load(tmp_path, "run.dir=$SCRATCH/run")
     monkeypatch.delenv("SCRATCH")
     with pytest.raises(ConfigError, match="run.dir: the variable SCRATCH is not set"):
@@ -170,7 +172,7 @@ def test_a_url_with_a_secret_is_refused(url: str, tmp_path: Path) -> None:
     what tells it."""
     for key in ("samples.judge=openai:m@", "model=", "run.wandb.name=", "chat_template="):
         with pytest.raises(
-            ConfigError, match=f"{key.split('=')[0]}: a text without a secret"
+            ConfigError, match=f"{key.split('=')[0]}: expected a string without a secret"
         ) as error:
             load(tmp_path, f"{key}'{url}'")
         assert not any(secret in str(error.value) for secret in PLANTED)

@@ -1,182 +1,278 @@
-"""YAML and `key.sub=value` overrides become one frozen dataclass, checked before any model is
-touched."""
+"""YAML and `key.sub=value` overrides become one frozen, checked dataclass.
 
+The dataclasses are the documentation of the config: the text below each field is its meaning, which
+`--help` of the training scripts prints and `configs/README.md` lists
+(`python -m zephyr.config configs/README.md` writes it). This module imports no torch.
+"""
+
+from __future__ import annotations
+
+import ast
 import difflib
 import math
 import os
 import re
+import sys
+import textwrap
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
-from typing import Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import unquote
 
 import yaml
 
-Value = Union[None, bool, int, float, str, list["Value"], dict[str, "Value"]]
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Value = None | bool | int | float | str | list["Value"] | dict[str, "Value"]  # of YAML
 
 
 class BadInput(ValueError):
-    """Input that a person can mend: the scripts print it as one short line, without the secrets
-    that it holds, and exit with code 2."""
+    """Input that a user can correct.
+
+    The scripts print it as one short line, without the secrets in it, and exit with code 2.
+    """
 
     def __str__(self) -> str:
         line = redact(" ".join(super().__str__().split()))
         return line if len(line) <= 600 else f"{line[:400]} ... {line[-190:]}"
 
 
-# How keys of known services begin, with the long run of letters and digits that is in every one of
-# them.
+class ConfigError(BadInput):
+    """Names a config key, its value, and what was expected."""
+
+
+# ---------------------------------------------------------------------------------------- secrets
+
+# The prefixes of keys of known services, and the long run of letters and digits that follows.
 KNOWN_KEY = re.compile(
-    r"(?<![A-Za-z0-9])(?:sk-|rk-|hf_|gh[opsu]_|github_pat_|glpat-|gsk_|xai-|xox[abp]-|nvapi-|pplx-|r8_|AKIA|AIza|eyJ)"
-    r"[\w-]*?(?=[A-Za-z]*[0-9])[A-Za-z0-9]{16,}[\w-]*"
+    r"(?<![A-Za-z0-9])(?:sk-|rk-|hf_|gh[opsu]_|github_pat_|glpat-|gsk_|xai-|xox[abp]-|nvapi-|pplx-"
+    r"|r8_|AKIA|AIza|eyJ)[\w-]*?(?=[A-Za-z]*[0-9])[A-Za-z0-9]{16,}[\w-]*"
 )
-USER = re.compile(
-    r"://[^\s'\"]*@(?!https?://)"
-)  # `@` after a password may be followed by another teacher's SPEC
+# A URL's user and password; after the `@` may come the URL of another teacher's SPEC.
+USER = re.compile(r"://[^\s'\"]*@(?!https?://)")
 URL = re.compile(r"\w+://[^\s'\"]*")
+# A part of a path that is no word, date or version.
 RANDOM = re.compile(
-    r"(?=[A-Za-z]*[0-9])(?=[0-9]*[A-Za-z])[A-Za-z0-9]{20,}|(?=[a-fA-F]*[0-9])[0-9a-fA-F]{16,}|[A-Za-z]{32,}|"
-    r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
-)  # no word, no date, no version
+    r"(?=[A-Za-z]*[0-9])(?=[0-9]*[A-Za-z])[A-Za-z0-9]{20,}|(?=[a-fA-F]*[0-9])[0-9a-fA-F]{16,}"
+    r"|[A-Za-z]{32,}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+)
+# /token/VALUE
 NAMED = re.compile(
     r"(?:^|/)(?:api[-_]?keys?|keys?|tokens?|secrets?|passwords?)/[^/]+", re.IGNORECASE
-)  # /token/VALUE
+)
+# Characters that may carry a secret in a URL -> what they mark.
+MARKS = {"?": "a query", "#": "a fragment", "=": "a parameter", "@": "a user or password"}
 
 
 def redact(text: str) -> str:
-    """The text without the user and password of any URL, and without what begins as a known
-    service's key."""
+    """The text with the user and password of every URL, and every known service's key, replaced."""
     return KNOWN_KEY.sub("[key]", USER.sub("://[user]@", text))
 
 
 def find_secret(text: str) -> str:
-    """What is or may be a secret in a text that will be written to files, "" where there is none.
+    """What is or may be a secret in a text that will be written to files; "" if nothing is.
 
-    A key of a known service anywhere; of a URL: user and password, a query, a fragment, a path that
-    holds a parameter or a random part."""
+    A key of a known service anywhere; in a URL a user and password, a query, a fragment, or a path
+    with a parameter or a random part.
+    """
     if KNOWN_KEY.search(text):
         return "what looks like a key"
     for url in URL.findall(text):
         if USER.search(url):
             return "a user or password"
-        path = unquote(url.partition("://")[2].partition("/")[2])
-        for mark, what in {
-            "?": "a query",
-            "#": "a fragment",
-            "=": "a parameter",
-            "@": "a user or password",
-        }.items():
-            if mark in url.partition("://")[2] or mark in path:
-                return what
+        address = url.partition("://")[2]
+        path = unquote(address.partition("/")[2])
+        for mark, meaning in MARKS.items():
+            if mark in address or mark in path:
+                return meaning
         if RANDOM.search(path) or NAMED.search(path) or KNOWN_KEY.search(path):
             return "what looks like a key in its path"
     return ""
 
 
-class ConfigError(BadInput):
-    """A config key, its value, and what was wanted."""
+# ------------------------------------------------------------------------------------------- keys
 
 
 @dataclass(frozen=True)
 class Data:
-    train: tuple[str, ...]  # path-or-hub-id[:split]
+    train: tuple[str, ...]
+    """Sources of the training rows: files (.jsonl, .json, .parquet, also .gz), folders or hub ids,
+    each as `path-or-hub-id[[:subset]:split]`."""
     eval: tuple[str, ...] = ()
+    """Sources of the evaluation rows, written as in `data.train`; an empty list or null: no
+    evaluation."""
     max_tokens: int = 1024
-    max_prompt_tokens: int = 512  # DPO only
+    """The most tokens of an example, prompt and longer response together; longer examples are
+    truncated."""
+    max_prompt_tokens: int = 512
+    """The most tokens that the prompt keeps when a pair is truncated, BOS included (train_dpo.py
+    only)."""
     truncation: Literal["keep_end"] = "keep_end"
+    """Which part of a long prompt is kept; responses always lose their end (train_dpo.py only)."""
     limit: int | None = None
+    """Read at most so many rows of `data.train`, and as many of `data.eval`, over all their
+    sources; null: all rows."""
     shuffle: bool = True
+    """Draw a new order of the examples for every epoch, from `run.seed`."""
     on_bad_row: Literal["error", "skip"] = "error"
-    targets: Literal["assistant", "all"] = "assistant"  # SFT only
-    columns: dict[str, str | None] | None = (
-        None  # field -> where the rows have it (answers.0), null: left out
-    )
+    """What happens to a row that cannot be read: the run stops and names it, or it is left out,
+    counted and listed in `data.json`."""
+    targets: Literal["assistant", "all"] = "assistant"
+    """Which tokens the loss counts: the assistant's words and the EOS after them, or every token
+    but the first (train_sft.py only)."""
+    columns: dict[str, str | None] | None = None
+    """Other names of the rows' fields, as `{prompt: question, chosen: answers.0}`; `FIELD: null`
+    leaves a field out."""
 
 
 @dataclass(frozen=True)
 class Optim:
     lr_peak: float = 5.0e-7
+    """The learning rate at the end of the warm-up."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls from `optim.lr_peak` to 0 at the last step; `constant`: it does
+    not."""
     warmup_fraction: float = 0.1
+    """The fraction of all steps over which the learning rate rises linearly from 0; 0: no
+    warm-up."""
     epochs: int = 3
+    """Passes over the training examples."""
     pairs_per_step: int = 32
+    """Pairs of an update, over all ranks and micro-batches: the global batch size."""
     weight_decay: float = 0.0
+    """AdamW's weight decay, applied to matrices and not to vectors (norms, biases)."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
-    grad_clip: float = 1.0  # 0: no clipping
+    """AdamW's decay rates of the first and the second moment."""
+    grad_clip: float = 1.0
+    """The largest global norm of the gradient; longer gradients are scaled down to it. 0: no
+    clipping."""
 
 
 @dataclass(frozen=True)
 class SFTOptim:
     lr_peak: float = 2.0e-5
+    """The learning rate at the end of the warm-up."""
     schedule: Literal["linear", "cosine", "constant"] = "cosine"
+    """How the learning rate falls from `optim.lr_peak` to 0 at the last step; `constant`: it does
+    not."""
     warmup_fraction: float = 0.1
+    """The fraction of all steps over which the learning rate rises linearly from 0; 0: no
+    warm-up."""
     epochs: int = 1
+    """Passes over the training examples."""
     windows_per_step: int = 512
+    """Windows of `data.max_tokens` tokens of an update, over all ranks and micro-batches: the
+    global batch size."""
     weight_decay: float = 0.0
+    """AdamW's weight decay, applied to matrices and not to vectors (norms, biases)."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of the first and the second moment."""
     grad_clip: float = 1.0
+    """The largest global norm of the gradient; longer gradients are scaled down to it. 0: no
+    clipping."""
 
 
 @dataclass(frozen=True)
 class Reference:
     dir: str = "runs/reference"
+    """The folder that keeps the log-probs of the reference model. Runs may share it: a sweep over
+    `beta` computes them once."""
 
 
 @dataclass(frozen=True)
 class Hardware:
     tokens_per_micro_batch: int = 16384
+    """The most packed tokens of a micro-batch on one rank. It changes memory and speed, not the
+    result; `zephyr plan` finds the largest that fits."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """The dtype of forward and backward; master weights, optimizer states, log-probs and losses are
+    float32 always."""
     attention: Literal["flash_attn", "torch_varlen", "sdpa"] = "flash_attn"
-    prefix_sharing: bool = True  # DPO only
-    activation_checkpointing: Literal[True, False, "mlp"] = (
-        True  # what the backward computes again: all of a layer, or its MLP
-    )
+    """The attention kernel: the flash-attn package, the flash kernel inside torch, or torch's sdpa,
+    which runs anywhere. One that cannot run is an error."""
+    prefix_sharing: bool = True
+    """Compute the prompt of a pair once for both responses; `false` computes it twice, to compare
+    (train_dpo.py only)."""
+    activation_checkpointing: Literal[True, False, "mlp"] = True
+    """What the backward pass computes again to save memory: each whole layer, only its MLP and
+    norms, or nothing."""
     deepspeed: str = "configs/deepspeed/zero3.json"
+    """DeepSpeed's JSON with memory and communication settings. Batch sizes, precision, clipping and
+    the optimizer belong to this YAML: in the JSON they are an error."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    prompts: tuple[
-        str, ...
-    ] = ()  # path-or-hub-id[:split] of rows with a prompt, answered at each evaluation
+    prompts: tuple[str, ...] = ()
+    """Sources of prompts that the policy answers at the start and at every evaluation, written as
+    in `data.train`; the answers go to `samples.jsonl`."""
     max_new_tokens: int = 128
-    judge: str | None = None  # SPEC of a teacher that compares the answers with those at step 0
+    """The most tokens of an answer to `samples.prompts`."""
+    judge: str | None = None
+    """SPEC of a teacher that compares each answer with the one at step 0; null: no comparison."""
 
 
 @dataclass(frozen=True)
 class Wandb:
     mode: Literal["offline", "online", "disabled"] = "offline"
+    """`offline` writes a wandb run inside the run folder, `online` sends it, `disabled` writes
+    none."""
     project: str = "zephyr"
+    """The wandb project."""
     name: str | None = None
+    """The name of the wandb run; null: wandb chooses one."""
 
 
 @dataclass(frozen=True)
 class Run:
     dir: str = "runs/dpo"
+    """The run folder: metrics, checkpoints, the exported model and the report. On several nodes it
+    must be on a shared file system."""
     seed: int = 42
+    """Seed of the order of the examples; the same seed, data and settings give the same run."""
     log_every: int = 1
+    """Steps between two records of split `train` in `metrics.jsonl`."""
     eval_every: int = 100
+    """Steps between two evaluations; the last step is always followed by one."""
     save_every: int = 100
+    """Steps between two checkpoints; the last step, and a run that is asked to stop, always save
+    one."""
     keep: int = 2
+    """How many of the newest checkpoints stay on disk."""
     resume: Literal["auto", "never", "force"] = "auto"
+    """`auto` goes on from the newest checkpoint of the same run, `never` refuses a folder that
+    holds a run, `force` goes on under changed settings."""
     preflight: bool = True
+    """Check rows, model, memory and disk before step 0; `false` skips it."""
     wandb: Wandb = field(default_factory=Wandb)
 
 
 @dataclass(frozen=True)
 class DPOConfig:
     model: str
+    """Path or hub id of the dSFT model: the start of the policy, and the frozen reference."""
     data: Data
     tokenizer: str | None = None
-    chat_template: str = "auto"  # auto | zephyr | model | path to a jinja file
-    eos_token: str | None = None  # what ends a turn; null: the tokenizer's EOS
+    """Path or hub id of the tokenizer; null: that of the model."""
+    chat_template: str = "auto"
+    """`auto` (the model's own template, else Zephyr's), `zephyr`, `model`, or the path of a jinja
+    file."""
+    eos_token: str | None = None
+    """The token that ends an assistant turn; null: the tokenizer's EOS."""
     beta: float = 0.1
+    """The weight of the KL penalty: the smaller it is, the further the policy may move from the
+    reference (`tau` in IPO)."""
     loss: str = "sigmoid"
+    """The preference loss, a key of `LOSSES` in `zephyr/losses.py`; `sigmoid` is DPO, with
+    `label_smoothing` conservative DPO."""
     label_smoothing: float = 0.0
+    """The probability that a preference is the wrong way round; taken by `sigmoid`, `sigmoid_norm`
+    and `robust`, required by `exo_pair`."""
     optim: Optim = field(default_factory=Optim)
     reference: Reference = field(default_factory=Reference)
     hardware: Hardware = field(default_factory=Hardware)
@@ -186,21 +282,30 @@ class DPOConfig:
 
 @dataclass(frozen=True)
 class SFTData(Data):
-    max_tokens: int = 2048  # the window
+    max_tokens: int = 2048
+    """The tokens of a window, into which whole conversations are packed; longer conversations are
+    cut at their end."""
 
 
 @dataclass(frozen=True)
 class SFTRun(Run):
     dir: str = "runs/sft"
+    """The run folder: metrics, checkpoints, the exported model and the report. On several nodes it
+    must be on a shared file system."""
 
 
 @dataclass(frozen=True)
 class SFTConfig:
     model: str
+    """Path or hub id of the base model that is fine-tuned."""
     data: SFTData
     tokenizer: str | None = None
-    chat_template: str = "auto"  # auto | zephyr | model | path to a jinja file
-    eos_token: str | None = None  # what ends a turn; null: the tokenizer's EOS
+    """Path or hub id of the tokenizer; null: that of the model."""
+    chat_template: str = "auto"
+    """`auto` (the model's own template, else Zephyr's), `zephyr`, `model`, or the path of a jinja
+    file."""
+    eos_token: str | None = None
+    """The token that ends an assistant turn; null: the tokenizer's EOS."""
     optim: SFTOptim = field(default_factory=SFTOptim)
     hardware: Hardware = field(default_factory=Hardware)
     samples: Samples = field(default_factory=Samples)
@@ -208,79 +313,78 @@ class SFTConfig:
 
 
 C = TypeVar("C", DPOConfig, SFTConfig)
+T = TypeVar("T", bound="DataclassInstance")
 
-# what is wanted -> (is the value that, the keys that want it)
-LIMITS: dict[str, tuple[Callable[..., bool], str]] = {
-    "a number > 0": (lambda v: v > 0, "beta optim.lr_peak"),
-    "a number >= 0": (lambda v: v >= 0, "optim.weight_decay optim.grad_clip"),
-    "0 <= number < 0.5": (lambda v: 0 <= v < 0.5, "label_smoothing"),
-    "0 <= number < 1": (lambda v: 0 <= v < 1, "optim.warmup_fraction"),
-    "two of 0 <= number < 1": (lambda v: all(0 <= beta < 1 for beta in v), "optim.adam_betas"),
-    "at least one path or hub id": (lambda v: len(v) > 0, "data.train"),
-    "null or 1 <= integer < 2**63": (lambda v: v is None or 1 <= v < 2**63, "data.limit"),
-    "0 <= integer < 2**63": (lambda v: 0 <= v < 2**63, "run.seed"),
-    "1 <= integer < 2**31": (
+
+class Limit(NamedTuple):
+    """Which values some keys accept: the words of errors and of the documentation, and the test."""
+
+    words: str
+    accepts: Callable[..., bool]
+    keys: str
+
+
+LIMITS = [
+    Limit("a number > 0", lambda v: v > 0, "beta optim.lr_peak"),
+    Limit("a number >= 0", lambda v: v >= 0, "optim.weight_decay optim.grad_clip"),
+    Limit("0 <= number < 0.5", lambda v: 0 <= v < 0.5, "label_smoothing"),
+    Limit("0 <= number < 1", lambda v: 0 <= v < 1, "optim.warmup_fraction"),
+    Limit(
+        "a list of two of 0 <= number < 1",
+        lambda v: all(0 <= beta < 1 for beta in v),
+        "optim.adam_betas",
+    ),
+    Limit("a list of at least one path or hub id", lambda v: len(v) > 0, "data.train"),
+    Limit("null or 1 <= integer < 2**63", lambda v: v is None or 1 <= v < 2**63, "data.limit"),
+    Limit("0 <= integer < 2**63", lambda v: 0 <= v < 2**63, "run.seed"),
+    Limit(
+        "1 <= integer < 2**31",
         lambda v: 1 <= v < 2**31,
         "optim.epochs optim.pairs_per_step optim.windows_per_step run.log_every "
         "run.eval_every run.save_every run.keep samples.max_new_tokens",
     ),
-    "2 <= integer < 2**31": (
-        lambda v: 1 < v < 2**31,
+    Limit(
+        "2 <= integer < 2**31",
+        lambda v: 2 <= v < 2**31,
         "data.max_tokens data.max_prompt_tokens hardware.tokens_per_micro_batch",
     ),
-}
+]
+
+# The keys in which $VARIABLES are filled in.
 PATHS = frozenset(
-    "model tokenizer chat_template data.train data.eval reference.dir hardware.deepspeed samples.prompts samples.judge "
-    "run.dir".split()
-)  # the keys in which $VARIABLES are filled in
+    "model tokenizer chat_template data.train data.eval reference.dir hardware.deepspeed "
+    "samples.prompts samples.judge run.dir".split()
+)
+# Which variables. The resolved config is kept beside the model and sent to wandb, so that one that
+# may hold a secret is refused.
 VARIABLES = frozenset(
-    "HOME USER LOGNAME TMPDIR SCRATCH PSCRATCH WORK WORKDIR WRKDIR PROJECT STORE DATA DATA_DIR DATASETS MODELS MODEL_DIR "
-    "OUTPUT_DIR RUN_DIR HF_HOME XDG_CACHE_HOME ZEPHYR_CACHE SLURM_TMPDIR SLURM_SUBMIT_DIR SLURM_JOB_ID "
-    "SLURM_ARRAY_TASK_ID".split()
-)  # which ones: the resolved config is kept beside the model, and told to wandb
+    "HOME USER LOGNAME TMPDIR SCRATCH PSCRATCH WORK WORKDIR WRKDIR PROJECT STORE DATA DATA_DIR "
+    "DATASETS MODELS MODEL_DIR OUTPUT_DIR RUN_DIR HF_HOME XDG_CACHE_HOME ZEPHYR_CACHE SLURM_TMPDIR "
+    "SLURM_SUBMIT_DIR SLURM_JOB_ID SLURM_ARRAY_TASK_ID".split()
+)
 VARIABLE = re.compile(r"\$(?:\{([^}]*)\}?|([A-Za-z_]\w*))")
-WANTED = {int: "an integer", float: "a finite number", str: "a text", bool: "true or false"}
-NO_TEXT = re.compile(
-    r"[\x00-\x1f\x7f\ud800-\udfff]|^$"
-)  # in no path or name: control characters, half characters, nothing
-EXPONENT = re.compile(
-    r"[-+]?\d+\.?\d*[eE][-+]?\d{1,3}"
-)  # a number that YAML 1.1 takes for a text, as 5e-7
+
+TYPE_WORDS = {int: "an integer", float: "a finite number", str: "a string", bool: "true or false"}
+# What no path or name holds: control characters, half a surrogate pair, nothing at all.
+NOT_A_NAME = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]|^$")
+# A number that YAML 1.1 reads as a string, such as 5e-7.
+EXPONENT = re.compile(r"[-+]?\d+\.?\d*[eE][-+]?\d{1,3}")
+
+
+# ------------------------------------------------------------------------------------------- YAML
+
 LARGEST_YAML = 2**20  # bytes of a file, and values once its aliases are written out
-NOT_YAML = (
-    yaml.YAMLError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    RecursionError,
-)  # all that PyYAML raises
-
-
-def load(kind: type[C], path: str, overrides: Sequence[str] = ()) -> C:
-    """The config in the YAML file `path` with `key.sub=value` overrides, `$VARIABLES` in texts
-    filled in.
-
-    Raises: ConfigError naming the key, its value and what was wanted: unknown or missing key, wrong
-    type, value out of range, combination that can't work, file that can't be read."""
-    try:
-        repr(tree := read_yaml(Path(path)))  # no error can show thousands of digits
-    except (OSError, *NOT_YAML) as error:
-        raise ConfigError(
-            f"config {path}: {getattr(error, 'strerror', None) or f'not YAML: {error}'}"
-        ) from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"config {path}: a mapping of keys is wanted, got {type(tree).__name__}")
-    for override in overrides:
-        set_key(tree, override)
-    config = build(kind, tree, "")
-    check(config)
-    return config
+# All that PyYAML raises for a text that is no YAML.
+NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
 
 
 def read_yaml(path: Path) -> Value:
-    """What a YAML file holds. Raises: OSError, and whatever is in `NOT_YAML`, for one that can't be
-    read, is over `LARGEST_YAML`, or is none."""
+    """The value of a YAML file.
+
+    Raises:
+        OSError: for a file that cannot be read.
+        NOT_YAML: for one over `LARGEST_YAML` bytes, or that is not YAML.
+    """
     with path.open("rb") as file:
         content = file.read(LARGEST_YAML + 1)
     if len(content) > LARGEST_YAML:
@@ -289,40 +393,115 @@ def read_yaml(path: Path) -> Value:
 
 
 def parse_yaml(text: str) -> Value:
-    """The value of a YAML text. Raises: `NOT_YAML`, also where its anchors stand for more than
-    `LARGEST_YAML` values, or hold themselves."""
-    sizes: dict[int, int] = {}  # of a node, with all that its aliases stand for
+    """The value of a YAML text.
 
-    def size(node: yaml.Node) -> int:
-        if id(node) not in sizes:
-            sizes[id(node)] = (
-                LARGEST_YAML + 1
-            )  # while it is looked at: one that is met again holds itself
-            inner = node.value if isinstance(node, yaml.CollectionNode) else []
-            sizes[id(node)] = 1 + sum(
-                size(part)
-                for item in inner
-                for part in (item if isinstance(item, tuple) else (item,))
-            )
-        return sizes[id(node)]
-
-    if (root := yaml.compose(text, yaml.SafeLoader)) is not None and size(root) > LARGEST_YAML:
+    Raises:
+        NOT_YAML: also where its aliases stand for more than `LARGEST_YAML` values, or an anchor
+            contains itself.
+    """
+    root = yaml.compose(text, yaml.SafeLoader)
+    if root is not None and count_values(root, {}) > LARGEST_YAML:
         raise ValueError(f"its anchors stand for more than {LARGEST_YAML} values")
-    return yaml.safe_load(text)
+    value: Value = yaml.safe_load(text)
+    return value
+
+
+def count_values(node: yaml.Node, counts: dict[int, int]) -> int:
+    """Values below a node, itself included, with every alias counted as what it stands for.
+
+    Args:
+        counts: id of a node -> its count, filled in here.
+    """
+    if id(node) in counts:
+        return counts[id(node)]
+    counts[id(node)] = LARGEST_YAML + 1  # until it is known: a node met again contains itself
+    count = 1
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            count += count_values(item, counts)
+    elif isinstance(node, yaml.MappingNode):
+        for key, item in node.value:
+            count += count_values(key, counts) + count_values(item, counts)
+    counts[id(node)] = count
+    return count
+
+
+# -------------------------------------------------------------------------------------- the config
+
+
+def load(kind: type[C], path: str, overrides: Sequence[str] = ()) -> C:
+    """The config in the YAML file `path`, with `key.sub=value` overrides and $VARIABLES filled in.
+
+    Raises:
+        ConfigError: naming the key, its value and what was expected, for an unknown or missing key,
+            a wrong type, a value out of range, a combination that cannot work, or a file that
+            cannot be read.
+    """
+    try:
+        tree = read_yaml(Path(path))
+        repr(tree)  # raises for a number with thousands of digits, which no error could show
+    except OSError as error:
+        raise ConfigError(f"config {path}: {error.strerror or error}") from None
+    except NOT_YAML as error:
+        raise ConfigError(f"config {path}: not YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"config {path}: expected a mapping of keys, got {type(tree).__name__}")
+    for override in overrides:
+        set_key(tree, override)
+    config = build(kind, tree, "")
+    check(config)
+    return config
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The path of the config and the overrides among a command's arguments, in any order.
+
+    The first argument without `=`, or with a `/` before it, is the path. All others are overrides,
+    which `set_key` checks.
+
+    Raises:
+        ConfigError: for an unknown option, or where no argument is a path.
+    """
+    path = ""
+    overrides = []
+    for argument in arguments:
+        if argument.startswith("-"):
+            raise ConfigError(
+                f"unknown option {argument!r}: expected --dry-run or --help; a config key is "
+                "overridden as key.sub=value"
+            )
+        key, equals, _ = argument.partition("=")
+        if not path and (not equals or "/" in key):
+            path = argument
+        else:
+            overrides.append(argument)
+    if not path:
+        raise ConfigError(
+            f"no CONFIG.yaml among the arguments {' '.join(arguments)!r}; "
+            "write a path with = in its name as ./NAME"
+        )
+    return path, overrides
 
 
 def set_key(tree: dict[str, Value], override: str) -> None:
-    """Write `key.sub=value` into the tree; the value is read as YAML."""
+    """Write `key.sub=value` into the tree; the value is read as YAML.
+
+    Raises:
+        ConfigError: naming an override of another form.
+    """
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
-        raise ConfigError(f"override {override!r}: key.sub=value is wanted")
+        raise ConfigError(f"override {override!r}: expected key.sub=value")
     try:
-        repr(value := parse_yaml(text))
+        value = parse_yaml(text)
+        repr(value)  # as in `load`
     except NOT_YAML:
         raise ConfigError(f"override {override!r}: the value is not YAML") from None
     *parents, leaf = key.split(".")
     for parent in parents:
-        node = tree[parent] = {} if tree.get(parent) is None else tree[parent]
+        node = tree.get(parent)
+        if node is None:
+            node = tree[parent] = {}
         if not isinstance(node, dict):
             raise ConfigError(f"override {override!r}: {parent} is not a group of keys")
         tree = node
@@ -330,130 +509,326 @@ def set_key(tree: dict[str, Value], override: str) -> None:
 
 
 def build(kind: type[T], tree: Mapping[str, Value], prefix: str) -> T:
-    """The dataclass `kind` from a mapping; every key known, every value of the field's type."""
+    """The dataclass `kind` from a mapping.
+
+    Raises:
+        ConfigError: for an unknown or a missing key, or a value of another type.
+    """
     hints = get_type_hints(kind)
     for key in tree:
         if key not in hints:
             raise ConfigError(f"{prefix}{key}: unknown key; {nearest_key(str(key), prefix, kind)}")
     for spec in fields(kind):
-        if spec.name not in tree and spec.default is spec.default_factory is MISSING:
+        if spec.name not in tree and spec.default is MISSING and spec.default_factory is MISSING:
             raise ConfigError(f"{prefix}{spec.name}: missing; it is required")
-    return kind(**{key: read_value(hints[key], value, prefix + key) for key, value in tree.items()})
+    values = {key: read_value(hints[key], value, prefix + key) for key, value in tree.items()}
+    return kind(**values)
 
 
 def read_value(hint: object, value: Value, key: str) -> object:
-    """`value` as the type `hint`. Raises: ConfigError naming key, value and the wanted type."""
-    if is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise ConfigError(f"{key}: a group of keys is wanted, got {value!r}")
-        return build(hint, value, key + ".")
+    """`value` as the type `hint`.
+
+    Raises:
+        ConfigError: naming key, value and the expected type.
+    """
     origin, args = get_origin(hint), get_args(hint)
-    if origin is types.UnionType:  # `X | None`
+    if isinstance(hint, type) and is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{key}: expected a group of keys, got {value!r}")
+        return build(hint, value, f"{key}.")
+    if origin is types.UnionType:  # X | None
         return None if value is None else read_value(args[0], value, key)
     if origin is Literal:
         if value not in args or type(value) not in map(type, args):
-            raise ConfigError(
-                f"{key}: one of {', '.join(str(arg).lower() for arg in args)} is wanted, got {value!r}"
-            )
+            raise ConfigError(f"{key}: expected {type_words(hint)}, got {value!r}")
         return value
     if origin is dict:
         if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
-            raise ConfigError(f"{key}: a group of names is wanted, got {value!r}")
-        return {name: read_value(args[1], path, f"{key}.{name}") for name, path in value.items()}
+            raise ConfigError(f"{key}: expected a group of names, got {value!r}")
+        return {name: read_value(args[1], item, f"{key}.{name}") for name, item in value.items()}
     if origin is tuple:
-        if args[-1] is Ellipsis and (value is None or isinstance(value, str)):
-            value = [] if value is None else [value]  # null is none; one path is a list of one
-        length = "" if args[-1] is Ellipsis else f" of {len(args)}"
-        if not isinstance(value, list) or (length and len(value) != len(args)):
-            raise ConfigError(f"{key}: a list{length} is wanted, got {value!r}")
-        return tuple(read_value(args[0], item, f"{key}[{i}]") for i, item in enumerate(value))
-    if hint is float and (
-        (type(value) is int and abs(value) < 1e300)
-        or (isinstance(value, str) and EXPONENT.fullmatch(value))
-    ):
-        value = float(value)
-    value = fill_variables(value, key) if isinstance(value, str) else value
-    if (
-        type(value) is not hint
-        or (hint is float and not math.isfinite(value))
-        or (hint is str and NO_TEXT.search(value))
-    ):
-        raise ConfigError(f"{key}: {WANTED[hint]} is wanted, got {value!r}")
+        return read_list(args, value, key)
+    if isinstance(value, str):
+        value = fill_variables(value, key)
+    if hint is float:
+        value = read_number(value)
+    accepted = type(value) is hint
+    if isinstance(value, float) and not math.isfinite(value):
+        accepted = False
+    if isinstance(value, str) and NOT_A_NAME.search(value):
+        accepted = False
+    if not accepted:
+        raise ConfigError(f"{key}: expected {type_words(hint)}, got {value!r}")
+    return value
+
+
+def read_list(args: tuple[object, ...], value: Value, key: str) -> tuple[object, ...]:
+    """`value` as a tuple: `(X, ...)` of any length, `(X, X)` of two.
+
+    For one of any length, null is an empty list, and a single string a list of one.
+    """
+    any_length = args[-1] is Ellipsis
+    if any_length and value is None:
+        value = []
+    if any_length and isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list) or (not any_length and len(value) != len(args)):
+        length = "" if any_length else f" of {len(args)}"
+        raise ConfigError(f"{key}: expected a list{length}, got {value!r}")
+    return tuple(read_value(args[0], item, f"{key}[{i}]") for i, item in enumerate(value))
+
+
+def read_number(value: Value) -> Value:
+    """An integer, or a string that YAML 1.1 does not read as a number (5e-7), as a float; any other
+    value as it is."""
+    if type(value) is int and abs(value) < 1e300:
+        return float(value)
+    if isinstance(value, str) and EXPONENT.fullmatch(value):
+        return float(value)
     return value
 
 
 def fill_variables(text: str, key: str) -> str:
-    """The text with its $VARIABLES. Raises: ConfigError as `expand_variables`, for a variable in a
-    key that is no path, and for a text that holds a secret: it would be written to the run
-    folder."""
-    if key.partition("[")[0] not in PATHS and (found := VARIABLE.search(text)):
+    """The text with its $VARIABLES.
+
+    Raises:
+        ConfigError: as `expand_variables`, for a variable in a key that is no path, and for a text
+            that holds a secret, because it would be written to the run folder.
+    """
+    found = VARIABLE.search(text)
+    if found and key.partition("[")[0] not in PATHS:
         raise ConfigError(
-            f"{key}: variables are filled in where a path is wanted, got {found[0]!r}; a secret stays in the environment"
+            f"{key}: variables are filled in only where a path is expected, got {found[0]!r}; keep "
+            "secrets in the environment"
         )
     whole = expand_variables(text, key)
-    if found := find_secret(whole):
+    secret = find_secret(whole)
+    if secret:
         raise ConfigError(
-            f"{key}: a text without a secret is wanted, it holds {found}; keys stay in the environment"
+            f"{key}: expected a string without a secret, it holds {secret}; keep keys in the "
+            "environment"
         )
     return whole
 
 
 def expand_variables(text: str, key: str) -> str:
-    """The text with its $VARIABLES; one that names a file (or file:split) as it is, with `$` in its
-    name, stays so. Raises: ConfigError for a variable that is none of `VARIABLES` or is not set."""
-    if VARIABLE.search(text) and any(
-        os.path.lexists(name) for name in (text, text.partition(":")[0])
-    ):
-        return text
+    """The text with its $VARIABLES.
+
+    A text that names an existing file with `$` in its name, or such a file and its split
+    (`FILE:SPLIT`), stays as it is.
+
+    Raises:
+        ConfigError: for a variable that is not one of `VARIABLES`, or is not set.
+    """
+    if VARIABLE.search(text):
+        file = text.partition(":")[0]
+        if os.path.lexists(text) or os.path.lexists(file):
+            return text
     for found in VARIABLE.finditer(text):
         name = found[1] or found[2] or ""
         if name not in VARIABLES:
             raise ConfigError(
-                f"{key}: the variable {found[0]!r} is not among those that name folders or jobs: {', '.join(sorted(VARIABLES))}"
-                "; a secret stays in the environment, the config is kept beside the model"
+                f"{key}: the variable {found[0]!r} is not among those that name folders or jobs: "
+                f"{', '.join(sorted(VARIABLES))}; keep secrets in the environment, because the "
+                "config is kept beside the model"
             )
         if name not in os.environ:
             raise ConfigError(f"{key}: the variable {name} is not set")
     return VARIABLE.sub(lambda found: os.environ[found[1] or found[2]], text)
 
 
-def nearest_key(key: str, prefix: str, kind: type) -> str:
-    """The valid key that was most likely meant, in this group first, then anywhere in the
-    config."""
+def nearest_key(key: str, prefix: str, kind: type[DataclassInstance]) -> str:
+    """The valid key that was most likely meant: of this group, else of the whole config."""
     names = [spec.name for spec in fields(kind)]
-    close = difflib.get_close_matches(key, names, n=1, cutoff=0.5) or [
-        name for name in names if name.startswith(key)
-    ]
+    close = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    close += [name for name in names if name.startswith(key)]
     meant = [prefix + name for name in close]
-    meant += [
-        other
-        for root in (DPOConfig, SFTConfig)
-        for other in keys(root, "")
-        if other.split(".")[-1] == key
-    ]
-    return f"the nearest valid key is {meant[0]}" if meant else f"valid here: {', '.join(names)}"
+    for root in (DPOConfig, SFTConfig):
+        meant += [other for other in keys(root, "") if other.split(".")[-1] == key]
+    if not meant:
+        return f"valid here: {', '.join(names)}"
+    return f"the nearest valid key is {meant[0]}"
 
 
-def keys(kind: type, prefix: str) -> Iterator[str]:
-    """Every full key of a config dataclass."""
+def keys(kind: type[DataclassInstance], prefix: str) -> Iterator[str]:
+    """Every full key of a config dataclass, such as `optim.lr_peak`."""
     for name, hint in get_type_hints(kind).items():
-        yield from keys(hint, f"{prefix}{name}.") if is_dataclass(hint) else [prefix + name]
+        if isinstance(hint, type) and is_dataclass(hint):
+            yield from keys(hint, f"{prefix}{name}.")
+        else:
+            yield prefix + name
 
 
 def check(config: DPOConfig | SFTConfig) -> None:
-    """Ranges of single values and combinations of two. Raises: ConfigError."""
+    """Check the range of each value, and combinations of two.
+
+    Raises:
+        ConfigError: naming the key, its value and what was expected.
+    """
     known = set(keys(type(config), ""))
-    for wanted, (accepts, names) in LIMITS.items():
-        for key in names.split():
-            if key in known and not accepts(value := attrgetter(key)(config)):
-                raise ConfigError(f"{key}: {wanted} is wanted, got {value!r}")
-    if isinstance(config, DPOConfig) and config.data.max_prompt_tokens >= config.data.max_tokens:
+    for limit in LIMITS:
+        for key in limit.keys.split():
+            if key not in known:
+                continue
+            value = attrgetter(key)(config)
+            if not limit.accepts(value):
+                raise ConfigError(f"{key}: expected {limit.words}, got {value!r}")
+    data = config.data
+    if isinstance(config, DPOConfig) and data.max_prompt_tokens >= data.max_tokens:
         raise ConfigError(
-            f"data.max_prompt_tokens: less than data.max_tokens ({config.data.max_tokens}) is wanted, "
-            f"got {config.data.max_prompt_tokens}: no room would be left for a response"
+            f"data.max_prompt_tokens: expected less than data.max_tokens ({data.max_tokens}), got "
+            f"{data.max_prompt_tokens}: no tokens would be left for a response"
         )
 
 
 def to_yaml(config: DPOConfig | SFTConfig) -> str:
     """The resolved config, every key written: `config.yaml` of the run folder."""
-    return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
+    text: str = yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
+    return text
+
+
+# -------------------------------------------------------------------- documentation of the keys
+
+
+class Key(NamedTuple):
+    """What a reader wants to know of a config key. default: as YAML; "required" if it has none."""
+
+    name: str
+    type: str
+    default: str
+    meaning: str
+
+
+def describe_keys(kind: type[DataclassInstance], prefix: str = "") -> Iterator[Key]:
+    """Every key of a config dataclass, in the order of its fields."""
+    hints = get_type_hints(kind)
+    for spec in fields(kind):
+        hint, key = hints[spec.name], prefix + spec.name
+        if isinstance(hint, type) and is_dataclass(hint):
+            yield from describe_keys(hint, f"{key}.")
+            continue
+        words = [limit.words for limit in LIMITS if key in limit.keys.split()]
+        default = "required" if spec.default is MISSING else yaml_of(spec.default)
+        yield Key(key, words[0] if words else type_words(hint), default, meaning(kind, spec.name))
+
+
+def type_words(hint: object) -> str:
+    """The type of a key in words, as errors and the documentation name it."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is types.UnionType:
+        return f"{type_words(args[0])} or null"
+    if origin is Literal:
+        return f"one of {', '.join(str(arg).lower() for arg in args)}"
+    if origin is dict:
+        return "a group of names"
+    if origin is tuple:
+        return "a list of strings" if args[0] is str else f"a list of {len(args)} numbers"
+    assert isinstance(hint, type), hint
+    return TYPE_WORDS[hint]
+
+
+def yaml_of(value: object) -> str:
+    """A default as it is written in a YAML file: on one line, tuples as lists."""
+    plain = list(value) if isinstance(value, tuple) else value
+    text: str = yaml.safe_dump(plain, default_flow_style=True)
+    return text.removesuffix("...\n").strip().replace("e-0", "e-")
+
+
+def meaning(kind: type[DataclassInstance], name: str) -> str:
+    """The text below a field, of the dataclass itself or of the one that it inherits it from.
+
+    Raises:
+        LookupError: where there is none.
+    """
+    for parent in kind.__mro__:
+        if (parent.__name__, name) in field_docstrings():
+            return field_docstrings()[parent.__name__, name]
+    raise LookupError(f"{kind.__name__}.{name}: write its meaning as a string below the field")
+
+
+@lru_cache(maxsize=1)
+def field_docstrings() -> dict[tuple[str, str], str]:
+    """(dataclass, field) -> the string below the field, which Python itself does not keep."""
+    docstrings = {}
+    tree = ast.parse(Path(__file__).read_text(encoding="utf-8"))
+    for node in tree.body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        for statement, next_one in zip(node.body, node.body[1:]):
+            if not isinstance(statement, ast.AnnAssign) or not isinstance(next_one, ast.Expr):
+                continue
+            if isinstance(statement.target, ast.Name) and isinstance(next_one.value, ast.Constant):
+                text = " ".join(str(next_one.value.value).split())
+                docstrings[node.name, statement.target.id] = text
+    return docstrings
+
+
+def help_text(kind: type[DataclassInstance], usage: str) -> str:
+    """What `--help` of a training script prints. Args: usage: the docstring of the script."""
+    lines = [
+        usage.strip(),
+        "",
+        "options, anywhere on the line:",
+        "  --dry-run        print the plan and exit",
+        "  -h, --help       print this and exit",
+        "  key.sub=value    override a key of CONFIG.yaml; the value is read as YAML",
+        "",
+        "keys of CONFIG.yaml (type; default):",
+    ]
+    for key in describe_keys(kind):
+        lines.append(f"  {key.name}  ({key.type}; {key.default})")
+        lines += textwrap.wrap(key.meaning, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)
+
+
+def exit_on_help(kind: type[DataclassInstance], usage: str, arguments: Sequence[str]) -> None:
+    """Print the help and exit, where it is asked for. The scripts call it before they import torch,
+    which takes seconds."""
+    if {"-h", "--help"} & set(arguments):
+        print(help_text(kind, usage))
+        raise SystemExit(0)
+
+
+README_MARK = "<!-- keys: written by `make configs-readme` from zephyr/config.py; do not edit -->\n"
+
+
+def keys_as_markdown() -> str:
+    """One table per group of keys, for both training scripts."""
+    by_script = [{key.name: key for key in describe_keys(kind)} for kind in (DPOConfig, SFTConfig)]
+    dpo, sft = by_script
+    names = list(dpo) + [name for name in sft if name not in dpo]
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name.rpartition(".")[0], []).append(name)
+    lines = []
+    for group, members in groups.items():
+        lines += ["", f"### {group or 'Top level'}", ""]
+        lines.append("| key | type | train_dpo.py | train_sft.py | meaning |")
+        lines.append("|---|---|---|---|---|")
+        for name in members:
+            lines.append(markdown_row(name, dpo.get(name), sft.get(name)))
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def markdown_row(name: str, dpo: Key | None, sft: Key | None) -> str:
+    """A key with its default under either script; a dash where a script does not have it."""
+    first = dpo or sft
+    assert first is not None
+    text = first.meaning
+    if dpo is not None and sft is not None and dpo.meaning != sft.meaning:
+        text = f"train_dpo.py: {dpo.meaning} train_sft.py: {sft.meaning}"
+    defaults = [f"`{key.default}`" if key else "-" for key in (dpo, sft)]
+    cells = [f"`{name}`", first.type, *defaults, text]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def write_readme(path: Path) -> None:
+    """Replace what follows `README_MARK` in the file by the tables of keys."""
+    before, mark, _ = path.read_text(encoding="utf-8").partition(README_MARK)
+    if not mark:
+        raise BadInput(f"{path}: expected the line {README_MARK.strip()}")
+    path.write_text(f"{before}{mark}\n{keys_as_markdown()}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_readme(Path(sys.argv[1]))

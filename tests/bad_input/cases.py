@@ -105,13 +105,13 @@ CONFIG = {
     "integer a fraction": Case(given("optim.epochs=1.5"), ("optim.epochs", "1.5", "an integer")),
     "integer true": Case(given("optim.epochs=true"), ("optim.epochs", "True", "an integer")),
     "flag a text": Case(given("data.shuffle='no'"), ("data.shuffle", "'no'", "true or false")),
-    "text a number": Case(given("model=7"), ("model", "7", "a text")),
-    "text null": Case(given("run.dir="), ("run.dir", "None", "a text")),
-    "text empty": Case(given("run.dir=''"), ("run.dir", "''", "a text")),
-    "text of two lines": Case(given('model="a\\nb"'), ("model", r"'a\nb'", "a text")),
-    "text with a NUL": Case(given('run.dir="a\\0b"'), ("run.dir", r"'a\x00b'", "a text")),
+    "text a number": Case(given("model=7"), ("model", "7", "a string")),
+    "text null": Case(given("run.dir="), ("run.dir", "None", "a string")),
+    "text empty": Case(given("run.dir=''"), ("run.dir", "''", "a string")),
+    "text of two lines": Case(given('model="a\\nb"'), ("model", r"'a\nb'", "a string")),
+    "text with a NUL": Case(given('run.dir="a\\0b"'), ("run.dir", r"'a\x00b'", "a string")),
     "text with half a surrogate pair": Case(
-        given('run.dir="a\\uD800b"'), ("run.dir", r"'a\ud800b'", "a text")
+        given('run.dir="a\\uD800b"'), ("run.dir", r"'a\ud800b'", "a string")
     ),
     "text naming a secret": Case(
         given("run.wandb.name=$WANDB_API_KEY"), ("run.wandb.name", "WANDB_API_KEY", "environment")
@@ -120,7 +120,7 @@ CONFIG = {
     "group null": Case(given("data="), ("data", "None", "a group of keys")),
     "list a text": Case(given("data.train={a: b}"), ("data.train", "{'a': 'b'}", "a list")),
     "list empty": Case(given("data.train=[]"), ("data.train", "at least one")),
-    "list with a number": Case(given("data.eval=[a, 3]"), ("data.eval[1]", "3", "a text")),
+    "list with a number": Case(given("data.eval=[a, 3]"), ("data.eval[1]", "3", "a string")),
     "list too short": Case(
         given("optim.adam_betas=[0.9]"), ("optim.adam_betas", "[0.9]", "a list of 2")
     ),

@@ -319,7 +319,7 @@ def test_texts_in_parts(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> N
     image = [*parts("See"), {"type": "image_url", "image_url": "a.png"}]
     with pytest.raises(
         BadInput,
-        match=r"rows.jsonl:1: `messages\[0\].content\[1\]` is .*wanted parts of the type 'text'",
+        match=r"rows.jsonl:1: `messages\[0\].content\[1\]` is .*expected only parts of the type 'text'",
     ):
         load_texts(
             [
@@ -346,7 +346,7 @@ def test_speakers_and_calls() -> None:
         == SAID
     )
     with pytest.raises(
-        ValueError, match="'developer', wanted one of .*OpenAI's later name for `system`"
+        ValueError, match="'developer', expected one of .*OpenAI's later name for `system`"
     ):
         check_messages([{"role": "developer", "content": "S"}, *SAID])
     row = {

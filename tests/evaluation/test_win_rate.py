@@ -483,7 +483,7 @@ def test_a_real_server_that_does_not_judge(
         (lambda line, folder: line.pop(1), "two or more"),
         (lambda line, folder: line.__setitem__(0, "results=world:terse"), "other than results"),
         (lambda line, folder: line.__setitem__(0, "runs/nothing"), "no such folder or file"),
-        (lambda line, folder: line.__setitem__(0, "."), "a NAME=... other"),
+        (lambda line, folder: line.__setitem__(0, "."), "expected NAME=... before it, other"),
         (lambda line, folder: line.__setitem__(0, "a=elsewhere:x"), "no such folder or file"),
         (lambda line, folder: line.extend(["--by", "colour"]), "'colour|colour: prompt"),
         (

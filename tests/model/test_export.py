@@ -1,6 +1,7 @@
 """Export in shards, generation through the template, and records for wandb without a login."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,6 +106,25 @@ def test_export_in_many_shards_holds_one_at_a_time(
     again = AutoModelForCausalLM.from_pretrained(folder)
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), policy.lm.parameters()))
     assert not list(tmp_path.glob("model.*"))
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+@pytest.mark.parametrize("shard_bytes", [60_000, 2**30])
+def test_every_file_of_an_export_has_the_permissions_of_a_new_file(
+    umask: int, shard_bytes: int, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One shard and many. Fails where safetensors' own mode, 0600, is left: others in the group
+    could read config.json, but not the weights."""
+    monkeypatch.setattr(exporting, "shard_names", lambda sizes: shard_names(sizes, shard_bytes))
+    config = DPOConfig(model=str(tiny), data=Data(train=("pairs.jsonl",)))
+    before = os.umask(umask)
+    try:
+        folder = export_once(tiny, tmp_path, config)
+    finally:
+        os.umask(before)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert (len(list(folder.glob("*.safetensors"))) > 1) == (shard_bytes == 60_000)
+    assert {oct(path.stat().st_mode & 0o777) for path in files} == {oct(0o666 & ~umask)}
 
 
 def export_once(tiny: Path, tmp_path: Path, config: DPOConfig) -> Path:
@@ -448,7 +468,7 @@ def test_a_rotary_embedding_that_version_4_has_no_key_for_is_noted(
     assert notes == [] and one["rope_theta"] == 7e5 and one["rope_scaling"]["factor"] == 4.0
     for name, local in (("base", LOCAL), ("type", {**FULL, "factor": 2.0})):
         found, notes = version_4(config(FULL, local), tmp_path / name, tokenizer)
-        assert len(notes) == 1 and "transformers 5 alone reads" in notes[0]
+        assert len(notes) == 1 and "only transformers 5 reads" in notes[0]
         assert "rope_theta" not in found and "rope_scaling" not in found
     scaled = GPTNeoXConfig(
         **SHAPE,
@@ -508,7 +528,7 @@ def test_a_tokenizer_is_written_for_both_versions(tiny: Path, tmp_path: Path) ->
         and again("a <|turn|>")["input_ids"] == tokenizer("a <|turn|>")["input_ids"]
     )
     note = save_tokenizer(Wrong(tokenizer), tmp_path)
-    assert len(note) == 1 and "AutoTokenizer makes other ids than those of training" in note[0]
+    assert len(note) == 1 and "AutoTokenizer makes other ids than training did" in note[0]
 
 
 class Wrong:

@@ -512,7 +512,7 @@ def test_learned_positions_are_an_end(tmp_path: Path) -> None:
     pairs = [EncodedPair("a", [1] * 10, [2] * 6, [3] * 2), EncodedPair("b", [1] * 10, [2] * 7, [3])]
     for policy in (load_policy(tmp_path), load_policy(tmp_path, max_tokens=16)):
         assert policy(collate_pairs(pairs, [0])).isfinite().all()
-        with pytest.raises(ValueError, match="a sequence of 17 tokens is packed"):
+        with pytest.raises(ValueError, match="a packed sequence has 17 tokens"):
             policy(collate_pairs(pairs, [1]))
 
 
@@ -788,7 +788,7 @@ def test_fixed_frequencies_are_for_so_many_tokens_and_no_more(tmp_path: Path) ->
     )
     with pytest.raises(
         ValueError,
-        match="a sequence of 25 tokens is packed, and the positions of this LlamaForCausalLM are those of 24",
+        match="a packed sequence has 25 tokens, and the positions of this LlamaForCausalLM are made for at most 24",
     ):
         policy(collate_pairs([pair], [0]))
 

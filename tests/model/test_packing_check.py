@@ -62,7 +62,7 @@ def one_long_sequence(patch: pytest.MonkeyPatch) -> None:
             kernel,
             module,
             *given,
-            layout=replace(layout, query_lengths=(tokens,), key_lengths=(tokens,), appended_M=None),
+            layout=replace(layout, query_lengths=(tokens,), key_lengths=(tokens,), appended_A=None),
             **more,
         )
 

@@ -168,11 +168,11 @@ MUTANTS: list[Mutant] = [
         (
             (
                 "return torch.cat([key_NKE[: layout.num_own_keys], "
-                "key_NKE.index_select(0, layout.appended_M)])"
+                "key_NKE.index_select(0, layout.appended_A)])"
             ),
             (
                 "return torch.cat([key_NKE[: layout.num_own_keys], "
-                "-key_NKE.index_select(0, layout.appended_M)])"
+                "-key_NKE.index_select(0, layout.appended_A)])"
             ),
         ),
         ("append_shared_keys(value_NKE, layout),", "append_shared_keys(key_NKE, layout),"),

@@ -18,7 +18,15 @@ from runs import ledger, records
 
 from zephyr.cli import main
 from zephyr.report import write_html, write_report
-from zephyr.report.chart import HEIGHT, WIDTH, axis_ticks, chart, downsample, format_number
+from zephyr.report.chart import (
+    HEIGHT,
+    WIDTH,
+    Curve,
+    axis_ticks,
+    chart,
+    downsample,
+    format_number,
+)
 from zephyr.report.page import CHARTS
 
 
@@ -232,13 +240,14 @@ def test_axes() -> None:
         heights = [
             float(y)
             for y in re.findall(
-                r'cy="([^"]*)"', chart([("c", "red", False, [(0, 0.01), (1, 1.0), (2, 0.1)])], log)
+                r'cy="([^"]*)"',
+                chart([Curve("c", "red", False, [(0, 0.01), (1, 1.0), (2, 0.1)])], log),
             )
         ]
         assert heights[0] > heights[2] > heights[1]
         assert (heights[0] - heights[2] == pytest.approx(heights[2] - heights[1], abs=0.2)) is log
-    assert chart([("c", "red", False, [(0, None)])]) == "" and 'cx="' in chart(
-        [("c", "red", True, [(7, 2.0)])]
+    assert chart([Curve("c", "red", False, [(0, None)])]) == "" and 'cx="' in chart(
+        [Curve("c", "red", True, [(7, 2.0)])]
     )
 
 

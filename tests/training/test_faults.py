@@ -87,7 +87,7 @@ def test_a_killed_rank_ends_the_run_which_goes_on(
         process.wait(timeout=60)
     status = json.loads((run / "status.json").read_text())
     assert not (run / "model").exists() and status["code"] == 1
-    assert ("rank 0 ended without a word" if rank == 0 else "another rank ended") in status[
+    assert ("rank 0 ended without a message" if rank == 0 else "another rank ended") in status[
         "message"
     ]
     if rank == 0:  # what follows is the same
@@ -151,7 +151,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     for path in strangers:
         assert (
             path.exists()
-            and f"{path} is no checkpoint (step-N, a folder): it is ignored" in result.stderr
+            and f"{path} is ignored: it is not a checkpoint (a folder named step-N)"
+            in result.stderr
         )
     assert result.stderr.count("it is ignored") == len(strangers)
     Path(copy).unlink()

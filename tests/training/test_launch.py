@@ -19,7 +19,7 @@ import yaml
 from processes import ROOT
 from runs import write_config
 
-from zephyr.config import BadInput, DPOConfig, load
+from zephyr.config import BadInput, DPOConfig, help_text, load
 from zephyr.training import launch as launching
 from zephyr.training.engine import Engine
 from zephyr.training.folder import RunFolder
@@ -140,7 +140,10 @@ def test_an_error_is_raised_and_kept(started: Started, capsys: pytest.CaptureFix
         started.status()["message"].startswith("another rank ended")
         and LOST in started.status()["message"]
     )
-    assert "error: another rank ended or can't be reached; started again" in capsys.readouterr().err
+    assert (
+        "error: another rank ended or cannot be reached; start the run again"
+        in capsys.readouterr().err
+    )
 
 
 def close() -> None:
@@ -190,9 +193,23 @@ def test_what_is_known_before_a_process_group_ends_before_it(
 
 @pytest.mark.parametrize("arguments,code", [((), 2), (("--help",), 0), (("x.yaml", "-h"), 0)])
 def test_usage(arguments: tuple[str, ...], code: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """Fails where help trains, or a call without a config is a success."""
+    """Fails where help trains, does not list the keys, or a call without a config is a success."""
     assert launch(DPOConfig, pytest.fail, pytest.fail, "the usage", list(arguments)) == code
-    assert capsys.readouterr().out == "the usage\n"
+    assert capsys.readouterr().out == help_text(DPOConfig, "the usage") + "\n"
+
+
+def test_overrides_stand_anywhere(started: Started) -> None:
+    """Fails where an override or `--dry-run` in front of the config is taken for the config."""
+    arguments = ["beta=0.2", "--dry-run", str(started.config), "data.limit=4", "optim.epochs=1"]
+    trained: list[DPOConfig] = []
+
+    def train(_: Engine, config: DPOConfig, folder: RunFolder | None) -> None:
+        assert folder is None
+        trained.append(config)
+
+    assert launch(DPOConfig, lambda _: None, train, "the usage", arguments) == 0
+    (config,) = trained
+    assert (config.beta, config.data.limit, config.optim.epochs) == (0.2, 4, 1)
 
 
 def asks(engine: SimpleNamespace, number: signal.Signals) -> None:

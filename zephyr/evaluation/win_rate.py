@@ -68,7 +68,7 @@ def evaluate_win_rate(
     """Let all models answer the prompts, and the judge compare each model with every one before it.
 
     Args:
-        models: each a model folder, a SPEC or a file of answers, with NAME= before it if it needs one.
+        models: each `[NAME=]` and a model folder, a SPEC or a file of answers.
         prompts: sources of prompt rows.
         ask: asks a teacher; the same request always gets the same reply.
         out: folder for NAME.jsonl of answers and verdicts.jsonl.
@@ -80,18 +80,11 @@ def evaluate_win_rate(
 
     Returns: the results of `compare_models`, and who judged: name, versions, templates.
 
-    Raises: BadInput for models without distinct names, no prompts, prompts without the field `by`."""
+    Raises: BadInput as `open_contender` and `require_comparable`."""
     contenders = [open_contender(argument, open_teacher) for argument in models]
     names = [contender.name for contender in contenders]
     rows = list(read_prompts(prompts))
-    if len({name.lower() for name in names}) < max(2, len(names)) or not rows:
-        raise BadInput(
-            f"expected two or more models of different names, and prompts; got {', '.join(names)}; "
-            f"{len(rows)} prompts"
-        )
-    lacking = [row["prompt_id"] for row in rows if by and by not in row]
-    if lacking:
-        raise BadInput(f"--by {by}: prompt {lacking[0]!r} has no such field")
+    require_comparable(names, rows, by)
     by_people = read_human_labels(labels, names, rows) if labels else [None] * len(rows)
     versions: set[str] = set()
 
@@ -115,6 +108,19 @@ def evaluate_win_rate(
         "versions": sorted(versions),
         "templates": digests(panel.templates),
     }
+
+
+def require_comparable(names: Sequence[str], prompts: Sequence[Row], by: str | None) -> None:
+    """Raises: BadInput for fewer than two models of distinct names, for no prompts, and for a
+    prompt without the field `by`."""
+    if len({name.lower() for name in names}) < max(2, len(names)) or not prompts:
+        raise BadInput(
+            f"expected two or more models of different names, and prompts; got {', '.join(names)}; "
+            f"{len(prompts)} prompts"
+        )
+    lacking = [prompt_id(row) for row in prompts if by and by not in row]
+    if lacking:
+        raise BadInput(f"--by {by}: prompt {lacking[0]!r} has no such field")
 
 
 def open_contender(argument: str, open_teacher: OpenTeacher) -> Contender:
@@ -213,8 +219,8 @@ def conversation(row: Row) -> list[dict[str, str]]:
 def read_human_labels(
     path: Path, names: Sequence[str], prompts: Sequence[Row]
 ) -> list[float | None]:
-    """Points of the second of two models at each prompt, from rows of prompt_id and preferred: 1, 0,
-    or 0.5 for a tie; None without a label. Raises: BadInput for another name."""
+    """Points of the second of two models at each prompt, from rows of prompt_id and preferred: 1,
+    0, or 0.5 for a tie; None without a label. Raises: BadInput for another name."""
     points = {names[1]: 1.0, names[0]: 0.0, "tie": 0.5}
     labels = read_stored(path, "preferred")
     others = set(labels.values()) - (points.keys() if len(names) == 2 else set())

@@ -1,4 +1,16 @@
-"""Lengths become a plan of integers; chosen examples become one packed row of tensors."""
+"""Lengths become a plan of integers; the examples of a micro-batch become one packed row."""
 
-from zephyr.packing.collate import Layout, PackedBatch, collate_pairs, collate_texts  # noqa: F401
-from zephyr.packing.plan import Plan, Step, best_fit, plan_epochs, plan_pass  # noqa: F401
+from zephyr.packing.collate import Layout, PackedBatch, collate_pairs, collate_texts
+from zephyr.packing.plan import Plan, Step, best_fit, plan_epochs, plan_pass
+
+__all__ = [
+    "Layout",
+    "PackedBatch",
+    "Plan",
+    "Step",
+    "best_fit",
+    "collate_pairs",
+    "collate_texts",
+    "plan_epochs",
+    "plan_pass",
+]

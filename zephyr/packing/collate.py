@@ -1,19 +1,26 @@
-"""Chosen examples become one packed row of tensors with the layout that attention needs.
+"""The examples of a micro-batch become one packed row of tensors, with the layout attention needs.
 
-N packed tokens of the row, S segments (what one causal attention runs over), M keys appended for
-shared prompts, T scored tokens (targets), R responses or documents that log-probs are summed over.
-
-A pair shares its prompt: the row is `prompt chosen` of every pair, then `rejected` of every pair:
+A row has no padding and no batch dimension: segments follow each other, and each attends only to
+itself. A preference pair shares its prompt: the prompt is computed once, for both responses. The
+row is `prompt chosen` of every pair, then `rejected` of every pair:
 
     row      P1 C1  P2 C2 | R1  R2            queries, S = 4 segments: P1C1  P2C2  R1  R2
-    keys     P1 C1  P2 C2 | P1 R1  P2 R2      the same segments; R1 sees P1 R1, aligned at its last token
+    keys     P1 C1  P2 C2 | P1 R1  P2 R2      the same segments; R1 sees the keys P1 R1
 
-so one variable-length attention call does it, with causality aligned at the bottom right where a
-segment has more keys than queries. The positions of R start at len(P). The last prompt token
-predicts the first token of both responses."""
+One variable-length attention call computes the whole row: where a segment has more keys than
+queries, the causal mask is aligned at the bottom right (`zephyr.model.attention`). The positions of
+R start at len(P). The last token of a prompt predicts the first token of both responses.
+
+Shape letters:
+    N  tokens of the row
+    S  segments of the row; one segment is one causal attention
+    A  keys appended to the row's own, for the rejected responses of shared prompts
+    T  scored tokens: those with a log-probability in the loss
+    R  responses (two a pair, all chosen before all rejected) or texts: T is the sum over R
+"""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate, chain
 
 import torch
@@ -24,89 +31,122 @@ from zephyr.chat import EncodedPair, EncodedText
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the segments of a row lie. Host numbers are plain integers: reading them never waits
-    for a device."""
+    """Where the segments of a row begin and end, and which keys each of them sees.
 
-    query_lengths: tuple[int, ...]  # of each segment, as they follow each other in the row
-    key_lengths: tuple[int, ...]  # of each segment, >= its query length
-    cu_query: Tensor  # int32 [S+1], cumulative query lengths
-    cu_key: Tensor  # int32 [S+1]; the same tensor as cu_query where no prompt is shared
-    num_own_keys: int  # the first so many tokens of the row are their own keys
-    appended_M: Tensor | None  # int64: row positions of the keys that follow; each occurs once
+    Lengths are Python integers: reading them never waits for a device.
+    """
+
+    query_lengths: tuple[int, ...]  # S lengths, in the order of the row; they sum to N
+    key_lengths: tuple[int, ...]  # S lengths, each >= its query length
+    cu_query: Tensor  # int32 [S + 1], cumulative query lengths, from 0 to N
+    cu_key: Tensor  # int32 [S + 1]; the same tensor as cu_query where no prompt is shared
+    num_own_keys: int  # so many tokens, from the start of the row, are their own keys
+    appended_A: Tensor | None  # int64, row positions of the keys after those; none occurs twice
 
     @property
     def max_query(self) -> int:
+        """Queries of the longest segment."""
         return max(self.query_lengths)
 
     @property
     def max_key(self) -> int:
+        """Keys of the longest segment: the tokens of the longest sequence in the row."""
         return max(self.key_lengths)
+
+    def to(self, device: torch.device | str) -> "Layout":
+        """The same layout with its tensors on a device."""
+        cu_query = copy_tensor(self.cu_query, device)
+        one_tensor = self.cu_key is self.cu_query
+        return Layout(
+            self.query_lengths,
+            self.key_lengths,
+            cu_query,
+            cu_query if one_tensor else copy_tensor(self.cu_key, device),
+            self.num_own_keys,
+            None if self.appended_A is None else copy_tensor(self.appended_A, device),
+        )
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """One micro-batch. Log-probs are wanted of `targets_T`, each predicted by the hidden state at
-    `scored_T`.
+    """One micro-batch: a row of tokens, and the tokens whose log-probabilities the loss needs.
 
-    Scored tokens lie response by response: pair i's chosen is response i, its rejected is response
-    P + i."""
+    The hidden state at position `scored_T[t]` predicts the token `targets_T[t]`. Scored tokens lie
+    response by response. In a batch of pairs, the chosen response of pair i is response i and its
+    rejected response is response `units + i`.
+    """
 
-    tokens_N: Tensor  # int64
-    positions_N: Tensor  # int64
+    tokens_N: Tensor  # int64, token ids
+    positions_N: Tensor  # int64, position of each token in its own sequence
     layout: Layout
     scored_T: Tensor  # int64, positions in the row
     targets_T: Tensor  # int64, token ids
-    response_tokens_R: Tensor  # int64, scored tokens of each response; sums to T
-    num_unique_scored: int  # the first so many of scored_T hold no position twice, nor the rest
-    indices: tuple[int, ...]  # of the examples, as the plan names them
-    units: int  # what a loss sum is divided by, over all ranks: pairs or targets
+    response_tokens_R: Tensor  # int64, scored tokens of each response; they sum to T
+    num_unique_scored: (
+        int  # no position occurs twice among the first so many of scored_T, nor after
+    )
+    indices: tuple[int, ...]  # of the examples, as the plan numbers them
+    units: int  # pairs, or target tokens: the loss is divided by their sum over all ranks
 
     def to(self, device: torch.device | str) -> "PackedBatch":
-        """The same batch on a device; to a GPU by way of pinned memory, so that the host does not
-        wait for the copy."""
+        """The same batch on a device.
 
-        def moved(value: object) -> object:
-            if isinstance(value, Layout):
-                same = value.cu_key is value.cu_query
-                fields = {k: moved(v) for k, v in vars(value).items()}
-                return Layout(**{**fields, "cu_key": fields["cu_query"]} if same else fields)
-            return (
-                (value.pin_memory() if on_gpu else value).to(device, non_blocking=on_gpu)
-                if isinstance(value, Tensor)
-                else value
-            )
+        Copies to a GPU go through pinned memory, so the host does not wait for them.
+        """
+        return PackedBatch(
+            copy_tensor(self.tokens_N, device),
+            copy_tensor(self.positions_N, device),
+            self.layout.to(device),
+            copy_tensor(self.scored_T, device),
+            copy_tensor(self.targets_T, device),
+            copy_tensor(self.response_tokens_R, device),
+            self.num_unique_scored,
+            self.indices,
+            self.units,
+        )
 
-        on_gpu = torch.device(device).type == "cuda"
-        return replace(self, **{k: moved(v) for k, v in vars(self).items()})
+
+def copy_tensor(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on a device; to a GPU from pinned memory, without waiting."""
+    if torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def collate_pairs(
     examples: Sequence[EncodedPair], indices: Sequence[int], *, prefix_sharing: bool = True
 ) -> PackedBatch:
-    """Preference pairs `examples[i]` as one row, each prompt once (`prefix_sharing`) or with either
-    response.
+    """Pack the preference pairs `examples[i]`, i in `indices`, into one row.
 
-    No indices: a row of one token that scores nothing, for a rank with nothing to do in a
-    micro-batch. Raises: ValueError naming an example with an empty prompt or response."""
+    Args:
+        examples: all encoded pairs of the data set.
+        indices: the pairs of this micro-batch. None: the row is one token and scores nothing, for a
+            rank that has no pairs in a micro-batch but must join the collectives.
+        prefix_sharing: compute each prompt once, as drawn at the top of this module. False: the row
+            is `prompt chosen` of every pair, then `prompt rejected` of every pair.
+
+    Raises:
+        ValueError: a prompt or response is empty; names the example.
+    """
     pairs = [examples[i] for i in indices]
     for i, pair in zip(indices, pairs):
         if not (pair.prompt_ids and pair.chosen_ids and pair.rejected_ids):
             raise ValueError(
                 f"example {i}: prompt, chosen and rejected need at least one token each"
             )
-    first = len(pairs)  # of what belongs to the rejected responses, in each list here
+    # All lists below have two entries a pair: those of the chosen responses, then, from `first`
+    # on, those of the rejected ones.
+    first = len(pairs)
     prompts = [pair.prompt_ids for pair in pairs] * 2
     responses = [pair.chosen_ids for pair in pairs] + [pair.rejected_ids for pair in pairs]
     segments = [prompt + response for prompt, response in zip(prompts, responses)]
     key_lengths = [len(segment) for segment in segments]
     if prefix_sharing:
         segments[first:] = responses[first:]
-    # Where each response lies in the row, and where the prompt before it ends, whose last token
-    # predicts its first.
-    places = [
-        range(end - len(response), end)
-        for end, response in zip(accumulate(map(len, segments)), responses)
-    ]
+    # The positions of each response in the row, and the end of its prompt, whose last token
+    # predicts the first of the response.
+    ends = accumulate(len(segment) for segment in segments)
+    places = [range(end - len(response), end) for end, response in zip(ends, responses)]
     prompt_ends = [place.start for place in places]
     appended: list[int] = []
     if prefix_sharing:
@@ -120,32 +160,35 @@ def collate_pairs(
         appended,
         scored,
         responses,
-        num_unique_scored=sum(map(len, responses[:first])),
+        num_unique_scored=sum(len(response) for response in responses[:first]),
         indices=indices,
         units=len(pairs),
     )
 
 
 def collate_texts(examples: Sequence[EncodedText], indices: Sequence[int]) -> PackedBatch:
-    """Texts `examples[i]` (SFT) as one row, each attending to itself alone; the log-probs of their
-    target tokens.
+    """Pack the texts `examples[i]`, i in `indices`, into one row (SFT); each attends to itself.
 
-    No indices: as in collate_pairs. Raises: ValueError naming an example that is empty or begins
-    with a target."""
+    Args:
+        examples: all encoded texts of the data set.
+        indices: the texts of this micro-batch; none: as in `collate_pairs`.
+
+    Raises:
+        ValueError: a text is empty, or its first token is a target; names the example.
+    """
     texts = [examples[i] for i in indices]
     for i, text in zip(indices, texts):
         if not text.ids or text.is_target[0]:
             raise ValueError(
-                f"example {i}: at least one token is wanted, the first, which nothing predicts, no target"
+                f"example {i}: expected at least one token, and a first token that is no target "
+                "(nothing predicts it)"
             )
     lengths = [len(text.ids) for text in texts]
+    starts = accumulate(lengths, initial=0)
     places = [[j for j, is_target in enumerate(text.is_target) if is_target] for text in texts]
     targets = [[text.ids[j] for j in of_text] for text, of_text in zip(texts, places)]
-    scored = [
-        [start + j - 1 for j in of_text]
-        for start, of_text in zip([0, *accumulate(lengths)], places)
-    ]
-    units = sum(map(len, targets))
+    scored = [[start + j - 1 for j in of_text] for start, of_text in zip(starts, places)]
+    units = sum(len(of_text) for of_text in targets)
     return pack(
         [text.ids for text in texts],
         lengths,
@@ -169,18 +212,18 @@ def pack(
     indices: Sequence[int],
     units: int,
 ) -> PackedBatch:
-    """Python lists as the tensors of a batch; without a segment, of one that is one token and
-    scores nothing.
+    """Turn Python lists into the tensors of a batch.
 
-    Positions end where the segment's keys do: a rejected response of its own continues those of the
-    shared prompt."""
+    Positions of a segment end at its number of keys: a rejected response continues the positions of
+    the prompt that it shares.
 
-    def flat(lists: Iterable[Iterable[int]]) -> Tensor:
-        return torch.tensor([*chain.from_iterable(lists)], dtype=torch.int64)
-
-    def cumulative(lengths: list[int]) -> Tensor:
-        return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
-
+    Args:
+        segments: token ids of the S segments. None: the row is one token and scores nothing.
+        key_lengths: keys of each segment.
+        appended: row positions of the keys after the row's own, as `Layout.appended_A`.
+        scored: row positions that predict the targets of each response.
+        targets: token ids of those targets.
+    """
     segments, key_lengths = segments or [[0]], key_lengths or [1]
     query_lengths = [len(segment) for segment in segments]
     cu_query = cumulative(query_lengths)
@@ -192,18 +235,25 @@ def pack(
         sum(key_lengths) - len(appended),
         torch.tensor(appended) if appended else None,
     )
-    positions_N = flat(
-        range(keys - queries, keys) for queries, keys in zip(query_lengths, key_lengths)
-    )
-    response_tokens_R = torch.tensor([len(places) for places in scored], dtype=torch.int64)
+    positions = [range(keys - queries, keys) for queries, keys in zip(query_lengths, key_lengths)]
     return PackedBatch(
         flat(segments),
-        positions_N,
+        flat(positions),
         layout,
         flat(scored),
         flat(targets),
-        response_tokens_R,
+        torch.tensor([len(of_response) for of_response in scored], dtype=torch.int64),
         num_unique_scored,
         tuple(indices),
         units,
     )
+
+
+def flat(lists: Iterable[Iterable[int]]) -> Tensor:
+    """The lists, one after the other, as one int64 tensor."""
+    return torch.tensor([*chain.from_iterable(lists)], dtype=torch.int64)
+
+
+def cumulative(lengths: list[int]) -> Tensor:
+    """int32 [S + 1]: where each segment begins, and where the last one ends."""
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)

@@ -1,8 +1,11 @@
 """Lengths become a plan of integers: step -> rank -> micro-batch -> example indices.
 
-A pure function of lengths, seed and config, so every rank computes the same one, the learning-rate
-schedule is known before step 0, and resuming is a step number. A step holds the same examples for
-any number of ranks."""
+The plan is a pure function of lengths, seed and config, made before any tensor. So every rank
+computes the same plan, the learning-rate schedule is known before step 0, and a run resumes from a
+step number. A step holds the same examples for any number of ranks.
+
+Lengths and budgets are in tokens; a cost is in any unit of work.
+"""
 
 import heapq
 import random
@@ -10,60 +13,73 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from typing import NamedTuple
 
+MicroBatch = list[int]  # example indices
+MAX_IMBALANCE = 1.01  # of the most loaded rank over the mean rank, above which ranks are rebalanced
+
 
 class Step(NamedTuple):
-    """One optimiser step: `ranks[r][m]` are the example indices of micro-batch m on rank r.
+    """One optimiser step: `ranks[r][m]` holds the example indices of micro-batch m on rank r.
 
-    Every rank has the same number of micro-batches (the collectives of ZeRO-3 run in lock-step);
-    one may be empty."""
+    Every rank has the same number of micro-batches, as the collectives of ZeRO-3 run in lock-step;
+    some may be empty.
+    """
 
     epoch: float  # passes over the examples completed before this step
-    ranks: list[list[list[int]]]
+    ranks: list[list[MicroBatch]]
 
     def examples(self) -> list[int]:
-        """The example indices of the step, the same for any number of ranks, ascending."""
-        return sorted(
-            i for micro_batches in self.ranks for micro_batch in micro_batches for i in micro_batch
-        )
+        """The example indices of the step, ascending; the same for any number of ranks."""
+        return sorted(i for rank in self.ranks for micro_batch in rank for i in micro_batch)
 
 
 class Plan(NamedTuple):
-    """All steps of a run, with how well they fill the hardware."""
+    """All steps of a run, and how well they use the hardware."""
 
     steps: list[Step]
-    tokens: int  # real tokens, all steps
+    tokens: int  # real tokens of all steps
     fill_ratio: float  # real tokens / (micro-batches that are not empty x budget)
     imbalance: float  # sum over steps of the most loaded rank's cost / sum of the mean rank's
 
 
 def best_fit(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Bins of indices, none over `budget` tokens: longest first, into the fullest bin with room;
-    alike on every rank.
+    """Pack items into bins of at most `budget` tokens by best-fit decreasing.
 
-    Best-fit decreasing (Ding et al. 2024, arXiv:2404.10830). O(n log n). Raises: ValueError naming
-    the first example over the budget (examples are cut when they are encoded, never here)."""
+    Each item, longest first, goes into the fullest bin that has space for it (Ding et al. 2024,
+    arXiv:2404.10830). O(n log n). The result depends on the arguments only, so all ranks agree.
+
+    Args:
+        lengths: tokens of each item.
+        budget: most tokens of a bin.
+
+    Returns:
+        The bins, each a list of indices into `lengths`.
+
+    Raises:
+        ValueError: an item is empty or longer than the budget; names the first. (Examples are
+            truncated when they are encoded, never here.)
+    """
     bins: list[list[int]] = []
-    with_room: dict[int, list[list[int]]] = {}  # bins by their free tokens
-    rooms: list[int] = []  # the free tokens that some bin has, ascending
+    bins_by_space: dict[int, list[list[int]]] = {}  # free tokens -> the bins that have so many
+    spaces: list[int] = []  # the keys of bins_by_space, ascending
     for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
         length = int(lengths[i])
         if not 0 < length <= budget:
             raise ValueError(
-                f"example {i} has {length} tokens; 1 to {budget} (the budget) are wanted"
+                f"example {i} has {length} tokens, expected 1 to {budget} (the budget)"
             )
-        fitting = bisect_left(rooms, length)
-        if fitting < len(rooms):
-            room = rooms[fitting]
-            fullest = with_room[room].pop()
-            if not with_room[room]:
-                del with_room[room], rooms[fitting]
+        fitting = bisect_left(spaces, length)  # of the smallest space that suffices
+        if fitting < len(spaces):
+            space = spaces[fitting]
+            fullest = bins_by_space[space].pop()
+            if not bins_by_space[space]:
+                del bins_by_space[space], spaces[fitting]
         else:
-            room, fullest = budget, []
+            space, fullest = budget, []
             bins.append(fullest)
         fullest.append(i)
-        if room - length not in with_room:
-            insort(rooms, room - length)
-        with_room.setdefault(room - length, []).append(fullest)
+        if space - length not in bins_by_space:
+            insort(spaces, space - length)
+        bins_by_space.setdefault(space - length, []).append(fullest)
     return bins
 
 
@@ -79,39 +95,42 @@ def plan_epochs(
     window_tokens: int | None = None,
     costs: Sequence[float] | None = None,
 ) -> Plan:
-    """Every example exactly once an epoch, in optimiser steps of `per_step` units balanced over
-    `ranks`.
+    """Plan a training run: every example exactly once an epoch, balanced over the ranks.
 
-    A unit is one example (DPO: a pair) or, with `window_tokens`, one window of examples that best
-    fit fills (SFT). Windows say which examples make a step; micro-batches are filled with examples,
-    whatever their window: they never see each other. The last step of an epoch keeps what is left;
-    the loop divides by its own count. shuffle=False orders units by first example. Args: lengths:
-    packed tokens of each example. costs: work of each example, any unit; default its tokens.
-    Raises: ValueError where a count is < 1, there is no example, or one is longer than its window
-    or the budget."""
-    for name, value in (
-        ("per_step", per_step),
-        ("epochs", epochs),
-        ("ranks", ranks),
-        ("len(lengths)", len(lengths)),
-    ):
+    A step takes `per_step` units. A unit is one example (DPO: one pair) or, with `window_tokens`,
+    the examples that best fit packs into one window (SFT). Windows decide only which examples make
+    a step: micro-batches are packed from examples again, which never see each other. The last step
+    of an epoch holds what is left; the training loop divides by its own count.
+
+    Args:
+        lengths: packed tokens of each example.
+        per_step: units of a step.
+        epochs: passes over the examples.
+        ranks: processes that train.
+        budget_tokens: most tokens of a micro-batch.
+        seed: of the order of units, together with the epoch.
+        shuffle: draw the order of units. False: units are ordered by their first example.
+        window_tokens: most tokens of a window; None: a unit is one example.
+        costs: work of each example; default: its tokens.
+
+    Raises:
+        ValueError: a count is below 1, there are no examples, or one is longer than the window or
+            the budget.
+    """
+    counts = {"per_step": per_step, "epochs": epochs, "ranks": ranks, "len(lengths)": len(lengths)}
+    for name, value in counts.items():
         if value < 1:
-            raise ValueError(f"{name}: at least 1 is wanted, got {value}")
+            raise ValueError(f"{name} is {value}, expected at least 1")
     costs = lengths if costs is None else costs
     steps: list[Step] = []
     for epoch in range(epochs):
-        units = epoch_units(
-            lengths, random.Random(f"{seed}:{epoch}") if shuffle else None, window_tokens
-        )
-        done = 0
+        rng = random.Random(f"{seed}:{epoch}") if shuffle else None
+        units = epoch_units(lengths, rng, window_tokens)
+        done = 0  # examples of this epoch in the steps before
         for start in range(0, len(units), per_step):
             examples = [i for unit in units[start : start + per_step] for i in unit]
-            steps.append(
-                Step(
-                    epoch + done / len(lengths),
-                    balance_ranks(examples, lengths, costs, ranks, budget_tokens),
-                )
-            )
+            micro_batches = balance_ranks(examples, lengths, costs, ranks, budget_tokens)
+            steps.append(Step(epoch + done / len(lengths), micro_batches))
             done += len(examples)
     return with_totals(steps, lengths, costs, budget_tokens)
 
@@ -119,31 +138,36 @@ def plan_epochs(
 def plan_pass(
     lengths: Sequence[int], *, ranks: int, budget_tokens: int, indices: Sequence[int] | None = None
 ) -> Plan:
-    """One pass over the examples (or `indices` of them) in a single step: reference log-probs,
-    evaluation."""
+    """Plan one pass over the examples as a single step: evaluation, reference log-probs.
+
+    Args:
+        lengths: packed tokens of each example.
+        ranks: processes that take part.
+        budget_tokens: most tokens of a micro-batch.
+        indices: the examples to take; default: all. Empty: a plan without a step.
+
+    Raises:
+        ValueError: an example is longer than the budget.
+    """
     indices = range(len(lengths)) if indices is None else indices
-    steps = (
-        [Step(0.0, balance_ranks(indices, lengths, lengths, ranks, budget_tokens))]
-        if len(indices)
-        else []
-    )
+    steps: list[Step] = []
+    if len(indices):
+        steps.append(Step(0.0, balance_ranks(indices, lengths, lengths, ranks, budget_tokens)))
     return with_totals(steps, lengths, lengths, budget_tokens)
 
 
 def epoch_units(
     lengths: Sequence[int], rng: random.Random | None, window_tokens: int | None
 ) -> list[list[int]]:
-    """The units of one epoch in the order of training: shuffled by `rng`, or in the order of the
-    data."""
+    """The units of one epoch in training order: shuffled by `rng`, or in the order of the data."""
     order = list(range(len(lengths)))
     if rng is not None:
         rng.shuffle(order)
     if window_tokens is None:
         return [[i] for i in order]
     windows = best_fit([lengths[i] for i in order], window_tokens)
-    units = sorted(
-        sorted(order[j] for j in window) for window in windows
-    )  # best fit put the longest examples first
+    # Best fit returns the longest examples first.
+    units = sorted(sorted(order[j] for j in window) for window in windows)
     if rng is not None:
         rng.shuffle(units)
     return units
@@ -155,59 +179,73 @@ def balance_ranks(
     costs: Sequence[float],
     ranks: int,
     budget_tokens: int,
-) -> list[list[list[int]]]:
-    """A step's examples as micro-batches of ranks: the dearest to the cheapest rank, exchanges,
-    then best fit to the budget."""
+) -> list[list[MicroBatch]]:
+    """Distribute a step's examples over ranks, and pack those of each rank into micro-batches.
+
+    Each example, the most expensive first, goes to the rank with the lowest cost so far. Then
+    `rebalance` reduces the difference that is left. Ranks with fewer micro-batches get empty ones.
+    """
     of_rank: list[list[int]] = [[] for _ in range(ranks)]
-    cheapest = [(0.0, 0, rank) for rank in range(ranks)]
+    least_loaded = [(0.0, 0, rank) for rank in range(ranks)]  # a heap: cost, examples, rank
     for i in sorted(examples, key=lambda i: (-costs[i], i)):
-        spent, count, rank = heapq.heappop(cheapest)
+        cost, count, rank = heapq.heappop(least_loaded)
         of_rank[rank].append(i)
-        heapq.heappush(cheapest, (spent + costs[i], count + 1, rank))
+        heapq.heappush(least_loaded, (cost + costs[i], count + 1, rank))
     rebalance(of_rank, costs)
-    packed = [
-        [
-            sorted(mine[j] for j in micro)
-            for micro in best_fit([lengths[i] for i in mine], budget_tokens)
-        ]
-        for mine in of_rank
-    ]
-    most = max(map(len, packed))
-    return [micro_batches + [[]] * (most - len(micro_batches)) for micro_batches in packed]
+    packed: list[list[MicroBatch]] = []
+    for mine in of_rank:
+        bins = best_fit([lengths[i] for i in mine], budget_tokens)
+        packed.append([sorted(mine[j] for j in micro_batch) for micro_batch in bins])
+    most = max(len(micro_batches) for micro_batches in packed)
+    for micro_batches in packed:
+        micro_batches += [[] for _ in range(most - len(micro_batches))]
+    return packed
 
 
 def rebalance(of_rank: list[list[int]], costs: Sequence[float]) -> None:
-    """While the most loaded rank has over 1 % more than the mean: give one of its examples away, or for
-    a cheaper one, as is best."""
+    """Reduce the cost of the most loaded rank until it is within MAX_IMBALANCE of the mean.
+
+    Each round gives one of its examples to another rank, or exchanges it for one of theirs: the
+    change after which the more loaded of the two ranks has the lowest cost. Ends when no change
+    helps. Modifies `of_rank`.
+    """
     loads = [sum(costs[i] for i in mine) for mine in of_rank]
-    while (most := max(loads)) > 1.01 * sum(loads) / len(loads):
-        dear = loads.index(most)
-        after, mine, theirs, rank = min(
-            (max(most - costs[mine] + cost, loads[rank] + costs[mine] - cost), mine, theirs, rank)
+    while (most := max(loads)) > MAX_IMBALANCE * sum(loads) / len(loads):
+        loaded = loads.index(most)
+        after, given, taken, rank = min(
+            (max(most - costs[given] + cost, loads[rank] + costs[given] - cost), given, taken, rank)
             for rank in range(len(loads))
-            if rank != dear
-            for mine in of_rank[dear]
-            for theirs, cost in [(-1, 0), *((i, costs[i]) for i in of_rank[rank])]
+            if rank != loaded
+            for given in of_rank[loaded]
+            # -1 stands for no example in exchange.
+            for taken, cost in [(-1, 0), *((i, costs[i]) for i in of_rank[rank])]
         )
-        if after >= most:
+        if after >= most * (1 - 1e-12):  # not by rounding alone: two exchanges would alternate
             return
-        for of, lost, gained in ((dear, mine, theirs), (rank, theirs, mine)):
-            of_rank[of] = [i for i in of_rank[of] if i != lost] + [gained] * (gained >= 0)
-            loads[of] = sum(costs[i] for i in of_rank[of])
+        of_rank[loaded].remove(given)
+        of_rank[rank].append(given)
+        if taken >= 0:
+            of_rank[rank].remove(taken)
+            of_rank[loaded].append(taken)
+        for changed in (loaded, rank):
+            loads[changed] = sum(costs[i] for i in of_rank[changed])
 
 
 def with_totals(
     steps: list[Step], lengths: Sequence[int], costs: Sequence[float], budget_tokens: int
 ) -> Plan:
-    """The steps with their totals."""
+    """The plan of these steps, with its totals."""
     tokens = sum(lengths[i] for step in steps for i in step.examples())
-    micro_batches = sum(1 for step in steps for rank in step.ranks for micro in rank if micro)
+    if not steps:
+        return Plan(steps, tokens, fill_ratio=0.0, imbalance=1.0)
+    micro_batches = [micro for step in steps for rank in step.ranks for micro in rank if micro]
     loads = [
         [sum(costs[i] for micro in rank for i in micro) for rank in step.ranks] for step in steps
     ]
-    imbalance = (
-        sum(map(max, loads)) / sum(sum(load) / len(load) for load in loads) if steps else 1.0
-    )
+    mean_load = sum(sum(load) / len(load) for load in loads)
     return Plan(
-        steps, tokens, tokens / (micro_batches * budget_tokens) if steps else 0.0, imbalance
+        steps,
+        tokens,
+        fill_ratio=tokens / (len(micro_batches) * budget_tokens),
+        imbalance=sum(max(load) for load in loads) / mean_load,
     )

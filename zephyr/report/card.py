@@ -1,9 +1,8 @@
-"""A finished run becomes what a person looks at: the model card of its export, in the Hub's
-format."""
+"""A finished run becomes the model card of its export, in the Hub's format."""
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -15,60 +14,77 @@ HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?::[\w.-]+)?")
 
 
 def card(config: DPOConfig | SFTConfig, digests: Mapping[str, str]) -> str:
-    """The model card: what was trained, from what, on what, how, and the run's last evaluation.
+    """Write the model card: model, data, settings and last evaluation of a run.
 
-    Its header names hub ids alone, since the Hub refuses paths, and no licence: base model and data
-    decide that. Args: digests: SHA-256 of model and data, by name."""
-    run, method = Path(config.run.dir), "dpo" if isinstance(config, DPOConfig) else "sft"
-    models, datasets = (
-        sorted(
-            {
-                found[1]
-                for source in sources
-                if (found := HUB_ID.fullmatch(source)) and not Path(found[1]).exists()
-            }
-        )
-        for sources in ([config.model], config.data.train)
+    Its header names hub ids only, since the Hub refuses paths, and no licence, since that depends
+    on the base model and the data.
+    Args: digests: SHA-256 of model and data, by name.
+    """
+    run = Path(config.run.dir)
+    method = "dpo" if isinstance(config, DPOConfig) else "sft"
+    header = card_header(config, method)
+    sources = ", ".join(f"`{source}`" for source in config.data.train)
+    files = "".join(f"- {name}: `{digest}`\n" for name, digest in digests.items())
+    return (
+        f"---\n{header}---\n\n# {run.name}\n\n"
+        f"Trained by distilled {method.upper()} (arXiv:2310.16944) from `{config.model}` "
+        f"on {sources}.\n\n"
+        "The licence follows from those of base model and data: whoever publishes this adds "
+        "`license: ...` to the header above.\n\n"
+        f"{evaluation_section(run)}## Recipe\n\n{forced_resumes(run)}"
+        f"SHA-256 of what it was made from:\n\n{files}"
+        f"\n```yaml\n{to_yaml(config)}```\n"
     )
-    header = {
-        "base_model": models[0] if models else None,
-        "datasets": datasets,
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["zephyr", method],
-    }
-    lines = (
-        (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        if (run / "metrics.jsonl").exists()
-        else []
-    )
-    last = next(
-        (record for record in map(json.loads, reversed(lines)) if record["split"] == "eval"), {}
-    )
+
+
+def card_header(config: DPOConfig | SFTConfig, method: str) -> str:
+    """The YAML that the Hub reads."""
+    models = hub_ids([config.model])
+    header: dict[str, object] = {}
+    if models:
+        header["base_model"] = models[0]
+    if datasets := hub_ids(config.data.train):
+        header["datasets"] = datasets
+    header["library_name"] = "transformers"
+    header["pipeline_tag"] = "text-generation"
+    header["tags"] = ["zephyr", method]
+    text: str = yaml.safe_dump(header, sort_keys=False)
+    return text
+
+
+def hub_ids(sources: Sequence[str]) -> list[str]:
+    """Those of the sources that are ids of the Hub, without their splits, sorted."""
+    found = {match[1] for source in sources if (match := HUB_ID.fullmatch(source))}
+    return sorted(name for name in found if not Path(name).exists())
+
+
+def evaluation_section(run: Path) -> str:
+    """The last evaluation in the run's records as a table; "" without one."""
+    log = run / "metrics.jsonl"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    records = map(json.loads, reversed(lines))
+    evaluations = (record for record in records if record["split"] == "eval")
+    last: dict[str, float | None] = next(evaluations, {})
     numbers = "".join(
         f"| {name} | {value:.6g} |\n"
         for name, value in last.items()
         if name != "split" and value is not None
     )
-    before = "".join(
-        f"The first {of['step']} steps were trained under other settings, which `run.resume=force` went on from: "
-        f"{', '.join(f'{name} `{value}`' for name, value in of['was'].items())}.\n\n"
-        for of in read_forced_resumes(run)
-    )
+    if not numbers:
+        return ""
     return (
-        f"---\n{yaml.safe_dump({key: value for key, value in header.items() if value}, sort_keys=False)}---\n\n# {run.name}\n\n"
-        f"Trained by distilled {method.upper()} (arXiv:2310.16944) from `{config.model}` on {', '.join(f'`{s}`' for s in config.data.train)}.\n\n"
-        "The licence follows from those of base model and data: whoever publishes this adds `license: ...` to the header above.\n\n"
-        + (
-            "## Evaluation\n\nMeans over the run's held-out data after its last step.\n\n| metric | value |\n|---|---|\n"
-            + numbers
-            + "\n"
-            if numbers
-            else ""
-        )
-        + "## Recipe\n\n"
-        + before
-        + "SHA-256 of what it was made from:\n\n"
-        + "".join(f"- {name}: `{digest}`\n" for name, digest in digests.items())
-        + f"\n```yaml\n{to_yaml(config)}```\n"
+        "## Evaluation\n\nMeans over the run's held-out data after its last step.\n\n"
+        f"| metric | value |\n|---|---|\n{numbers}\n"
     )
+
+
+def forced_resumes(run: Path) -> str:
+    """A paragraph for each resume under other settings; "" where there was none."""
+    paragraphs = ""
+    for resume in read_forced_resumes(run):
+        old = ", ".join(f"{name} `{value}`" for name, value in resume["was"].items())
+        paragraphs += (
+            f"The first {resume['step']} steps were trained under other settings, which "
+            f"`run.resume=force` went on from: {old}.\n\n"
+        )
+    return paragraphs

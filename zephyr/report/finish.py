@@ -1,5 +1,4 @@
-"""A trained policy becomes what its run leaves behind: the export with its card, and the run's
-page."""
+"""A trained policy becomes the results of its run: the export with its model card, and the page."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,10 +20,11 @@ def finish_run(
     tokenizer: PreTrainedTokenizerBase,
     identity: Mapping[str, str],
 ) -> None:
-    """Write `model/` and `report.html` of the run folder; what the export could not keep is logged.
-    A collective.
+    """Write `model/` and `report.html` of the run folder. A collective.
 
-    Args: identity: what the trajectory depended on, by name, for the card."""
+    Logs a warning for each thing that the export could not keep.
+    Args: identity: what the trajectory depends on, by name, for the card.
+    """
     run_dir = Path(config.run.dir)
     notes = export(
         run_dir / "model",
@@ -44,15 +44,14 @@ def finish_run(
 
 
 def rope_warnings(engine: Engine) -> list[str]:
-    """What to know of a model whose rotary frequencies grow with the sequence, where the run's go
-    beyond pretraining."""
-    longest, start = (
-        engine.policy.max_sequence_tokens,
-        original_rope_length(engine.policy.lm.config.to_dict()),
-    )
+    """Warn of a model whose rotary frequencies grow with the sequence, if it was trained on longer
+    sequences than in pretraining."""
+    longest = engine.policy.max_sequence_tokens
+    start = original_rope_length(engine.policy.lm.config.to_dict())
     if longest is None or start is None or longest <= start:
         return []
     return [
-        f"Every sequence was trained with the rotary frequencies of one of {longest} tokens. transformers takes those of the sequence "
-        f"at hand, and so gives sequences of up to {start} tokens other log-probs than training did."
+        f"Every sequence was trained with the rotary frequencies of one of {longest} tokens. "
+        "transformers uses the frequencies of each sequence's own length, so it computes other "
+        f"log-probs than training did for sequences of up to {start} tokens."
     ]

@@ -1,5 +1,8 @@
-"""A command line becomes a run: config, engine, exit code, `status.json`. What both training
-scripts start with."""
+"""A command line becomes a run: config, engine, exit code, `status.json`.
+
+Both training scripts start here."""
+
+from __future__ import annotations
 
 import contextlib
 import errno
@@ -12,45 +15,52 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from zephyr.config import BadInput, C, load, to_yaml
+from zephyr.config import BadInput, C, help_text, load, split_arguments, to_yaml
 from zephyr.training.engine import Engine
 from zephyr.training.folder import RunFolder, require_separate_paths
 from zephyr.training.loop import Stopped
 
-BAD_INPUT, STOPPED = 2, 75
-RANK0_TIMEOUT_SECONDS = (
-    10  # seconds that a rank which lost another one waits to see whether it was rank 0
-)
+BAD_INPUT, STOPPED = 2, 75  # exit codes
+# A rank that lost another rank waits so long for rank 0 to write the end of the run.
+RANK0_TIMEOUT_SECONDS = 10
 Train = Callable[[Engine, C, RunFolder | None], None]
 
 
 def launch(
-    kind: type[C], check: Callable[[C], None], train: Train, usage: str, argv: Sequence[str]
+    kind: type[C], check: Callable[[C], None], train: Train[C], usage: str, argv: Sequence[str]
 ) -> int:
-    """Run `train(engine, config, folder)` for `CONFIG.yaml [key.sub=value ...] [--dry-run]`;
-    returns the exit code.
+    """Run `train(engine, config, folder)` for `CONFIG.yaml [key.sub=value ...] [--dry-run]`.
 
-    Bad input is one line on standard error and code 2; a run that was asked to stop, and saved, is
-    code 75. `status.json` says the same, unless the run folder holds another run.
-    Args: check: raises BadInput for what needs no process group. train: its folder is None for a
-    dry run."""
+    The arguments may stand in any order. Bad input is one line on standard error. `status.json`
+    says the same as the exit code, unless the run folder holds another run.
+
+    Args:
+        check: raises BadInput for what can be known before the process group starts.
+        train: its folder is None for a dry run.
+        usage: what `--help` prints before the keys of the config.
+    Returns:
+        The exit code: 0, 2 for bad input, 75 for a run that was asked to stop and has saved.
+    Raises:
+        Exception: every other error of `train`, after `status.json` is written.
+    """
     if not argv or {"-h", "--help"} & set(argv):
-        print(usage)
+        print(help_text(kind, usage))
         return 0 if argv else BAD_INPUT
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch|transformers|deepspeed")
-    path, *overrides = [a for a in argv if a != "--dry-run"] or [""]
     folder = None
     try:
+        path, overrides = split_arguments([a for a in argv if a != "--dry-run"])
         config = load(kind, path, overrides)
         require_separate_paths(config)
         folder = None if "--dry-run" in argv else RunFolder(Path(config.run.dir))
         check(config)
         run(config, folder, train)
-    except BadInput as error:  # of whichever rank: told once a node
+    except BadInput as error:  # of any rank: printed once a node
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         return finish_run(folder, BAD_INPUT, str(error))
@@ -64,7 +74,10 @@ def launch(
             return finish_run(folder, BAD_INPUT, str(error))
         why = "".join(traceback.format_exception_only(error)).strip()
         if is_lost_rank_error(error):
-            why = f"another rank ended or can't be reached; started again, the run goes on from its last checkpoint ({why})"
+            why = (
+                "another rank ended or cannot be reached; start the run again, it resumes from its "
+                f"last checkpoint ({why})"
+            )
             print(f"error: {why}", file=sys.stderr)
         finish_run(folder, 1, why)
         raise
@@ -72,7 +85,7 @@ def launch(
 
 
 def finish_run(folder: RunFolder | None, code: int, message: str) -> int:
-    """Write the end into `status.json`, give the folder back; returns the code."""
+    """Write the end into `status.json` and release the folder. Returns: the code."""
     if folder is not None:
         folder.write_status(code, message)
         folder.close()
@@ -80,26 +93,31 @@ def finish_run(folder: RunFolder | None, code: int, message: str) -> int:
 
 
 def is_lost_rank_error(error: BaseException) -> bool:
+    """Whether gloo or NCCL raised the error because another rank ended or does not answer."""
     return isinstance(error, RuntimeError) and re.search("peer|NCCL", str(error)) is not None
 
 
 def exit_process(code: int) -> NoReturn:
-    """End the process with the code of `launch`: all is written, and no thread of a library, taken
-    down with the interpreter (which can abort), may make another code of it."""
+    """End the process at once with the code of `launch`, when all files are written.
+
+    The interpreter's own shutdown ends the threads of libraries, which can abort the process with
+    another code.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def run(config: C, folder: RunFolder | None, train: Train) -> None:
-    """Train under the run folder's lock. Args: folder: None for a dry run."""
+def run(config: C, folder: RunFolder | None, train: Train[C]) -> None:
+    """Start the engine and train under the lock of the run folder (None for a dry run)."""
     engine = Engine(config.hardware, config.run.seed)
     exit_with_torchrun()
     try:
         if folder is not None:
-            engine.on_all_ranks(
-                lambda: folder.open(config.run.resume) if engine.rank == 0 else None
-            )
+            if engine.rank == 0:
+                engine.on_all_ranks(partial(folder.open, config.run.resume))
+            else:
+                engine.on_all_ranks(lambda: None)
             folder.claimed = engine.broadcast(folder.claimed)
             folder.write_file("config.yaml", to_yaml(config).encode())
             folder.write_status(None, "running")
@@ -107,19 +125,21 @@ def run(config: C, folder: RunFolder | None, train: Train) -> None:
         with handle_stop_signals(engine):
             try:
                 train(engine, config, folder)
-            except RuntimeError as error:  # while torchrun's SIGTERM does not yet end this process
+            except RuntimeError as error:  # torchrun's SIGTERM does not end this process yet
                 if folder is not None and engine.rank > 0 and is_lost_rank_error(error):
                     folder.write_status_for_rank0(RANK0_TIMEOUT_SECONDS)
                 raise
-    except (BadInput, Stopped):  # on all ranks; after any other, closing might wait for dead ones
+    except (BadInput, Stopped):  # raised on all ranks; after other errors, closing could hang
         engine.close()
         raise
     engine.close()
 
 
 def watch_rank0(engine: Engine, folder: RunFolder) -> None:
-    """On the other ranks: write the end of a rank 0 that dies while they hang, as they do in a
-    collective of NCCL."""
+    """On the other ranks, write the end of the run when rank 0 dies.
+
+    A thread does it, because their main threads hang in a collective of NCCL.
+    """
 
     def watch() -> None:
         while not folder.write_status_for_rank0(0):
@@ -131,18 +151,16 @@ def watch_rank0(engine: Engine, folder: RunFolder) -> None:
 
 @contextlib.contextmanager
 def handle_stop_signals(engine: Engine) -> Iterator[None]:
-    """SIGTERM, SIGUSR1 and SIGINT ask the run to stop after the step; a second SIGINT stops at
-    once."""
+    """SIGTERM, SIGUSR1 and SIGINT ask the run to stop after the step; a second SIGINT stops it
+    immediately."""
 
-    def ask(number: int, _: FrameType | None) -> None:
+    def request_stop(number: int, _: FrameType | None) -> None:
         if engine.stop_requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         engine.stop_requested = True
 
-    before = {
-        number: signal.signal(number, ask)
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    }
+    signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    before = {number: signal.signal(number, request_stop) for number in signals}
     try:
         yield
     finally:
@@ -151,8 +169,10 @@ def handle_stop_signals(engine: Engine) -> Iterator[None]:
 
 
 def exit_with_torchrun() -> None:
-    """Under torchrun, end this process within seconds of its launcher's death: an orphan must not
-    train on."""
+    """Under torchrun, end this process within seconds of the launcher's death.
+
+    Otherwise it would go on training and hold the run folder.
+    """
     parent = os.getppid()
 
     def watch() -> None:
