@@ -341,7 +341,7 @@ def test_prompts_of_rows(row: Row, prompt: object) -> None:
         ({"prompt": "q", "tools": [{"name": "f"}]}, "`tools` is"),
         ({"prompt": "Translate", "input": "Good day to you"}, "`input` is"),
         ({"prompt": "Translate", "context": "Good day"}, "`context` is"),
-        ({"question": "q"}, r"\['question'\], wanted `prompt`"),
+        ({"question": "q"}, r"\['question'\], expected `prompt`"),
         ({"prompt": "\n\nHuman: q\n\nAssistant:"}, "`prompt` is a transcript"),
         ({"prompt": "q", "images": ["x"]}, "`images` is"),
         (
