@@ -142,7 +142,8 @@ def test_options_of_a_file_and_of_the_line(tmp_path: Path, monkeypatch: pytest.M
     config = tmp_path / "c.yaml"
     config.write_text(
         "sources: [a.jsonl, -b.jsonl]\nout: out.jsonl\nngram: 5\nlanguage: null\n"
-        "no-truecase: true\nkeep-refusals: false\nheld-out: [-x.jsonl, y.jsonl]\non-bad-row: skip\nworkers: 3\n"
+        "no-truecase: true\nkeep-refusals: false\nheld-out: [-x.jsonl, y.jsonl]\n"
+        "on-bad-row: skip\nworkers: 3\n"
     )
     assert main(["prepare", "--config", str(config)]) == 0
     sources, out, settings = seen.pop()

@@ -99,7 +99,7 @@ def generate_answers(
     numbers = range(engine.rank, count * engine.world_size, engine.world_size)
     share = [i % len(encoded) for i in numbers]
     answers = generate_from_ids(
-        engine.policy.lm,
+        engine.policy.lm,  # type: ignore[arg-type]  # the engine's view of a PreTrainedModel
         tokenizer,
         [encoded[i] for i in share],
         [max_new_tokens] * count,

@@ -13,8 +13,8 @@ REFITS = 1000  # of the length-controlled fit
 def mean_with_interval(name: str, values: Sequence[float]) -> dict[str, object]:
     """Return `{name: mean, "n": n, "stderr": s, "ci95": [low, high]}` of one value per prompt.
 
-    stderr is the sample standard deviation / sqrt(n). ci95 are percentiles of the means of resampled
-    prompts (Efron 1979). A number that so few values don't have is None."""
+    stderr is the sample standard deviation / sqrt(n). ci95 are percentiles of the means of
+    resampled prompts (Efron 1979). A number that so few values don't have is None."""
     rng, values_P, n = np.random.default_rng(0), np.array(values, dtype=float), len(values)
     if not n:
         return _described(name, np.array([np.nan]), 0)
