@@ -291,9 +291,9 @@ def test_a_run_tells_and_keeps_its_template(clocked: tuple[Path, CompletedProces
     folder, done = clocked
     assert yaml.safe_load((folder / "run" / "config.yaml").read_text())["chat_template"] == "model"
     assert (
-        "chat_template: model, the model's own; an answer ends with '<|eot_id|>'; its date is frozen at 2024-02-03"
-        in done.stderr
-    )
+        "chat_template: model, the model's own; an answer ends with '<|eot_id|>'; its date is "
+        "frozen at 2024-02-03"
+    ) in done.stderr
     (shown,) = [line for line in done.stderr.splitlines() if "the first prompt: " in line]
     assert (
         "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\\n\\nToday: 03 Feb "

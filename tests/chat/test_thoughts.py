@@ -116,7 +116,8 @@ def test_an_earlier_answer_that_generation_would_not_continue(
     row an answer."""
     with pytest.raises(
         ValueError,
-        match=r"earlier answer `messages\[1\]` differently .* expected `train: false` at the answers before the last, or one row",
+        match=r"earlier answer `messages\[1\]` differently .* "
+        "expected `train: false` at the answers before the last, or one row",
     ):
         encode_messages(tokenizer, TWO, template=OPENS)
     with pytest.raises(ValueError, match="expected one row an answer"):

@@ -11,7 +11,7 @@ from contextlib import closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, TypedDict
+from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 import pyarrow as pa
 from pyarrow.ipc import RecordBatchStreamWriter
