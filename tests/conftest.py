@@ -193,6 +193,7 @@ def version_4() -> Path:
     folder = Path(os.environ.get("ZEPHYR_TRANSFORMERS4") or TESTS.parent / ".venv-transformers4")
     if not (folder / "transformers").is_dir():
         pytest.skip(
-            f"transformers 4.57 is not in {folder}; `make test-long` puts it there, ZEPHYR_TRANSFORMERS4 names another folder"
+            f"transformers 4.57 is not in {folder}; `make test-long` puts it there, "
+            "ZEPHYR_TRANSFORMERS4 names another folder"
         )
     return folder

@@ -51,8 +51,8 @@ from zephyr.chat import EncodedPair
 from zephyr.config import BadInput
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import PackedBatch, Plan, plan_pass
-from zephyr.training.files import write_atomic
 from zephyr.training.engine import Engine
+from zephyr.training.files import write_atomic
 from zephyr.training.tolerance import response_tolerance_nats
 
 LogProbs = tuple[float, float]  # log p(chosen), log p(rejected), in nats

@@ -152,7 +152,7 @@ CONFIG = {
     "seed negative": Case(given("run.seed=-1"), ("run.seed", "got -1")),
     "prompt takes all room": Case(
         given("data.max_tokens=64", "data.max_prompt_tokens=64"),
-        ("data.max_prompt_tokens", "64", "no room"),
+        ("data.max_prompt_tokens", "64", "no tokens"),
     ),
     "loss unknown": Case(given("loss=dpo"), ("loss", "'dpo'", "sigmoid")),
     "label_smoothing a half": Case(
@@ -174,7 +174,7 @@ CONFIG = {
     "override with a date that is none": Case(
         given("beta=2024-13-01"), ("override 'beta=2024-13-01'", "not YAML")
     ),
-    "option misspelt": Case(given("--dryrun"), ("override '--dryrun'", "key.sub=value")),
+    "option misspelt": Case(given("--dryrun"), ("unknown option '--dryrun'", "key.sub=value")),
     "chat_template missing": Case(
         given("chat_template=AT/none.jinja"), ("chat_template", "none.jinja", "No such file")
     ),

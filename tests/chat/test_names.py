@@ -319,7 +319,8 @@ def test_texts_in_parts(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> N
     image = [*parts("See"), {"type": "image_url", "image_url": "a.png"}]
     with pytest.raises(
         BadInput,
-        match=r"rows.jsonl:1: `messages\[0\].content\[1\]` is .*expected only parts of the type 'text'",
+        match=r"rows.jsonl:1: `messages\[0\].content\[1\]` is .*"
+        "expected only parts of the type 'text'",
     ):
         load_texts(
             [

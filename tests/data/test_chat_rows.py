@@ -103,7 +103,8 @@ def test_bad_conversation_names_the_turn(messages: object, message: str) -> None
 
 @pytest.mark.parametrize(
     "key",
-    "function_call functions prefix mask train_detail image images audio audios video videos".split(),
+    "function_call functions prefix mask train_detail image images audio audios video "
+    "videos".split(),
 )
 def test_a_key_of_a_turn_that_cant_be_trained_is_refused(key: str) -> None:
     """Fails where one of these is passed over, or one that says nothing is refused."""
@@ -247,11 +248,12 @@ def test_a_name_is_given_to_a_template_that_writes_it() -> None:
     """Fails where a key that a template reads is left out on the way."""
     tokenizer = prepare_tokenizer(tiny_tokenizer())
     tokenizer.chat_template = (
-        "{% for m in messages %}{{ m.role[0] + (m.name or '') + (m.tool_call_id or '') + m.content + eos_token }}"
+        "{% for m in messages %}{{ m.role[0] + (m.name or '') + (m.tool_call_id or '') + "
+        "m.content + eos_token }}"
         "{% for call in m.tool_calls %}{{ call | tojson }}{% endfor %}{% endfor %}"
         "{% if add_generation_prompt %}a{% endif %}"
     )
-    asked, said = turns("Rain?", "Yes.")
+    asked, _ = turns("Rain?", "Yes.")
     row = {"prompt": [asked, CALLED, RESULT], "chosen": "Yes.", "rejected": "No."}
     pair = encode_pair(tokenizer, row, template=tokenizer.chat_template)
     assert "tweatherc1rain</s>" in tokenizer.decode(pair.prompt_ids)

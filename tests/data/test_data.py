@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -351,22 +352,20 @@ def test_the_key_of_an_entry_is_of_all_that_makes_it(
     """Fails where rows that were encoded by other code, or by another tokenizer, would be taken."""
     (tmp_path / "code.py").write_text("a = 1\n")
 
-    def key(**special: str) -> str:
+    def key(parts: tuple[str, ...] = ("a", "b"), **special: str) -> str:
         tokenizer = tiny_tokenizer()
         tokenizer.add_special_tokens(special)
         return store.encoding_digest(tokenizer, [tmp_path / "code.py"], parts)
 
-    parts = ["a", "b"]
+    def other_version(library: str, name: str) -> str:
+        return name if name == library else version(name)
+
     keys = [key(), key(eos_token="<unk>"), key(pad_token="[PAD]")]
     assert keys[0] == key()
-    for parts in (["ab"], ["b", "a"], ["a", "b", "c"]):
-        keys.append(key())
-    parts = ["a", "b"]
+    keys += [key(("ab",)), key(("b", "a")), key(("a", "b", "c"))]
     for library in ("tokenizers", "transformers"):
         with monkeypatch.context() as patched:
-            patched.setattr(
-                store, "version", lambda name: name if name == library else version(name)
-            )
+            patched.setattr(store, "version", partial(other_version, library))
             keys.append(key())
     (tmp_path / "code.py").write_text("a = 2\n")
     assert len({*keys, key()}) == len(keys) + 1

@@ -354,8 +354,10 @@ def test_words_beside_a_call_are_not_those_of_the_call(tokenizer: PreTrainedToke
     """The words are also the function's name, so the text holds them without having been given
     them."""
     template = (
-        "{% for m in messages %}{% if m.tool_calls %}<{{ m.tool_calls | tojson }}{{ eos_token }}{% elif m.role == 'assistant' %}"
-        "<{{ m.content }}{{ eos_token }}{% else %}{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<{% endif %}"
+        "{% for m in messages %}{% if m.tool_calls %}<{{ m.tool_calls | tojson }}{{ eos_token "
+        "}}{% elif m.role == 'assistant' %}"
+        "<{{ m.content }}{{ eos_token }}{% else %}{{ m.content }}{% endif %}{% endfor %}{% if "
+        "add_generation_prompt %}<{% endif %}"
     )
     call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
     turns = [
@@ -372,7 +374,8 @@ def test_the_tokenizers_own_template_is_the_default(tokenizer: PreTrainedTokeniz
     """A notebook that names no template trains in the model's own format, as the scripts do."""
     own = tiny_tokenizer()
     own.chat_template = (
-        "{% for m in messages %}{{ m.role[0] + m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}"
+        "{% for m in messages %}{{ m.role[0] + m.content }}{% if m.role == 'assistant' %}{{ "
+        "eos_token }}{% endif %}"
         "{% endfor %}{% if add_generation_prompt %}a{% endif %}"
     )
     pair = {"prompt": "hi", **SIDES}
@@ -401,7 +404,10 @@ def test_subsets_that_the_card_names(tokenizer: PreTrainedTokenizerBase, tmp_pat
 
 
 TWICE = '{"prompt": "q", "chosen": "a", "chosen": "z", "rejected": "b"}'
-TWICE_INSIDE = '{"prompt": "q", "chosen": [{"role": "assistant", "content": "a", "content": "z"}], "rejected": "b"}'
+TWICE_INSIDE = (
+    '{"prompt": "q", "chosen": [{"role": "assistant", "content": "a", "content": '
+    '"z"}], "rejected": "b"}'
+)
 
 
 @pytest.mark.parametrize(("line", "key"), [(TWICE, "chosen"), (TWICE_INSIDE, "content")])

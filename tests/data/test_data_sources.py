@@ -102,7 +102,8 @@ def test_files_of_a_folder_are_read_by_name(tmp_path: Path) -> None:
         jsonl(tmp_path / "set" / name, pair_rows(1))
     with pytest.raises(
         BadInput,
-        match=r"holds a.jsonl.gz, b.jsonl, d.json, and more in c: expected one of these to be named, as in .*set/c",
+        match=r"holds a.jsonl.gz, b.jsonl, d.json, and more in c: expected one of these to be "
+        r"named, as in .*set/c",
     ):
         names(f"{tmp_path}/set")
     assert names(f"{tmp_path}/set:.") == ["set/a.jsonl.gz", "set/b.jsonl", "set/d.json"]
@@ -213,7 +214,8 @@ def test_subsets_are_named_or_listed(tokenizer: PreTrainedTokenizerBase, tmp_pat
     jsonl(tmp_path / "smol/joke/test-00000-of-00001.jsonl", pair_rows(5))
     with pytest.raises(
         BadInput,
-        match=r"has the subsets all, joke, maths, expected one (of them )?to be named, as in .*/smol:all:train",
+        match=r"has the subsets all, joke, maths, expected one (of them )?to be named, as in "
+        r".*/smol:all:train",
     ):
         load_pairs([f"{tmp_path}/smol"], tokenizer)
     for spec, count in (
@@ -248,7 +250,8 @@ def test_subsets_on_the_hub(
         asked.append((name, subset, split))
         if subset is None:
             raise ValueError(
-                "Config name is missing.\nPlease pick one among the available configs: ['all', 'joke']\nExample of usage:"
+                "Config name is missing.\nPlease pick one among the available configs: ['all', "
+                "'joke']\nExample of usage:"
             )
         if subset not in ("all", "joke"):
             raise ValueError(f"BuilderConfig '{subset}' not found. Available: ['all', 'joke']")
@@ -260,7 +263,8 @@ def test_subsets_on_the_hub(
     ]
     with pytest.raises(
         BadInput,
-        match="own/smol has the subsets all, joke, expected one (of them )?to be named, as in own/smol:all:test",
+        match="own/smol has the subsets all, joke, expected one (of them )?to be named, as in "
+        "own/smol:all:test",
     ):
         load_pairs(["own/smol:test"], tokenizer)
     with pytest.raises(BadInput, match="own/smol has no subset 'no', it has all, joke"):

@@ -166,7 +166,8 @@ def test_the_article_s_snippet_works_on_an_exported_folder(finished: Path) -> No
         prompt, max_new_tokens=256, do_sample=True, temperature=0.7, top_k=50, top_p=0.95
     )
     assert prompt == (
-        "<s><|system|>\nYou are a friendly chatbot who always responds in the style of a pirate</s>\n"
+        "<s><|system|>\nYou are a friendly chatbot who always responds in the style "
+        "of a pirate</s>\n"
         "<|user|>\nHow many helicopters can a human eat in one sitting?</s>\n<|assistant|>\n"
     )
     trained = encode_prompt(
@@ -620,4 +621,4 @@ def test_the_index_of_shards_counts_their_bytes(
     assert index["metadata"]["total_size"] == sum(p.nbytes for _, p in named)
     for name, _ in named:
         with safe_open(tmp_path / "m" / index["weight_map"][name], framework="pt") as file:
-            assert name in file.keys()
+            assert name in set(file.keys())

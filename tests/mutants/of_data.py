@@ -214,9 +214,7 @@ MUTANTS: list[Mutant] = [
         SHAPE_TESTS,
         ('if row.get("input") and row.get("context"):', "if False:"),
         ("    for keys in (filled, row.keys()):", "    for keys in (row.keys(),):"),
-        ('return "\\n\\n".join(parts)', 'return "\\n".join(parts)'),
         ('roles = ("user", "assistant")', 'roles = ("assistant", "user")'),
-        ("if not answer.strip():", "if False:"),
         (
             ('answer = "response" if "response" in row and "output" not in row else "output"'),
             'answer = "output"',
@@ -234,7 +232,9 @@ MUTANTS: list[Mutant] = [
             'return {"role": role, "content": content, **others}',
             'return {"role": role, "content": content}',
         ),
-        ("if field in row and text(row, field).strip():", "if field in row:"),
+        ('return "\\n\\n".join([question', 'return "\\n".join([question'),
+        ("*(part for part in given if part.strip())", "*given"),
+        ('shape("conversations", "", _sharegpt)', 'shape("conversations", "", _messages)'),
     ),
     *of(
         "zephyr/data/pair_shapes.py",
@@ -313,7 +313,6 @@ MUTANTS: list[Mutant] = [
                 "    return asked is not None and ASSISTANT_MARKER.search(text) is not None"
             ),
         ),
-        ("if ASSISTANT_MARKER.match(text):", "if False:"),
         (
             ("if not all(_is_part(text, texts, as_word=is_choices) for text in asked if text):"),
             ("if not any(_is_part(text, texts, as_word=is_choices) for text in asked if text):"),
@@ -322,16 +321,9 @@ MUTANTS: list[Mutant] = [
             "if isinstance(key, str) and parse_label(key, value) is is_rejected:",
             "if isinstance(key, str) and False:",
         ),
-        ("if key not in TURN_LABELS:", "if True:"),
         ("for key, value in row.items() if labelled else ():", "for key, value in row.items():"),
         ("trained = (True, 1) if MASKS.get(key, True) else (False, 0)", "trained = (True, 1)"),
-        (
-            (
-                'turn["input"] if isinstance(turn, Mapping) and turn.keys() == '
-                '{"input", "output"} else turn'
-            ),
-            "turn",
-        ),
+        ("    if row.keys() >= HELPSTEER:\n        raise", "    if False:\n        raise"),
     ),
     *of(
         "zephyr/data/shapes.py",

@@ -1097,18 +1097,8 @@ def test_preflight_checks_all_and_keeps_what_it_finds(
     monkeypatch.setattr(engine, "log", said.append)
     checked(engine, config, split, kept)
     found = json.loads(kept.pop("preflight.json"))
-    assert not kept and list(found) == [
-        # fmt: skip
-        "weights",
-        "labels",
-        "ids",
-        "plan",
-        "disk",
-        "memory",
-        "packed",
-        "start",
-        "gradient",
-    ]
+    names = "weights labels ids plan disk memory packed start gradient".split()
+    assert not kept and list(found) == names
     assert found["labels"] == {"scored": 3} and found["ids"] == {"examples": 7}
     assert found["plan"]["longest_tokens"] == max(TOKENS) and found["packed"]["noise"] > 0
     assert 0 <= found["start"]["difference"] < 1 and found["gradient"]["difference"] == 0

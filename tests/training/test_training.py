@@ -22,8 +22,8 @@ from zephyr.data.tokenizer import load_tokenizer
 from zephyr.model.load import load_policy
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import collate_pairs
-from zephyr.training.files import read_forced_resumes
 from zephyr.training.engine import Engine
+from zephyr.training.files import read_forced_resumes
 from zephyr.training.launch import launch as start
 from zephyr.training.metrics import truncate_records
 from zephyr.training.schedule import learning_rate

@@ -173,7 +173,7 @@ def test_a_disk_or_a_memory_that_is_too_small(
     ):
         (tmp_path / "checkpoints" / "step-1").mkdir(parents=True, exist_ok=True)
         (tmp_path / "checkpoints" / "step-1" / "rank").write_bytes(b"x" * held)
-        monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(free))
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: Usage(free))
         if enough:
             assert require_disk(engine, Run(dir=str(tmp_path)))["wanted_bytes"] == 40_000 - held
         else:
@@ -213,12 +213,14 @@ import runpy, sys
 import deepspeed.runtime.zero.stage3 as stage3
 import zephyr.reference as reference
 fault = sys.argv.pop(1)
-# every rank keeps its own: what a forgotten all-reduce is
-if fault == "gradient":                        
+# Every rank keeps its own gradient, as where an all-reduce is forgotten.
+if fault == "gradient":
     real = stage3.dist.all_reduce
-    stage3.dist.all_reduce = lambda tensor, *a, **k: None if tensor.numel() > 100 else real(tensor, *a, **k)
-# references of other weights, as a rebuilt cache may hold
-if fault == "start":                           
+    def all_reduce(tensor, *a, **k):
+        return None if tensor.numel() > 100 else real(tensor, *a, **k)
+    stage3.dist.all_reduce = all_reduce
+# References of other weights, as a rebuilt cache may hold.
+if fault == "start":
     real = reference.forward_pass
     reference.forward_pass = lambda *a: {i: (c, r - 0.1) for i, (c, r) in real(*a).items()}
 runpy.run_path("train_dpo.py", run_name="__main__")
@@ -233,7 +235,8 @@ runpy.run_path("train_dpo.py", run_name="__main__")
         (
             "start",
             "off",
-            "policy and reference differ before the first update: the rewards of 8 of 8 pairs are not 0: p",
+            "policy and reference differ before the first update: the rewards of 8 of 8 pairs are "
+            "not 0: p",
         ),
     ],
 )
@@ -308,7 +311,7 @@ def test_rows_that_differ_by_more_than_rounding() -> None:
         "noise": 0.01,
     }
     loud = quiet._replace(noise=0.5)
-    for rows, message in (
+    for differences, message in (
         (
             [loud, quiet._replace(token=0.081)],
             "of a token of example 3 by 8.1e-02 of their size; at most 0.08 is wanted",
@@ -321,7 +324,7 @@ def test_rows_that_differ_by_more_than_rounding() -> None:
         ([loud._replace(token=0.3)], "at most 0.25 is wanted"),
     ):
         with pytest.raises(BadInput, match=message):
-            require_packed("bfloat16", rows)
+            require_packed("bfloat16", differences)
     with pytest.raises(BadInput, match="at most 0.0001 is wanted"):
         require_packed("float32", [quiet._replace(token=2e-4)])
 
@@ -381,7 +384,8 @@ def test_runs_that_are_not_the_same(finished: Path, launch: Launch, tmp_path: Pa
     run = shutil.copytree(base, tmp_path / "weights")
     path = run / "checkpoints" / "step-6" / "rank-1-0.safetensors"
     with safe_open(path, framework="pt") as file:
-        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
+        names, metadata = file.keys(), file.metadata()
+        tensors = {name: file.get_tensor(name) for name in names}
     tensors["lm.lm_head.weight.master"] += 1e-5
     save_file(tensors, path, metadata=metadata)
     found = compare_runs(base, run, config)

@@ -211,6 +211,36 @@ def encode_messages(
     )
     if left_out is not None:
         left_out += lost
+    parts = _conversation_parts(
+        tokenizer,
+        turns,
+        template,
+        whole,
+        names=names,
+        trained=trained,
+        targets=targets,
+        tools=tools,
+    )
+    return _joined(id, parts, max_tokens)
+
+
+def _conversation_parts(
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Messages,
+    template: str,
+    whole: str,
+    *,
+    names: Sequence[str],
+    trained: Sequence[int],
+    targets: str,
+    tools: Sequence[Tool] | None,
+) -> list[tuple[list[int], bool]]:
+    """The conversation in parts, prompts and answers by turns: ids, and whether they are targets.
+
+    Args:
+        whole: the rendered conversation.
+        trained: the turns whose words are targets.
+    """
     parts: list[tuple[list[int], bool]] = []  # ids, and whether they are targets
     done = ""  # the text whose ids are in `parts`; it ends with an EOS, or is empty
     for turn in _assistant_turns(turns):
@@ -229,7 +259,7 @@ def encode_messages(
         done = whole[:end]
     rest_ids = _ids(tokenizer, whole[len(done) :], after_eos=True)
     parts.append((rest_ids, targets == "all"))
-    return _joined(id, parts, max_tokens)
+    return parts
 
 
 def _joined(id: str, parts: list[tuple[list[int], bool]], max_tokens: int) -> EncodedText:

@@ -1,9 +1,8 @@
-"""Token counts, a model's shape and a device's rates become predicted memory and time, part by
-part."""
+"""Token counts, a model's shape and a device's rates become predicted memory and time, by part."""
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -11,18 +10,22 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from zephyr.config import BadInput, DPOConfig, SFTConfig
 from zephyr.model.export import SHARD_BYTES
-from zephyr.model.load import DTYPES, MODEL_CONFIG_ERRORS
+from zephyr.model.load import DTYPES
 from zephyr.model.memory import inner_size, step_memory
+from zephyr.model.policy import MODEL_CONFIG_ERRORS
 from zephyr.packing import Plan
 from zephyr.training import shards
 from zephyr.training.flops import pair_flops, text_flops
 
 Config = DPOConfig | SFTConfig
-Settings = Mapping[str, object]  # DeepSpeed's JSON
-Lengths = Sequence[
-    tuple[int, ...]
-]  # of pairs (prompt, chosen, rejected), of texts (tokens, targets)
-# Mean and log-deviation of prompts and of responses before they are cut, and pairs of the data set
+Settings = Mapping[str, object]  # the DeepSpeed JSON
+Lengths = Sequence[tuple[int, ...]]  # pairs: (prompt, chosen, rejected); texts: (tokens, targets)
+Checkpointing = Literal[True, False, "mlp"]  # hardware.activation_checkpointing
+HIDDEN = 0.15  # of the shorter of computation and communication: what the longer does not hide
+OPTIMIZER_BYTES = 30  # that AdamW reads and writes for a parameter
+MEMORY_EFFICIENCY = 0.6  # of a device's memory rate, in the optimizer
+# By name: the pairs of the data set, and mean and log-deviation of its prompts' and responses'
+# token counts before truncation.
 PROFILES = {
     "ultrafeedback": ((185, 1.1), (320, 0.75), 61135),
     "hh": ((140, 0.8), (60, 0.75), 160800),
@@ -31,20 +34,19 @@ PROFILES = {
 
 
 class Device(NamedTuple):
-    """One accelerator: bytes, dense FLOP/s and what of it training reaches, bytes/s to its memory,
-    in a node, across nodes."""
+    """One accelerator."""
 
-    memory: float
-    peak: float
-    efficiency: float
-    memory_rate: float
-    node: float
-    across: float
+    memory: float  # bytes
+    peak: float  # dense bfloat16 FLOP/s
+    efficiency: float  # the share of the peak that training reaches
+    memory_rate: float  # bytes/s from and to its memory
+    node: float  # bytes/s between ranks of a node
+    across: float  # bytes/s between nodes
 
 
-# Memory, peak and memory rate: data sheets. Efficiency: an estimate by what is published (MosaicML
-# llm-foundry, 7B on 8 GPUs: 64 % on A100, 46 % on H100, communication included). Interconnect:
-# estimates of what all-gathers reach by NVLink in a node, InfiniBand across.
+# Memory, peak and memory rate: data sheets. Efficiency: estimated from published measurements
+# (MosaicML llm-foundry, 7B on 8 GPUs: 64 % on A100, 46 % on H100, communication included).
+# Interconnect: estimates of what all-gathers reach, by NVLink in a node, by InfiniBand across.
 DEVICES = {
     "a100-40": Device(42.3e9, 312e12, 0.60, 1.56e12, 230e9, 160e9),
     "a100-80": Device(85.0e9, 312e12, 0.60, 2.04e12, 230e9, 160e9),
@@ -54,26 +56,38 @@ DEVICES = {
 
 
 class Model(NamedTuple):
-    """A model's shape, all its parameters and those of its layers."""
+    """A model's shape."""
 
     config: PreTrainedConfig
     parameters: int
-    num_layer_parameters: int
+    num_layer_parameters: int  # of all layers together, without embedding and head
 
 
 class Work(NamedTuple):
-    """Of each example: tokens in a packed row, scored tokens, keys of its attention, and one
-    forward's operations."""
+    """What each example takes; all lists have one entry an example."""
 
-    tokens: list[int]
-    scored: list[int]
-    keys: list[int]
-    forward: list[float]
+    tokens: list[int]  # in a packed row
+    scored: list[int]  # tokens that reach the head
+    keys: list[int]  # of its attention
+    forward: list[float]  # floating-point operations of one forward
+
+
+Times = TypedDict("Times", {"compute": float, "comm": float, "optimiser": float, "step s": float})
+
+
+def section(settings: Settings, name: str) -> Mapping[str, object]:
+    """A section of the DeepSpeed JSON; {} where it is absent."""
+    found = settings.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def read_model(path: str, shape: str | None) -> Model:
-    """The model of a folder's (or hub id's) config.json, or of a model type's default one, counted
-    without weights. Raises: BadInput."""
+    """Count the parameters of a model without its weights.
+
+    Args: path: folder or hub id, whose config.json is read. shape: a model type, whose default
+    sizes replace the config.json.
+    Raises: BadInput where there is no such config or transformers refuses it.
+    """
     try:
         config = (
             AutoConfig.for_model(shape)
@@ -81,10 +95,14 @@ def read_model(path: str, shape: str | None) -> Model:
             else AutoConfig.from_pretrained(path, trust_remote_code=False)
         )
         with torch.device("meta"):
-            lm = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            # transformers does not annotate from_config
+            lm = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                config, trust_remote_code=False
+            )
     except (*MODEL_CONFIG_ERRORS, OSError) as error:
         raise BadInput(
-            f"model {path}: a folder with a config.json is wanted, or --shape (mistral: that of Mistral-7B); {error}"
+            f"model {path}: a folder with a config.json is wanted, or --shape (mistral: that of "
+            f"Mistral-7B); {error}"
         ) from None
     sizes = {name: parameter.numel() for name, parameter in lm.named_parameters()}
     outside = sum(
@@ -94,60 +112,64 @@ def read_model(path: str, shape: str | None) -> Model:
 
 
 def profile_lengths(profile: str, config: Config) -> Lengths:
-    """Lognormal lengths, cut as the config says, by what is published of a data set; ultrachat: of
-    texts, all of them targets."""
+    """Draw lognormal token counts of a published data set, cut as the config says.
+
+    Args: profile: one of PROFILES for pairs; for texts it is always UltraChat, where every token is
+    a target.
+    """
     data = config.data
     if isinstance(config, SFTConfig):
-        drawn = (
-            np.random.default_rng(0)
-            .lognormal(np.log(1060), 0.62, data.limit or 207865)
-            .clip(16, data.max_tokens)
-            .astype(int)
-            .tolist()
-        )
-        return [(n, n - 1) for n in drawn]
-    return pair_lengths(
-        profile, data.limit or PROFILES[profile][2], 0, data.max_prompt_tokens, data.max_tokens
-    )
+        random = np.random.default_rng(0)
+        drawn = random.lognormal(np.log(1060), 0.62, data.limit or 207865)
+        tokens = drawn.clip(16, data.max_tokens).astype(int).tolist()
+        return [(n, n - 1) for n in tokens]
+    pairs = data.limit or PROFILES[profile][2]
+    return pair_lengths(profile, pairs, 0, data.max_prompt_tokens, data.max_tokens)
 
 
 def pair_lengths(
     profile: str, pairs: int, seed: int, most_prompt: int, most: int, scale: float = 1.0
 ) -> list[tuple[int, int, int]]:
-    """(prompt, chosen, rejected) of each pair of a profile, times `scale`, then cut as truncation
-    cuts."""
+    """Draw (prompt, chosen, rejected) token counts of pairs, then cut them as truncation does.
+
+    Args: most_prompt, most: tokens of a prompt, and of a prompt with a response. scale: factor on
+    all counts before they are cut.
+    """
     prompts, responses, _ = PROFILES[profile]
     z = np.random.default_rng(seed).standard_normal((3, pairs))
     z[2] = 0.6 * z[1] + 0.8 * z[2]  # the two responses of a pair: a correlation of 0.6
-    prompt, *both = (
+    prompt, chosen, rejected = (
         mean * scale * np.exp(deviation * x - deviation**2 / 2)
         for (mean, deviation), x in zip((prompts, responses, responses), z)
     )
     prompt = prompt.clip(2, most_prompt).astype(int)
-    return list(
-        zip(prompt.tolist(), *(side.clip(2, most - prompt).astype(int).tolist() for side in both))
-    )
+    sides = [side.clip(2, most - prompt).astype(int).tolist() for side in (chosen, rejected)]
+    return list(zip(prompt.tolist(), *sides))
 
 
 def example_work(lengths: Lengths, model: Model, config: Config) -> Work:
-    """What each example takes of rows, head, attention and machine."""
+    """What each example takes of a packed row, of the head, of attention and of the device."""
     lm, layers = model.config, model.num_layer_parameters
     if isinstance(config, SFTConfig):
-        tokens, targets = ([*column] for column in zip(*lengths))
-        return Work(tokens, targets, tokens, [text_flops(lm, layers, *of) for of in lengths])
+        tokens = [n for n, _ in lengths]
+        targets = [n for _, n in lengths]
+        return Work(tokens, targets, tokens, [text_flops(lm, layers, n, t) for n, t in lengths])
     shared = config.hardware.prefix_sharing
     return Work(
         [(2 - shared) * p + c + r for p, c, r in lengths],
         [c + r for _, c, r in lengths],
         [2 * p + c + r for p, c, r in lengths],
-        [pair_flops(lm, layers, *of, shared) for of in lengths],
+        [pair_flops(lm, layers, p, c, r, shared) for p, c, r in lengths],
     )
 
 
-def executed_flops(of: Work, model: Model, policy: bool | str) -> list[float]:
-    """Operations of each example's training step: three forwards of the layers, three and a half of
-    attention and four of the head, whose backwards compute weights and logits again, and what the
-    activation policy repeats."""
+def executed_flops(work: Work, model: Model, policy: Checkpointing) -> list[float]:
+    """Floating-point operations of each example's training step, recomputation included.
+
+    Three forwards of the layers, three and a half of attention and four of the head (whose
+    backwards compute the attention weights and the logits again), and what the activation policy
+    repeats.
+    """
     lm = model.config
     gate_and_up = 2 * lm.num_hidden_layers * lm.hidden_size * inner_size(lm)
     repeated = {False: 0.0, "mlp": gate_and_up / model.num_layer_parameters, True: 1.0}[policy]
@@ -156,33 +178,35 @@ def executed_flops(of: Work, model: Model, policy: bool | str) -> list[float]:
         (3 + repeated) * layers * n
         + 4 * head * t
         + (3.5 + (policy is True)) * (forward - layers * n - head * t)
-        for n, t, forward in zip(of.tokens, of.scored, of.forward)
+        for n, t, forward in zip(work.tokens, work.scored, work.forward)
     ]
 
 
 def measure_cpu(dtype: str, ranks: int) -> Device:
-    """A rank's share of it: the rate of a second of matrix products, half of which a model of
-    hidden size 256 was measured to reach; the rates of memory and network are estimates."""
+    """Measure this machine, and return a rank's share of it.
+
+    The FLOP rate is that of a second of matrix products, of which a model of hidden size 256 was
+    measured to reach half. The rates of memory and network are estimates.
+    """
     import psutil
 
-    square, flops, threads, start = (
-        torch.randn(768, 768).to(DTYPES[dtype]),
-        0,
-        torch.get_num_threads(),
-        time.process_time(),
-    )
-    while (
-        seconds := (time.process_time() - start) / threads
-    ) < 1:  # CPU time: other processes slow nothing of it
+    square = torch.randn(768, 768).to(DTYPES[dtype])
+    threads = torch.get_num_threads()
+    # CPU time, since other processes do not slow it
+    start, seconds, flops = time.process_time(), 0.0, 0
+    while True:
+        seconds = (time.process_time() - start) / threads
+        if seconds >= 1:
+            break
         square @ square
         flops += 2 * 768**3
     return Device(psutil.virtual_memory().total / ranks, flops / seconds, 0.5, 10e9, 1e9, 1e9)
 
 
 def most_loaded_rank_flops(plan: Plan, flops: Sequence[float]) -> list[float]:
-    """Operations of each micro-batch on the rank that the others wait for, step by step."""
+    """Operations of each micro-batch, step by step, on the rank that the others wait for."""
     return [
-        max(sum(flops[i] for i in micro) for micro in of_ranks)
+        max(sum(flops[i] for i in micro_batch) for micro_batch in of_ranks)
         for step in plan.steps
         for of_ranks in zip(*step.ranks)
     ]
@@ -197,60 +221,74 @@ def predict_times(
     config: Config,
     settings: Settings,
     training: bool = True,
-) -> dict[str, float]:
-    """Seconds of a mean step, and of its parts. A micro-batch gathers all weights twice and reduces
-    gradients (forward only: gathers once); 15 % of what is shorter, this or the computation, is not
-    hidden behind the other, and nothing is without overlap_comm. Args: micro_batches: of all steps,
-    operations on the rank that the others wait for."""
+) -> Times:
+    """Seconds of a mean step and of its parts.
+
+    A micro-batch gathers all weights twice and reduces gradients (forward only: gathers once). 15 %
+    of the shorter of communication and computation is not hidden behind the other; without
+    overlap_comm nothing is.
+    Args: micro_batches: operations of the micro-batches of all steps, on the rank that the others
+    wait for. training: False for a pass that only computes log-probs.
+    """
     item = DTYPES[config.hardware.dtype].itemsize
-    moved = (
-        2 * item + (4 if settings.get("communication_data_type") == "fp32" else item)
-        if training
-        else item
-    )
-    # Across nodes of 8 ranks; 15 % less past 64 ranks, 30 % past 256
-    rate = (
-        device.node
-        if ranks <= 8
-        else device.across * (1 if ranks <= 64 else 0.85 if ranks <= 256 else 0.7)
-    )
-    communication = moved * model.parameters * (ranks - 1) / ranks / rate
-    shown = 0.15 if settings["zero_optimization"].get("overlap_comm", True) else 1.0
+    moved = item
+    if training:
+        moved = 2 * item + (4 if settings.get("communication_data_type") == "fp32" else item)
+    communication = moved * model.parameters * (ranks - 1) / ranks / network_rate(device, ranks)
+    overlaps = section(settings, "zero_optimization").get("overlap_comm", True)
+    shown = HIDDEN if overlaps else 1.0
     compute = [flops / device.peak / device.efficiency for flops in micro_batches]
-    # Bytes of AdamW, and of each micro-batch after the first: all gradients copied to the bucket,
-    # the rank's added to what it has
-    moves = 30 / ranks + (len(compute) / steps - 1) * (2 * item + (item + 8) / ranks)
-    optimiser = moves * model.parameters / (0.6 * device.memory_rate) if training else 0.0
+    # AdamW, and for each micro-batch after the first: all gradients are copied to the bucket, and
+    # the rank's share is added to what it has
+    moves = OPTIMIZER_BYTES / ranks + (len(compute) / steps - 1) * (2 * item + (item + 8) / ranks)
+    optimizer = 0.0
+    if training:
+        optimizer = moves * model.parameters / (MEMORY_EFFICIENCY * device.memory_rate)
+    overlapped = sum(max(t, communication) + shown * min(t, communication) for t in compute)
     return {
         "compute": sum(compute) / steps,
         "comm": communication * len(compute) / steps,
-        "optimiser": optimiser,
-        "step s": sum(max(t, communication) + shown * min(t, communication) for t in compute)
-        / steps
-        + optimiser,
+        "optimiser": optimizer,
+        "step s": overlapped / steps + optimizer,
     }
 
 
-def predict_memory(
-    model: Model, ranks: int, device: str, plan: Plan, of: Work, config: Config, settings: Settings
-) -> dict[str, int]:
-    """Bytes of a rank by part, and their peak: in a micro-batch, or in the update, which needs a
-    gradient in float32.
+def network_rate(device: Device, ranks: int) -> float:
+    """Bytes/s of a collective: in a node up to 8 ranks, else across nodes, slower past 64 ranks."""
+    if ranks <= 8:
+        return device.node
+    if ranks <= 64:
+        return device.across
+    return device.across * (0.85 if ranks <= 256 else 0.7)
 
-    Args: device: cuda or cpu. `save`: gathered at a time while the model is saved; `save_host`: of
-    the machine's memory then."""
+
+def predict_memory(
+    model: Model,
+    ranks: int,
+    device: str,
+    plan: Plan,
+    work: Work,
+    config: Config,
+    settings: Settings,
+) -> dict[str, int]:
+    """Bytes of a rank by part, and their `peak`.
+
+    The peak is in a micro-batch, or in the update, which needs a gradient in float32.
+    Args: device: cuda or cpu.
+    Returns: with the parts of `step_memory`: states, update, buckets, peak; `save`: bytes gathered
+    at a time while the model is saved; `save_host`: bytes of the machine's memory then.
+    """
     micro_batches = (micro for step in plan.steps for rank in step.ranks for micro in rank)
-    fullest = max(micro_batches, key=lambda micro: sum(of.tokens[i] for i in micro))
+    fullest = max(micro_batches, key=lambda micro: sum(work.tokens[i] for i in micro))
     tokens, scored, keys = (
-        sum(column[i] for i in fullest) for column in (of.tokens, of.scored, of.keys)
+        sum(column[i] for i in fullest) for column in (work.tokens, work.scored, work.keys)
     )
-    zero, item, share = (
-        settings["zero_optimization"],
-        DTYPES[config.hardware.dtype].itemsize,
-        model.parameters // ranks,
-    )
-    accumulates = settings.get("data_types", {}).get("grad_accum_dtype", "fp32")
-    held = 0 if "offload_optimizer" in zero else 12 + {"fp32": 4}.get(accumulates, 2)
+    zero = section(settings, "zero_optimization")
+    item, share = DTYPES[config.hardware.dtype].itemsize, model.parameters // ranks
+    accumulates = section(settings, "data_types").get("grad_accum_dtype", "fp32")
+    held = 0
+    if "offload_optimizer" not in zero:
+        held = 12 + (4 if accumulates == "fp32" else 2)
     parts = step_memory(
         model.config,
         model.parameters,
@@ -263,19 +301,24 @@ def predict_memory(
         device=device,
     )
     update = parts["states"] - 8 * share if held else 0
-    found = parts | {
-        "states": share * (held + item * ("offload_param" not in zero)),
+    states = share * (held + item * ("offload_param" not in zero))
+    buckets = item * bucket_size(zero)
+    in_micro_batch = parts["gathered"] + parts["activations"] + parts["head"]
+    lm = model.config
+    return parts | {
+        "states": states,
         "update": update,
-        "buckets": item * int(zero.get("reduce_bucket_size", 5e8)),
+        "buckets": buckets,
+        "peak": states + buckets + max(update, in_micro_batch),
+        "save": item * lm.vocab_size * lm.hidden_size,
+        "save_host": max(
+            min(12 * share, shards.FILE_BYTES), min(item * model.parameters, SHARD_BYTES)
+        ),
     }
-    peak = (
-        found["states"]
-        + found["buckets"]
-        + max(update, parts["gathered"] + parts["activations"] + parts["head"])
-    )
-    host = max(min(12 * share, shards.FILE_BYTES), min(item * model.parameters, SHARD_BYTES))
-    return found | {
-        "peak": peak,
-        "save": item * model.config.vocab_size * model.config.hidden_size,
-        "save_host": host,
-    }
+
+
+def bucket_size(zero: Mapping[str, object]) -> int:
+    """Elements of a bucket of gradients: `reduce_bucket_size`, else DeepSpeed's default."""
+    size = zero.get("reduce_bucket_size", 5e8)
+    assert isinstance(size, (int, float, str)), size
+    return int(size)

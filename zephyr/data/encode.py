@@ -11,7 +11,7 @@ from contextlib import closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 import pyarrow as pa
 from pyarrow.ipc import RecordBatchStreamWriter
@@ -164,7 +164,14 @@ def load_splits(
     return encoded, reports
 
 
-def encoding_resources() -> dict[str, object]:
+class EncodingResources(TypedDict):
+    """How rows are encoded; the ids do not depend on it."""
+
+    cache_dir: Path
+    workers: int
+
+
+def encoding_resources() -> EncodingResources:
     """Where encoded rows are kept (`$ZEPHYR_CACHE`, else ~/.cache/zephyr), and how many processes
     encode (one a CPU)."""
     cache = Path(os.environ.get("ZEPHYR_CACHE") or Path.home() / ".cache" / "zephyr")

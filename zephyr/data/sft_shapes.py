@@ -58,11 +58,9 @@ def answer_text(row: Row, field: str) -> str:
 
 def joined_text(row: Row, first: str, *others: str) -> str:
     """The text of the first field; those of the others, if they hold any, after an empty line."""
-    parts = [text(row, first)]
-    for field in others:
-        if field in row and text(row, field).strip():
-            parts.append(text(row, field))
-    return "\n\n".join(parts)
+    question = text(row, first)
+    given = [text(row, field) for field in others if field in row]
+    return "\n\n".join([question, *(part for part in given if part.strip())])
 
 
 def instruction_text(row: Row) -> str:

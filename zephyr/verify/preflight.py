@@ -148,12 +148,13 @@ def describe_findings(found: Mapping[str, Finding], pairs: bool) -> str:
         f"{format_bytes(memory['free_bytes'])} free",
         f"packed: a token's log-prob differs from the unpacked one by {packed['difference']:.1e} "
         f"of its size at most; rounding makes {packed['noise']:.1e} on average",
-        f"gradient: summed over ranks; its norm is off by {found['gradient']['difference']:.1e}",
+        f"gradient: summed over ranks; its norm is off by {found['gradient']['difference']:.2g}",
     ]
     if pairs:
         share = found["start"]["difference"]
+        scores = f"{scored:,} pairs have scores" if scored else "no pair has scores"
         lines += [
-            f"labels: no chosen response has a lower score; {scored:,} pairs have scores",
+            f"labels: no chosen response has a lower score ({scores})",
             f"start: policy and reference agree, within {share:.0%} of what rounding may make; "
             f"the loss is {loss:.4f}",
         ]
