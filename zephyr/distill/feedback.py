@@ -4,7 +4,18 @@ in four aspects and as a whole.
 As in UltraFeedback (Cui et al. 2023, arXiv:2310.01377): the answerers are drawn from a pool, each
 with a principle as its system turn; one request per aspect shows all answers in a random order; one
 request per answer asks for a critique. A reply that cannot be parsed is requested again, then kept
-as text."""
+as text.
+
+A prompt row has `prompt` (a text, or turns that end with the user's), `messages` (read up to the
+last user turn) or `instruction`. `system` and `history` are part of what is asked; `tools` and
+other keys that mean something are errors; all other keys are counted in the report. `prompt_id` is
+the row's own or the SHA-256 of the prompt. `source` and `reference` (facts for the judge of
+truthfulness) are copied to the feedback row.
+
+A feedback row has `prompt_id`, `prompt`, `completions`, `judge`, `order` and `calls` by aspect, and
+`unparsed` replies if there are any. A completion has `model`, `principle`, `text`, `call`, `scores`
+({aspect: 1 to 5 or None}), `overall` (1 to 10 or None), `critique`, `rationales` and
+`critique_calls`."""
 
 import json
 import random
@@ -89,17 +100,6 @@ def collect_feedback(
 ) -> Row:
     """Write one feedback row per prompt to `out`. The same replies give the same file to the byte.
 
-    A prompt row has `prompt` (a text, or turns that end with the user's), `messages` (read up to
-    the last user turn) or `instruction`. `system` and `history` are part of what is asked; `tools`
-    and other keys that mean something are errors; all other keys are counted in the report.
-    `prompt_id` is the row's own or the SHA-256 of the prompt. `source` and `reference` (facts for
-    the judge of truthfulness) are copied to the feedback row.
-
-    A feedback row has `prompt_id`, `prompt`, `completions`, `judge`, `order` and `calls` by aspect,
-    and `unparsed` replies if there are any. A completion has `model`, `principle`, `text`, `call`,
-    `scores` ({aspect: 1 to 5 or None}), `overall` (1 to 10 or None), `critique`, `rationales` and
-    `critique_calls`.
-
     Args:
         sources: of the prompt rows, `path-or-hub-id[:split]`.
         out: a .jsonl file.
@@ -118,12 +118,7 @@ def collect_feedback(
         BadInput: for a bad prompt row (with file and line), a prompt id that comes twice, too few
             answerers, or if no prompt gets two answers. What `ask` raises.
     """
-    names = [answerer.name for answerer in answerers]
-    if not 2 <= per_prompt <= len(answerers) or len(set(names)) < len(names):
-        raise BadInput(
-            f"feedback compares answers: expected at least {max(2, per_prompt)} answerers of "
-            f"different names, got {', '.join(names)}"
-        )
+    check_answerers(answerers, per_prompt)
     texts = load_feedback_templates(templates)
     require_output(out, sources)
     panel = Panel(judge, ask, texts, seed, max_tokens)
@@ -144,6 +139,16 @@ def collect_feedback(
         "left_out": run.left_out[:MAX_LISTED],
         "keys_not_read": dict(sorted(run.unread.items())),
     }
+
+
+def check_answerers(answerers: Sequence[Teacher], per_prompt: int) -> None:
+    """Raises: BadInput for too few answerers, or two of one name."""
+    names = [answerer.name for answerer in answerers]
+    if not 2 <= per_prompt <= len(answerers) or len(set(names)) < len(names):
+        raise BadInput(
+            f"feedback compares answers: expected at least {max(2, per_prompt)} answerers of "
+            f"different names, got {', '.join(names)}"
+        )
 
 
 def load_feedback_templates(folder: Path | None) -> dict[str, str]:

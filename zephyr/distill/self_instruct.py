@@ -112,16 +112,13 @@ def self_instruct(
         patience: rounds in a row without a new row after which the run ends.
         largest_rouge_l: largest similarity of an instruction to one that was kept before.
     Returns:
-        The report. Its `counts` are by stage and name; of instructions, and of instances, `parsed`
-        is the sum of the filters and `kept`.
+        The report. Its `counts` are by stage and name. `parsed` is the sum of filters and `kept`.
     Raises:
         BadInput: for a bad seed, template or number, or if no row could be made. What `ask` raises.
     """
-    if variant not in VARIANTS:
-        raise BadInput(f"variant {variant!r}: expected one of {', '.join(VARIANTS)}")
+    steps = find_variant(variant)
     require_positive(n=n, turns=turns, instances=instances, batch=batch, patience=patience)
     require_output(out, [seeds])
-    steps = VARIANTS[variant]
     tasks, seed_digests = read_seeds(seeds, variant == "dialogue")
     texts = load_templates(steps.templates, templates)
     run = GenerationRun(ask, tasks, texts, variant, seed, turns, instances, largest_rouge_l)
@@ -144,6 +141,13 @@ def self_instruct(
         "largest_rouge_l": largest_rouge_l,
         "counts": run.counts,
     }
+
+
+def find_variant(name: str) -> Variant:
+    """Return the steps of a variant. Raises: BadInput for an unknown one."""
+    if name not in VARIANTS:
+        raise BadInput(f"variant {name!r}: expected one of {', '.join(VARIANTS)}")
+    return VARIANTS[name]
 
 
 def require_positive(**values: int) -> None:

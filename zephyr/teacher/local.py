@@ -60,14 +60,7 @@ def local(
     def answer_batch(
         batch: Sequence[Request], keep: Callable[[Reply], None], budget: Budget
     ) -> None:
-        reserved: dict[str, tuple[Request, Reservation]] = {}  # the same on every rank
-        budget_spent: BudgetSpent | None = None
-        try:
-            for request in batch:
-                reservation = budget.reserve(request.messages, request.max_tokens)
-                reserved[request.digest(identity)] = request, reservation
-        except BudgetSpent as error:
-            budget_spent = error
+        reserved, budget_spent = reserve_batch(batch, identity, budget)  # the same on every rank
         affordable = [request for request, _ in reserved.values()]
         share = affordable[ranks.rank() :: ranks.world_size()]
         gathered = ranks.gather_from_ranks(lambda: answer_share(share, keep), BadInput)
@@ -84,6 +77,24 @@ def local(
             answer_batch(ordered[start : start + step], keep, budget)
 
     return Teacher(path, answer, shared=True, identity=identity)
+
+
+def reserve_batch(
+    batch: Sequence[Request], identity: str, budget: Budget
+) -> tuple[dict[str, tuple[Request, Reservation]], BudgetSpent | None]:
+    """Reserve the requests of a batch in their order, as far as the budget goes.
+
+    Returns:
+        By digest, the requests and their reservations; and the error if the budget ended.
+    """
+    reserved: dict[str, tuple[Request, Reservation]] = {}
+    try:
+        for request in batch:
+            reservation = budget.reserve(request.messages, request.max_tokens)
+            reserved[request.digest(identity)] = request, reservation
+    except BudgetSpent as error:
+        return reserved, error
+    return reserved, None
 
 
 def batching_key(request: Request) -> tuple[float, float, int, int]:
