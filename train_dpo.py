@@ -1,15 +1,17 @@
-"""Distilled direct preference optimisation (dDPO), the last step of Zephyr (arXiv:2310.16944,
-Section 3).
+"""Distilled direct preference optimization (dDPO), the last step of Zephyr.
 
-    torchrun --nproc_per_node=8 train_dpo.py configs/zephyr-7b-beta/dpo.yaml [key.sub=value ...] [--dry-run]
-    python train_dpo.py CONFIG.yaml                                      one process
+    torchrun --nproc_per_node=8 train_dpo.py CONFIG.yaml [key.sub=value ...] [--dry-run]
+    python train_dpo.py CONFIG.yaml [key.sub=value ...] [--dry-run]    (one process)
 
-Starting from the dSFT model, for pairs of a prompt x, a chosen response y_w and a rejected one y_l:
-  1. the probability of y_w and y_l under the dSFT model, forward only: frozen, taken once before step 0;
-  2. the probability of y_w and y_l under the dDPO model;
-  3. Eq. 1 and its gradient, an update; repeat from 2.
+CONFIG.yaml is for example configs/zephyr-7b-beta/dpo.yaml. --dry-run prints the plan and exits.
 
-P pairs of a micro-batch.
+The policy starts from the dSFT model. For each prompt x with a chosen response y_w and a rejected
+response y_l (arXiv:2310.16944, Section 3):
+  1. Compute the probability of y_w and y_l under the dSFT model: forward only, once, before step 0.
+  2. Compute the probability of y_w and y_l under the dDPO model.
+  3. Compute Eq. 1 and its gradient, and update the model. Repeat from 2.
+
+P: pairs of a micro-batch. R: their responses, all chosen ones first, R = 2P.
 """
 
 import math
@@ -25,24 +27,18 @@ if __name__ == "__main__":
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from zephyr import losses, reference
+from zephyr import losses
 from zephyr.chat import leading_bos
 from zephyr.costs.predict import estimate
-from zephyr.data import (
-    Pairs,
-    Report,
-    content_digest,
-    describe_first_prompt,
-    encoding_resources,
-    load_pairs,
-    load_run_tokenizer,
-    load_splits,
-    save_chat_template,
-)
+from zephyr.data.encode import encoding_resources, load_pairs, load_splits
+from zephyr.data.report import Report
+from zephyr.data.store import Pairs, content_digest
+from zephyr.data.template import describe_first_prompt, load_run_tokenizer, save_chat_template
 from zephyr.evaluation.samples import make_sampler
 from zephyr.model.load import DTYPES, digest, load_policy, require_runnable
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import PackedBatch, Plan, collate_pairs, plan_epochs, plan_pass
+from zephyr.reference import Reference, reference_logprobs
 from zephyr.report.finish import finish_run
 from zephyr.training import checkpoint
 from zephyr.training.engine import Engine
@@ -55,88 +51,93 @@ from zephyr.verify import preflight
 
 
 def train(engine: Engine, config: DPOConfig, folder: RunFolder | None) -> None:
-    # Preference pairs as token ids, and the plan: which pairs make which step, on which rank, in
-    # which micro-batch.
+    """The whole run, on every rank. Args: folder: the run folder; None for a dry run."""
+    # Preference pairs as token ids, and the plan that assigns them to steps, ranks, micro-batches.
     config, tokenizer = load_run_tokenizer(engine, config)
-    encoded, reports = load(engine, config, tokenizer)
-    plan = plan_epochs(
-        packed_tokens(encoded["train"], config),
-        per_step=config.optim.pairs_per_step,
-        epochs=config.optim.epochs,
-        ranks=engine.world_size,
-        budget_tokens=config.hardware.tokens_per_micro_batch,
-        seed=config.run.seed,
-        shuffle=config.data.shuffle,
-    )
+    encoded, reports = load_data(engine, config, tokenizer)
+    pairs = encoded["train"]
+    plan = make_plan(engine, config, pairs)
     sample = make_sampler(engine, config, tokenizer)
     engine.log(describe_plan(plan, engine.world_size))
-    if folder is None:  # a dry run
-        engine.log(engine.on_rank0(lambda: estimate(engine, config, encoded["train"])))
+    if folder is None:
+        engine.log(engine.on_rank0(lambda: estimate(engine, config, pairs)))
         return
 
-    # A folder that holds another run is refused before anything is paid for; one that holds this
-    # run, finished, is left alone.
+    # Compare with the run in the folder, if any, before the expensive parts start.
     save_chat_template(folder, config, tokenizer)
     folder.write_file("data.json", json_bytes(reports))
-    identity = {
-        "model": engine.on_rank0(lambda: digest(config.model)),
-        "data": content_digest(encoded["train"]),
-    }
-    if checkpoint.is_finished(
-        engine, config, plan, identity, ignore=["reference"], template=tokenizer.chat_template
-    ):
+    model_digest = engine.on_rank0(lambda: digest(config.model))
+    identity = {"model": model_digest, "data": content_digest(pairs)}
+    template = tokenizer.chat_template
+    if checkpoint.is_finished(engine, config, plan, identity, ["reference"], template):
         engine.log(f"{config.run.dir} holds this run, finished: nothing is left to do")
         return
 
-    # The dSFT model: the policy's start, and the frozen reference, whose log-probs are taken before
-    # any checkpoint is restored.
-    hardware = config.hardware
-    engine.initialize(
-        partial(
-            load_policy,
-            config.model,
-            attention=hardware.attention,
-            dtype=DTYPES[hardware.dtype],
-            activation_checkpointing=hardware.activation_checkpointing,
-            max_tokens=config.data.max_tokens,
-        ),
-        config.optim,
-    )
-    training = split(engine, config, encoded["train"], plan)
-    found = preflight.check_inputs(
-        engine,
-        config,
-        encoded["train"],
-        training,
-        reports,
-        special=(leading_bos(tokenizer), tokenizer.eos_token_id),
-    )
-    training = with_reference(engine, config, training, encoded["train"], identity)
-    evaluation = (
-        with_reference(
-            engine, config, split(engine, config, encoded["eval"], None), encoded["eval"], identity
-        )
-        if "eval" in encoded
-        else None
-    )
-    preflight.check_model(
-        engine,
-        config,
-        encoded["train"],
-        training,
-        found,
-        write_file=folder.write_file,
-        unpacked=lambda i: collate_pairs(encoded["train"], [i], prefix_sharing=False),
-    )
+    # The dSFT model, from which the policy starts.
+    initialize_policy(engine, config)
+    training = split(engine, config, pairs, plan)
+    special_ids = (leading_bos(tokenizer), tokenizer.eos_token_id)
+    found = preflight.check_inputs(engine, config, pairs, training, reports, special_ids)
 
+    # The reference log-probs of the same weights, before any checkpoint is restored.
+    training = with_reference(engine, config, training, pairs, identity)
+    evaluation = None
+    if "eval" in encoded:
+        evaluation = split(engine, config, encoded["eval"], None)
+        evaluation = with_reference(engine, config, evaluation, encoded["eval"], identity)
+
+    unpacked = partial(collate_one, pairs)
+    preflight.check_model(engine, config, pairs, training, found, unpacked, folder.write_file)
     fit(engine, config, training, evaluation, sample, folder.claim)
     finish_run(engine, config, tokenizer, training.identity)
 
 
-def load(
+def dpo_objective(config: DPOConfig, reference: Reference) -> Objective:
+    """The objective that `fit` minimizes.
+
+    It returns the loss summed over a micro-batch's pairs (the loop divides by the pairs of all
+    ranks) and each pair's statistics.
+    """
+
+    def objective(policy: Engine, batch: PackedBatch) -> tuple[Tensor, Stats]:
+        # 1. log pi_dSFT(y|x) of both responses, looked up.
+        ref_chosen_P, ref_rejected_P = reference(batch)
+
+        # 2. log pi_dDPO(y|x) of both responses, each summed over its tokens.
+        chosen_P, rejected_P = response_logprobs(policy, batch)
+
+        # 3. Eq. 1 (Eq. 7 of the DPO paper, arXiv:2305.18290). With `loss: sigmoid` it is
+        #    -logsigmoid(beta * ((chosen_P - ref_chosen_P) - (rejected_P - ref_rejected_P))).
+        terms = losses.dpo(
+            chosen_P,
+            rejected_P,
+            ref_chosen_P,
+            ref_rejected_P,
+            beta=config.beta,
+            loss=config.loss,
+            label_smoothing=config.label_smoothing,
+            chosen_tokens_P=batch.response_tokens_R[: batch.units],
+            rejected_tokens_P=batch.response_tokens_R[batch.units :],
+        )
+        accuracy_P = losses.reward_accuracy(chosen_P, rejected_P, ref_chosen_P, ref_rejected_P)
+        stats = {
+            "loss": terms.loss_P.detach(),
+            "rewards/chosen": terms.reward_chosen_P,
+            "rewards/rejected": terms.reward_rejected_P,
+            "rewards/margins": terms.reward_chosen_P - terms.reward_rejected_P,
+            "rewards/accuracies": accuracy_P,
+            "logps/chosen": chosen_P.detach(),
+            "logps/rejected": rejected_P.detach(),
+        }
+        return terms.loss_P.sum(), stats
+
+    return objective
+
+
+def load_data(
     engine: Engine, config: DPOConfig, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[dict[str, Pairs], dict[str, Report]]:
-    """`train` and `eval` as token ids, and the reports of what was cut or left out."""
+    """`train` and `eval` as token ids, with reports of what was truncated or left out."""
     encode = partial(
         load_pairs,
         tokenizer=tokenizer,
@@ -151,44 +152,80 @@ def load(
     encoded, reports = load_splits(engine, config.data, encode)
     engine.log(describe_first_prompt(tokenizer, encoded["train"][0]))
     for pairs in encoded.values():
-        require_budget(
-            packed_tokens(pairs, config), pairs.ids, config.hardware.tokens_per_micro_batch
-        )
+        budget_tokens = config.hardware.tokens_per_micro_batch
+        require_budget(packed_tokens(pairs, config), pairs.ids, budget_tokens)
     return encoded, reports
 
 
-def split(engine: Engine, config: DPOConfig, pairs: Pairs, plan: Plan | None) -> Split:
-    """Pairs with their plan (None: one pass over all); the objective comes with the reference."""
-    tokens = packed_tokens(pairs, config)
-    plan = plan or plan_pass(
-        tokens, ranks=engine.world_size, budget_tokens=config.hardware.tokens_per_micro_batch
+def packed_tokens(pairs: Pairs, config: DPOConfig) -> list[int]:
+    """Tokens that each pair takes in a packed row: its prompt once if shared, else twice."""
+    prompts = 1 if config.hardware.prefix_sharing else 2
+    tokens = prompts * pairs.prompt_tokens + pairs.chosen_tokens + pairs.rejected_tokens
+    return tokens.tolist()
+
+
+def make_plan(engine: Engine, config: DPOConfig, pairs: Pairs) -> Plan:
+    """The pairs of each step, on each rank, in each micro-batch."""
+    return plan_epochs(
+        packed_tokens(pairs, config),
+        per_step=config.optim.pairs_per_step,
+        epochs=config.optim.epochs,
+        ranks=engine.world_size,
+        budget_tokens=config.hardware.tokens_per_micro_batch,
+        seed=config.run.seed,
+        shuffle=config.data.shuffle,
     )
-    collate = partial(collate_pairs, pairs, prefix_sharing=config.hardware.prefix_sharing)
+
+
+def initialize_policy(engine: Engine, config: DPOConfig) -> None:
+    """Load the dSFT model, sharded over all ranks, with its optimizer."""
+    hardware = config.hardware
+    load = partial(
+        load_policy,
+        config.model,
+        attention=hardware.attention,
+        dtype=DTYPES[hardware.dtype],
+        activation_checkpointing=hardware.activation_checkpointing,
+        max_tokens=config.data.max_tokens,
+    )
+    engine.initialize(load, config.optim)
+
+
+def collate_one(pairs: Pairs, index: int) -> PackedBatch:
+    """A pair by itself, its prompt computed twice: what preflight compares packed rows with."""
+    return collate_pairs(pairs, [index], prefix_sharing=False)
+
+
+def split(engine: Engine, config: DPOConfig, pairs: Pairs, plan: Plan | None) -> Split:
+    """The pairs with their plan; the objective follows with the reference.
+
+    Args: plan: None: one pass over all pairs, for evaluation.
+    """
+    hardware, tokens = config.hardware, packed_tokens(pairs, config)
+    if plan is None:
+        budget_tokens = hardware.tokens_per_micro_batch
+        plan = plan_pass(tokens, ranks=engine.world_size, budget_tokens=budget_tokens)
     counts = {
         "prompt_tokens": pairs.prompt_tokens,
         "chosen_tokens": pairs.chosen_tokens,
         "rejected_tokens": pairs.rejected_tokens,
     }
+    lm, parameters = engine.policy.lm.config, engine.num_layer_parameters
     flops = [
-        pair_flops(
-            engine.policy.lm.config,
-            engine.num_layer_parameters,
-            *of_pair,
-            config.hardware.prefix_sharing,
-        )
-        for of_pair in zip(*counts.values())
+        pair_flops(lm, parameters, *lengths, hardware.prefix_sharing)
+        for lengths in zip(*counts.values())
     ]
     return Split(
-        plan,
-        collate,
-        None,
-        pairs.ids,
-        tokens,
-        [1] * len(pairs),
-        "pairs",
-        flops,
-        {},
-        counts,
+        plan=plan,
+        collate=partial(collate_pairs, pairs, prefix_sharing=hardware.prefix_sharing),
+        objective=None,
+        ids=pairs.ids,
+        tokens=tokens,
+        units=[1] * len(pairs),
+        unit_name="pairs",
+        forward_flops=flops,
+        identity={},
+        ledger=counts,
         initial_loss=math.log(2) if config.loss == "sigmoid" else None,
     )
 
@@ -196,9 +233,11 @@ def split(engine: Engine, config: DPOConfig, pairs: Pairs, plan: Plan | None) ->
 def with_reference(
     engine: Engine, config: DPOConfig, planned: Split, pairs: Pairs, identity: Mapping[str, str]
 ) -> Split:
-    """The split with its reference log-probs (step 1) and objective (steps 2 and 3). Args:
-    identity: of model and data."""
-    frozen = reference.reference_logprobs(
+    """The split with its reference log-probs (step 1) and objective (steps 2 and 3).
+
+    Args: identity: digests of the model and the data, by name.
+    """
+    reference = reference_logprobs(
         engine,
         pairs,
         planned.tokens,
@@ -208,52 +247,17 @@ def with_reference(
         directory=config.reference.dir,
     )
     return planned._replace(
-        objective=dpo_objective(config, frozen), identity={**identity, "reference": frozen.digest()}
+        objective=dpo_objective(config, reference),
+        identity={**identity, "reference": reference.digest()},
     )
 
 
-def dpo_objective(config: DPOConfig, frozen: reference.Reference) -> Objective:
-    """A micro-batch's loss, summed over its pairs (the loop divides by the pairs of all ranks), and
-    each pair's statistics."""
-
-    def objective(policy: Engine, batch: PackedBatch) -> tuple[Tensor, Stats]:
-        ref_chosen_P, ref_rejected_P = frozen(batch)  # 1. log pi_ref(y|x)
-        chosen_P, rejected_P = response_logprobs(policy, batch)  # 2. log pi(y|x)
-        terms = losses.dpo(  # 3. sigmoid: -logsigmoid(beta * (
-            chosen_P,
-            rejected_P,
-            ref_chosen_P,
-            ref_rejected_P,  #      (chosen_P - ref_chosen_P)
-            beta=config.beta,
-            loss=config.loss,  #      - (rejected_P - ref_rejected_P)))
-            label_smoothing=config.label_smoothing,
-            chosen_tokens_P=batch.response_tokens_R[: batch.units],
-            rejected_tokens_P=batch.response_tokens_R[batch.units :],
-        )
-        return terms.loss_P.sum(), {
-            "loss": terms.loss_P.detach(),
-            "rewards/chosen": terms.reward_chosen_P,
-            "rewards/rejected": terms.reward_rejected_P,
-            "rewards/margins": terms.reward_chosen_P - terms.reward_rejected_P,
-            "rewards/accuracies": losses.reward_accuracy(
-                chosen_P, rejected_P, ref_chosen_P, ref_rejected_P
-            ),
-            "logps/chosen": chosen_P.detach(),
-            "logps/rejected": rejected_P.detach(),
-        }
-
-    return objective
-
-
-def packed_tokens(pairs: Pairs, config: DPOConfig) -> list[int]:
-    """Tokens that each pair takes in a packed row: its prompt once, or with either response."""
-    prompts = 1 if config.hardware.prefix_sharing else 2
-    return (prompts * pairs.prompt_tokens + pairs.chosen_tokens + pairs.rejected_tokens).tolist()
-
-
 def check(config: DPOConfig) -> None:
-    """Raises: BadInput for an unknown loss, a label_smoothing that it does not take, or what this
-    machine can't run."""
+    """Check what needs no process group.
+
+    Raises: BadInput for an unknown loss, a label_smoothing that the loss does not take, or a
+    setting that this machine can't run.
+    """
     try:
         losses.require_settings(config.loss, config.beta, config.label_smoothing)
     except ValueError as error:

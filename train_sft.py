@@ -1,11 +1,14 @@
-"""Distilled supervised fine-tuning (dSFT), the first step of Zephyr (arXiv:2310.16944, Section 3).
+"""Distilled supervised fine-tuning (dSFT), the first step of Zephyr.
 
-    torchrun --nproc_per_node=8 train_sft.py configs/zephyr-7b-beta/sft.yaml [key.sub=value ...] [--dry-run]
-    python train_sft.py CONFIG.yaml                                      one process
+    torchrun --nproc_per_node=8 train_sft.py CONFIG.yaml [key.sub=value ...] [--dry-run]
+    python train_sft.py CONFIG.yaml [key.sub=value ...] [--dry-run]    (one process)
 
-Dialogues are packed into windows, none seeing another; the loss is the mean of -log pi(token | what
-is before it in its dialogue) over the target tokens of a step: the assistant's words and the EOS
-that ends each of its turns. Plain `text` rows are all target: the same script trains a base model.
+CONFIG.yaml is for example configs/zephyr-7b-beta/sft.yaml. --dry-run prints the plan and exits.
+
+Dialogues are packed into windows, and none attends to another. The loss is the mean of
+-log pi(token | the tokens before it in its dialogue) over the target tokens of a step: the
+assistant's words, and the EOS that ends each of its turns (arXiv:2310.16944, Section 3). In plain
+`text` rows every token is a target: the same script trains a base model.
 """
 
 import sys
@@ -22,17 +25,10 @@ from transformers import PreTrainedTokenizerBase
 
 from zephyr.chat import leading_bos
 from zephyr.costs.predict import estimate
-from zephyr.data import (
-    Report,
-    Texts,
-    content_digest,
-    describe_first_prompt,
-    encoding_resources,
-    load_run_tokenizer,
-    load_splits,
-    load_texts,
-    save_chat_template,
-)
+from zephyr.data.encode import encoding_resources, load_splits, load_texts
+from zephyr.data.report import Report
+from zephyr.data.store import Texts, content_digest
+from zephyr.data.template import describe_first_prompt, load_run_tokenizer, save_chat_template
 from zephyr.evaluation.samples import make_sampler
 from zephyr.model.load import DTYPES, digest, load_policy, require_runnable
 from zephyr.packing import PackedBatch, Plan, collate_texts, plan_epochs, plan_pass
@@ -48,80 +44,55 @@ from zephyr.verify import preflight
 
 
 def train(engine: Engine, config: SFTConfig, folder: RunFolder | None) -> None:
-    # Dialogues as token ids with targets, and the plan: which make which step, on which rank, in
-    # which micro-batch.
+    """The whole run, on every rank. Args: folder: the run folder; None for a dry run."""
+    # Dialogues as token ids, and the plan that assigns them to steps, ranks and micro-batches.
     config, tokenizer = load_run_tokenizer(engine, config)
-    encoded, reports = load(engine, config, tokenizer)
-    plan = plan_epochs(
-        encoded["train"].tokens.tolist(),
-        per_step=config.optim.windows_per_step,
-        epochs=config.optim.epochs,
-        ranks=engine.world_size,
-        budget_tokens=config.hardware.tokens_per_micro_batch,
-        seed=config.run.seed,
-        shuffle=config.data.shuffle,
-        window_tokens=config.data.max_tokens,
-    )
+    encoded, reports = load_data(engine, config, tokenizer)
+    texts = encoded["train"]
+    plan = make_plan(engine, config, texts)
     sample = make_sampler(engine, config, tokenizer)
     engine.log(describe_plan(plan, engine.world_size))
-    if folder is None:  # a dry run
-        engine.log(engine.on_rank0(lambda: estimate(engine, config, encoded["train"])))
+    if folder is None:
+        engine.log(engine.on_rank0(lambda: estimate(engine, config, texts)))
         return
 
-    # A folder that holds another run is refused before anything is paid for; one that holds this
-    # run, finished, is left alone.
+    # Compare with the run in the folder, if any, before the expensive parts start.
     save_chat_template(folder, config, tokenizer)
     folder.write_file("data.json", json_bytes(reports))
-    identity = {
-        "model": engine.on_rank0(lambda: digest(config.model)),
-        "data": content_digest(encoded["train"]),
-    }
-    if checkpoint.is_finished(engine, config, plan, identity, template=tokenizer.chat_template):
+    model_digest = engine.on_rank0(lambda: digest(config.model))
+    identity = {"model": model_digest, "data": content_digest(texts)}
+    template = tokenizer.chat_template
+    if checkpoint.is_finished(engine, config, plan, identity, template=template):
         engine.log(f"{config.run.dir} holds this run, finished: nothing is left to do")
         return
 
-    hardware = config.hardware
-    engine.initialize(
-        partial(
-            load_policy,
-            config.model,
-            attention=hardware.attention,
-            dtype=DTYPES[hardware.dtype],
-            activation_checkpointing=hardware.activation_checkpointing,
-            max_tokens=config.data.max_tokens,
-        ),
-        config.optim,
-    )
-    training = split(engine, config, encoded["train"], plan, identity)
-    evaluation = (
-        split(engine, config, encoded["eval"], None, identity) if "eval" in encoded else None
-    )
-    found = preflight.check_inputs(
-        engine,
-        config,
-        encoded["train"],
-        training,
-        reports,
-        special=(leading_bos(tokenizer), tokenizer.eos_token_id),
-    )
-    preflight.check_model(
-        engine,
-        config,
-        encoded["train"],
-        training,
-        found,
-        write_file=folder.write_file,
-        unpacked=lambda i: collate_texts(encoded["train"], [i]),
-    )
+    # The base model, from which the policy starts.
+    initialize_policy(engine, config)
+    training = split(engine, config, texts, plan, identity)
+    evaluation = None
+    if "eval" in encoded:
+        evaluation = split(engine, config, encoded["eval"], None, identity)
+    special_ids = (leading_bos(tokenizer), tokenizer.eos_token_id)
+    found = preflight.check_inputs(engine, config, texts, training, reports, special_ids)
+    unpacked = partial(collate_one, texts)
+    preflight.check_model(engine, config, texts, training, found, unpacked, folder.write_file)
 
     fit(engine, config, training, evaluation, sample, folder.claim)
     finish_run(engine, config, tokenizer, training.identity)
 
 
-def load(
+def objective(policy: Engine, batch: PackedBatch) -> tuple[Tensor, Stats]:
+    """The objective that `fit` minimizes: the negative log-likelihood of a micro-batch's targets.
+
+    It is summed over the target tokens; the loop divides by the target tokens of all ranks.
+    """
+    return -policy(batch).sum(), {}
+
+
+def load_data(
     engine: Engine, config: SFTConfig, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[dict[str, Texts], dict[str, Report]]:
-    """`train` and `eval` as token ids, and the reports of what was cut or left out."""
+    """`train` and `eval` as token ids, with reports of what was truncated or left out."""
     encode = partial(
         load_texts,
         tokenizer=tokenizer,
@@ -139,35 +110,64 @@ def load(
     return encoded, reports
 
 
+def make_plan(engine: Engine, config: SFTConfig, texts: Texts) -> Plan:
+    """The dialogues of each step, on each rank, in each micro-batch."""
+    return plan_epochs(
+        texts.tokens.tolist(),
+        per_step=config.optim.windows_per_step,
+        epochs=config.optim.epochs,
+        ranks=engine.world_size,
+        budget_tokens=config.hardware.tokens_per_micro_batch,
+        seed=config.run.seed,
+        shuffle=config.data.shuffle,
+        window_tokens=config.data.max_tokens,
+    )
+
+
+def initialize_policy(engine: Engine, config: SFTConfig) -> None:
+    """Load the base model, sharded over all ranks, with its optimizer."""
+    hardware = config.hardware
+    load = partial(
+        load_policy,
+        config.model,
+        attention=hardware.attention,
+        dtype=DTYPES[hardware.dtype],
+        activation_checkpointing=hardware.activation_checkpointing,
+        max_tokens=config.data.max_tokens,
+    )
+    engine.initialize(load, config.optim)
+
+
+def collate_one(texts: Texts, index: int) -> PackedBatch:
+    """A dialogue by itself: what preflight compares packed rows with."""
+    return collate_texts(texts, [index])
+
+
 def split(
     engine: Engine, config: SFTConfig, texts: Texts, plan: Plan | None, identity: Mapping[str, str]
 ) -> Split:
-    """Texts with their plan (None: one pass over all) and the objective."""
+    """The dialogues with their plan and objective.
+
+    Args: plan: None: one pass over all dialogues, for evaluation. identity: digests of the model
+    and the data, by name.
+    """
     tokens, targets = texts.tokens.tolist(), texts.target_tokens.tolist()
-    plan = plan or plan_pass(
-        tokens, ranks=engine.world_size, budget_tokens=config.hardware.tokens_per_micro_batch
-    )
-    flops = [
-        text_flops(engine.policy.lm.config, engine.num_layer_parameters, *of_text)
-        for of_text in zip(tokens, targets)
-    ]
+    if plan is None:
+        budget_tokens = config.hardware.tokens_per_micro_batch
+        plan = plan_pass(tokens, ranks=engine.world_size, budget_tokens=budget_tokens)
+    lm, parameters = engine.policy.lm.config, engine.num_layer_parameters
+    flops = [text_flops(lm, parameters, *lengths) for lengths in zip(tokens, targets)]
     return Split(
-        plan,
-        partial(collate_texts, texts),
-        objective,
-        texts.ids,
-        tokens,
-        targets,
-        "target_tokens",
-        flops,
-        identity,
+        plan=plan,
+        collate=partial(collate_texts, texts),
+        objective=objective,
+        ids=texts.ids,
+        tokens=tokens,
+        units=targets,
+        unit_name="target_tokens",
+        forward_flops=flops,
+        identity=identity,
     )
-
-
-def objective(policy: Engine, batch: PackedBatch) -> tuple[Tensor, Stats]:
-    """A micro-batch's negative log-likelihood, summed over its target tokens (the loop divides by
-    those of all ranks)."""
-    return -policy(batch).sum(), {}
 
 
 if __name__ == "__main__":

@@ -172,7 +172,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     from proxy import serving
     from tiny import tiny_model
 
-    from zephyr.data import load_tokenizer
+    from zephyr.data.tokenizer import load_tokenizer
 
     folder = tiny_model(tmp_path_factory.mktemp("served") / "tiny")
     load_tokenizer(folder).save_pretrained(folder)
@@ -193,6 +193,7 @@ def version_4() -> Path:
     folder = Path(os.environ.get("ZEPHYR_TRANSFORMERS4") or TESTS.parent / ".venv-transformers4")
     if not (folder / "transformers").is_dir():
         pytest.skip(
-            f"transformers 4.57 is not in {folder}; `make test-long` puts it there, ZEPHYR_TRANSFORMERS4 names another folder"
+            f"transformers 4.57 is not in {folder}; `make test-long` puts it there, "
+            "ZEPHYR_TRANSFORMERS4 names another folder"
         )
     return folder

@@ -1,8 +1,8 @@
-"""A process that imports once what the training scripts need, and forks for every run: a run costs
-what it does, not its imports.
+"""A process that imports what the training scripts need once, and forks for every run.
 
-Each rank of a run is a process of its own, with its own environment and exit code, and ends as
-python does. A request is a line of JSON on standard input, the answer a line on standard output.
+A run then takes no time for imports. Each rank of a run is a process with its own environment and
+exit code, and ends as `python SCRIPT` does. A request is a line of JSON on standard input, the
+answer a line on standard output.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from typing import NamedTuple, NoReturn
 from processes import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
-GRACE = 30  # seconds that the other ranks have where one failed, as torchrun gives them
-LATE = 124  # the exit code of a run that was ended for taking too long, as of timeout(1)
+GRACE = 30  # seconds that the other ranks get to end when one failed, as under torchrun
+LATE = 124  # exit code of a run that took too long, as that of timeout(1)
 ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
@@ -36,7 +36,7 @@ class Done(NamedTuple):
 
 
 class ForkServer:
-    """The client's side: starts the process, ends it with `close`."""
+    """Owns the process, from the client's side; `close` ends it."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
@@ -59,12 +59,15 @@ class ForkServer:
         ranks: int = 0,
         cwd: Path | None = None,
     ) -> Done:
-        """`python SCRIPT *arguments`, started in `cwd`, else in `folder`, which is given what it
-        says as files.
+        """Run `python SCRIPT *arguments` in `cwd` (default: `folder`).
 
-        environment: what is added to this process's. ranks: so many processes with torchrun's
-        variables; where one fails, the others are ended and the code is its own; 0: one process
-        without them."""
+        Args: environment: added to this process's. folder: for the files stdout and stderr.
+        seconds: after these it is killed. ranks: number of processes with torchrun's variables;
+        where one fails, the others are ended and its code is returned. 0: one process without
+        torchrun's variables.
+        """
+        port = free_port()
+        variables = [torchrun(rank, ranks, port) for rank in range(ranks)]
         request = {
             "script": script,
             "arguments": list(arguments),
@@ -73,32 +76,26 @@ class ForkServer:
             "folder": str(cwd or folder),
             "out": str(folder / "stdout"),
             "err": str(folder / "stderr"),
-            "ranks": [
-                torchrun(rank, ranks, port) for port in [free_port()] for rank in range(ranks)
-            ]
-            or [{}],
+            "ranks": variables or [{}],
         }
         for name in ("stdout", "stderr"):
             (folder / name).write_bytes(b"")
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         code = json.loads(self.process.stdout.readline())
-        return Done(
-            code,
-            *(
-                (folder / name).read_text("utf-8", "surrogateescape")
-                for name in ("stdout", "stderr")
-            ),
-        )
+        out = (folder / "stdout").read_text("utf-8", "surrogateescape")
+        err = (folder / "stderr").read_text("utf-8", "surrogateescape")
+        return Done(code, out, err)
 
     def close(self) -> None:
+        """End the process."""
         self.process.stdin.close()
         self.process.wait(timeout=60)
         self.process.stdout.close()
 
 
 def torchrun(rank: int, ranks: int, port: int) -> dict[str, str]:
-    """The variables that torchrun gives to a rank of one machine."""
+    """The environment variables that torchrun sets for a rank on one machine."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -111,9 +108,9 @@ def torchrun(rank: int, ranks: int, port: int) -> dict[str, str]:
 
 
 def serve() -> None:
-    """Answers requests till standard input ends, each by a fork."""
+    """Answer requests until standard input ends, each with a fork."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what an import prints is no answer
+    os.dup2(2, 1)  # what an import prints must not be taken for an answer
     sys.path.insert(0, str(ROOT))
     import datasets  # noqa: F401
     import deepspeed  # noqa: F401
@@ -124,7 +121,7 @@ def serve() -> None:
     import train_sft  # noqa: F401
 
     gc.collect()
-    gc.freeze()  # a fork's collections leave alone what all share
+    gc.freeze()  # a fork's garbage collections then don't copy the memory that all share
     while line := sys.stdin.readline():
         request = json.loads(line)
         forks = []
@@ -138,8 +135,10 @@ def serve() -> None:
 
 
 def ended(forks: Sequence[int], seconds: float) -> int:
-    """The exit code of the forks; negative: of a signal. The first that fails takes the others with
-    it, as under torchrun."""
+    """Wait for the forks; returns their exit code, negative for a signal.
+
+    When one fails, the others are ended, as under torchrun.
+    """
     deadline, code, left = time.monotonic() + seconds, 0, list(forks)
     while left:
         for pid in left:
@@ -163,8 +162,7 @@ def ended(forks: Sequence[int], seconds: float) -> int:
 
 
 def become_the_script(request: Mapping[str, object], variables: Mapping[str, str]) -> NoReturn:
-    """Runs the script as `python SCRIPT` does, and ends with its exit code, or its traceback and
-    1."""
+    """Run the script as `python SCRIPT` does; end with its exit code, or its traceback and 1."""
     for number, path, flags in (
         (0, os.devnull, os.O_RDONLY),
         (1, request["out"], os.O_WRONLY | os.O_APPEND),
@@ -190,7 +188,7 @@ def become_the_script(request: Mapping[str, object], variables: Mapping[str, str
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # clearing up memory that is shared with the server would first copy it
+    os._exit(code)  # freeing memory that is shared with the server would first copy it
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from zephyr.data import Pairs
+from zephyr.data.store import Pairs
 
 
 def jsonl(path: Path, rows: Iterable[object]) -> str:

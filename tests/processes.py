@@ -1,4 +1,4 @@
-"""What tests need to run the real scripts: where they lie, and a port of their own."""
+"""What tests need to start the real scripts: the folder they are in, and a free port."""
 
 import socket
 import subprocess

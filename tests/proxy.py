@@ -231,9 +231,9 @@ class Proxy:
 
 def counted(prompt: str, completion: str) -> tuple[bytes]:
     """A reply whose server says that it took so many tokens."""
-    return (
-        f'{{"choices": [{{"message": {{"content": "x"}}}}], "usage": {{"prompt_tokens": {prompt}, "completion_tokens": {completion}}}}}'.encode(),
-    )
+    usage = f'{{"prompt_tokens": {prompt}, "completion_tokens": {completion}}}'
+    body = f'{{"choices": [{{"message": {{"content": "x"}}}}], "usage": {usage}}}'
+    return (body.encode(),)
 
 
 # what a body of status 200 holds, and headers beside it

@@ -35,7 +35,8 @@ def ranked_verdict(raw: object, shown_as: Mapping[str, str]) -> Verdict:
         type(rank) is int and rank in (1, 2) for rank in ranks.values()
     ):
         raise ValueError(
-            f"the reply ranks {ranking!r:.200}, wanted rank 1 or 2 for each of {', '.join(shown_as)}"
+            f"the reply ranks {ranking!r:.200}, wanted rank 1 or 2 for each of "
+            f"{', '.join(shown_as)}"
         )
     return Verdict(ranks["output_1"], ranks["output_1"] == ranks["output_2"])
 
@@ -58,6 +59,7 @@ def probability_of_m(raw: object) -> float | None:
     m, other = (math.exp(logprobs.get(letter, -math.inf)) for letter in "mM")
     if m + other <= 0:
         raise ValueError(
-            f"the reply's first token is neither m nor M, but one of {', '.join(map(repr, logprobs))}"
+            f"the reply's first token is neither m nor M, but one of "
+            f"{', '.join(map(repr, logprobs))}"
         )
     return m / (m + other)

@@ -15,27 +15,34 @@ SAID = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Aho
 
 # ChatML as Qwen2.5 writes it, tools included; </s> ends a turn.
 TOOLS_TEMPLATE = (
-    "{%- if tools %}<|system|>\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}{{ eos_token }}{% endif %}"
+    "{%- if tools %}<|system|>\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}{{ "
+    "eos_token }}{% endif %}"
     "{%- for m in messages %}{%- if m.role == 'assistant' %}<|assistant|>\n{{ m.content }}"
-    "{%- for call in m.tool_calls %}<call>{{ call.function.name }} {{ call.function.arguments | tojson }}</call>{% endfor %}"
-    "{{ eos_token }}{%- elif m.role == 'tool' %}<|user|>\n<result>{{ m.content }}</result>{{ eos_token }}"
+    "{%- for call in m.tool_calls %}<call>{{ call.function.name }} {{ call.function.arguments | "
+    "tojson }}</call>{% endfor %}"
+    "{{ eos_token }}{%- elif m.role == 'tool' %}<|user|>\n<result>{{ m.content }}</result>{{ "
+    "eos_token }}"
     "{%- else %}<|{{ m.role }}|>\n{{ m.content }}{{ eos_token }}{%- endif %}{%- endfor %}"
     "{%- if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
 # As Qwen3: thoughts, given apart or at the head of the words, are written in the last answer alone.
 THINKING_TEMPLATE = (
-    "{%- set ns = namespace(last=0) %}{%- for m in messages %}{%- if m.role == 'user' %}{%- set ns.last = loop.index0 %}"
+    "{%- set ns = namespace(last=0) %}{%- for m in messages %}{%- if m.role == 'user' %}{%- set "
+    "ns.last = loop.index0 %}"
     "{%- endif %}{%- endfor %}"
     "{%- for m in messages %}<|{{ m.role }}|>\n"
-    "{%- if m.role == 'assistant' %}{%- set said = m.content.split('</think>')[-1].lstrip('\n') %}{%- set thought = '' %}"
+    "{%- if m.role == 'assistant' %}{%- set said = m.content.split('</think>')[-1].lstrip('\n') "
+    "%}{%- set thought = '' %}"
     "{%- if m.reasoning_content %}{%- set thought = m.reasoning_content %}"
-    "{%- elif '</think>' in m.content %}{%- set thought = m.content.split('</think>')[0].split('<think>')[-1].strip('\n') %}{%- endif %}"
-    "{%- if loop.index0 > ns.last and thought %}{{ '<think>\n' + thought + '\n</think>\n\n' }}{%- endif %}{{ said }}"
+    "{%- elif '</think>' in m.content %}{%- set thought = "
+    "m.content.split('</think>')[0].split('<think>')[-1].strip('\n') %}{%- endif %}"
+    "{%- if loop.index0 > ns.last and thought %}{{ '<think>\n' + thought + '\n</think>\n\n' "
+    "}}{%- endif %}{{ said }}"
     "{%- else %}{{ m.content }}{%- endif %}{{ eos_token }}{%- endfor %}"
     "{%- if add_generation_prompt %}<|assistant|>\n{%- endif %}"
 )
 
-# name in shapes.PAIRS -> rows, and the prompt (system, user, assistant, ... in turn, "" for no
+# name in pair_shapes.PAIRS -> rows, and the prompt (system, user, assistant, ... in turn, "" for no
 # system), chosen and rejected of each
 PAIRS = {
     "prompt, chosen, rejected": [
@@ -54,14 +61,14 @@ PAIRS = {
         (
             {
                 "prompt": "Why?",
-                "chosen": SAID[:1]
-                + [
+                "chosen": [
+                    SAID[0],
                     {"role": "assistant", "content": "A"},
                     {"role": "user", "content": "Why?"},
                     SAID[1],
                 ],
-                "rejected": SAID[:1]
-                + [
+                "rejected": [
+                    SAID[0],
                     {"role": "assistant", "content": "A"},
                     {"role": "user", "content": "Why?"},
                     {"role": "assistant", "content": "No"},
@@ -261,7 +268,8 @@ PAIRS = {
         )
     ],
 }
-# name in shapes.TEXTS -> rows, and the turns of each (system first, "" for none), or the plain text
+# name in sft_shapes.TEXTS -> rows, and the turns of each (system first, "" for none), or the plain
+# text
 TEXTS = {
     "messages": [
         ({"messages": SAID}, ("", "Hi", "Ahoy")),

@@ -1,5 +1,4 @@
-"""Runs of the real scripts on tiny models: their input, what they left, and processes to be
-disturbed."""
+"""Runs of the real scripts on tiny models: their input, their output, and processes to disturb."""
 
 import contextlib
 import json
@@ -21,14 +20,20 @@ from safetensors.numpy import load_file
 
 LONG = ("optim.epochs=10", "run.save_every=1000")  # 30 steps of the config that `finished` wrote
 
-WORDS = "the river sky blue red short letter friend sea seven days week answer four two good true".split()
+WORDS = (
+    "the river sky blue red short letter friend sea seven days week answer four two good true"
+).split()
 
 
 def rows(count: int, seed: int = 0) -> list[dict[str, str]]:
+    """Preference pairs of random words."""
     rng = random.Random(seed)
-    say = lambda low, high: " ".join(rng.choice(WORDS) for _ in range(rng.randint(low, high)))  # noqa: E731
+
+    def words(low: int, high: int) -> str:
+        return " ".join(rng.choice(WORDS) for _ in range(rng.randint(low, high)))
+
     return [
-        {"id": f"p{i}", "prompt": say(3, 12), "chosen": say(2, 9), "rejected": say(10, 12)}
+        {"id": f"p{i}", "prompt": words(3, 12), "chosen": words(2, 9), "rejected": words(10, 12)}
         for i in range(count)
     ]
 
@@ -39,6 +44,7 @@ def write_lines(path: Path, items: list[dict[str, str]]) -> Path:
 
 
 def write_config(folder: Path, model: Path, data: Path, **changes: object) -> Path:
+    """A DPO config on CPU. Args: changes: group__key=value."""
     tree = {
         "model": str(model),
         "data": {"train": [str(data)], "shuffle": True},
@@ -88,6 +94,7 @@ def require_same_end(run: Path, undisturbed: Path) -> None:
 
 
 def running(pid: int) -> bool:
+    """Whether the process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
@@ -108,11 +115,11 @@ def wait_for(
     seconds: float = 120,
     pause: float = 0.1,
 ) -> None:
+    """Wait until `ready()`, as long as the process runs and the time is not over."""
     end = time.monotonic() + seconds
     while not ready():
-        assert time.monotonic() < end and (process is None or process.poll() is None), (
-            "it did not come to pass"
-        )
+        assert time.monotonic() < end, f"it did not happen within {seconds} seconds"
+        assert process is None or process.poll() is None, "the process ended before it happened"
         time.sleep(pause)
 
 
@@ -120,8 +127,8 @@ def wait_for(
 def background(
     script: str, *arguments: str | Path, log: Path | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """The script on two ranks with the launch flags of the README; whatever is left of it is killed
-    at the end."""
+    """The script on two ranks, with the launch flags of the README. What is left of it at the end
+    of the block is killed."""
     command = [
         sys.executable,
         "-m",

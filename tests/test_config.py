@@ -449,7 +449,7 @@ def test_overrides_stand_anywhere(arguments: str, path: str, overrides: str) -> 
             "c.yaml --beta=1",
             "unknown option '--beta=1': expected --dry-run or --help; a config key",
         ),
-        ("beta=1", "no CONFIG.yaml among the arguments 'beta=1'"),
+        ("beta=1", "no config file among the arguments 'beta=1'"),
     ],
 )
 def test_arguments_that_are_no_override(arguments: str, message: str) -> None:

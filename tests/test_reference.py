@@ -78,15 +78,15 @@ def part(folder: Path, content: bytes) -> None:
 @pytest.mark.parametrize(
     "content,complaint",
     [
-        (b"no tensors", "is no part of a store"),
-        (save({"pair": np.zeros((1, 32), np.uint8)}), "is no part of a store"),
+        (b"no tensors", "is not a part of a store"),
+        (save({"pair": np.zeros((1, 32), np.uint8)}), "is not a part of a store"),
         (
             save({"pair": np.zeros((2, 32), np.uint8), "logp": np.zeros((1, 2), np.float32)}),
-            "two of each pair are wanted",
+            r"expected \[E, 32\] and finite \[E, 2\]",
         ),
         (
             save({"pair": np.zeros((1, 31), np.uint8), "logp": np.zeros((1, 2), np.float32)}),
-            "two of each pair are wanted",
+            r"expected \[E, 32\] and finite \[E, 2\]",
         ),
         (
             save(
@@ -171,8 +171,9 @@ def test_a_probe_is_another_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
 def started(
     *of_pairs: tuple[float, float, float], initial_loss: float | None = math.log(2)
 ) -> None:
-    """`require_zero_rewards` of a step whose pairs have these rewards and losses; 100 tokens in each
-    response."""
+    """`require_zero_rewards` of a step whose pairs have these rewards and losses.
+
+    Each response has 100 tokens."""
     counts = {name: [100] * len(of_pairs) for name in ("chosen_tokens", "rejected_tokens")}
     ledger = Ledger(Path("nowhere"), list("abcdefgh"), counts, 0, writes=False)
     chosen_P, rejected_P, loss_P = torch.tensor(of_pairs).unbind(-1)

@@ -24,7 +24,8 @@ class Kind(NamedTuple):
 
 
 CHATML = (
-    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}"
+    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}{{ "
+    "'<|im_start|>system\nBe kind.<|im_end|>\n' }}"
     "{% endif %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
@@ -34,7 +35,8 @@ QWEN3 = (
     "{%- set system = messages[0].content if messages[0].role == 'system' else '' %}"
     "{%- if tools %}{{ '<|im_start|>system\n' + system + '\n\n# Tools\n' }}"
     "{%- for tool in tools %}{{ (tool | tojson) + '\n' }}{%- endfor %}{{ '<|im_end|>\n' }}"
-    "{%- elif messages[0].role == 'system' %}{{ '<|im_start|>system\n' + system + '<|im_end|>\n' }}{%- endif %}"
+    "{%- elif messages[0].role == 'system' %}{{ '<|im_start|>system\n' + system + '<|im_end|>\n' "
+    "}}{%- endif %}"
     "{%- set ns = namespace(asked=0) %}{%- for m in messages %}{%- if m.role == 'user' %}"
     "{%- set ns.asked = loop.index0 %}{%- endif %}{%- endfor %}"
     "{%- for m in messages %}{%- set said = m.content or '' %}"
@@ -46,31 +48,41 @@ QWEN3 = (
     "{{ '<|im_start|>assistant\n' }}{%- if loop.index0 > ns.asked and (loop.last or thought) %}"
     "{{ '<think>\n' + thought.strip('\n') + '\n</think>\n\n' }}{%- endif %}{{ said.lstrip('\n') }}"
     "{%- for call in m.tool_calls %}{%- set call = call.function or call %}"
-    "{{ '\n<tool_call>\n{\"name\": \"' + call.name + '\", \"arguments\": ' + (call.arguments | tojson) + '}\n</tool_call>' }}"
+    '{{ \'\n<tool_call>\n{"name": "\' + call.name + \'", "arguments": \' + (call.arguments | '
+    "tojson) + '}\n</tool_call>' }}"
     "{%- endfor %}{{ '<|im_end|>\n' }}"
-    "{%- elif m.role == 'tool' %}{%- if messages[loop.index0 - 1].role != 'tool' %}{{ '<|im_start|>user' }}{%- endif %}"
+    "{%- elif m.role == 'tool' %}{%- if messages[loop.index0 - 1].role != 'tool' %}{{ "
+    "'<|im_start|>user' }}{%- endif %}"
     "{{ '\n<tool_response>\n' + said + '\n</tool_response>' }}"
-    "{%- if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{ '<|im_end|>\n' }}{%- endif %}{%- endif %}"
+    "{%- if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{ '<|im_end|>\n' }}{%- "
+    "endif %}{%- endif %}"
     "{%- endfor %}{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{%- endif %}"
 )
 LLAMA3 = (
-    "{{- bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + "
+    "{{- bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + "
+    "'<|end_header_id|>\n\n' + "
     "m['content'] | trim + '<|eot_id|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% "
+    "endif %}"
 )
 GEMMA = (
-    "{{ bos_token }}{% for m in messages %}{% set r = 'model' if m['role'] == 'assistant' else m['role'] %}"
+    "{{ bos_token }}{% for m in messages %}{% set r = 'model' if m['role'] == 'assistant' else "
+    "m['role'] %}"
     "{{ '<start_of_turn>' + r + '\n' + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
 PHI3 = (
-    "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|end|>\n' }}{% endfor %}"
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|end|>\n' }}{% "
+    "endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
 )
 MISTRAL_TOOLS = (
-    "{{- bos_token }}{% if tools %}{{ '[AVAILABLE_TOOLS] ' + (tools | tojson) + '[/AVAILABLE_TOOLS]' }}{% endif %}{% for m in messages %}"
-    "{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + '[/INST]' }}{% elif m['role'] == 'tool' %}"
-    "{{ '[TOOL_RESULTS] ' + m['content'] + '[/TOOL_RESULTS]' }}{% elif m['tool_calls'] %}{{ '[TOOL_CALLS] [' }}"
+    "{{- bos_token }}{% if tools %}{{ '[AVAILABLE_TOOLS] ' + (tools | tojson) + "
+    "'[/AVAILABLE_TOOLS]' }}{% endif %}{% for m in messages %}"
+    "{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + '[/INST]' }}{% elif m['role'] == "
+    "'tool' %}"
+    "{{ '[TOOL_RESULTS] ' + m['content'] + '[/TOOL_RESULTS]' }}{% elif m['tool_calls'] %}{{ "
+    "'[TOOL_CALLS] [' }}"
     "{% for c in m['tool_calls'] %}{{ c['function'] | tojson }}{% endfor %}{{ ']' + eos_token }}"
     "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
 )

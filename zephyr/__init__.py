@@ -1,7 +1,8 @@
 """The Zephyr recipe from scratch: distilled SFT, AI feedback, distilled DPO (arXiv:2310.16944).
 
-`import zephyr` is light; `zephyr.losses`, `zephyr.packing`, `zephyr.chat`, `zephyr.model.load` and
-`zephyr.model.logprobs` load when they are first named."""
+`import zephyr` is light: `zephyr.losses`, `zephyr.packing`, `zephyr.chat`, `zephyr.model.load` and
+`zephyr.model.logprobs` are imported when they are first used.
+"""
 
 import importlib
 from types import ModuleType

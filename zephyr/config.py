@@ -477,7 +477,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str, list[str]]:
             overrides.append(argument)
     if not path:
         raise ConfigError(
-            f"no CONFIG.yaml among the arguments {' '.join(arguments)!r}; "
+            f"no config file among the arguments {' '.join(arguments)!r}; "
             "write a path with = in its name as ./NAME"
         )
     return path, overrides

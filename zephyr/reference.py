@@ -1,22 +1,31 @@
-"""Frozen reference log-probs: taken once from the policy's own starting weights, kept under what
-they depend on.
+"""Log-probs of the frozen reference, computed once and stored under what their values depend on.
 
-An entry's address is (digest of the weights) x (numerics) x (token ids of the pair). Numerics are
-what decides a value's last digits: dtype, attention, kind of device, the versions of torch,
-transformers and the attention kernel, and the code here that computes. The address does not depend
-on the number of ranks, the packing, the data file or beta, so a sweep pays once; a missing entry is
-computed from the starting weights only: `reference_logprobs` must run before a checkpoint is
-restored.
+DPO compares the policy with a reference model: the weights that training starts from (Rafailov et
+al. 2023, arXiv:2305.18290). So no second model is held in memory: before step 0 the policy itself
+computes log p(chosen) and log p(rejected) of every pair, and the values are stored.
+`reference_logprobs` must run before a checkpoint is restored; a missing value is never computed
+from trained weights.
 
-Who may write to the store decides what a run is trained against. Digests in its files' names tell
-of accidents: a flipped bit, a file cut off, a store of other weights. They are no signature:
-whoever can write there can rename a file to its new digest. Two more checks stand against that, and
-neither is a proof. On every read a few pairs, drawn anew and over all lengths, are computed again;
-and every pair of a run's first step must have rewards 0 (`training.loop.require_zero_rewards`). A changed
-value of a single pair that is met in a later step can pass both. So give write access to those
-alone who may also write to the model's folder.
+The store is a folder of safetensors files. The address of an entry is
 
-P pairs; K entries of the store."""
+    digest of the weights  x  numerics  x  token ids of the pair
+
+Numerics are what decides the last digits of a value: dtype, attention, kind of device, versions of
+torch, transformers and the attention kernel, and the code here that computes. The address does not
+depend on the number of ranks, the packing, the data file or beta, so runs of a sweep share entries.
+
+Security: whoever can write to the store decides what a run is trained against. The digests in file
+names detect accidents: a flipped bit, a truncated file, a store of other weights. They are not
+signatures: whoever can write there can rename a file to its new digest. Two more checks make
+tampering harder, and neither is a proof. Every read computes a few pairs again, drawn at random
+over all lengths; and every pair of a run's first step must have rewards of 0
+(`training.loop.require_zero_rewards`). One changed value of a pair in a later step can pass both.
+So give write access only to those who may also write to the model's folder.
+
+Shape letters:
+    P  preference pairs of a micro-batch
+    E  entries of the store
+"""
 
 import hashlib
 import json
@@ -24,8 +33,9 @@ import math
 import random
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,83 +51,146 @@ from zephyr.chat import EncodedPair
 from zephyr.config import BadInput
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import PackedBatch, Plan, plan_pass
-from zephyr.training.files import write_atomic
 from zephyr.training.engine import Engine
+from zephyr.training.files import write_atomic
 from zephyr.training.tolerance import response_tolerance_nats
 
-Entries = dict[
-    bytes, tuple[float, float]
-]  # digest of a pair's token ids -> log p(chosen), log p(rejected)
-PROBE_PAIRS = 8
-PART_MICRO_BATCHES = (
-    64  # of every rank, between two parts of the store: what a killed pass loses at most
-)
-CODE_MODULES = (
-    "attention",
-    "logprobs",
-    "policy",
-)  # modules of zephyr.model that a log-prob goes through
-KERNELS = {
-    "flash_attn": ["flash-attn"]
-}  # packages whose version decides, by attention; torch's own kernels are torch's
+LogProbs = tuple[float, float]  # log p(chosen), log p(rejected), in nats
+Entries = dict[bytes, LogProbs]  # by the digest of a pair's token ids
+Collate = Callable[[Sequence[int]], PackedBatch]
+PROBE_PAIRS = 8  # stored pairs that every read computes again
+# Micro-batches of every rank between two parts of the store: a killed pass loses at most these.
+PART_MICRO_BATCHES = 64
+# Modules of zephyr.model whose code decides a log-prob.
+CODE_MODULES = ("attention", "logprobs", "policy")
+# Packages whose version decides a log-prob, by hardware.attention; others are part of torch.
+KERNELS = {"flash_attn": ["flash-attn"]}
 
 
 class Reference(NamedTuple):
-    """log p(chosen) and log p(rejected) under the reference of each example, float32 [examples, 2],
-    on the device."""
+    """Log-probs of all examples under the reference.
+
+    logp: float32 [examples, 2] on the device: log p(chosen), log p(rejected), in nats.
+    """
 
     logp: Tensor
 
     def digest(self) -> str:
-        """SHA-256 of the values: what a checkpoint was trained against."""
+        """SHA-256 of the values: a checkpoint records what it was trained against."""
         return hashlib.sha256(self.logp.cpu().numpy().tobytes()).hexdigest()
 
     def __call__(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         """(ref_chosen_P, ref_rejected_P) of a micro-batch's pairs."""
-        indices_P = torch.tensor(batch.indices, dtype=torch.int64).to(
-            self.logp.device, non_blocking=True
+        indices_P = torch.tensor(batch.indices, dtype=torch.int64)
+        indices_P = indices_P.to(self.logp.device, non_blocking=True)
+        ref_chosen_P, ref_rejected_P = self.logp[indices_P].unbind(-1)
+        return ref_chosen_P, ref_rejected_P
+
+
+def reference_logprobs(
+    engine: Engine,
+    examples: Sequence[EncodedPair],
+    lengths: Sequence[int],
+    *,
+    first_epoch: Plan,
+    collate: Collate,
+    weights: str,
+    directory: str,
+) -> Reference:
+    """Reference log-probs of every example: from the store, or by one forward pass.
+
+    A collective: every rank calls it.
+
+    Args:
+        engine: holds the weights that training starts from.
+        examples: all encoded pairs of the data set.
+        lengths: packed tokens of each.
+        first_epoch: the training plan. The forward pass takes the micro-batches of its first epoch,
+            so policy and reference agree to the bit at step 0.
+        collate: example indices -> packed batch, as in training.
+        weights: digest of the weights that the engine holds (`zephyr.model.load.digest`).
+        directory: of all stores; those of other weights or numerics lie beside this one.
+
+    Raises:
+        BadInput: a part of the store is damaged, the store holds values that these weights don't
+            give, it can't be written, or log-probs are not finite.
+    """
+    profile = store_profile(engine, weights)
+    address = hashlib.sha256(json.dumps(profile, sort_keys=True).encode()).hexdigest()[:32]
+    folder = Path(directory) / address
+    engine.on_rank0(lambda: make_store_folder(folder))  # fails before the forward pass, not after
+    keys = [pair_digest(pair) for pair in examples]
+    known = engine.on_rank0(lambda: read_entries(folder, keys))
+    missing = {i for i, key in enumerate(keys) if key not in known}
+    if len(missing) < len(keys):
+        verify_sample(engine, examples, keys, known, collate, lengths, folder)
+        engine.log(
+            f"reference: {len(keys) - len(missing)} of {len(keys)} pairs are in {folder}; "
+            "a sample of them was computed again and agrees"
         )
-        return self.logp[indices_P].unbind(-1)
+    if missing:
+        engine.log(f"reference: one forward pass over {len(missing)} pairs")
+        for part in missing_parts(engine, first_epoch, missing):
+            logp = forward_pass(engine, part, collate)
+            require_finite_logprobs(engine, examples, logp)
+            new = {keys[i]: both for i, both in logp.items() if i in missing}
+            engine.on_rank0(partial(append_to_store, folder, new, profile))
+        known = engine.on_rank0(lambda: read_entries(folder, keys))
+    return Reference(
+        torch.tensor([known[key] for key in keys], dtype=torch.float32, device=engine.device)
+    )
 
 
-def read_store(folder: Path) -> Entries:
-    """All entries of `part-<sha256>.safetensors` files, of one that two runs wrote the first.
+def missing_parts(engine: Engine, first_epoch: Plan, missing: set[int]) -> "tqdm[list[list[int]]]":
+    """This rank's micro-batches that hold missing pairs, PART_MICRO_BATCHES at a time.
 
-    Raises: BadInput naming a part whose bytes are not those of its name, or no entries."""
-    entries: Entries = {}
-    for path in sorted(
-        folder.glob("part-*.safetensors"), key=lambda path: path.stat().st_mtime_ns, reverse=True
-    ):
-        content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != path.stem.removeprefix("part-"):
-            raise BadInput(
-                f"reference store: {path} is damaged (its bytes are not those of its name); delete it"
-            )
-        try:
-            part = load(content)
-            keys_K, logp_K2 = part["pair"], part["logp"]
-        except (SafetensorError, KeyError) as error:
-            raise BadInput(
-                f"reference store: {path} is no part of a store ({error!r}); delete it"
-            ) from None
-        if (
-            keys_K.shape[1:] != (32,)
-            or logp_K2.shape != (len(keys_K), 2)
-            or not np.isfinite(logp_K2).all()
-        ):
-            raise BadInput(
-                f"reference store: {path} holds {keys_K.shape} pairs and {logp_K2.shape} log-probs, or some that are "
-                "not finite; two of each pair are wanted; delete it"
-            )
-        entries.update(zip((row.tobytes() for row in keys_K), map(tuple, logp_K2.tolist())))
-    return entries
+    Micro-batches are those of the plan, whole: a pair that a killed pass left out gets to the bit
+    the value that it would have got. A progress bar goes with the parts.
+    """
+    todo = [
+        micro_batches  # of all ranks
+        for step in first_epoch.steps
+        if step.epoch < 1
+        for micro_batches in zip(*step.ranks)
+        if not missing.isdisjoint(chain(*micro_batches))
+    ]
+    parts = []
+    for start in range(0, len(todo), PART_MICRO_BATCHES):
+        part = todo[start : start + PART_MICRO_BATCHES]
+        parts.append([micro_batches[engine.rank] for micro_batches in part])
+    return tqdm(
+        parts,
+        desc="reference",
+        unit="part",
+        file=sys.stderr,
+        dynamic_ncols=True,
+        disable=engine.rank > 0 or not parts,
+    )
+
+
+# -- the store
+
+
+def store_profile(engine: Engine, weights: str) -> dict[str, str]:
+    """What the values of a store depend on, for all its pairs alike: its address is their digest.
+
+    Args:
+        weights: digest of the weights.
+    """
+    profile = numerics(engine, weights)
+    longest = engine.policy.max_sequence_tokens
+    if longest is not None:  # rotary frequencies are those of this length
+        profile["rotary_tokens"] = str(longest)
+    return profile
 
 
 def numerics(engine: Engine, weights: str) -> dict[str, str]:
-    """What an entry's value depends on beside its token ids. Args: weights: their digest."""
-    hardware, code = engine.hardware, hashlib.sha256()
-    computes = [Path(model.__file__).with_name(f"{name}.py") for name in CODE_MODULES]
-    for path in [*computes, Path(packing.__file__).with_name("collate.py")]:
+    """Weights, numerics and code that decide an entry's value, beside its token ids."""
+    hardware = engine.hardware
+    modules = [Path(model.__file__).with_name(f"{name}.py") for name in CODE_MODULES]
+    modules.append(Path(packing.__file__).with_name("collate.py"))
+    code = hashlib.sha256()
+    for path in modules:
         code.update(hashlib.sha256(path.read_bytes()).digest())
     packages = ["transformers", *KERNELS.get(hardware.attention, [])]
     return {
@@ -132,8 +205,18 @@ def numerics(engine: Engine, weights: str) -> dict[str, str]:
     }
 
 
+def pair_digest(pair: EncodedPair) -> bytes:
+    """SHA-256 of a pair's token ids: prompt, chosen and rejected, each with its length."""
+    digest = hashlib.sha256()
+    for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids):
+        content = np.asarray(ids, np.int32).tobytes()
+        digest.update(len(content).to_bytes(8, "little"))
+        digest.update(content)
+    return digest.digest()
+
+
 def make_store_folder(folder: Path) -> None:
-    """Raises: BadInput where the store can't be written."""
+    """Make the folder of a store. Raises: BadInput: it can't be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "profile.json").touch()
@@ -141,139 +224,110 @@ def make_store_folder(folder: Path) -> None:
         raise BadInput(f"reference.dir: {folder} can't be written: {error.strerror}") from None
 
 
+def read_entries(folder: Path, keys: Sequence[bytes]) -> Entries:
+    """The entries of a store that have one of these keys. Raises: as `read_store`."""
+    wanted = set(keys)
+    return {key: logp for key, logp in read_store(folder).items() if key in wanted}
+
+
+def read_store(folder: Path) -> Entries:
+    """All entries of a store's `part-<sha256>.safetensors` files.
+
+    Where two runs wrote an entry, the older file's value is returned, so a reference never changes.
+
+    Raises:
+        BadInput: the bytes of a part don't have the digest in its name, or are no entries; names
+            the file.
+    """
+    entries: Entries = {}
+    parts = folder.glob("part-*.safetensors")
+    for path in sorted(parts, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        entries.update(read_part(path))
+    return entries
+
+
+def read_part(path: Path) -> Entries:
+    """The entries of one file of a store. Raises: as `read_store`."""
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != path.stem.removeprefix("part-"):
+        raise BadInput(
+            f"reference store: {path} is damaged: its bytes don't have the digest in its name; "
+            "delete the file, it will be computed again"
+        )
+    try:
+        tensors = load(content)
+        keys_E32, logp_E2 = tensors["pair"], tensors["logp"]
+    except (SafetensorError, KeyError) as error:
+        raise BadInput(
+            f"reference store: {path} is not a part of a store ({error!r}); delete the file, it "
+            "will be computed again"
+        ) from None
+    shapes = keys_E32.shape[1:] == (32,) and logp_E2.shape == (len(keys_E32), 2)
+    if not shapes or not np.isfinite(logp_E2).all():
+        raise BadInput(
+            f"reference store: {path} holds keys of shape {keys_E32.shape} and log-probs of shape "
+            f"{logp_E2.shape}, or some are not finite; expected [E, 32] and finite [E, 2]; delete "
+            "the file, it will be computed again"
+        )
+    return {
+        row.tobytes(): (chosen, rejected)
+        for row, (chosen, rejected) in zip(keys_E32, logp_E2.tolist())
+    }
+
+
 def append_to_store(folder: Path, entries: Entries, profile: dict[str, str]) -> None:
-    """Add a part, whole or not at all; no part is ever rewritten."""
-    content = save(
-        {
-            "pair": np.stack([np.frombuffer(key, np.uint8) for key in entries]),
-            "logp": np.array(list(entries.values()), np.float32),
-        }
-    )
+    """Add a part to a store, whole or not at all. No part is ever rewritten."""
+    keys_E32 = np.stack([np.frombuffer(key, np.uint8) for key in entries])
+    logp_E2 = np.array(list(entries.values()), np.float32)
+    content = save({"pair": keys_E32, "logp": logp_E2})
     write_atomic(folder / f"part-{hashlib.sha256(content).hexdigest()}.safetensors", content)
     write_atomic(folder / "profile.json", json.dumps(profile, indent=1).encode())
 
 
-def reference_logprobs(
-    engine: Engine,
-    examples: Sequence[EncodedPair],
-    lengths: Sequence[int],
-    *,
-    first_epoch: Plan,
-    collate: Callable[[Sequence[int]], PackedBatch],
-    weights: str,
-    directory: str,
-) -> Reference:
-    """Reference log-probs of every example, from the store or by one forward pass of the policy as
-    it is now.
-
-    Args: lengths: packed tokens of each. first_epoch: the training plan; a pass over all examples
-    takes its micro-batches, so that policy and reference agree to the bit at step 0. weights:
-    digest of the weights that the engine holds. Raises: BadInput where a part of the store is
-    damaged, or its values are not those of these weights. A collective."""
-    profile = numerics(engine, weights)
-    if (
-        engine.policy.max_sequence_tokens is not None
-    ):  # rotary frequencies that are those of a length
-        profile["rotary_tokens"] = str(engine.policy.max_sequence_tokens)
-    address = hashlib.sha256(json.dumps(profile, sort_keys=True).encode()).hexdigest()[:32]
-    folder = Path(directory) / address
-    keys = [pair_digest(pair) for pair in examples]
-    wanted = set(keys)
-    engine.on_rank0(lambda: make_store_folder(folder))  # before the pass is paid for
-
-    def stored() -> Entries:
-        return {key: logp for key, logp in read_store(folder).items() if key in wanted}
-
-    known = engine.on_rank0(stored)
-    missing = {i for i, key in enumerate(keys) if key not in known}
-    if len(missing) < len(keys):
-        verify_sample(engine, examples, keys, known, collate, lengths, folder)
-        engine.log(
-            f"reference: {len(keys) - len(missing)} of {len(keys)} pairs are in {folder}, verified on a probe"
-        )
-    if missing:
-        engine.log(f"reference: one forward pass over {len(missing)} pairs")
-    # Whole micro-batches of the plan: what a killed pass left out has, to the bit, the values that
-    # it would have had.
-    todo = [
-        ranks
-        for step in first_epoch.steps
-        if step.epoch < 1
-        for ranks in zip(*step.ranks)
-        if not missing.isdisjoint(chain(*ranks))
-    ]
-    for start in tqdm(
-        range(0, len(todo), PART_MICRO_BATCHES),
-        desc="reference",
-        unit="part",
-        file=sys.stderr,
-        dynamic_ncols=True,
-        disable=engine.rank > 0 or not todo,
-    ):
-        part = [ranks[engine.rank] for ranks in todo[start : start + PART_MICRO_BATCHES]]
-        new = {
-            keys[i]: logp
-            for i, logp in require_finite_logprobs(
-                engine, examples, forward_pass(engine, part, collate)
-            ).items()
-            if i in missing
-        }
-        engine.on_rank0(lambda: append_to_store(folder, new, profile))
-    known = engine.on_rank0(stored) if missing else known
-    return Reference(
-        torch.tensor([known[key] for key in keys], dtype=torch.float32, device=engine.device)
-    )
-
-
-def pair_digest(pair: EncodedPair) -> bytes:
-    """SHA-256 of a pair's token ids, side by side."""
-    parts = [
-        np.asarray(ids, np.int32).tobytes()
-        for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)
-    ]
-    return hashlib.sha256(
-        b"".join(len(part).to_bytes(8, "little") + part for part in parts)
-    ).digest()
+# -- computing
 
 
 @torch.no_grad()
 def forward_pass(
-    engine: Engine,
-    micro_batches: Sequence[Sequence[int]],
-    collate: Callable[[Sequence[int]], PackedBatch],
-) -> dict[int, tuple[float, float]]:
-    """log p of both sides of every pair in all ranks' micro-batches, by example index. A
-    collective."""
+    engine: Engine, micro_batches: Sequence[Sequence[int]], collate: Collate
+) -> dict[int, LogProbs]:
+    """Log-probs of every pair in the micro-batches of all ranks, by example index. A collective.
+
+    Args:
+        micro_batches: this rank's; every rank has as many.
+    """
     engine.train(False)
     indices: list[int] = []
-    logp: list[Tensor] = [torch.zeros(0, 2, device=engine.device)]
+    logp = [torch.zeros(0, 2, device=engine.device)]
     for micro_batch in micro_batches:
         batch = collate(micro_batch).to(engine.device)
         logp.append(torch.stack(response_logprobs(engine, batch), dim=-1))
         indices += batch.indices
     engine.train()
-    mine = list(zip(indices, map(tuple, torch.cat(logp).tolist())))
-    return dict(entry for rank in engine.all_gather(mine) for entry in rank)
+    mine = [
+        (i, (chosen, rejected)) for i, (chosen, rejected) in zip(indices, torch.cat(logp).tolist())
+    ]
+    return dict(chain.from_iterable(engine.all_gather(mine)))
 
 
 def require_finite_logprobs(
-    engine: Engine, examples: Sequence[EncodedPair], logp: dict[int, tuple[float, float]]
-) -> dict[int, tuple[float, float]]:
-    """The log-probs as they are. Raises: BadInput where some are no finite numbers, which is the
-    model's doing. A collective."""
-    if bad := [
-        examples[i].id for i, both in sorted(logp.items()) if not all(map(math.isfinite, both))
-    ]:
-        names = engine.non_finite_parameters()
-        why = (
-            f"its weights are not finite: {', '.join(names[:5])}"
-            if names
-            else f"its weights are, in {engine.hardware.dtype} it overflows"
-        )
-        raise BadInput(
-            f"the model's log-probs of {len(bad)} pairs are not finite ({', '.join(bad[:5])}): {why}"
-        )
-    return logp
+    engine: Engine, examples: Sequence[EncodedPair], logp: dict[int, LogProbs]
+) -> None:
+    """Check log-probs that the model has just computed. A collective.
+
+    Raises:
+        BadInput: some are not finite; names the pairs, and the weights where those are the cause.
+    """
+    bad = [examples[i].id for i, both in sorted(logp.items()) if not all(map(math.isfinite, both))]
+    if not bad:
+        return
+    names = engine.non_finite_parameters()
+    reason = f"the weights are finite, {engine.hardware.dtype} overflows"
+    if names:
+        reason = f"the weights are not finite: {', '.join(names[:5])}"
+    raise BadInput(
+        f"the model's log-probs of {len(bad)} pairs are not finite ({', '.join(bad[:5])}): {reason}"
+    )
 
 
 def verify_sample(
@@ -281,43 +335,54 @@ def verify_sample(
     examples: Sequence[EncodedPair],
     keys: Sequence[bytes],
     known: Entries,
-    collate: Callable[[Sequence[int]], PackedBatch],
+    collate: Collate,
     lengths: Sequence[int],
     folder: Path,
 ) -> None:
-    """Compute a few stored entries again, others at every call, of all lengths.
+    """Compute some stored entries again: other pairs at every call, over all lengths.
 
-    Raises: BadInput where the store does not hold what these weights give."""
+    A collective.
+
+    Args:
+        keys: digest of each example.
+        known: stored entries.
+        folder: of the store, for the message.
+
+    Raises:
+        BadInput: the store holds another value than these weights give; names the pair.
+    """
     stored = [i for i, key in enumerate(keys) if key in known]
-    chosen = sample_over_lengths(
-        stored, lengths, random.Random(engine.broadcast(random.SystemRandom().getrandbits(64)))
-    )
+    rng = random.Random(engine.broadcast(random.SystemRandom().getrandbits(64)))
     plan = plan_pass(
         lengths,
         ranks=engine.world_size,
         budget_tokens=engine.hardware.tokens_per_micro_batch,
-        indices=chosen,
+        indices=sample_over_lengths(stored, lengths, rng),
     )
-    for i, fresh in sorted(
-        require_finite_logprobs(
-            engine, examples, forward_pass(engine, plan.steps[0].ranks[engine.rank], collate)
-        ).items()
-    ):
+    logp = forward_pass(engine, plan.steps[0].ranks[engine.rank], collate)
+    require_finite_logprobs(engine, examples, logp)
+    for i, fresh in sorted(logp.items()):
         pair = examples[i]
-        for side, ids, new, old in zip(("chosen", "rejected"), pair[2:], fresh, known[keys[i]]):
-            if not abs(new - old) <= response_tolerance_nats(engine.hardware.dtype, len(ids)):
+        responses = (pair.chosen_ids, pair.rejected_ids)
+        sides = zip(("chosen", "rejected"), responses, fresh, known[keys[i]])
+        for side, ids, new, old in sides:
+            tolerance = response_tolerance_nats(engine.hardware.dtype, len(ids))
+            if not abs(new - old) <= tolerance:  # NaN is refused too
                 raise BadInput(
-                    f"reference store {folder}: pair {i} ({pair.id}) has log p({side}) {old:.4f}, these weights give "
-                    f"{new:.4f}; the store is not of this model: delete the folder, it will be computed again"
+                    f"reference store {folder}: pair {i} ({pair.id}) has log p({side}) "
+                    f"{old:.4f}, these weights give {new:.4f}: the store is not of this model; "
+                    "delete the folder, it will be computed again"
                 )
 
 
 def sample_over_lengths(
     indices: Sequence[int], lengths: Sequence[int], rng: random.Random
 ) -> list[int]:
-    """PROBE_PAIRS of the indices, or all of fewer: one drawn of each equal share of them by
-    length."""
+    """PROBE_PAIRS of the indices, or all if there are fewer, spread over lengths.
+
+    The indices are sorted by length and divided into equal shares; one is drawn from each.
+    """
     ordered = sorted(indices, key=lambda i: (lengths[i], i))
     count = min(PROBE_PAIRS, len(ordered))
     bounds = [math.floor(share * len(ordered) / count) for share in range(count + 1)]
-    return [rng.choice(ordered[low:high]) for low, high in zip(bounds, bounds[1:])]
+    return [rng.choice(ordered[low:high]) for low, high in pairwise(bounds)]

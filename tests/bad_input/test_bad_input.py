@@ -19,7 +19,8 @@ from forkserver import ENVIRONMENT, LATE, ROOT, Done, ForkServer
 from tiny import tiny_tokenizer
 
 from zephyr.chat import encode_pair
-from zephyr.data import load_pairs, prepare_tokenizer
+from zephyr.data.encode import load_pairs
+from zephyr.data.tokenizer import prepare_tokenizer
 
 LONGEST = 600  # characters of a message
 EVERY_CASE = pytest.mark.parametrize("name", CASES)
@@ -71,8 +72,8 @@ def complaints(done: Done, case: Case, folder: Path, changed: bool) -> list[str]
     store = [name for name in names if name.startswith("part-")]
     unsaid = [part for part in case.says if part not in message]
     found = {
-        f"exit code {done.code}, wanted 2": done.code != 2,
-        f"{len(errors)} lines begin with error:, wanted one": len(errors) != 1,
+        f"exit code {done.code}, expected 2": done.code != 2,
+        f"{len(errors)} lines begin with error:, expected one": len(errors) != 1,
         "a traceback": "Traceback" in done.err + done.out,
         f"a message of {len(message)} characters": len(message) > LONGEST,
         f"the message says nothing of {unsaid}": bool(unsaid),

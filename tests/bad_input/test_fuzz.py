@@ -19,7 +19,9 @@ from transformers import PreTrainedTokenizerBase
 
 from zephyr import config as configs
 from zephyr.config import BadInput, ConfigError, DPOConfig, SFTConfig
-from zephyr.data import Pairs, Texts, load_pairs, load_texts, prepare_tokenizer
+from zephyr.data.encode import load_pairs, load_texts
+from zephyr.data.store import Pairs, Texts
+from zephyr.data.tokenizer import prepare_tokenizer
 
 LONGEST = 600  # characters of a message
 Loaded = tuple[Pairs | Texts, dict[str, object]]

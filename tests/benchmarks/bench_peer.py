@@ -268,7 +268,7 @@ def real_pairs(
 ) -> Sequence[EncodedPair]:
     """Rows of `conversations`, `chosen` and `rejected`, turns `from` human and gpt, as token
     ids."""
-    from zephyr.data import load_pairs
+    from zephyr.data.encode import load_pairs
 
     roles = {"human": "user", "gpt": "assistant", "system": "system"}
     with gzip.open(path, "rt", encoding="utf-8") as lines, (folder / "real.jsonl").open("w") as out:
@@ -295,7 +295,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> tuple[dict[str, object], 
     lengths."""
     count = args.pairs * max(args.steps * (1 + args.rounds), 1 + 2 * args.steps)
     if args.profile == "real":
-        from zephyr.data import load_tokenizer
+        from zephyr.data.tokenizer import load_tokenizer
 
         tokenizer = load_tokenizer(args.tokenizer)
         make_model(args.model, len(tokenizer), folder / "model", args.gpu)

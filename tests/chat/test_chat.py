@@ -5,20 +5,24 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from processes import ROOT
 from tiny import tiny_tokenizer
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer, GPT2TokenizerFast
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from zephyr.chat import ZEPHYR_TEMPLATE, encode_messages, encode_pair, encode_prompt, encode_text
-from zephyr.data import load_tokenizer, prepare_tokenizer
+from zephyr.data.tokenizer import load_tokenizer, prepare_tokenizer
 
 WORDS = [
     "Hello there",
@@ -108,9 +112,10 @@ def test_template_renders_as_zephyrs() -> None:
     text = tokenizer.apply_chat_template(
         turns("U1", "A1", "U2", system=""), tokenize=False, add_generation_prompt=True
     )
-    wanted = "<|system|>\n</s>\n<|user|>\nU1</s>\n<|assistant|>\nA1</s>\n<|user|>\nU2</s>\n<|assistant|>\n"
-    assert text == wanted
-    assert tokenizer.decode(encode_prompt(tokenizer, turns("U1", "A1", "U2"))) == "<s>" + wanted
+    first = "<|system|>\n</s>\n<|user|>\nU1</s>\n<|assistant|>\nA1</s>\n"
+    expected = first + "<|user|>\nU2</s>\n<|assistant|>\n"
+    assert text == expected
+    assert tokenizer.decode(encode_prompt(tokenizer, turns("U1", "A1", "U2"))) == "<s>" + expected
     text = tokenizer.apply_chat_template(turns("U1", "A1", system="S"), tokenize=False)
     assert text == "<|system|>\nS</s>\n<|user|>\nU1</s>\n<|assistant|>\nA1</s>\n"
     prompt = tokenizer.decode(encode_prompt(tokenizer, turns("U1", system="S")))
@@ -122,8 +127,9 @@ def test_bare_sentencepiece_model_gives_its_ids(
 ) -> None:
     """Merges in the wrong order show only in runs of spaces and rare words: real and random
     text."""
-    lines = gzip.open(real_data / "alpaca_eval/completions.jsonl.gz", "rt", encoding="utf-8")
-    texts = [json.loads(line)["completion"] for line, _ in zip(lines, range(400))]
+    path = real_data / "alpaca_eval/completions.jsonl.gz"
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        texts = [json.loads(line)["completion"] for line, _ in zip(lines, range(400))]
     texts += [*WORDS, "▁ is how it writes a space"]
     rng = random.Random(0)
     alphabet = [" "] * 6 + ["\t", "\n", "\n", "</s>"] + list("abcTh▁=#-é日🦊")
@@ -376,3 +382,16 @@ def test_folder_without_a_tokenizer_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"not a model")
     with pytest.raises(ValueError, match="no readable SentencePiece model"):
         load_tokenizer(tmp_path)
+
+
+def test_the_package_needs_no_torch() -> None:
+    """Commands that only read rows start in well under a second. Fails where an import of this
+    package, or of the config, imports torch or transformers."""
+    code = (
+        "import sys, zephyr.chat, zephyr.config\n"
+        "from zephyr.chat import *\n"
+        "heavy = {'torch', 'transformers', 'jinja2', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)

@@ -14,9 +14,11 @@ from transformers import PreTrainedTokenizerBase
 from zephyr.chat.messages import check_messages
 from zephyr.chat.names import parse_yes_no, plain, unify_keys
 from zephyr.config import BadInput
-from zephyr.data import load_pairs, load_texts, prepare_tokenizer
+from zephyr.data.encode import load_pairs, load_texts
+from zephyr.data.keys import nearest_column
 from zephyr.data.ratings import Tie, margins
-from zephyr.data.shapes import nearest_column, pair_row, sft_conversation, sft_row
+from zephyr.data.shapes import pair_row, sft_conversation, sft_row
+from zephyr.data.tokenizer import prepare_tokenizer
 
 PAIR = {"prompt": "q", "chosen": "good", "rejected": "bad"}
 ASK = {"prompt": "Hi", "completion": "Go away."}
@@ -182,7 +184,7 @@ def test_ties_and_verdicts_that_cannot_be_told() -> None:
         ("winner", "gpt"),
     ):
         with pytest.raises(
-            ValueError, match=f"`{key}` is .*can't be told|`{key}` is .*wanted true or false"
+            ValueError, match=f"`{key}` is .*nothing says|`{key}` is .*expected true or false"
         ):
             pair_row({**PAIR, key: value})
         assert nearest_column(key) is None
@@ -317,7 +319,8 @@ def test_texts_in_parts(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> N
     image = [*parts("See"), {"type": "image_url", "image_url": "a.png"}]
     with pytest.raises(
         BadInput,
-        match=r"rows.jsonl:1: `messages\[0\].content\[1\]` is .*wanted parts of the type 'text'",
+        match=r"rows.jsonl:1: `messages\[0\].content\[1\]` is .*"
+        "expected only parts of the type 'text'",
     ):
         load_texts(
             [
@@ -344,7 +347,7 @@ def test_speakers_and_calls() -> None:
         == SAID
     )
     with pytest.raises(
-        ValueError, match="'developer', wanted one of .*OpenAI's later name for `system`"
+        ValueError, match="'developer', expected one of .*OpenAI's later name for `system`"
     ):
         check_messages([{"role": "developer", "content": "S"}, *SAID])
     row = {
@@ -368,7 +371,7 @@ def test_speakers_and_calls() -> None:
     row["conversations"][1]["value"] = "f(1)"
     with pytest.raises(
         ValueError,
-        match=r"`conversations\[1\].value` is str 'f\(1\)', wanted the JSON text of a call",
+        match=r"`conversations\[1\].value` is str 'f\(1\)', expected the JSON text of a call",
     ):
         sft_row(row)
 

@@ -13,7 +13,7 @@ from processes import ROOT
 from transformers import PreTrainedTokenizerBase
 
 from zephyr.chat import check_template_limits
-from zephyr.data import load_tokenizer
+from zephyr.data.tokenizer import load_tokenizer
 
 ENDLESS = "{% for _ in range(99999) %}{% for _ in range(99999) %}{% endfor %}{% endfor %}"
 MUCH = "{{ 'x' * 10**6 }}"

@@ -29,9 +29,9 @@ from zephyr.chat import (
 )
 from zephyr.chat.template import render
 from zephyr.config import BadInput
-from zephyr.data import load_pairs, load_tokenizer, prepare_tokenizer
+from zephyr.data.encode import load_pairs
 from zephyr.data.template import template_date
-from zephyr.data.tokenizer import has_foreign_template
+from zephyr.data.tokenizer import has_foreign_template, load_tokenizer, prepare_tokenizer
 from zephyr.model.export import save_tokenizer
 from zephyr.teacher.spec import load_chat_model
 
@@ -212,12 +212,16 @@ def test_whatever_a_template_raises_is_a_refusal(template: str) -> None:
 
 
 CLOCK = (
-    "{% if not date_string is defined %}{% if strftime_now is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
+    "{% if not date_string is defined %}{% if strftime_now is defined %}{% set date_string "
+    "= strftime_now('%d %b %Y') %}"
     "{% else %}{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}{{ bos_token }}"
-    "{{ '<|start_header_id|>system<|end_header_id|>\n\nToday: ' + date_string + strftime_now(' %H:%M, %-d%%') + '<|eot_id|>' }}"
-    "{% for m in messages %}{% if true %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] + "
+    "{{ '<|start_header_id|>system<|end_header_id|>\n\nToday: ' + date_string + "
+    "strftime_now(' %H:%M, %-d%%') + '<|eot_id|>' }}"
+    "{% for m in messages %}{% if true %}{{ '<|start_header_id|>' + m['role'] + "
+    "'<|end_header_id|>\n\n' + m['content'] + "
     "'<|eot_id|>' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' "
+    "}}{% endif %}"
 )
 
 
@@ -229,7 +233,8 @@ def test_a_stopped_clock_writes_the_day_and_nothing_else() -> None:
     stopped = freeze_date(CLOCK, day)
     text = render(tokenizer, DIALOGUES[0], stopped, answer=True)
     assert text.startswith(
-        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nToday: 03 Feb 2024 00:00, 3%<|eot_id|>"
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nToday: 03 Feb 2024 "
+        "00:00, 3%<|eot_id|>"
     )
     fixed = CLOCK.replace("strftime_now('%d %b %Y')", "'03 Feb 2024'").replace(
         "strftime_now(' %H:%M, %-d%%')", "' 00:00, 3%'"
@@ -286,13 +291,13 @@ def test_a_run_tells_and_keeps_its_template(clocked: tuple[Path, CompletedProces
     folder, done = clocked
     assert yaml.safe_load((folder / "run" / "config.yaml").read_text())["chat_template"] == "model"
     assert (
-        "chat_template: model, the model's own; an answer ends with '<|eot_id|>'; its clock stands at 2024-02-03"
-        in done.stderr
-    )
+        "chat_template: model, the model's own; an answer ends with '<|eot_id|>'; its date is "
+        "frozen at 2024-02-03"
+    ) in done.stderr
     (shown,) = [line for line in done.stderr.splitlines() if "the first prompt: " in line]
     assert (
-        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\\n\\nToday: 03 Feb 2024 00:00, 3%<|eot_id|>"
-        in shown
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\\n\\nToday: 03 Feb "
+        "2024 00:00, 3%<|eot_id|>" in shown
     )
     assert (
         shown.endswith("<|start_header_id|>assistant<|end_header_id|>\\n\\n'")
@@ -338,7 +343,7 @@ def test_zephyr_over_another_template_is_a_warning(
         check=False,
     )  # ends where the rows would be read: what comes before is what is tested
     assert (
-        "warning: chat_template: zephyr takes the place of the model's own" in done.stderr
+        "warning: chat_template: zephyr replaces the model's own" in done.stderr
         and "none.jsonl" in done.stderr
     )
     for kind, template, foreign in (
@@ -400,6 +405,7 @@ def test_ids_that_are_not_those_of_the_file_are_told(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
     with pytest.warns(
         UserWarning,
-        match="AutoTokenizer takes Qwen2Tokenizer for a model of this type, which makes other ids than tokenizer.json",
+        match="AutoTokenizer takes Qwen2Tokenizer for a model of this type, which makes other "
+        "ids than tokenizer.json",
     ):
         load_tokenizer(tmp_path)

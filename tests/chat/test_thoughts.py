@@ -10,18 +10,21 @@ from tokenizer_kinds import KINDS, make_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from zephyr.chat import encode_messages, encode_pair, encode_prompt
-from zephyr.data import prepare_tokenizer
+from zephyr.data.tokenizer import prepare_tokenizer
 
 # As DeepSeek-R1's: what stands before the last `</think>` is left out of every answer.
 STRIPS = (
-    "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}{{ m.content.split('</think>')[-1] }}{% else %}"
-    "{{ m.content }}{% endif %}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}{{ "
+    "m.content.split('</think>')[-1] }}{% else %}"
+    "{{ m.content }}{% endif %}{{ eos_token }}{% endfor %}{% if add_generation_prompt "
+    "%}<|assistant|>{% endif %}"
 )
 STRIPS_AND_OPENS = STRIPS.replace("<|assistant|>{% endif %}", "<|assistant|><think>\n{% endif %}")
 # As Qwen3-Thinking's: the last answer alone has a thought, which generation opens.
 OPENS = STRIPS_AND_OPENS.replace(
     "{{ m.content.split",
-    "{% if loop.last %}<think>\n{{ m.content.split('</think>')[0].split('<think>')[-1] }}\n</think>\n{% endif %}"
+    "{% if loop.last %}<think>\n{{ m.content.split('</think>')[0].split('<think>')[-1] "
+    "}}\n</think>\n{% endif %}"
     "{{ m.content.split",
 )
 TWO = [
@@ -113,10 +116,11 @@ def test_an_earlier_answer_that_generation_would_not_continue(
     row an answer."""
     with pytest.raises(
         ValueError,
-        match=r"earlier answer `messages\[1\]` differently .* wanted `train: false` at the answers before the last, or one row",
+        match=r"earlier answer `messages\[1\]` differently .* "
+        "expected `train: false` at the answers before the last, or one row",
     ):
         encode_messages(tokenizer, TWO, template=OPENS)
-    with pytest.raises(ValueError, match="wanted one row an answer"):
+    with pytest.raises(ValueError, match="expected one row an answer"):
         encode_messages(tokenizer, TWO, template=OPENS, targets="all")
     masked = encode_messages(
         tokenizer, [TWO[0], {**TWO[1], "train": False}, *TWO[2:]], template=OPENS
@@ -141,7 +145,8 @@ def test_a_template_whose_answers_never_follow_its_prompt(
     for turns in (SAID, [*SAID, *SAID]):
         with pytest.raises(
             ValueError,
-            match="generation prompt opens `<think>`, and it writes answers without.*chat_template: zephyr",
+            match="generation prompt opens `<think>`, and it writes answers "
+            "without.*chat_template: zephyr",
         ) as error:
             encode_messages(tokenizer, turns, template=STRIPS_AND_OPENS)
         assert "train: false" not in str(error.value)

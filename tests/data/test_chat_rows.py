@@ -8,7 +8,7 @@ from tiny import tiny_tokenizer
 
 from zephyr.chat import EncodedPair, check_pair, encode_messages, encode_pair, truncate_pair
 from zephyr.chat.messages import check_messages, check_tools, is_stringified_turns, unread_keys
-from zephyr.data import prepare_tokenizer
+from zephyr.data.tokenizer import prepare_tokenizer
 
 
 def turns(*contents: str, system: str | None = None) -> list[dict[str, str]]:
@@ -81,18 +81,18 @@ def test_bad_pair_names_the_field(row: dict[str, object], message: str) -> None:
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
-        (turns("a", "b")[1:], r"`messages\[0\].role` is 'assistant', wanted 'user'"),
+        (turns("a", "b")[1:], r"`messages\[0\].role` is 'assistant', .*'user'"),
         (
             turns("a", "b") + turns("a", "b")[1:],
-            r"`messages\[2\].role` is 'assistant', wanted 'user'",
+            r"`messages\[2\].role` is 'assistant', .*'user'",
         ),
-        (turns("a", "b") + turns(system=""), r"`messages\[2\].role` is 'system', wanted 'user'"),
+        (turns("a", "b") + turns(system=""), r"`messages\[2\].role` is 'system', .*'user'"),
         (turns(system="a"), "a system turn only"),
         (turns("a"), "ends with a user turn"),
         (turns("a", ""), r"`messages\[1\].content` is empty"),
-        ([{"role": "bot", "content": "a"}], "'bot', wanted one of system, user, assistant"),
+        ([{"role": "bot", "content": "a"}], "'bot', .*one of system, user, assistant"),
         ([{"role": "user", "content": ["a"]}], "content` is list"),
-        ("a", "wanted a list of messages"),
+        ("a", "a list of messages"),
     ],
 )
 def test_bad_conversation_names_the_turn(messages: object, message: str) -> None:
@@ -103,7 +103,8 @@ def test_bad_conversation_names_the_turn(messages: object, message: str) -> None
 
 @pytest.mark.parametrize(
     "key",
-    "function_call functions prefix mask train_detail image images audio audios video videos".split(),
+    "function_call functions prefix mask train_detail image images audio audios video "
+    "videos".split(),
 )
 def test_a_key_of_a_turn_that_cant_be_trained_is_refused(key: str) -> None:
     """Fails where one of these is passed over, or one that says nothing is refused."""
@@ -140,9 +141,9 @@ def test_the_order_of_calls_and_results() -> None:
     checked = check_messages([asked, CALLED, RESULT, {**RESULT, "content": ""}, said, asked])
     assert checked[2] == RESULT and len(checked) == 6
     for wrong, found in (
-        ([asked, CALLED, asked], "'user', wanted 'tool'"),
-        ([asked, said, RESULT], "'tool', wanted 'user'"),
-        ([asked, CALLED, RESULT, asked], "'user', wanted 'tool' or 'assistant'"),
+        ([asked, CALLED, asked], "'user', .*'tool'"),
+        ([asked, said, RESULT], "'tool', .*'user'"),
+        ([asked, CALLED, RESULT, asked], "'user', .*'tool' or 'assistant'"),
     ):
         with pytest.raises(ValueError, match=f"is {found}"):
             check_messages(wrong)
@@ -247,11 +248,12 @@ def test_a_name_is_given_to_a_template_that_writes_it() -> None:
     """Fails where a key that a template reads is left out on the way."""
     tokenizer = prepare_tokenizer(tiny_tokenizer())
     tokenizer.chat_template = (
-        "{% for m in messages %}{{ m.role[0] + (m.name or '') + (m.tool_call_id or '') + m.content + eos_token }}"
+        "{% for m in messages %}{{ m.role[0] + (m.name or '') + (m.tool_call_id or '') + "
+        "m.content + eos_token }}"
         "{% for call in m.tool_calls %}{{ call | tojson }}{% endfor %}{% endfor %}"
         "{% if add_generation_prompt %}a{% endif %}"
     )
-    asked, said = turns("Rain?", "Yes.")
+    asked, _ = turns("Rain?", "Yes.")
     row = {"prompt": [asked, CALLED, RESULT], "chosen": "Yes.", "rejected": "No."}
     pair = encode_pair(tokenizer, row, template=tokenizer.chat_template)
     assert "tweatherc1rain</s>" in tokenizer.decode(pair.prompt_ids)

@@ -54,7 +54,7 @@ def test_a_cards_splits_are_those_of_datasets(tmp_path: Path) -> None:
     assert count(f"{own}:default:train") == 5
     assert [held_out_split(source) for source in open_sources([f"{own}:test"])] == ["test"]
     with pytest.raises(
-        BadInput, match=r"has the splits test, train, wanted one named, as in .*own:train"
+        BadInput, match=r"has the splits test, train, expected one to be named, as in .*own:train"
     ):
         open_sources([str(own)])
     with pytest.raises(BadInput, match="has no split 'dev', it has test, train"):
@@ -72,10 +72,10 @@ def test_a_cards_subsets(tmp_path: Path) -> None:
     for spec, rows in (("a:train", 2), ("a:test", 3), ("b", 4), ("b:train", 4)):
         assert count(f"{own}:{spec}") == rows
     for spec, message in (
-        ("", "has the subsets a, b, wanted one named, as in .*own:a:train"),
-        (":test", "has the subsets a, b, wanted one named, as in .*own:a:test"),
+        ("", "has the subsets a, b, expected one to be named, as in .*own:a:train"),
+        (":test", "has the subsets a, b, expected one to be named, as in .*own:a:test"),
         (":no:train", "has no subset 'no', it has a, b"),
-        (":a", "own:a has the splits test, train, wanted one named, as in .*own:a:train"),
+        (":a", "own:a has the splits test, train, expected one to be named, as in .*own:a:train"),
         (":a:dev", "own:a has no split 'dev', it has test, train"),
     ):
         with pytest.raises(BadInput, match=message):
@@ -95,8 +95,8 @@ def test_a_cards_subsets(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "files, message",
     [
-        ("[{split: train}]", "data_files` holds .*wanted a path, a list"),
-        ("{train: a.jsonl}", "data_files` holds .*wanted a path, a list"),
+        ("[{split: train}]", "data_files` holds .*expected a path, a list"),
+        ("{train: a.jsonl}", "data_files` holds .*expected a path, a list"),
         ("7", "data_files` holds 7"),
         ("[]", "is empty"),
         ("[{split: train, path: a.jsonl}, {split: train, path: b.jsonl}]", "the split train twice"),
@@ -135,7 +135,7 @@ def test_names_that_say_a_split_are_never_read_as_one(tmp_path: Path) -> None:
     ):
         own = folder(tmp_path / str(number), {train: 2, other: 3})
         with pytest.raises(
-            BadInput, match=f"has the splits {has}, wanted one named, as in"
+            BadInput, match=f"has the splits {has}, expected one to be named, as in"
         ) as error:
             open_sources([str(own)])
         shown = str(error.value).rpartition(" ")[2]
@@ -148,7 +148,7 @@ def test_names_that_say_a_split_are_never_read_as_one(tmp_path: Path) -> None:
     assert count(parts) == count(f"{parts}:train") == 5
     several = folder(tmp_path / "several", {"latest.jsonl": 1, "values/x.jsonl": 2})
     with pytest.raises(
-        BadInput, match="holds latest.jsonl, and more in values: wanted .*several/values"
+        BadInput, match="holds latest.jsonl, and more in values: expected .*several/values"
     ):
         open_sources([str(several)])
     assert count(f"{several}/values") == 2
@@ -166,12 +166,13 @@ def test_a_name_says_a_split_as_a_word_alone(tmp_path: Path) -> None:
     )
     assert count(f"{two}:heldout") == 4
     with pytest.raises(
-        BadInput, match="has no split 'train', it has hold_out, train_gen, train_sft, wanted one"
+        BadInput, match="has no split 'train', it has hold_out, train_gen, train_sft, expected one"
     ):
         open_sources([f"{two}:train"])
     subsets = folder(tmp_path / "of", {"a/train.jsonl": 1, "a/test.jsonl": 2, "b/train.jsonl": 4})
     with pytest.raises(
-        BadInput, match="of:a has the splits test, train, wanted one named, as in .*of:a:train"
+        BadInput,
+        match="of:a has the splits test, train, expected one to be named, as in .*of:a:train",
     ):
         open_sources([f"{subsets}:a"])
 
@@ -200,7 +201,7 @@ def test_the_subset_called_default_and_folders_of_a_card(tmp_path: Path) -> None
     assert count(own) == 4
     with pytest.raises(BadInput, match="the card names .*gone, which is no folder here"):
         open_sources([str(folder(own, {}, "- {config_name: a, data_dir: gone}\n"))])
-    with pytest.raises(BadInput, match=" is not in the folder, wanted files in it"):
+    with pytest.raises(BadInput, match=" is not in the folder, expected files in it"):
         open_sources([str(folder(own, {}, f"- {{config_name: a, data_files: {own}/b.jsonl}}\n"))])
 
 

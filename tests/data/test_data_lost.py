@@ -12,9 +12,12 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from zephyr.chat import encode_messages, encode_pair
 from zephyr.config import BadInput
-from zephyr.data import format_report, load_pairs, load_texts, prepare_tokenizer
+from zephyr.data.encode import load_pairs, load_texts
 from zephyr.data.ratings import margins
-from zephyr.data.shapes import pair_row, sft_conversation, sft_row, suspicious_texts
+from zephyr.data.refusals import suspicious_texts
+from zephyr.data.report import format_report
+from zephyr.data.shapes import pair_row, sft_conversation, sft_row
+from zephyr.data.tokenizer import prepare_tokenizer
 
 SIDES = {"chosen": "good", "rejected": "bad"}
 ANSWERS = [{"answer": "a", "rank": 1}, {"answer": "b", "rank": 2}]
@@ -330,7 +333,7 @@ def test_what_lies_inside_a_field_is_read_or_told() -> None:
         (
             pair_row,
             {"prompt": "Well\n\nHuman: q\n\nAssistant:", "answers": ANSWERS},
-            "`prompt` is .*wanted a transcript",
+            "`prompt` is .*expected a transcript",
         ),
         (
             sft_row,
@@ -351,8 +354,10 @@ def test_words_beside_a_call_are_not_those_of_the_call(tokenizer: PreTrainedToke
     """The words are also the function's name, so the text holds them without having been given
     them."""
     template = (
-        "{% for m in messages %}{% if m.tool_calls %}<{{ m.tool_calls | tojson }}{{ eos_token }}{% elif m.role == 'assistant' %}"
-        "<{{ m.content }}{{ eos_token }}{% else %}{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<{% endif %}"
+        "{% for m in messages %}{% if m.tool_calls %}<{{ m.tool_calls | tojson }}{{ eos_token "
+        "}}{% elif m.role == 'assistant' %}"
+        "<{{ m.content }}{{ eos_token }}{% else %}{{ m.content }}{% endif %}{% endfor %}{% if "
+        "add_generation_prompt %}<{% endif %}"
     )
     call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
     turns = [
@@ -369,7 +374,8 @@ def test_the_tokenizers_own_template_is_the_default(tokenizer: PreTrainedTokeniz
     """A notebook that names no template trains in the model's own format, as the scripts do."""
     own = tiny_tokenizer()
     own.chat_template = (
-        "{% for m in messages %}{{ m.role[0] + m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}"
+        "{% for m in messages %}{{ m.role[0] + m.content }}{% if m.role == 'assistant' %}{{ "
+        "eos_token }}{% endif %}"
         "{% endfor %}{% if add_generation_prompt %}a{% endif %}"
     )
     pair = {"prompt": "hi", **SIDES}
@@ -391,14 +397,17 @@ def test_subsets_that_the_card_names(tokenizer: PreTrainedTokenizerBase, tmp_pat
         for name in ("joke", "maths")
     )
     (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n# A set\n")
-    with pytest.raises(BadInput, match="has the subsets joke, maths, wanted one named"):
+    with pytest.raises(BadInput, match="has the subsets joke, maths, expected one to be named"):
         load_pairs([str(tmp_path)], tokenizer)
     pairs, _ = load_pairs([f"{tmp_path}:maths"], tokenizer)
     assert len(pairs) == 1 and "maths" in tokenizer.decode(pairs[0].prompt_ids)
 
 
 TWICE = '{"prompt": "q", "chosen": "a", "chosen": "z", "rejected": "b"}'
-TWICE_INSIDE = '{"prompt": "q", "chosen": [{"role": "assistant", "content": "a", "content": "z"}], "rejected": "b"}'
+TWICE_INSIDE = (
+    '{"prompt": "q", "chosen": [{"role": "assistant", "content": "a", "content": '
+    '"z"}], "rejected": "b"}'
+)
 
 
 @pytest.mark.parametrize(("line", "key"), [(TWICE, "chosen"), (TWICE_INSIDE, "content")])

@@ -20,9 +20,9 @@ from zephyr.chat import ZEPHYR_TEMPLATE
 from zephyr.chat.messages import REFUSED as REFUSED_TURN
 from zephyr.chat.messages import TEMPLATE_KEYS
 from zephyr.chat.names import LABELS, MASKS
-from zephyr.data import prepare_tokenizer
-from zephyr.data.shapes import UNSUPPORTED_KEYS
+from zephyr.data.keys import UNSUPPORTED_KEYS
 from zephyr.data.sources import RawRow
+from zephyr.data.tokenizer import prepare_tokenizer
 from zephyr.data.workers import Options, encoded_chunks
 
 Row = dict[str, object]
@@ -136,7 +136,7 @@ REFUSED_ROWS = {  # template -> rows that it has no place for
     "tools": {"thoughts"},
     "zephyr": {*CALLS, "thoughts", "an earlier thought"},
     "qwen3": {"words before a thought"},
-    **dict.fromkeys(("qwen25", "llama3", "smollm2", "gemma", "phi3"), {*CALLS, "thoughts"}),
+    **{name: {*CALLS, "thoughts"} for name in ("qwen25", "llama3", "smollm2", "gemma", "phi3")},
 }
 FAST = (
     "zephyr",
@@ -271,8 +271,7 @@ def told(path: PATH, unread: frozenset[str]) -> bool:
         for n in range(1, len(path) + 1)
     }
     return any(
-        name in unread
-        or any(key.startswith(f"{name} ") or key.startswith(f"{name}, but") for key in unread)
+        name in unread or any(key.startswith((f"{name} ", f"{name}, but")) for key in unread)
         for name in names
     )
 

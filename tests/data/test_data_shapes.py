@@ -12,8 +12,13 @@ from tiny import tiny_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from zephyr.config import BadInput
-from zephyr.data import format_report, load_pairs, load_texts, prepare_tokenizer, shapes
+from zephyr.data import keys
+from zephyr.data.encode import load_pairs, load_texts
+from zephyr.data.pair_shapes import PAIRS
+from zephyr.data.report import format_report
+from zephyr.data.sft_shapes import TEXTS
 from zephyr.data.shapes import pair_row
+from zephyr.data.tokenizer import prepare_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +26,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
     return prepare_tokenizer(tiny_tokenizer())
 
 
-@pytest.mark.parametrize("name", shapes.PAIRS)
+@pytest.mark.parametrize("name", PAIRS)
 def test_pairs_of_every_shape(
     name: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
@@ -44,7 +49,7 @@ def test_pairs_of_every_shape(
         ] * ("answers" in row)
 
 
-@pytest.mark.parametrize("name", shapes.TEXTS)
+@pytest.mark.parametrize("name", TEXTS)
 def test_texts_of_every_shape(
     name: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
@@ -104,7 +109,7 @@ def test_ties_are_counted(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) ->
         (
             load_pairs,
             {"ask": "q", "answers": ["a", "b"]},
-            r"fields \['answers', 'ask'\], wanted .*data.columns.chosen=answers.0",
+            r"fields \['answers', 'ask'\], expected .*data.columns.chosen=answers.0",
         ),
         (
             load_pairs,
@@ -213,7 +218,7 @@ def test_columns(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="data.columns.system: no row of rows.jsonl has 'sistem'"):
         load_pairs([path], tokenizer, columns={**columns, "system": "sistem"})
     with pytest.raises(
-        BadInput, match="data.columns.promt: no field of a row is called so, the nearest is prompt"
+        BadInput, match="data.columns.promt: no field of a row has this name, the nearest is prompt"
     ):
         load_pairs([path], tokenizer, columns={"promt": "ask.text"})
     named, _ = load_texts(
@@ -234,14 +239,14 @@ def test_a_path_leads_to_a_value_or_to_none() -> None:
     """A name with a dot is a name; an index behind the end, or into words, leads nowhere. Fails
     where another key is taken."""
     row = {"meta.ask": "q", "answers": ["a"], "say": {"0": "c"}}
-    assert shapes.select(row, {"prompt": "meta.ask"}) == (
+    assert keys.select(row, {"prompt": "meta.ask"}) == (
         {"prompt": "q", "answers": ["a"], "say": {"0": "c"}},
         ["prompt"],
         [],
     )
     for path in ("answers.1", "answers.x", "answers.0.0", "say.1", "meta", "none.0"):
-        assert shapes.select(row, {"chosen": path})[1] == []
-    assert shapes.select(row, {"chosen": "say.0"})[0] == {
+        assert keys.select(row, {"chosen": path})[1] == []
+    assert keys.select(row, {"chosen": "say.0"})[0] == {
         "meta.ask": "q",
         "answers": ["a"],
         "chosen": "c",
@@ -260,9 +265,9 @@ def test_a_column_is_a_field_of_some_shape_or_a_rating() -> None:
         "human_ref_A",
         "system_message",
     ):
-        assert shapes.nearest_column(name) is None
-    assert shapes.nearest_column("mesages") == "the nearest is messages"
-    assert (shapes.nearest_column("qqq") or "").startswith("wanted one of answer, answers, ")
+        assert keys.nearest_column(name) is None
+    assert keys.nearest_column("mesages") == "the nearest is messages"
+    assert (keys.nearest_column("qqq") or "").startswith("expected one of answer, answers, ")
 
 
 def test_safer_of_two_verdicts(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
@@ -280,12 +285,12 @@ def test_safer_of_two_verdicts(tokenizer: PreTrainedTokenizerBase, tmp_path: Pat
             }
         ],
     )
-    for columns, wanted in (
+    for columns, expected in (
         ({"safer_response_id": None}, "useful</s>"),
         ({"better_response_id": "safer_response_id"}, "safe</s>"),
     ):
         pairs, _ = load_pairs([path], tokenizer, columns=columns)
-        assert tokenizer.decode(pairs[0].chosen_ids) == wanted
+        assert tokenizer.decode(pairs[0].chosen_ids) == expected
 
 
 def test_a_pair_by_other_names_is_no_row_for_sft() -> None:

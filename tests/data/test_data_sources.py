@@ -16,8 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from zephyr.chat import encode_pair
 from zephyr.config import BadInput
-from zephyr.data import load_pairs, prepare_tokenizer
+from zephyr.data.encode import load_pairs
 from zephyr.data.sources import open_sources
+from zephyr.data.tokenizer import prepare_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def test_every_kind_of_file_gives_the_same_pairs(
     from datasets import Dataset
 
     rows = pair_rows(7)
-    wanted = [encode_pair(tokenizer, row)[1:] for row in rows]
+    expected = [encode_pair(tokenizer, row)[1:] for row in rows]
     (tmp_path / "list.json").write_text(json.dumps(rows, indent=2))
     Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
     (tmp_path / "rows.parquet.gz").write_bytes(
@@ -52,12 +53,12 @@ def test_every_kind_of_file_gives_the_same_pairs(
         "saved",
     ):
         pairs, report = load_pairs([str(tmp_path / name)], tokenizer)
-        assert contents(pairs) == wanted, name
+        assert contents(pairs) == expected, name
         assert report["rows_read"] == report["examples"] == 7
         assert pairs.ids == [f"{name}:{i}" for i in range(1, 8)]
-    assert pairs.prompt_tokens.tolist() == [len(pair[0]) for pair in wanted]
-    assert pairs.chosen_tokens.tolist() == [len(pair[1]) for pair in wanted]
-    assert pairs.rejected_tokens.tolist() == [len(pair[2]) for pair in wanted]
+    assert pairs.prompt_tokens.tolist() == [len(pair[0]) for pair in expected]
+    assert pairs.chosen_tokens.tolist() == [len(pair[1]) for pair in expected]
+    assert pairs.rejected_tokens.tolist() == [len(pair[2]) for pair in expected]
 
 
 def test_folder_and_its_splits(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
@@ -101,7 +102,8 @@ def test_files_of_a_folder_are_read_by_name(tmp_path: Path) -> None:
         jsonl(tmp_path / "set" / name, pair_rows(1))
     with pytest.raises(
         BadInput,
-        match=r"holds a.jsonl.gz, b.jsonl, d.json, and more in c: wanted one of these named, as in .*set/c",
+        match=r"holds a.jsonl.gz, b.jsonl, d.json, and more in c: expected one of these to be "
+        r"named, as in .*set/c",
     ):
         names(f"{tmp_path}/set")
     assert names(f"{tmp_path}/set:.") == ["set/a.jsonl.gz", "set/b.jsonl", "set/d.json"]
@@ -130,7 +132,9 @@ def test_a_split_is_a_folder_or_the_start_of_a_name(tmp_path: Path) -> None:
         ("four", "test, train"),
         ("four:joke", "test, train"),
     ):
-        with pytest.raises(BadInput, match=f"has the splits {splits}, wanted one named"):
+        with pytest.raises(
+            BadInput, match=f"has the splits {splits}, expected one (of them )?to be named"
+        ):
             names(f"{tmp_path}/{folder}")
     assert names(f"{tmp_path}/one:rows") == ["one/rows.jsonl"] and names(
         f"{tmp_path}/two:train"
@@ -210,7 +214,8 @@ def test_subsets_are_named_or_listed(tokenizer: PreTrainedTokenizerBase, tmp_pat
     jsonl(tmp_path / "smol/joke/test-00000-of-00001.jsonl", pair_rows(5))
     with pytest.raises(
         BadInput,
-        match=r"has the subsets all, joke, maths, wanted one named, as in .*/smol:all:train",
+        match=r"has the subsets all, joke, maths, expected one (of them )?to be named, as in "
+        r".*/smol:all:train",
     ):
         load_pairs([f"{tmp_path}/smol"], tokenizer)
     for spec, count in (
@@ -245,7 +250,8 @@ def test_subsets_on_the_hub(
         asked.append((name, subset, split))
         if subset is None:
             raise ValueError(
-                "Config name is missing.\nPlease pick one among the available configs: ['all', 'joke']\nExample of usage:"
+                "Config name is missing.\nPlease pick one among the available configs: ['all', "
+                "'joke']\nExample of usage:"
             )
         if subset not in ("all", "joke"):
             raise ValueError(f"BuilderConfig '{subset}' not found. Available: ['all', 'joke']")
@@ -257,7 +263,8 @@ def test_subsets_on_the_hub(
     ]
     with pytest.raises(
         BadInput,
-        match="own/smol has the subsets all, joke, wanted one named, as in own/smol:all:test",
+        match="own/smol has the subsets all, joke, expected one (of them )?to be named, as in "
+        "own/smol:all:test",
     ):
         load_pairs(["own/smol:test"], tokenizer)
     with pytest.raises(BadInput, match="own/smol has no subset 'no', it has all, joke"):
@@ -271,9 +278,9 @@ def test_saved_dataset_with_splits(tokenizer: PreTrainedTokenizerBase, tmp_path:
     rows = Dataset.from_list(pair_rows(4))
     DatasetDict({"train": rows, "test": rows.select([0])}).save_to_disk(tmp_path / "both")
     assert len(load_pairs([f"{tmp_path}/both:train"], tokenizer)[0]) == 4
-    with pytest.raises(BadInput, match="more than one split, wanted one of test, train"):
+    with pytest.raises(BadInput, match="more than one split, expected one of test, train"):
         load_pairs([f"{tmp_path}/both"], tokenizer)
-    with pytest.raises(BadInput, match="no split 'dev', wanted one of test, train"):
+    with pytest.raises(BadInput, match="no split 'dev', expected one of test, train"):
         load_pairs([f"{tmp_path}/both:dev"], tokenizer)
 
 

@@ -19,7 +19,7 @@ from zephyr.chat import (
     truncate_pair,
 )
 from zephyr.chat.template import ZEPHYR_TEMPLATE
-from zephyr.data import prepare_tokenizer
+from zephyr.data.tokenizer import prepare_tokenizer
 
 BOS, EOS = 1, 2
 

@@ -20,7 +20,7 @@ DEEP = b'{"a": ' * 100_000 + b"1" + b"}" * 100_000
         (b'{"a": "\xff"}', r"the line is not UTF-8: byte 8 is b'\\xff'"),
         (
             b'{"a": }',
-            r"the line is no valid JSON: Expecting value at column 7, wanted one object a line",
+            r"the line is no valid JSON: Expecting value at column 7, expected one object a line",
         ),
         (b'{"a": 1} {"b": 2}', "no valid JSON: Extra data at column 10"),
         (DEEP, "the line's JSON is nested too deeply"),
@@ -49,7 +49,7 @@ def test_nulls_are_left_out_where_arrow_may_have_put_them() -> None:
         (None, "NoneType"),
         ([{}], "list"),
     ):
-        with pytest.raises(ValueError, match=f"the row is of type {found}, wanted an object"):
+        with pytest.raises(ValueError, match=f"the row is of type {found}, expected an object"):
             check_row(value)
 
 
@@ -79,7 +79,7 @@ def test_an_id_is_a_text_or_a_whole_number() -> None:
     for value in (True, "", 1.5, ["a"], None):
         with pytest.raises(
             ValueError,
-            match=f"`id` is {type(value).__name__} .*, wanted a string or a whole number",
+            match=f"`id` is {type(value).__name__} .*, expected a string or a whole number",
         ):
             row_id({"id": value})
     with pytest.raises(ValueError, match="`idx` is NoneType"):
@@ -121,5 +121,5 @@ def test_a_field_of_text_is_a_string() -> None:
         ({"a": None}, "is NoneType None"),
         ({}, "is missing"),
     ):
-        with pytest.raises(ValueError, match=f"`a` {found}, wanted a string"):
+        with pytest.raises(ValueError, match=f"`a` {found}, expected a string"):
             text(row, "a")

@@ -16,8 +16,14 @@ from transformers import MistralConfig
 
 from zephyr.chat import HANDBOOK_TEMPLATE, ZEPHYR_TEMPLATE
 from zephyr.config import BadInput
-from zephyr.data import load_tokenizer, prepare_tokenizer, require_vocabulary
-from zephyr.data.tokenizer import from_sentencepiece, has_foreign_template, resolve_chat_template
+from zephyr.data.tokenizer import (
+    from_sentencepiece,
+    has_foreign_template,
+    load_tokenizer,
+    prepare_tokenizer,
+    require_vocabulary,
+    resolve_chat_template,
+)
 
 OWN = "{% for m in messages %}{{ m.role[0] + m.content + eos_token }}{% endfor %}"
 OWN += "{% if add_generation_prompt %}a{% endif %}"
@@ -69,11 +75,11 @@ def test_ids_are_those_of_the_sentencepiece_model(
         for piece, score in zip(normal, shuffled):
             piece.score = score
     model = saved(proto, tmp_path)
-    tokenizer, wanted = load_tokenizer(tmp_path), SentencePieceProcessor(str(model))
+    tokenizer, expected = load_tokenizer(tmp_path), SentencePieceProcessor(str(model))
     assert len(tokenizer) == 400 and len(normal) > 50
     for text in (*TEXTS, *SENTENCES):
         ids = tokenizer(text)["input_ids"]
-        assert ids == [wanted.bos_id(), *wanted.encode(text)], text
+        assert ids == [expected.bos_id(), *expected.encode(text)], text
         assert tokenizer.decode(ids[1:]) == text.replace("▁", " ")
 
 
@@ -118,7 +124,7 @@ def test_a_model_of_another_kind_is_refused(options: dict[str, object], tmp_path
     """Its merges, or what it makes of a text before it, are not written here: the ids would be
     others."""
     model = saved(train(**{"vocab_size": 320, **options}), tmp_path)
-    with pytest.raises(BadInput, match="is not a BPE model that leaves the text as it is"):
+    with pytest.raises(BadInput, match="is no BPE model that leaves the text unchanged"):
         from_sentencepiece(model)
 
 
@@ -137,7 +143,7 @@ def test_the_model_has_an_embedding_for_each_token(tmp_path: Path) -> None:
     require_vocabulary(tokenizer, str(tmp_path))
     tokenizer.add_tokens(["one_more"])
     with pytest.raises(
-        BadInput, match=f"tokenizer: at most {VOCAB_SIZE} tokens are wanted.* got 385"
+        BadInput, match=f"the tokenizer has 385 tokens, expected at most {VOCAB_SIZE}"
     ):
         require_vocabulary(tokenizer, str(tmp_path))
 
@@ -153,9 +159,7 @@ def test_what_is_set_on_a_tokenizer() -> None:
         prepare_tokenizer(padded, eos_token="<s>").pad_token == "<unk>"
         and padded.eos_token == "<s>"
     )
-    with pytest.raises(
-        BadInput, match="eos_token: a token of the vocabulary is wanted, got '<none>'"
-    ):
+    with pytest.raises(BadInput, match="eos_token is '<none>', expected a token of the vocabulary"):
         prepare_tokenizer(tiny_tokenizer(), eos_token="<none>")
     endless = tiny_tokenizer()
     endless.eos_token = None
@@ -171,7 +175,7 @@ def test_a_template_is_tried_when_it_is_read(tmp_path: Path) -> None:
     assert prepare_tokenizer(tiny_tokenizer(), str(path)).chat_template == OWN
     path.write_text(OWN.replace(" + eos_token", ""))
     with pytest.raises(
-        BadInput, match="chat_template is .*t.jinja.*wanted auto, zephyr, model or a readable"
+        BadInput, match="chat_template is .*t.jinja.*expected auto, zephyr, model or a readable"
     ):
         prepare_tokenizer(tiny_tokenizer(), str(path))
 

@@ -256,7 +256,7 @@ def test_answers_that_are_none(tmp_path: Path) -> None:
     assert [[c["model"] for c in row["completions"]] for row in rows] == [["m0", "m1"]] * 30
     assert (report["refused"], report["empty"], report["too_few_answers"]) == (30, 30, 0)
     pool = [*answerers(2), Teacher("no", refuses), silent]
-    few = [row for row in (run(tmp_path, pool=pool, per_prompt=2, name="few"))[0]]
+    few = list(run(tmp_path, pool=pool, per_prompt=2, name="few")[0])
     _, report = run(tmp_path, pool=pool, per_prompt=2, name="few")
     assert report["rows"] == len(few) == 30 - report["too_few_answers"] and 0 < len(few) < 30
     assert {row["prompt_id"] for row in few}.isdisjoint(report["left_out"]) and len(
@@ -341,7 +341,7 @@ def test_prompts_of_rows(row: Row, prompt: object) -> None:
         ({"prompt": "q", "tools": [{"name": "f"}]}, "`tools` is"),
         ({"prompt": "Translate", "input": "Good day to you"}, "`input` is"),
         ({"prompt": "Translate", "context": "Good day"}, "`context` is"),
-        ({"question": "q"}, r"\['question'\], wanted `prompt`"),
+        ({"question": "q"}, r"\['question'\], expected `prompt`"),
         ({"prompt": "\n\nHuman: q\n\nAssistant:"}, "`prompt` is a transcript"),
         ({"prompt": "q", "images": ["x"]}, "`images` is"),
         (

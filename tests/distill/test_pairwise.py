@@ -475,8 +475,9 @@ def test_ratings_are_not_laundered(tmp_path: Path) -> None:
 
 def test_calls_in_a_compared_answer_are_refused(tmp_path: Path) -> None:
     """An arena's turn has words alone: a call beside them was dropped."""
-    calls = turns("q", "A")[:1] + [
-        {"role": "assistant", "content": "A", "tool_calls": [{"name": "f", "arguments": {}}]}
+    calls = [
+        *turns("q", "A")[:1],
+        {"role": "assistant", "content": "A", "tool_calls": [{"name": "f", "arguments": {}}]},
     ]
     with pytest.raises(BadInput, match=r"rows.jsonl:1: `conversation_a\[1\].tool_calls` is"):
         made(tmp_path, [ARENA | {"winner": "model_a", "conversation_a": calls}])

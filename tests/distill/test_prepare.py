@@ -193,9 +193,18 @@ def test_no_refusal(answer: str) -> None:
     assert find_refusal("Write a letter.", answer) is None
 
 
-GERMAN = "Ich weiß nicht, was soll es bedeuten, dass ich so traurig bin; ein Märchen aus alten Zeiten kommt mir nicht aus dem Sinn."
-ENGLISH = "The quick brown fox jumps over the lazy dog, and then it goes home to sleep until the morning comes again."
-PROMPT = "Name three famous actors who started their careers on the stages of Broadway and later made films"
+GERMAN = (
+    "Ich weiß nicht, was soll es bedeuten, dass ich so traurig bin; ein Märchen aus alten Zeiten "
+    "kommt mir nicht aus dem Sinn."
+)
+ENGLISH = (
+    "The quick brown fox jumps over the lazy dog, and then it goes home to sleep until the morning "
+    "comes again."
+)
+PROMPT = (
+    "Name three famous actors who started their careers on the stages of Broadway and later made "
+    "films"
+)
 
 
 def test_filters_in_their_order(tmp_path: Path) -> None:
@@ -262,7 +271,8 @@ def test_filters_in_their_order(tmp_path: Path) -> None:
 
 
 def test_strange_texts_survive(tmp_path: Path) -> None:
-    """Lines are parted at \\n alone; what isn't truecased keeps its bytes, what is keeps every other character and field."""
+    """Lines end at \\n only. A row that is not truecased keeps its bytes; one that is keeps every
+    other character and field."""
     text = "A\u2028b \x00 \U0001f600 e\u0301 \ufffd \r\n c."
     rows = [
         {**dialogue("Q?", text), "meta": {"a": [1, None, {"b": 1.50}], "c": "\u2029"}, "n": None},
@@ -509,18 +519,18 @@ def test_only_its_own_work_is_removed(tmp_path: Path) -> None:
     places = [work, work / "mine", work / ("0123" * 8), work / ("0123" * 8) / "notes"]
     for place in places:
         for make in (
-            lambda: place.symlink_to(mine),
-            lambda: place.write_text("x"),
-            lambda: shutil.copytree(mine, place),
+            lambda path: path.symlink_to(mine),
+            lambda path: path.write_text("x"),
+            lambda path: shutil.copytree(mine, path),
         ):
             place.parent.mkdir(parents=True, exist_ok=True)
-            make()
+            make(place)
             if place == work and not place.is_symlink() and place.is_dir():
                 place = work / "folder"
             with pytest.raises(BadInput, match=f"out: {place}") as error:
                 prepare([source], out, PrepareSettings())
             assert (
-                "name another out" in str(error.value)
+                "choose another out" in str(error.value)
                 and os.path.lexists(place)
                 and not out.exists()
             )
@@ -538,7 +548,7 @@ def test_only_its_own_work_is_removed(tmp_path: Path) -> None:
         ({"workers": 0}, "workers is 0"),
         ({"min_turns": 3, "max_turns": 2}, "min_turns is 3, max_turns is 2"),
         ({"language": "english"}, "language is 'english'"),
-        ({"decontaminate": ("no_prompts.jsonl",)}, "no prompt is read"),
+        ({"decontaminate": ("no_prompts.jsonl",)}, "no prompt found"),
         ({"held_out": ("bad.jsonl",)}, "bad.jsonl:1: the row has the fields"),
         ({"held_out": ("missing.jsonl",)}, "missing.jsonl"),
         ({}, "rows.jsonl:2: `messages` is an empty list"),
@@ -566,7 +576,7 @@ def test_bad_input(
         ("clean.jsonl", []),
     ):
         write(Path("in/rows.jsonl"), [dialogue("Q?", "A.")])
-        with pytest.raises(BadInput, match="wanted a|no row is left"):
+        with pytest.raises(BadInput, match="among the sources|is a folder|no row is left"):
             prepare(sources, tmp_path / out, PrepareSettings())
 
 
@@ -597,5 +607,5 @@ def test_real_rows(real_data: Path, tmp_path: Path) -> None:
         if clean.split_words(row["prompt"])
     ]
     assert len(leaked) > 600
-    with pytest.raises(BadInput, match=f"no row is left; .*'contaminated': {len(leaked)}"):
+    with pytest.raises(BadInput, match=f"no row is left; .*contaminated {len(leaked)}"):
         run(tmp_path / "leak", leaked, decontaminate=benchmarks, truecase=False)

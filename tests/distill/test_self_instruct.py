@@ -23,8 +23,8 @@ from zephyr.teacher import Budget, BudgetSpent, Ledger, Reply, Request, ask, emb
 from zephyr.teacher.templates import fill, load_templates
 
 WORDS = (
-    "amber boat candle dune ember forest granite harbour island jungle kettle lantern meadow needle orchard pepper quarry river "
-    "saddle timber umbrella valley window yarrow zephyr"
+    "amber boat candle dune ember forest granite harbour island jungle kettle lantern meadow "
+    "needle orchard pepper quarry river saddle timber umbrella valley window yarrow zephyr"
 ).split()
 SEEDS = [
     {
@@ -51,7 +51,10 @@ def sentence(rng: random.Random) -> str:
 
 
 def block(number: int, instruction: str, given: str, output: str) -> str:
-    return f"###\n{number}. Instruction: {instruction}\n{number}. Input:\n{given}\n{number}. Output:\n{output}"
+    return (
+        f"###\n{number}. Instruction: {instruction}\n{number}. Input:\n{given}\n"
+        f"{number}. Output:\n{output}"
+    )
 
 
 def good(request: Request) -> Answer:

@@ -221,9 +221,9 @@ def test_truthfulqa_rows_hold_all_answers(real_data: Path) -> None:
         (
             "arc_challenge.jsonl",
             '{"query": "Question: x", "choices": ["a", "b"], "gold": 5}\n' * 9,
-            "row 1 is none of arc",
+            "row 1 is not of arc",
         ),
-        ("arc_challenge.jsonl", '{"query": "Question: x"}\n' * 9, "row 1 is none of arc"),
+        ("arc_challenge.jsonl", '{"query": "Question: x"}\n' * 9, "row 1 is not of arc"),
         (
             "arc_challenge.jsonl",
             '{"query": "Question: x", "choices": ["a", "b"], "gold": 1}\n',

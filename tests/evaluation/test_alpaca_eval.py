@@ -28,7 +28,7 @@ from zephyr.world.facts import build_world
 from zephyr.world.teacher import prompts_by_text
 
 WORLD = build_world(0)
-PROMPTS = [prompt for prompt in prompts_by_text(WORLD).values()][:20]
+PROMPTS = list(prompts_by_text(WORLD).values())[:20]
 PUBLISHED = {
     "alpaca_eval_gpt4": "leaderboard_v1_alpaca_eval_gpt4.csv",
     "weighted_alpaca_eval_gpt4_turbo": "leaderboard_v2_weighted_gpt4_turbo.csv",
@@ -138,7 +138,7 @@ def test_preferences() -> None:
         "stderr"
     ] == pytest.approx(result["stderr"])
     for preference in (2.5, 0.5, -1, "2", math.inf):
-        with pytest.raises(BadInput, match="f:7: .*preference from 1 to 2, 0 or null are wanted"):
+        with pytest.raises(BadInput, match="f:7: .*preference from 1 to 2, 0 or null; got"):
             score_annotations([("f:7", annotation(preference))])
 
 
@@ -438,5 +438,5 @@ def test_bad_input(bench: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="few: no answer to 19 of 20 prompts"):
         run(f"few={tmp_path / 'few.jsonl'}", "--bench-dir", bench, *rest)
     write_rows(tmp_path / "odd.jsonl", [{"a": 1}])
-    with pytest.raises(BadInput, match="odd.jsonl:1: generator_1"):
+    with pytest.raises(BadInput, match="odd.jsonl:1: expected generator_1"):
         run("--from-annotations", tmp_path / "odd.jsonl")

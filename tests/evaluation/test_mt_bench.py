@@ -23,7 +23,7 @@ from zephyr.teacher import Budget, Ledger, Request, ask, embedded
 from zephyr.world.facts import build_world
 from zephyr.world.teacher import prompts_by_text
 
-PROMPTS = [prompt for prompt in prompts_by_text(build_world(0)).values()][:12]
+PROMPTS = list(prompts_by_text(build_world(0)).values())[:12]
 PUBLISHED = {
     "llama2_chat_7b": 6.19,
     "llama2_7b": 3.97,
@@ -469,7 +469,7 @@ def test_bad_input(bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     refused("good has other answers already", good, "--answers", good, "--bench-dir", bench, *rest)
     write_rows(tmp_path / "few.jsonl", [fastchat(81, "few", ["a"])])
     refused(
-        "few.jsonl:1: question_id, model_id and choices.* of two texts are wanted",
+        "few.jsonl:1: expected question_id, model_id and choices.* of two texts",
         tmp_path / "few.jsonl",
         "--bench-dir",
         bench,
@@ -485,7 +485,7 @@ def test_bad_input(bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     )
     write_rows(tmp_path / "judged.jsonl", [{"question_id": 1, "model": "m", "score": 3}])
     refused(
-        "judged.jsonl:1: a judgement of FastChat's is wanted",
+        "judged.jsonl:1: expected a judgement of FastChat's",
         "--from-judgments",
         tmp_path / "judged.jsonl",
     )

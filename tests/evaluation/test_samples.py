@@ -3,6 +3,7 @@ parameter spread over them."""
 
 import json
 import shutil
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from runs import ledger, records, rows, write_config, write_lines
 from safetensors.torch import load_file, save_file
 
 from zephyr.config import BadInput, Wandb
-from zephyr.data import load_tokenizer
+from zephyr.data.tokenizer import load_tokenizer
 from zephyr.evaluation.compare import summarise
 from zephyr.evaluation.samples import win_rate_over_start, write_samples
 from zephyr.evaluation.win_rate import judge_pairs, judge_panel
@@ -49,7 +50,7 @@ def model(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             ].tolist()
         )
     ends = {
-        token: [row.index(token) if token in row else 12 for row in said] for token in sum(said, [])
+        token: [row.index(token) if token in row else 12 for row in said] for token in chain(*said)
     }
     token, (first, second, third) = max(
         ends.items(),

@@ -387,10 +387,9 @@ def test_command_on_the_embedded_world(of_world: Path, capsys: pytest.CaptureFix
             sum(won[i] for i in here) / len(here)
         )
         assert f"\n{family:20}{len(here):>8}" in table
-    assert (
-        f"expert over terse: win rate {pair['win_rate']:.2f} [{pair['ci95'][0]:.2f}, {pair['ci95'][1]:.2f}], n 60"
-        in table
-    )
+    low, high = pair["ci95"]
+    rate = f"{pair['win_rate']:.2f} [{low:.2f}, {high:.2f}]"
+    assert f"expert over terse: win rate {rate}, n 60" in table
     assert table.splitlines()[0].split() == ["score", "prompts", "terse", "expert"]
     assert len(results["judge"]["templates"]["compare"]) == 64 and results["judge"]["versions"][
         0
@@ -415,7 +414,7 @@ def test_a_folder_answers_as_generate_does(tiny: Path, tmp_path: Path) -> None:
     encoded otherwise, or answers go to other prompts."""
     import torch
 
-    from zephyr.data import load_tokenizer
+    from zephyr.data.tokenizer import load_tokenizer
     from zephyr.model.generate import generate
     from zephyr.model.load import load_policy
     from zephyr.teacher.spec import open_teacher
@@ -483,7 +482,7 @@ def test_a_real_server_that_does_not_judge(
         (lambda line, folder: line.pop(1), "two or more"),
         (lambda line, folder: line.__setitem__(0, "results=world:terse"), "other than results"),
         (lambda line, folder: line.__setitem__(0, "runs/nothing"), "no such folder or file"),
-        (lambda line, folder: line.__setitem__(0, "."), "a NAME=... other"),
+        (lambda line, folder: line.__setitem__(0, "."), "expected NAME=... before it, other"),
         (lambda line, folder: line.__setitem__(0, "a=elsewhere:x"), "no such folder or file"),
         (lambda line, folder: line.extend(["--by", "colour"]), "'colour|colour: prompt"),
         (

@@ -303,7 +303,8 @@ def test_dpo_step_at_7b_width_under_zero3(
             torch.cuda.reset_peak_memory_stats()
             taken = seconds(step, repeats=5)
             measured[
-                f"DPO step, 7B width, 2 layers, 32 pairs, ZeRO-3 on one GPU, activation_checkpointing {policy}"
+                "DPO step, 7B width, 2 layers, 32 pairs, ZeRO-3 on one GPU, "
+                f"activation_checkpointing {policy}"
             ] = {
                 "attention": kernel,
                 "tokens": sum(lengths),

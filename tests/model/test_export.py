@@ -1,6 +1,7 @@
 """Export in shards, generation through the template, and records for wandb without a login."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +25,7 @@ from transformers.utils.chat_template_utils import Chat
 
 from zephyr.chat import encode_prompt
 from zephyr.config import BadInput, Data, DPOConfig, SFTConfig, SFTData, SFTRun, Wandb
-from zephyr.data import load_tokenizer
+from zephyr.data.tokenizer import load_tokenizer
 from zephyr.model import export as exporting
 from zephyr.model.export import (
     export,
@@ -107,6 +108,25 @@ def test_export_in_many_shards_holds_one_at_a_time(
     assert not list(tmp_path.glob("model.*"))
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+@pytest.mark.parametrize("shard_bytes", [60_000, 2**30])
+def test_every_file_of_an_export_has_the_permissions_of_a_new_file(
+    umask: int, shard_bytes: int, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One shard and many. Fails where safetensors' own mode, 0600, is left: others in the group
+    could read config.json, but not the weights."""
+    monkeypatch.setattr(exporting, "shard_names", lambda sizes: shard_names(sizes, shard_bytes))
+    config = DPOConfig(model=str(tiny), data=Data(train=("pairs.jsonl",)))
+    before = os.umask(umask)
+    try:
+        folder = export_once(tiny, tmp_path, config)
+    finally:
+        os.umask(before)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert (len(list(folder.glob("*.safetensors"))) > 1) == (shard_bytes == 60_000)
+    assert {oct(path.stat().st_mode & 0o777) for path in files} == {oct(0o666 & ~umask)}
+
+
 def export_once(tiny: Path, tmp_path: Path, config: DPOConfig) -> Path:
     policy = load_policy(tiny)
     named = [(name, p.detach()) for name, p in policy.lm.named_parameters()]
@@ -146,7 +166,8 @@ def test_the_article_s_snippet_works_on_an_exported_folder(finished: Path) -> No
         prompt, max_new_tokens=256, do_sample=True, temperature=0.7, top_k=50, top_p=0.95
     )
     assert prompt == (
-        "<s><|system|>\nYou are a friendly chatbot who always responds in the style of a pirate</s>\n"
+        "<s><|system|>\nYou are a friendly chatbot who always responds in the style "
+        "of a pirate</s>\n"
         "<|user|>\nHow many helicopters can a human eat in one sitting?</s>\n<|assistant|>\n"
     )
     trained = encode_prompt(
@@ -448,7 +469,7 @@ def test_a_rotary_embedding_that_version_4_has_no_key_for_is_noted(
     assert notes == [] and one["rope_theta"] == 7e5 and one["rope_scaling"]["factor"] == 4.0
     for name, local in (("base", LOCAL), ("type", {**FULL, "factor": 2.0})):
         found, notes = version_4(config(FULL, local), tmp_path / name, tokenizer)
-        assert len(notes) == 1 and "transformers 5 alone reads" in notes[0]
+        assert len(notes) == 1 and "only transformers 5 reads" in notes[0]
         assert "rope_theta" not in found and "rope_scaling" not in found
     scaled = GPTNeoXConfig(
         **SHAPE,
@@ -508,7 +529,7 @@ def test_a_tokenizer_is_written_for_both_versions(tiny: Path, tmp_path: Path) ->
         and again("a <|turn|>")["input_ids"] == tokenizer("a <|turn|>")["input_ids"]
     )
     note = save_tokenizer(Wrong(tokenizer), tmp_path)
-    assert len(note) == 1 and "AutoTokenizer makes other ids than those of training" in note[0]
+    assert len(note) == 1 and "AutoTokenizer makes other ids than training did" in note[0]
 
 
 class Wrong:
@@ -600,4 +621,4 @@ def test_the_index_of_shards_counts_their_bytes(
     assert index["metadata"]["total_size"] == sum(p.nbytes for _, p in named)
     for name, _ in named:
         with safe_open(tmp_path / "m" / index["weight_map"][name], framework="pt") as file:
-            assert name in file.keys()
+            assert name in set(file.keys())

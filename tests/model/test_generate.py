@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zephyr.chat import encode_prompt
-from zephyr.data import load_tokenizer
+from zephyr.data.tokenizer import load_tokenizer
 from zephyr.model.generate import Answer, generate, generate_from_ids, prompt_ids, sampler
 from zephyr.model.load import load_policy
 
@@ -187,7 +187,8 @@ def test_prompt_and_answer_fit_the_positions(model: Model) -> None:
     assert 0 < room < lm.config.max_position_embeddings and prompt_ids(lm, tokenizer, USER, room)
     with pytest.raises(
         ValueError,
-        match=f"with {room + 1} new ones that is over the model's {lm.config.max_position_embeddings} positions",
+        match=f"with {room + 1} new ones that is over the model's "
+        f"{lm.config.max_position_embeddings} positions",
     ):
         prompt_ids(lm, tokenizer, USER, room + 1)
 

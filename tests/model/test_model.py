@@ -506,13 +506,13 @@ def test_learned_positions_are_an_end(tmp_path: Path) -> None:
         )
     ).save_pretrained(tmp_path)
     with pytest.raises(
-        BadInput, match="gpt2 has learned 16 positions, sequences of up to 17 tokens"
+        BadInput, match="gpt2 has 16 learned positions, and sequences have up to 17 tokens"
     ):
         load_policy(tmp_path, max_tokens=17)
     pairs = [EncodedPair("a", [1] * 10, [2] * 6, [3] * 2), EncodedPair("b", [1] * 10, [2] * 7, [3])]
     for policy in (load_policy(tmp_path), load_policy(tmp_path, max_tokens=16)):
         assert policy(collate_pairs(pairs, [0])).isfinite().all()
-        with pytest.raises(ValueError, match="a sequence of 17 tokens is packed"):
+        with pytest.raises(ValueError, match="a packed sequence has 17 tokens"):
             policy(collate_pairs(pairs, [1]))
 
 
@@ -583,7 +583,7 @@ def test_what_a_file_holds_beside_the_weights(tiny: Path, tmp_path: Path) -> Non
     )
     with pytest.raises(
         BadInput,
-        match="lm_head.weight is not model.embed_tokens.weight, to which config.json ties it",
+        match="lm_head.weight differs from model.embed_tokens.weight, to which config.json ties it",
     ):
         load_policy(tied)
     save_file(
@@ -601,7 +601,7 @@ def test_quantised_weights_are_no_weights(tiny: Path, tmp_path: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     name = "model.layers.0.mlp.up_proj.weight"
     save_file({**tensors, name: (tensors[name] * 100).to(torch.int8)}, folder / "model.safetensors")
-    with pytest.raises(BadInput, match=f"tensor {name} is stored as I8, wanted one of BF16"):
+    with pytest.raises(BadInput, match=f"tensor {name} is stored as I8, expected one of BF16"):
         load_policy(folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(
@@ -623,7 +623,7 @@ def test_no_tensor_is_written_before_all_are_known_to_fit(tiny: Path, tmp_path: 
     last = list(load_policy(tiny).lm.named_parameters())[-1][0]
     broken = shutil.copytree(tiny, tmp_path / "broken")
     save_file({**tensors, last: tensors[last].t().contiguous()}, broken / "model.safetensors")
-    with pytest.raises(BadInput, match=rf"tensor {last} has shape \[64, \d+\], the config wants"):
+    with pytest.raises(BadInput, match=rf"tensor {last} has shape \[64, \d+\], expected"):
         load_policy(broken, write=lambda *_: pytest.fail("written"))
 
 
@@ -635,10 +635,10 @@ def test_models_that_are_no_decoder_are_refused(tiny: Path, tmp_path: Path) -> N
     for kind in (T5Config, BertConfig, DistilBertConfig):
         kind().save_pretrained(tmp_path / kind.model_type)
     with pytest.raises(
-        BadInput, match="config.json is of model_type distilbert, which is no decoder"
+        BadInput, match="config.json has model_type distilbert, which is not a decoder"
     ):
         read_config(tmp_path / "distilbert")
-    with pytest.raises(BadInput, match="config.json is of model_type t5, which is no decoder"):
+    with pytest.raises(BadInput, match="config.json has model_type t5, which is not a decoder"):
         read_config(tmp_path / "t5")
     with pytest.raises(BadInput, match="bert is not supported|is no decoder"):
         load_policy(tmp_path / "bert")
@@ -646,11 +646,11 @@ def test_models_that_are_no_decoder_are_refused(tiny: Path, tmp_path: Path) -> N
         (
             "cap",
             {"final_logit_softcapping": 30.0},
-            "final_logit_softcapping=30.0 is not implemented here; None",
+            "final_logit_softcapping=30.0 is not implemented here, expected None",
         ),
-        ("drop", {"resid_pdrop": 0.1}, "resid_pdrop=0.1 is not implemented here; 0.0 is wanted"),
+        ("drop", {"resid_pdrop": 0.1}, "resid_pdrop=0.1 is not implemented here, expected 0.0"),
         ("odd", {"model_type": "nothing_known"}, "is not one of a known decoder"),
-        ("encoder", {"is_encoder_decoder": True}, "which is no decoder"),
+        ("encoder", {"is_encoder_decoder": True}, "which is not a decoder"),
         ("wrong", {"num_attention_heads": "four"}, "is not one of a known decoder|not supported"),
     ):
         with pytest.raises(BadInput, match=reason):
@@ -659,7 +659,8 @@ def test_models_that_are_no_decoder_are_refused(tiny: Path, tmp_path: Path) -> N
         n_embd=66, n_head=4, n_layer=1, attn_pdrop=0, resid_pdrop=0, embd_pdrop=0
     ).save_pretrained(tmp_path / "sizes")
     with pytest.raises(
-        BadInput, match="its config.json makes no model here: ValueError: .*must be divisible by"
+        BadInput,
+        match="no model can be made of its config.json: ValueError: .*must be divisible by",
     ):
         load_policy(tmp_path / "sizes")  # which its twin can't tell: it has sizes of its own
     assert read_config(
@@ -747,7 +748,7 @@ def test_layers_without_an_mlp_are_named() -> None:
         )
     with pytest.raises(
         ConfigError,
-        match="hardware.activation_checkpointing: OPTForCausalLM has no layers with an mlp",
+        match="hardware.activation_checkpointing: .* which OPTForCausalLM does not have",
     ):
         checkpoint_activations(lm, "mlp")
 
@@ -788,7 +789,8 @@ def test_fixed_frequencies_are_for_so_many_tokens_and_no_more(tmp_path: Path) ->
     )
     with pytest.raises(
         ValueError,
-        match="a sequence of 25 tokens is packed, and the positions of this LlamaForCausalLM are those of 24",
+        match="a packed sequence has 25 tokens, and the positions of this LlamaForCausalLM are "
+        "made for at most 24",
     ):
         policy(collate_pairs([pair], [0]))
 

@@ -146,11 +146,11 @@ def test_faults_are_seen(fault: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
             Qwen3Config(layer_types=["full_attention"] * 30 + ["linear_attention"] * 2),
             "2 of its 32 layers are linear_attention",
         ),
-        (GptOssConfig(), "mixture of experts .GptOssExperts., whose auxiliary loss"),
+        (GptOssConfig(), "mixture of experts .GptOssExperts. needs an auxiliary loss"),
         (Gemma3Config(), "more than a text decoder .text_config, vision_config."),
         (
             GPTJConfig(n_layer=2, rotary_dim=8, attn_pdrop=0, resid_pdrop=0, embd_pdrop=0),
-            "not computed by transformers' attention interface",
+            "does not go through transformers' attention interface",
         ),
     ],
     ids=["dropout", "layers", "experts", "images", "interface"],
@@ -288,7 +288,7 @@ def test_what_a_decoder_is_made_of_can_refuse_it() -> None:
     assert "its weights hold buffers (table)" in packing_check.unsupported_reason(module, config)
     half, whole = (nn.Linear(2**12, size, bias=False, device="meta") for size in (2**13, 2**13 + 1))
     assert packing_check.unsupported_reason(half, config) is None
-    assert "no twin small enough" in packing_check.unsupported_reason(whole, config)
+    assert "no twin of it is small enough" in packing_check.unsupported_reason(whole, config)
 
 
 def test_a_number_that_the_class_does_not_know_is_no_length() -> None:
@@ -332,7 +332,7 @@ def test_what_is_no_number_is_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     def nan(lm: nn.Module) -> None:
         lm.model.norm.register_forward_hook(lambda *hooked: hooked[-1] * torch.nan)
 
-    assert "differ from those of its sequences alone, by nan nats" in unproven_with(
+    assert "differ from those of its unpacked sequences, by nan nats" in unproven_with(
         monkeypatch, nan
     )
 

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from zephyr.chat import encode_prompt
-from zephyr.data import load_tokenizer, prepare_tokenizer
+from zephyr.data.tokenizer import load_tokenizer, prepare_tokenizer
 from zephyr.model.export import export
 from zephyr.model.load import load_policy
 
@@ -107,17 +107,27 @@ import json, sys, torch, transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 found = {"version": transformers.__version__}
 for folder in sys.argv[1:]:
-    lm, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(folder)
+    lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     turns = json.loads(open(folder + "/turns.json").read())
     ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
     inputs = tokenizer("The sky isn't 12345 blue", return_tensors="pt")
     lm.generate(**inputs, max_new_tokens=2)
-    prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    prompt = tokenizer.apply_chat_template(
+        turns, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )
     said = lm.generate(**prompt, max_new_tokens=12, do_sample=False)[0, len(ids):]
     with torch.no_grad():
         logits = lm(torch.tensor([ids])).logits[0, -1].tolist()
-    found[folder] = {"ids": ids, "logits": logits, "plain": inputs["input_ids"][0].tolist(), "eos": tokenizer.eos_token,
-                     "ends": lm.generation_config.eos_token_id, "top_p": lm.generation_config.top_p, "said": tokenizer.decode(said)}
+    found[folder] = {
+        "ids": ids,
+        "logits": logits,
+        "plain": inputs["input_ids"][0].tolist(),
+        "eos": tokenizer.eos_token,
+        "ends": lm.generation_config.eos_token_id,
+        "top_p": lm.generation_config.top_p,
+        "said": tokenizer.decode(said),
+    }
 print(json.dumps(found))
 """
 
@@ -201,7 +211,7 @@ def test_version_4_reads_what_was_trained(version_4: Path, tmp_path: Path) -> No
             logits,
             atol=2e-4,
             rtol=1e-4,
-            msg=lambda m: f"{folder}: {m}",
+            msg=lambda m, folder=folder: f"{folder}: {m}",
         )
         assert found[folder]["eos"] == tokenizer.eos_token and found[folder]["top_p"] == 0.9
         assert found[folder]["ends"] == list(dict.fromkeys([tokenizer.eos_token_id, 0, 1]))

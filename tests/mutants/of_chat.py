@@ -29,13 +29,13 @@ MUTANTS: list[Mutant] = [
         ),
         (
             (
-                "prompt_ids=prompt, chosen_ids=pair.chosen_ids[:room], "
-                "rejected_ids=pair.rejected_ids[:room]"
+                "prompt_ids=prompt, chosen_ids=pair.chosen_ids[:left], rejected_ids=pair.reject"
+                "ed_ids[:left]"
             ),
             (
                 "prompt_ids=prompt,\n"
-                "        chosen_ids=pair.chosen_ids[-room:],\n"
-                "        rejected_ids=pair.rejected_ids[-room:],"
+                "        chosen_ids=pair.chosen_ids[-left:],\n"
+                "        rejected_ids=pair.rejected_ids[-left:],"
             ),
         ),
         (
@@ -52,26 +52,17 @@ MUTANTS: list[Mutant] = [
                 "texts.names[-2])):"
             ),
         ),
-        ("return [*ids, tokenizer.eos_token_id], end + len(eos)", "return ids, end + len(eos)"),
+        ("return [*ids, _eos_id(tokenizer)], end + len(eos)", "return ids, end + len(eos)"),
         (
-            "(answer_ids, turn in trained),",
-            ("(answer_ids[:-1], turn in trained),\n            (answer_ids[-1:], False),"),
+            "parts.append((answer_ids, turn in trained))",
+            "parts += [(answer_ids[:-1], turn in trained), (answer_ids[-1:], False)]",
         ),
+        ('parts.append((between_ids, targets == "all"))', "parts.append((between_ids, True))"),
         (
-            ('(between_ids if done else _with_bos(tokenizer, between_ids), targets == "all"),'),
-            "(between_ids if done else _with_bos(tokenizer, between_ids), True),",
+            ("        if not done:\n            between_ids = _with_bos("),
+            ("        if True:\n            between_ids = _with_bos("),
         ),
-        (
-            ('(between_ids if done else _with_bos(tokenizer, between_ids), targets == "all"),'),
-            '(_with_bos(tokenizer, between_ids), targets == "all"),',
-        ),
-        (
-            (
-                "parts.append((_ids(tokenizer, whole[len(done) :], after_eos=True), "
-                'targets == "all"))'
-            ),
-            ("parts.append((_ids(tokenizer, whole[len(done) :], after_eos=True), True))"),
-        ),
+        ('parts.append((rest_ids, targets == "all"))', "parts.append((rest_ids, True))"),
         (
             ("is_target = [flag for part, flag in parts for _ in part]\n    is_target[0] = False"),
             "is_target = [flag for part, flag in parts for _ in part]",
@@ -80,19 +71,7 @@ MUTANTS: list[Mutant] = [
             "return EncodedText(id, ids[:max_tokens], is_target[:max_tokens])",
             "return EncodedText(id, ids[-max_tokens:], is_target[-max_tokens:])",
         ),
-        (
-            (
-                'ids = [*_with_bos(tokenizer, _ids(tokenizer, turn["content"])), '
-                "tokenizer.eos_token_id][\n"
-                "        :max_tokens\n"
-                "    ]"
-            ),
-            (
-                "ids = [\n"
-                '        *_with_bos(tokenizer, _ids(tokenizer, turn["content"])),\n'
-                "    ][:max_tokens]"
-            ),
-        ),
+        ("ids = [*ids, _eos_id(tokenizer)][:max_tokens]", "ids = ids[:max_tokens]"),
         (
             "return EncodedText(id, ids, [False] + [True] * (len(ids) - 1))",
             "return EncodedText(id, ids, [True] * len(ids))",
@@ -102,70 +81,14 @@ MUTANTS: list[Mutant] = [
             "return ids if bos_id is None else [bos_id, *ids]",
         ),
         ("return ids if bos_id is None or ids[:1] == [bos_id] else [bos_id, *ids]", "return ids"),
-        ("while specials.search(value):", "while False:"),
+        ("while specials.search(text):", "while False:"),
         (
-            (
-                "if odd := re.search(\n"
-                '        "[\\ufdd0\\ud800-\\udfff]", value\n'
-                "    ):  # the sentinel, or half of a surrogate pair"
-            ),
-            (
-                'if odd := re.search("[\\ufdd0]", value):  # the sentinel, or half of a '
-                "surrogate pair"
-            ),
+            'NO_CHARACTER = re.compile("[\\ufdd0\\ud800-\\udfff]")',
+            'NO_CHARACTER = re.compile("[\\ufdd0]")',
         ),
-        (
-            (
-                "if (\n"
-                "        first\n"
-                "        and first[0] != eos\n"
-                "        and not (\n"
-                "            end > 0\n"
-                "            and _ends_with_eos(tokenizer, template, eos)\n"
-                "            and upto().startswith(whole[: end + len(eos)])\n"
-                "        )"
-            ),
-            (
-                "if False and not (\n"
-                "        end > 0\n"
-                "        and _ends_with_eos(tokenizer, template, eos)\n"
-                "        and upto().startswith(whole[: end + len(eos)])"
-            ),
-        ),
-        (
-            (
-                "if (\n"
-                "        first\n"
-                "        and first[0] != eos\n"
-                "        and not (\n"
-                "            end > 0\n"
-                "            and _ends_with_eos(tokenizer, template, eos)\n"
-                "            and upto().startswith(whole[: end + len(eos)])\n"
-                "        )\n"
-                "    ):"
-            ),
-            (
-                "if first and first[0] != eos and not (end > 0 and "
-                "upto().startswith(whole[: end + len(eos)])):"
-            ),
-        ),
-        (
-            (
-                "if (\n"
-                "        first\n"
-                "        and first[0] != eos\n"
-                "        and not (\n"
-                "            end > 0\n"
-                "            and _ends_with_eos(tokenizer, template, eos)\n"
-                "            and upto().startswith(whole[: end + len(eos)])\n"
-                "        )\n"
-                "    ):"
-            ),
-            (
-                "if first and first[0] != eos and not (end > 0 and "
-                "_ends_with_eos(tokenizer, template, eos)):"
-            ),
-        ),
+        ("if first and first[0] != eos:", "if False:"),
+        ("within = end > 0 and _ends_with_eos(tokenizer, template, eos)", "within = end > 0"),
+        ("if within and until is not None:", "if False:"),
         ("return end_of_turn_token(tokenizer, template) == eos", "return True"),
         ("if first is None or end < 0:", "if False:"),
         (
@@ -176,26 +99,12 @@ MUTANTS: list[Mutant] = [
             'apart = specials.split(context)[-1] != ""',
         ),
         (
-            (
-                "turns, tools = (\n"
-                '        _spell_out(tokenizer, check_messages(messages, last="user")),\n'
-                "        _spelled_tools(tokenizer, tools),\n"
-                "    )"
-            ),
-            (
-                "turns, tools = _spell_out(tokenizer, check_messages(messages)), "
-                "_spelled_tools(tokenizer, tools)"
-            ),
+            'turns = _spell_out(tokenizer, check_messages(messages, last="user"))',
+            "turns = _spell_out(tokenizer, check_messages(messages))",
         ),
         (
-            (
-                "tokenizer, _ids(tokenizer, render(tokenizer, turns, template, "
-                "answer=True, tools=tools))"
-            ),
-            (
-                "tokenizer, _ids(tokenizer, render(tokenizer, turns, template, "
-                "answer=False, tools=tools))"
-            ),
+            ("text = render(tokenizer, turns, template, answer=True, tools=tools)\n    return"),
+            ("text = render(tokenizer, turns, template, answer=False, tools=tools)\n    return"),
         ),
     ),
     *of(
@@ -218,23 +127,20 @@ MUTANTS: list[Mutant] = [
         ),
         ("if name in other and other[name] != value:", "if False:"),
         (
-            "return None if None in said or not said else all(said)",
-            "return None if None in said or not said else any(said)",
+            "return None if None in parsed or not parsed else all(parsed)",
+            "return None if None in parsed or not parsed else any(parsed)",
         ),
         ("return None if good is None else good == LABELS[name]", "return good"),
         (
-            ("return SPEAKERS.get(who.strip().lower()) if isinstance(who, str) else None"),
-            "return SPEAKERS.get(who.strip()) if isinstance(who, str) else None",
+            ("return SPEAKERS.get(speaker.strip().lower()) if isinstance(speaker, str) else None"),
+            "return SPEAKERS.get(speaker.strip()) if isinstance(speaker, str) else None",
         ),
         (
             'message = message.replace(f"`{name}`", f"`{spelling}`")',
             'message.replace(f"`{name}`", f"`{spelling}`")',
         ),
-        (
-            ('"is_invalid",\n        ),\n        False,'),
-            ('"is_invalid",\n        ),\n        True,'),
-        ),
-        (('"excluded",\n        ),\n        False,'), ('"excluded",\n        ),\n        True,')),
+        ("**dict.fromkeys(LABELS_OF_BAD, False)", "**dict.fromkeys(LABELS_OF_BAD, True)"),
+        ("**dict.fromkeys(NOT_TRAINED, False)", "**dict.fromkeys(NOT_TRAINED, True)"),
     ),
     *of(
         "zephyr/chat/template.py",
@@ -267,24 +173,12 @@ MUTANTS: list[Mutant] = [
             ),
         ),
         (
-            (
-                "\"{% elif message['role'] == 'assistant' %}\\n{{ '<|assistant|>\\n'  + "
-                "message['content'] + eos_token }}\\n{% endif %}\\n\""
-            ),
-            (
-                "\"{% elif message['role'] == 'assistant' %}\\n{{ '<|assistant|>\\n'  + "
-                "message['content'] }}\\n{% endif %}\\n\""
-            ),
+            "\"{{ '<|assistant|>\\n'  + message['content'] + eos_token }}\\n{% endif %}\\n\"",
+            "\"{{ '<|assistant|>\\n'  + message['content'] }}\\n{% endif %}\\n\"",
         ),
         (
-            (
-                "\"{% elif message['role'] == 'system' %}\\n{{ '<|system|>\\n' + "
-                "message['content'] + eos_token }}\\n\""
-            ),
-            (
-                "\"{% elif message['role'] == 'system' %}\\n{{ '<|user|>\\n' + "
-                "message['content'] + eos_token }}\\n\""
-            ),
+            "\"{{ '<|system|>\\n' + message['content'] + eos_token }}\\n\"",
+            "\"{{ '<|user|>\\n' + message['content'] + eos_token }}\\n\"",
         ),
         (
             (
@@ -303,10 +197,7 @@ MUTANTS: list[Mutant] = [
             ),
             "\"{% if add_generation_prompt %}\\n{{ '<|assistant|>' }}\\n{% endif %}\\n\"",
         ),
-        (
-            'return own.get("default") if isinstance(own, Mapping) else own',
-            "return next(iter(own.values())) if isinstance(own, Mapping) else own",
-        ),
+        ('own = own.get("default")', "own = next(iter(own.values()))"),
         (
             "return template or own_template(tokenizer) or ZEPHYR_TEMPLATE",
             "return template or ZEPHYR_TEMPLATE",
@@ -329,55 +220,22 @@ MUTANTS: list[Mutant] = [
             ('limit = MAX_RENDERED_CHARS + MAX_RENDERED_RATIO * len(f"{messages}{tools}")'),
             'limit = MAX_RENDERED_CHARS + MAX_RENDERED_RATIO * len(f"{messages}")',
         ),
-        ("8,", "800,"),
+        ("MAX_RENDERED_RATIO = 8\n", "MAX_RENDERED_RATIO = 800\n"),
         (
-            (
-                "except (\n"
-                "        TemplateError,\n"
-                "        ArithmeticError,\n"
-                "        AttributeError,\n"
-                "        LookupError,\n"
-                "        MemoryError,\n"
-                "        SyntaxError,\n"
-                "        TypeError,\n"
-                "        ValueError,\n"
-                "        RecursionError,\n"
-                "    ) as error:"
-            ),
-            ("except (TemplateError, MemoryError, ValueError, RecursionError) as error:"),
+            "except refusals as error:",
+            "except (TemplateError, MemoryError, ValueError, RecursionError) as error:",
         ),
         ("if CLOCK not in template or FROZEN_DATE.search(template):", "if CLOCK not in template:"),
         (
             'f".replace({json.dumps(name)}, {json.dumps(day.strftime(name))})"',
             ('f".replace({json.dumps(name)}, {json.dumps(date.today().strftime(name))})"'),
         ),
+        ('for dash in ("", "-") for letter', 'for dash in ("",) for letter'),
+        (' for letter in LETTERS] + ["%%"]', " for letter in LETTERS]"),
         (
-            (
-                "DIRECTIVES = [\n"
-                '    f"%{dash}{letter}" for dash in ("", "-") for letter in '
-                '"aAbBcdDeFHIjmMpSTuUwWxXyYZ"\n'
-                '] + ["%%"]'
-            ),
-            (
-                'DIRECTIVES = [f"%{dash}{letter}" for dash in ("",) for letter in '
-                '"aAbBcdDeFHIjmMpSTuUwWxXyYZ"] + [\n'
-                '    "%%"\n'
-                "]"
-            ),
+            "return date.fromisoformat(found[1]) if found else None",
+            "return date.today() if found else None",
         ),
-        (
-            (
-                "DIRECTIVES = [\n"
-                '    f"%{dash}{letter}" for dash in ("", "-") for letter in '
-                '"aAbBcdDeFHIjmMpSTuUwWxXyYZ"\n'
-                '] + ["%%"]'
-            ),
-            (
-                'DIRECTIVES = [f"%{dash}{letter}" for dash in ("", "-") for letter in '
-                '"aAbBcdDeFHIjmMpSTuUwWxXyYZ"]'
-            ),
-        ),
-        ("return found and date.fromisoformat(found[1])", "return found and date.today()"),
         ('return FROZEN_DATE.sub("", template, count=1)', "return template"),
     ),
     *of(
@@ -397,19 +255,13 @@ MUTANTS: list[Mutant] = [
             "tests/data/test_data_fields.py::test_a_turn_unread_is_told",
             "tests/data/test_hostile_rows.py::test_white_space_is_no_preference",
         ),
-        (('"tool_call_id",\n    "name",'), '"tool_call_id",'),
         (
-            (
-                "THINKING = (\n"
-                '    "reasoning_content",\n'
-                '    "reasoning",\n'
-                '    "thinking",\n'
-                ")  # what a model thought before the words of its turn"
-            ),
-            (
-                'THINKING = ("reasoning_content", "thinking")  # what a model thought '
-                "before the words of its turn"
-            ),
+            'TEMPLATE_KEYS = ("tool_calls", "tool_call_id", "name", *THINKING)',
+            'TEMPLATE_KEYS = ("tool_calls", "tool_call_id", *THINKING)',
+        ),
+        (
+            'THINKING = ("reasoning_content", "reasoning", "thinking")',
+            'THINKING = ("reasoning_content", "thinking")',
         ),
         (
             ('"functions": "the row\'s `tools`",\n    "prefix": "a whole turn",'),
@@ -420,43 +272,22 @@ MUTANTS: list[Mutant] = [
             'TRANSCRIPT = re.compile(r"\\s*Human:.*\\n\\s*Assistant:")',
         ),
         ("if first == len(turns):", "if not turns:"),
+        ("    _check_order(turns, first, field)\n", ""),
         (
-            (
-                'raise ValueError(f"`{field}` holds a system turn only, wanted a user '
-                'turn after it")\n'
-                "    _check_order(turns, first, field)"
-            ),
-            (
-                'raise ValueError(f"`{field}` holds a system turn only, wanted a user '
-                'turn after it")'
-            ),
+            'found = "user" if turns[-1]["role"] == "tool" else turns[-1]["role"]',
+            'found = turns[-1]["role"]',
+        ),
+        ("turns = before + turns\n", "turns = turns + before\n"),
+        (
+            'return _without_masks(check_messages(turns, "prompt", last="user"))',
+            'return check_messages(turns, "prompt", last="user")',
         ),
         (
-            (
-                'if last not in (None, "user" if turns[-1]["role"] == "tool" else '
-                'turns[-1]["role"]):'
-            ),
-            'if last not in (None, turns[-1]["role"]):',
+            ("        if before:\n            raise ValueError("),
+            ("        if False:\n            raise ValueError("),
         ),
-        (
-            "turns = before + turns if before and isinstance(turns, list) else turns",
-            "turns = turns + before if before and isinstance(turns, list) else turns",
-        ),
-        (
-            'prompt = _without_masks(check_messages(turns, "prompt", last="user"))',
-            'prompt = check_messages(turns, "prompt", last="user")',
-        ),
-        ("elif before:", "elif False:"),
         ("if chosen_prompt != rejected_prompt:", "if len(chosen_prompt) != len(rejected_prompt):"),
-        (
-            (
-                'if {**chosen, "content": without_space(chosen["content"])} == {\n'
-                "        **rejected,\n"
-                '        "content": without_space(rejected["content"]),\n'
-                "    }:"
-            ),
-            ('if without_space(chosen["content"]) == without_space(rejected["content"]):'),
-        ),
+        ("if both[0] == both[1]:", 'if both[0]["content"] == both[1]["content"]:'),
         ('return "".join(text.split())', 'return " ".join(text.split())'),
         (
             (
@@ -465,10 +296,7 @@ MUTANTS: list[Mutant] = [
             ),
             'field = "prompt"',
         ),
-        (
-            '*(f"history[{i // 2}][{i % 2}]" for i in range(len(before))),',
-            '*(f"history[{i % 2}][{i // 2}]" for i in range(len(before))),',
-        ),
+        ('f"history[{i // 2}][{i % 2}]"', 'f"history[{i % 2}][{i // 2}]"'),
         ('if system is None or system == "":', "if system is None:"),
         (
             ('return [{"role": "system", "content": system}, *turns], ["system", *names]'),
@@ -477,18 +305,20 @@ MUTANTS: list[Mutant] = [
         ('if turns[0]["content"] != system:', "if not system:"),
         (
             (
-                "isinstance(turn, list) and len(turn) == 2 and all(isinstance(said, str) "
-                "for said in turn)\n"
-                "        for turn in value"
+                "isinstance(value, list) and len(value) == 2 and all(isinstance(text, str) for "
+                "text in value)"
             ),
-            (
-                "isinstance(turn, list) and all(isinstance(said, str) for said in turn) "
-                "for turn in value"
-            ),
+            "isinstance(value, list) and all(isinstance(text, str) for text in value)",
         ),
         (
-            'for role, said in zip(("user", "assistant"), turn)',
-            'for role, said in zip(("assistant", "user"), turn)',
+            (
+                'turns.append({"role": "user", "content": question})\n'
+                '        turns.append({"role": "assistant", "content": answer})'
+            ),
+            (
+                'turns.append({"role": "user", "content": answer})\n'
+                '        turns.append({"role": "assistant", "content": question})'
+            ),
         ),
         ("if isinstance(tools, str) and tools.strip():", "if False:"),
         (
@@ -508,36 +338,35 @@ MUTANTS: list[Mutant] = [
             "return all(map(_are_turns, value))",
         ),
         (
-            'for who, said in (("role", "content"), ("from", "value"))',
-            'for who, said in (("role", "content"),)',
+            'for speaker, words in (("role", "content"), ("from", "value")):',
+            'for speaker, words in (("role", "content"),):',
         ),
         ('last = i == len(turns) - 1 and field != "prompt"', "last = i == len(turns) - 1"),
         (
-            ('if role != "tool" and not turn["content"].strip() and "tool_calls" not in turn:'),
-            'if not turn["content"].strip() and "tool_calls" not in turn:',
+            'if role != "tool" and not words_of(turn).strip() and not calls:',
+            "if not words_of(turn).strip() and not calls:",
         ),
         (
-            '"assistant": {"tool"} if "tool_calls" in turn else {"user"},',
-            '"assistant": {"tool", "user"} if "tool_calls" in turn else {"user"},',
+            'expected = {"tool"} if role == "assistant" and calls else AFTER[role]',
+            'expected = {"tool", "user"} if role == "assistant" and calls else AFTER[role]',
         ),
         ('"tool": {"tool", "assistant"},', '"tool": {"assistant"},'),
         (
-            (
-                "if value is not None\n"
-                "        and not ((key in TEMPLATE_KEYS or key in REFUSED) and value in "
-                '([], "", {}, False))'
-            ),
-            ("if value is not None and not ((key in TEMPLATE_KEYS or key in REFUSED) and False)"),
+            'return value is None or (optional and value in ([], "", {}, False))',
+            "return value is None",
         ),
         ('for key in ("tool_calls", *THINKING):', 'for key in ("tool_calls",):'),
         (
-            'if key in given and (role in ("assistant", "tool") or key in THINKING):',
-            'if key in given and (role == "assistant" or key in THINKING):',
+            ('if key in given and (checked["role"] in ("assistant", "tool") or key in THINKING):'),
+            'if key in given and (checked["role"] == "assistant" or key in THINKING):',
         ),
         ("arguments = json.loads(arguments)", "pass"),
         (
-            ('checked.append({**call, "function": function} if "function" in call else function)'),
-            "checked.append(function)",
+            (
+                'checked.append({**call, "function": with_object} if "function" in call else wi'
+                "th_object)"
+            ),
+            "checked.append(with_object)",
         ),
         (
             "if type(value) not in (bool, int, float) or value not in (0, 1):",
@@ -545,45 +374,25 @@ MUTANTS: list[Mutant] = [
         ),
         ('if turns[-1].get("train", True) is False:', "if False:"),
         (
-            ("if prompt and not (prompt[0] in turns if loose else prompt == turns[:-1]):"),
-            "if prompt and not (prompt[0] in turns):",
+            ("same = prompt[0] in turns if loose and len(prompt) == 1 else prompt == turns[:-1]"),
+            "same = prompt[0] in turns",
         ),
         (
-            ("if prompt and not (prompt[0] in turns if loose else prompt == turns[:-1]):"),
-            "if prompt and not (prompt == turns[:-1]):",
+            ("same = prompt[0] in turns if loose and len(prompt) == 1 else prompt == turns[:-1]"),
+            "same = prompt == turns[:-1]",
         ),
         (
-            'loose = prompt and isinstance(pair["prompt"], str) and len(prompt) == 1',
-            'loose = prompt and isinstance(pair["prompt"], str)',
+            ("same = prompt[0] in turns if loose and len(prompt) == 1 else prompt == turns[:-1]"),
+            "same = prompt[0] in turns if loose else prompt == turns[:-1]",
         ),
+        ('    name = f"{field}[0]"\n', '    name = f"{field}[1]"\n'),
         (
-            ('return turns[:-1], turns[-1], f"{field}[{0 if alone else len(turns) - 1}]"'),
-            'return turns[:-1], turns[-1], f"{field}[{len(turns) - 1}]"',
+            'if name in ("name", "tool_call_id") and speaker not in ("assistant", "tool"):',
+            "if False:",
         ),
-        (
-            (
-                'unnamed = name in ("name", "tool_call_id") and '
-                'role_of(turn.get("role")) not in (\n'
-                '                "assistant",\n'
-                '                "tool",\n'
-                "            )"
-            ),
-            "unnamed = False",
-        ),
-        (
-            (
-                "if value is not None and (\n"
-                "                name not in READ or unnamed or (masks and name in MASKS "
-                "and not last)\n"
-                "            ):"
-            ),
-            "if value is not None and (name not in READ or unnamed or False):",
-        ),
-        ("if len(said) > 1:", "if False:"),
-        (
-            ('case [{"role": who}] if prompt and role_of(who) == "assistant":  # the answer alone'),
-            'case [{"role": who}] if role_of(who) == "assistant":  # the answer alone',
-        ),
+        ("if masks and name in MASKS and not last:", "if False:"),
+        ("if len(answers) > 1:", "if False:"),
+        ("if prompt and _is_one_answer(side):", "if _is_one_answer(side):"),
     ),
     *of(
         "zephyr/chat/template_check.py",
@@ -620,57 +429,29 @@ MUTANTS: list[Mutant] = [
         ("for n in range(0, len(parts), 2):", "for n in range(2, len(parts), 2):"),
         ("for n in range(0, len(parts), 2):", "for n in range(0, len(parts) - 1, 2):"),
         (
-            ("plain = template.endswith(HANDBOOK_TEMPLATE)  # and so does ZEPHYR_TEMPLATE"),
-            "plain = template == HANDBOOK_TEMPLATE  # and so does ZEPHYR_TEMPLATE",
+            "plain = template.endswith(HANDBOOK_TEMPLATE)  # so does ZEPHYR_TEMPLATE",
+            "plain = template == HANDBOOK_TEMPLATE  # so does ZEPHYR_TEMPLATE",
         ),
         ("if change.needed:", "if change.needed and change.where is not None:"),
         ("        return True", "        return False"),
         (
-            ('yield changed("content", words, not thought or i in trained, thought=thought)'),
-            'yield changed("content", words, True, thought=thought)',
+            'yield TurnChange("content", "", other, not thought or trained, thought)',
+            'yield TurnChange("content", "", other, True, thought)',
         ),
         (
-            ('yield changed("content", words, not thought or i in trained, thought=thought)'),
-            'yield changed("content", words, not thought, thought=thought)',
+            'yield TurnChange("content", "", other, not thought or trained, thought)',
+            'yield TurnChange("content", "", other, not thought, thought)',
+        ),
+        ('for key in ("name", "tool_call_id"):', 'for key in ("name",):'),
+        (
+            'call, each=("arguments",), needed=("name", "arguments")',
+            'call, each=("arguments",), needed=("name",)',
         ),
         (
-            (
-                "yield from (\n"
-                '            changed(key, turn[key] + "x", False) for key in ("name", '
-                '"tool_call_id") if key in turn\n'
-                "        )"
-            ),
-            (
-                'yield from (changed(key, turn[key] + "x", False) for key in ("name",) '
-                "if key in turn)"
-            ),
+            'call, each=("arguments",), needed=("name", "arguments")',
+            'call, each=(), needed=("name", "arguments")',
         ),
-        (
-            (
-                "for part, needed, value in _of_function(\n"
-                '                call, each=("arguments",), needed=("name", "arguments")\n'
-                "            ):"
-            ),
-            (
-                'for part, needed, value in _of_function(call, each=("arguments",), '
-                'needed=("name",)):'
-            ),
-        ),
-        (
-            (
-                "for part, needed, value in _of_function(\n"
-                '                call, each=("arguments",), needed=("name", "arguments")\n'
-                "            ):"
-            ),
-            (
-                'for part, needed, value in _of_function(call, each=(), needed=("name", '
-                '"arguments")):'
-            ),
-        ),
-        (
-            "for n, tool in enumerate(tools or () if first == 0 else ()):",
-            "for n, tool in enumerate(()):",
-        ),
+        ("    if tools is None or first > 0:\n", "    if True:\n"),
         (
             (
                 "for part, needed, value in _of_function(\n"
@@ -683,16 +464,16 @@ MUTANTS: list[Mutant] = [
             ),
         ),
         ('return "tool_calls" in turn and turn["content"] != ""', "return False"),
-        ("if (found := text.find(words, at)) < 0:", "if (found := text.find(words)) < 0:"),
+        ("found = text.find(words, at)", "found = text.find(words)"),
         ("at = found + len(words)", "at = found"),
-        ("for key, value in holder.items() if inside else ():", "for key, value in ():"),
+        (("    if not inside:\n        return\n"), "    return\n"),
         ("if isinstance(value, bool) or value is None:", "if isinstance(value, bool):"),
         (
-            ('if turn["role"] == "assistant" and (MARK.search(turn["content"]) or not plain):'),
-            'if turn["role"] == "assistant" and MARK.search(turn["content"]):',
+            'if turn["role"] == "assistant" and (MARK.search(words) or not plain):',
+            'if turn["role"] == "assistant" and MARK.search(words):',
         ),
         (
-            ('if turn["role"] == "assistant" and (MARK.search(turn["content"]) or not plain):'),
+            'if turn["role"] == "assistant" and (MARK.search(words) or not plain):',
             'if turn["role"] == "assistant" and not plain:',
         ),
         (
@@ -715,15 +496,15 @@ MUTANTS: list[Mutant] = [
         ),
         ('left_out[re.sub(r"\\[\\d+\\]", "[]", name)] = None', "pass"),
         (
-            'elif turn["role"] == "tool" or _may_be_chance(turn, i in trained):',
-            "elif _may_be_chance(turn, i in trained):",
+            'elif turn["role"] == "tool" or _may_be_chance(turn, trained):',
+            "elif _may_be_chance(turn, trained):",
         ),
         ("elif not plain:", "elif False:"),
         (
-            'elif turn["role"] == "tool" or _may_be_chance(turn, i in trained):',
+            'elif turn["role"] == "tool" or _may_be_chance(turn, trained):',
             'elif turn["role"] == "tool":',
         ),
-        ("changed(key, said, i in trained)", "changed(key, said, False)"),
+        ('yield TurnChange(key, "", other, trained)', 'yield TurnChange(key, "", other, False)'),
     ),
     *of(
         "zephyr/chat/template_limits.py",
@@ -748,22 +529,13 @@ MUTANTS: list[Mutant] = [
             "elif error.__cause__ is None:  # the length of what was rendered",
             "else:  # the length of what was rendered",
         ),
-        ("if said:", "if False:"),
+        ("    if fault:\n", "    if False:\n"),
         (
-            (
-                'said = reader.recv() if code == 0 else f"the chat template ended its '
-                'process (exit code {code})"'
-            ),
-            (
-                "said = (\n"
-                "        reader.recv()\n"
-                "        if reader.poll()\n"
-                '        else f"the chat template ended its process (exit code {code})"\n'
-                "    )"
-            ),
+            ("    if code == 0:\n        fault = reader.recv()"),
+            ("    if reader.poll():\n        fault = reader.recv()"),
         ),
         ("raise ValueError(\n", "str(\n"),
-        ("2**30,", "2**26,"),
+        ("MEMORY_BYTES = 2**30", "MEMORY_BYTES = 2**26"),
         ("if process.is_alive():", "if not process.is_alive():"),
         (
             ("soft = size + more if hard == resource.RLIM_INFINITY else min(size + more, hard)"),

@@ -7,10 +7,13 @@ MUTANTS: list[Mutant] = [
         "zephyr/model/logprobs.py",
         ("tests/model/test_model.py",),
         (
-            "logp_T[rows] = logit_C - top_T[rows] - sum_T[rows].log()",
-            "logp_T[rows] = logit_C - sum_T[rows].log()",
+            "logp_T[rows] = target_C - max_T[rows] - sum_T[rows].log()",
+            "logp_T[rows] = target_C - sum_T[rows].log()",
         ),
-        ("top_T[rows] = exp_CV.amax(-1)", "top_T[rows] = exp_CV.mean(-1)"),
+        (
+            "max_T[rows] = logits_CV.amax(-1)",
+            "max_T[rows] = logits_CV.mean(-1)",
+        ),
         (
             (
                 "logp_T = hidden_TD.new_empty(\n"
@@ -25,48 +28,32 @@ MUTANTS: list[Mutant] = [
             "grad_weight_VD = torch.zeros_like(weight_VD)",
         ),
         (
-            (
-                "exp_CV,\n"
-                "                (-grad_T[rows] / sum_T[rows])[:, None],\n"
-                "                out=scratch_CV[: len(exp_CV)] if kept else exp_CV,"
-            ),
-            ("exp_CV, (-grad_T[rows])[:, None], out=scratch_CV[: len(exp_CV)] if kept else exp_CV"),
+            ("grad_CV = torch.mul(exp_CV, (-grad_T[rows] / sum_T[rows])[:, None], out=out_CV)"),
+            "grad_CV = torch.mul(exp_CV, (-grad_T[rows])[:, None], out=out_CV)",
         ),
-        ("(-grad_T[rows] / sum_T[rows])[:, None],", "(-1 / sum_T[rows])[:, None],"),
         (
+            "(-grad_T[rows] / sum_T[rows])[:, None]",
+            "(-1 / sum_T[rows])[:, None]",
+        ),
+        (
+            "grad_CV.scatter_add_(-1, targets_T[rows, None], grad_T[rows, None])",
             (
-                "grad_CV = grad_CV.scatter_add_(-1, targets_T[rows, None], grad_T[rows, "
-                "None]).to(\n"
-                "                hidden_TD.dtype\n"
-                "            )"
-            ),
-            (
-                "grad_CV = grad_CV.scatter_add_(\n"
-                "                -1, targets_T[rows, None], torch.ones_like(grad_T[rows, "
-                "None])\n"
-                "            ).to(hidden_TD.dtype)"
+                "grad_CV.scatter_add_(-1, targets_T[rows, None], "
+                "torch.ones_like(grad_T[rows, None]))"
             ),
         ),
         (
-            (
-                "else scaled_matmul(hidden_TD[rows], weight_VD.t(), sum_T.dtype, "
-                "ctx.factor)\n"
-                "                .sub_(top_T[rows, None])\n"
-                "                .exp_()"
-            ),
-            ("else scaled_matmul(hidden_TD[rows], weight_VD.t(), sum_T.dtype, ctx.factor).exp_()"),
+            "exp_CV = out_CV = logits_CV.sub_(max_T[rows, None]).exp_()",
+            "exp_CV = out_CV = logits_CV.exp_()",
         ),
         (
-            (
-                "grad_CV = torch.mul(\n"
-                "                exp_CV,\n"
-                "                (-grad_T[rows] / sum_T[rows])[:, None],\n"
-                "                out=scratch_CV[: len(exp_CV)] if kept else exp_CV,\n"
-                "            )"
-            ),
+            ("grad_CV = torch.mul(exp_CV, (-grad_T[rows] / sum_T[rows])[:, None], out=out_CV)"),
             ("grad_CV = torch.mul(exp_CV, (-grad_T[rows] / sum_T[rows])[:, None], out=exp_CV)"),
         ),
-        ("if len(targets_T) * len(weight_VD) <= KEPT_ELEMENTS:", "if True:"),
+        (
+            "keep = len(targets_T) * len(weight_VD) <= KEPT_ELEMENTS",
+            "keep = True",
+        ),
         (
             (
                 "return [slice(start, min(start + rows, tokens)) for start in range(0, "
@@ -77,7 +64,10 @@ MUTANTS: list[Mutant] = [
                 "max(1, tokens - 1), rows)]"
             ),
         ),
-        ("rows = max(1, CHUNK_ELEMENTS[weight_VD.device.type] // len(weight_VD))", "rows = tokens"),
+        (
+            "rows = max(1, CHUNK_ELEMENTS[weight_VD.device.type] // len(weight_VD))",
+            "rows = tokens",
+        ),
         (
             "total_VD.addmm_(left_VC.to(total_VD.dtype), right_CD.to(total_VD.dtype))",
             "total_VD.copy_(left_VC.to(total_VD.dtype) @ right_CD.to(total_VD.dtype))",
@@ -104,8 +94,8 @@ MUTANTS: list[Mutant] = [
                 "    ).to(logp_T.dtype)"
             ),
             (
-                'return torch.segment_reduce(logp_T, "sum", '
-                "lengths=batch.response_tokens_R, unsafe=True).to(\n"
+                'return torch.segment_reduce(logp_T, "sum", lengths=batch.response_tokens_R, '
+                "unsafe=True).to(\n"
                 "        logp_T.dtype\n"
                 "    )"
             ),
@@ -118,48 +108,48 @@ MUTANTS: list[Mutant] = [
             "head.weight, head.factor = linear.weight, factor",
             ("head.weight, head.factor = nn.Parameter(linear.weight.detach().clone()), factor"),
         ),
-        ("if linear.bias is not None:", "if linear.bias is None and False:"),
-        ("return super().forward(hidden_TD)", "return super().forward(hidden_TD).log_softmax(-1)"),
+        (
+            "if linear.bias is not None:",
+            "if linear.bias is None and False:",
+        ),
+        (
+            "return super().forward(hidden_TD)",
+            "return super().forward(hidden_TD).log_softmax(-1)",
+        ),
     ),
     *of(
         "zephyr/model/attention.py",
         ("tests/model/test_attention.py",),
         (
             (
-                "sees = torch.ones(queries, keys, dtype=torch.bool, "
-                "device=device).tril(keys - queries)"
+                "sees = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys "
+                "- queries)"
             ),
             "sees = torch.ones(queries, keys, dtype=torch.bool, device=device).tril()",
         ),
         (
-            ("return sees if window is None else sees.triu(keys - queries - window + 1)"),
+            "return sees if window is None else sees.triu(keys - queries - window + 1)",
             "return sees if window is None else sees.triu(keys - queries - window)",
         ),
         (
-            ("return sees if window is None else sees.triu(keys - queries - window + 1)"),
+            "return sees if window is None else sees.triu(keys - queries - window + 1)",
             "return sees if window is None else sees.triu(1 - window)",
         ),
         (
-            (
-                "plain = query.shape[0] == key.shape[0] and (window is None or window >= "
-                "key.shape[0])"
-            ),
-            "plain = window is None or window >= key.shape[0]",
+            "plain = num_queries == num_keys and (window is None or window >= num_keys)",
+            "plain = window is None or window >= num_keys",
         ),
         (
-            (
-                "plain = query.shape[0] == key.shape[0] and (window is None or window >= "
-                "key.shape[0])"
-            ),
-            ("plain = query.shape[0] == key.shape[0] and (window is None or window >= 3)"),
+            "plain = num_queries == num_keys and (window is None or window >= num_keys)",
+            "plain = num_queries == num_keys and (window is None or window >= 3)",
         ),
         (
-            ("*heads_first, attn_mask=mask, is_causal=plain, scale=scale, enable_gqa=grouped"),
-            "*heads_first, attn_mask=mask, is_causal=plain, enable_gqa=grouped",
+            ("            scale=scale,\n            enable_gqa=grouped,"),
+            "            enable_gqa=grouped,",
         ),
         (
-            "scale = query.shape[-1] ** -0.5 if scaling is None else scaling",
-            "scale = query.shape[-1] ** -0.5",
+            "query.shape[-1] ** -0.5 if scaling is None else scaling,",
+            "query.shape[-1] ** -0.5,",
         ),
         (
             "if sliding_window is not None and sliding_window >= layout.max_key:",
@@ -167,46 +157,43 @@ MUTANTS: list[Mutant] = [
         ),
         (
             (
-                "return torch.cat([key_NKE[: layout.num_own_keys], "
-                "key_NKE.index_select(0, layout.appended_A)])"
+                "return torch.cat([key_NKE[: layout.num_own_keys], key_NKE.index_select(0, "
+                "layout.appended_A)])"
             ),
             (
-                "return torch.cat([key_NKE[: layout.num_own_keys], "
-                "-key_NKE.index_select(0, layout.appended_A)])"
+                "return torch.cat([key_NKE[: layout.num_own_keys], -key_NKE.index_select(0, "
+                "layout.appended_A)])"
             ),
-        ),
-        ("append_shared_keys(value_NKE, layout),", "append_shared_keys(key_NKE, layout),"),
-        (
-            (
-                "unmet = sorted(k for k, v in unknown.items() if v is not None and k not "
-                "in IGNORED) + [\n"
-                '        "dropout"\n'
-                "    ] * (dropout > 0)"
-            ),
-            ("unmet = sorted(k for k, v in unknown.items() if v is not None and k not in IGNORED)"),
         ),
         (
+            "append_shared_keys(value_NKE, layout),",
+            "append_shared_keys(key_NKE, layout),",
+        ),
+        (
+            ('    if dropout > 0:\n        refused.append("dropout")\n'),
+            "",
+        ),
+        (
             (
-                "unmet = sorted(k for k, v in unknown.items() if v is not None and k not "
-                "in IGNORED) + [\n"
-                '        "dropout"\n'
-                "    ] * (dropout > 0)"
+                "refused = sorted(k for k, v in unknown.items() if v is not None and k not "
+                "in IGNORED)"
             ),
             (
-                "unmet = sorted(\n"
-                "        k for k, v in unknown.items() if v is not None and k not in "
-                '{*IGNORED, "softcap"}\n'
-                '    ) + ["dropout"] * (dropout > 0)'
+                "refused = sorted(k for k, v in unknown.items() if v is not None and k not "
+                'in {*IGNORED, "softcap"})'
             ),
         ),
-        ("causal=True,", "causal=False,"),
+        (
+            "causal=True,",
+            "causal=False,",
+        ),
         (
             "window_size=(-1, -1) if window is None else (window - 1, 0),",
             "window_size=(-1, -1) if window is None else (window, 0),",
         ),
         (
             (
-                "return flash_attn_varlen_func(\n"
+                "flash_attn_varlen_func(\n"
                 "        query_NHE,\n"
                 "        key_MKE,\n"
                 "        value_MKE,\n"
@@ -214,7 +201,7 @@ MUTANTS: list[Mutant] = [
                 "        layout.cu_key,"
             ),
             (
-                "return flash_attn_varlen_func(\n"
+                "flash_attn_varlen_func(\n"
                 "        query_NHE,\n"
                 "        key_MKE,\n"
                 "        value_MKE,\n"
@@ -226,9 +213,18 @@ MUTANTS: list[Mutant] = [
             '"window_size": (-1 if window is None else window - 1, 0),',
             '"window_size": (-1 if window is None else window - 1, -1),',
         ),
-        ('options = {"is_causal": True}', 'options = {"is_causal": False}'),
-        ('"scale": scale,', '"scale": None,'),
-        ("if window is not None or abs(scale * size**0.5 - 1) > 1e-6:", "if window is not None:"),
+        (
+            'options = {"is_causal": True}',
+            'options = {"is_causal": False}',
+        ),
+        (
+            '"scale": scale,',
+            '"scale": None,',
+        ),
+        (
+            "if window is not None or not default_scale:",
+            "if window is not None:",
+        ),
         (
             (
                 "AttentionInterface.register(name, partial(attend, KERNELS[attention]))\n"
@@ -236,8 +232,14 @@ MUTANTS: list[Mutant] = [
             ),
             "AttentionInterface.register(name, partial(attend, KERNELS[attention]))",
         ),
-        ('if device != "cuda":', 'if device == "nothing":'),
-        ("if dtype not in (torch.bfloat16, torch.float16):", "if dtype == torch.float64:"),
+        (
+            'if device != "cuda":',
+            'if device == "nothing":',
+        ),
+        (
+            "if dtype not in (torch.bfloat16, torch.float16):",
+            "if dtype == torch.float64:",
+        ),
     ),
     *of(
         "zephyr/model/memory.py",
@@ -249,81 +251,68 @@ MUTANTS: list[Mutant] = [
             "tests/verify/test_verify.py::test_a_disk_or_a_memory_that_is_too_small",
         ),
         (
-            ('item, heads = 2 if hardware.dtype == "bfloat16" else 4, lm.num_attention_heads'),
-            "item, heads = 4, lm.num_attention_heads",
+            'return 2 if hardware.dtype == "bfloat16" else 4',
+            "return 4",
         ),
         (
-            (
-                "query, key = (\n"
-                "        item * heads * head_size,\n"
-                '        item * (getattr(lm, "num_key_value_heads", None) or heads) * '
-                "head_size,\n"
-                "    )"
-            ),
-            "query, key = item * heads * head_size, item * heads * head_size",
+            "key = item * key_heads * head_size",
+            "key = item * heads * head_size",
         ),
         (
-            (
-                'attention = (2 + (hardware.attention == "sdpa")) * query + 2 * keys * '
-                "key + 4 * heads"
-            ),
-            "attention = 2 * query + 2 * keys * key + 4 * heads",
+            'outputs = 2 if hardware.attention == "sdpa" else 1',
+            "outputs = 1",
         ),
         (
-            (
-                'attention = (2 + (hardware.attention == "sdpa")) * query + 2 * keys * '
-                "key + 4 * heads"
-            ),
-            "attention = 3 * query + 2 * keys * key + 4 * heads",
+            'outputs = 2 if hardware.attention == "sdpa" else 1',
+            "outputs = 2",
         ),
         (
-            (
-                'attention = (2 + (hardware.attention == "sdpa")) * query + 2 * keys * '
-                "key + 4 * heads"
-            ),
-            ('attention = (2 + (hardware.attention == "sdpa")) * query + 2 * key + 4 * heads'),
+            "attention: float = (1 + outputs) * query + 2 * keys * key + log_sum_exp",
+            "attention: float = (1 + outputs) * query + 2 * key + log_sum_exp",
         ),
         (
-            (
-                'attention = (2 + (hardware.attention == "sdpa")) * query + 2 * keys * '
-                "key + 4 * heads"
-            ),
-            ('attention = (2 + (hardware.attention == "sdpa")) * query + 2 * keys * key'),
-        ),
-        ('"mlp": 4 * item * lm.hidden_size + attention,', '"mlp": 4 * item * lm.hidden_size,'),
-        ("True: item * lm.hidden_size,", "True: 2 * item * lm.hidden_size,"),
-        (
-            ("False: 2 * (4 + 2 * item) * lm.hidden_size + attention + 4 * item * inner_size(lm),"),
-            ("False: 2 * (4 + 2 * item) * lm.hidden_size + attention + 3 * item * inner_size(lm),"),
+            "attention: float = (1 + outputs) * query + 2 * keys * key + log_sum_exp",
+            "attention: float = (1 + outputs) * query + 2 * keys * key",
         ),
         (
-            'return getattr(lm, "intermediate_size", None) or 4 * lm.hidden_size',
-            "return 4 * lm.hidden_size",
+            "return 4 * item * hidden + attention",
+            "return 4 * item * hidden",
         ),
         (
-            ('item, share = 2 if hardware.dtype == "bfloat16" else 4, parameters // ranks'),
-            'item, share = 2 if hardware.dtype == "bfloat16" else 4, parameters',
+            ("        return item * hidden\n"),
+            ("        return 2 * item * hidden\n"),
         ),
-        ('if "offload_optimizer" in zero', 'if "offload_param" in zero'),
         (
-            (
-                '"states": 4 * share\n'
-                '        if "offload_optimizer" in zero\n'
-                '        else 8 * share + 4 * min(share, int(zero.get("sub_group_size", '
-                "1e9))),"
-            ),
-            '"states": 4 * share if "offload_optimizer" in zero else 12 * share,',
+            "attention + 4 * item * inner_size(lm)",
+            "attention + 3 * item * inner_size(lm)",
         ),
-        ('* (ranks > 1 or "offload_param" in zero),', '* (ranks > 0 or "offload_param" in zero),'),
-        ('* (ranks > 1 or "offload_param" in zero),', "* (ranks > 1),"),
         (
-            (
-                '"gathered": item\n'
-                '        * min(parameters, int(zero.get("stage3_max_live_parameters", '
-                "1e9)))\n"
-                '        * (ranks > 1 or "offload_param" in zero),'
-            ),
-            '"gathered": item * parameters * (ranks > 1 or "offload_param" in zero),',
+            "return size or 4 * int(lm.hidden_size)",
+            "return 4 * int(lm.hidden_size)",
+        ),
+        (
+            "share = parameters // ranks",
+            "share = parameters",
+        ),
+        (
+            'if "offload_optimizer" not in zero:',
+            'if "offload_param" not in zero:',
+        ),
+        (
+            'states = 8 * share + 4 * min(share, zero_size(zero, "sub_group_size"))',
+            "states = 12 * share",
+        ),
+        (
+            'if ranks > 1 or "offload_param" in zero:',
+            'if ranks > 0 or "offload_param" in zero:',
+        ),
+        (
+            'if ranks > 1 or "offload_param" in zero:',
+            "if ranks > 1:",
+        ),
+        (
+            'live = min(parameters, zero_size(zero, "stage3_max_live_parameters"))',
+            "live = parameters",
         ),
         (
             ('"activations": int(tokens * lm.num_hidden_layers * keeps + max(0, layer - head)),'),
@@ -333,48 +322,34 @@ MUTANTS: list[Mutant] = [
             ('"activations": int(tokens * lm.num_hidden_layers * keeps + max(0, layer - head)),'),
             '"activations": int(tokens * lm.num_hidden_layers * keeps + layer),',
         ),
-        ("kept = 4 * logits if logits <= KEPT_ELEMENTS else 4 * chunk", "kept = 4 * logits"),
         (
-            (
-                "logits, weight = (\n"
-                "        (tokens if scored is None else scored) * lm.vocab_size,\n"
-                "        lm.vocab_size * lm.hidden_size,\n"
-                "    )"
-            ),
-            "logits, weight = tokens * lm.vocab_size, lm.vocab_size * lm.hidden_size",
+            "kept = 4 * logits if logits <= KEPT_ELEMENTS else 4 * chunk",
+            "kept = 4 * logits",
         ),
         (
-            (
-                "widened = (\n"
-                '        4 * chunk if item == 2 and device == "cpu" else 0\n'
-                "    )  # a CPU multiplies bfloat16 tiles in float32"
-            ),
-            (
-                'widened = 4 * chunk if device == "cpu" else 0  # a CPU multiplies '
-                "bfloat16 tiles in float32"
-            ),
+            "tokens if scored is None else scored, hardware",
+            "tokens, hardware",
         ),
         (
-            (
-                "kept\n"
-                "        + (4 + item % 4) * (chunk + weight)\n"
-                "        + widened\n"
-                "        + tokens * lm.hidden_size * (4 + 3 * item)"
-            ),
-            ("kept + 4 * (chunk + weight) + widened + tokens * lm.hidden_size * (4 + 3 * item)"),
+            '4 * chunk if item == 2 and device == "cpu" else 0',
+            '4 * chunk if device == "cpu" else 0',
+        ),
+        (
+            "(4 + item % 4) * (chunk + weight)",
+            "4 * (chunk + weight)",
         ),
     ),
     *of(
         "zephyr/model/policy.py",
         (
             "tests/model/test_model.py::test_learned_positions_are_an_end",
-            ("tests/model/test_model.py::test_neighbours_in_a_row_get_exactly_no_gradient"),
+            "tests/model/test_model.py::test_neighbours_in_a_row_get_exactly_no_gradient",
             "tests/model/test_model.py::test_the_factor_of_the_logits",
             (
-                "tests/model/test_model.py::test_fixed_frequencies_are_for_so_many_tokens"
-                "_and_no_more"
+                "tests/model/test_model.py::test_fixed_frequencies_are_for_so_many_tokens_and"
+                "_no_more"
             ),
-            ("tests/model/test_model.py::test_positions_that_are_no_embedding_have_no_end"),
+            "tests/model/test_model.py::test_positions_that_are_no_embedding_have_no_end",
             ("tests/model/test_families.py::test_an_untrained_second_epoch_stays_at_ln_2[Phi-3 1]"),
             ("tests/model/test_families.py::test_an_untrained_second_epoch_stays_at_ln_2[Llama 2]"),
             "tests/model/test_families.py::test_packed_equals_eager[Granite-untied]",
@@ -407,15 +382,18 @@ MUTANTS: list[Mutant] = [
             ("input_ids=batch.tokens_N[None],\n            position_ids=batch.positions_N[None],"),
             "input_ids=batch.tokens_N[None],",
         ),
-        (("use_cache=False,\n            layout=batch.layout,"), "use_cache=False,"),
         (
-            (
-                "return self.lm.get_output_embeddings()(scored_hidden(hidden_ND, batch), "
-                "batch.targets_T)"
-            ),
-            "return self.lm.get_output_embeddings()(scored_hidden(hidden_ND, batch))",
+            ("use_cache=False,\n            layout=batch.layout,"),
+            "use_cache=False,",
         ),
-        ((")\n    lm.tie_weights()"), ")"),
+        (
+            "head(scored_hidden(hidden_ND, batch), batch.targets_T)",
+            "head(scored_hidden(hidden_ND, batch))",
+        ),
+        (
+            (")\n    lm.tie_weights()"),
+            ")",
+        ),
         (
             ("lm.set_output_embeddings(LogProbHead.from_linear(head, logit_factor(config)))"),
             "lm.set_output_embeddings(LogProbHead.from_linear(head))",
@@ -425,19 +403,25 @@ MUTANTS: list[Mutant] = [
             ("return (1.0 if factor is None else factor) * (1.0 if divisor is None else divisor)"),
         ),
         (
-            (
-                'divisor, factor = getattr(config, "logits_scaling", None), '
-                'getattr(config, "logit_scale", None)'
-            ),
-            'divisor, factor = getattr(config, "logits_scaling", None), None',
+            'factor: float | None = getattr(config, "logit_scale", None)',
+            "factor: float | None = None",
         ),
-        ('if name == "longrope":', "if False:"),
         (
-            ('found.append((module, layers, name, settings["original_max_position_embeddings"]))'),
-            ("found.append((module, layers, name, module.config.max_position_embeddings))"),
+            'if rope_type == "longrope":',
+            "if False:",
         ),
-        ('elif name is not None and "dynamic" in name:', "elif False:"),
-        ("return most if most in sizes else None", "return most"),
+        (
+            'length = settings["original_max_position_embeddings"]',
+            "length = rotary.config.max_position_embeddings",
+        ),
+        (
+            'elif "dynamic" in rope_type:',
+            "elif False:",
+        ),
+        (
+            "return positions if positions in sizes else None",
+            "return positions",
+        ),
         (
             (
                 "sizes = {\n"
@@ -451,45 +435,46 @@ MUTANTS: list[Mutant] = [
                 "isinstance(module, nn.Embedding)}"
             ),
         ),
-        ("if max_tokens is None or not growing:", "if not growing:"),
-        ("return min((start for *_, start in growing), default=None)", "return None"),
-        ("return min((start for *_, start in growing), default=None)", "return max_tokens"),
         (
-            (
-                'module.config, getattr(module, f"{prefix}inv_freq").device, '
-                "seq_len=max_tokens, **which"
-            ),
-            ('module.config, getattr(module, f"{prefix}inv_freq").device, seq_len=None, **which'),
+            "if max_tokens is None or not ropes:",
+            "if not ropes:",
         ),
         (
-            (')\n        module.register_buffer(f"{prefix}inv_freq", inv_freq, persistent=False)'),
-            ")",
+            "return min((rope.original_tokens for rope in ropes), default=None)",
+            "return None",
         ),
         (
-            (
-                'module.rope_type = "default" if layers is None else '
-                '{**module.rope_type, layers: "default"}'
-            ),
-            (
-                "module.rope_type = (\n"
-                "            module.rope_type if layers is None else "
-                '{**module.rope_type, layers: "default"}\n'
-                "        )"
-            ),
+            "return min((rope.original_tokens for rope in ropes), default=None)",
+            "return max_tokens",
         ),
-        ("return max_tokens", "return None"),
+        (
+            "module.get_buffer(buffer).device, seq_len=max_tokens, **options",
+            "module.get_buffer(buffer).device, seq_len=None, **options",
+        ),
+        (
+            ("    module.register_buffer(buffer, inv_freq, persistent=False)\n"),
+            "",
+        ),
+        (
+            ('    else:\n        module.rope_type = "default"'),
+            ("    else:\n        pass"),
+        ),
+        (
+            "return max_tokens",
+            "return None",
+        ),
     ),
     *of(
         "zephyr/model/packing_check.py",
         (
             "tests/model/test_packing_check.py",
             (
-                "tests/model/test_every_decoder.py::test_numbers_and_calls_alone_refuse_a"
-                "_state[lfm2]"
+                "tests/model/test_every_decoder.py::test_numbers_and_calls_alone_refuse_a_sta"
+                "te[lfm2]"
             ),
             (
-                "tests/model/test_every_decoder.py::test_numbers_and_calls_alone_refuse_a"
-                "_state[qwen3_5_text]"
+                "tests/model/test_every_decoder.py::test_numbers_and_calls_alone_refuse_a_sta"
+                "te[qwen3_5_text]"
             ),
         ),
         (
@@ -497,15 +482,21 @@ MUTANTS: list[Mutant] = [
             "HEADS, HEAD_SIZE, VOCABULARY, WINDOW, SHORT = 4, 16, 96, 50, 8",
         ),
         (
-            "TOLERANCE = 2e-3  # nats; a key too many or too few changes tenths",
-            "TOLERANCE = 1e3  # nats; a key too many or too few changes tenths",
+            "TOLERANCE = 2e-3",
+            "TOLERANCE = 1e3",
         ),
-        ((")\n    if reason:\n        raise ValueError(reason)"), ")"),
+        (
+            ("    if reason:\n        raise ValueError(reason)\n"),
+            "",
+        ),
         (
             ('with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.enable_grad():'),
             'with torch.device("cpu"), torch.enable_grad():',
         ),
-        ("if whole.get_text_config() is not whole:", "if False:"),
+        (
+            "if whole.get_text_config() is not whole:",
+            "if False:",
+        ),
         (
             (
                 ")\n"
@@ -516,33 +507,49 @@ MUTANTS: list[Mutant] = [
             ")",
         ),
         (
-            (
-                '"num_key_value_heads": {heads: HEADS, 1: 1}.get(keys, 2),\n'
-                '        "sliding_window": WINDOW,'
-            ),
-            '"num_key_value_heads": {heads: HEADS, 1: 1}.get(keys, 2),',
+            ('        "sliding_window": WINDOW,\n'),
+            "",
         ),
         (
             ('"head_dim": small_size,\n        "num_attention_heads": HEADS,'),
             '"head_dim": small_size,',
         ),
         (
-            '"num_key_value_heads": {heads: HEADS, 1: 1}.get(keys, 2),',
-            '"num_key_value_heads": {}.get(keys, 2),',
+            (
+                "    if key_heads == 1:\n"
+                "        return 1\n"
+                "    return HEADS if key_heads == heads else 2"
+            ),
+            "    return 2",
         ),
         (
-            ('"max_position_embeddings": round(SHORT * longest / start) if start else 64,'),
+            '"max_position_embeddings": round(SHORT * longest / start) if start else 64,',
             '"max_position_embeddings": 64,',
         ),
-        ('"hidden_size": HEADS * small_size + 16 * apart,', '"hidden_size": HEADS * small_size,'),
-        ("return value[:: round(1 / fraction)][: round(len(value) * fraction)]", "return value"),
+        (
+            "(16 if differs else 0)",
+            "0",
+        ),
+        (
+            "return value[:: round(1 / fraction)][: round(len(value) * fraction)]",
+            "return value",
+        ),
         (
             "return value if not isinstance(value, (int, list)) or value == -1 else 1",
             "return value",
         ),
-        ("and value >= LONGEST", "and value > 512"),
-        (("and key in declared\n            and key not in known"), "and key in declared"),
-        (("and value >= LONGEST\n            and key in declared"), "and value >= LONGEST"),
+        (
+            "and value >= LONGEST",
+            "and value > 512",
+        ),
+        (
+            ("and key in declared\n            and key not in known"),
+            "and key in declared",
+        ),
+        (
+            ("and value >= LONGEST\n            and key in declared"),
+            "and value >= LONGEST",
+        ),
         (
             (
                 "others = sorted(\n"
@@ -552,9 +559,12 @@ MUTANTS: list[Mutant] = [
             ),
             'others = sorted({kind for kind in layers if "attention" not in kind})',
         ),
-        ("if experts:", "if False:"),
         (
-            ("if any(buffer in empty.state_dict() for buffer, _ in empty.named_buffers()):"),
+            "if experts:",
+            "if False:",
+        ),
+        (
+            "if any(buffer in empty.state_dict() for buffer, _ in empty.named_buffers()):",
             "if False:",
         ),
         (
@@ -562,55 +572,74 @@ MUTANTS: list[Mutant] = [
             "if False:",
         ),
         (
-            ("if len(calls) != config.num_hidden_layers or len(set(calls)) != len(calls):"),
+            "if len(calls) != config.num_hidden_layers or len(set(calls)) != len(calls):",
             "if len(calls) < config.num_hidden_layers:",
         ),
         (
-            ("if len(calls) != config.num_hidden_layers or len(set(calls)) != len(calls):"),
+            "if len(calls) != config.num_hidden_layers or len(set(calls)) != len(calls):",
             "if False:",
         ),
         (
-            "if not error <= TOLERANCE:  # not a number is no proof",
-            "if error > TOLERANCE:  # not a number is no proof",
+            "if not error <= TOLERANCE:",
+            "if error > TOLERANCE:",
         ),
-        ("if gradient_1ND[0, ~own_N].any():", "if False:"),
-        ("nn.init.normal_(parameter, centre, 0.1)", "nn.init.normal_(parameter, centre, 0.001)"),
-        ("return plain.eval(), Policy(lm).train()", "return plain.eval(), Policy(lm).eval()"),
-        ("fix_rope(decoder, LONGEST)", "pass"),
         (
-            "return [(p.prompt_ids, p.chosen_ids) for p in PAIRS] + [",
-            "return [(p.prompt_ids, p.rejected_ids) for p in PAIRS] + [",
+            "if gradient_1ND[0, ~own_N].any():",
+            "if False:",
         ),
-        ("if error.args == (PROOF,):", "if False:"),
+        (
+            "nn.init.normal_(parameter, centre, 0.1)",
+            "nn.init.normal_(parameter, centre, 0.001)",
+        ),
+        (
+            "return plain.eval(), Policy(lm).train()",
+            "return plain.eval(), Policy(lm).eval()",
+        ),
+        (
+            "fix_rope(decoder, LONGEST)",
+            "pass",
+        ),
+        (
+            "chosen = [(pair.prompt_ids, pair.chosen_ids) for pair in PAIRS]",
+            "chosen = [(pair.prompt_ids, pair.rejected_ids) for pair in PAIRS]",
+        ),
+        (
+            "if error.args == (PROOF,):",
+            "if False:",
+        ),
     ),
     *of(
         "zephyr/model/generate.py",
         (
             "tests/model/test_generate.py",
             (
-                "tests/model/test_export.py::test_generation_continues_training_ids_and_k"
-                "eeps_the_order"
+                "tests/model/test_export.py::test_generation_continues_training_ids_and_keeps"
+                "_the_order"
             ),
         ),
-        ("if len(ids) + max_new_tokens > positions:", "if max_new_tokens > positions:"),
-        ("if len(ids) + max_new_tokens > positions:", "if len(ids) + max_new_tokens >= positions:"),
         (
-            "encode_prompt(tokenizer, messages, template=tokenizer.chat_template),",
-            ("encode_prompt(tokenizer, messages[-1:], template=tokenizer.chat_template),"),
+            "if len(ids) + max_new_tokens > positions:",
+            "if max_new_tokens > positions:",
         ),
-        (("was_training = lm.training\n    lm.eval()"), "was_training = lm.training"),
-        ("lm.train(was_training)", "lm.train()"),
         (
-            (
-                "[max_new_tokens[i] for i in chosen],\n"
-                "                        sample,\n"
-                "                        synced_gpus,"
-            ),
-            (
-                "sorted(max_new_tokens[i] for i in chosen)[::-1],\n"
-                "                        sample,\n"
-                "                        synced,"
-            ),
+            "if len(ids) + max_new_tokens > positions:",
+            "if len(ids) + max_new_tokens >= positions:",
+        ),
+        (
+            "encode_prompt(tokenizer, messages, template",
+            "encode_prompt(tokenizer, messages[-1:], template",
+        ),
+        (
+            ("was_training = lm.training\n    lm.eval()"),
+            "was_training = lm.training",
+        ),
+        (
+            "lm.train(was_training)",
+            "lm.train()",
+        ),
+        (
+            "limits = [max_new_tokens[i] for i in chosen]",
+            "limits = sorted(max_new_tokens[i] for i in chosen)[::-1]",
         ),
         (
             (
@@ -619,16 +648,13 @@ MUTANTS: list[Mutant] = [
             ),
             "sample = sampler(rows, seeds, temperature, top_p, top_k, lm.device)",
         ),
-        ("return [answers[i] for i in range(len(encoded))]", "return list(answers.values())"),
         (
-            (
-                'hashlib.sha256(f"{seed} {list(row)}".encode()).digest()\n'
-                "        for row, seed in zip(rows, seeds, strict=True)"
-            ),
-            (
-                'hashlib.sha256(f"{seed}".encode()).digest() for row, seed in zip(rows, '
-                "seeds, strict=True)"
-            ),
+            "return [answers[i] for i in range(len(encoded))]",
+            "return list(answers.values())",
+        ),
+        (
+            'f"{seed} {list(row)}"',
+            'f"{seed}"',
         ),
         (
             'hashlib.sha256(f"{seed} {list(row)}".encode()).digest()',
@@ -639,83 +665,60 @@ MUTANTS: list[Mutant] = [
             ("empty_V = torch.empty(scores_BV.shape[1], dtype=torch.float16, device=device)"),
         ),
         (
-            (
-                "- torch.stack([empty_V.clone().exponential_(generator=g) for g in "
-                "generators]).log()"
-            ),
-            (
-                "+ torch.stack([empty_V.clone().exponential_(generator=g) for g in "
-                "generators]).log()"
-            ),
+            "return scores_BV - torch.stack(noise).log()",
+            "return scores_BV + torch.stack(noise).log()",
         ),
         (
-            (
-                "return (\n"
-                "            scores_BV\n"
-                "            - torch.stack([empty_V.clone().exponential_(generator=g) "
-                "for g in generators]).log()"
-            ),
-            (
-                "return scores_BV - torch.stack(\n"
-                "            [empty_V.clone().exponential_(generator=g) for g in "
-                "generators]"
-            ),
+            "return scores_BV - torch.stack(noise).log()",
+            "return scores_BV - torch.stack(noise)",
         ),
         (
-            ("warps: list[LogitsWarper] = [TemperatureLogitsWarper(float(temperature))]"),
-            "warps: list[LogitsWarper] = []",
+            "[TemperatureLogitsWarper(float(temperature))]",
+            "[]",
         ),
         (
-            "warps += [TopKLogitsWarper(top_k)] if top_k else []",
-            "warps += [TopKLogitsWarper(top_k)] if top_k > 5 else []",
+            "    if top_k:",
+            "    if top_k > 5:",
         ),
         (
-            "warps += [TopPLogitsWarper(top_p)] if top_p < 1 else []",
-            "warps += [TopPLogitsWarper(top_p)] if top_p > 1 else []",
-        ),
-        ("return [*warps, add_gumbel_noise]", "return [add_gumbel_noise, *warps]"),
-        (
-            ("[[padding] * (length - len(ids)) + [*ids] for ids in rows], device=lm.device"),
-            ("[[*ids] + [padding] * (length - len(ids)) for ids in rows], device=lm.device"),
+            "    if top_p < 1:",
+            "    if top_p > 1:",
         ),
         (
-            (
-                "mask_BL = torch.tensor(\n"
-                "        [[0] * (length - len(ids)) + [1] * len(ids) for ids in rows], "
-                "device=lm.device\n"
-                "    )"
-            ),
-            "mask_BL = torch.tensor([[1] * length for ids in rows], device=lm.device)",
-        ),
-        ("max_new_tokens=max(limits),", "max_new_tokens=min(limits),"),
-        (
-            "[lambda ids_BL, _, **__: ids_BL.shape[1] - length >= limits_B]",
-            "[lambda ids_BL, _, **__: ids_BL.shape[1] >= limits_B]",
+            "warpers.append(add_gumbel_noise)",
+            "warpers.insert(0, add_gumbel_noise)",
         ),
         (
-            "end = ids.index(eos) + 1 if eos in ids[:limit] else limit",
-            "end = ids.index(eos) if eos in ids[:limit] else limit",
+            "[padding] * (length - len(ids)) + [*ids] for",
+            "[*ids] + [padding] * (length - len(ids)) for",
         ),
         (
-            "end = ids.index(eos) + 1 if eos in ids[:limit] else limit",
+            "[[0] * (length - len(ids)) + [1] * len(ids) for ids in rows]",
+            "[[1] * length for ids in rows]",
+        ),
+        (
+            "max_new_tokens=max(limits),",
+            "max_new_tokens=min(limits),",
+        ),
+        (
+            "return limits_B <= ids_BL.shape[1] - length",
+            "return limits_B <= ids_BL.shape[1]",
+        ),
+        (
+            "ids.index(eos) + 1 if stopped else limit",
+            "ids.index(eos) if stopped else limit",
+        ),
+        (
+            "end = ids.index(eos) + 1 if stopped else limit",
             "end = ids.index(eos) + 1 if eos in ids else limit",
         ),
         (
-            (
-                'answers.append(Answer(text, len(prompt), end, "stop" if eos in '
-                'ids[:limit] else "length"))'
-            ),
-            ('answers.append(Answer(text, len(prompt), end, "stop" if eos in ids else "length"))'),
+            '"stop" if stopped else "length"',
+            '"stop" if eos in ids else "length"',
         ),
         (
-            (
-                'answers.append(Answer(text, len(prompt), end, "stop" if eos in '
-                'ids[:limit] else "length"))'
-            ),
-            (
-                'answers.append(Answer(text, length, end, "stop" if eos in ids[:limit] '
-                'else "length"))'
-            ),
+            "Answer(text, len(prompt), end,",
+            "Answer(text, length, end,",
         ),
     ),
     *of(
@@ -723,20 +726,20 @@ MUTANTS: list[Mutant] = [
         (
             "tests/model/test_model.py::test_weights_have_one_digest_however_sharded",
             "tests/model/test_model.py::test_broken_models_are_named",
-            ("tests/model/test_model.py::test_weights_are_those_that_hugging_face_reads"),
+            "tests/model/test_model.py::test_weights_are_those_that_hugging_face_reads",
             "tests/model/test_model.py::test_learned_positions_are_an_end",
             ("tests/model/test_model.py::test_activation_policies_keep_less_and_change_nothing"),
-            ("tests/model/test_model.py::test_a_digest_is_of_all_that_decides_a_log_prob"),
+            "tests/model/test_model.py::test_a_digest_is_of_all_that_decides_a_log_prob",
             "tests/model/test_model.py::test_what_a_file_holds_beside_the_weights",
             ("tests/model/test_model.py::test_no_tensor_is_written_before_all_are_known_to_fit"),
             "tests/model/test_model.py::test_models_that_are_no_decoder_are_refused",
             "tests/model/test_model.py::test_a_path_is_a_folder_or_a_hub_id",
             "tests/model/test_model.py::test_an_index_names_files_beside_it",
-            ("tests/model/test_model.py::test_what_cant_run_is_known_before_anything_loads"),
+            "tests/model/test_model.py::test_what_cant_run_is_known_before_anything_loads",
             "tests/model/test_model.py::test_layers_without_an_mlp_are_named",
             (
-                "tests/model/test_model.py::test_fixed_frequencies_are_for_so_many_tokens"
-                "_and_no_more"
+                "tests/model/test_model.py::test_fixed_frequencies_are_for_so_many_tokens_and"
+                "_no_more"
             ),
             "tests/training/test_planner.py::test_a_layer_keeps_what_is_predicted",
         ),
@@ -744,7 +747,10 @@ MUTANTS: list[Mutant] = [
             ("config = read_config(folder)\n    require_supported(folder, config)"),
             "config = read_config(folder)",
         ),
-        ("except MODEL_CONFIG_ERRORS as error:", "except OSError as error:"),
+        (
+            "except MODEL_CONFIG_ERRORS as error:",
+            "except OSError as error:",
+        ),
         (
             "if positions is not None and (max_tokens or 0) > positions:",
             "if positions is not None and (max_tokens or 0) > positions + 1:",
@@ -762,15 +768,8 @@ MUTANTS: list[Mutant] = [
             "return Policy(lm, positions)",
         ),
         (
-            (
-                "load_weights(lm, folder, write or (lambda parameter, read: "
-                "parameter.data.copy_(read())))\n"
-                "    checkpoint_activations(lm, activation_checkpointing)"
-            ),
-            (
-                "load_weights(lm, folder, write or (lambda parameter, read: "
-                "parameter.data.copy_(read())))"
-            ),
+            ("    checkpoint_activations(lm, activation_checkpointing)\n"),
+            "",
         ),
         (
             (
@@ -783,17 +782,21 @@ MUTANTS: list[Mutant] = [
                 'name.endswith(".mlp")'
             ),
         ),
-        ('if not any(name.endswith(".mlp") for name in parts):', "if not parts:"),
-        ("if what is True:", "if what:"),
-        ("if reason:", "if False:"),
         (
-            (
-                "if (\n"
-                '        os.environ.get("LOCAL_RANK", "0") == "0"\n'
-                "    ):  # a hub id is fetched once a machine; the other ranks find it "
-                "cached"
-            ),
-            ("if True:  # a hub id is fetched once a machine; the other ranks find it cached"),
+            'if not any(name.endswith(".mlp") for name in parts):',
+            "if not parts:",
+        ),
+        (
+            "if what is True:",
+            "if what:",
+        ),
+        (
+            "if reason:",
+            "if False:",
+        ),
+        (
+            'if os.environ.get("LOCAL_RANK", "0") == "0":',
+            "if True:",
         ),
         (
             ("require_supported(folder, read_config(folder))\n        weight_files(folder)"),
@@ -816,8 +819,8 @@ MUTANTS: list[Mutant] = [
         ),
         (
             (
-                "except (HFValidationError, OSError) as error:  # the hub's other errors "
-                "are OSErrors"
+                "except (HFValidationError, OSError) as error:  # the hub's other errors are "
+                "OSErrors"
             ),
             "except OSError as error:  # the hub's other errors are OSErrors",
         ),
@@ -833,41 +836,57 @@ MUTANTS: list[Mutant] = [
             ("if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or config.is_encoder_decoder:"),
             "if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:",
         ),
-        (('INACTIVE_VALUES = {\n    "final_logit_softcapping": None,'), "INACTIVE_VALUES = {"),
-        (('"attn_pdrop": 0.0,\n    "resid_pdrop": 0.0,'), '"attn_pdrop": 0.0,'),
         (
-            "if (found := getattr(config, key, None)) not in (idle, None):",
-            "if (found := getattr(config, key, None)) not in (idle,):",
+            ('INACTIVE_VALUES = {\n    "final_logit_softcapping": None,'),
+            "INACTIVE_VALUES = {",
+        ),
+        (
+            ('"attn_pdrop": 0.0,\n    "resid_pdrop": 0.0,'),
+            '"attn_pdrop": 0.0,',
+        ),
+        (
+            "if found not in (inactive, None):",
+            "if found not in (inactive,):",
         ),
         (
             "source = whole if whole.is_file() else index",
             "source = index if index.is_file() else whole",
         ),
-        ("if unread:", "if False:"),
-        ("if any(path.parent != folder for path in files.values()):", "if False:"),
-        ("if wanted != found:", "if wanted - found:"),
-        ("if wanted != found:", "if found - wanted:"),
         (
-            "sorted(set(files) - set(wanted) - tied - buffers),",
-            "sorted(set(files) - set(wanted) - buffers),",
+            "if unread:",
+            "if False:",
         ),
         (
-            (
-                "missing, left_over = (\n"
-                "        sorted(set(wanted) - set(files)),\n"
-                "        sorted(set(files) - set(wanted) - tied - buffers),\n"
-                "    )"
-            ),
-            (
-                "missing, left_over = sorted(set(wanted) - set(files)), "
-                "sorted(set(files) - set(wanted) - tied)"
-            ),
+            "if any(path.parent != folder for path in files.values()):",
+            "if False:",
         ),
-        ("if missing or left_over:", "if missing:"),
-        ("if missing or left_over:", "if left_over:"),
         (
-            "if (found := stored.get_shape()) != shape:",
-            "if (found := stored.get_shape()) and len(found) != len(shape):",
+            "if expected != found:",
+            "if expected - found:",
+        ),
+        (
+            "if expected != found:",
+            "if found - expected:",
+        ),
+        (
+            "- expected - tied - frequencies",
+            "- expected - frequencies",
+        ),
+        (
+            "- expected - tied - frequencies",
+            "- expected - tied",
+        ),
+        (
+            "if not missing and not left_over:",
+            "if not missing:",
+        ),
+        (
+            "if not missing and not left_over:",
+            "if not left_over:",
+        ),
+        (
+            "if found != shape:",
+            "if len(found) != len(shape):",
         ),
         (
             'head = f"{name} {tensor.dtype} {list(tensor.shape)}".encode()',
@@ -878,27 +897,24 @@ MUTANTS: list[Mutant] = [
             'head = f"{name} {tensor.dtype}".encode()',
         ),
         (
-            (
-                'if k not in ("_name_or_path", "transformers_version", "dtype", '
-                '"torch_dtype", "use_cache")'
-            ),
-            ('if k not in ("_name_or_path", "transformers_version", "dtype", "torch_dtype")'),
+            '"torch_dtype", "use_cache"):',
+            '"torch_dtype"):',
         ),
         (
             (
-                "parts = [json.dumps(config, sort_keys=True), "
-                "*threads.map(tensor_digest, sorted(files))]"
+                "parts = [json.dumps(config, sort_keys=True), *threads.map(tensor_digest, "
+                "sorted(files))]"
             ),
             "parts = [*threads.map(tensor_digest, sorted(files))]",
         ),
         (
             (
-                "parts = [json.dumps(config, sort_keys=True), "
-                "*threads.map(tensor_digest, sorted(files))]"
+                "parts = [json.dumps(config, sort_keys=True), *threads.map(tensor_digest, "
+                "sorted(files))]"
             ),
             (
-                "parts = [json.dumps(config, sort_keys=True), "
-                "*threads.map(tensor_digest, sorted(files)[1:])]"
+                "parts = [json.dumps(config, sort_keys=True), *threads.map(tensor_digest, "
+                "sorted(files)[1:])]"
             ),
         ),
     ),
@@ -906,42 +922,54 @@ MUTANTS: list[Mutant] = [
         "zephyr/model/export.py",
         (
             "tests/model/test_export.py::test_shards_keep_order_and_size",
-            ("tests/model/test_export.py::test_export_in_many_shards_holds_one_at_a_time"),
+            "tests/model/test_export.py::test_export_in_many_shards_holds_one_at_a_time",
             "tests/model/test_export.py::test_generation_goes_on_as_the_source_did",
             "tests/model/test_export.py::test_version_4_finds_its_rotary_keys",
             (
-                "tests/model/test_export.py::test_a_rotary_embedding_that_version_4_has_n"
-                "o_key_for_is_noted"
+                "tests/model/test_export.py::test_a_rotary_embedding_that_version_4_has_no_ke"
+                "y_for_is_noted"
             ),
-            ("tests/model/test_export.py::test_the_config_of_an_export_is_the_model_s_own"),
-            ("tests/model/test_export.py::test_a_tokenizer_is_written_for_both_versions"),
+            "tests/model/test_export.py::test_the_config_of_an_export_is_the_model_s_own",
+            "tests/model/test_export.py::test_a_tokenizer_is_written_for_both_versions",
             "tests/model/test_export.py::test_an_export_is_whole_or_as_it_was",
             "tests/model/test_export.py::test_the_index_of_shards_counts_their_bytes",
         ),
-        ("if filled and filled + size > shard_bytes:", "if filled + size > shard_bytes:"),
+        (
+            "if filled and filled + size > shard_bytes:",
+            "if filled + size > shard_bytes:",
+        ),
         (
             "if filled and filled + size > shard_bytes:",
             "if filled and filled + size >= shard_bytes:",
         ),
-        ("shard, filled = shard + 1, 0", "shard = shard + 1"),
+        (
+            "shard, filled = shard + 1, 0",
+            "shard = shard + 1",
+        ),
         (
             (
                 "return {\n"
-                '        name: f"model-{s + 1:05d}-of-{shard + 1:05d}.safetensors" for '
-                "name, s in shard_of.items()\n"
+                '        name: f"model-{s + 1:05d}-of-{shard + 1:05d}.safetensors" for name, '
+                "s in shard_of.items()\n"
                 "    }"
             ),
             (
-                'return {name: f"model-{s + 1:05d}-of-{shard:05d}.safetensors" for name, '
-                "s in shard_of.items()}"
+                'return {name: f"model-{s + 1:05d}-of-{shard:05d}.safetensors" for name, s '
+                "in shard_of.items()}"
             ),
         ),
-        (("if writes:\n        shutil.rmtree(part, ignore_errors=True)"), "if writes:"),
         (
-            "shard.clear()  # its memory goes before the next is gathered",
-            "pass  # its memory goes before the next is gathered",
+            ("if writes:\n        shutil.rmtree(part, ignore_errors=True)"),
+            "if writes:",
         ),
-        ("if len(set(files.values())) > 1:", "if False:"),
+        (
+            "shard.clear()  # frees its memory before the next shard is gathered",
+            "pass",
+        ),
+        (
+            "if len(set(files.values())) > 1:",
+            "if False:",
+        ),
         (
             (
                 'index = {"metadata": {"total_size": sum(size for _, size in sizes)}, '
@@ -950,13 +978,8 @@ MUTANTS: list[Mutant] = [
             'index = {"metadata": {"total_size": len(sizes)}, "weight_map": files}',
         ),
         (
-            (
-                "shutil.rmtree(\n"
-                "        folder, ignore_errors=True\n"
-                "    )  # of an earlier end of this run: its checkpoints still stand for "
-                "it"
-            ),
-            ("pass  # of an earlier end of this run: its checkpoints still stand for it"),
+            ("    shutil.rmtree(folder, ignore_errors=True)\n    os.replace(part, folder)"),
+            "    os.replace(part, folder)",
         ),
         (
             "notes = [*notes, *save_config(part, config, tokenizer, ends)]",
@@ -964,38 +987,34 @@ MUTANTS: list[Mutant] = [
         ),
         (
             (
-                "shard.clear()  # its memory goes before the next is gathered\n"
+                "shard.clear()  # frees its memory before the next shard is gathered\n"
                 "    if not writes:\n"
                 "        return []"
             ),
-            "shard.clear()  # its memory goes before the next is gathered",
+            "shard.clear()  # frees its memory before the next shard is gathered",
         ),
         (
-            'settings, names = {}, ("generation_config.json", "config.json")',
-            'settings, names = {}, ("generation_config.json",)',
+            'for name in ("generation_config.json", "config.json"):',
+            'for name in ("generation_config.json",):',
         ),
         (
-            'settings, names = {}, ("generation_config.json", "config.json")',
-            'settings, names = {}, ("config.json", "generation_config.json")',
+            'for name in ("generation_config.json", "config.json"):',
+            'for name in ("config.json", "generation_config.json"):',
         ),
         (
-            (
-                'theirs = settings.get("eos_token_id")\n'
-                '    if not found or found[0].name == "config.json":\n'
-                "        settings = {}"
-            ),
-            'theirs = settings.get("eos_token_id")',
+            'settings = found if name == "generation_config.json" else {}',
+            "settings = found",
         ),
         (
-            ("theirs = theirs if isinstance(theirs, list) else [] if theirs is None else [theirs]"),
-            "theirs = theirs if isinstance(theirs, list) else [theirs]",
+            ("    elif isinstance(theirs, int):\n        ends.append(theirs)"),
+            ("    else:\n        ends.append(theirs)"),
         ),
         (
-            "ends = list(dict.fromkeys([tokenizer.eos_token_id, *theirs]))",
-            "ends = theirs or [tokenizer.eos_token_id]",
+            ("    ends = [tokenizer.eos_token_id]\n    if isinstance"),
+            ("    ends = [] if theirs else [tokenizer.eos_token_id]\n    if isinstance"),
         ),
         (
-            "ends = list(dict.fromkeys([tokenizer.eos_token_id, *theirs]))",
+            "ends = list(dict.fromkeys(ends))",
             "ends = [tokenizer.eos_token_id]",
         ),
         (
@@ -1005,12 +1024,10 @@ MUTANTS: list[Mutant] = [
             ),
             "pad = tokenizer.pad_token_id",
         ),
+        ("    path.chmod(mode)\n", ""),
         (
-            (
-                'settings.pop("_from_model_config", None)  # would let version 4 make it '
-                "anew of config.json"
-            ),
-            "pass  # would let version 4 make it anew of config.json",
+            'settings.pop("_from_model_config", None)',
+            "pass",
         ),
         (
             '{**config.to_dict(), "use_cache": True}',
@@ -1026,70 +1043,73 @@ MUTANTS: list[Mutant] = [
                 "tokenizer.eos_token_id"
             ),
         ),
-        (("return []\n        write_json(path, saved)"), "return []"),
+        (
+            ("return []\n        write_json(path, saved)"),
+            "return []",
+        ),
         (
             ("if older is not None:\n        write_json(path, saved | older)"),
             "if older is not None:",
         ),
-        ("if rope.get(key) is not None", 'if rope.get(key) is not None and key == "rope_theta"'),
-        ('return older | {"rope_local_base_freq": local.get("rope_theta")}', "return older"),
         (
-            (
-                "alike = (\n"
-                '        local.get("rope_theta") == whole.get("rope_theta")\n'
-                '        and local.get("rope_type", "default") == "default"\n'
-                "    )"
-            ),
+            "if rope.get(key) is not None",
+            'if rope.get(key) is not None and key == "rope_theta"',
+        ),
+        (
+            'return older | {"rope_local_base_freq": local.get("rope_theta")}',
+            "return older",
+        ),
+        (
+            'alike = same_base and local.get("rope_type", "default") == "default"',
             'alike = local.get("rope_type", "default") == "default"',
         ),
         (
-            (
-                "alike = (\n"
-                '        local.get("rope_theta") == whole.get("rope_theta")\n'
-                '        and local.get("rope_type", "default") == "default"\n'
-                "    )"
-            ),
-            'alike = local.get("rope_theta") == whole.get("rope_theta")',
-        ),
-        ("return older if alike else None", "return older"),
-        (
-            ('if model_type == "phi3":  # version 4 wants these three keys and no other'),
-            "if False:  # version 4 wants these three keys and no other",
+            'alike = same_base and local.get("rope_type", "default") == "default"',
+            "alike = same_base",
         ),
         (
-            '**{f"{of}_factor": rope[f"{of}_factor"] for of in ("short", "long")},',
-            '**{f"{of}_factor": rope[f"{of}_factor"] for of in ("short",)},',
+            "return older if alike else None",
+            "return older",
         ),
         (
-            (
-                'return older | {"rope_scaling": {key: value for key, value in '
-                "rope.items() if key not in older}}"
-            ),
-            ('return older | {"rope_scaling": {key: value for key, value in rope.items()}}'),
-        ),
-        (
-            ("tokenizer.chat_template = unfreeze_date(template_with_bos(tokenizer, own))"),
-            "tokenizer.chat_template = unfreeze_date(own)",
-        ),
-        ("tokenizer.chat_template = own", "pass"),
-        ('saved["tokenizer_class"] = "PreTrainedTokenizerFast"', "pass"),
-        ('saved["additional_special_tokens"] = extra', "pass"),
-        (
-            (
-                "saved.setdefault(\n"
-                '            "model_input_names", list(tokenizer.model_input_names)\n'
-                "        )  # version 4 would add token types"
-            ),
-            "pass  # version 4 would add token types",
-        ),
-        (
-            (
-                'if [again(text)["input_ids"] for text in PROBES] != [\n'
-                '        tokenizer(text)["input_ids"] for text in PROBES\n'
-                "    ]:"
-            ),
+            'if model_type == "phi3":',
             "if False:",
         ),
-        ("return ids[0] if len(ids) == 1 else ids", "return ids[0]"),
+        (
+            ('            "long_factor": rope["long_factor"],\n'),
+            "",
+        ),
+        (
+            "scaling = {key: value for key, value in rope.items() if key not in older}",
+            "scaling = dict(rope)",
+        ),
+        (
+            "tokenizer.chat_template = unfreeze_date(template_with_bos(tokenizer, own))",
+            "tokenizer.chat_template = unfreeze_date(own)",
+        ),
+        (
+            "tokenizer.chat_template = own",
+            "pass",
+        ),
+        (
+            'saved["tokenizer_class"] = "PreTrainedTokenizerFast"',
+            "pass",
+        ),
+        (
+            'saved["additional_special_tokens"] = extra',
+            "pass",
+        ),
+        (
+            'saved.setdefault("model_input_names", list(tokenizer.model_input_names))',
+            "pass",
+        ),
+        (
+            'if [again(text)["input_ids"] for text in PROBES] == expected:',
+            "if True:",
+        ),
+        (
+            "return ids[0] if len(ids) == 1 else ids",
+            "return ids[0]",
+        ),
     ),
 ]

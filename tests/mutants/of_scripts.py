@@ -6,10 +6,7 @@ MUTANTS: list[Mutant] = [
     *of(
         "train_dpo.py",
         ("tests/training/test_objective.py",),
-        (
-            "loss=config.loss,  #      - (rejected_P - ref_rejected_P)))",
-            'loss="sigmoid",  #      - (rejected_P - ref_rejected_P)))',
-        ),
+        ("loss=config.loss,", 'loss="sigmoid",'),
         ("beta=config.beta,", "beta=0.1,"),
         (
             "label_smoothing=config.label_smoothing,",
@@ -26,19 +23,18 @@ MUTANTS: list[Mutant] = [
             ),
         ),
         (
-            ("ref_chosen_P,\n            ref_rejected_P,  #      (chosen_P - ref_chosen_P)"),
-            ("ref_rejected_P,\n            ref_chosen_P,  #      (chosen_P - ref_chosen_P)"),
+            ("            ref_chosen_P,\n            ref_rejected_P,\n            beta"),
+            ("            ref_rejected_P,\n            ref_chosen_P,\n            beta"),
         ),
         (
-            "ref_chosen_P, ref_rejected_P = frozen(batch)  # 1. log pi_ref(y|x)",
+            "ref_chosen_P, ref_rejected_P = reference(batch)",
             (
                 "ref_chosen_P, ref_rejected_P = (\n"
-                "            logp_P.detach() for logp_P in response_logprobs(policy, "
-                "batch)\n"
-                "        )  # 1. log pi_ref(y|x)"
+                "            logp_P.detach() for logp_P in response_logprobs(policy, batch)\n"
+                "        )"
             ),
         ),
-        ("return terms.loss_P.sum(), {", "return terms.loss_P.mean(), {"),
+        ("return terms.loss_P.sum(), stats", "return terms.loss_P.mean(), stats"),
         (
             (
                 '"rewards/chosen": terms.reward_chosen_P,\n'
@@ -72,23 +68,20 @@ MUTANTS: list[Mutant] = [
         "train_dpo.py",
         (
             (
-                "tests/training/test_trace.py::test_dpo_equals_plain_pytorch[robust-float"
-                "32-forked-ranks-256-tokens-checkpointing-False-mistral]"
+                "tests/training/test_trace.py::test_dpo_equals_plain_pytorch[robust-float32-f"
+                "orked-ranks-256-tokens-checkpointing-False-mistral]"
             ),
         ),
         (
-            'identity: of model and data."""',
+            "    reference = reference_logprobs(",
             (
-                'identity: of model and data."""\n'
-                "    [p.ds_tensor.data.mul_(1.01) for p in engine.policy.parameters()]"
+                "    [p.ds_tensor.data.mul_(1.01) for p in engine.policy.parameters()]\n"
+                "    reference = reference_logprobs("
             ),
         ),
         (
-            (
-                "collate = partial(collate_pairs, pairs, "
-                "prefix_sharing=config.hardware.prefix_sharing)"
-            ),
-            "collate = partial(collate_pairs, pairs, prefix_sharing=False)",
+            "partial(collate_pairs, pairs, prefix_sharing=hardware.prefix_sharing)",
+            "partial(collate_pairs, pairs, prefix_sharing=False)",
         ),
         ("per_step=config.optim.pairs_per_step,", "per_step=config.optim.pairs_per_step + 1,"),
         (
@@ -100,8 +93,8 @@ MUTANTS: list[Mutant] = [
         "train_sft.py",
         (
             (
-                "tests/training/test_trace.py::test_sft_equals_plain_pytorch[sigmoid-floa"
-                "t32-1-ranks-96-tokens-checkpointing-False-mistral]"
+                "tests/training/test_trace.py::test_sft_equals_plain_pytorch[sigmoid-float32-"
+                "1-ranks-96-tokens-checkpointing-False-mistral]"
             ),
         ),
         ("targets=config.data.targets,", 'targets="all",'),

@@ -85,7 +85,7 @@ MUTANTS: list[Mutant] = [
         ("parameter.copy_(read())", "parameter.copy_(read().abs())"),
         (
             ("self.on_all_ranks(lambda: shards.load_shards(self.live_shards(step), folder))"),
-            ("self.on_all_ranks(lambda: shards.load_shards(self.live_shards(0), folder))"),
+            "self.on_all_ranks(lambda: shards.load_shards(self.live_shards(0), folder))",
         ),
         (
             (
@@ -108,14 +108,8 @@ MUTANTS: list[Mutant] = [
             'if not isinstance(zero, dict) or zero.get("stage") not in (2, 3):',
         ),
         (
-            ("yield name, parameter.detach().cpu().clone() if self.rank == 0 else torch.empty(0)"),
-            (
-                "yield (\n"
-                "                    name,\n"
-                "                    parameter.detach().cpu()[:1].clone() if self.rank "
-                "== 0 else torch.empty(0),\n"
-                "                )"
-            ),
+            "yield name, parameter.detach().cpu().clone()",
+            "yield name, parameter.detach().cpu()[:1].clone()",
         ),
         (
             (
@@ -124,8 +118,8 @@ MUTANTS: list[Mutant] = [
                 '            if "embed_tokens" not in name and "lm_head" not in name'
             ),
             (
-                "p.ds_numel for name, p in self.policy.lm.named_parameters() if "
-                '"lm_head" not in name'
+                'p.ds_numel for name, p in self.policy.lm.named_parameters() if "lm_head" '
+                "not in name"
             ),
         ),
         ("raise own or BadInput(complaints[0])", "return None"),
@@ -134,52 +128,36 @@ MUTANTS: list[Mutant] = [
         "zephyr/training/loop.py",
         (
             ("tests/training/test_engine.py::test_records_are_means_over_the_pairs_of_their_step"),
-            ("tests/training/test_engine.py::test_the_first_gradient_is_that_of_the_mean"),
+            "tests/training/test_engine.py::test_the_first_gradient_is_that_of_the_mean",
             ("tests/training/test_engine.py::test_evaluation_is_of_all_pairs_after_its_updates"),
-            ("tests/training/test_engine.py::test_a_run_goes_on_where_its_checkpoint_was"),
+            "tests/training/test_engine.py::test_a_run_goes_on_where_its_checkpoint_was",
             (
-                "tests/training/test_engine.py::test_a_record_of_several_steps_is_over_al"
-                "l_their_pairs"
+                "tests/training/test_engine.py::test_a_record_of_several_steps_is_over_all_th"
+                "eir_pairs"
             ),
             (
-                "tests/training/test_engine.py::test_the_policy_is_sampled_at_the_start_a"
-                "nd_at_each_evaluation"
+                "tests/training/test_engine.py::test_the_policy_is_sampled_at_the_start_and_a"
+                "t_each_evaluation"
             ),
             "tests/training/test_engine.py::test_a_signal_ends_the_step_and_saves",
             (
-                "tests/training/test_engine.py::test_a_loss_that_is_not_finite_ends_the_r"
-                "un_unchanged"
+                "tests/training/test_engine.py::test_a_loss_that_is_not_finite_ends_the_run_u"
+                "nchanged"
             ),
         ),
         (
-            (
-                "loss_sum / units * (1 + 0 * loss_sum.detach()), last=m == "
-                "len(ranks[engine.rank]) - 1"
-            ),
-            (
-                "loss_sum / max(1, batch.units) * (1 + 0 * loss_sum.detach()),\n"
-                "            last=m == len(ranks[engine.rank]) - 1,"
-            ),
+            "loss = loss_sum / units * (1 + 0 * loss_sum.detach())",
+            "loss = loss_sum / max(1, batch.units) * (1 + 0 * loss_sum.detach())",
+        ),
+        ("loss = loss_sum / units * (1 + 0 * loss_sum.detach())", "loss = loss_sum / units"),
+        (
+            "engine.backward(loss, last=m == len(micro_batches) - 1)",
+            "engine.backward(loss, last=m == 0)",
         ),
         (
-            (
-                "engine.backward(\n"
-                "            loss_sum / units * (1 + 0 * loss_sum.detach()), last=m == "
-                "len(ranks[engine.rank]) - 1\n"
-                "        )"
-            ),
-            "engine.backward(loss_sum / units, last=m == len(ranks[engine.rank]) - 1)",
+            "train_step(engine, config, train, step, rates[step], ledger)",
+            "train_step(engine, config, train, step, rates[step - first_step], ledger)",
         ),
-        (
-            (
-                "engine.backward(\n"
-                "            loss_sum / units * (1 + 0 * loss_sum.detach()), last=m == "
-                "len(ranks[engine.rank]) - 1\n"
-                "        )"
-            ),
-            ("engine.backward(loss_sum / units * (1 + 0 * loss_sum.detach()), last=m == 0)"),
-        ),
-        ("                rates[step],", "                rates[step - first_step],"),
         (
             "for step in range(first_step, len(steps)):",
             "for step in range(max(0, first_step - 1), len(steps)):",
@@ -188,29 +166,26 @@ MUTANTS: list[Mutant] = [
             "for step in range(first_step, len(steps)):",
             "for step in range(first_step, len(steps) - 1):",
         ),
-        ('"epoch": steps[step].epoch,', '"epoch": float(int(steps[step].epoch)),'),
+        (
+            '"epoch": split.plan.steps[step].epoch,',
+            '"epoch": float(int(split.plan.steps[step].epoch)),',
+        ),
         ("step % run.log_every == 0 or saves", "step % run.log_every == 0"),
         (
-            "sums, logged, since = {}, step, time.perf_counter()",
-            "logged, since = step, time.perf_counter()",
-        ),
-        ('"grad_norm": of_step["grad_norm"],', '"grad_norm": sums["grad_norm"],'),
-        (
-            '"update_ratio": math.sqrt(of_step["update"] / of_step["weight"]),',
-            '"update_ratio": of_step["update"] / of_step["weight"],',
-        ),
-        (
+            ("interval = Interval(time.perf_counter())\n            recorder.advance()"),
             (
-                "evaluate(\n"
-                "                    engine,\n"
-                "                    evaluation,\n"
-                "                    sample,\n"
-                "                    done,\n"
-                "                    float(optim.epochs) if last else steps[done].epoch,\n"
-                "                    recorder,\n"
-                "                )"
+                "interval.started, interval.steps = time.perf_counter(), 0\n"
+                "            recorder.advance()"
             ),
-            "evaluate(engine, evaluation, sample, done, steps[step].epoch, recorder)",
+        ),
+        ('"grad_norm": sums["grad_norm"],', '"grad_norm": interval.sums["grad_norm"],'),
+        (
+            '"update_ratio": math.sqrt(sums["update"] / sums["weight"]),',
+            '"update_ratio": sums["update"] / sums["weight"],',
+        ),
+        (
+            "epoch = float(config.optim.epochs) if last else steps[done].epoch",
+            "epoch = steps[step].epoch",
         ),
         (
             "if (evaluation or sample) and (done % run.eval_every == 0 or last):",
@@ -221,67 +196,27 @@ MUTANTS: list[Mutant] = [
             "if (evaluation or sample) and done % run.eval_every == 0:",
         ),
         (
-            'saves = done % run.save_every == 0 or last or of_step["stop"]',
+            "saves = done % run.save_every == 0 or last or stop",
             "saves = done % run.save_every == 0 or last",
         ),
         (
-            'saves = done % run.save_every == 0 or last or of_step["stop"]',
-            'saves = done % run.save_every == 0 or of_step["stop"]',
+            "saves = done % run.save_every == 0 or last or stop",
+            "saves = done % run.save_every == 0 or stop",
         ),
-        ('if of_step["stop"] and not last:', 'if of_step["stop"] and last:'),
+        ("if stop and not last:", "if stop and last:"),
         ("if sample and first_step == 0:", "if sample:"),
         (
             "ledger.add(step, epoch, batch.indices, stats)",
             "ledger.add(step, epoch, batch.indices[::-1], stats)",
         ),
+        ('name: value / sums["units"] for name', 'name: value / sums["tokens"] for name'),
+        (('    "stop",\n    "grad_norm",'), '    "grad_norm",'),
+        ("            require_finite(engine, train, step, sums, ledger, recorder)\n", ""),
+        (("        if not ids:\n            ids = "), "        ids = "),
+        ("self.sums[name] = self.sums.get(name, 0) + value", "self.sums[name] = value"),
         (
-            (
-                'return {name: value / sums["units"] for name, value in sums.items() if '
-                "name not in no_means} | {\n"
-                '        unit_name: int(sums["units"]),\n'
-                '        "tokens": int(sums["tokens"]),\n'
-                "    }"
-            ),
-            (
-                "return {\n"
-                '        name: value / sums["tokens"] for name, value in sums.items() if '
-                "name not in no_means\n"
-                '    } | {unit_name: int(sums["units"]), "tokens": int(sums["tokens"])}'
-            ),
-        ),
-        (
-            (
-                "no_means = {\n"
-                '        "units",\n'
-                '        "tokens",\n'
-                '        "flops",\n'
-                '        "micro_batches",\n'
-                '        "stop",\n'
-                '        "grad_norm",\n'
-                '        "update",\n'
-                '        "weight",\n'
-                "    }"
-            ),
-            (
-                'no_means = {"units", "tokens", "flops", "micro_batches", "grad_norm", '
-                '"update", "weight"}'
-            ),
-        ),
-        ((")\n            require_finite(of_step, engine, train, step, ledger, recorder)"), ")"),
-        (
-            ("ids = guilty or [split.ids[i] for i in split.plan.steps[step].examples()]"),
-            "ids = [split.ids[i] for i in split.plan.steps[step].examples()]",
-        ),
-        (
-            ("sums, done, last = add_sums(sums, of_step), step + 1, step == len(steps) - 1"),
-            "sums, done, last = of_step, step + 1, step == len(steps) - 1",
-        ),
-        (
-            (
-                "engine.on_rank0(lambda: [recorder.sync(), ledger and "
-                "ledger.commit(done, rows)] and None)"
-            ),
-            "engine.on_rank0(lambda: [recorder.sync()] and None)",
+            ("        if ledger:\n            ledger.commit(done, rows)"),
+            ("        if ledger:\n            pass"),
         ),
         (
             ('"packing_efficiency": sums["tokens"] / (sums["micro_batches"] * budget_tokens),'),
@@ -311,89 +246,27 @@ MUTANTS: list[Mutant] = [
         ),
         ("left = (steps - step) / max(1, steps - warmup_steps)", "left = (steps - step) / steps"),
         (
-            (
-                '* {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 + '
-                "math.cos(math.pi * (1 - left)))}["
-            ),
-            (
-                '* {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 + '
-                "math.cos(math.pi * left))}["
-            ),
+            '"cosine": 0.5 * (1 + math.cos(math.pi * (1 - left))),',
+            '"cosine": 0.5 * (1 + math.cos(math.pi * left)),',
         ),
         (
-            (
-                '* {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 + '
-                "math.cos(math.pi * (1 - left)))}[\n"
-                "            schedule\n"
-                "        ]"
-            ),
-            (
-                "* {\n"
-                '            "constant": 1.0,\n'
-                '            "linear": left,\n'
-                '            "cosine": 0.5 * (1 + math.cos(math.pi / 2 * (1 - left))),\n'
-                "        }[schedule]"
-            ),
+            '"cosine": 0.5 * (1 + math.cos(math.pi * (1 - left))),',
+            '"cosine": 0.5 * (1 + math.cos(math.pi / 2 * (1 - left))),',
         ),
         (
-            (
-                '* {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 + '
-                "math.cos(math.pi * (1 - left)))}["
-            ),
-            (
-                '* {"constant": 1.0, "linear": left, "cosine": (1 + math.cos(math.pi * '
-                "(1 - left)))}["
-            ),
+            '"cosine": 0.5 * (1 + math.cos(math.pi * (1 - left))),',
+            '"cosine": (1 + math.cos(math.pi * (1 - left))),',
         ),
-        (
-            (
-                '* {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 + '
-                "math.cos(math.pi * (1 - left)))}["
-            ),
-            (
-                '* {"constant": left, "linear": left, "cosine": 0.5 * (1 + '
-                "math.cos(math.pi * (1 - left)))}["
-            ),
-        ),
-        (
-            (
-                '* {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 + '
-                "math.cos(math.pi * (1 - left)))}[\n"
-                "            schedule\n"
-                "        ]"
-            ),
-            (
-                "* {\n"
-                '            "constant": 1.0,\n'
-                '            "linear": left**2,\n'
-                '            "cosine": 0.5 * (1 + math.cos(math.pi * (1 - left))),\n'
-                "        }[schedule]"
-            ),
-        ),
-        (
-            (
-                "return (\n"
-                "        lr_peak\n"
-                '        * {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 + '
-                "math.cos(math.pi * (1 - left)))}[\n"
-                "            schedule\n"
-                "        ]\n"
-                "    )"
-            ),
-            (
-                'return {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 + '
-                "math.cos(math.pi * (1 - left)))}[\n"
-                "        schedule\n"
-                "    ]"
-            ),
-        ),
+        ('"constant": 1.0,', '"constant": left,'),
+        ('"linear": left,', '"linear": left**2,'),
+        ("return lr_peak * factors[schedule]", "return factors[schedule]"),
     ),
     *of(
         "zephyr/training/shards.py",
         (
             "tests/training/test_shards.py",
             ("tests/training/test_engine.py::test_state_on_disk_goes_on_as_if_nothing_had_been"),
-            ("tests/training/test_engine.py::test_a_run_goes_on_where_its_checkpoint_was"),
+            "tests/training/test_engine.py::test_a_run_goes_on_where_its_checkpoint_was",
             ("tests/training/test_engine.py::test_update_and_weight_are_those_of_the_weights"),
         ),
         ("start = rank * size", "start = 0"),
@@ -430,36 +303,20 @@ MUTANTS: list[Mutant] = [
         ),
         ("norms += [update.norm(), weight.norm()]", "norms += [weight.norm(), update.norm()]"),
         (("ranges.clear()\n        number += 1"), "ranges.clear()"),
-        ("if whole != shard.numel:", "if whole < shard.numel:"),
+        ("if numel != shard.numel:", "if numel < shard.numel:"),
         ("if filled != len(shard.values):", "if filled > len(shard.values):"),
         (
             "a, b = max(start, shard.start), min(start + values.get_shape()[0], end)",
             "a, b = max(start, shard.start), min(start + whole, end)",
         ),
+        ("source = values[a - start : b - start]", "source = values[: b - a]"),
         (
-            (
-                "shard.values[a - shard.start : b - shard.start].copy_(\n"
-                "                        values[a - start : b - start]\n"
-                "                    )"
-            ),
-            "shard.values[a - shard.start : b - shard.start].copy_(values[: b - a])",
+            "shard.values[a - shard.start : b - shard.start].copy_(source)",
+            "shard.values[: b - a].copy_(source)",
         ),
         (
-            (
-                "shard.values[a - shard.start : b - shard.start].copy_(\n"
-                "                        values[a - start : b - start]\n"
-                "                    )"
-            ),
-            "shard.values[: b - a].copy_(values[a - start : b - start])",
-        ),
-        (
-            (
-                "part[shard.name], ranges[shard.name] = (\n"
-                "            shard.values.cpu().clone(),\n"
-                "            [shard.start, shard.numel],\n"
-                "        )"
-            ),
-            ("part[shard.name], ranges[shard.name] = shard.values.cpu().clone(), [0, shard.numel]"),
+            "ranges[shard.name] = [shard.start, shard.numel]",
+            "ranges[shard.name] = [0, shard.numel]",
         ),
         ("for group in range(len(zero.fp16_groups)):", "for group in range(1):"),
     ),
@@ -467,93 +324,28 @@ MUTANTS: list[Mutant] = [
         "zephyr/training/checkpoint.py",
         (
             "tests/training/test_identity.py",
-            ("tests/training/test_engine.py::test_a_run_goes_on_where_its_checkpoint_was"),
+            "tests/training/test_engine.py::test_a_run_goes_on_where_its_checkpoint_was",
             "tests/training/test_engine.py::test_another_run_is_not_gone_on_with",
             (
-                "tests/training/test_engine.py::test_checkpoints_are_kept_and_the_newest_"
-                "whole_one_is_taken"
+                "tests/training/test_engine.py::test_checkpoints_are_kept_and_the_newest_whol"
+                "e_one_is_taken"
             ),
             "tests/training/test_engine.py::test_what_the_disk_refuses_is_bad_input",
         ),
+        ('        found["loss"] = config.loss\n', ""),
+        ('        found["label_smoothing"] = config.label_smoothing\n', ""),
+        ('    found["run.seed"] = config.run.seed\n', ""),
+        ('    found["data.shuffle"] = config.data.shuffle\n', ""),
+        ('    found["hardware.dtype"] = config.hardware.dtype\n', ""),
+        ('found[f"optim.{key}"] = value', "pass"),
+        ("    found.update(more)\n", ""),
         (
-            (
-                "key: getattr(config, key)\n"
-                '        for key in ("beta", "loss", "label_smoothing")\n'
-                "        if hasattr(config, key)"
-            ),
-            (
-                'key: getattr(config, key) for key in ("beta", "label_smoothing") if '
-                "hasattr(config, key)"
-            ),
+            "json.dumps([step.examples() for step in plan.steps])",
+            "json.dumps([len(step.examples()) for step in plan.steps])",
         ),
         (
-            (
-                "loss = {\n"
-                "        key: getattr(config, key)\n"
-                '        for key in ("beta", "loss", "label_smoothing")\n'
-                "        if hasattr(config, key)\n"
-                "    }"
-            ),
-            (
-                'loss = {key: getattr(config, key) for key in ("beta", "loss") if '
-                "hasattr(config, key)}"
-            ),
-        ),
-        (
-            (
-                "other = {\n"
-                '        "run.seed": config.run.seed,\n'
-                '        "data.shuffle": config.data.shuffle,\n'
-                '        "hardware.dtype": config.hardware.dtype,\n'
-                "    }"
-            ),
-            (
-                'other = {"data.shuffle": config.data.shuffle, "hardware.dtype": '
-                "config.hardware.dtype}"
-            ),
-        ),
-        (
-            (
-                "other = {\n"
-                '        "run.seed": config.run.seed,\n'
-                '        "data.shuffle": config.data.shuffle,\n'
-                '        "hardware.dtype": config.hardware.dtype,\n'
-                "    }"
-            ),
-            ('other = {"run.seed": config.run.seed, "hardware.dtype": config.hardware.dtype}'),
-        ),
-        (
-            (
-                "other = {\n"
-                '        "run.seed": config.run.seed,\n'
-                '        "data.shuffle": config.data.shuffle,\n'
-                '        "hardware.dtype": config.hardware.dtype,\n'
-                "    }"
-            ),
-            ('other = {"run.seed": config.run.seed, "data.shuffle": config.data.shuffle}'),
-        ),
-        (
-            ('return json.loads(json.dumps({**of_optim, **loss, **other, **more, "plan": steps}))'),
-            'return json.loads(json.dumps({**loss, **other, **more, "plan": steps}))',
-        ),
-        (
-            ('return json.loads(json.dumps({**of_optim, **loss, **other, **more, "plan": steps}))'),
-            ('return json.loads(json.dumps({**of_optim, **loss, **other, "plan": steps}))'),
-        ),
-        (
-            "json.dumps([step.examples() for step in plan.steps]).encode()",
-            "json.dumps([len(step.examples()) for step in plan.steps]).encode()",
-        ),
-        (
-            (
-                "steps = hashlib.sha256(\n"
-                "        json.dumps([step.examples() for step in plan.steps]).encode()\n"
-                "    ).hexdigest()"
-            ),
-            (
-                "steps = hashlib.sha256(json.dumps([step.ranks for step in "
-                "plan.steps]).encode()).hexdigest()"
-            ),
+            "json.dumps([step.examples() for step in plan.steps])",
+            "json.dumps([step.ranks for step in plan.steps])",
         ),
         (
             "if old not in before[len(before) - keep + 1 :]:",
@@ -561,36 +353,26 @@ MUTANTS: list[Mutant] = [
         ),
         ("if old not in before[len(before) - keep + 1 :]:", "if old not in before[keep - 1 :]:"),
         (
-            'write_atomic(folder / "latest", whole.name.encode())',
-            'write_atomic(folder / "latest", b"step-0")',
+            'write_atomic(whole.parent / "latest", whole.name.encode())',
+            'write_atomic(whole.parent / "latest", b"step-0")',
         ),
         (
-            ('for folder in engine.on_rank0(lambda: step_paths(run_dir / "checkpoints")[::-1]):'),
-            ('for folder in engine.on_rank0(lambda: step_paths(run_dir / "checkpoints")):'),
+            "engine.on_rank0(lambda: step_paths(folder)[::-1])",
+            "engine.on_rank0(lambda: step_paths(folder))",
         ),
-        ("engine.load_state(folder, step_number(folder))", "engine.load_state(folder, 0)"),
-        ("return step_number(folder)", "return step_number(folder) + 1"),
+        ("engine.load_state(path, step_number(path))", "engine.load_state(path, 0)"),
+        ("return step_number(path)", "return step_number(path) + 1"),
         ('if changes and resume != "force":', 'if changes and resume == "force":'),
         ('if changes and resume != "force":', "if changes:"),
         (
-            (
-                "return [\n"
-                "        name\n"
-                "        for name, digest in files[rank::world]\n"
-                "        if not (folder / name).is_file() or synced_digest(folder / "
-                "name) != digest\n"
-                "    ]"
-            ),
-            (
-                "return [name for name, digest in files[rank::world] if not (folder / "
-                "name).is_file()]"
-            ),
+            "if not (folder / name).is_file() or synced_digest(folder / name) != digest:",
+            "if not (folder / name).is_file():",
         ),
         (
-            ("if not (folder / name).is_file() or synced_digest(folder / name) != digest"),
+            "if not (folder / name).is_file() or synced_digest(folder / name) != digest",
             "if (folder / name).is_file() and synced_digest(folder / name) != digest",
         ),
-        ("before = [f for f in others if step_number(f) < step]", "before = others"),
+        ("before = [path for path in others if step_number(path) < state.step]", "before = others"),
         ("shutil.rmtree(left_over)", "pass"),
         ('return ["state.json"] if rank == 0 else []', "return []"),
     ),
@@ -598,137 +380,78 @@ MUTANTS: list[Mutant] = [
         "zephyr/training/metrics.py",
         (
             ("tests/training/test_engine.py::test_records_are_means_over_the_pairs_of_their_step"),
-            ("tests/training/test_engine.py::test_the_first_gradient_is_that_of_the_mean"),
+            "tests/training/test_engine.py::test_the_first_gradient_is_that_of_the_mean",
             ("tests/training/test_engine.py::test_evaluation_is_of_all_pairs_after_its_updates"),
-            ("tests/training/test_engine.py::test_a_run_goes_on_where_its_checkpoint_was"),
+            "tests/training/test_engine.py::test_a_run_goes_on_where_its_checkpoint_was",
             (
-                "tests/training/test_engine.py::test_a_record_of_several_steps_is_over_al"
-                "l_their_pairs"
+                "tests/training/test_engine.py::test_a_record_of_several_steps_is_over_all_th"
+                "eir_pairs"
             ),
             (
-                "tests/training/test_engine.py::test_the_policy_is_sampled_at_the_start_a"
-                "nd_at_each_evaluation"
+                "tests/training/test_engine.py::test_the_policy_is_sampled_at_the_start_and_a"
+                "t_each_evaluation"
             ),
             "tests/training/test_engine.py::test_a_signal_ends_the_step_and_saves",
             (
-                "tests/training/test_engine.py::test_a_loss_that_is_not_finite_ends_the_r"
-                "un_unchanged"
+                "tests/training/test_engine.py::test_a_loss_that_is_not_finite_ends_the_run_u"
+                "nchanged"
             ),
         ),
-        ("**dict(zip(stats, of_pair)),", "**dict(zip([*reversed(stats)], of_pair)),"),
+        ("row.update(zip(stats, of_pair))", "row.update(zip([*reversed(stats)], of_pair))"),
         ("total = value.detach().double().sum()", "total = value.detach().double().mean()"),
         (
-            ("self.sums[name] = self.sums[name] + total if name in self.sums else total"),
+            "self.sums[name] = self.sums[name] + total if name in self.sums else total",
             "self.sums[name] = total",
         ),
         ("if step_number(path) > first_step:", "if step_number(path) >= first_step:"),
         ("if step_number(path) > first_step:", "if False:"),
-        (
-            (
-                'if record["step"] < step or (record["split"] == "eval" and '
-                'record["step"] == step > 0):'
-            ),
-            (
-                'if record["step"] <= step or (record["split"] == "eval" and '
-                'record["step"] == step > 0):'
-            ),
-        ),
+        ('if record["step"] < step or evaluated:', 'if record["step"] <= step or evaluated:'),
         ((")\n        self.visits.clear()"), ")"),
     ),
     *of(
         "zephyr/training/alarms.py",
         ("tests/training/test_alarms.py",),
         (
-            (
-                "path = (\n"
-                '        record["update_ratio"] / record["learning_rate"] * sum(rates)\n'
-                '        if record["learning_rate"]\n'
-                "        else math.inf\n"
-                "    )"
-            ),
-            ('path = record["update_ratio"] * sum(rates) if record["learning_rate"] else math.inf'),
+            'reach = metrics["update_ratio"] / rate * sum(rates) if rate else math.inf',
+            'reach = metrics["update_ratio"] * sum(rates) if rate else math.inf',
         ),
         (
-            'record["update_ratio"] / record["learning_rate"] * sum(rates)',
-            'record["update_ratio"] / record["learning_rate"] * max(rates)',
+            'metrics["update_ratio"] / rate * sum(rates)',
+            'metrics["update_ratio"] / rate * max(rates)',
         ),
-        (
-            (
-                "path = (\n"
-                '        record["update_ratio"] / record["learning_rate"] * sum(rates)\n'
-                '        if record["learning_rate"]\n'
-                "        else math.inf\n"
-                "    )"
-            ),
-            (
-                'path = record["update_ratio"] / record["learning_rate"] if '
-                'record["learning_rate"] else math.inf'
-            ),
-        ),
+        ('metrics["update_ratio"] / rate * sum(rates)', 'metrics["update_ratio"] / rate'),
         ("else math.inf", "else 0.0"),
-        ("if path < ulp:", "if path > ulp:"),
-        ("if path < ulp:", "if path < 1e-3:"),
+        ("if reach < precision:", "if reach > precision:"),
+        ("if reach < precision:", "if reach < 1e-3:"),
+        ('drop = -metrics["rewards/chosen"] / beta', 'drop = -metrics["rewards/chosen"]'),
+        ('drop = -metrics["rewards/chosen"] / beta', 'drop = metrics["rewards/chosen"] / beta'),
         (
             (
-                'if beta is not None and (fall := -record["rewards/chosen"] / beta) > '
-                "-MAX_CHOSEN_DROP * ("
-            ),
-            ('if beta is not None and (fall := -record["rewards/chosen"]) > -MAX_CHOSEN_DROP * ('),
-        ),
-        (
-            (
-                'if beta is not None and (fall := -record["rewards/chosen"] / beta) > '
-                "-MAX_CHOSEN_DROP * ("
+                "MAX_CHOSEN_DROP = 0.25  # of the reference's log-prob; Zephyr-7B-beta's own "
+                "run ended at 0.18"
             ),
             (
-                'if beta is not None and (fall := record["rewards/chosen"] / beta) > '
-                "-MAX_CHOSEN_DROP * ("
+                "MAX_CHOSEN_DROP = 0.15  # of the reference's log-prob; Zephyr-7B-beta's own "
+                "run ended at 0.18"
             ),
         ),
+        ('reference = metrics["logps/chosen"] + drop', 'reference = metrics["logps/chosen"]'),
         (
-            (
-                "MAX_CHOSEN_DROP = 0.25  # of the reference's log-prob; Zephyr-7B-beta's "
-                "own run ended at 0.18"
-            ),
-            (
-                "MAX_CHOSEN_DROP = 0.15  # of the reference's log-prob; Zephyr-7B-beta's "
-                "own run ended at 0.18"
-            ),
+            'best = max(earlier, key=lambda r: number(r, "rewards/accuracies"))',
+            "best = earlier[-1]",
         ),
         (
-            (
-                'if beta is not None and (fall := -record["rewards/chosen"] / beta) > '
-                "-MAX_CHOSEN_DROP * (\n"
-                '        record["logps/chosen"] + fall'
-            ),
-            (
-                "if (\n"
-                "        beta is not None\n"
-                '        and (fall := -record["rewards/chosen"] / beta) > '
-                '-MAX_CHOSEN_DROP * record["logps/chosen"]'
-            ),
+            'best = max(earlier, key=lambda r: number(r, "rewards/accuracies"))',
+            'best = max(earlier, key=lambda r: number(r, "rewards/margins"))',
         ),
-        ('best = max(earlier, key=lambda r: r["rewards/accuracies"])', "best = earlier[-1]"),
+        ("if drop <= 2 * standard_error", "if drop <= standard_error"),
         (
-            'best = max(earlier, key=lambda r: r["rewards/accuracies"])',
-            'best = max(earlier, key=lambda r: r["rewards/margins"])',
+            "standard_error = math.sqrt(share * (1 - share) / pairs)",
+            "standard_error = math.sqrt(share * (1 - share))",
         ),
         (
-            'fell <= 2 * math.sqrt(share * (1 - share) / best["pairs"])',
-            'fell <= math.sqrt(share * (1 - share) / best["pairs"])',
-        ),
-        (
-            'fell <= 2 * math.sqrt(share * (1 - share) / best["pairs"])',
-            "fell <= 2 * math.sqrt(share * (1 - share))",
-        ),
-        (
-            (
-                "if (\n"
-                '        fell <= 2 * math.sqrt(share * (1 - share) / best["pairs"])\n'
-                '        or record["rewards/margins"] <= best["rewards/margins"]\n'
-                "    ):"
-            ),
-            'if fell <= 2 * math.sqrt(share * (1 - share) / best["pairs"]):',
+            "if drop <= 2 * standard_error or margin <= best_margin:",
+            "if drop <= 2 * standard_error:",
         ),
         ('if "rewards/accuracies" not in record or not earlier:', "if not earlier:"),
         (
@@ -740,50 +463,24 @@ MUTANTS: list[Mutant] = [
         "zephyr/training/flops.py",
         ("tests/training/test_planner.py",),
         ('"H200": 989.4e12,', '"H200": 1979e12,'),
+        ("attention = 4 * config.num_hidden_layers", "attention = 2 * config.num_hidden_layers"),
+        ("heads = config.num_attention_heads\n", "heads = config.num_key_value_heads\n"),
         (
-            (
-                "attention = 4 * config.num_hidden_layers * config.num_attention_heads * "
-                "head_size * attended"
-            ),
-            (
-                "attention = 2 * config.num_hidden_layers * config.num_attention_heads * "
-                "head_size * attended"
-            ),
-        ),
-        (
-            (
-                "attention = 4 * config.num_hidden_layers * config.num_attention_heads * "
-                "head_size * attended"
-            ),
-            (
-                "attention = 4 * config.num_hidden_layers * config.num_key_value_heads * "
-                "head_size * attended"
-            ),
-        ),
-        (
-            (
-                "head_size = (\n"
-                '        getattr(config, "head_dim", None) or config.hidden_size // '
-                "config.num_attention_heads\n"
-                "    )"
-            ),
-            "head_size = config.hidden_size // config.num_attention_heads",
+            'head_size = getattr(config, "head_dim", None) or config.hidden_size // heads',
+            "head_size = config.hidden_size // heads",
         ),
         ("2.0 * num_layer_parameters * tokens", "num_layer_parameters * tokens"),
+        ("config.vocab_size * scored", "config.vocab_size * tokens"),
         (
-            "+ 2.0 * config.hidden_size * config.vocab_size * scored",
-            "+ 2.0 * config.hidden_size * config.vocab_size * tokens",
-        ),
-        (
-            ("attended = (first**2 + both**2 - (prompt**2 if prefix_sharing else 0)) / 2"),
+            "attended = (first**2 + both**2 - (prompt**2 if prefix_sharing else 0)) / 2",
             "attended = (first**2 + both**2 - 0) / 2",
         ),
         (
-            ("attended = (first**2 + both**2 - (prompt**2 if prefix_sharing else 0)) / 2"),
+            "attended = (first**2 + both**2 - (prompt**2 if prefix_sharing else 0)) / 2",
             "attended = (first**2 + both**2 - prompt**2) / 2",
         ),
         (
-            ("attended = (first**2 + both**2 - (prompt**2 if prefix_sharing else 0)) / 2"),
+            "attended = (first**2 + both**2 - (prompt**2 if prefix_sharing else 0)) / 2",
             "attended = first**2 + both**2 - (prompt**2 if prefix_sharing else 0)",
         ),
         ("tokens = first + (rejected if prefix_sharing else both)", "tokens = first + both"),
@@ -792,7 +489,7 @@ MUTANTS: list[Mutant] = [
                 "return forward_flops(config, num_layer_parameters, tokens, chosen + "
                 "rejected, attended)"
             ),
-            ("return forward_flops(config, num_layer_parameters, tokens, tokens, attended)"),
+            "return forward_flops(config, num_layer_parameters, tokens, tokens, attended)",
         ),
         (
             ("return forward_flops(config, num_layer_parameters, tokens, targets, tokens**2 / 2)"),
@@ -803,17 +500,11 @@ MUTANTS: list[Mutant] = [
             ("return forward_flops(config, num_layer_parameters, tokens, targets, targets**2 / 2)"),
         ),
         (
-            "return 3 * forward / (seconds * ranks * peak) if peak else None",
-            "return forward / (seconds * ranks * peak) if peak else None",
+            "return 3 * forward / (seconds * ranks * peak)",
+            "return forward / (seconds * ranks * peak)",
         ),
-        (
-            "return 3 * forward / (seconds * ranks * peak) if peak else None",
-            "return 3 * forward / (seconds * peak) if peak else None",
-        ),
-        (
-            "return 3 * forward / (seconds * ranks * peak) if peak else None",
-            "return 3 * forward / (seconds * ranks * peak) if peak else 0.0",
-        ),
+        ("return 3 * forward / (seconds * ranks * peak)", "return 3 * forward / (seconds * peak)"),
+        (("if peak is None:\n        return None"), ("if peak is None:\n        return 0.0")),
     ),
     *of(
         "zephyr/training/planner.py",
@@ -824,24 +515,15 @@ MUTANTS: list[Mutant] = [
         ),
         ("if tokens[longest] > budget_tokens:", "if tokens[longest] >= budget_tokens:"),
         (
-            'f"({ids[longest]}) takes, got {budget_tokens}"',
-            'f"({longest}) takes, got {budget_tokens}"',
+            'f"the longest example ({ids[longest]}), got {budget_tokens}"',
+            'f"the longest example ({longest}), got {budget_tokens}"',
         ),
         (
             "micro_batches = sum(len(step.ranks[0]) for step in plan.steps)",
             "micro_batches = sum(len(step.ranks) for step in plan.steps)",
         ),
         ("examples = len(plan.steps[0].examples())", "examples = len(plan.steps[0].ranks[0])"),
-        (
-            (
-                'f"{micro_batches / len(plan.steps):.1f} micro-batches a step '
-                '{plan.fill_ratio:.1%} full; "'
-            ),
-            (
-                'f"{micro_batches / len(plan.steps):.1f} micro-batches a step '
-                '{plan.imbalance:.1%} full; "'
-            ),
-        ),
+        ('f"{plan.fill_ratio:.1%} of the budget', 'f"{plan.imbalance:.1%} of the budget'),
     ),
     *of(
         "zephyr/training/folder.py",
@@ -874,7 +556,7 @@ MUTANTS: list[Mutant] = [
             ("try:\n                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)"),
             ("try:\n                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)"),
         ),
-        (("except BlockingIOError:\n                lock.seek(0)"), "except BlockingIOError:"),
+        ("                    lock.seek(0)\n", ""),
         ((") from None\n            lock.truncate(0)"), ") from None"),
         (
             (
@@ -892,7 +574,7 @@ MUTANTS: list[Mutant] = [
             "self.claimed = not self.contains_run()",
         ),
         (('"chat_template.jinja",\n    "samples.jsonl",'), '"chat_template.jinja",'),
-        (('every rank."""\n        self.claimed = True'), 'every rank."""'),
+        (("        self.claimed = True\n        for name"), "        for name"),
         (
             ("self.write_file(name, content)\n        self.pending = {}"),
             "self.write_file(name, content)",
@@ -900,35 +582,19 @@ MUTANTS: list[Mutant] = [
         ("self.pending[name] = content", "self.pending.setdefault(name, content)"),
         (("self.pending[name] = content\n            return"), "self.pending[name] = content"),
         (
-            (
-                '"""Write a file whole, on rank 0, now or when the folder is '
-                'accepted."""\n'
-                "        if not self.writes:\n"
-                "            return"
-            ),
-            '"""Write a file whole, on rank 0, now or when the folder is accepted."""',
+            ('whole or as it was before."""\n        if not self.writes:\n            return'),
+            'whole or as it was before."""',
         ),
         (
-            (
-                "if (\n"
-                "            self.writes and self.lock is None and not "
-                "self.contains_run()\n"
-                "        ):  # the start failed before the lock was taken"
-            ),
-            ("if self.writes and self.lock is None:  # the start failed before the lock was taken"),
+            "if self.writes and self.lock is None and not self.contains_run():",
+            "if self.writes and self.lock is None:",
         ),
         (
             "self.writes and self.lock is None and not self.contains_run()",
             "self.lock is None and not self.contains_run()",
         ),
         (("with contextlib.suppress(BadInput):\n                self.open()"), "self.open()"),
-        (
-            (
-                "with contextlib.suppress(OSError):\n"
-                "                    (self.path / STATUS).write_bytes(content)"
-            ),
-            "pass",
-        ),
+        ("(self.path / STATUS).write_bytes(content)", "pass"),
         (
             'if self.claimed and read_json(status)["code"] is None:',
             'if read_json(status)["code"] is None:',
@@ -943,27 +609,8 @@ MUTANTS: list[Mutant] = [
         ),
         ("                    return True", "                        return True"),
         ("if time.monotonic() >= until:", "if time.monotonic() >= seconds:"),
-        (
-            (
-                "return (\n"
-                '        json.dumps(value, indent=1, ensure_ascii=False).encode("utf-8", '
-                '"backslashreplace") + b"\\n"\n'
-                "    )"
-            ),
-            (
-                'return json.dumps(value, indent=1, ensure_ascii=False).encode("utf-8", '
-                '"replace") + b"\\n"'
-            ),
-        ),
-        (
-            (
-                "return (\n"
-                '        json.dumps(value, indent=1, ensure_ascii=False).encode("utf-8", '
-                '"backslashreplace") + b"\\n"\n'
-                "    )"
-            ),
-            ('return json.dumps(value, indent=1).encode("utf-8", "backslashreplace") + b"\\n"'),
-        ),
+        ('text.encode("utf-8", "backslashreplace")', 'text.encode("utf-8", "replace")'),
+        ("json.dumps(value, indent=1, ensure_ascii=False)", "json.dumps(value, indent=1)"),
         (("if self.lock is not None:\n            self.lock.close()"), "pass"),
     ),
     *of(
@@ -973,10 +620,7 @@ MUTANTS: list[Mutant] = [
             'for name in (IDENTITY, "metrics.jsonl", "report.html")',
             'for name in (IDENTITY, "report.html")',
         ),
-        (
-            ('checkpoints = ["checkpoints/"] if step_paths(run_dir / "checkpoints") else []'),
-            "checkpoints = []",
-        ),
+        (('    if step_paths(run_dir / "checkpoints"):\n        return "checkpoints/"\n'), ""),
         ('for name in ("pairs", "model")', 'for name in ("pairs",)'),
     ),
     *of(
@@ -989,16 +633,15 @@ MUTANTS: list[Mutant] = [
         ("return 0 if argv else BAD_INPUT", "return 0"),
         ('split_arguments([a for a in argv if a != "--dry-run"])', "split_arguments(argv)"),
         (
-            ('folder = None if "--dry-run" in argv else RunFolder(Path(config.run.dir))'),
+            'folder = None if "--dry-run" in argv else RunFolder(Path(config.run.dir))',
             ('folder = None if "--dry-run" in overrides else RunFolder(Path(config.run.dir))'),
         ),
         (
             (
-                'folder = None if "--dry-run" in argv else '
-                "RunFolder(Path(config.run.dir))\n"
+                'folder = None if "--dry-run" in argv else RunFolder(Path(config.run.dir))\n'
                 "        check(config)"
             ),
-            ('folder = None if "--dry-run" in argv else RunFolder(Path(config.run.dir))'),
+            'folder = None if "--dry-run" in argv else RunFolder(Path(config.run.dir))',
         ),
         ('if os.environ.get("LOCAL_RANK", "0") == "0":', "if True:"),
         ('if os.environ.get("RANK", "0") == "0":', "if True:"),
@@ -1039,8 +682,8 @@ MUTANTS: list[Mutant] = [
                 "str(error)) is not None"
             ),
             (
-                'return isinstance(error, RuntimeError) and re.search("peer", '
-                "str(error)) is not None"
+                'return isinstance(error, RuntimeError) and re.search("peer", str(error)) is '
+                "not None"
             ),
         ),
         (
@@ -1146,20 +789,23 @@ MUTANTS: list[Mutant] = [
             'TOKEN_TOLERANCE = {"float32": (1e-4, 1e-4), "bfloat16": (0.02, 0.25)}',
             'TOKEN_TOLERANCE = {"float32": (1e-6, 1e-6), "bfloat16": (0.02, 0.25)}',
         ),
-        ('"bfloat16": (0.01, 0.06),', '"bfloat16": (0.01, 0.6),'),
-        ('"bfloat16": (0.01, 0.06),', '"bfloat16": (0.01, 0.02),'),
-        ('"float32": (5e-5, 5e-5),', '"float32": (5e-3, 5e-3),'),
-        (('"float32": 1e-3,\n    "bfloat16": 0.4,'), ('"float32": 0.4,\n    "bfloat16": 1e-3,')),
-        ('"bfloat16": 0.16,', '"bfloat16": 0.8,'),
         (
-            (
-                'GRADIENT_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3}  # a '
-                "gradient's norm, of itself"
-            ),
-            (
-                'GRADIENT_TOLERANCE = {"float32": 1e-2, "bfloat16": 5e-3}  # a '
-                "gradient's norm, of itself"
-            ),
+            'RESPONSE_TOLERANCE = {"float32": (5e-5, 5e-5), "bfloat16": (0.01, 0.06)}',
+            'RESPONSE_TOLERANCE = {"float32": (5e-5, 5e-5), "bfloat16": (0.01, 0.6)}',
+        ),
+        (
+            'RESPONSE_TOLERANCE = {"float32": (5e-5, 5e-5), "bfloat16": (0.01, 0.06)}',
+            'RESPONSE_TOLERANCE = {"float32": (5e-5, 5e-5), "bfloat16": (0.01, 0.02)}',
+        ),
+        ('"float32": (5e-5, 5e-5),', '"float32": (5e-3, 5e-3),'),
+        (
+            'SUM_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.4}',
+            'SUM_TOLERANCE = {"float32": 0.4, "bfloat16": 1e-3}',
+        ),
+        ('"bfloat16": 0.16}', '"bfloat16": 0.8}'),
+        (
+            'GRADIENT_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3}',
+            'GRADIENT_TOLERANCE = {"float32": 1e-2, "bfloat16": 5e-3}',
         ),
         (
             "return min(high, max(low, noise)) if math.isfinite(noise) else low",
@@ -1189,36 +835,16 @@ MUTANTS: list[Mutant] = [
         ("tests/training/test_metrics.py",),
         ("total = value.detach().double().sum()", "total = value.double().sum()"),
         ("total = value.detach().double().sum()", "total = value.detach().sum()"),
+        (("        if not active:\n            return\n"), ""),
         (
-            (
-                "self.wandb, self.evaluations, self.raised = None, [], set()\n"
-                "        if not active:\n"
-                "            return"
-            ),
-            "self.wandb, self.evaluations, self.raised = None, [], set()",
+            'self.evaluations += [record for record in kept if record["split"] == "eval"]',
+            "self.evaluations += kept",
         ),
-        (
-            (
-                "self.evaluations += [\n"
-                "            r for r in truncate_records(self.path, first_step) if "
-                'r["split"] == "eval"\n'
-                "        ]"
-            ),
-            "self.evaluations += [r for r in truncate_records(self.path, first_step)]",
-        ),
-        (
-            (
-                "self.evaluations += [\n"
-                "            r for r in truncate_records(self.path, first_step) if "
-                'r["split"] == "eval"\n'
-                "        ]"
-            ),
-            ('[r for r in truncate_records(self.path, first_step) if r["split"] == "eval"]'),
-        ),
+        ('self.evaluations += [record for record in kept if record["split"] == "eval"]', "pass"),
         ("initial=first_step,", "initial=0,"),
         (
-            'record = record | {f"alarms/{name}": 1 for name in alarms}',
-            ('record = record | {f"alarms/{name}": 1 for name in alarms.keys() - self.raised}'),
+            'flags = {f"alarms/{name}": 1 for name in alarms}',
+            'flags = {f"alarms/{name}": 1 for name in alarms.keys() - self.raised}',
         ),
         (
             (
@@ -1240,50 +866,21 @@ MUTANTS: list[Mutant] = [
             'with self.path.open("a", encoding="utf-8") as file:',
             'with self.path.open("w", encoding="utf-8") as file:',
         ),
-        (
-            (
-                'f"{short}={record[name]:.4g}"\n'
-                "            for short, name in shown.items()\n"
-                "            if record.get(name) is not None"
-            ),
-            ('f"{short}={record[name]:.4g}" for short, name in shown.items() if name in record'),
-        ),
+        ("if record.get(name) is not None:", "if name in record:"),
         (
             ('if record["split"] == "eval":\n            self.evaluations.append(record)'),
             'if record["split"] == "eval":',
         ),
         (
-            (
-                "named = {\n"
-                "                f\"{record['split']}/{k}\": v for k, v in record.items() "
-                'if k not in ("step", "split")\n'
-                "            }"
-            ),
-            ('named = {f"{record[\'split\']}/{k}": v for k, v in record.items() if k != "split"}'),
+            'for k, v in record.items() if k not in ("step", "split")',
+            'for k, v in record.items() if k != "split"',
         ),
-        (
-            (
-                "named = {\n"
-                "                f\"{record['split']}/{k}\": v for k, v in record.items() "
-                'if k not in ("step", "split")\n'
-                "            }"
-            ),
-            ('named = {f"{k}": v for k, v in record.items() if k not in ("step", "split")}'),
-        ),
+        ('named = {f"{prefix}/{k}": v', 'named = {f"{k}": v'),
         ("self.wandb.finish()", "pass"),
+        ('record["step"] == step > 0', 'record["step"] == step'),
         (
-            (
-                'if record["step"] < step or (record["split"] == "eval" and '
-                'record["step"] == step > 0):'
-            ),
-            ('if record["step"] < step or (record["split"] == "eval" and record["step"] == step):'),
-        ),
-        (
-            (
-                'if record["step"] < step or (record["split"] == "eval" and '
-                'record["step"] == step > 0):'
-            ),
-            'if record["step"] < step or (record["step"] == step > 0):',
+            'evaluated = record["split"] == "eval" and record["step"] == step > 0',
+            'evaluated = record["step"] == step > 0',
         ),
         (
             'for number, line in enumerate(content.split(b"\\n")[:-1], start=1):',
@@ -1304,23 +901,12 @@ MUTANTS: list[Mutant] = [
         ),
         ("if indices:", "if True:"),
         (
-            (
-                "(\n"
-                "                    step,\n"
-                "                    epoch,\n"
-                "                    indices,\n"
-                "                    {name: stats[name].detach() for name in LEDGER if "
-                "name in stats},\n"
-                "                )"
-            ),
-            "(step, epoch, indices, {name: stats[name].detach() for name in stats})",
+            "{name: stats[name].detach() for name in LEDGER if name in stats}",
+            "{name: stats[name].detach() for name in stats}",
         ),
-        ("if visit == step", "if visit <= step"),
+        ("if visit.step == step:", "if visit.step <= step:"),
         ("if not finite", 'if not stats["loss"].isfinite().all()'),
-        (
-            ("counts = {name: int(count[i]) for name, count in self.token_counts.items()}"),
-            ("counts = {name: int(count[0]) for name, count in self.token_counts.items()}"),
-        ),
+        ("(name, int(count[i])) for name", "(name, int(count[0])) for name"),
         (
             "for i, of_pair in zip(indices, values):",
             "for i, of_pair in zip(sorted(indices), values):",
@@ -1333,7 +919,7 @@ MUTANTS: list[Mutant] = [
         ),
         (
             'write_atomic(self.folder / f"step-{step}.parquet", content.getvalue())',
-            ('write_atomic(self.folder / f"step-{step + 1}.parquet", content.getvalue())'),
+            'write_atomic(self.folder / f"step-{step + 1}.parquet", content.getvalue())',
         ),
     ),
 ]

@@ -24,9 +24,9 @@ from safetensors.torch import load_file, save_file
 
 from zephyr.cli import run
 from zephyr.config import BadInput
-from zephyr.data import load_tokenizer
 from zephyr.data.jsonl import read_rows
 from zephyr.data.shapes import sft_row
+from zephyr.data.tokenizer import load_tokenizer
 from zephyr.model.generate import generate
 from zephyr.model.load import load_policy
 from zephyr.playground import terminal as chat
@@ -135,7 +135,7 @@ def test_a_conversation(terminal: Terminal, expected: Callable[..., str], tmp_pa
         and said(terminal.say("/regenerate"), second)
     )
     assert terminal.say("/reset") == "" and terminal.say("/regenerate").startswith(
-        "/regenerate: no command for now"
+        "/regenerate: there is no turn yet"
     )
     assert said(terminal.say(QUESTION), first) and terminal.say("   ") == ""
     assert terminal.say("/system Be \u00e4 pirate.") == ""
@@ -149,7 +149,7 @@ def test_a_conversation(terminal: Terminal, expected: Callable[..., str], tmp_pa
     )
     assert said(terminal.say('"""'), block)
     assert terminal.say(f"/save {file}") == "" and terminal.say("/nope").startswith(
-        "/nope: no command"
+        "/nope: no such command"
     )
     assert "/save FILE" in terminal.say("/help")
     assert terminal.say(f"/save {tmp_path}").startswith("error: ") and terminal.say("/reset") == ""

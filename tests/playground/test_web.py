@@ -24,8 +24,8 @@ from tiny import tiny_model
 
 from zephyr.chat import check_pair
 from zephyr.config import BadInput
-from zephyr.data import load_tokenizer
 from zephyr.data.jsonl import read_rows
+from zephyr.data.tokenizer import load_tokenizer
 from zephyr.model.generate import generate
 from zephyr.model.load import load_policy
 from zephyr.playground import web
@@ -52,9 +52,12 @@ FLAGS = (
 def hostile(port: int) -> str:
     """What a model may write that would act in a page that renders it."""
     return (
-        f'<script>document.title = "owned"</script><img src="http://127.0.0.1:{port}/pixel" onerror="alert(1)"> <b id="injected">b</b> '
-        f"[link](javascript:alert(2)) ![image](http://127.0.0.1:{port}/pixel) **stars** &lt;i&gt; ${{7*7}} {{{{7*7}}}} "
-        '<iframe srcdoc="<script>alert(3)</script>"></iframe><svg onload="alert(4)"></svg> $x^2$\n    indented\n    and one more'
+        '<script>document.title = "owned"</script>'
+        f'<img src="http://127.0.0.1:{port}/pixel" onerror="alert(1)"> <b id="injected">b</b> '
+        f"[link](javascript:alert(2)) ![image](http://127.0.0.1:{port}/pixel) **stars** "
+        "&lt;i&gt; ${7*7} {{7*7}} "
+        '<iframe srcdoc="<script>alert(3)</script>"></iframe><svg onload="alert(4)"></svg> $x^2$\n'
+        "    indented\n    and one more"
     )
 
 
@@ -274,7 +277,8 @@ def test_what_a_model_writes_is_text(pages: Pages, browser: Browser) -> None:
     browser.wait("document.querySelector('.bot .message')?.innerText.includes('and one more')")
     browser.say(QUESTION)
     browser.wait(
-        "document.querySelectorAll('.bot .message').length == 2 && !document.querySelector('#words textarea').value"
+        "document.querySelectorAll('.bot .message').length == 2 "
+        "&& !document.querySelector('#words textarea').value"
     )
     assert (
         browser.texts("user") == [text, QUESTION]

@@ -30,10 +30,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests/real")]
 import smollm2  # noqa: E402
 
 from zephyr.config import BadInput, DPOConfig, load  # noqa: E402
-from zephyr.data import Pairs, encoding_resources, load_pairs, load_tokenizer  # noqa: E402
+from zephyr.data.encode import encoding_resources, load_pairs  # noqa: E402
 from zephyr.data.jsonl import write_json, write_rows  # noqa: E402
 from zephyr.data.rows import check_row, row_id  # noqa: E402
 from zephyr.data.sources import open_sources  # noqa: E402
+from zephyr.data.store import Pairs  # noqa: E402
+from zephyr.data.tokenizer import load_tokenizer  # noqa: E402
 from zephyr.evaluation.statistics import length_controlled, mean_with_interval  # noqa: E402
 from zephyr.model.load import DTYPES, load_policy  # noqa: E402
 from zephyr.model.logprobs import response_logprobs  # noqa: E402

@@ -13,7 +13,7 @@ from sentencepiece import sentencepiece_model_pb2
 from torch import Tensor
 from transformers import GenerationConfig, MistralConfig, MistralForCausalLM
 
-from zephyr.data import load_tokenizer
+from zephyr.data.tokenizer import load_tokenizer
 
 UNKNOWN, BOS, EOS, FIRST_BYTE = 0, 1, 2, 3
 

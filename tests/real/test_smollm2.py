@@ -23,7 +23,8 @@ import smollm2  # noqa: E402
 from processes import ROOT  # noqa: E402
 
 from zephyr.chat import encode_pair, encode_prompt  # noqa: E402
-from zephyr.data import load_pairs, load_tokenizer  # noqa: E402
+from zephyr.data.encode import load_pairs  # noqa: E402
+from zephyr.data.tokenizer import load_tokenizer  # noqa: E402
 from zephyr.model.load import load_policy  # noqa: E402
 from zephyr.model.logprobs import response_logprobs  # noqa: E402
 from zephyr.packing import collate_pairs  # noqa: E402

@@ -23,7 +23,7 @@ import stories  # noqa: E402
 from transformers import AutoModelForCausalLM, pipeline  # noqa: E402
 
 from zephyr.chat import ZEPHYR_TEMPLATE, encode_prompt  # noqa: E402
-from zephyr.data import load_tokenizer  # noqa: E402
+from zephyr.data.tokenizer import load_tokenizer  # noqa: E402
 
 HERE = Path(__file__).parent
 PAIRS_EACH = 24

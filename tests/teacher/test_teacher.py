@@ -303,7 +303,10 @@ def test_a_killed_run_pays_nothing_twice(proxy: Proxy, tmp_path: Path) -> None:
     in all at most those in flight more than once. Fails where replies wait in memory."""
     proxy.delay = 0.1
     path = tmp_path / "ledger.jsonl"
-    code = f"print(len(asked_of(endpoint({proxy.model!r}, {proxy.url!r}, concurrency=4), questions(40), Path({str(path)!r}))))"
+    code = (
+        f"teacher = endpoint({proxy.model!r}, {proxy.url!r}, concurrency=4)\n"
+        f"print(len(asked_of(teacher, questions(40), Path({str(path)!r}))))"
+    )
     killed = in_a_process(tmp_path, code)
     while proxy.passed < 12:
         assert killed.poll() is None, killed.communicate()
@@ -328,7 +331,10 @@ def test_an_interrupt_loses_nothing(proxy: Proxy, tmp_path: Path) -> None:
     ledger."""
     path = tmp_path / "ledger.jsonl"
     proxy.faults.extend([*[""] * 6, *["hang"] * 30])
-    code = f"asked_of(endpoint({proxy.model!r}, {proxy.url!r}, concurrency=3), questions(20), Path({str(path)!r}))"
+    code = (
+        f"teacher = endpoint({proxy.model!r}, {proxy.url!r}, concurrency=3)\n"
+        f"asked_of(teacher, questions(20), Path({str(path)!r}))"
+    )
     process = in_a_process(tmp_path, code)
     while len(proxy.calls) < 9:
         assert process.poll() is None, process.communicate()
@@ -346,7 +352,8 @@ def test_the_key_is_nowhere(proxy: Proxy, tmp_path: Path) -> None:
     proxy.faults.extend(["400", "", "500", "401"])
     code = (
         f"with Ledger(Path({str(tmp_path / 'ledger.jsonl')!r})) as ledger:\n"
-        f"    ask(endpoint({proxy.model!r}, {proxy.url!r}, concurrency=1), questions(4), ledger, Budget())"
+        f"    teacher = endpoint({proxy.model!r}, {proxy.url!r}, concurrency=1)\n"
+        "    ask(teacher, questions(4), ledger, Budget())"
     )
     out, errors = in_a_process(tmp_path, code, OPENAI_API_KEY=KEY, OPENAI_LOG="debug").communicate(
         timeout=60
@@ -432,7 +439,8 @@ def test_a_hostile_body_is_a_failed_try(
     requests = [question(fault) for fault in HOSTILE]
     asked_of(teacher(), questions(1), tmp_path / "ledger.jsonl")  # all is imported
     before = peak()
-    proxy.faults.extend(sum(([fault, ""] for fault in HOSTILE), []))
+    for fault in HOSTILE:
+        proxy.faults.extend([fault, ""])
     replies = asked_of(
         teacher(concurrency=1, timeout_seconds=20.0),
         requests,
@@ -549,7 +557,8 @@ def test_a_ledger_of_another_hand_is_named(
     path.write_text("".join(lines))
     before = path.read_bytes()
     if change == {}:
-        return Ledger(path).close()
+        Ledger(path).close()
+        return
     with pytest.raises(BadInput, match=r"ledger .*led\[g\]er.jsonl:2"):
         Ledger(path)
     assert path.read_bytes() == before
@@ -576,9 +585,7 @@ def test_the_ledger_holds_places_not_texts(tmp_path: Path) -> None:
 
 
 def local_of(path: Path, max_batch: int = 4) -> Teacher:
-    from zephyr.data import (
-        load_tokenizer,
-    )  # here: most of the processes above need no model, and start faster
+    from zephyr.data.tokenizer import load_tokenizer
     from zephyr.model.load import load_policy
 
     return local(
@@ -625,7 +632,8 @@ with Ledger(Path({str(path)!r})) as ledger:
     replies = ask(local_of(Path({str(tiny)!r})), local_questions(), ledger, budget)
     echoes = ask(function, questions(3), ledger, budget)
 rank = os.environ["RANK"]
-Path({str(tmp_path)!r}, f"said{{rank}}.json").write_text(json.dumps([said(replies), [e.text for e in echoes], budget.spent]))
+result = [said(replies), [e.text for e in echoes], budget.spent]
+Path({str(tmp_path)!r}, f"said{{rank}}.json").write_text(json.dumps(result))
 """
     assert "budget: requests" in finished(in_a_process(tmp_path, code, ranks=2))
     first, second = (json.loads((tmp_path / f"said{rank}.json").read_text()) for rank in (0, 1))
@@ -658,7 +666,7 @@ def test_a_real_model_is_served(real_data: Path, tmp_path: Path) -> None:
     )
     from real.stories import convert
 
-    from zephyr.data import load_tokenizer
+    from zephyr.data.tokenizer import load_tokenizer
 
     weights = real_data / "weights"
     folder = convert(

@@ -1028,7 +1028,7 @@ def test_what_the_disk_refuses_is_bad_input(engine: Engine, tmp_path: Path) -> N
     """A folder that can't be made names the checkpoint. Fails where an OSError ends as a traceback,
     or another rank would wait."""
     (tmp_path / "checkpoints").write_text("a file")
-    with pytest.raises(BadInput, match="step-1 can't be written.*goes on from the one before"):
+    with pytest.raises(BadInput, match="step-1 can't be written.*continues from the one before"):
         checkpoint.save(engine, tmp_path, 1, {}, keep=2)
 
     def missing() -> None:
@@ -1094,28 +1094,18 @@ def test_preflight_checks_all_and_keeps_what_it_finds(
     model is left in evaluation, or a weight or moment changed by what was only looked at."""
     config, split, kept, said = config_of(tmp_path), to_check(engine, start), {}, []
     before = masters(engine)
-    monkeypatch.setattr(engine, "say", said.append)
+    monkeypatch.setattr(engine, "log", said.append)
     checked(engine, config, split, kept)
     found = json.loads(kept.pop("preflight.json"))
-    assert not kept and list(found) == [
-        # fmt: skip
-        "weights",
-        "labels",
-        "ids",
-        "plan",
-        "disk",
-        "memory",
-        "packed",
-        "start",
-        "gradient",
-    ]
+    names = "weights labels ids plan disk memory packed start gradient".split()
+    assert not kept and list(found) == names
     assert found["labels"] == {"scored": 3} and found["ids"] == {"examples": 7}
     assert found["plan"]["longest_tokens"] == max(TOKENS) and found["packed"]["noise"] > 0
     assert 0 <= found["start"]["difference"] < 1 and found["gradient"]["difference"] == 0
     assert found["start"]["loss"] == pytest.approx(math.log(2), abs=0.01)
-    assert said[-1].startswith("preflight: labels scored 3; ids examples 7; ") and all(
-        f"; {name} " in said[-1] for name in list(found)[2:]
-    )
+    lines = said[-1].splitlines()
+    assert lines[0] == "preflight passed:" and "3 pairs have scores" in said[-1]
+    assert {line.strip().partition(":")[0] for line in lines[1:]} == set(found)
     assert engine.policy.training and not engine.engine.optimizer.optimizer.state
     assert all(torch.equal(values, before[name]) for name, values in masters(engine).items())
 
@@ -1189,7 +1179,7 @@ def test_texts_have_no_reference_to_differ_from(
 class OfTwo:
     """One rank of two that keep their gradients to themselves: what a forgotten all-reduce is."""
 
-    world = 2
+    world_size = 2
 
     def __init__(self, engine: Engine, rank: int) -> None:
         self.engine, self.rank = engine, rank

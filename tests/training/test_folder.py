@@ -207,5 +207,5 @@ def test_each_file_that_a_run_writes_may_be_no_link(name: str, tmp_path: Path) -
     """By the names that the run folder's tree in its guide shows, not by the list that is checked.
     Fails where one was left out of it, and would be written through."""
     (tmp_path / name).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(BadInput, match=f"{name} is a link, which would be written through"):
+    with pytest.raises(BadInput, match=f"{name} is a link, and the run would write"):
         RunFolder(tmp_path).open()

@@ -73,7 +73,6 @@ def test_records_that_all_stay_are_not_written_again(tmp_path: Path) -> None:
         assert path.read_bytes().endswith(b"}\n")
 
 
-# fmt: skip
 @pytest.mark.parametrize(
     "line", ["{", "[1]", '{"split": "eval"}', '{"step": 1}', '{"step": "a", "split": "train"}']
 )

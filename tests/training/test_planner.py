@@ -13,7 +13,7 @@ from zephyr.model import attention, memory
 from zephyr.model.load import Policy, checkpoint_activations
 from zephyr.model.logprobs import LogProbHead
 from zephyr.packing import collate_pairs, plan_epochs
-from zephyr.training import planner
+from zephyr.training import flops, planner
 
 MISTRAL_7B = MistralConfig()
 LAYERS = 32 * (
@@ -24,18 +24,18 @@ LAYERS = 32 * (
 def test_forward_of_mistral_7b_by_hand() -> None:
     """13.96 GFLOP a token in the layers, 0.262 in the head, 0.268 of attention at 1,024 tokens.
     Fails for a factor of two, or a head counted on tokens that are not scored."""
-    assert planner.forward_flops(MISTRAL_7B, LAYERS, 1, 0, 0) == pytest.approx(13.959e9, rel=1e-3)
-    assert planner.forward_flops(MISTRAL_7B, 0, 1, 1, 0) == pytest.approx(0.262e9, rel=1e-2)
-    assert planner.text_flops(MISTRAL_7B, 0, 1024, 0) / 1024 == pytest.approx(0.268e9, rel=1e-2)
+    assert flops.forward_flops(MISTRAL_7B, LAYERS, 1, 0, 0) == pytest.approx(13.959e9, rel=1e-3)
+    assert flops.forward_flops(MISTRAL_7B, 0, 1, 1, 0) == pytest.approx(0.262e9, rel=1e-2)
+    assert flops.text_flops(MISTRAL_7B, 0, 1024, 0) / 1024 == pytest.approx(0.268e9, rel=1e-2)
     wide = MistralConfig(head_dim=256)  # as Gemma's: heads x size is not hidden
-    assert planner.text_flops(wide, 0, 1024, 0) == 2 * planner.text_flops(MISTRAL_7B, 0, 1024, 0)
+    assert flops.text_flops(wide, 0, 1024, 0) == 2 * flops.text_flops(MISTRAL_7B, 0, 1024, 0)
 
 
 def test_sharing_counts_the_prompt_once() -> None:
     """155, 302 and 301 tokens, the means of UltraFeedback: 1.20 times less work. Fails where a
     shared prompt counts twice."""
     shared, apart = (
-        planner.pair_flops(MISTRAL_7B, LAYERS, 155, 302, 301, sharing) for sharing in (True, False)
+        flops.pair_flops(MISTRAL_7B, LAYERS, 155, 302, 301, sharing) for sharing in (True, False)
     )
     assert apart / shared == pytest.approx(1.20, abs=0.01)
     by_hand = (
@@ -55,10 +55,10 @@ def test_sharing_counts_the_prompt_once() -> None:
 def test_mfu_is_useful_work_over_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training is three forwards. Fails for another convention, or a figure on a device whose peak
     is unknown."""
-    assert planner.mfu(1e12, 1.0, 1) is None or torch.cuda.is_available()
+    assert flops.mfu(1e12, 1.0, 1) is None or torch.cuda.is_available()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
-    assert planner.mfu(989.4e12 / 3, 2.0, 1) == pytest.approx(0.5) and planner.mfu(
+    assert flops.mfu(989.4e12 / 3, 2.0, 1) == pytest.approx(0.5) and flops.mfu(
         989.4e12 / 3, 1.0, 4
     ) == pytest.approx(0.25)
 
@@ -67,28 +67,28 @@ def test_the_longest_example_is_named() -> None:
     """Fails where a too small budget is found by an index error, or in the middle of a run."""
     planner.require_budget([3, 9], ["a", "b"], 9)
     with pytest.raises(
-        ConfigError, match=r"at least 9 is wanted, which the longest example \(b\) takes, got 8"
+        ConfigError, match=r"at least 9 is wanted, .* the longest example \(b\), got 8"
     ):
         planner.require_budget([3, 9], ["a", "b"], 8)
 
 
 def test_the_plan_is_told_in_a_line() -> None:
     """Steps, tokens, micro-batches, filling and imbalance, each by hand. Fails where the log would
-    mislead."""
+    mislead, or reports how full the only micro-batch of a step is, which alarms without reason."""
     plan = plan_epochs([4, 4, 8], per_step=3, epochs=2, ranks=2, budget_tokens=8, shuffle=False)
     text = planner.describe_plan(plan, 2)
-    assert (
-        "2 steps, 3 examples in the first, 32 tokens in all; 2 ranks, 1.0 micro-batches a step 100.0% full"
-        in text
+    assert text == (
+        "plan: 2 steps, 3 examples in the first, 32 tokens in all; 2 ranks, 1.0 micro-batches a "
+        "step on each; the most loaded rank has 1.000 x the mean work"
     )
-    assert "1.000 x the mean work" in text
     plan = plan_epochs([4, 4, 6], per_step=3, epochs=2, ranks=2, budget_tokens=8, shuffle=False)
     text = planner.describe_plan(plan, 2)
-    assert (
-        "1.0 micro-batches a step 87.5% full" in text
-        and f"{plan.imbalance:.3f} x" in text
-        and plan.imbalance > 1
-    )
+    assert f"{plan.imbalance:.3f} x" in text and plan.imbalance > 1
+    plan = plan_epochs([4, 4, 6], per_step=3, epochs=2, ranks=1, budget_tokens=8, shuffle=False)
+    text = planner.describe_plan(plan, 1)
+    assert "; 1 rank, 2.0 micro-batches a step on each; " in text
+    assert "a micro-batch holds 7 tokens on average, 87.5% of the budget" in text
+    assert "mean work" not in text
 
 
 GPU = Hardware()  # bfloat16, flash attention
@@ -139,7 +139,9 @@ def test_a_layer_keeps_what_is_predicted(dtype: str, policy: bool | str) -> None
         )
         model = Policy(
             AutoModelForCausalLM.from_config(
-                lm, dtype=getattr(torch, dtype), attn_implementation=attention.register("sdpa")
+                lm,
+                dtype=getattr(torch, dtype),
+                attn_implementation=attention.register_kernel("sdpa"),
             )
         )
         model.lm.set_output_embeddings(LogProbHead.from_linear(model.lm.get_output_embeddings()))

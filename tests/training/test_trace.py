@@ -18,7 +18,7 @@ from forkserver import ForkServer
 from tiny import SENTENCES, tiny_model
 
 from zephyr.chat import encode_messages, encode_pair
-from zephyr.data import load_tokenizer
+from zephyr.data.tokenizer import load_tokenizer
 from zephyr.losses import LOSSES
 
 Launch = Callable[..., object]  # the fixture of conftest.py
@@ -269,11 +269,8 @@ def compare(
             size = abs(value) if name in ("learning_rate", "update_ratio") else max(1.0, abs(value))
             allowed = TOLERANCE[dtype].get(name, 2e-4)
             if plain["step"] < 2 and name == "grad_norm":
-                allowed = min(
-                    allowed,
-                    0.015,
-                    # the first rate is 0: both steps are at the first weights, and no error has grown
-                )
+                # The first rate is 0: both steps are at the first weights, and no error has grown.
+                allowed = min(allowed, 0.015)
             if not abs(record[name] - value) <= allowed * size:
                 apart.append(f"step {plain['step']} {name}: {record[name]} instead of {value}")
     assert not apart, "\n".join(apart)
@@ -281,8 +278,8 @@ def compare(
 
 def case_id(case: Case) -> str:
     return (
-        f"{case.loss}-{case.dtype}-{case.ranks or 'forked'}-ranks-{case.tokens_per_micro_batch}-tokens-"
-        f"checkpointing-{case.activation_checkpointing}-{case.family}"
+        f"{case.loss}-{case.dtype}-{case.ranks or 'forked'}-ranks-{case.tokens_per_micro_batch}-"
+        f"tokens-checkpointing-{case.activation_checkpointing}-{case.family}"
     )
 
 

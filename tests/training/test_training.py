@@ -17,12 +17,13 @@ from safetensors.numpy import load_file, save_file
 import train_dpo
 from zephyr.chat import encode_prompt
 from zephyr.config import DPOConfig
-from zephyr.data import load_pairs, load_tokenizer
+from zephyr.data.encode import load_pairs
+from zephyr.data.tokenizer import load_tokenizer
 from zephyr.model.load import load_policy
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import collate_pairs
-from zephyr.training.files import read_forced_resumes
 from zephyr.training.engine import Engine
+from zephyr.training.files import read_forced_resumes
 from zephyr.training.launch import launch as start
 from zephyr.training.metrics import truncate_records
 from zephyr.training.schedule import learning_rate

@@ -78,7 +78,8 @@ def test_labels_the_wrong_way_round(tiny: Path, tmp_path: Path) -> None:
     """Through the loader, as a run reads them: equal scores pass, an inverted pair is named by file
     and line, and rows without scores are not counted. Fails where the two are swapped, or a score
     is dropped on the way."""
-    from zephyr.data import load_pairs, load_tokenizer
+    from zephyr.data.encode import load_pairs
+    from zephyr.data.tokenizer import load_tokenizer
 
     scored = rows(4)
     for row, scores in zip(scored, [(4, 2.5), (3, 3), (2.0, 4.5)]):
@@ -172,12 +173,12 @@ def test_a_disk_or_a_memory_that_is_too_small(
     ):
         (tmp_path / "checkpoints" / "step-1").mkdir(parents=True, exist_ok=True)
         (tmp_path / "checkpoints" / "step-1" / "rank").write_bytes(b"x" * held)
-        monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(free))
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: Usage(free))
         if enough:
             assert require_disk(engine, Run(dir=str(tmp_path)))["wanted_bytes"] == 40_000 - held
         else:
             with pytest.raises(
-                BadInput, match=f"{free:,} bytes free; {40_000 - held:,} are wanted"
+                BadInput, match=rf"has {free / 1024:.2f} KiB free; {(40_000 - held) / 1024:.2f} KiB"
             ):
                 require_disk(engine, Run(dir=str(tmp_path)))
     split = SimpleNamespace(plan=plan_pass([30, 50], ranks=2, budget_tokens=100), tokens=[30, 50])
@@ -195,13 +196,13 @@ def test_a_disk_or_a_memory_that_is_too_small(
         and "may not suffice" in said[0]
     )
     engine.free_memory_bytes = lambda: 5999
-    with pytest.raises(BadInput, match="rank 1 has 5,999 bytes of memory free; 6,000 are wanted"):
+    with pytest.raises(BadInput, match="rank 1 has 5.86 KiB of memory free; 5.86 KiB are wanted"):
         require_memory(engine, config, split)
 
 
 def test_what_is_not_finite_is_not_below() -> None:
     """Fails where a NaN passes, since it is not above the tolerance either."""
-    assert require_below(1e-3, "x", 1e-3, loss=1.0) == {"difference": 1e-3, "loss": 1.0}
+    assert require_below(1e-3, "x", 1e-3) == {"difference": 1e-3}
     for difference in (2e-3, math.nan, math.inf):
         with pytest.raises(BadInput, match="^x by"):
             require_below(1e-3, "x", difference)
@@ -212,12 +213,14 @@ import runpy, sys
 import deepspeed.runtime.zero.stage3 as stage3
 import zephyr.reference as reference
 fault = sys.argv.pop(1)
-# every rank keeps its own: what a forgotten all-reduce is
-if fault == "gradient":                        
+# Every rank keeps its own gradient, as where an all-reduce is forgotten.
+if fault == "gradient":
     real = stage3.dist.all_reduce
-    stage3.dist.all_reduce = lambda tensor, *a, **k: None if tensor.numel() > 100 else real(tensor, *a, **k)
-# references of other weights, as a rebuilt cache may hold
-if fault == "start":                           
+    def all_reduce(tensor, *a, **k):
+        return None if tensor.numel() > 100 else real(tensor, *a, **k)
+    stage3.dist.all_reduce = all_reduce
+# References of other weights, as a rebuilt cache may hold.
+if fault == "start":
     real = reference.forward_pass
     reference.forward_pass = lambda *a: {i: (c, r - 0.1) for i, (c, r) in real(*a).items()}
 runpy.run_path("train_dpo.py", run_name="__main__")
@@ -232,7 +235,8 @@ runpy.run_path("train_dpo.py", run_name="__main__")
         (
             "start",
             "off",
-            "policy and reference differ before the first update: the rewards of 8 of 8 pairs are not 0: p",
+            "policy and reference differ before the first update: the rewards of 8 of 8 pairs are "
+            "not 0: p",
         ),
     ],
 )
@@ -307,7 +311,7 @@ def test_rows_that_differ_by_more_than_rounding() -> None:
         "noise": 0.01,
     }
     loud = quiet._replace(noise=0.5)
-    for rows, message in (
+    for differences, message in (
         (
             [loud, quiet._replace(token=0.081)],
             "of a token of example 3 by 8.1e-02 of their size; at most 0.08 is wanted",
@@ -320,7 +324,7 @@ def test_rows_that_differ_by_more_than_rounding() -> None:
         ([loud._replace(token=0.3)], "at most 0.25 is wanted"),
     ):
         with pytest.raises(BadInput, match=message):
-            require_packed("bfloat16", rows)
+            require_packed("bfloat16", differences)
     with pytest.raises(BadInput, match="at most 0.0001 is wanted"):
         require_packed("float32", [quiet._replace(token=2e-4)])
 
@@ -380,7 +384,8 @@ def test_runs_that_are_not_the_same(finished: Path, launch: Launch, tmp_path: Pa
     run = shutil.copytree(base, tmp_path / "weights")
     path = run / "checkpoints" / "step-6" / "rank-1-0.safetensors"
     with safe_open(path, framework="pt") as file:
-        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
+        names, metadata = file.keys(), file.metadata()
+        tensors = {name: file.get_tensor(name) for name in names}
     tensors["lm.lm_head.weight.master"] += 1e-5
     save_file(tensors, path, metadata=metadata)
     found = compare_runs(base, run, config)

@@ -1,41 +1,42 @@
-"""Here a conversation becomes token ids and flags of which ids are targets; truncation is decided
-here too.
+"""A conversation becomes token ids and flags of which ids are targets; truncation is decided here.
 
-An answer's ids follow its prompt's as a model would have written them. Special tokens in a row's
-own text (`</s>`, or `<s>` in HTML) are spelled out as characters: nobody's words end a turn. Role
-tags are text; only the EOS before one makes it a tag."""
+The ids of an answer follow those of its prompt as a model would have generated them. Special tokens
+in a row's own text (`</s>`, or `<s>` in HTML) are encoded as plain characters, so that no text of a
+row can end a turn. Role tags are text; only the EOS before one makes it a tag.
+"""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
-from zephyr.chat.messages import Messages, check_messages, check_pair
+from zephyr.chat.messages import Message, Messages, Tool, check_messages, check_pair, words_of
 from zephyr.chat.template import render, template_of
 from zephyr.chat.template_check import require_rendered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SENTINEL = (
-    "\ufdd0"  # a Unicode noncharacter: stands inside a special token's name that is only text
-)
-ANCHORS = (
-    "\n",
-    "x",
-    ".",
-)  # text in front of which nothing merges, one of them for any continuation
+# A Unicode noncharacter: it stands inside the name of a special token that is only text.
+SENTINEL = "\ufdd0"
+# In a text, neither the sentinel nor half of a surrogate pair is a character.
+NO_CHARACTER = re.compile("[\ufdd0\ud800-\udfff]")
+# Texts that text behind them does not merge with; one of them works for any continuation.
+ANCHORS = ("\n", "x", ".")
+QUESTION: Messages = [{"role": "user", "content": "a"}]
+ANSWERED: Messages = [*QUESTION, {"role": "assistant", "content": "b"}]
 
 
 class EncodedPair(NamedTuple):
-    """Token ids of a pair: `prompt_ids + chosen_ids` is one conversation, `prompt_ids +
-    rejected_ids` the other.
+    """Token ids of a pair: `prompt_ids + chosen_ids` and `prompt_ids + rejected_ids` are its two
+    conversations.
 
-    weight: the row's own, >= 0, which no loss reads yet (`data.load_splits` refuses others than
-    1)."""
+    weight: the row's own, >= 0, which no loss reads yet (`data.load_splits` refuses others than 1).
+    """
 
     id: str
     prompt_ids: list[int]
@@ -45,8 +46,11 @@ class EncodedPair(NamedTuple):
 
 
 class EncodedText(NamedTuple):
-    """Token ids of a text; `is_target[i]`: the loss counts token i, predicted from those before it
-    (never token 0)."""
+    """Token ids of a text.
+
+    is_target: of each token, whether the loss counts it, predicted from those before it; never
+    token 0.
+    """
 
     id: str
     ids: list[int]
@@ -62,13 +66,20 @@ def encode_pair(
     truncation: str = "keep_end",
     template: str | None = None,
 ) -> EncodedPair:
-    """Ids of a preference row (shapes: `check_pair`), cut to `max_tokens` (how: `truncate_pair`).
+    """Ids of a preference row, truncated to `max_tokens`.
 
-    `prompt_ids`: BOS where the tokenizer adds one (`leading_bos`), then the template's text up to
-    where the answer begins; a template that writes BOS itself gets no second one. `template`:
-    jinja, None: the tokenizer's own, else Zephyr's (`template_of`). `chosen_ids` and
-    `rejected_ids`: the answer as generation would continue the prompt, then EOS. `id`: the row's
-    own, or "". Raises: ValueError naming what is wrong with the row, the template or the limits."""
+    `prompt_ids` are BOS where the tokenizer adds one (`leading_bos`), then the template's text up
+    to where the answer begins; a template that writes BOS itself gets no second one. `chosen_ids`
+    and `rejected_ids` are the answer as generation would continue the prompt, then EOS. `id` is the
+    row's own, or "".
+
+    Args:
+        pair: the row, of any shape that `check_pair` reads.
+        max_tokens, max_prompt_tokens, truncation: as of `truncate_pair`.
+        template: jinja; None: the tokenizer's own, else Zephyr's.
+    Raises:
+        ValueError: naming what is wrong with the row, the template or the limits.
+    """
     template = template_of(tokenizer, template)
     return truncate_pair(
         tokenize_pair(tokenizer, pair, template=template),
@@ -86,19 +97,25 @@ def tokenize_pair(
     template: str | None = None,
     left_out: list[str] | None = None,
 ) -> EncodedPair:
-    """`encode_pair` before anything is cut; to `left_out` goes what the template does not write
-    (`require_rendered`)."""
+    """`encode_pair` without truncation.
+
+    Args:
+        left_out: extended by the parts that the template does not write (`require_rendered`).
+    """
     template = template_of(tokenizer, template)
-    texts, weight = check_pair(pair), check_weight(pair.get("weight", 1.0))
-    turns, tools = _spell_out(tokenizer, texts.prompt), _spelled_tools(tokenizer, texts.tools)
+    texts = check_pair(pair)
+    weight = check_weight(pair.get("weight", 1.0))
+    turns = _spell_out(tokenizer, texts.prompt)
+    tools = _spelled_tools(tokenizer, texts.tools)
     prompt = render(tokenizer, turns, template, answer=True, tools=tools)
-    sides, lost = [], []
+    sides: list[list[int]] = []
+    lost: list[str] = []
     for answer, name in ((texts.chosen, texts.names[-2]), (texts.rejected, texts.names[-1])):
-        whole = [*turns, *_spell_out(tokenizer, [answer])]
-        text = render(tokenizer, whole, template, answer=False, tools=tools)
+        conversation = [*turns, *_spell_out(tokenizer, [answer])]
+        text = render(tokenizer, conversation, template, answer=False, tools=tools)
         lost += require_rendered(
             tokenizer,
-            whole,
+            conversation,
             template,
             text=text,
             names=(*texts.names[:-2], name),
@@ -106,12 +123,12 @@ def tokenize_pair(
             tools=tools,
             first=len(turns) if sides else 0,
         )
-        sides.append(_answer(tokenizer, text, prompt, template, lambda text=text: text)[0])
+        answer_ids, _ = _answer(tokenizer, text, prompt, template)
+        sides.append(answer_ids)
     if left_out is not None:
         left_out += lost
-    return EncodedPair(
-        str(pair.get("id", "")), _with_bos(tokenizer, _ids(tokenizer, prompt)), *sides, weight
-    )
+    prompt_ids = _with_bos(tokenizer, _ids(tokenizer, prompt))
+    return EncodedPair(str(pair.get("id", "")), prompt_ids, sides[0], sides[1], weight)
 
 
 def truncate_pair(
@@ -122,18 +139,24 @@ def truncate_pair(
     truncation: str = "keep_end",
     bos_id: int | None,
 ) -> EncodedPair:
-    """The pair in at most `max_tokens` ids for prompt and longer answer; as it is where it fits.
+    """The pair in at most `max_tokens` ids for the prompt and the longer answer.
 
-    Else the prompt keeps its BOS (`bos_id`: `template_bos`) and its last ids, `max_prompt_tokens`
-    together, and each answer what then fits from its beginning, at least one id; a cut answer has
-    no EOS. The two sides may become equal: that teaches nothing. Raises: ValueError for a policy
-    other than `keep_end`, or limits that leave no room for an answer."""
+    A pair that fits stays as it is. Otherwise the prompt keeps its BOS and its last ids,
+    `max_prompt_tokens` together, and each answer keeps its first ids up to `max_tokens`, at least
+    one; an answer that is cut has no EOS. The two answers may become equal, which teaches nothing.
+
+    Args:
+        bos_id: that of `template_bos`.
+    Raises:
+        ValueError: for a truncation other than `keep_end`, or limits that leave no tokens for an
+            answer.
+    """
     if truncation != "keep_end":
-        raise ValueError(f"truncation is {truncation!r}, wanted 'keep_end'")
+        raise ValueError(f"truncation is {truncation!r}, expected 'keep_end'")
     if not 2 <= max_prompt_tokens < max_tokens:
         raise ValueError(
-            f"max_prompt_tokens is {max_prompt_tokens} and max_tokens {max_tokens}, wanted "
-            "2 <= max_prompt_tokens < max_tokens: an answer needs room"
+            f"max_prompt_tokens is {max_prompt_tokens} and max_tokens {max_tokens}, expected "
+            "2 <= max_prompt_tokens < max_tokens: an answer needs tokens too"
         )
     prompt = pair.prompt_ids
     if len(prompt) + max(len(pair.chosen_ids), len(pair.rejected_ids)) <= max_tokens:
@@ -141,9 +164,9 @@ def truncate_pair(
     if len(prompt) > max_prompt_tokens:
         kept_bos = prompt[:1] if prompt[0] == bos_id else []
         prompt = kept_bos + prompt[len(prompt) - max_prompt_tokens + len(kept_bos) :]
-    room = max_tokens - len(prompt)
+    left = max_tokens - len(prompt)
     return pair._replace(
-        prompt_ids=prompt, chosen_ids=pair.chosen_ids[:room], rejected_ids=pair.rejected_ids[:room]
+        prompt_ids=prompt, chosen_ids=pair.chosen_ids[:left], rejected_ids=pair.rejected_ids[:left]
     )
 
 
@@ -161,15 +184,22 @@ def encode_messages(
 ) -> EncodedText:
     """Ids of a conversation that ends with the assistant's turn, cut at the end to `max_tokens`.
 
-    The ids are BOS (where the tokenizer adds one) and the template's text; each answer's ids are
-    what generation would have continued with. Targets: `assistant`: the words of every assistant
-    turn and the EOS that ends it; `all`: every token but the first, as the alignment handbook
-    trained; neither those of a turn with `train: false` (or another of `messages.MASKS`). A cut
-    conversation may have no target left. Args: tools: what the assistant may call; names: of the
-    turns, for errors; left_out: as of `tokenize_pair`. Raises: ValueError for other `targets`, a
-    bad conversation, or a template that ends no answer with EOS."""
+    The ids are BOS (where the tokenizer adds one) and the template's text; the ids of each answer
+    are what generation would have continued with. A conversation that is cut may have no target.
+
+    Args:
+        targets: `assistant`: the words of every assistant turn and the EOS that ends it; `all`:
+            every token but the first, as the alignment handbook trained. Neither counts an
+            assistant turn with `train: false` (or another of `messages.MASKS`).
+        tools: what the assistant may call.
+        names: what the row calls the turns, for errors.
+        left_out: extended by the parts that the template does not write (`require_rendered`).
+    Raises:
+        ValueError: for other `targets`, a bad conversation, or a template that ends no answer with
+            EOS.
+    """
     if targets not in ("assistant", "all"):
-        raise ValueError(f"targets is {targets!r}, wanted 'assistant' or 'all'")
+        raise ValueError(f"targets is {targets!r}, expected 'assistant' or 'all'")
     template = template_of(tokenizer, template)
     checked = check_messages(messages, last="assistant")
     names = names or [f"messages[{i}]" for i in range(len(checked))]
@@ -181,39 +211,67 @@ def encode_messages(
     )
     if left_out is not None:
         left_out += lost
+    parts = _conversation_parts(
+        tokenizer,
+        turns,
+        template,
+        whole,
+        names=names,
+        trained=trained,
+        targets=targets,
+        tools=tools,
+    )
+    return _joined(id, parts, max_tokens)
+
+
+def _conversation_parts(
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Messages,
+    template: str,
+    whole: str,
+    *,
+    names: Sequence[str],
+    trained: Sequence[int],
+    targets: str,
+    tools: Sequence[Tool] | None,
+) -> list[tuple[list[int], bool]]:
+    """The conversation in parts, prompts and answers by turns: ids, and whether they are targets.
+
+    Args:
+        whole: the rendered conversation.
+        trained: the turns whose words are targets.
+    """
     parts: list[tuple[list[int], bool]] = []  # ids, and whether they are targets
     done = ""  # the text whose ids are in `parts`; it ends with an EOS, or is empty
-    for turn in (i for i, message in enumerate(turns) if message["role"] == "assistant"):
+    for turn in _assistant_turns(turns):
         prompt = render(tokenizer, turns[:turn], template, answer=True, tools=tools)
         if not whole.startswith(prompt):
             if turn not in trained and targets == "assistant":
                 continue  # it is part of a later prompt, as the template writes it there
             _require_continued(tokenizer, turns, names[turn], template, whole, targets, tools)
-        answer_ids, end = _answer(
-            tokenizer,
-            whole,
-            prompt,
-            template,
-            lambda upto=turns[: turn + 1]: render(
-                tokenizer, upto, template, answer=False, tools=tools
-            ),
-        )
+        until = partial(render, tokenizer, turns[: turn + 1], template, answer=False, tools=tools)
+        answer_ids, end = _answer(tokenizer, whole, prompt, template, until)
         between_ids = _ids(tokenizer, prompt[len(done) :], after_eos=bool(done))
-        parts += [
-            (between_ids if done else _with_bos(tokenizer, between_ids), targets == "all"),
-            (answer_ids, turn in trained),
-        ]
+        if not done:
+            between_ids = _with_bos(tokenizer, between_ids)
+        parts.append((between_ids, targets == "all"))
+        parts.append((answer_ids, turn in trained))
         done = whole[:end]
-    parts.append((_ids(tokenizer, whole[len(done) :], after_eos=True), targets == "all"))
-    return _joined(id, parts, max_tokens)
+    rest_ids = _ids(tokenizer, whole[len(done) :], after_eos=True)
+    parts.append((rest_ids, targets == "all"))
+    return parts
 
 
 def _joined(id: str, parts: list[tuple[list[int], bool]], max_tokens: int) -> EncodedText:
-    """The text of parts that are targets or not, of which token 0 is none, cut at the end."""
-    ids = [*chain.from_iterable(part for part, _ in parts)]
+    """The text of parts that are targets or not, cut at the end; token 0 is never a target."""
+    ids = list(chain.from_iterable(part for part, _ in parts))
     is_target = [flag for part, flag in parts for _ in part]
     is_target[0] = False
     return EncodedText(id, ids[:max_tokens], is_target[:max_tokens])
+
+
+def _assistant_turns(turns: Messages) -> list[int]:
+    return [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
 
 
 def _require_continued(
@@ -223,60 +281,71 @@ def _require_continued(
     template: str,
     whole: str,
     targets: str,
-    tools: Sequence[Mapping[str, object]] | None,
+    tools: Sequence[Tool] | None,
 ) -> None:
-    """Of an answer that does not follow its generation prompt in `whole`. Raises: ValueError where
-    only the last one does."""
-    last = max(i for i, message in enumerate(turns) if message["role"] == "assistant")
-    if whole.startswith(render(tokenizer, turns[:last], template, answer=True, tools=tools)):
-        masks = (
-            "`train: false` at the answers before the last, or " if targets == "assistant" else ""
-        )
-        raise ValueError(
-            f"the chat template writes the earlier answer `{name}` differently from how generation continues its prompt (it strips "
-            f"the thoughts of earlier answers, or opens `<think>` for a new one alone), wanted {masks}one row an answer: what is "
-            "trained there would not follow what a model is given"
-        )
+    """Of an answer that does not follow its generation prompt in `whole`.
+
+    Raises:
+        ValueError: where the last answer follows its own, so that one row an answer would work.
+    """
+    last = _assistant_turns(turns)[-1]
+    if not whole.startswith(render(tokenizer, turns[:last], template, answer=True, tools=tools)):
+        return
+    masks = "`train: false` at the answers before the last, or " if targets == "assistant" else ""
+    raise ValueError(
+        f"the chat template writes the earlier answer `{name}` differently from how generation "
+        "continues its prompt (it strips the thoughts of earlier answers, or opens `<think>` only "
+        f"for a new one), expected {masks}one row an answer: otherwise the trained tokens would "
+        "not follow what a model is given"
+    )
 
 
 def _trained_turns(turns: Messages, names: Sequence[str], targets: str) -> list[int]:
-    """The assistant's turns whose words are targets. Raises: ValueError where another turn's
-    `train` says what `targets` does not."""
+    """The assistant turns whose words are targets.
+
+    Raises:
+        ValueError: where the `train` of another turn contradicts `targets`.
+    """
+    all_trained = targets == "all"
     for turn, name in zip(turns, names):
-        if turn["role"] != "assistant" and turn.get("train", targets == "all") != (
-            targets == "all"
-        ):
+        if turn["role"] != "assistant" and turn.get("train", all_trained) != all_trained:
             raise ValueError(
-                f"`{name}` is marked as {'' if turn['train'] else 'not '}trained, and is the {turn['role']}'s, wanted the mark "
-                f"at the assistant's turns alone: data.targets is {targets}"
+                f"`{name}` is marked as {'' if turn['train'] else 'not '}trained, and is the "
+                f"{turn['role']}'s, expected marks only at the assistant's turns: data.targets is "
+                f"{targets}"
             )
-    return [
-        i for i, turn in enumerate(turns) if turn["role"] == "assistant" and turn.get("train", True)
-    ]
+    return [i for i in _assistant_turns(turns) if turns[i].get("train", True)]
 
 
 def check_weight(value: object) -> float:
-    """The weight of a pair. Raises: ValueError for what is no finite number >= 0."""
-    if type(value) not in (int, float) or not 0 <= value < 1e300:
+    """The weight of a pair.
+
+    Raises:
+        ValueError: for anything but a finite number >= 0.
+    """
+    number = value if type(value) is int or type(value) is float else math.nan  # no bool
+    if not 0 <= number < 1e300:
         raise ValueError(
-            f"`weight` is {type(value).__name__} {value!r:.60}, wanted a finite number >= 0"
+            f"`weight` is {type(value).__name__} {value!r:.60}, expected a finite number >= 0"
         )
-    return float(value)
+    return float(number)
 
 
 def encode_text(
     tokenizer: PreTrainedTokenizerBase, text: str, *, max_tokens: int = 2048, id: str = ""
 ) -> EncodedText:
-    """Ids of plain text: BOS (where the tokenizer adds one), the text, EOS, cut at the end; all but
-    the first targets.
+    """Ids of plain text: BOS (where the tokenizer adds one), the text, EOS, cut at the end.
 
-    Raises: ValueError where the text is empty."""
+    Every token but the first is a target.
+
+    Raises:
+        ValueError: where the text is empty.
+    """
     if not text.strip():
-        raise ValueError(f"`text` is empty ({text!r:.60}), wanted words")
+        raise ValueError(f"`text` is empty ({text!r:.60}), expected words")
     (turn,) = _spell_out(tokenizer, [{"role": "user", "content": text}])
-    ids = [*_with_bos(tokenizer, _ids(tokenizer, turn["content"])), tokenizer.eos_token_id][
-        :max_tokens
-    ]
+    ids = _with_bos(tokenizer, _ids(tokenizer, words_of(turn)))
+    ids = [*ids, _eos_id(tokenizer)][:max_tokens]
     return EncodedText(id, ids, [False] + [True] * (len(ids) - 1))
 
 
@@ -285,147 +354,165 @@ def encode_prompt(
     messages: Sequence[Mapping[str, object]],
     *,
     template: str | None = None,
-    tools: Sequence[Mapping[str, object]] | None = None,
+    tools: Sequence[Tool] | None = None,
 ) -> list[int]:
-    """Ids that a model is given to answer `messages`: the same that training put in front of an
-    answer.
+    """Ids that a model is given to answer `messages`: those that training puts before an answer.
 
-    Raises: ValueError where the conversation is bad or does not end with the user's (or a tool's)
-    turn."""
+    Raises:
+        ValueError: where the conversation is bad or does not end with the user's (or a tool's)
+            turn.
+    """
     template = template_of(tokenizer, template)
-    turns, tools = (
-        _spell_out(tokenizer, check_messages(messages, last="user")),
-        _spelled_tools(tokenizer, tools),
-    )
-    return _with_bos(
-        tokenizer, _ids(tokenizer, render(tokenizer, turns, template, answer=True, tools=tools))
-    )
+    turns = _spell_out(tokenizer, check_messages(messages, last="user"))
+    tools = _spelled_tools(tokenizer, tools)
+    text = render(tokenizer, turns, template, answer=True, tools=tools)
+    return _with_bos(tokenizer, _ids(tokenizer, text))
 
 
 def leading_bos(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Id of the BOS that the tokenizer itself puts before a text; None where it puts none, even if
     it has one."""
-    bos_id = tokenizer.bos_token_id
-    return bos_id if bos_id is not None and tokenizer("a")["input_ids"][:1] == [bos_id] else None
+    bos_id = _bos_id(tokenizer)
+    if bos_id is None or tokenizer("a")["input_ids"][:1] != [bos_id]:
+        return None
+    return bos_id
+
+
+def _bos_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    bos_id: int | None = tokenizer.bos_token_id
+    return bos_id
+
+
+def _eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    eos_id: int = tokenizer.eos_token_id
+    return eos_id
 
 
 def template_bos(tokenizer: PreTrainedTokenizerBase, template: str) -> int | None:
-    """Id of the BOS in front of a conversation, which a cut prompt keeps: the tokenizer's, or the
-    template's own.
+    """Id of the BOS in front of a conversation, which a truncated prompt keeps: the tokenizer's, or
+    the template's own.
 
-    None where there is none, and where it is the mark of every turn (SmolLM2's `<|im_start|>`)."""
+    None where there is none, and where it is the mark of every turn (SmolLM2's `<|im_start|>`).
+    """
     return _kept_bos(tokenizer, template, tokenizer.bos_token)
 
 
 def end_of_turn_token(tokenizer: PreTrainedTokenizerBase, template: str) -> str | None:
-    """The special token that the template writes behind an answer; None where it writes none
-    there."""
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    prompt, whole = (
-        render(tokenizer, turns[:1], template, answer=True),
-        render(tokenizer, turns, template, answer=False),
-    )
-    found = (
-        _specials(tokenizer, len(tokenizer)).search(whole, len(prompt))
-        if whole.startswith(prompt)
-        else None
-    )
-    return found and found[0]
+    """The special token that the template writes behind an answer; None where it writes none."""
+    prompt = render(tokenizer, QUESTION, template, answer=True)
+    whole = render(tokenizer, ANSWERED, template, answer=False)
+    if not whole.startswith(prompt):
+        return None
+    found = _specials(tokenizer, len(tokenizer)).search(whole, len(prompt))
+    return found[0] if found else None
 
 
 def template_with_bos(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
-    """The template that writes BOS by itself where training put one in front of its text.
+    """The template, made to write BOS itself where training put one in front of its text.
 
     `apply_chat_template` then gives the ids of training: it, and the servers built on it, tokenize
-    without adding BOS."""
-    turns = [{"role": "user", "content": "a"}]
-    if leading_bos(tokenizer) is None or render(tokenizer, turns, template, answer=True).startswith(
-        tokenizer.bos_token
-    ):
+    without adding BOS.
+    """
+    if leading_bos(tokenizer) is None:
         return template
-    # The comment's line break is the start of a line again, where jinja strips the spaces before a
-    # block.
+    if render(tokenizer, QUESTION, template, answer=True).startswith(tokenizer.bos_token):
+        return template
+    # The line break behind the comment makes the template begin at the start of a line again, where
+    # jinja strips the spaces before a block.
     return "{{ bos_token }}{# as in training #}\n" + template
 
 
 @lru_cache(maxsize=8)
 def _kept_bos(tokenizer: PreTrainedTokenizerBase, template: str, bos: str | None) -> int | None:
     if bos is None or leading_bos(tokenizer) is not None:
-        return tokenizer.bos_token_id
-    text = render(tokenizer, [{"role": "user", "content": "a"}], template, answer=True)
-    alone = bos == tokenizer.eos_token or text.count(bos) == 1
-    return tokenizer.bos_token_id if text.startswith(bos) and alone else None
+        return _bos_id(tokenizer)
+    text = render(tokenizer, QUESTION, template, answer=True)
+    once = bos == tokenizer.eos_token or text.count(bos) == 1
+    return _bos_id(tokenizer) if text.startswith(bos) and once else None
 
 
 @lru_cache(maxsize=8)
 def _ends_with_eos(tokenizer: PreTrainedTokenizerBase, template: str, eos: str) -> bool:
     try:
         return end_of_turn_token(tokenizer, template) == eos
-    except ValueError:  # the template wants other turns than the two that tell
+    except ValueError:  # the template refuses these two turns
         return False
 
 
 @lru_cache(maxsize=8)
 def _specials(tokenizer: PreTrainedTokenizerBase, size: int) -> re.Pattern[str]:
-    """The name of any special token, as one group; `size`, the tokenizer's length, tells when
-    tokens were added."""
+    """The name of any special token, as one group.
+
+    Args:
+        size: the length of the tokenizer, so that the cache misses when tokens were added.
+    """
     names = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     names |= set(tokenizer.all_special_tokens)
-    return re.compile(
-        "(" + "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)) + ")"
-    )
+    longest_first = sorted(names, key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, longest_first))})")
 
 
 def _spell_out(tokenizer: PreTrainedTokenizerBase, turns: Messages) -> Messages:
-    """The turns with the sentinel inside every special token's name: the template's own are the
-    only ones left."""
-    return [
-        {
-            key: _spelled(tokenizer, value, f"the {turn['role']}'s turn")
-            for key, value in turn.items()
-            if key != "train"
-        }
-        for turn in turns
-    ]
+    """The turns with the sentinel inside the name of every special token in their texts.
+
+    The special tokens that the template writes are then the only ones.
+    """
+    spelled: Messages = []
+    for turn in turns:
+        place = f"the {turn['role']}'s turn"
+        kept = {key: value for key, value in turn.items() if key != "train"}
+        spelled.append({key: _spelled(tokenizer, value, place) for key, value in kept.items()})
+    return spelled
 
 
 def _spelled_tools(
-    tokenizer: PreTrainedTokenizerBase, tools: Sequence[Mapping[str, object]] | None
-) -> list[Mapping[str, object]] | None:
-    return [_spelled(tokenizer, tool, "`tools`") for tool in tools] if tools else None
+    tokenizer: PreTrainedTokenizerBase, tools: Sequence[Tool] | None
+) -> list[Tool] | None:
+    return [_spelled_mapping(tokenizer, tool, "`tools`") for tool in tools] if tools else None
 
 
-def _spelled(tokenizer: PreTrainedTokenizerBase, value: object, whose: str) -> object:
-    """The value with the sentinel in every text of it. Raises: ValueError naming a character that
-    is none."""
-    if not isinstance(value, str):
-        if isinstance(value, Mapping):
-            return {
-                _spelled(tokenizer, key, whose): _spelled(tokenizer, inner, whose)
-                for key, inner in value.items()
-            }
-        return (
-            [_spelled(tokenizer, inner, whose) for inner in value]
-            if isinstance(value, (list, tuple))
-            else value
-        )
-    specials = _specials(tokenizer, len(tokenizer))
-    if odd := re.search(
-        "[\ufdd0\ud800-\udfff]", value
-    ):  # the sentinel, or half of a surrogate pair
-        raise ValueError(f"{whose} holds U+{ord(odd[0]):04X}, which is no character, wanted text")
-    while specials.search(value):
-        value = specials.sub(lambda name: name[0][0] + SENTINEL + name[0][1:], value)
+def _spelled_mapping(
+    tokenizer: PreTrainedTokenizerBase, value: Mapping[str, object], place: str
+) -> Message:
+    return {
+        _spelled_text(tokenizer, key, place): _spelled(tokenizer, inner, place)
+        for key, inner in value.items()
+    }
+
+
+def _spelled(tokenizer: PreTrainedTokenizerBase, value: object, place: str) -> object:
+    """The value with the sentinel in every text of it. Args: place: of the value, for errors."""
+    if isinstance(value, str):
+        return _spelled_text(tokenizer, value, place)
+    if isinstance(value, Mapping):
+        return _spelled_mapping(tokenizer, value, place)
+    if isinstance(value, (list, tuple)):
+        return [_spelled(tokenizer, inner, place) for inner in value]
     return value
 
 
+def _spelled_text(tokenizer: PreTrainedTokenizerBase, text: str, place: str) -> str:
+    """The text with the sentinel inside the name of every special token.
+
+    Raises:
+        ValueError: naming what is not a character.
+    """
+    odd = NO_CHARACTER.search(text)
+    if odd:
+        raise ValueError(f"{place} holds U+{ord(odd[0]):04X}, which is no character, expected text")
+    specials = _specials(tokenizer, len(tokenizer))
+    while specials.search(text):
+        text = specials.sub(lambda name: name[0][0] + SENTINEL + name[0][1:], text)
+    return text
+
+
 def _with_bos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
-    """The ids behind the BOS that the tokenizer adds, if it adds one and the template has not
-    written it already."""
-    bos_id = tokenizer.bos_token_id
+    """The ids after the BOS that the tokenizer adds, unless the template has written it already."""
+    bos_id = _bos_id(tokenizer)
     if bos_id is not None and ids[:2] == [bos_id, bos_id]:
         raise ValueError(
-            f"the chat template writes BOS more than once at the start ({tokenizer.bos_token!r} twice), wanted one"
+            f"the chat template writes BOS more than once at the start ({tokenizer.bos_token!r} "
+            "twice), expected one"
         )
     bos_id = leading_bos(tokenizer)
     return ids if bos_id is None or ids[:1] == [bos_id] else [bos_id, *ids]
@@ -436,67 +523,92 @@ def _answer(
     whole: str,
     prompt: str,
     template: str,
-    upto: Callable[[], str],
+    until: Callable[[], str] | None = None,
 ) -> tuple[list[int], int]:
     """Ids of the answer that follows `prompt` in `whole`, its EOS included, and where that EOS ends
     in `whole`.
 
-    upto: makes the text of the conversation that ends with this answer. Special tokens that the
-    template writes into an answer (a mark of tool calls, `<think>`) are the answer's own, where the
-    template ends a plain one with EOS. They are what the tokenizer makes of prompt and answer
-    together, where nothing merges across the boundary and no dummy space comes in between (it
-    would, right after a special token); else those of a continuation."""
+    The ids are those that the tokenizer makes of prompt and answer together, where nothing merges
+    across the boundary and no dummy space is added there (it would be, right after a special
+    token). Otherwise they are those of a continuation. Special tokens that the template writes into
+    an answer (a mark of tool calls, `<think>`) belong to the answer, if the template ends a plain
+    one with EOS.
+
+    Args:
+        until: renders the conversation up to and including this answer; None: it is `whole`.
+    """
+    end = _end_of_answer(tokenizer, whole, prompt, template, until)
     specials, eos = _specials(tokenizer, len(tokenizer)), tokenizer.eos_token
+    response = whole[len(prompt) : end]
+    context = prompt[max(prompt.rfind(eos), 0) :]  # text before a special token changes nothing
+    context_ids, ids = _ids(tokenizer, context), _ids(tokenizer, context + response)
+    apart = ids[: len(context_ids)] == context_ids and specials.split(context)[-1] != ""
+    ids = ids[len(context_ids) :] if apart else _continuation(partial(_ids, tokenizer), response)
+    if not ids:
+        raise ValueError(f"the answer {response[:60]!r} has no tokens, expected at least one")
+    return [*ids, _eos_id(tokenizer)], end + len(eos)
+
+
+def _end_of_answer(
+    tokenizer: PreTrainedTokenizerBase,
+    whole: str,
+    prompt: str,
+    template: str,
+    until: Callable[[], str] | None,
+) -> int:
+    """Where the EOS begins that ends the answer after `prompt` in `whole`.
+
+    Raises:
+        ValueError: where the template does not write the answer right behind its generation prompt,
+            or does not end it with the tokenizer's EOS.
+    """
+    eos = tokenizer.eos_token
+    continued = whole.startswith(prompt)
+    first = _specials(tokenizer, len(tokenizer)).search(whole, len(prompt)) if continued else None
     end = whole.find(eos, len(prompt))
-    first = specials.search(whole, len(prompt)) if whole.startswith(prompt) else None
-    if (
-        first
-        and first[0] != eos
-        and not (
-            end > 0
-            and _ends_with_eos(tokenizer, template, eos)
-            and upto().startswith(whole[: end + len(eos)])
-        )
-    ):
+    if first and first[0] != eos:
+        # A special token within an answer that ends with EOS later is the answer's own.
+        within = end > 0 and _ends_with_eos(tokenizer, template, eos)
+        if within and until is not None:
+            within = until().startswith(whole[: end + len(eos)])
+        if not within:
+            raise ValueError(
+                f"the chat template ends an answer with {first[0]!r}, and the tokenizer's EOS is "
+                f"{eos!r}: a trained model would not know where to stop; eos_token: {first[0]!r} "
+                "makes it the EOS"
+            )
+    if not continued and prompt.rstrip().endswith("<think>"):
         raise ValueError(
-            f"the chat template ends an answer with {first[0]!r}, and the tokenizer's EOS is {eos!r}: a "
-            f"trained model would not know where to stop; eos_token: {first[0]!r} makes it the EOS"
-        )
-    if first is None and not whole.startswith(prompt) and prompt.rstrip().endswith("<think>"):
-        raise ValueError(
-            "the chat template's generation prompt opens `<think>`, and it writes answers without: they would not follow what a "
-            "model is given, wanted a template that writes them behind its generation prompt (chat_template: zephyr, or a FILE)"
+            "the chat template's generation prompt opens `<think>`, and it writes answers without: "
+            "they would not follow what a model is given, expected a template that writes them "
+            "behind its generation prompt (chat_template: zephyr, or a FILE)"
         )
     if first is None or end < 0:
         raise ValueError(
-            "the chat template does not write an answer right behind its generation prompt and end it "
-            f"with the tokenizer's EOS {eos!r}, wanted that: a trained model would not know where to stop"
+            "the chat template does not write an answer right behind its generation prompt and end "
+            f"it with the tokenizer's EOS {eos!r}, expected that: a trained model would not know "
+            "where to stop"
         )
-    response = whole[len(prompt) : end]
-    context = prompt[max(prompt.rfind(eos), 0) :]  # what is before a special token has no say
-    context_ids, ids = _ids(tokenizer, context), _ids(tokenizer, context + response)
-    apart = ids[: len(context_ids)] == context_ids and specials.split(context)[-1] != ""
-    ids = (
-        ids[len(context_ids) :]
-        if apart
-        else _continuation(lambda text: _ids(tokenizer, text), response)
-    )
-    if not ids:
-        raise ValueError(f"the answer {response[:60]!r} has no tokens, wanted at least one")
-    return [*ids, tokenizer.eos_token_id], end + len(eos)
+    return end
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, after_eos: bool = False) -> list[int]:
-    """Ids of rendered text, no BOS; names with a sentinel in them stay text. `after_eos`: as it
-    follows an EOS."""
+    """Ids of rendered text, no BOS; names with a sentinel in them stay text.
+
+    Args:
+        after_eos: whether the text follows an EOS, which may change how it begins.
+    """
     if SENTINEL not in text:
-        before = tokenizer.eos_token if after_eos else ""
-        return _tokenize(tokenizer, before + text)[1 if after_eos else 0 :]
+        if not after_eos:
+            return _tokenize(tokenizer, text)
+        return _tokenize(tokenizer, tokenizer.eos_token + text)[1:]
     specials = _specials(tokenizer, len(tokenizer))
     ids: list[int] = []
     for part in filter(None, specials.split(text)):
         if specials.fullmatch(part):
-            ids.append(tokenizer.convert_tokens_to_ids(part))
+            special_id = tokenizer.convert_tokens_to_ids(part)
+            assert isinstance(special_id, int)
+            ids.append(special_id)
         elif SENTINEL not in part:
             ids += _ids(tokenizer, part, after_eos or bool(ids))
         else:
@@ -504,33 +616,36 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str, after_eos: bool = False)
     return ids
 
 
-def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str, **how: bool) -> list[int]:
-    """The tokenizer's ids, no special ones added. Raises: ValueError where it has none for the
-    text: what is written in Rust raises Exception itself, no kind of it."""
+def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str, **settings: bool) -> list[int]:
+    """The tokenizer's ids, without special ones added.
+
+    Raises:
+        ValueError: where it has none for the text. Tokenizers in Rust raise a bare Exception.
+    """
     try:
-        return tokenizer(text, add_special_tokens=False, **how)["input_ids"]
+        ids: list[int] = tokenizer(text, add_special_tokens=False, **settings)["input_ids"]
     except Exception as error:
         if type(error) is not Exception:
             raise
         raise ValueError(f"the tokenizer can't encode {text!r:.60}: {error}") from error
+    return ids
 
 
 def _literal(tokenizer: PreTrainedTokenizerBase, text: str, after_special: bool) -> list[int]:
-    """Ids of text in which no special token is recognised, at the beginning or after a special
-    token."""
+    """Ids of text in which no special token is recognized.
 
-    def spell(part: str) -> list[int]:
-        return _tokenize(tokenizer, part, split_special_tokens=True)
-
+    Args:
+        after_special: whether the text follows a special token; else it begins a text.
+    """
+    spell = partial(_tokenize, tokenizer, split_special_tokens=True)
+    # Some tokenizers add a dummy space at the beginning of a text, and none after a special token.
     if after_special and _ids(tokenizer, "x", after_eos=True) != _ids(tokenizer, "x"):
-        return _continuation(
-            spell, text
-        )  # a tokenizer that writes a dummy space at the beginning only
+        return _continuation(spell, text)
     return spell(text)
 
 
 def _continuation(spell: Callable[[str], list[int]], text: str) -> list[int]:
-    """Ids of text in the middle of other text: behind an anchor that does not merge with it."""
+    """Ids of text in the middle of other text: after an anchor that does not merge with it."""
     for anchor in ANCHORS:
         anchor_ids, ids = spell(anchor), spell(anchor + text)
         if ids[: len(anchor_ids)] == anchor_ids:

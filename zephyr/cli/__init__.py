@@ -102,4 +102,5 @@ def usage_error(error: typer.TyperException) -> str:
     """What is wrong with a command line, and the command whose --help shows what is right."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context else "zephyr"
-    return f"{error.format_message()} (see {path} --help)"
+    message = error.format_message().replace("Value error, ", "")
+    return f"{message} (see {path} --help)"

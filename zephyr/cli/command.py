@@ -41,7 +41,7 @@ def add_command(app: typer.Typer, function: Callable[..., int | None]) -> None:
     every command that has a parameter of this type. The docstring is the command's help.
     """
     types = get_type_hints(function, include_extras=True)
-    groups: dict[str, type] = {name: of for name, of in types.items() if is_dataclass(of)}
+    groups = {name: of for name, of in types.items() if isinstance(of, type) and is_dataclass(of)}
 
     @functools.wraps(function)
     def run(**values: object) -> int | None:

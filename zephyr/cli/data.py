@@ -1,8 +1,6 @@
-"""The commands of the recipe's first half: a teacher's rows, clean rows, feedback, pairs, where each
-pair comes from, and the embedded world."""
+"""The commands that make data: a teacher's rows, clean rows, feedback, pairs, where each pair comes
+from, and the embedded world."""
 
-import sys
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,6 +8,7 @@ from typing import Annotated, Literal
 from typer import Argument, Option
 
 from zephyr.cli.asking import SPEC, Asking, open_ask
+from zephyr.cli.reports import format_counts, part, print_unread_keys, print_warnings, write_summary
 
 
 def self_instruct(
@@ -142,7 +141,7 @@ def prepare(
         workers=workers,
     )
     report = prepare(sources, out, settings)
-    removed = {name: of["rows"] for name, of in report["removed"].items()}
+    removed = {name: of["rows"] for name, of in part(report, "removed").items()}
     print(
         f"{out}: {report['rows_kept']} of {report['rows_read']} rows; "
         f"left out: {format_counts(removed)}"
@@ -239,12 +238,11 @@ def binarize(
         drop_sources=tuple(drop_source or ()),
         fix_overall=fix_overall,
     )
-    for line in report["warnings"]:
-        print(f"warning: {line}", file=sys.stderr)
+    print_warnings(report)
     print_unread_keys(report)
     print(
         f"{out}: {report['pairs']} pairs of {report['rows']} rows; "
-        f"left out: {format_counts(report['dropped'])}"
+        f"left out: {format_counts(part(report, 'dropped'))}"
     )
 
 
@@ -292,26 +290,3 @@ def world(
     texts = recipe.tokenizer_texts(rows)
     parameters = untrained.save_untrained(texts, dir / "untrained", seed=seed)
     print(f"{dir / 'untrained'}: tokenizer and untrained model, {parameters:,} parameters")
-
-
-def write_summary(out: Path, report: Mapping[str, object], summary: str) -> None:
-    """Write the report beside the output and print a line (rank 0 only)."""
-    from zephyr.data.jsonl import save_report
-    from zephyr.training.ranks import rank
-
-    if rank() == 0:
-        save_report(out, report)
-        print(f"{out}: {summary}")
-
-
-def print_unread_keys(report: Mapping[str, object]) -> None:
-    unread = report["keys_not_read"]
-    if unread:
-        counts = ", ".join(f"{key} ({rows:,} rows)" for key, rows in unread.items())
-        line = f"keys not read: {counts}"
-        print(line.encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
-
-
-def format_counts(counts: Mapping[str, int]) -> str:
-    """`reason 12, other 3` of the counts above 0, or `none`."""
-    return ", ".join(f"{name} {count:,}" for name, count in counts.items() if count) or "none"

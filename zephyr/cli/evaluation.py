@@ -174,8 +174,8 @@ def alpaca_eval(
         Path | None,
         Option(
             metavar="FOLDER",
-            help="AlpacaEval's alpaca_eval_gpt4_baseline.json or alpaca_eval.json: prompts, and the "
-            "baseline's outputs.",
+            help="AlpacaEval's alpaca_eval_gpt4_baseline.json or alpaca_eval.json: prompts, and "
+            "the baseline's outputs.",
         ),
     ] = None,
     judge: Judge = None,
@@ -213,8 +213,9 @@ def alpaca_eval(
     from zephyr.evaluation.results import print_scores
 
     if from_annotations is not None:
-        records = read_rows([from_annotations])
-        scores = score_annotations(records, length_controlled=length_controlled)
+        scores = score_annotations(
+            read_rows([from_annotations]), length_controlled=length_controlled
+        )
         print_scores(scores, {}, out and out / "results.json", json)
         return
     named = [*(models or ()), *(answers or ())]

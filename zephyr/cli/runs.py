@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option
 
+from zephyr.cli.reports import part
 from zephyr.config import BadInput
 
 Stage = Annotated[
@@ -115,7 +116,7 @@ def verify(
         out = target if target.is_dir() else Path(read_config(config, stage)[1].run.dir)
     report = certify(config, out, stage=stage, rows=rows, ranks=ranks)
     verdict = "the same trajectory" if report["same"] else "NOT the same trajectory"
-    compared = ", ".join(name for name, of in report["variants"].items() if "same" in of)
+    compared = ", ".join(name for name, of in part(report, "variants").items() if "same" in of)
     print(f"{out / 'certificate.json'}: {verdict} under {compared}")
     return 0 if report["same"] else 1
 

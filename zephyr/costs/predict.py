@@ -25,8 +25,10 @@ from zephyr.costs.work import (
     Settings,
     Work,
 )
-from zephyr.data import Pairs, Texts, encoding_resources, load_pairs, load_texts, load_tokenizer
+from zephyr.data.encode import encoding_resources, load_pairs, load_texts
 from zephyr.data.jsonl import read_rows
+from zephyr.data.store import Pairs, Texts
+from zephyr.data.tokenizer import load_tokenizer
 from zephyr.model.memory import layer_bytes
 from zephyr.packing import Plan, plan_epochs
 from zephyr.training.engine import Engine, read_deepspeed

@@ -1,7 +1,9 @@
-"""Which files of a folder `folder[:subset][:split]` means: those that its dataset card names, else
-those whose names say it.
+"""A spec `folder[:subset][:split]` becomes the files that it means: those that the folder's dataset
+card names, else those whose names fit.
 
-No two splits are read as one: where a folder has several, one of them has to be named."""
+Two splits are never read as one: if a folder has several, one of them must be named."""
+
+from __future__ import annotations
 
 import glob
 import os
@@ -29,8 +31,10 @@ SHOWN = 20  # names that an error lists
 
 
 class Config(NamedTuple):
-    """A subset as a card gives it. splits: split -> patterns of its files, None where the names of
-    the files say it; root: the folder that they are in; default: read where none is named."""
+    """A subset as a card gives it.
+
+    splits: split -> patterns of its files; None if the card leaves it to the names of the files.
+    root: the folder of the files. default: the subset to read if none is named."""
 
     splits: dict[str, list[str]] | None
     root: Path
@@ -38,18 +42,17 @@ class Config(NamedTuple):
 
 
 def data_suffix(path: Path) -> str | None:
-    """The suffix that tells how a file is read, without `.gz`; None where it is of no known
-    kind."""
+    """The suffix that tells how a file is read, without `.gz`; None if it is of no known kind."""
     suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     return suffix if suffix in SUFFIXES else None
 
 
 def folder_files(folder: Path, named: str | None) -> list[tuple[Path, str]]:
-    """The files that `folder:named` means, and the split of each; `named`: `subset`, `split` or
-    `subset:split`.
+    """The files that `folder:named` means, and the split of each.
 
-    Raises: BadInput where there is none, where there are several subsets or splits and none is
-    named, and for a card that can't be read."""
+    named: `subset`, `split` or `subset:split`.
+    Raises: BadInput if there is none, if there are several subsets or splits and none is named, and
+        for a card that cannot be read."""
     configs = _configs(folder)
     if not any(config.splits is not None or config.root != folder for config in configs.values()):
         return _by_names(folder, folder, named)
@@ -59,11 +62,12 @@ def folder_files(folder: Path, named: str | None) -> list[tuple[Path, str]]:
     if config.splits is None:
         return _by_names(config.root, spec, split)
     split = _one_split(spec, list(config.splits), split)
-    return [(path, split) for path in _matching(folder, config, split)]
+    files = _matching(folder, config.root, split, config.splits[split])
+    return [(path, split) for path in files]
 
 
 def split_in_name(name: str) -> str:
-    """`train`, `validation`, `test` or `heldout`, where a name says that a file is of it; else
+    """`train`, `validation`, `test` or `heldout` if the name of a file holds such a word, else
     ""."""
     found = SPLIT.search(re.sub("([a-z0-9])([A-Z])", r"\1_\2", name).lower())
     if found is None:
@@ -73,8 +77,8 @@ def split_in_name(name: str) -> str:
 
 
 def _by_names(folder: Path, spec: Path | str, named: str | None) -> list[tuple[Path, str]]:
-    """Where no card says it: a split is what a file, or a folder around it, is called; a subset the
-    folders around it that are called neither as splits are, nor `data`."""
+    """The files of a folder without a card. The name of a file or of a folder around it tells the
+    split; the other folders around it, except `data`, tell the subset."""
     if not folder.is_dir():
         raise BadInput(f"{spec}: the card names {folder}, which is no folder here")
     files = sorted(
@@ -86,7 +90,7 @@ def _by_names(folder: Path, spec: Path | str, named: str | None) -> list[tuple[P
     )
     if not files:
         raise BadInput(
-            f"the folder {folder} holds no data, wanted files of {', '.join(SUFFIXES)} "
+            f"the folder {folder} holds no data, expected files of {', '.join(SUFFIXES)} "
             "(also with .gz)"
         )
     files, spec, named = _of_subset(folder, spec, files, named)
@@ -100,8 +104,10 @@ def _by_names(folder: Path, spec: Path | str, named: str | None) -> list[tuple[P
 
 
 def _one_split(spec: Path | str, names: list[str], named: str | None) -> str:
-    """The split that is named, or the only one. A word (`test`) also names the only split of that
-    word (`my_test`). Raises: BadInput that lists them."""
+    """The split that is named, or the only one. A word (`test`) also names the only split with that
+    word (`my_test`).
+
+    Raises: BadInput that lists the splits."""
     if named in names or (named is None and len(names) == 1):
         return named or names[0]
     alike = [
@@ -109,11 +115,12 @@ def _one_split(spec: Path | str, names: list[str], named: str | None) -> str:
     ]
     if len(alike) == 1:
         return alike[0]
-    found, more = sorted(names), f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    found = sorted(names)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     example = next((name for name in found if split_in_name(name) == "train"), found[0])
     has = "has the splits" if named is None else f"has no split {named!r}, it has"
     raise BadInput(
-        f"the folder {spec} {has} {', '.join(found[:SHOWN])}{more}, wanted one named, "
+        f"the folder {spec} {has} {', '.join(found[:SHOWN])}{more}, expected one to be named, "
         f"as in {spec}:{example}"
     )
 
@@ -121,8 +128,9 @@ def _one_split(spec: Path | str, names: list[str], named: str | None) -> str:
 def _of_subset(
     folder: Path, spec: Path | str, files: list[Path], named: str | None
 ) -> tuple[list[Path], Path | str, str | None]:
-    """The files of the subset in `subset[:split]`, what it is called, and the split. Raises:
-    BadInput where there are several subsets and none is named."""
+    """The files of the subset in `named` (`subset[:split]`), the subset's spec, and the split.
+
+    Raises: BadInput if there are several subsets and none is named."""
     subsets: dict[str, list[Path]] = {}
     for path in files:
         parts = path.relative_to(folder).parent.parts
@@ -137,11 +145,11 @@ def _of_subset(
     if "." in found:
         own = ", ".join(path.name for path in subsets["."][:SHOWN])
         raise BadInput(
-            f"the folder {spec} holds {own}, and more in {', '.join(found[1:])}: wanted "
-            f"one of these named, as in {spec}/{found[1]}, or {spec}:. for the former"
+            f"the folder {spec} holds {own}, and more in {', '.join(found[1:])}: expected one of "
+            f"these to be named, as in {spec}/{found[1]}, or {spec}:. for the former"
         )
     raise BadInput(
-        f"the folder {spec} has the subsets {', '.join(found)}, wanted one named, as in "
+        f"the folder {spec} has the subsets {', '.join(found)}, expected one to be named, as in "
         f"{spec}:{found[0]}:{split or subset or 'train'}"
     )
 
@@ -157,8 +165,9 @@ def _split_of(path: Path, folder: Path) -> str:
 
 
 def _configs(folder: Path) -> dict[str, Config]:
-    """The subsets of the folder's dataset card, as `datasets` reads it. Raises: BadInput for a card
-    that is no YAML, or gives `data_files` in another form."""
+    """The subsets of the folder's dataset card, read as `datasets` reads it.
+
+    Raises: BadInput for a card that is no YAML, or gives `data_files` in another form."""
     header: dict[str, object] = {}
     for card in (folder / name for name in CARD_FILES):
         if not card.is_file():
@@ -185,34 +194,40 @@ def _configs(folder: Path) -> dict[str, Config]:
 
 
 def _patterns(files: object, where: str) -> dict[str, list[str]]:
-    """Split -> patterns of `data_files`: a text or a list of them (of the split `train`), or a list
-    of objects with `split` and `path`. Raises: BadInput for anything else."""
+    """Split -> patterns of `data_files`: a path or a list of them (of the split `train`), or a list
+    of objects with `split` and `path`.
+
+    Raises: BadInput for anything else."""
     given = files if isinstance(files, list) else [files]
-    if given and all(isinstance(pattern, str) for pattern in given):
-        return {"train": [_inside(pattern, where) for pattern in given]}
+    patterns = [pattern for pattern in given if isinstance(pattern, str)]
+    if given and len(patterns) == len(given):
+        return {"train": [_inside(pattern, where) for pattern in patterns]}
     splits: dict[str, list[str]] = {}
-    for of in given:
-        path = (
-            of.get("path") if isinstance(of, Mapping) and of.keys() == {"split", "path"} else None
-        )
-        paths = [path] if isinstance(path, str) else path
-        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-            raise BadInput(
-                f"{where}: `data_files` holds {of!r:.80}, wanted a path, a list of them, "
-                "or a list of objects with `split` and `path`"
-            )
-        if str(of["split"]) in splits:
-            raise BadInput(f"{where}: `data_files` has the split {of['split']} twice")
-        splits[str(of["split"])] = [_inside(path, where) for path in paths]
+    for item in given:
+        split, paths = _split_and_paths(item, where)
+        if split in splits:
+            raise BadInput(f"{where}: `data_files` has the split {split} twice")
+        splits[split] = [_inside(path, where) for path in paths]
     if not splits:
-        raise BadInput(f"{where}: `data_files` is empty, wanted the paths of files")
+        raise BadInput(f"{where}: `data_files` is empty, expected the paths of files")
     return splits
+
+
+def _split_and_paths(item: object, where: str) -> tuple[str, list[str]]:
+    if isinstance(item, Mapping) and item.keys() == {"split", "path"}:
+        paths = item["path"] if isinstance(item["path"], list) else [item["path"]]
+        if all(isinstance(path, str) for path in paths):
+            return str(item["split"]), paths
+    raise BadInput(
+        f"{where}: `data_files` holds {item!r:.80}, expected a path, a list of them, "
+        "or a list of objects with `split` and `path`"
+    )
 
 
 def _inside(path: str, where: str) -> str:
     if "://" in path or os.path.isabs(path) or ".." in Path(path).parts:
         raise BadInput(
-            f"{where}: {path!r:.80} is not in the folder, wanted files in it; name such "
+            f"{where}: {path!r:.80} is not in the folder, expected files in it; name such "
             "files in data.train themselves"
         )
     return path
@@ -221,27 +236,27 @@ def _inside(path: str, where: str) -> str:
 def _subset(
     folder: Path, configs: Mapping[str, Config], named: str | None
 ) -> tuple[str, str | None]:
-    """Which subset of a card is meant, and the split. Raises: BadInput where it is none, listing
-    them."""
+    """The subset of a card that `named` means, and the split. Raises: BadInput that lists the
+    subsets if there is no such subset, or if one must be named."""
     subset, _, split = (named or "").partition(":")
     if subset in configs:
         return subset, split or None
-    default = list(configs) if len(configs) == 1 else [n for n, of in configs.items() if of.default]
-    if len(default) == 1 and (
-        named is None or named in (configs[default[0]].splits or [named]) or len(configs) == 1
-    ):
-        return default[0], named
+    if len(configs) == 1:
+        return next(iter(configs)), named
+    defaults = [name for name, config in configs.items() if config.default]
+    if len(defaults) == 1:
+        splits_of_default = configs[defaults[0]].splits
+        if named is None or not splits_of_default or named in splits_of_default:
+            return defaults[0], named
     example = next(iter(configs))
     splits = list(configs[example].splits or [])
-    wanted = split or (subset if subset in splits else splits[0] if splits else "train")
-    has = (
-        f"has no subset {subset!r}, it has"
-        if subset and subset not in splits
-        else "has the subsets"
-    )
+    if not split:
+        split = subset if subset in splits else [*splits, "train"][0]
+    unknown = subset and subset not in splits
+    has = f"has no subset {subset!r}, it has" if unknown else "has the subsets"
     raise BadInput(
-        f"the folder {folder} {has} {_listed(configs)}, wanted one named, as in "
-        f"{folder}:{example}:{wanted}"
+        f"the folder {folder} {has} {_listed(configs)}, expected one to be named, as in "
+        f"{folder}:{example}:{split}"
     )
 
 
@@ -249,22 +264,27 @@ def _listed(configs: Iterable[str]) -> str:
     return ", ".join(list(configs)[:SHOWN])
 
 
-def _matching(folder: Path, config: Config, split: str) -> list[Path]:
-    """The files of a split, those of each pattern by name. Raises: BadInput where a pattern without
-    wildcards names no file, or all together find none that can be read."""
-    found: dict[Path, None] = {}
-    for pattern in config.splits[split]:
-        names = sorted(glob.glob(pattern, root_dir=config.root, recursive=True))
-        paths = [path for path in (config.root / name for name in names) if path.is_file()]
-        if not glob.has_magic(pattern) and not paths:
-            raise BadInput(
-                f"{folder / CARD_FILES[0]}: the split {split} has the file {pattern}, which is "
-                f"not in {config.root}"
-            )
-        found |= dict.fromkeys(p for p in paths if data_suffix(p) or not glob.has_magic(pattern))
+def _matching(folder: Path, root: Path, split: str, patterns: list[str]) -> list[Path]:
+    """The files of a split, those of each pattern sorted by name.
+
+    Raises: BadInput if a pattern without wildcards names no file, or if no pattern finds a file
+        that can be read."""
+    found: dict[Path, None] = {}  # an ordered set
+    for pattern in patterns:
+        names = sorted(glob.glob(pattern, root_dir=root, recursive=True))
+        paths = [path for path in (root / name for name in names) if path.is_file()]
+        if not glob.has_magic(pattern):
+            if not paths:
+                raise BadInput(
+                    f"{folder / CARD_FILES[0]}: the split {split} has the file {pattern}, which is "
+                    f"not in {root}"
+                )
+            found.update(dict.fromkeys(paths))
+        else:
+            found.update(dict.fromkeys(path for path in paths if data_suffix(path)))
     if not found:
         raise BadInput(
-            f"{folder / CARD_FILES[0]}: the split {split} has {', '.join(config.splits[split])}, "
+            f"{folder / CARD_FILES[0]}: the split {split} has {', '.join(patterns)}, "
             f"where no file of {', '.join(SUFFIXES)} (also with .gz) is found"
         )
     return list(found)

@@ -1,5 +1,4 @@
-"""The fields that tell a row in which a judge compared two answers, and the names of its
-speakers."""
+"""The fields of rows in which a judge compared two answers, and the names of their speakers."""
 
 ROLES = {
     "human": "user",
@@ -10,7 +9,7 @@ ROLES = {
     "Human": "user",
     "Assistant": "assistant",
 }
-# shape -> the fields that tell it; the first that fits
+# shape -> the fields that tell it; a row has the first shape that fits
 PAIRWISE = {
     "AlpacaEval preferences": {"completion_a", "completion_b"},
     "AlpacaEval annotations": {"instruction", "output_1", "output_2"},

@@ -1,291 +1,208 @@
-"""Here is read what a pair's row says of its two answers: how each is rated, and which is called
-the better."""
+"""Reads how a pair's row rates its two answers, and which of them it calls the better."""
+
+from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
 
 from zephyr.chat.messages import shown
 from zephyr.chat.names import parse_label, parse_yes_no, plain
+from zephyr.data.rows import Row
 
-Row = Mapping[str, object]
-SIDES = {
-    **dict.fromkeys(
-        (
-            "chosen",
-            "preferred",
-            "winner",
-            "winning",
-            "win",
-            "w",
-            "better",
-            "best",
-            "positive",
-            "pos",
-            "good",
-        ),
-        "chosen",
-    ),
-    **dict.fromkeys(
-        (
-            "rejected",
-            "reject",
-            "dispreferred",
-            "loser",
-            "losing",
-            "lose",
-            "l",
-            "worse",
-            "worst",
-            "negative",
-            "neg",
-            "bad",
-        ),
-        "rejected",
-    ),
-}  # a word of a key -> whose it is
+CHOSEN_WORDS = "chosen preferred winner winning win w better best positive pos good"
+REJECTED_WORDS = "rejected reject dispreferred loser losing lose l worse worst negative neg bad"
+SIDES = {  # word of a key -> the side that it names
+    **dict.fromkeys(CHOSEN_WORDS.split(), "chosen"),
+    **dict.fromkeys(REJECTED_WORDS.split(), "rejected"),
+}
 NOT_PREFERRED = re.compile(r"(non|not|un)_?(preferred|chosen)")
-RATING = re.compile(
-    r"score|rating|reward|grade|quality|rank"
-)  # must be numbers; of other names only numbers are ratings
-OF_WORDS = re.compile(
-    r"rationale|reason|comment|feedback|text|explanation"
-)  # about a rating, and none
-NOT_RATINGS = {  # a word of a key whose numbers rate nothing -> why
+# keys whose values must be numbers; under other names numbers are ratings, other values are not
+RATING = re.compile(r"score|rating|reward|grade|quality|rank")
+# words of keys that are about a rating, and are none
+ABOUT_RATING = re.compile(r"rationale|reason|comment|feedback|text|explanation")
+NOT_RATINGS = {  # word of a key whose numbers rate nothing -> what they are
     **dict.fromkeys(
-        (
-            "length",
-            "len",
-            "token",
-            "tokens",
-            "word",
-            "words",
-            "char",
-            "chars",
-            "characters",
-            "size",
-            "bytes",
-            "turn",
-            "turns",
-        ),
+        "length len token tokens word words char chars characters size bytes turn turns".split(),
         "how long the answer is",
     ),
     **dict.fromkeys(
-        (
-            "logp",
-            "logps",
-            "logprob",
-            "logprobs",
-            "logits",
-            "prob",
-            "ppl",
-            "perplexity",
-            "nll",
-            "loss",
-        ),
+        "logp logps logprob logprobs logits prob ppl perplexity nll loss".split(),
         "a model's likelihood",
     ),
-    **dict.fromkeys(("id", "ids", "idx", "index", "hash", "seed", "version", "page"), "a name"),
+    **dict.fromkeys("id ids idx index hash seed version page".split(), "a name"),
     **dict.fromkeys(
-        ("time", "timestamp", "date", "created", "year", "latency", "duration", "seconds"),
+        "time timestamp date created year latency duration seconds".split(),
         "when, or how long it took",
     ),
     **dict.fromkeys(
-        ("cost", "price", "temperature", "annotators"),
-        "how it was made; of a cost nobody knows which kind",
+        "cost price temperature annotators".split(),
+        "how it was made; a cost may be either kind",
     ),
 }
-LOWER = {
-    "toxicity",
-    "harm",
-    "harmfulness",
-    "error",
-    "errors",
-    "penalty",
-    "downvotes",
-    "violations",
-}  # better where lower, as a rank
-MARGINS = {
-    "margin",
-    "diff",
-    "difference",
-    "gap",
-    "delta",
-}  # the last word of a key: by how much the chosen one is better
+# words of ratings that are better where lower, as a rank is
+LOWER = set("toxicity harm harmfulness error errors penalty downvotes violations".split())
+# last words of a key that holds by how much the chosen answer is better
+MARGINS = {"margin", "diff", "difference", "gap", "delta"}
 OPINION = re.compile(r"score|rating|reward|grade|quality|preference|chosen|vote|win|elo|judge")
-VERDICTS = {
-    "winner",
-    "preference",
-    "preferred",
-    "better",
-}  # which answer is the better; with a word of ONE_OF or without
-ONE_OF = {
-    "response",
-    "answer",
-    "output",
-    "completion",
-    "side",
-    "option",
-    "model",
-    "id",
-    "index",
-    "idx",
-    "name",
-    "is",
-    "the",
-    "one",
-}
+# words of a key that says which answer is the better, alone or with words of ONE_OF
+VERDICTS = {"winner", "preference", "preferred", "better"}
+ONE_OF = set(
+    "response answer output completion side option model id index idx name is the one".split()
+)
 TIES = {"tie", "ties", "tied", "draw", "equal", "both", "same", "neither", "none"}
+TIE_KEYS = {"tie", "tied", "draw"}
+BOTH_BAD = {"bothbad", "(bothbad)", "bad"}  # a judge's word for a tie of two bad answers
 SWAP_FLAGS = {"swapped", "flipped", "inverted", "reversed", "switched"}
+BETTER_FLAGS = {"better", "best", "wins", "won", "preferred", "winner"}
+MAX_RATING = 1e300  # beyond, sums would not be finite; no NaN is below it
 
 
 class Tie(ValueError):
-    """A row that holds no preference: it is counted, and no fault of the row."""
+    """A row that prefers neither answer: it is counted as dropped, not as bad."""
 
 
 def rating_keys(row: Row) -> set[str]:
-    """Where a pair rates its two answers, under any name (`score_chosen`, `Chosen-Rating`,
-    `votes_w`, `scores.chosen`, `chosen[].rating` of a turn), and `margin`: by how much the chosen
-    one is better."""
+    """The keys that rate the two answers of a pair, under any name: `score_chosen`,
+    `Chosen-Rating`, `votes_w`, `scores.chosen` (in an object), `chosen[].rating` (in a turn), and
+    `margin`: by how much the chosen answer is better."""
     return {path for pair in _rated(row) for path in pair if path}
 
 
 def margins(row: Row) -> tuple[float, ...]:
-    """By how much the chosen answer is rated above the rejected one, by each name that rates both;
-    a rank is better where it is lower.
+    """By how much the chosen answer is rated above the rejected one, for each name that rates both.
+    Ranks, and the words of `LOWER`, are better where lower.
 
     Raises: ValueError for a rating that is no finite number."""
     values, found = dict(_paths(row)), []
     for chosen, rejected in sorted(_rated(row), key=lambda pair: (pair[1] != "", pair)):
-        above = _rating(chosen, values[chosen]) - (
-            _rating(rejected, values[rejected]) if rejected else 0
-        )
-        words = plain(chosen).split("_")
-        found.append(-above if "rank" in plain(chosen) or not LOWER.isdisjoint(words) else above)
+        margin = _rating(chosen, values[chosen])
+        if rejected:
+            margin -= _rating(rejected, values[rejected])
+        name = plain(chosen)
+        lower_is_better = "rank" in name or not LOWER.isdisjoint(name.split("_"))
+        found.append(-margin if lower_is_better else margin)
     return tuple(found)
 
 
-def check_verdicts_agree(row: Row, read: set[str]) -> set[str]:
-    """The keys, none of `read`, that say which answer is the better, all for the chosen one.
+def pair_margins(pair: Row) -> tuple[float, ...]:
+    """The `margins` that `shapes.pair_row` put into a pair."""
+    found = pair.get("margins")
+    return found if isinstance(found, tuple) else ()
 
-    Raises: Tie; ValueError for a verdict for the other answer, a pair called bad, and a verdict
-    that can't be told."""
+
+def check_verdicts_agree(row: Row, read: set[str]) -> set[str]:
+    """The keys, none of `read`, that say which answer is the better; all must say the chosen one.
+
+    Raises: Tie; ValueError for a verdict for the other answer, for a pair called bad, and for a
+        verdict that cannot be understood."""
     known = set()
     for key in row:
-        if (
-            isinstance(key, str)
-            and key not in read
-            and (followed := _verdict(row, key)) is not None
-        ):
-            if not followed:
-                raise ValueError(
-                    f"`{key}` is {shown(row[key])}: a pair called bad, wanted pairs to be followed; data.on_bad_row=skip leaves such "
-                    f"rows out, data.columns.{key}=null trains them all the same"
-                )
-            known.add(key)
+        if not isinstance(key, str) or key in read:
+            continue
+        verdict = _verdict(row, key)
+        if verdict is None:
+            continue
+        if not verdict:
+            raise ValueError(
+                f"`{key}` is {shown(row[key])}: a pair called bad, expected pairs to be followed; "
+                "data.on_bad_row=skip leaves such rows out, "
+                f"data.columns.{key}=null trains them all the same"
+            )
+        known.add(key)
     return known
 
 
 def may_be_verdict(key: str) -> bool:
     """Whether the key may say which answer is the better, by its words."""
-    return not (VERDICTS | SWAP_FLAGS | {"tie", "tied", "draw", "best", "wins", "won"}).isdisjoint(
-        plain(key).split("_")
-    )
+    words = VERDICTS | SWAP_FLAGS | TIE_KEYS | {"best", "wins", "won"}
+    return not words.isdisjoint(plain(key).split("_"))
 
 
 def _verdict(row: Row, key: str) -> bool | None:
-    """Whether the key calls the chosen answer the better; None where it is no verdict."""
+    """Whether the key calls the chosen answer the better; None if it is no verdict."""
     value, words = row[key], set(plain(key).split("_"))
     good = parse_yes_no(value)
-    if words - ONE_OF and words - ONE_OF <= {"tie", "tied", "draw"}:
+    if words - ONE_OF and words - ONE_OF <= TIE_KEYS:
         if good is None:
-            raise ValueError(_untold(key, value, "true or false"))
+            raise ValueError(_not_understood(key, value, "true or false"))
         if good:
             raise Tie(f"`{key}`")
         return True
     if words & SWAP_FLAGS and isinstance(value, bool):
         if value:
-            raise ValueError(
-                _untold(
-                    key,
-                    value,
-                    "false: whether chosen and rejected have been exchanged can't be told",
-                )
-            )
+            expected = "false: nothing says whether chosen and rejected have been exchanged already"
+            raise ValueError(_not_understood(key, value, expected))
         return True
-    if (
-        words & {"chosen", "rejected"}
-        and words & {"better", "best", "wins", "won", "preferred", "winner"}
-        and good is not None
-    ):
+    if words & {"chosen", "rejected"} and words & BETTER_FLAGS and good is not None:
         return good == ("chosen" in words)
     if words & VERDICTS and words - ONE_OF <= VERDICTS:
-        return _sided(row, key, value)
+        return _names_chosen(row, key, value)
     return parse_label(key, value)
 
 
-def _sided(row: Row, key: str, value: object) -> bool:
+def _names_chosen(row: Row, key: str, value: object) -> bool:
+    """Whether the value of a verdict names the chosen answer: by a word of `SIDES`, or as the text
+    of a key of one side (`chosen_model`)."""
     if isinstance(value, bool):
         return value
-    names = set(_sides_replaced(value).split("_")) - ONE_OF if isinstance(value, str) else set()
-    if names and names <= TIES | {"bothbad", "(bothbad)", "bad"} and names & TIES:
+    words = set(_sides_replaced(value).split("_")) - ONE_OF if isinstance(value, str) else set()
+    if words and words <= TIES | BOTH_BAD and words & TIES:
         raise Tie(f"`{key}`")
-    sides = {SIDES.get(name) for name in names}
-    sides = (
-        sides
-        if None not in sides and sides
-        else {side for of, side in _sided_texts(row, key) if of == value}
-    )
+    sides = {SIDES.get(word) for word in words}
+    if None in sides or not sides:
+        sides = {side for text, side in _sided_texts(row, key) if text == value}
     if len(sides) != 1:
-        raise ValueError(
-            _untold(key, value, "'chosen': which of `chosen` and `rejected` it means can't be told")
-        )
+        expected = "'chosen': nothing says which of `chosen` and `rejected` it means"
+        raise ValueError(_not_understood(key, value, expected))
     return sides == {"chosen"}
 
 
-def _sided_texts(row: Row, besides: str) -> Iterator[tuple[object, str]]:
-    """Texts of keys that are one side's, as `chosen` and `rejected_model`."""
+def _sided_texts(row: Row, besides: str) -> Iterator[tuple[str, str]]:
+    """Texts of keys that are one side's, such as `chosen` and `rejected_model`, and the side."""
     for key, value in row.items():
-        if key != besides and isinstance(value, str) and value.strip():
-            yield from (
-                (value, SIDES[word])
-                for word in _sides_replaced(key).split("_")
-                if word in ("chosen", "rejected")
-            )
+        if key == besides or not isinstance(value, str) or not value.strip():
+            continue
+        for word in _sides_replaced(key).split("_"):
+            if word in ("chosen", "rejected"):
+                yield value, SIDES[word]
 
 
-def _untold(key: str, value: object, wanted: str) -> str:
-    return f"`{key}` is {shown(value)}, wanted {wanted}; data.columns.{key}=null leaves it out and follows `chosen`"
+def _not_understood(key: str, value: object, expected: str) -> str:
+    return (
+        f"`{key}` is {shown(value)}, expected {expected}; "
+        f"data.columns.{key}=null leaves it out and follows `chosen`"
+    )
 
 
 def _rated(row: Row) -> set[tuple[str, str]]:
-    """The keys of both ratings of a pair, and of margins, with "" for the other."""
-    values, found = dict(_paths(row)), {}
-    made = {(path, "") for path in values if _is_margin(path)}
+    """The keys of the chosen and the rejected rating of each name, and of margins with "" for the
+    second."""
+    values = dict(_paths(row))
+    rated = {(path, "") for path in values if _is_margin(path)}
+    # words of a key with "" for the word that names the side -> side -> the key
+    found: dict[tuple[str, ...], dict[str, str]] = {}
     for path in values:
         words = _sides_replaced(path).split("_")
-        for n, word in enumerate(words):
+        for i, word in enumerate(words):
             if word in SIDES and len(words) > 1:
-                found.setdefault((*words[:n], "", *words[n + 1 :]), {}).setdefault(
-                    SIDES[word], path
-                )
-    for rest, sides in found.items():
-        name = "_".join(filter(None, rest))
-        if len(sides) == 2 and NOT_RATINGS.keys().isdisjoint(rest) and not OF_WORDS.search(name):
-            if RATING.search(name) or all(
-                type(values[path]) in (int, float) for path in sides.values()
-            ):
-                made.add((sides["chosen"], sides["rejected"]))
-    return made
+                same_name = (*words[:i], "", *words[i + 1 :])
+                found.setdefault(same_name, {}).setdefault(SIDES[word], path)
+    for words_of_name, sides in found.items():
+        name = "_".join(filter(None, words_of_name))
+        is_other = not NOT_RATINGS.keys().isdisjoint(words_of_name) or ABOUT_RATING.search(name)
+        if len(sides) < 2 or is_other:
+            continue
+        numbers = all(type(values[path]) in (int, float) for path in sides.values())
+        if RATING.search(name) or numbers:
+            rated.add((sides["chosen"], sides["rejected"]))
+    return rated
 
 
 def _is_margin(path: str) -> bool:
-    *rest, last = plain(path).split("_")
-    name = "_".join(rest)
-    return (
-        last in MARGINS
-        and (path == "margin" or bool(OPINION.search(name)))
-        and NOT_RATINGS.keys().isdisjoint(rest)
-    )
+    *others, last = plain(path).split("_")
+    if last not in MARGINS or not NOT_RATINGS.keys().isdisjoint(others):
+        return False
+    return path == "margin" or OPINION.search("_".join(others)) is not None
 
 
 def _sides_replaced(key: str) -> str:
@@ -293,28 +210,26 @@ def _sides_replaced(key: str) -> str:
 
 
 def _paths(row: Row, before: str = "", depth: int = 3) -> Iterator[tuple[str, object]]:
-    """The row's keys and those of the objects in it (`scores.chosen`), and the numbers in the last
-    turn of each answer."""
+    """The keys of the row and of objects in it (`scores.chosen`), the numbers in the last turn of
+    each answer (`chosen[].rating`), and their values."""
     for key, value in row.items():
         if not isinstance(key, str):
             continue
         turn = value[-1] if isinstance(value, list) and value else value
         if not before and key in ("chosen", "rejected") and isinstance(turn, Mapping):
-            yield from (
-                (f"{key}[].{name}", inner)
-                for name, inner in turn.items()
-                if type(inner) in (int, float)
-            )
-        elif isinstance(value, Mapping):
-            yield from _paths(value, f"{before}{key}.", depth - 1) if depth else ()
-        else:
+            for name, inner in turn.items():
+                if type(inner) in (int, float):
+                    yield f"{key}[].{name}", inner
+        elif not isinstance(value, Mapping):
             yield before + key, value
+        elif depth:
+            yield from _paths(value, f"{before}{key}.", depth - 1)
 
 
 def _rating(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e300:
-        raise ValueError(
-            f"`{name}` is {type(value).__name__} {value!r:.60}, wanted a finite number; data.columns.{name.split('.')[0]}=null leaves "
-            "it out"
-        )
-    return float(value)
+    if not isinstance(value, bool) and isinstance(value, (int, float)) and abs(value) < MAX_RATING:
+        return float(value)
+    raise ValueError(
+        f"`{name}` is {type(value).__name__} {value!r:.60}, expected a finite number; "
+        f"data.columns.{name.split('.')[0]}=null leaves it out"
+    )

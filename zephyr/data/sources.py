@@ -1,5 +1,6 @@
-"""Here the files and datasets that a config names become raw rows, each with the place where a
-person finds it."""
+"""The files and datasets that a config names become raw rows, each with its place for errors."""
+
+from __future__ import annotations
 
 import gzip
 import hashlib
@@ -7,15 +8,11 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from io import BufferedIOBase
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from pyarrow import ArrowException, BufferReader, parquet
+from typing import TYPE_CHECKING, NamedTuple
 
 from zephyr.config import BadInput
 from zephyr.data.folders import SPLIT, data_suffix, folder_files
@@ -25,18 +22,16 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SUPPORTED_SOURCES = ".jsonl, .json or .parquet (also with .gz), a folder of those, or a hub dataset"
-MAX_LINE_BYTES = 2**26  # bytes of a row's line, unpacked: of the longest conversations a hundredth
-MAX_VALUES = (
-    2**28
-)  # of a column in a row group: thousands of millions of equal ones take a few bytes
-MAX_UNPACKED_BYTES = (
-    2**31
-)  # bytes, unpacked, of a .json.gz or .parquet.gz, which can only be read as a whole
+SPLIT_FOLDER = re.compile("(train|test|val|valid|validation|eval)(_(sft|gen|prefs))?")
+MAX_LINE_BYTES = 2**26  # of a line, unpacked; the longest conversations take a hundredth of it
+MAX_UNPACKED_BYTES = 2**31  # of a .json.gz or .parquet.gz, which is read as a whole
 
 
 class RawRow(NamedTuple):
-    """A row as it was found. `place`: for a person; `default_id`: source:number, from 1; `value`:
-    the row, or a .jsonl's undecoded line."""
+    """A row as it was found.
+
+    place: where it stands, for a person. default_id: `source:number`, from 1, for a row without an
+    id. value: the row, or the undecoded line of a .jsonl."""
 
     place: str
     default_id: str
@@ -44,9 +39,11 @@ class RawRow(NamedTuple):
 
 
 class Source(NamedTuple):
-    """One file or dataset. `digest`: of its bytes, or the dataset's fingerprint; `rows()` reads it
-    from the beginning. `split`: the words that tell its split, of spec, folder and file, or the
-    dataset's own name for it; "" where there are none."""
+    """One file or dataset.
+
+    digest: SHA-256 of the file's bytes, or the dataset's fingerprint. rows: reads it from the
+    beginning. split: the words of spec, folder and file that tell its split, or the dataset's own
+    name of it; "" if there are none."""
 
     name: str
     digest: str
@@ -54,23 +51,22 @@ class Source(NamedTuple):
     split: str = ""
 
 
-def open_sources(specs: tuple[str, ...] | list[str]) -> list[Source]:
-    """Every file or dataset that the specs `path-or-hub-id[[:subset]:split]` name, in order; a
-    folder gives its files by name.
+def open_sources(specs: Sequence[str]) -> list[Source]:
+    """Every file or dataset that the specs `path-or-hub-id[[:subset]:split]` name, in order; the
+    files of a folder by name.
 
-    Raises: BadInput for what does not exist, holds no data, has no such split or subset, or needs
-    one named."""
+    Raises: BadInput for a spec that does not exist, holds no data, has no such split or subset, or
+    has several of which one must be named."""
     sources = [source for spec in specs for source in _open(spec)]
-    if len({source.name for source in sources}) < len(
-        sources
-    ):  # two files of one name: their rows' ids need the whole path
+    names = {source.name for source in sources}
+    if len(names) < len(sources):  # files of one name: ids of rows need the whole path
         sources = [source for spec in specs for source in _open(spec, whole_path=True)]
     return sources
 
 
 def held_out_split(source: Source) -> str:
-    """What the source's split is called where that says that it is not for training (`test_sft`,
-    `validation`, `eval`); else ""."""
+    """The name of the source's split if it is not for training (`test_sft`, `validation`, `eval`),
+    else ""."""
     found = SPLIT.search(source.split.lower())
     return "" if found is None or found[1].startswith("train") else found[1]
 
@@ -80,15 +76,17 @@ def _open(spec: str, whole_path: bool = False) -> list[Source]:
     if not os.path.exists(path) and ":" in spec:
         head, _, split = spec.partition(":")
         path = Path(os.path.expanduser(head))
-    if os.path.isdir(path):  # unlike Path's, these take a name that no file can have
+    if os.path.isdir(path):  # os.path's functions accept names that no file can have, Path's don't
         return _open_folder(path, split, whole_path)
     if os.path.isfile(path):
         if split is not None:
-            raise BadInput(f"{path} is one file and has no split {split!r}, wanted the path alone")
+            raise BadInput(
+                f"{path} is one file and has no split {split!r}, expected the path alone"
+            )
         return [_file_source(path, str(path) if whole_path else path.name, _split_words(path))]
     name = str(path)
     if name.startswith((".", "/", "~", "$")) or data_suffix(path) or name.count("/") != 1:
-        raise BadInput(f"{spec!r} does not exist, wanted {SUPPORTED_SOURCES}")
+        raise BadInput(f"{spec!r} does not exist, expected {SUPPORTED_SOURCES}")
     subset, _, named = (split or "").rpartition(":")
     return [_hub_source(name, subset or None, named or None)]
 
@@ -96,36 +94,27 @@ def _open(spec: str, whole_path: bool = False) -> list[Source]:
 def _open_folder(folder: Path, named: str | None, whole_path: bool) -> list[Source]:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return [_dataset_source(folder.name, *_saved_dataset(folder, named))]
-    return [
-        _file_source(
-            path,
-            str(path) if whole_path else f"{folder.name}/{path.relative_to(folder)}",
-            _split_words(path, split),
-        )
-        for path, split in folder_files(folder, named)
-    ]
+    sources = []
+    for path, split in folder_files(folder, named):
+        name = str(path) if whole_path else f"{folder.name}/{path.relative_to(folder)}"
+        sources.append(_file_source(path, name, _split_words(path, split)))
+    return sources
 
 
 def _split_words(path: Path, split: str = "") -> str:
-    """The folder where it is called as splits are ("dev" may be anything), `split`, the file's
-    name."""
+    """The folder if its name is that of a split (not "dev", which may be anything), `split`, and
+    the file's name."""
     parent = path.parent.name
-    folder = (
-        parent
-        if re.fullmatch("(train|test|val|valid|validation|eval)(_(sft|gen|prefs))?", parent)
-        else ""
-    )
+    folder = parent if SPLIT_FOLDER.fullmatch(parent) else ""
     return "/".join(filter(None, (folder, split, path.name)))
 
 
 def _file_source(path: Path, name: str, split: str) -> Source:
     kind = data_suffix(path)
     if re.search("[\ud800-\udfff]", name):
-        raise BadInput(
-            f"{str(path)!r}: the name is not UTF-8, wanted one that rows can be called by"
-        )
+        raise BadInput(f"{str(path)!r}: the name is not UTF-8, expected a name that an id can hold")
     if kind is None:
-        raise BadInput(f"{path} is of no known kind, wanted {SUPPORTED_SOURCES}")
+        raise BadInput(f"{path} is of no known kind, expected {SUPPORTED_SOURCES}")
     rows = {".jsonl": _lines, ".json": _json_rows, ".parquet": _parquet_rows}[kind]
     with path.open("rb") as file:
         digest = hashlib.sha256()
@@ -134,62 +123,61 @@ def _file_source(path: Path, name: str, split: str) -> Source:
     return Source(name, digest.hexdigest(), lambda: _whole(path, partial(rows, path, name)), split)
 
 
-def _whole(path: Path, rows: Callable[[BinaryIO], Iterator[RawRow]]) -> Iterator[RawRow]:
-    """All rows of a file; a damaged or empty file is an error, whatever is done with bad rows."""
+def _whole(path: Path, rows: Callable[[BufferedIOBase], Iterator[RawRow]]) -> Iterator[RawRow]:
+    """All rows of a file. A damaged or empty file is an error also with `on_bad_row: skip`."""
     count = 0
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for count, row in enumerate(rows(file), start=1):
+            for row in rows(file):
+                count += 1
                 yield row
-    except (
-        EOFError,
-        OSError,
-        zlib.error,
-        ArrowException,
-        UnicodeDecodeError,
-        OverflowError,
-    ) as error:
+    except (EOFError, OSError, zlib.error, UnicodeDecodeError, OverflowError) as error:
+        reason = str(error).splitlines()[0]
         raise BadInput(
-            f"{path} is damaged after {count} rows, wanted a whole file: {str(error).splitlines()[0]}"
+            f"{path} is damaged after {count} rows, expected a whole file: {reason}"
         ) from error
     if count == 0:
-        raise BadInput(f"{path} holds no rows, wanted at least one")
+        raise BadInput(f"{path} holds no rows, expected at least one")
 
 
-def _lines(path: Path, name: str, file: BinaryIO) -> Iterator[RawRow]:
-    """The lines, in memory one at a time. Raises: BadInput for one over `MAX_LINE_BYTES`: a few kB of
-    gzip can hold a line of gigabytes."""
+def _lines(path: Path, name: str, file: BufferedIOBase) -> Iterator[RawRow]:
+    """The lines, one at a time in memory. Lines end at \\n only, not at U+2028.
+
+    Raises: BadInput for a line over `MAX_LINE_BYTES`: a few kB of gzip can hold one of
+    gigabytes."""
     number = 0
-    while line := file.readline(MAX_LINE_BYTES + 1):  # bytes: parted at \n only, not at U+2028
+    while line := file.readline(MAX_LINE_BYTES + 1):
         number += 1
         if len(line) > MAX_LINE_BYTES:
             raise BadInput(
-                f"{path}:{number}: the line is over {MAX_LINE_BYTES} bytes, wanted at most that many for one row; split or remove it"
+                f"{path}:{number}: the line is over {MAX_LINE_BYTES} bytes, expected at most that "
+                "many for one row; split or remove it"
             )
         if line.strip():
             yield RawRow(f"{path}:{number}", f"{name}:{number}", line)
 
 
-def _json_rows(path: Path, name: str, file: BinaryIO) -> Iterator[RawRow]:
-    """The elements of a JSON list; a .json that holds one object a line is read as .jsonl."""
+def _json_rows(path: Path, name: str, file: BufferedIOBase) -> Iterator[RawRow]:
+    """The elements of a JSON list. A .json that holds one object a line is read as .jsonl."""
     begin = file.read(4096)
     file.seek(0)
     if not begin.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
         yield from _lines(path, name, file)
         return
-    data = _read_all(path, file)
+    for number, line in enumerate(_json_lines(path, _read_all(path, file)), start=1):
+        yield RawRow(f"{path}, element {number}", f"{name}:{number}", line)
+
+
+def _json_lines(path: Path, data: bytes) -> list[bytes]:
+    """Each element of a JSON list as a line: pickle, which sends rows to the workers, fails on
+    nesting that JSON can hold."""
     try:
-        # To its encoder, maybe another process, a row goes as text: pickle gives up at nested
-        # values that JSON can hold.
-        lines = [
-            json.dumps(element).encode()
-            for element in json.loads(
-                data.decode("utf-8-sig"), object_pairs_hook=reject_duplicate_keys
-            )
-        ]
+        elements = json.loads(data.decode("utf-8-sig"), object_pairs_hook=reject_duplicate_keys)
+        return [json.dumps(element).encode() for element in elements]
     except KeyError as error:
         raise BadInput(
-            f"{path}: an object of the file's JSON has the key {error.args[0]!r:.60} twice, wanted each key once"
+            f"{path}: an object of the file's JSON has the key {error.args[0]!r:.60} twice, "
+            "expected each key once"
         ) from None
     except json.JSONDecodeError as error:
         raise BadInput(
@@ -199,94 +187,25 @@ def _json_rows(path: Path, name: str, file: BinaryIO) -> Iterator[RawRow]:
         raise BadInput(f"{path} is not UTF-8: byte {error.start + 1}") from error
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: the file's JSON is {TOO_DEEP_OR_LONG}") from error
-    for number, line in enumerate(lines, start=1):
-        yield RawRow(f"{path}, element {number}", f"{name}:{number}", line)
 
 
-def _read_all(path: Path, file: BinaryIO) -> bytes:
-    """What a file holds. Raises: BadInput where a packed one holds over `MAX_UNPACKED_BYTES`."""
+def _read_all(path: Path, file: BufferedIOBase) -> bytes:
+    """The bytes of a file. Raises: BadInput if a .gz holds over `MAX_UNPACKED_BYTES`."""
     data = file.read(MAX_UNPACKED_BYTES + 1 if path.suffix == ".gz" else -1)
     if path.suffix == ".gz" and len(data) > MAX_UNPACKED_BYTES:
         raise BadInput(
-            f"{path} holds over {MAX_UNPACKED_BYTES} bytes, unpacked, wanted at most that many; as .jsonl.gz it is read line by line"
+            f"{path} holds over {MAX_UNPACKED_BYTES} bytes, unpacked, expected at most that many; "
+            "as .jsonl.gz it is read line by line"
         )
     return data
 
 
-def _parquet_rows(path: Path, name: str, file: BinaryIO) -> Iterator[RawRow]:
-    """The rows, in memory `MAX_LINE_BYTES` bytes at a time, or a row group as it is packed. Texts are
-    read as indices into a dictionary: a few kB can hold one long text a thousand times.
+def _parquet_rows(path: Path, name: str, file: BufferedIOBase) -> Iterator[RawRow]:
+    from zephyr.data.parquet import parquet_rows
 
-    Raises: BadInput for a row over `MAX_LINE_BYTES`."""
-    whole = _read_all(path, file) if path.suffix == ".gz" else None
-    schema = parquet.ParquetFile(path if whole is None else BufferReader(whole)).schema
-    columns = [schema.column(i) for i in range(len(schema))]
-    texts = [
-        of.path
-        for of in columns
-        if of.physical_type == "BYTE_ARRAY"
-        and of.logical_type.type in ("STRING", "NONE", "JSON", "ENUM")
-    ]
-    table = parquet.ParquetFile(
-        path if whole is None else BufferReader(whole), read_dictionary=texts
-    )
-    number = 0
-    for group in range(table.num_row_groups):
-        about = table.metadata.row_group(group)
-        values = max((about.column(i).num_values for i in range(about.num_columns)), default=0)
-        if values > MAX_VALUES:
-            raise BadInput(
-                f"{path}: its row group {group} holds {values} values, wanted at most "
-                f"{MAX_VALUES}; write it in smaller row groups"
-            )
-        size = about.num_rows if about.total_byte_size < MAX_UNPACKED_BYTES else 1000
-        for batch in table.iter_batches(batch_size=max(size, 1), row_groups=[group]):
-            for part in _parts(batch, path, number):
-                for value in part.to_pylist():
-                    number += 1
-                    yield RawRow(f"{path}, row {number}", f"{name}:{number}", value)
-
-
-def _parts(batch: pa.RecordBatch, path: Path, before: int) -> Iterator[pa.RecordBatch]:
-    """The batch in parts of at most `MAX_LINE_BYTES` bytes, and 1000 rows; `before`: rows of the file
-    before it. Raises: BadInput naming a row that is over the limit by itself."""
-    bytes_R = sum((row_bytes(column) for column in batch.columns), np.zeros(len(batch), np.int64))
-    ends_R, start = np.cumsum(bytes_R), 0
-    while start < len(batch):
-        if bytes_R[start] > MAX_LINE_BYTES:
-            raise BadInput(
-                f"{path}, row {before + start + 1}: the row holds {bytes_R[start]} bytes, wanted at most {MAX_LINE_BYTES}; "
-                "split or remove it"
-            )
-        room = MAX_LINE_BYTES + ends_R[start] - bytes_R[start]
-        end = min(int(np.searchsorted(ends_R, room, side="right")), start + 1000)
-        yield batch.slice(start, end - start)
-        start = end
-
-
-def row_bytes(array: pa.Array) -> np.ndarray:
-    """How many bytes each value of the array takes where it stands by itself, int64
-    [len(array)]."""
-    kind = array.type
-    if pa.types.is_dictionary(kind):
-        of_words = np.append(row_bytes(array.dictionary), 0)  # the last: of null
-        return of_words[array.indices.fill_null(len(array.dictionary)).to_numpy()]
-    if pa.types.is_struct(kind):
-        return sum(map(row_bytes, array.flatten()), np.full(len(array), 8))
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_map(kind):
-        inner = row_bytes(array.values)
-        return np.diff(np.append(0, np.cumsum(inner))[array.offsets.to_numpy()]) + 8
-    if any(
-        is_kind(kind)
-        for is_kind in (
-            pa.types.is_string,
-            pa.types.is_large_string,
-            pa.types.is_binary,
-            pa.types.is_large_binary,
-        )
-    ):
-        return pc.binary_length(array).fill_null(0).to_numpy().astype(np.int64) + 8
-    return np.full(len(array), -(-array.nbytes // max(len(array), 1)))
+    data = _read_all(path, file) if path.suffix == ".gz" else None
+    for number, value in enumerate(parquet_rows(path, data), start=1):
+        yield RawRow(f"{path}, row {number}", f"{name}:{number}", value)
 
 
 def _hub_source(name: str, subset: str | None, split: str | None) -> Source:
@@ -295,31 +214,31 @@ def _hub_source(name: str, subset: str | None, split: str | None) -> Source:
 
     try:
         loaded = load_dataset(*filter(None, (name, subset)), split=split)
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        DatasetsError,
-    ) as error:  # OSError: also what the hub and no network raise
-        if subsets := re.search(
-            r"among the available configs: \[(.*?)\]|Available: \[(.*?)\]", str(error)
-        ):
-            names = re.findall(r"'([^']+)'", subsets[1] or subsets[2])
-            asked = f"has no subset {subset!r}, it has" if subset else "has the subsets"
-            raise BadInput(
-                f"{name} {asked} {', '.join(names)}, wanted one named, as in {name}:{names[0]}:{split or 'train'}"
-            ) from error
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise BadInput(
-            f"{name!r} is no file here, and no hub dataset loads: {first_line}; wanted {SUPPORTED_SOURCES}"
-        ) from error
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:  # no network: an OSError
+        raise BadInput(_hub_error(error, name, subset, split)) from error
     whole = name if subset is None else f"{name}:{subset}"
-    return _dataset_source(
-        whole, *(loaded, split) if split is not None else _one_split(loaded, whole, None)
+    if split is not None:
+        return _dataset_source(whole, loaded, split)
+    return _dataset_source(whole, *_one_split(loaded, whole, None))
+
+
+def _hub_error(error: Exception, name: str, subset: str | None, split: str | None) -> str:
+    listed = re.search(r"among the available configs: \[(.*?)\]|Available: \[(.*?)\]", str(error))
+    if listed:
+        names = re.findall(r"'([^']+)'", listed[1] or listed[2])
+        has = f"has no subset {subset!r}, it has" if subset else "has the subsets"
+        return (
+            f"{name} {has} {', '.join(names)}, expected one of them to be named, as in "
+            f"{name}:{names[0]}:{split or 'train'}"
+        )
+    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (
+        f"{name!r} is no file here, and no hub dataset loads: {first_line}; "
+        f"expected {SUPPORTED_SOURCES}"
     )
 
 
-def _saved_dataset(folder: Path, split: str | None) -> "tuple[Dataset, str]":
+def _saved_dataset(folder: Path, split: str | None) -> tuple[Dataset, str]:
     from datasets import load_from_disk
 
     try:
@@ -332,26 +251,27 @@ def _saved_dataset(folder: Path, split: str | None) -> "tuple[Dataset, str]":
 
 
 def _one_split(
-    loaded: "Dataset | dict[str, Dataset]", name: str, split: str | None
-) -> "tuple[Dataset, str]":
+    loaded: Dataset | dict[str, Dataset], name: str, split: str | None
+) -> tuple[Dataset, str]:
     if not isinstance(loaded, dict):
         if split is not None:
-            raise BadInput(f"{name} is a dataset without splits, wanted no {split!r}")
+            raise BadInput(f"{name} is a dataset without splits, expected no {split!r}")
         return loaded, str(loaded.split or "")
     chosen = next(iter(loaded)) if split is None and len(loaded) == 1 else split
-    if chosen not in loaded:
+    if chosen is None or chosen not in loaded:
         found = f"has no split {split!r}" if split is not None else "has more than one split"
+        names = sorted(loaded)
         raise BadInput(
-            f"{name} {found}, wanted one of {', '.join(sorted(loaded))}, as in {name}:{sorted(loaded)[0]}"
+            f"{name} {found}, expected one of {', '.join(names)}, as in {name}:{names[0]}"
         )
     return loaded[chosen], chosen
 
 
-def _dataset_source(name: str, dataset: "Dataset", split: str) -> Source:
+def _dataset_source(name: str, dataset: Dataset, split: str) -> Source:
     def rows() -> Iterator[RawRow]:
         for number, value in enumerate(dataset, start=1):
             yield RawRow(f"{name}, row {number}", f"{name}:{number}", value)
         if len(dataset) == 0:
-            raise BadInput(f"{name} holds no rows, wanted at least one")
+            raise BadInput(f"{name} holds no rows, expected at least one")
 
     return Source(name, dataset._fingerprint, rows, split)

@@ -1,8 +1,8 @@
-"""A pair's id becomes its story: prompt, answers, judge calls, scores, rule, and the steps that
-trained on it."""
+"""A pair's id becomes its history: prompt, answers, the judge's requests and scores, the rule, and
+the steps that trained on it."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
 
@@ -13,121 +13,178 @@ from zephyr.teacher.rubric import ASPECTS
 from zephyr.training.files import step_paths, synced_digest
 
 Row = Mapping[str, object]
+Cut = Callable[[object], str]  # shortens a text
+
+MAX_CHARS = 160  # of a text that is cut
 
 
 def trace_pair(
     name: str, pairs: Path | None, run: Path | None, *, whole: bool = False
 ) -> Iterator[str]:
-    """Lines that tell where the pair `name` comes from and where it was trained on.
+    """Yield lines that tell where a pair comes from and which steps trained on it.
 
-    Args: pairs: the file that `binarize` wrote; by default what the run was trained on. run: a run
-    folder, for its ledger of visits. whole: long texts are not cut. Files are found by the reports
-    beside them. Raises: BadInput where no pair has this id."""
-    cut = (
-        (lambda text: str(text))
-        if whole
-        else (lambda text: shorten(str(text), 160, placeholder=" ..."))
-    )
-    files = [pairs] if pairs else pair_files(run)
-    pair, file = next(
-        (
-            (row, file)
-            for file in files
-            for _, row in read_rows([file])
-            if name in (row.get("id"), row.get("prompt_id"))
-        ),
-        (None, None),
-    )
-    if pair is None:
-        raise BadInput(f"no pair has the id {name!r} in {', '.join(map(str, files))}")
+    Other files are found by the reports beside these.
+
+    Args:
+        name: the pair's `id` or `prompt_id`.
+        pairs: the file that `binarize` wrote; None for the files that the run was trained on.
+        run: a run folder, for its records of each visit to the pair; None for none.
+        whole: long texts are not cut.
+    Raises:
+        BadInput: if no pair has this id.
+    """
+    cut: Cut = str if whole else _shorten
+    file, pair = find_pair(name, [pairs] if pairs else pair_files(run))
     yield f"pair {pair.get('id')} in {file}"
     yield f"  prompt    {cut(pair['prompt'])}"
     for side in ("chosen", "rejected"):
-        yield f"  {side:9} {pair.get(f'{side}_model', '?')}, score {pair.get(f'score_{side}', '?')}: {cut(pair[side])}"
-    made = read_report(file)
-    if made:
-        yield f"  rule      {made.get('rule')}, seed {made.get('seed')}, from {', '.join(made.get('sources', []))}"
-    for source in map(Path, made.get("sources", [])):
-        source = source if source.exists() else file.parent / source.name
-        if source.is_file() and synced_digest(source) not in made.get("digests", {}).values():
-            yield f"  {source} is not the file that the pairs were made of: it was written again since"
+        model, score = pair.get(f"{side}_model", "?"), pair.get(f"score_{side}", "?")
+        yield f"  {side:9} {model}, score {score}: {cut(pair[side])}"
+    report = read_report(file)
+    sources = _strings(report.get("sources"))
+    if report:
+        yield (
+            f"  rule      {report.get('rule')}, seed {report.get('seed')}, from "
+            f"{', '.join(sources)}"
+        )
+    for source in map(Path, sources):
+        if not source.exists():
+            source = file.parent / source.name
+        if source.is_file() and synced_digest(source) not in _object(report, "digests").values():
+            yield (
+                f"  {source} is not the file that the pairs were made of: it was written again "
+                "since"
+            )
         else:
             yield from trace_feedback(str(pair.get("prompt_id", pair.get("id"))), source, cut)
     if run:
         yield from training_steps(str(pair.get("id")), run)
 
 
-def trace_feedback(prompt_id: str, source: Path, cut: object) -> Iterator[str]:
-    """The answers to a prompt, who gave them by which call, and every judge call with its
-    scores."""
+def find_pair(name: str, files: Sequence[Path]) -> tuple[Path, Row]:
+    """Return the first pair of an id or prompt id, and its file. Raises: BadInput without one."""
+    for file in files:
+        rows: Iterator[tuple[str, Row]] = read_rows([file])
+        for _, row in rows:
+            if name in (row.get("id"), row.get("prompt_id")):
+                return file, row
+    raise BadInput(f"no pair has the id {name!r} in {', '.join(map(str, files))}")
+
+
+def trace_feedback(prompt_id: str, source: Path, cut: Cut) -> Iterator[str]:
+    """Yield the answers to a prompt with the requests and scores that belong to them.
+
+    Args:
+        source: a feedback file.
+        cut: shortens a text.
+    """
     if not source.exists():
         yield f"  {source} is not here: no more is known of its answers"
         return
-    row = next(
-        (row for _, row in read_rows([source]) if str(row.get("prompt_id")) == prompt_id), None
-    )
+    row = find_feedback(prompt_id, source)
     if row is None or "completions" not in row:
         return
     ledger = ledger_of(source)
     yield f"  feedback  {source}, judged by {row.get('judge', '?')}"
-    for n, completion in enumerate(row["completions"]):
-        scores = ", ".join(
-            f"{aspect} {(completion.get('scores') or {}).get(aspect)}" for aspect in ASPECTS
+    completions = row["completions"]
+    for n, completion in enumerate(completions if isinstance(completions, list) else ()):
+        scores = _object(completion, "scores")
+        listed = ", ".join(f"{aspect} {scores.get(aspect)}" for aspect in ASPECTS)
+        yield (
+            f"    answer {n} by {completion.get('model')} (principle "
+            f"{completion.get('principle')}): {cut(completion.get('text'))}"
         )
-        yield f"    answer {n} by {completion.get('model')} (principle {completion.get('principle')}): {cut(completion.get('text'))}"
-        yield f"      {scores}; overall {completion.get('overall')}"
-        yield from (
-            f"      {aspect}: {cut(why)}"
-            for aspect, why in (completion.get("rationales") or {}).items()
-        )
-        yield from calls(ledger, "answered", [completion.get("call")])
-        yield from calls(ledger, "critique", completion.get("critique_calls") or [])
-    for aspect, digests in (row.get("calls") or {}).items():
-        yield from calls(ledger, f"judged {aspect} in the order {row['order'][aspect]}", digests)
+        yield f"      {listed}; overall {completion.get('overall')}"
+        for aspect, rationale in _object(completion, "rationales").items():
+            yield f"      {aspect}: {cut(rationale)}"
+        yield from describe_calls(ledger, "answered", [completion.get("call")])
+        critique_calls = _strings(completion.get("critique_calls"))
+        yield from describe_calls(ledger, "critique", critique_calls)
+    orders = _object(row, "order")
+    for aspect, digests in _object(row, "calls").items():
+        what = f"judged {aspect} in the order {orders[aspect]}"
+        yield from describe_calls(ledger, what, _strings(digests))
 
 
-def calls(ledger: Ledger | None, what: str, digests: list[str | None]) -> Iterator[str]:
-    for digest in filter(None, digests):
+def find_feedback(prompt_id: str, source: Path) -> Row | None:
+    """Return the row of a prompt, if the file has it."""
+    rows: Iterator[tuple[str, Row]] = read_rows([source])
+    return next((row for _, row in rows if str(row.get("prompt_id")) == prompt_id), None)
+
+
+def describe_calls(
+    ledger: Ledger | None, purpose: str, digests: Sequence[str | None]
+) -> Iterator[str]:
+    """Yield a line for each request, with model, tokens, price and time if the ledger has it."""
+    for digest in digests:
+        if not digest:
+            continue
+        line = f"      call {digest[:16]} {purpose}"
         reply = ledger.get(digest) if ledger else None
-        cost = (
-            f": {reply.model} {reply.version}, {reply.prompt_tokens} + {reply.completion_tokens} tokens, price {reply.price:g}, {reply.time}"
-            if reply
-            else ""
-        )
-        yield f"      call {digest[:16]} {what}{cost}"
+        if reply:
+            line += (
+                f": {reply.model} {reply.version}, {reply.prompt_tokens} + "
+                f"{reply.completion_tokens} tokens, price {reply.price:g}, {reply.time}"
+            )
+        yield line
 
 
 def training_steps(name: str, run: Path) -> Iterator[str]:
-    """Each step that trained on the pair, with its loss, by the run's ledger."""
+    """Yield a line for each step that trained on the pair, from the parquet files in `pairs`."""
     import pyarrow.parquet as pq
 
     for path in step_paths(run / "pairs", ".parquet"):
         for row in pq.read_table(path, filters=[("id", "==", name)]).to_pylist():
             yield (
-                f"  step {row['step']:6} of {run} (epoch {row['epoch']:.2f}): loss {row['loss']:.4f}, rewards {row['rewards/chosen']:+.4f} "
-                f"/ {row['rewards/rejected']:+.4f}, log-probs {row['logps/chosen']:.2f} / {row['logps/rejected']:.2f}"
+                f"  step {row['step']:6} of {run} (epoch {row['epoch']:.2f}): loss "
+                f"{row['loss']:.4f}, rewards {row['rewards/chosen']:+.4f} / "
+                f"{row['rewards/rejected']:+.4f}, log-probs {row['logps/chosen']:.2f} / "
+                f"{row['logps/rejected']:.2f}"
             )
 
 
 def pair_files(run: Path | None) -> list[Path]:
-    """The files that a run was trained on, by its config.yaml. Raises: BadInput where they can't be
-    told."""
+    """Return the files that a run was trained on, by its config.yaml. Raises: BadInput without a
+    run, or without a readable config."""
     if run is None:
-        raise BadInput("lineage: --pairs FILE or --run FOLDER is wanted")
+        raise BadInput("lineage: expected --pairs FILE or --run FOLDER")
     try:
-        return [Path(source) for source in read_yaml(run / "config.yaml")["data"]["train"]]
+        config = read_yaml(run / "config.yaml")
     except (OSError, *NOT_YAML) as error:
-        raise BadInput(f"{run}: a run folder with config.yaml is wanted: {error!r}") from None
+        raise BadInput(f"{run}: expected a run folder with config.yaml: {error!r}") from None
+    data = config.get("data") if isinstance(config, dict) else None
+    train = data.get("train") if isinstance(data, dict) else None
+    if not isinstance(train, list):
+        raise BadInput(f"{run}: expected a list of sources in config.yaml, data.train: {train!r}")
+    return [Path(str(source)) for source in train]
 
 
 def read_report(file: Path) -> Row:
+    """Return the report beside a file, empty if there is none."""
     path = report_path(file)
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not path.exists():
+        return {}
+    report: Row = json.loads(path.read_text(encoding="utf-8"))
+    return report
 
 
 def ledger_of(source: Path) -> Ledger | None:
-    """The ledger of replies beside a feedback file, as its report names it."""
-    path = source.parent / str(
-        read_report(source).get("ledger", source.with_suffix(".ledger.jsonl").name)
-    )
+    """Return the ledger of replies beside a feedback file, which the file's report names."""
+    default = source.with_suffix(".ledger.jsonl").name
+    path = source.parent / str(read_report(source).get("ledger", default))
     return Ledger(path, read_only=True) if path.exists() else None
+
+
+def _shorten(text: object) -> str:
+    return shorten(str(text), MAX_CHARS, placeholder=" ...")
+
+
+def _object(row: Row, key: str) -> Row:
+    """The object in a field; empty if the field is missing or null."""
+    value = row.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _strings(value: object) -> list[str]:
+    """The texts in a list; none if it is no list."""
+    return [str(item) for item in value] if isinstance(value, list) else []

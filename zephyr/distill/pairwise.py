@@ -1,8 +1,8 @@
-"""A row in which a judge compared two answers gives both answers, each with its share of the
-verdict: the higher share is preferred."""
+"""A row in which a judge compared two answers becomes both answers, each with its share of the
+verdict. The higher share is preferred."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from zephyr.chat import Messages, check_messages
@@ -12,7 +12,21 @@ from zephyr.data.pairwise import PAIRWISE, ROLES
 from zephyr.data.rows import text
 
 Row = Mapping[str, object]
-ABOUT = {
+Shares = tuple[float, float]
+Models = tuple[str | None, str | None]
+
+FIRST_WON: Shares = (1.0, 0.0)
+SECOND_WON: Shares = (0.0, 1.0)
+TIE: Shares = (0.5, 0.5)
+ARENA_VERDICTS: dict[object, Shares] = {
+    "model_a": FIRST_WON,
+    "model_b": SECOND_WON,
+    "tie": TIE,
+    "tie (bothbad)": TIE,
+}
+LLMBAR_VERDICTS: dict[object, Shares] = {1: FIRST_WON, 2: SECOND_WON}
+# keys that say where a row is from, in every format
+ORIGIN_KEYS = {
     "id",
     "prompt_id",
     "question_id",
@@ -21,189 +35,210 @@ ABOUT = {
     "annotator",
     "judge",
     "turn",
-}  # of every shape
-WINS = {
-    1: (1.0, 0.0),
-    2: (0.0, 1.0),
-    "model_a": (1.0, 0.0),
-    "model_b": (0.0, 1.0),
-    "tie": (0.5, 0.5),
-    "tie (bothbad)": (0.5, 0.5),
 }
 
 
 class PairwiseRow(NamedTuple):
-    """Two answers to one prompt, in the source's order, and the models' names where it tells them.
+    """Two answers to one prompt, in the order of the row.
 
-    shares: of the verdict: (1, 0) where the first answer won, a half each for a tie, None where
-    there is no verdict."""
+    `models`: the models' names; None if the row does not give them.
+    `shares`: of the verdict: (1, 0) if the first answer won, a half each for a tie; None without a
+    verdict.
+    """
 
     prompt: str | Messages
     texts: tuple[str, str]
-    models: tuple[str | None, str | None]
-    shares: tuple[float, float] | None
+    models: Models
+    shares: Shares | None
 
 
 def parse_pairwise(row: Row) -> tuple[str, PairwiseRow | str] | None:
-    """The shape of a pairwise row, and what it holds, or the reason why it holds no pair. None: of
-    another shape.
+    """Return the format of a pairwise row and its pair, or the reason why it has none.
 
-    Raises: ValueError naming the field, what was found and what was wanted."""
-    shape = next((name for name, fields in PAIRWISE.items() if fields <= row.keys()), None)
-    return (shape, READERS[shape](row)) if shape else None
+    Returns:
+        None for a row of another format.
+    Raises:
+        ValueError: naming the field, what was found and what was expected.
+    """
+    for shape, fields in PAIRWISE.items():
+        if fields <= row.keys():
+            return shape, READERS[shape](row)
+    return None
 
 
 def read_keys(row: Row, shape: str) -> set[str]:
-    """The keys of a row that its reader reads; what else the row holds is not in the pair."""
-    more = MAY[shape]
-    if shape == "hh-rlhf":  # a transcript that the sides go on from, or begin with
-        prompt, said = row.get("prompt"), str(row["chosen"])
-        more = (
-            {"prompt"}
-            if isinstance(prompt, str)
-            and (said.startswith(prompt) or not said.startswith("\n\nHuman:"))
-            else set()
-        )
-    return ABOUT | PAIRWISE[shape] | more
+    """Return the keys of a row that the reader of its format reads."""
+    optional = OPTIONAL_KEYS[shape]
+    if shape == "hh-rlhf" and _has_transcript(row):
+        optional = {"prompt"}
+    return ORIGIN_KEYS | PAIRWISE[shape] | optional
 
 
-def _alpaca(
+def _has_transcript(row: Row) -> bool:
+    """Whether `prompt` is a transcript that `chosen` continues or begins with."""
+    prompt, chosen = row.get("prompt"), str(row["chosen"])
+    if not isinstance(prompt, str):
+        return False
+    return chosen.startswith(prompt) or not chosen.startswith("\n\nHuman:")
+
+
+def _read_alpaca(
     row: Row, prompt: str, answers: tuple[str, str], models: tuple[str, str]
 ) -> PairwiseRow:
-    """AlpacaEval: `preference` - 1 is the second answer's probability of being the better; 0 is a
-    tie as 1.5 is, null no verdict."""
-    preference, asked = row.get("preference"), text(row, prompt)
-    if preference is not None and (
-        type(preference) not in (int, float) or not (preference == 0 or 1 <= preference <= 2)
+    """AlpacaEval: `preference` - 1 is the probability that the second answer is the better one. 0
+    is a tie, as 1.5 is; null is no verdict."""
+    asked = text(row, prompt)
+    if row.get("input"):
+        asked = f"{asked}\n\n{text(row, 'input')}"
+    return PairwiseRow(asked, _texts(row, answers), _models(row, models), _alpaca_shares(row))
+
+
+def _alpaca_shares(row: Row) -> Shares | None:
+    preference = row.get("preference")
+    if preference is None:
+        return None
+    if (
+        not isinstance(preference, (int, float))
+        or isinstance(preference, bool)
+        or not (preference == 0 or 1 <= preference <= 2)
     ):
         raise ValueError(
-            f"`preference` is {type(preference).__name__} {preference!r:.60}, wanted a number from 1 to 2, 0 (a tie) or null"
+            f"`preference` is {type(preference).__name__} {preference!r:.60}, expected a number "
+            "from 1 to 2, 0 (a tie) or null"
         )
-    p = 1.5 if preference == 0 else preference
+    value = 1.5 if preference == 0 else preference
+    return 2.0 - value, value - 1.0
+
+
+def _read_alpaca_preferences(row: Row) -> PairwiseRow:
+    return _read_alpaca(row, "prompt", ("completion_a", "completion_b"), ("model_a", "model_b"))
+
+
+def _read_alpaca_annotations(row: Row) -> PairwiseRow:
+    return _read_alpaca(
+        row, "instruction", ("output_1", "output_2"), ("generator_1", "generator_2")
+    )
+
+
+def _read_llmbar(row: Row) -> PairwiseRow:
+    shares = _verdict(row, "label", LLMBAR_VERDICTS)
     return PairwiseRow(
-        f"{asked}\n\n{text(row, 'input')}" if row.get("input") else asked,
-        _both(row, answers),
-        _models(row, models),
-        None if p is None else (2.0 - p, p - 1.0),
+        text(row, "input"), _texts(row, ("output_1", "output_2")), (None, None), shares
     )
 
 
-def _llmbar(row: Row) -> PairwiseRow:
-    return PairwiseRow(
-        text(row, "input"),
-        _both(row, ("output_1", "output_2")),
-        (None, None),
-        _won(row, "label", (1, 2)),
-    )
+def _read_arena(row: Row) -> PairwiseRow | str:
+    first = _turns(row["conversation_a"], "conversation_a", "role", "content")
+    second = _turns(row["conversation_b"], "conversation_b", "role", "content")
+    models = _models(row, ("model_a", "model_b"))
+    return _last_turns(first, second, models, _verdict(row, "winner", ARENA_VERDICTS))
 
 
-def _arena(row: Row) -> PairwiseRow | str:
-    sides = [
-        _turns(row[field], field, "role", "content")
-        for field in ("conversation_a", "conversation_b")
-    ]
-    return _parted(
-        *sides,
-        _models(row, ("model_a", "model_b")),
-        _won(row, "winner", ("model_a", "model_b", "tie", "tie (bothbad)")),
-    )
+def _read_sharegpt(row: Row) -> PairwiseRow | str:
+    before: Messages = []
+    if row.get("system"):
+        before.append({"role": "system", "content": text(row, "system")})
+    before += _turns(row["conversations"], "conversations", "from", "value")
+    chosen = before + _turns([row["chosen"]], "chosen", "from", "value")
+    rejected = before + _turns([row["rejected"]], "rejected", "from", "value")
+    return _last_turns(chosen, rejected, (None, None), FIRST_WON)
 
 
-def _sharegpt(row: Row) -> PairwiseRow | str:
-    system = [{"role": "system", "content": text(row, "system")}] if row.get("system") else []
-    before = system + _turns(row["conversations"], "conversations", "from", "value")
-    sides = [
-        before + _turns([row[field]], field, "from", "value") for field in ("chosen", "rejected")
-    ]
-    return _parted(*sides, (None, None), (1.0, 0.0))
+def _read_hh(row: Row) -> PairwiseRow | str:
+    """hh-rlhf: two transcripts, or one in `prompt` and two answers."""
+    chosen, rejected = _transcript(row, "chosen"), _transcript(row, "rejected")
+    return _last_turns(chosen, rejected, (None, None), FIRST_WON)
 
 
-def _hh(row: Row) -> PairwiseRow | str:
-    """hh-rlhf: two transcripts, or one in `prompt` and two answers; a turn is what stands behind
-    its mark, without the white space around it."""
-    sides = []
-    for field in ("chosen", "rejected"):
-        said = text(row, field)
-        before = (
-            row["prompt"]
-            if isinstance(row.get("prompt"), str) and not said.startswith("\n\nHuman:")
-            else ""
+def _transcript(row: Row, field: str) -> Messages:
+    """The turns of a transcript. A turn is the text after its mark, without white space around
+    it."""
+    transcript = text(row, field)
+    prompt = row.get("prompt")
+    if isinstance(prompt, str) and not transcript.startswith("\n\nHuman:"):
+        transcript = prompt + transcript
+    head, *parts = re.split(r"\n\n(Human|Assistant):", transcript)
+    if head or not parts:
+        raise ValueError(
+            f"`{field}` is {row[field]!r:.60}, expected a transcript that begins with a blank line "
+            "and `Human:`"
         )
-        head, *parts = re.split(r"\n\n(Human|Assistant):", before + said)
-        if head or not parts:
-            raise ValueError(
-                f"`{field}` is {row[field]!r:.60}, wanted a transcript that begins with a blank line and `Human:`"
-            )
-        sides.append(
-            [
-                {"role": ROLES[who], "content": said.strip()}
-                for who, said in zip(parts[::2], parts[1::2])
-            ]
-        )
-    return _parted(*sides, (None, None), (1.0, 0.0))
+    return [
+        {"role": ROLES[speaker], "content": said.strip()}
+        for speaker, said in zip(parts[::2], parts[1::2])
+    ]
 
 
-def _parted(
-    a: Messages, b: Messages, models: tuple[str | None, str | None], shares: tuple[float, float]
+def _last_turns(
+    first: Messages, second: Messages, models: Models, shares: Shares
 ) -> PairwiseRow | str:
-    """Two conversations that part at the last turn, the assistant's, or why they are none."""
-    if a[:-1] != b[:-1]:
+    """The last turns of two conversations as answers to the turns before, or the reason why they
+    are none."""
+    if first[:-1] != second[:-1]:
         return "prompts differ"
-    if not a or not b or {a[-1]["role"], b[-1]["role"]} != {"assistant"}:
+    if not first or not second or {first[-1]["role"], second[-1]["role"]} != {"assistant"}:
         return "the last turn is no answer"
     try:
-        prompt = check_messages(a[:-1], last="user")
+        prompt = check_messages(first[:-1], last="user")
     except ValueError:
         return "turns before the answer empty or out of order"
-    return PairwiseRow(prompt, (a[-1]["content"], b[-1]["content"]), models, shares)
+    texts = str(first[-1]["content"]), str(second[-1]["content"])
+    return PairwiseRow(prompt, texts, models, shares)
 
 
 def _turns(value: object, field: str, role: str, content: str) -> Messages:
+    """Check a list of turns and return them as messages.
+
+    Args:
+        role, content: the names of these keys in the row.
+    """
     if not isinstance(value, list) or not all(
         isinstance(turn, Mapping) and turn.get(role) in list(ROLES) for turn in value
     ):
         raise ValueError(
-            f"`{field}` is {value!r:.60}, wanted turns of `{role}` ({', '.join(ROLES)}) and `{content}`"
+            f"`{field}` is {value!r:.60}, expected turns of `{role}` ({', '.join(ROLES)}) and "
+            f"`{content}`"
         )
+    refused = set(TEMPLATE_KEYS) | REFUSED.keys() | set(MASKS)
     for i, turn in enumerate(value):
-        for key in turn.keys() & (set(TEMPLATE_KEYS) | REFUSED.keys() | set(MASKS)):
+        for key in turn.keys() & refused:
             if turn[key] not in (None, "", [], {}, True, 1):
                 raise ValueError(
-                    f"`{field}[{i}].{key}` is {turn[key]!r:.60}, which a compared answer has no place for, wanted turns of "
-                    f"`{role}` and `{content}` alone"
+                    f"`{field}[{i}].{key}` is {turn[key]!r:.60}, which a compared answer has no "
+                    f"place for, expected turns of `{role}` and `{content}` only"
                 )
     return [{"role": ROLES[turn[role]], "content": text(turn, content)} for turn in value]
 
 
-def _won(row: Row, field: str, names: tuple[object, ...]) -> tuple[float, float]:
-    if type(row[field]) not in (int, str) or row[field] not in names:
+def _verdict(row: Row, field: str, shares: Mapping[object, Shares]) -> Shares:
+    value = row[field]
+    if type(value) not in (int, str) or value not in shares:
         raise ValueError(
-            f"`{field}` is {row[field]!r:.60}, wanted one of {', '.join(map(str, names))}"
+            f"`{field}` is {value!r:.60}, expected one of {', '.join(map(str, shares))}"
         )
-    return WINS[row[field]]
+    return shares[value]
 
 
-def _both(row: Row, fields: tuple[str, str]) -> tuple[str, str]:
-    return text(row, fields[0]), text(row, fields[1])
+def _texts(row: Row, fields: Sequence[str]) -> tuple[str, str]:
+    first, second = fields
+    return text(row, first), text(row, second)
 
 
-def _models(row: Row, fields: tuple[str, str]) -> tuple[str | None, str | None]:
-    return tuple(text(row, field) if field in row else None for field in fields)  # type: ignore[return-value]
+def _models(row: Row, fields: Sequence[str]) -> Models:
+    first, second = (text(row, field) if field in row else None for field in fields)
+    return first, second
 
 
 READERS: dict[str, Callable[[Row], PairwiseRow | str]] = {
-    "AlpacaEval preferences": lambda row: _alpaca(
-        row, "prompt", ("completion_a", "completion_b"), ("model_a", "model_b")
-    ),
-    "AlpacaEval annotations": lambda row: _alpaca(
-        row, "instruction", ("output_1", "output_2"), ("generator_1", "generator_2")
-    ),
-    "LLMBar": _llmbar,
-    "arena": _arena,
-    "ShareGPT": _sharegpt,
-    "hh-rlhf": _hh,
+    "AlpacaEval preferences": _read_alpaca_preferences,
+    "AlpacaEval annotations": _read_alpaca_annotations,
+    "LLMBar": _read_llmbar,
+    "arena": _read_arena,
+    "ShareGPT": _read_sharegpt,
+    "hh-rlhf": _read_hh,
 }
-MAY = {  # shape -> what its reader reads beside
+# format -> keys that its reader reads if they are there
+OPTIONAL_KEYS: dict[str, set[str]] = {
     "AlpacaEval preferences": {"prompt", "preference", "input", "model_a", "model_b"},
     "AlpacaEval annotations": {"preference", "input", "generator_1", "generator_2"},
     "LLMBar": set(),

@@ -1,36 +1,42 @@
-"""Rows of dialogues are cleaned, filtered and parted: case set right, what a filter takes counted
-with examples, test rows kept out.
+"""SFT rows are cleaned, filtered and separated by split: letter case is corrected, each removed row
+is counted under its filter with examples, and held-out rows stay out of training.
 
-What is done lies in `OUT.work/` until all is, under a digest of sources, settings and code: first
-pieces of rows, each judged row by row in several processes (`datasets`); then one pass in the order
-of the rows, for what depends on it, with its index in an SQLite file."""
+Work in progress lies in `OUT.work/`, under a digest of sources, settings and code, until all is
+done. First, pieces of rows are checked row by row in several processes (`datasets`). Then one pass
+in the order of the rows applies the filters that compare rows, with an index in an SQLite file."""
 
 import hashlib
 import json
 import os
 import re
 import shutil
-import sqlite3
 from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
-from operator import itemgetter
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
+from tqdm import tqdm
 
 from zephyr.config import BadInput
 from zephyr.data.jsonl import json_line, read_rows, report_path, require_output, write_json
-from zephyr.data.rows import has_lone_surrogate, parse_line
 from zephyr.data.sources import Source, held_out_split, open_sources
-from zephyr.distill import clean
-from zephyr.distill.clean import Row, Turns
+from zephyr.distill import clean, dialogue_index, row_checks
+from zephyr.distill.clean import Row
+from zephyr.distill.dialogue_index import DialogueIndex
+from zephyr.distill.row_checks import (
+    COLUMNS,
+    INPUT_COLUMNS,
+    CheckedRow,
+    benchmark_ngrams,
+    check_line,
+)
+from zephyr.distill.row_checks import PrepareSettings as PrepareSettings  # as part of this module
 
 Report = dict[str, object]
 FILTERS = (
@@ -45,420 +51,204 @@ FILTERS = (
     "duplicate",
     "near_duplicate",
 )
-WORK_FOLDER, WORK_FILES = (
-    re.compile("[0-9a-f]{32}"),
-    re.compile(r"done|index\.sqlite.*|(piece-\d{5}|cache-|tmp).*"),
-)  # what lies in `OUT.work/`
-PIECE_ROWS, PIECE_BYTES = 4096, 2**26  # in memory at a time
-COLUMNS = {
-    "source": "int32",
-    "place": "string",
-    "line": "large_binary",
-    "truecased": "bool",
-    "taken": "string",
-    "why": "large_string",
-    "excerpt": "string",
-    "contaminated": "large_string",
-    "dialogue": "binary",
-    "opening": "binary",
-    "signature": "binary",
-}
+# what lies in `OUT.work/`
+WORK_FOLDER = re.compile("[0-9a-f]{32}")
+WORK_FILES = re.compile(r"done|index\.sqlite.*|(piece-\d{5}|cache-|tmp).*")
+# rows and bytes of a piece, which is in memory at once
+PIECE_ROWS = 4096
+PIECE_BYTES = 2**26
+MAX_EXAMPLES = 5  # of each filter in the report
+# files on which the checked rows depend, beside sources and settings
+CODE = (__file__, row_checks.__file__, dialogue_index.__file__, clean.__file__, clean.REFUSALS)
 
 
-@dataclass(frozen=True)
-class PrepareSettings:
-    truecase: bool = True  # capitals at sentence starts, and "I"
-    drop_refusals: bool = True  # "I don't have personal opinions", where nothing personal was asked
-    near_duplicates: float | None = (
-        0.8  # estimated Jaccard of word 5-grams from which a row is one; null: off
-    )
-    decontaminate: tuple[str, ...] = ()  # files of benchmark prompts
-    ngram: int = 13  # words in common with a benchmark prompt that make a row contaminated
-    language: str | None = None  # of the rows that stay, as "en"; null: any
-    min_words: int | None = None  # of all turns together; null: no limit
-    max_words: int | None = None
-    min_turns: int | None = None  # of user and assistant together; null: no limit
-    max_turns: int | None = None
-    held_out: tuple[
-        str, ...
-    ] = ()  # files: none of their dialogues, nor one of the same first turn, is trained on
-    on_bad_row: Literal["error", "skip"] = "error"  # skip: counted with the other filters' rows
-    workers: int = 1  # processes; the output does not depend on it
+class RawLine(NamedTuple):
+    """A row as a line of JSON. `source`: its number."""
 
-
-class Index:
-    """What rows are compared with, in an SQLite file of which 16 MB at most are in memory; each
-    filter says why it takes a row, or ""."""
-
-    def __init__(self, path: Path, jaccard: float | None) -> None:
-        path.unlink(missing_ok=True)
-        self.file, self.jaccard = sqlite3.connect(path, isolation_level=None), jaccard or 1.0
-        # as long a band as finds 98 of 100 pairs of just that Jaccard: the fewer rows are looked at
-        # in vain
-        self.band = next(
-            (
-                r
-                for r in range(16, 1, -1)
-                if (1 - self.jaccard**r) ** (clean.PERMUTATIONS // r) <= 0.02
-            ),
-            1,
-        )
-        self.file.executescript(
-            "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-16384; BEGIN;"
-            "CREATE TABLE held(digest BLOB PRIMARY KEY) WITHOUT ROWID; CREATE TABLE seen(digest BLOB PRIMARY KEY, place TEXT);"
-            "CREATE TABLE kept(number INTEGER PRIMARY KEY, place TEXT, signature BLOB);"
-            "CREATE TABLE bands(key INTEGER, number INTEGER, PRIMARY KEY(key, number)) WITHOUT ROWID"
-        )
-
-    def add_held_out(self, digests: Iterable[bytes]) -> None:
-        """Remember digests of held-out rows."""
-        self.file.executemany(
-            "INSERT OR IGNORE INTO held VALUES(?)", ((digest,) for digest in digests if digest)
-        )
-
-    def held_out(self, row: Row) -> str:
-        found = self.file.execute(
-            "SELECT 1 FROM held WHERE digest IN (?, ?)", (row["dialogue"], row["opening"])
-        ).fetchone()
-        return "the dialogue, or its first turn, is held out" if found else ""
-
-    def duplicate(self, row: Row) -> str:
-        """Of the first row of the same dialogue; this is remembered where it is the first."""
-        if self.file.execute(
-            "INSERT OR IGNORE INTO seen VALUES(?, ?)", (row["dialogue"], row["place"])
-        ).rowcount:
-            return ""
-        return "of {}".format(
-            *self.file.execute(
-                "SELECT place FROM seen WHERE digest = ?", (row["dialogue"],)
-            ).fetchone()
-        )
-
-    def near_duplicate(self, row: Row) -> str:
-        """Of the first kept row that is as near as wanted; this is remembered where there is
-        none."""
-        signature, size = row["signature"] or b"", 4 * self.band
-        bands = [
-            b"%d:" % start + signature[start : start + size]
-            for start in range(0, len(signature) - size + 1, size)
-        ]
-        keys = [
-            int.from_bytes(hashlib.blake2b(band, digest_size=8).digest(), "little", signed=True)
-            for band in bands
-        ]
-        for place, its in self.file.execute(
-            "SELECT place, signature FROM kept WHERE number IN (SELECT number FROM bands WHERE key IN "
-            f"({','.join('?' * len(keys))})) ORDER BY number",
-            keys,
-        ):
-            if (
-                np.mean(np.frombuffer(signature, "<u4") == np.frombuffer(its, "<u4"))
-                >= self.jaccard
-            ):
-                return f"of {place}"
-        if signature:
-            number = self.file.execute(
-                "INSERT INTO kept(place, signature) VALUES(?, ?)", (row["place"], signature)
-            ).lastrowid
-            self.file.executemany("INSERT INTO bands VALUES(?, ?)", [(key, number) for key in keys])
-        return ""
+    source: int
+    place: str
+    line: bytes
 
 
 def prepare(sources: Sequence[str], out: Path, settings: PrepareSettings) -> Report:
-    """Write the rows that no filter takes, in their order: those of training, or of a sole split,
-    to `out`; those of a split that spec, file or folder call test, val, dev, eval, held_out or the
-    like to one beside it, as `clean.test_sft.jsonl` beside `clean.jsonl`.
+    """Write the rows that no filter removes, in their order.
 
-    Rows keep their fields, and their bytes if not truecased. Held-out rows pass all filters but
-    held_out, duplicate, near_duplicate. Returns: the report, also written beside `out`; a row
-    counts under the first filter, in their order, that takes it. Raises: BadInput for a bad row
-    (file and line), for a source or setting that can't be used, for an `out` among the sources."""
-    opened, benchmarks, held = map(
-        open_sources, (sources, settings.decontaminate, settings.held_out)
-    )
+    The rows of training, or of the only split, go to `out`. If a spec, file or folder calls a split
+    test, val, dev, eval, held_out or the like, its rows go to a file beside it, e.g.
+    `clean.test_sft.jsonl` beside `clean.jsonl`. Held-out rows pass all filters except `held_out`,
+    `duplicate` and `near_duplicate`. Rows keep their fields, and their bytes if their letter case
+    was not changed.
+
+    Args:
+        sources: of the rows, `path-or-hub-id[:split]`.
+        out: a .jsonl file.
+    Returns:
+        The report, which is also written beside `out`. A row counts under the first of `FILTERS`
+        that removes it.
+    Raises:
+        BadInput: for a bad row (with file and line), for a source or a setting that cannot be used,
+            if `out` is one of the sources, or if no row is left.
+    """
+    opened = open_sources(list(sources))
     splits = [held_out_split(source) for source in opened]
-    splits = splits if len(set(splits)) > 1 else [""] * len(splits)
-    beside = out.name.removesuffix(".jsonl")
-    outs = {
-        split: out.with_name(f"{beside}.{split}.jsonl") if split else out
-        for split in sorted(set(splits))
-    }
-    _check(settings, sources, [out, *outs.values()])
-    report: Report = {
-        name: [
-            {
-                "name": source.name,
-                "digest": source.digest,
-                "split": held_out_split(source) or "train",
-            }
-            for source in some
-        ]
-        for name, some in (("sources", opened), ("benchmarks", benchmarks), ("held_out", held))
-    }
-    report["settings"] = {
-        name: value for name, value in asdict(settings).items() if name != "workers"
-    }
-    optional = {"datasketch": settings.near_duplicates, "py3langid": settings.language}
-    report["versions"] = {
-        name: version(name)
-        for name in ("datasets", "pyarrow", "numpy", *(name for name in optional if optional[name]))
-    }
-    key = json.dumps(
-        [
-            list(sources),
-            report,
-            *(
-                Path(str(module)).read_text("utf-8")
-                for module in (__file__, clean.__file__, clean.REFUSALS)
-            ),
-        ]
-    )
-    work = out.with_name(out.name + ".work") / hashlib.sha256(key.encode()).hexdigest()[:32]
-    _remove_earlier(work)
+    if len(set(splits)) == 1:
+        splits = [""] * len(splits)
+    outs = output_paths(out, splits)
+    check_settings(settings)
+    for path in [out, *outs.values()]:
+        require_output(path, sources)
+    report = describe_inputs(opened, settings)
+    work = out.with_name(out.name + ".work") / work_digest(sources, report)
+    remove_other_work(work)
     done = work / "done"
     done.mkdir(parents=True, exist_ok=True)
-    _benchmark(settings.decontaminate, settings.ngram)  # here, so that all processes have it
-    index = Index(work / "index.sqlite", settings.near_duplicates)
-    index.add_held_out(
-        digest for _, both in read_rows(settings.held_out, _held_digests) for digest in both
-    )
-    pieces = [
-        file
-        for n, piece in enumerate(_pieces(_lines(opened)))
-        for file in _judged(piece, work / f"piece-{n:05d}.arrow", settings)
-    ]
-    index.add_held_out(
-        row[name]
-        for row in _rows(pieces if any(splits) else [])
-        if splits[row["source"]]
-        for name in ("dialogue", "opening")
-    )
-    report |= _filter_rows(
-        pieces, splits, index, {split: done / path.name for split, path in outs.items()}
-    )
+    benchmark_ngrams(settings.decontaminate, settings.ngram)  # before the processes are forked
+    index = DialogueIndex(work / "index.sqlite", settings.near_duplicates)
+    index.add_held_out(held_out_digests(settings.held_out))
+    files = check_pieces(opened, work, settings)
+    if any(splits):
+        index.add_held_out(split_digests(files, splits))
+    done_paths = {split: done / path.name for split, path in outs.items()}
+    report.update(filter_rows(files, splits, index, done_paths))
     if not report["rows_kept"]:
-        raise BadInput(
-            f"{', '.join(map(str, sources))}: no row is left; left out: { {name: of['rows'] for name, of in report['removed'].items()} }"
-        )
-    for path in outs.values():
-        os.replace(done / path.name, path)
+        raise BadInput(f"{', '.join(map(str, sources))}: no row is left; {removed_counts(report)}")
+    for split, path in outs.items():
+        os.replace(done_paths[split], path)
     write_json(report_path(out), report)
-    index.file.close()
+    index.close()
     shutil.rmtree(work)
-    with suppress(OSError):  # where somebody put something beside it meanwhile
+    with suppress(OSError):  # another program put a file there meanwhile
         work.parent.rmdir()
     return report
 
 
-def _remove_earlier(work: Path) -> None:
-    """Remove the work of runs of other settings. Raises: BadInput naming what no run made, before
-    anything is removed."""
-    folder = work.parent
-    if folder.is_symlink() or (os.path.lexists(folder) and not folder.is_dir()):
-        raise BadInput(
-            f"out: {folder} is {'a link' if folder.is_symlink() else 'a file'}, wanted a folder for what is half done, or "
-            "nothing; remove it, or name another out"
-        )
-    found = sorted(folder.glob("*"))
-    for path in found:
-        ours = WORK_FOLDER.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
-        if (
-            other := next(
-                (inner for inner in sorted(path.iterdir()) if not WORK_FILES.fullmatch(inner.name)),
-                None,
-            )
-            if ours
-            else path
-        ):
-            raise BadInput(
-                f"out: {other} is nothing that prepare made, and {folder} is removed when all is done; move it, or name another out"
-            )
-    for path in set(found) - {work}:
-        shutil.rmtree(path)
+def output_paths(out: Path, splits: Sequence[str]) -> dict[str, Path]:
+    """Return the file of each split; "" is training, or the only split."""
+    stem = out.name.removesuffix(".jsonl")
+    return {
+        split: out.with_name(f"{stem}.{split}.jsonl") if split else out
+        for split in sorted(set(splits))
+    }
 
 
-def _check(settings: PrepareSettings, sources: Sequence[str], outs: Sequence[Path]) -> None:
-    """What can be known before a row is read. Raises: BadInput."""
-    for name, limit in (("near_duplicates", 1), ("ngram", 1000), ("workers", 1000)):
-        if (value := getattr(settings, name)) is not None and not 0 < value <= limit:
-            raise BadInput(f"{name} is {value!r}, wanted 0 < number <= {limit}")
-    for what, low, high in (
+def check_settings(settings: PrepareSettings) -> None:
+    """Check what can be checked before a row is read.
+
+    Raises:
+        BadInput: naming the setting, also if it needs a library that is not installed.
+    """
+    limits: tuple[tuple[str, float | None, float], ...] = (
+        ("near_duplicates", settings.near_duplicates, 1),
+        ("ngram", settings.ngram, 1000),
+        ("workers", settings.workers, 1000),
+    )
+    for name, value, limit in limits:
+        if value is not None and not 0 < value <= limit:
+            raise BadInput(f"{name} is {value!r}, expected a number > 0 and <= {limit}")
+    for unit, low, high in (
         ("words", settings.min_words, settings.max_words),
         ("turns", settings.min_turns, settings.max_turns),
     ):
         if low is not None and high is not None and low > high:
             raise BadInput(
-                f"min_{what} is {low}, max_{what} is {high}, wanted the first not above the second"
+                f"min_{unit} is {low}, max_{unit} is {high}, expected min_{unit} <= max_{unit}"
             )
-    if settings.language is not None and settings.language not in (
-        known := clean.language_identifier().labels
-    ):
-        raise BadInput(
-            f"language is {settings.language!r}, wanted null or one of {', '.join(sorted(known))}"
-        )
-    if settings.near_duplicates is not None:
-        clean.empty_minhash()  # finds its library missing
-    for out in outs:
-        require_output(out, sources)
-
-
-def _lines(sources: Sequence[Source]) -> Iterator[tuple[int, str, bytes]]:
-    """All rows as (source's number, place, line of JSON)."""
-    for number, source in enumerate(sources):
-        for place, _, value in source.rows():
-            try:
-                yield (
-                    number,
-                    place,
-                    value.strip().removeprefix(BOM_UTF8) + b"\n"
-                    if isinstance(value, bytes)
-                    else json_line(value),
-                )
-            except TypeError as error:
-                raise BadInput(f"{place}: the row can't be written as JSON: {error}") from error
-
-
-def _pieces(lines: Iterator[tuple[int, str, bytes]]) -> Iterator[list[tuple[int, str, bytes]]]:
-    """The rows in pieces that memory holds, however long rows are."""
-    piece, size = [], 0
-    for line in lines:
-        piece.append(line)
-        size += len(line[2])
-        if len(piece) == PIECE_ROWS or size > PIECE_BYTES:
-            yield piece
-            piece, size = [], 0
-    if piece:
-        yield piece
-
-
-def _judged(
-    piece: Sequence[tuple[int, str, bytes]], path: Path, settings: PrepareSettings
-) -> list[str]:
-    """The Arrow files, in order, of the judged piece; made where they aren't there. Raises:
-    BadInput for the first bad row."""
-    from datasets import Dataset, Features, Value
-
-    features = Features({name: Value(kind) for name, kind in COLUMNS.items()})
-    names = list(COLUMNS)[:3]
-    raw = Dataset.from_dict(
-        dict(zip(names, map(list, zip(*piece)))),
-        features=Features({name: features[name] for name in names}),
-    )
-    judged = raw.map(
-        partial(_judge, settings),
-        input_columns=names,
-        writer_batch_size=256,
-        features=features,
-        desc=path.stem,
-        num_proc=min(settings.workers, len(raw)) if settings.workers > 1 else None,
-        cache_file_name=str(path),
-        new_fingerprint=path.stem,
-        load_from_cache_file=True,
-    )
-    bad = [
-        n for n, taken in enumerate(judged.data.column("taken").to_pylist()) if taken == "bad_row"
-    ]
-    if bad and settings.on_bad_row == "error":
-        raise BadInput(f"{judged[bad[0]]['place']}: {judged[bad[0]]['why']}")
-    return [file["filename"] for file in judged.cache_files]
-
-
-def _judge(settings: PrepareSettings, source: int, place: str, line: bytes) -> Row:
-    """All that can be said of a row by itself, as `COLUMNS`."""
-    judged: dict[str, object] = dict.fromkeys(COLUMNS) | {
-        "source": source,
-        "place": place,
-        "line": line,
-        "truecased": False,
-    }
-    try:
-        row = parse_line(line)
-        turns = clean.turns_of(row)
-        if b"\\u" in line and has_lone_surrogate(
-            row
-        ):  # UTF-8 has no bytes for one: it can only be escaped
-            seen = clean.excerpt(next((text for role, text in turns if role != "system"), ""))
-            return {
-                **judged,
-                "taken": "lone_surrogate",
-                "why": "half of a surrogate pair, which no file can hold",
-                "excerpt": seen,
-            }
-    except ValueError as error:
-        return {**judged, "taken": "bad_row", "why": clean.excerpt(str(error))}
-    if settings.truecase and (cased := clean.truecased(row, turns)) != row:
-        judged |= {"truecased": True, "line": json_line(cased)}
-        turns = clean.turns_of(cased)
-    words = [clean.split_words(text) for _, text in turns]
-    whole = [word for of_turn in words for word in of_turn]
-    judged["excerpt"] = clean.excerpt(next(text for role, text in turns if role != "system"))
-    judged["dialogue"], judged["opening"] = clean.digests(turns)
-    judged["taken"], judged["why"] = next(
-        (found for found in _failed_filters(settings, turns, len(whole)) if found[1]), ("", "")
-    )
-    known = _benchmark(settings.decontaminate, settings.ngram)
-    shared = (
-        clean.first_shared_ngram(known, of_turn, short=role == "user")
-        for (role, _), of_turn in zip(turns, words)
-        if role != "system"
-    )
-    judged["contaminated"] = next(filter(None, shared), "")
-    if settings.near_duplicates is not None and whole:
-        judged["signature"] = clean.minhash_signature(clean.hash_ngrams(whole, min(5, len(whole))))
-    return judged
-
-
-def _failed_filters(
-    settings: PrepareSettings, turns: Turns, words: int
-) -> Iterator[tuple[str, str]]:
-    """The filters of a row by itself, in their order, each with why it takes the row; "" where it
-    does not."""
-    yield "refusal", clean.excerpt(clean.first_refusal(turns)) if settings.drop_refusals else ""
-    code = (
-        clean.detect_language("\n".join(text[:1000] for _, text in turns))
-        if settings.language
-        else ""
-    )
-    yield "language", code if code != settings.language else ""
-    for name, what, count in (
-        ("length", "words", words),
-        ("turns", "turns", sum(role in ("user", "assistant") for role, _ in turns)),
-    ):
-        low, high = getattr(settings, f"min_{what}") or 0, getattr(settings, f"max_{what}")
-        is_text = name == "turns" and not count  # it has no turns to count
-        yield (
-            name,
-            ""
-            if is_text or (low <= count and (high is None or count <= high))
-            else f"{count} {what}",
-        )
-
-
-@lru_cache(maxsize=1)
-def _benchmark(files: tuple[str, ...], ngram: int) -> Mapping[tuple[int, bool], np.ndarray]:
-    """What `clean.first_shared_ngram` looks for: n-grams of longer prompts; shorter prompts whole, those under
-    8 words as whole turns only."""
-    hashes: dict[tuple[int, bool], list[np.ndarray]] = {}
-    for file in files:
-        prompts = [
-            words
-            for _, row in read_rows([file])
-            for prompt in clean.prompts(row)
-            if (words := clean.split_words(prompt))
-        ]
-        if not prompts:
+    if settings.language is not None:
+        known = clean.language_identifier().labels
+        if settings.language not in known:
             raise BadInput(
-                f"{file}: no prompt is read, wanted rows with one of the fields {', '.join(clean.PROMPT_FIELDS)}"
+                f"language is {settings.language!r}, expected null or one of "
+                f"{', '.join(sorted(known))}"
             )
-        for words in prompts:
-            n = min(ngram, len(words))
-            hashes.setdefault((n, n < min(ngram, 8)), []).append(clean.hash_ngrams(words, n))
-    return {n: np.unique(np.concatenate(some)) for n, some in hashes.items()}
+    if settings.near_duplicates is not None:
+        clean.empty_minhash()
 
 
-def _held_digests(row: Row) -> tuple[bytes, bytes]:
-    """Of a held-out file's dialogue and first user turn; a row that is no dialogue gives that of
-    its prompt."""
+def describe_inputs(sources: Sequence[Source], settings: PrepareSettings) -> Report:
+    """Return the part of the report that is known before the rows are read."""
+    inputs = {
+        "sources": sources,
+        "benchmarks": open_sources(settings.decontaminate),
+        "held_out": open_sources(settings.held_out),
+    }
+    report: Report = {}
+    for name, opened in inputs.items():
+        report[name] = [
+            {
+                "name": source.name,
+                "digest": source.digest,
+                "split": held_out_split(source) or "train",
+            }
+            for source in opened
+        ]
+    report["settings"] = {
+        name: value for name, value in asdict(settings).items() if name != "workers"
+    }
+    libraries = ["datasets", "pyarrow", "numpy"]
+    if settings.near_duplicates:
+        libraries.append("datasketch")
+    if settings.language:
+        libraries.append("py3langid")
+    report["versions"] = {name: version(name) for name in libraries}
+    return report
+
+
+def work_digest(sources: Sequence[str], report: Report) -> str:
+    """Return the name of the work folder: work of other inputs or other code is not continued."""
+    code = [Path(str(file)).read_text("utf-8") for file in CODE]
+    key = json.dumps([list(map(str, sources)), report, *code])
+    return hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
+def remove_other_work(work: Path) -> None:
+    """Remove the work of runs of other inputs.
+
+    Raises:
+        BadInput: naming a file that no run made, before anything is removed.
+    """
+    folder = work.parent
+    if folder.is_symlink() or (os.path.lexists(folder) and not folder.is_dir()):
+        found = "a link" if folder.is_symlink() else "a file"
+        raise BadInput(
+            f"out: {folder} is {found}, expected a folder for work in progress, or nothing; "
+            "remove it, or choose another out"
+        )
+    paths = sorted(folder.glob("*"))
+    for path in paths:
+        foreign = foreign_file(path)
+        if foreign:
+            raise BadInput(
+                f"out: {foreign} was not made by prepare, and {folder} is removed when all is "
+                "done; move it, or choose another out"
+            )
+    for path in paths:
+        if path != work:
+            shutil.rmtree(path)
+
+
+def foreign_file(path: Path) -> Path | None:
+    """Return what no run made: the path itself, or something in it; None if there is nothing."""
+    if not WORK_FOLDER.fullmatch(path.name) or not path.is_dir() or path.is_symlink():
+        return path
+    for inner in sorted(path.iterdir()):
+        if not WORK_FILES.fullmatch(inner.name):
+            return inner
+    return None
+
+
+def held_out_digests(files: Sequence[str]) -> Iterator[bytes]:
+    """Yield the digests of the dialogues and of the first user turns of held-out files."""
+    for _, both in read_rows(files, row_digests):
+        yield from both
+
+
+def row_digests(row: Row) -> tuple[bytes, bytes]:
+    """Return the digests of a row's dialogue and of its first user turn. A row that is no dialogue
+    is represented by its prompt.
+
+    Raises:
+        ValueError: for a row without either.
+    """
     try:
         return clean.digests(clean.turns_of(row))
     except ValueError:
@@ -467,47 +257,163 @@ def _held_digests(row: Row) -> tuple[bytes, bytes]:
         raise
 
 
-def _rows(pieces: Iterable[str]) -> Iterator[Row]:
-    """Judged rows, read and not mapped: pages of a mapped file count as the process's memory."""
-    for path in pieces:
+def check_pieces(sources: Sequence[Source], work: Path, settings: PrepareSettings) -> list[str]:
+    """Check all rows, piece by piece. Return the Arrow files of the checked rows, in order.
+
+    Pieces that an earlier run finished are used again.
+    """
+    files = []
+    for number, piece in enumerate(pieces(raw_lines(sources))):
+        files += check_piece(piece, work / f"piece-{number:05d}.arrow", settings)
+    return files
+
+
+def raw_lines(sources: Sequence[Source]) -> Iterator[RawLine]:
+    """Yield all rows as lines of JSON. Raises: BadInput for a row that JSON cannot hold."""
+    for number, source in enumerate(sources):
+        for place, _, value in source.rows():
+            if isinstance(value, bytes):
+                line = value.strip().removeprefix(BOM_UTF8) + b"\n"
+            else:
+                try:
+                    # a row that is no object is written, too: its check finds it bad
+                    line = json_line(value)  # type: ignore[arg-type]
+                except TypeError as error:
+                    raise BadInput(f"{place}: the row can't be written as JSON: {error}") from error
+            yield RawLine(number, place, line)
+
+
+def pieces(lines: Iterator[RawLine]) -> Iterator[list[RawLine]]:
+    """Yield the rows in pieces that fit in memory, however long the rows are."""
+    piece: list[RawLine] = []
+    size = 0
+    for line in lines:
+        piece.append(line)
+        size += len(line.line)
+        if len(piece) == PIECE_ROWS or size > PIECE_BYTES:
+            yield piece
+            piece, size = [], 0
+    if piece:
+        yield piece
+
+
+def check_piece(piece: Sequence[RawLine], path: Path, settings: PrepareSettings) -> list[str]:
+    """Return the Arrow files of a checked piece, in order. They are made if they do not exist.
+
+    Raises:
+        BadInput: for the first bad row, unless bad rows are skipped.
+    """
+    from datasets import Dataset, Features, Value
+
+    features = Features({name: Value(kind) for name, kind in COLUMNS.items()})
+    raw = Dataset.from_dict(
+        {
+            "source": [line.source for line in piece],
+            "place": [line.place for line in piece],
+            "line": [line.line for line in piece],
+        },
+        features=Features({name: features[name] for name in INPUT_COLUMNS}),
+    )
+    checked = raw.map(
+        partial(check_line, settings),
+        input_columns=INPUT_COLUMNS,
+        writer_batch_size=256,
+        features=features,
+        desc=path.stem,
+        num_proc=min(settings.workers, len(raw)) if settings.workers > 1 else None,
+        cache_file_name=str(path),
+        new_fingerprint=path.stem,
+        load_from_cache_file=True,
+    )
+    if settings.on_bad_row == "error":
+        for number, name in enumerate(checked.data.column("filter").to_pylist()):
+            if name == "bad_row":
+                row = checked[number]
+                raise BadInput(f"{row['place']}: {row['reason']}")
+    return [file["filename"] for file in checked.cache_files]
+
+
+def read_checked(files: Iterable[str]) -> Iterator[CheckedRow]:
+    """Yield checked rows. The files are read and not mapped: pages of a mapped file count as memory
+    of the process."""
+    for path in files:
         with pa.OSFile(path) as file, pa.ipc.open_stream(file) as batches:
             for batch in batches:
                 yield from batch.to_pylist()
 
 
-def _filter_rows(
-    pieces: Iterable[str], splits: Sequence[str], index: Index, outs: Mapping[str, Path]
+def split_digests(files: Iterable[str], splits: Sequence[str]) -> Iterator[bytes]:
+    """Yield the digests of the rows of held-out splits."""
+    for row in read_checked(files):
+        if splits[row["source"]]:
+            yield row["dialogue"] or b""
+            yield row["opening"] or b""
+
+
+def filter_rows(
+    files: Iterable[str], splits: Sequence[str], index: DialogueIndex, outs: Mapping[str, Path]
 ) -> Report:
-    """Write the rows that stay; returns the counts of the report, with up to five examples of what
-    each filter took."""
-    late = (
-        ("held_out", index.held_out),
-        ("contaminated", itemgetter("contaminated")),
-        ("duplicate", index.duplicate),
-        ("near_duplicate", index.near_duplicate),
-    )  # one that comes to the end is in the index
-    removed: Report = {name: {"rows": 0, "examples": []} for name in FILTERS}
-    totals: Counter[str | Path] = Counter()
+    """Write the rows that stay, and return the counts of the report, with examples of what each
+    filter removed."""
+    rows_removed: Counter[str] = Counter()
+    rows_kept: Counter[str] = Counter()
+    examples: dict[str, list[dict[str, str]]] = {name: [] for name in FILTERS}
+    rows_read = num_truecased = 0
     with ExitStack() as stack:
-        files = {split: stack.enter_context(path.open("wb")) for split, path in outs.items()}
-        for row in _rows(pieces):
-            split, taken, why = splits[row["source"]], row["taken"], row["why"]
-            for name, takes in late:
-                if not taken and (split == "" or name == "contaminated") and (why := takes(row)):
-                    taken = name
-            totals.update((taken or outs[split], "read"))
-            if not taken:
-                files[split].write(row["line"])
-                totals["truecased"] += row["truecased"]
-            elif totals[taken] <= 5:
-                removed[taken]["examples"].append(
-                    {"place": row["place"], "why": why, "excerpt": row["excerpt"] or ""}
+        opened = {split: stack.enter_context(path.open("wb")) for split, path in outs.items()}
+        # disable=None: a bar only on a terminal
+        for row in tqdm(read_checked(files), desc="filters", unit=" rows", disable=None):
+            split = splits[row["source"]]
+            name, reason = row["filter"], row["reason"]
+            if not name:
+                name, reason = compare_row(row, index, is_held_out=bool(split))
+            rows_read += 1
+            if not name:
+                opened[split].write(row["line"])
+                rows_kept[split] += 1
+                num_truecased += row["truecased"]
+                continue
+            rows_removed[name] += 1
+            if len(examples[name]) < MAX_EXAMPLES:
+                examples[name].append(
+                    {"place": row["place"], "why": reason or "", "excerpt": row["excerpt"] or ""}
                 )
-    kept = {path.name: totals[path] for path in outs.values()}
     return {
-        "rows_read": totals["read"],
-        "rows_kept": sum(kept.values()),
-        "truecased": totals["truecased"],
-        "files": kept,
-        "removed": {name: {**of, "rows": totals[name]} for name, of in removed.items()},
+        "rows_read": rows_read,
+        "rows_kept": sum(rows_kept.values()),
+        "truecased": num_truecased,
+        "files": {path.name: rows_kept[split] for split, path in outs.items()},
+        "removed": {
+            name: {"rows": rows_removed[name], "examples": examples[name]} for name in FILTERS
+        },
     }
+
+
+def compare_row(row: CheckedRow, index: DialogueIndex, *, is_held_out: bool) -> tuple[str, str]:
+    """Apply the filters that compare a row with others, in their order. A row of training that
+    passes all of them is in the index afterwards.
+
+    Returns:
+        The first filter that removes the row and why; two empty texts if none does.
+    """
+    steps: tuple[tuple[str, Callable[[CheckedRow], str]], ...] = (
+        ("held_out", index.find_held_out),
+        ("contaminated", lambda row: row["contaminated"] or ""),
+        ("duplicate", index.find_duplicate),
+        ("near_duplicate", index.find_near_duplicate),
+    )
+    for name, find in steps:
+        if is_held_out and name != "contaminated":
+            continue
+        reason = find(row)
+        if reason:
+            return name, reason
+    return "", ""
+
+
+def removed_counts(report: Report) -> str:
+    """Return the number of rows that each filter removed, as text."""
+    removed = report["removed"]
+    assert isinstance(removed, dict)
+    counts = [f"{name} {found['rows']}" for name, found in removed.items() if found["rows"]]
+    return f"removed: {', '.join(counts) or 'none'}"

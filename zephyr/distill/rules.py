@@ -1,9 +1,8 @@
-"""The scores of a prompt's completions become the choice of two: one rule of binarisation is one
-function.
+"""The scores of a prompt's completions become the choice of two. Each rule is one function.
 
-A rule gets the scores and texts of the completions that have a score, and a generator; it returns
-the indices of chosen and rejected, or why there is no pair. A new rule is such a function and one
-line in `RULES`."""
+A rule gets the scores and texts of the completions that have a score, and a random generator. It
+returns the indices of chosen and rejected, or the reason why there is no pair. To add a rule, write
+such a function and add a line to `RULES`."""
 
 import random
 import re
@@ -17,25 +16,30 @@ Rule = Callable[[Sequence[float], Sequence[str], random.Random], Pick]
 
 
 def paper(scores: Sequence[float], texts: Sequence[str], rng: random.Random) -> Pick:
-    """Zephyr (arXiv:2310.16944, section 3.3): the highest mean aspect score against a uniform
-    random other completion.
+    """Zephyr (arXiv:2310.16944, section 3.3): the highest mean score of the aspects against a
+    uniformly random other completion.
 
-    Ties for the highest mean are broken uniformly at random. Completions with the chosen text are
-    no "other". An other of the same mean may be drawn, as in the paper."""
-    chosen = rng.choice([i for i, score in enumerate(scores) if score == max(scores)])
-    others = [i for i, other in enumerate(texts) if other != texts[chosen]]
+    Ties for the highest mean are broken uniformly at random. A completion with the chosen text is
+    not an "other". An other with the same mean may be drawn, as in the paper.
+    """
+    chosen = rng.choice(indices_of_max(scores))
+    others = [i for i, text in enumerate(texts) if text != texts[chosen]]
     return (chosen, rng.choice(others)) if others else "texts equal"
 
 
 def handbook(scores: Sequence[float], texts: Sequence[str], rng: random.Random) -> Pick:
-    """The alignment handbook's script: the first of the highest overall scores; the rejected is
-    drawn from all until its (text, score) differs, so it may score the same. One generator serves
-    all rows in their order, as the script's global one does."""
-    both, chosen = list(zip(texts, scores)), scores.index(max(scores))
+    """The alignment handbook's script: the first of the highest overall scores against a random
+    completion with another (text, score), which may have the same score.
+
+    One generator serves all rows in their order, as the script's global one does.
+    """
+    both = list(zip(texts, scores))
+    chosen = scores.index(max(scores))
     if both.count(both[chosen]) == len(both):
         return "texts equal"
-    while both[rejected := rng.choice(range(len(both)))] == both[chosen]:
-        pass
+    rejected = rng.choice(range(len(both)))
+    while both[rejected] == both[chosen]:
+        rejected = rng.choice(range(len(both)))
     return chosen, rejected
 
 
@@ -47,31 +51,34 @@ def lower(
     by: float = 0.0,
     against: Callable[[list[float]], float] | None = None,
 ) -> Pick:
-    """The highest mean against one that is lower by `by` (to 1e-9) or more and of another text; no
-    pair where none is.
+    """The highest mean against another text whose mean is lower. There is no pair if none is.
 
-    `argilla` (ultrafeedback-binarized-preferences-cleaned): a uniform random one of these.
-    `best-vs-worst`: the lowest of these. `margin>=k`: the highest of these, `by` k. Ties, for the
-    highest too, are broken uniformly at random."""
-    chosen = rng.choice([i for i, score in enumerate(scores) if score == max(scores)])
-    rest = [
+    The rules made of it: `argilla` (ultrafeedback-binarized-preferences-cleaned) takes a uniformly
+    random one of the lower completions, `best-vs-worst` the lowest, `margin>=k` the highest of
+    those that are lower by at least k. All ties are broken uniformly at random.
+
+    Args:
+        by: the least difference of the scores, with a tolerance of 1e-9.
+        against: picks the score of the rejected one among those that are lower; None for any.
+    """
+    chosen = rng.choice(indices_of_max(scores))
+    others = [
         i
         for i, score in enumerate(scores)
         if 0 < scores[chosen] - score >= by - 1e-9 and texts[i] != texts[chosen]
     ]
     if against:
-        rest = [i for i in rest if scores[i] == against([scores[j] for j in rest])]
-    return (
-        (chosen, rng.choice(rest))
-        if rest
-        else "no other scores lower"
-        if by == 0
-        else f"no other scores {by:g} lower"
-    )
+        others = [i for i in others if scores[i] == against([scores[j] for j in others])]
+    if others:
+        return chosen, rng.choice(others)
+    return "no other scores lower" if by == 0 else f"no other scores {by:g} lower"
 
 
-# name -> the score that the rule compares (a completion's mean of aspects, or its overall score),
-# and the rule
+def indices_of_max(scores: Sequence[float]) -> list[int]:
+    return [i for i, score in enumerate(scores) if score == max(scores)]
+
+
+# name -> the score that the rule compares (`mean` of the aspects, or `overall`), and the rule
 RULES: dict[str, tuple[str, Rule]] = {
     "paper": ("mean", paper),
     "handbook": ("overall", handbook),
@@ -81,13 +88,19 @@ RULES: dict[str, tuple[str, Rule]] = {
 
 
 def rule_named(name: str) -> tuple[str, Rule]:
-    """The score that a rule compares, and the rule: of `RULES`, or `margin>=k`. Raises: BadInput
-    listing them for another name."""
+    """Return the score that a rule compares, and the rule.
+
+    Args:
+        name: a key of `RULES`, or `margin>=k`.
+    Raises:
+        BadInput: for another name, with the known ones.
+    """
     margin = re.fullmatch(r"margin>=([0-9]{1,9}(?:\.[0-9]{1,9})?)", name)
     if margin and float(margin[1]) > 0:
         return "mean", partial(lower, by=float(margin[1]), against=max)
     if name not in RULES:
         raise BadInput(
-            f"binarisation rule {name!r} is unknown; there are {', '.join(sorted(RULES))} and margin>=k with k > 0"
+            f"binarisation rule {name!r} is unknown; known rules: {', '.join(sorted(RULES))} and "
+            "margin>=k with k > 0"
         )
     return RULES[name]

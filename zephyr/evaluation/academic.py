@@ -4,9 +4,9 @@ lm-evaluation-harness: prompts and scoring are its own."""
 import csv
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zephyr.config import BadInput
 from zephyr.evaluation.results import Figures
@@ -17,15 +17,24 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 Task = tuple[str, int]  # name and shots
-# name -> the harness's task, the metric that is its score with its filter, how the name of a file
-# of its rows begins
+
+
+class Benchmark(NamedTuple):
+    """What the score of a benchmark is."""
+
+    task: str  # its name in the harness
+    metric: str
+    filter: str  # of the metric
+    file: str  # how the name of a local file of its rows begins
+
+
 BENCHMARKS = {
-    "arc": ("arc_challenge", "acc_norm", "none", "arc_challenge"),
-    "arc-easy": ("arc_easy", "acc_norm", "none", "arc_easy"),
-    "hellaswag": ("hellaswag", "acc_norm", "none", "hellaswag"),
-    "mmlu": ("mmlu", "acc", "none", "mmlu"),
-    "truthfulqa": ("truthfulqa_mc2", "acc", "none", "TruthfulQA"),
-    "gsm8k": ("gsm8k", "exact_match", "strict-match", "gsm8k"),
+    "arc": Benchmark("arc_challenge", "acc_norm", "none", "arc_challenge"),
+    "arc-easy": Benchmark("arc_easy", "acc_norm", "none", "arc_easy"),
+    "hellaswag": Benchmark("hellaswag", "acc_norm", "none", "hellaswag"),
+    "mmlu": Benchmark("mmlu", "acc", "none", "mmlu"),
+    "truthfulqa": Benchmark("truthfulqa_mc2", "acc", "none", "TruthfulQA"),
+    "gsm8k": Benchmark("gsm8k", "exact_match", "strict-match", "gsm8k"),
 }
 
 
@@ -36,8 +45,8 @@ def parse_tasks(text: str) -> list[Task]:
         name, _, shots = item.strip().rpartition("-")
         if name not in BENCHMARKS or not shots.isdecimal() or (name == "truthfulqa" and int(shots)):
             raise BadInput(
-                f"--tasks {text!r}: expected NAME-SHOTS,... with a name of {', '.join(BENCHMARKS)}; "
-                "truthfulqa has 0 shots"
+                f"--tasks {text!r}: expected NAME-SHOTS,... with a name of "
+                f"{', '.join(BENCHMARKS)}; truthfulqa has 0 shots"
             )
         tasks.append((name, int(shots)))
     return tasks
@@ -54,7 +63,7 @@ def evaluate_academic(
     """Scores of models on tasks, by model and `NAME-SHOTS`: see `evaluate_task`.
 
     Args:
-        models: each a model folder, hf:FOLDER or a hub id, with NAME= before it if it needs one.
+        models: each `[NAME=]` and a model folder, hf:FOLDER or a hub id.
         local: a folder of files with the rows; None: the hub is asked.
         limit: the first questions of each task, and of each subject of MMLU.
 
@@ -74,11 +83,11 @@ def evaluate_academic(
     ours = {harness / name.partition("-")[0] for name in BENCHMARKS}
     manager = TaskManager(include_defaults=False, include_path=sorted(ours))
     specs = {
-        task: local_spec(*task, local, manager) if local else BENCHMARKS[task[0]][0]
+        task: local_spec(*task, local, manager) if local else BENCHMARKS[task[0]].task
         for task in tasks
     }
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    results = {}
+    results: dict[str, dict[str, Figures]] = {}
     for model, folder in folders.items():
         lm = HFLM(folder, device=device, batch_size=batch_size)
         results[model] = {
@@ -141,10 +150,8 @@ def evaluate_task(
     )
     score, stderr = row[f"{metric},{of_filter}"], row[f"{metric}_stderr,{of_filter}"]
     n = sum(count["effective"] for count in found["n-samples"].values())
-    middle, half = (
-        score + 1.96**2 / (2 * n),
-        1.96 * math.sqrt(score * (1 - score) / n + (1.96 / (2 * n)) ** 2),
-    )
+    middle = score + 1.96**2 / (2 * n)
+    half = 1.96 * math.sqrt(score * (1 - score) / n + (1.96 / (2 * n)) ** 2)
     return {
         "score": score,
         "n": n,
@@ -162,53 +169,45 @@ def local_spec(name: str, shots: int, folder: Path, manager: "TaskManager") -> R
     """The harness's own task on the rows of a file; of MMLU one for each subject, their accuracies
     weighted by size.
 
-    A file has one split: the examples before a question are other questions of it. Raises: BadInput
-    where there is no such file."""
+    A file has one split: the examples before a question are other questions of it.
+
+    Raises: BadInput where there is no such file, or a row is of another kind."""
     import datasets
 
     task, _, _, file = BENCHMARKS[name]
-    paths = sorted(
+    paths = [
         path
-        for path in folder.glob(f"{file}*")
+        for path in sorted(folder.glob(f"{file}*"))
         if path.name.endswith((".csv", ".jsonl", ".jsonl.gz"))
-    )
+    ]
     if not paths:
         raise BadInput(
-            f"--local {folder}: {file}*.jsonl, .jsonl.gz or .csv is not there; the hub's allenai/ai2_arc, Rowan/hellaswag, "
-            "cais/mmlu and openai/gsm8k, and github.com/sylinrl/TruthfulQA have the rows"
+            f"--local {folder}: {file}*.jsonl, .jsonl.gz or .csv is not there; the hub's "
+            "allenai/ai2_arc, Rowan/hellaswag, cais/mmlu and openai/gsm8k, and "
+            "github.com/sylinrl/TruthfulQA have the rows"
         )
-    of_task: defaultdict[str, list[Row]] = defaultdict(list)
-    try:
-        for at, row in hub_rows(name, paths[0]):
-            of_task[at].append(row)
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
-        number = sum(map(len, of_task.values())) + 1
-        raise (
-            error
-            if isinstance(error, BadInput)
-            else BadInput(f"{paths[0]}: row {number} is none of {name}: {error!r}")
-        ) from None
-    if (
-        wrong := [
-            at for at, rows in of_task.items() if len(rows) <= shots or at not in manager.task_index
-        ]
-        or not of_task
-    ):
+    of_task = read_local_rows(name, paths[0])
+    wrong = [
+        at for at, rows in of_task.items() if len(rows) <= shots or at not in manager.task_index
+    ]
+    if wrong or not of_task:
         raise BadInput(
-            f"{paths[0]}: known tasks, each with more than {shots} rows, are wanted; not so: {wrong}"
+            f"{paths[0]}: expected known tasks, each with more than {shots} rows; these are not: "
+            f"{wrong}"
         )
-    splits = {
+    settings: dict[str, object] = {
         "training_split": None,
         "validation_split": None,
         "test_split": "test",
         "fewshot_split": "test",
     }
+    if name == "hellaswag":
+        settings["process_docs"] = None
     members = [
         {
             "task": at,
             "custom_dataset": lambda rows=rows, **_: {"test": datasets.Dataset.from_list(rows)},
-            **splits,
-            **({"process_docs": None} if name == "hellaswag" else {}),
+            **settings,
         }
         for at, rows in of_task.items()
     ]
@@ -220,58 +219,74 @@ def local_spec(name: str, shots: int, folder: Path, manager: "TaskManager") -> R
     return {"group": "local", "task": [subjects] if name == "mmlu" else members}
 
 
+def read_local_rows(name: str, path: Path) -> dict[str, list[Row]]:
+    """The rows of a file by the harness's task. Raises: BadInput naming the row."""
+    of_task: defaultdict[str, list[Row]] = defaultdict(list)
+    try:
+        for at, row in hub_rows(name, path):
+            of_task[at].append(row)
+    except BadInput:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        number = sum(map(len, of_task.values())) + 1
+        raise BadInput(f"{path}: row {number} is not of {name}: {error!r}") from None
+    return of_task
+
+
 def hub_rows(name: str, path: Path) -> Iterator[tuple[str, Row]]:
     """The rows of a file in the fields that the rows of the hub have, each with its task."""
     from zephyr.data.jsonl import read_rows
 
-    for row in (
-        csv.DictReader(path.read_text("utf-8-sig").splitlines())
-        if path.suffix == ".csv"
-        else (row for _, row in read_rows([path]))
-    ):
-        if name == "truthfulqa":
-            true, false = (
-                [text.strip() for text in row[f"{kind} Answers"].split(";") if text.strip()]
-                for kind in ("Correct", "Incorrect")
-            )
-            yield (
-                BENCHMARKS[name][0],
-                {
-                    "question": row["Question"],
-                    "mc2_targets": {
-                        "choices": true + false,
-                        "labels": [1] * len(true) + [0] * len(false),
-                    },
-                },
-            )
-        elif (
-            name == "hellaswag"
-        ):  # a text of what the hub has in three fields, of which the task makes that text
-            from lm_eval.tasks.hellaswag.utils import preprocess
+    rows: Iterable[Row]
+    if path.suffix == ".csv":
+        rows = csv.DictReader(path.read_text("utf-8-sig").splitlines())
+    else:
+        read: Iterator[tuple[str, Row]] = read_rows([path])
+        rows = (row for _, row in read)
+    as_on_hub = {
+        "truthfulqa": truthfulqa_row,
+        "hellaswag": hellaswag_row,
+        "mmlu": mmlu_row,
+        "gsm8k": lambda row: {"question": row["question"], "answer": row["answer"]},
+        "arc": arc_row,
+        "arc-easy": arc_row,
+    }[name]
+    for row in rows:
+        yield f"mmlu_{row['subject']}" if name == "mmlu" else BENCHMARKS[name].task, as_on_hub(row)
 
-            yield (
-                name,
-                {
-                    "query": preprocess(row["ctx"]),
-                    "choices": [preprocess(text) for text in row["endings"]],
-                    "label": row["label"],
-                },
-            )
-        elif name == "mmlu":
-            choices = [row[f"choice{i}"] for i in range(4)]
-            yield (
-                f"mmlu_{row['subject']}",
-                {"question": row["question"], "choices": choices, "answer": int(row["answer"])},
-            )
-        elif name == "gsm8k":
-            yield name, {"question": row["question"], "answer": row["answer"]}
-        else:
-            letters = list("ABCDEFGH"[: len(row["choices"])])
-            yield (
-                BENCHMARKS[name][0],
-                {
-                    "question": row["query"].removeprefix("Question: "),
-                    "answerKey": letters[row["gold"]],
-                    "choices": {"text": row["choices"], "label": letters},
-                },
-            )
+
+def truthfulqa_row(row: Row) -> Row:
+    true, false = (
+        [text.strip() for text in row[f"{kind} Answers"].split(";") if text.strip()]
+        for kind in ("Correct", "Incorrect")
+    )
+    labels = [1] * len(true) + [0] * len(false)
+    return {
+        "question": row["Question"],
+        "mc2_targets": {"choices": true + false, "labels": labels},
+    }
+
+
+def hellaswag_row(row: Row) -> Row:
+    """The file has the text that the harness makes of three fields of the hub's rows."""
+    from lm_eval.tasks.hellaswag.utils import preprocess
+
+    return {
+        "query": preprocess(row["ctx"]),
+        "choices": [preprocess(text) for text in row["endings"]],
+        "label": row["label"],
+    }
+
+
+def mmlu_row(row: Row) -> Row:
+    choices = [row[f"choice{i}"] for i in range(4)]
+    return {"question": row["question"], "choices": choices, "answer": int(row["answer"])}
+
+
+def arc_row(row: Row) -> Row:
+    letters = list("ABCDEFGH"[: len(row["choices"])])
+    return {
+        "question": row["query"].removeprefix("Question: "),
+        "answerKey": letters[row["gold"]],
+        "choices": {"text": row["choices"], "label": letters},
+    }

@@ -67,7 +67,7 @@ def evaluate_mt_bench(
     each two models (`pairwise`).
 
     Args:
-        models: each a model folder, a SPEC or a file of answers, with NAME= before it if it needs one.
+        models: each `[NAME=]` and a model folder, a SPEC or a file of answers.
         out: folder for model_answer/NAME.jsonl and model_judgment/JUDGE_KIND.jsonl, as FastChat's.
         max_new_tokens, judge_tokens: limits of an answer and of a judgement.
 
@@ -151,7 +151,8 @@ def load_judge_templates(
     system = ours.pop("judge_system")
     for path in (folder / "judge_prompts.jsonl", folder.parent / "judge_prompts.jsonl"):
         if path.is_file() and not templates:
-            return {str(row.get("name")): row for _, row in read_rows([path])}
+            theirs: Iterator[tuple[str, Row]] = read_rows([path])
+            return {str(row.get("name")): row for _, row in theirs}
     return {name: {"system_prompt": system, "prompt_template": text} for name, text in ours.items()}
 
 
@@ -346,8 +347,8 @@ def single_verdict(request: Request, reply: Reply) -> Row:
 
 
 def pair_verdict(request: Request, reply: Reply, *, game: int) -> Row:
-    """The verdict of game 1, in which the first model's answer is shown as A, or of game 2, in which
-    the second's is."""
+    """The verdict of game 1, which shows the first model's answer as A, or of game 2, which shows
+    the second's as A."""
     winners = {"A": f"model_{game}", "B": f"model_{3 - game}", "tie": "tie"}
     verdict = parse_verdict(text_of(reply))
     return {
@@ -382,7 +383,7 @@ def evaluate_alpaca(
     """Let models answer AlpacaEval's prompts, and the judge compare the answers with a baseline's.
 
     Args:
-        models: each a model folder, a SPEC or a file of answers, with NAME= before it if it needs one.
+        models: each `[NAME=]` and a model folder, a SPEC or a file of answers.
         prompts: a source of prompt rows.
         baseline: as one of `models`.
         out: folder for NAME/model_outputs.json and NAME/JUDGE/annotations.json, as AlpacaEval's.
@@ -426,8 +427,8 @@ def annotate(
     baseline: Sequence[str | None],
     outputs: Sequence[str | None],
 ) -> list[Row]:
-    """AlpacaEval's annotations of a model's outputs against a baseline's: the preference is the mean
-    of both orders, in which a tie counts half.
+    """AlpacaEval's annotations of a model's outputs against a baseline's. The preference is the
+    mean of both orders; a tie counts half.
 
     Args: names: of the baseline and of the model."""
     compared, calls = judge_pairs(panel, prompts, outputs, baseline)

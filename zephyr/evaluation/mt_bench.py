@@ -1,16 +1,16 @@
-"""Answers to two-turn questions become a judge's questions, and its judgements scores; all records
-are in FastChat's formats."""
+"""MT-Bench: answers to two-turn questions become questions to a judge, and its judgements become
+scores. All records are in FastChat's formats."""
 
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from zephyr.config import BadInput
-from zephyr.evaluation.compare import FIRST_WON, Comparison
+from zephyr.evaluation.compare import Comparison
 from zephyr.evaluation.statistics import mean_with_interval
 
-Row = Mapping[str, object]
-Value = tuple[object, int, float | None]  # question, turn, and score or points; None: no verdict
+Row = Mapping[str, Any]
 TEMPERATURES = {
     "extraction": 0.0,
     "math": 0.0,
@@ -27,109 +27,134 @@ FASTCHAT_TEMPLATES = {
 RATINGS = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))
 
 
+class Value(NamedTuple):
+    """One judgement: its score or points, None without a verdict."""
+
+    question: object  # its id
+    turn: int
+    points: float | None
+
+
 def temperature(question: Row) -> float:
-    """At which a question is answered: its own, or its category's; 0.7 where it has neither."""
-    return float(
-        question.get("required_temperature", TEMPERATURES.get(str(question["category"]), 0.7))
-    )
+    """The sampling temperature of a question's answers: its own, or its category's, else 0.7."""
+    default = TEMPERATURES.get(str(question["category"]), 0.7)
+    return float(question.get("required_temperature", default))
 
 
 def parse_rating(judgment: str) -> int | float:
     """The first [[n]] of a judgement, else its first [n], as FastChat reads it; -1 where there is
     neither, or n is above 10."""
     found = RATINGS[0].search(judgment) or RATINGS[1].search(judgment)
-    number = float(found[1]) if found else -1
-    return -1 if number > 10 else int(number) if number == int(number) else number
+    number = float(found[1]) if found else -1.0
+    if number > 10:
+        return -1
+    return int(number) if number == int(number) else number
 
 
 def judge_messages(
     kind: str,
-    templates: Mapping[str, Row],
+    templates: Mapping[str, Mapping[str, object]],
     question: Row,
     reference: Sequence[str],
     answers: Sequence[Sequence[str]],
     turn: int,
 ) -> tuple[str, tuple[dict[str, str], ...]]:
-    """The template's name, and the system's and the user's turn of a question to the judge, of
-    `kind` single or pair.
+    """What the judge is asked about one answer (kind `single`), or two (`pair`).
 
-    Args: templates: FastChat's by name, or ours. reference: right answers to both turns, or none.
-    answers: both turns of each model. Raises: BadInput where there is no such template, or no such
-    field as it has."""
-    name = FASTCHAT_TEMPLATES[kind][question["category"] in WITH_REFERENCE] + (
-        "-multi-turn" if turn == 2 else ""
-    )
-    name, fields = (
-        name if name in templates else f"mt_bench_{kind}",
-        {"question": question["turns"][0]},
-    )
-    fields["reference"] = "".join(
+    Args:
+        templates: FastChat's by name, or ours.
+        reference: right answers to both turns, or none.
+        answers: both turns of each model.
+        turn: 1 or 2, the turn that is judged.
+
+    Returns: the template's name, and the system turn and the user turn.
+
+    Raises: BadInput where there is no such template, or it has a field that is not filled."""
+    name = FASTCHAT_TEMPLATES[kind][question["category"] in WITH_REFERENCE]
+    if turn == 2:
+        name += "-multi-turn"
+    if name not in templates:
+        name = f"mt_bench_{kind}"
+    fields = template_fields(kind, question, reference, answers, turn)
+    try:
+        system = str(templates[name]["system_prompt"])
+        user = str(templates[name]["prompt_template"]).format(**fields)
+    except (LookupError, ValueError) as error:
+        raise BadInput(
+            f"judge template {name!r}: {error!r}; expected a prompt_template with "
+            f"{', '.join(fields)}"
+        ) from None
+    return name, ({"role": "system", "content": system}, {"role": "user", "content": user})
+
+
+def template_fields(
+    kind: str,
+    question: Row,
+    reference: Sequence[str],
+    answers: Sequence[Sequence[str]],
+    turn: int,
+) -> dict[str, str]:
+    """The fields of FastChat's templates and of ours, by name."""
+    questions = question["turns"]
+    shown_reference = "".join(
         f'\nA right answer to turn {n}:\n"""\n{text}\n"""\n'
         for n, text in enumerate(reference[:turn], 1)
     )
-    for key, texts in (("question", question["turns"]), ("ref_answer", reference)):
+    fields = {"question": questions[0], "reference": shown_reference}
+    for key, texts in (("question", questions), ("ref_answer", reference)):
         fields |= {f"{key}_{n}": text for n, text in enumerate(texts, 1)}
-    for who, turns in zip(("_a", "_b") if kind == "pair" else ("",), answers):
-        said = "\n\n".join(
-            f"[user]\n{user}\n\n[assistant]\n{text}"
-            for user, text in list(zip(question["turns"], turns))[:turn]
-        )
+    for side, turns in zip(("_a", "_b") if kind == "pair" else ("",), answers):
+        conversation = [
+            f"[user]\n{user}\n\n[assistant]\n{text}" for user, text in zip(questions, turns)
+        ]
         fields |= {
-            f"answer{who}": turns[0],
-            f"answer{who}_1": turns[0],
-            f"answer{who}_2": turns[1],
-            f"conversation{who}": said,
+            f"answer{side}": turns[0],
+            f"answer{side}_1": turns[0],
+            f"answer{side}_2": turns[1],
+            f"conversation{side}": "\n\n".join(conversation[:turn]),
         }
-    try:
-        contents = (
-            str(templates[name]["system_prompt"]),
-            str(templates[name]["prompt_template"]).format(**fields),
-        )
-    except (LookupError, ValueError) as error:
-        raise BadInput(
-            f"judge template {name!r}: {error!r}; a prompt_template with {', '.join(fields)} is wanted"
-        ) from None
-    return name, tuple(
-        {"role": role, "content": content} for role, content in zip(("system", "user"), contents)
-    )
+    return fields
 
 
 def score_breakdown(
     name: str, values: Sequence[Value], categories: Mapping[object, str]
 ) -> dict[str, object]:
-    """The mean `name` with n, stderr, ci95 and unparsed, of all values, by turn, and by category
-    where these are known.
-
-    The turns of a question go together: stderr and ci95 are over questions, of the mean's linear
-    expansion (Cochran 1977, chapter 6)."""
-
-    def of(part: Sequence[Value]) -> dict[str, object]:
-        read = [(question, value) for question, _, value in part if value is not None]
-        mean, apart = sum(value for _, value in read) / max(1, len(read)), defaultdict(float)
-        for question, value in read:
-            apart[question] += value - mean
-        over_questions = mean_with_interval(
-            name, [mean + distance * len(apart) / len(read) for distance in apart.values()]
-        )
-        return {
-            **over_questions,
-            "n": len(read),
-            "questions": len(apart),
-            "unparsed": len(part) - len(read),
-        }
-
-    by = {
-        "turns": {
-            str(turn): of([v for v in values if v[1] == turn])
-            for turn in sorted({v[1] for v in values})
-        }
+    """The mean, called `name`, with n, stderr, ci95 and unparsed: of all values, by turn, and by
+    category if categories are known."""
+    turns = sorted({value.turn for value in values})
+    found = clustered_mean(name, values)
+    found["turns"] = {
+        str(turn): clustered_mean(name, [value for value in values if value.turn == turn])
+        for turn in turns
     }
     if categories:
-        by["categories"] = {
-            c: of([v for v in values if categories.get(v[0]) == c])
-            for c in sorted(set(categories.values()))
+        found["categories"] = {
+            category: clustered_mean(
+                name, [value for value in values if categories.get(value.question) == category]
+            )
+            for category in sorted(set(categories.values()))
         }
-    return {**of(values), **by}
+    return found
+
+
+def clustered_mean(name: str, values: Sequence[Value]) -> dict[str, object]:
+    """The mean of the values that have points, where the turns of one question belong together.
+
+    stderr and ci95 are over questions, of the mean's linear expansion (Cochran 1977, chapter 6)."""
+    read = [(value.question, value.points) for value in values if value.points is not None]
+    mean = sum(points for _, points in read) / max(1, len(read))
+    distances: defaultdict[object, float] = defaultdict(float)
+    for question, points in read:
+        distances[question] += points - mean
+    over_questions = mean_with_interval(
+        name, [mean + distance * len(distances) / len(read) for distance in distances.values()]
+    )
+    return {
+        **over_questions,
+        "n": len(read),
+        "questions": len(distances),
+        "unparsed": len(values) - len(read),
+    }
 
 
 def score_judgments(
@@ -138,46 +163,50 @@ def score_judgments(
     """Scores by model, of FastChat's single judgements; or win rates by "A over B", of its pairwise
     ones.
 
-    A score of -1, none, or one outside 0 to 10 is no verdict: left out and counted. A win is one in
-    both orders; verdicts that differ are a tie, 0.5. Args: records: place and row. categories: of
-    questions. Raises: BadInput naming the place of a row that is neither."""
-    values, bias = defaultdict(list), defaultdict(list)
+    A score of -1, none, or one outside 0 to 10 is no verdict: it is left out and counted. A win is
+    a win in both orders; verdicts that differ are a tie, 0.5.
+
+    Args: records: place and row. categories: by question id.
+
+    Raises: BadInput naming the place of a row that is neither kind."""
+    scores: defaultdict[str, list[Value]] = defaultdict(list)
+    first_won: defaultdict[str, list[Value]] = defaultdict(list)
     for place, row in records:
         try:
             question, turn = row["question_id"], int(row["turn"])
             if "g1_winner" in row:
-                verdicts = (
-                    {"model_1": a, "model_2": b, "tie": "tie"}.get(str(row[f"g{n}_winner"]))
-                    for n, a, b in ("1AB", "2BA")
-                )
-                name, pair = (
-                    f"{row['model_1']} over {row['model_2']}",
-                    Comparison(*verdicts, (0, 0)),
-                )
-                value = pair.points()
-                bias[name] += (
-                    [(question, turn, FIRST_WON[pair[0]] + FIRST_WON[pair[1]])]
-                    if value is not None
-                    else []
-                )
+                name = f"{row['model_1']} over {row['model_2']}"
+                pair = Comparison(game_verdict(row, 1), game_verdict(row, 2), (0, 0))
+                scores[name].append(Value(question, turn, pair.points()))
+                of_first = first_won[name]
+                if pair.points() is not None:
+                    of_first.append(Value(question, turn, pair.first_won()))
             else:
-                name, value = str(row["model"]), float(row.get("score", -1))
-                value = value if 0 <= value <= 10 else None
-            values[name].append((question, turn, value))
+                name, score = str(row["model"]), float(row.get("score", -1))
+                points = score if 0 <= score <= 10 else None
+                scores[name].append(Value(question, turn, points))
         except (KeyError, TypeError, ValueError) as error:
             raise BadInput(
-                f"{place}: a judgement of FastChat's is wanted (question_id, model, score, turn): {error!r}"
+                f"{place}: expected a judgement of FastChat's (question_id, model, score, turn): "
+                f"{error!r}"
             ) from None
-    results = {
-        name: score_breakdown("win_rate" if name in bias else "score", of, categories)
-        for name, of in values.items()
-    }
-    for name, of in bias.items():
-        points = [value for *_, value in values[name]]
+    results = {}
+    for name, values in scores.items():
+        key = "win_rate" if name in first_won else "score"
+        results[name] = score_breakdown(key, values, categories)
+    for name, values in first_won.items():
+        all_points = [value.points for value in scores[name]]
         results[name] |= {
-            "wins": points.count(1.0),
-            "ties": points.count(0.5),
-            "losses": points.count(0.0),
-            "position_bias": score_breakdown("first_won", of, {}),
+            "wins": all_points.count(1.0),
+            "ties": all_points.count(0.5),
+            "losses": all_points.count(0.0),
+            "position_bias": score_breakdown("first_won", values, {}),
         }
     return results
+
+
+def game_verdict(row: Row, game: int) -> str | None:
+    """The verdict of game 1 or 2 as A, the answer shown first, B or tie; None: no verdict."""
+    shown = ("model_1", "model_2") if game == 1 else ("model_2", "model_1")
+    names = {shown[0]: "A", shown[1]: "B", "tie": "tie"}
+    return names.get(str(row[f"g{game}_winner"]))

@@ -41,7 +41,7 @@ def print_results(
         print(json.dumps(results, indent=1) if as_json else "\n".join(lines))
 
 
-def win_rate_lines(results: Mapping[str, Mapping[str, Figures]]) -> Iterator[str]:
+def win_rate_lines(results: Mapping[str, Figures]) -> Iterator[str]:
     """Lines for a terminal: a row per group and a column per model's score, or per win rate without
     scores; then a line per pair."""
     key = "score" if results["models"] else "win_rate"

@@ -1,16 +1,18 @@
-"""Fixed prompts are answered by the policy while it trains: rows of samples.jsonl, lines to look
-at, and a win rate over its start."""
+"""The policy answers fixed prompts while it trains: rows of samples.jsonl, log lines, and a win
+rate over its start."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from zephyr.config import BadInput, DPOConfig, SFTConfig
 from zephyr.data.jsonl import read_rows, write_rows
 from zephyr.evaluation.compare import summarise
-from zephyr.evaluation.win_rate import judge_pairs, judge_panel
+from zephyr.evaluation.win_rate import judge_pairs, judge_panel, prompt_id
 from zephyr.model.generate import encode_within_limit, generate_from_ids
 from zephyr.model.load import local_folder, read_config
 from zephyr.teacher import Budget, Ledger, Teacher, ask
@@ -23,54 +25,48 @@ from zephyr.training.loop import Sample
 def make_sampler(
     engine: Engine, config: DPOConfig | SFTConfig, tokenizer: PreTrainedTokenizerBase
 ) -> Sample | None:
-    """What answers `samples.prompts` greedily after some updates, all ranks together, and changes
-    nothing else; None without prompts.
+    """A function that lets the policy answer `samples.prompts` greedily after a step, on all ranks
+    together, and changes nothing else; None without prompts.
 
     Raises: BadInput for prompts that can't be read or are too long for the model, or a judge that
     is no SPEC."""
     if not config.samples.prompts:
         return None
-    unread: Counter[str] = Counter()
-    prompts = engine.local_rank0_first(lambda: list(read_prompts(config.samples.prompts, unread)))
-    if unread:
-        engine.log(
-            f"samples.prompts: keys not read: {', '.join(f'{key!s:.80} ({rows:,} rows)' for key, rows in sorted(unread.items()))}"
-        )
-    judge = (
-        engine.on_all_ranks(lambda: open_teacher(config.samples.judge))
-        if config.samples.judge
-        else None
-    )
-    limit, path = config.samples.max_new_tokens, Path(config.run.dir) / "samples.jsonl"
+    prompts = read_sample_prompts(engine, config.samples.prompts)
+    spec = config.samples.judge
+    judge = engine.on_all_ranks(lambda: open_teacher(spec)) if spec else None
+    limit = config.samples.max_new_tokens
+    path = Path(config.run.dir) / "samples.jsonl"
     encoded = engine.on_all_ranks(
         lambda: encode(read_config(local_folder(config.model)), tokenizer, prompts, limit)
     )
 
-    def sample(step: int) -> Row:
+    def sample(step: int) -> dict[str, float | int | str]:
         texts = generate_answers(engine, tokenizer, encoded, limit)
         rows = [
             {"step": step, "prompt_id": row["prompt_id"], "prompt": row["prompt"], "text": text}
             for row, text in zip(prompts, texts)
         ]
-        start = engine.on_rank0(
-            lambda: write_samples(path, rows, table=config.run.wandb.mode != "disabled")
-        )
-        for row in rows[:4]:
-            engine.log(f"step {step} sample: {format_prompt(row)!r:.300} -> {row['text']!r:.300}")
-        return (
-            win_rate_over_start(
-                engine,
-                judge,
-                path,
-                prompts,
-                texts,
-                [start.get(row["prompt_id"]) for row in prompts],
-            )
-            if judge and step
-            else {}
-        )
+        with_table = config.run.wandb.mode != "disabled"
+        start = engine.on_rank0(lambda: write_samples(path, rows, table=with_table))
+        for row, text in list(zip(prompts, texts))[:4]:
+            engine.log(f"step {step} sample: {format_prompt(row)!r:.300} -> {text!r:.300}")
+        if judge is None or step == 0:
+            return {}
+        before = [start.get(prompt_id(row)) for row in prompts]
+        return win_rate_over_start(engine, judge, path, prompts, texts, before)
 
     return sample
+
+
+def read_sample_prompts(engine: Engine, sources: Sequence[str]) -> list[Row]:
+    """The prompt rows of the sources; keys that nothing reads are logged. Raises: BadInput."""
+    unread: Counter[str] = Counter()
+    prompts: list[Row] = engine.local_rank0_first(lambda: list(read_prompts(sources, unread)))
+    if unread:
+        keys = ", ".join(f"{key!s:.80} ({rows:,} rows)" for key, rows in sorted(unread.items()))
+        engine.log(f"samples.prompts: keys not read: {keys}")
+    return prompts
 
 
 def encode(
@@ -83,10 +79,9 @@ def encode(
     template refuses."""
     ids = []
     for row in prompts:
+        turns = turns_of(row["prompt"])
         try:
-            ids.append(
-                encode_within_limit(model, tokenizer, turns_of(row["prompt"]), max_new_tokens)
-            )
+            ids.append(encode_within_limit(model, tokenizer, turns, max_new_tokens))
         except ValueError as error:
             raise BadInput(f"samples.prompts: {row['prompt_id']}: {error}") from None
     return ids
@@ -98,51 +93,48 @@ def generate_answers(
     encoded: Sequence[Sequence[int]],
     max_new_tokens: int,
 ) -> list[str]:
-    """The policy's answers. Every rank has a share of one size: none gathers weights without the
-    others."""
+    """The policy's answers. The share of every rank has the same size, because ZeRO-3 gathers
+    weights on all ranks together."""
     count = -(-len(encoded) // engine.world_size)
-    share = [
-        i % len(encoded) for i in range(engine.rank, count * engine.world_size, engine.world_size)
-    ]
-    said = generate_from_ids(
-        engine.policy.lm,
+    numbers = range(engine.rank, count * engine.world_size, engine.world_size)
+    share = [i % len(encoded) for i in numbers]
+    answers = generate_from_ids(
+        engine.policy.lm,  # type: ignore[arg-type]  # the engine's view of a PreTrainedModel
         tokenizer,
         [encoded[i] for i in share],
         [max_new_tokens] * count,
         [0] * count,
         synced_gpus=engine.world_size > 1,
     )
-    texts = {
-        i: text
-        for rank in engine.all_gather([(i, answer.text) for i, answer in zip(share, said)])
-        for i, text in rank
-    }
+    texts: dict[int, str] = {}
+    for of_rank in engine.all_gather([(i, answer.text) for i, answer in zip(share, answers)]):
+        texts.update(of_rank)
     return [texts[i] for i in range(len(encoded))]
 
 
 def write_samples(path: Path, rows: Sequence[Row], table: bool) -> dict[str, str]:
-    """Add a step's rows to the file in the place of those of it and after, and to wandb; returns
-    the answers of step 0 by prompt id."""
-    step = rows[0]["step"]
-    kept = (
-        [row for _, row in read_rows([path]) if row["step"] < step]
-        if step and path.exists()
-        else []
-    )
+    """Write a step's rows to the file, in place of rows of this step and later ones, and to wandb
+    (`table`). Returns: the answers of step 0 by prompt id."""
+    step = step_of(rows[0])
+    kept: list[Row] = []
+    if step and path.exists():
+        before: Iterator[tuple[str, Row]] = read_rows([path])
+        kept = [row for _, row in before if step_of(row) < step]
     write_rows(path, [*kept, *rows])
     if table:
         import wandb
 
+        columns: list[str | int] = ["step", "prompt_id", "prompt", "text"]
         data = [[step, row["prompt_id"], format_prompt(row), row["text"]] for row in rows]
-        wandb.run.log(
-            {
-                "eval/samples": wandb.Table(
-                    columns=["step", "prompt_id", "prompt", "text"], data=data
-                )
-            },
-            step=step,
-        )
-    return {row["prompt_id"]: row["text"] for row in (*kept, *rows) if row["step"] == 0}
+        assert wandb.run is not None, "the engine starts wandb before the first step"
+        wandb.run.log({"eval/samples": wandb.Table(columns=columns, data=data)}, step=step)
+    return {prompt_id(row): str(row["text"]) for row in (*kept, *rows) if step_of(row) == 0}
+
+
+def step_of(row: Row) -> int:
+    step = row["step"]
+    assert isinstance(step, int), "samples.jsonl is written by `write_samples`"
+    return step
 
 
 def win_rate_over_start(
@@ -152,24 +144,21 @@ def win_rate_over_start(
     prompts: Sequence[Row],
     texts: Sequence[str],
     start: Sequence[str | None],
-) -> Row:
+) -> dict[str, float | int | str]:
     """How often the answers beat those of step 0, judged in both orders. What goes wrong here is
-    said, and ends no training."""
-    why, found, budget = (
-        f"no prompt has an answer of step 0 in {path} and a verdict",
-        {"n": 0},
-        Budget(),
-    )
+    logged and does not end the training."""
+    reason = f"no prompt has an answer of step 0 in {path} and a verdict"
+    found: dict[str, Any] = {"n": 0}
+    budget = Budget()
     try:
         with Ledger(path.with_suffix(".ledger.jsonl")) as ledger:
-            panel = judge_panel(
-                judge, lambda teacher, requests: ask(teacher, requests, ledger, budget)
-            )
-            found = summarise(judge_pairs(panel, prompts, texts, start)[0], [None] * len(prompts))
+            panel = judge_panel(judge, partial(ask, ledger=ledger, budget=budget))
+            compared, _ = judge_pairs(panel, prompts, texts, start)
+            found = summarise(compared, [None] * len(prompts))
     except BadInput as error:
-        why = str(error)
+        reason = str(error)
     if not found["n"]:
-        engine.log(f"samples.judge: there is no win rate: {why}")
+        engine.log(f"samples.judge: there is no win rate: {reason}")
         return {}
     return {
         "win_rate": found["win_rate"],

@@ -1,5 +1,6 @@
-"""Points and scores of prompts become means, win rates and agreements, each with its interval. B
-resamples, P prompts."""
+"""Points and scores of prompts become means, win rates and agreements, each with its interval.
+
+Shapes: B resamples, P prompts."""
 
 from collections.abc import Sequence
 
@@ -10,9 +11,10 @@ REFITS = 1000  # of the length-controlled fit
 
 
 def mean_with_interval(name: str, values: Sequence[float]) -> dict[str, object]:
-    """`{name: mean, "n", "stderr", "ci95": [low, high]}` of one value per prompt: sample standard
-    deviation / sqrt(n), and percentiles of the means of resampled prompts (Efron 1979); None in the
-    place of a number that so few values don't have."""
+    """Return `{name: mean, "n": n, "stderr": s, "ci95": [low, high]}` of one value per prompt.
+
+    stderr is the sample standard deviation / sqrt(n). ci95 are percentiles of the means of
+    resampled prompts (Efron 1979). A number that so few values don't have is None."""
     rng, values_P, n = np.random.default_rng(0), np.array(values, dtype=float), len(values)
     if not n:
         return _described(name, np.array([np.nan]), 0)
@@ -24,7 +26,8 @@ def mean_with_interval(name: str, values: Sequence[float]) -> dict[str, object]:
 
 
 def _described(name: str, values_B: np.ndarray, n: int) -> dict[str, object]:
-    """As `mean_with_interval`: a number, the first, and its like in resamples."""
+    """The form of `mean_with_interval` for the number `values_B[0]`, whose spread is that of its
+    values in resamples, `values_B[1:]`."""
     drawn = values_B[1:][np.isfinite(values_B[1:])]
     if not np.isfinite(values_B[0]):
         return {name: None, "n": n, "stderr": None, "ci95": None}
@@ -37,13 +40,14 @@ def _described(name: str, values_B: np.ndarray, n: int) -> dict[str, object]:
 
 
 def length_controlled(points: Sequence[float], differences: Sequence[float]) -> dict[str, object]:
-    """The win rate at equal lengths: sigmoid(a) of the fit P(win) = sigmoid(a + b tanh(difference /
-    its standard deviation)).
+    """The win rate at equal lengths: sigmoid(a) of the fit
+    P(win) = sigmoid(a + b tanh(difference / its standard deviation)).
 
     As Dubois et al. 2024 (arXiv:2404.04475), without their term for an instruction's difficulty,
-    which takes many models' results. A ridge (1 on b, 0.001 on a) keeps it finite: where length
-    decides every verdict, a part of its effect is left. Args: points: 1, 0.5 or 0 per prompt.
-    differences: of the lengths, ours less theirs."""
+    which needs the results of many models. A ridge (1 on b, 0.001 on a) keeps the fit finite: where
+    length decides every verdict, a part of its effect is left.
+
+    Args: points: 1, 0.5 or 0 per prompt. differences: our length minus theirs, per prompt."""
     if not (n := len(points)):
         return mean_with_interval("win_rate", [])
     y_P, ridge_22, fit_B2 = np.array(points), np.diag([1e-3, 1.0]), np.zeros((REFITS + 1, 2))
@@ -64,20 +68,16 @@ def length_controlled(points: Sequence[float], differences: Sequence[float]) -> 
 
 
 def agreement(labels: Sequence[float], verdicts: Sequence[float]) -> dict[str, object]:
-    """How often two give the same of 1, 0.5 and 0: `agreement`, and Cohen's `kappa` (1960), what is
-    beyond chance."""
-    n, places = (
-        len(labels),
-        [int(6 * label + 2 * verdict) for label, verdict in zip(labels, verdicts, strict=True)],
-    )
+    """How often two judges give the same of 1, 0.5 and 0: `agreement`, and Cohen's `kappa` (1960),
+    the agreement beyond chance."""
+    n = len(labels)
+    places = [int(6 * label + 2 * verdict) for label, verdict in zip(labels, verdicts, strict=True)]
     cells_9 = np.bincount(places, minlength=9) / n
     cells_B33 = np.concatenate(
         [[cells_9], np.random.default_rng(0).multinomial(n, cells_9, size=RESAMPLES) / n]
     ).reshape(-1, 3, 3)
-    same_B, chance_B = (
-        cells_B33.trace(axis1=1, axis2=2),
-        (cells_B33.sum(1) * cells_B33.sum(2)).sum(1),
-    )
+    same_B = cells_B33.trace(axis1=1, axis2=2)
+    chance_B = (cells_B33.sum(1) * cells_B33.sum(2)).sum(1)
     kappa_B = (same_B - chance_B) / np.where(chance_B < 1, 1 - chance_B, np.nan)
     return {
         "agreement": mean_with_interval("share", [float(place in (0, 4, 8)) for place in places]),

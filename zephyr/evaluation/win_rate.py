@@ -68,7 +68,7 @@ def evaluate_win_rate(
     """Let all models answer the prompts, and the judge compare each model with every one before it.
 
     Args:
-        models: each a model folder, a SPEC or a file of answers, with NAME= before it if it needs one.
+        models: each `[NAME=]` and a model folder, a SPEC or a file of answers.
         prompts: sources of prompt rows.
         ask: asks a teacher; the same request always gets the same reply.
         out: folder for NAME.jsonl of answers and verdicts.jsonl.
@@ -80,18 +80,11 @@ def evaluate_win_rate(
 
     Returns: the results of `compare_models`, and who judged: name, versions, templates.
 
-    Raises: BadInput for models without distinct names, no prompts, prompts without the field `by`."""
+    Raises: BadInput as `open_contender` and `require_comparable`."""
     contenders = [open_contender(argument, open_teacher) for argument in models]
     names = [contender.name for contender in contenders]
     rows = list(read_prompts(prompts))
-    if len({name.lower() for name in names}) < max(2, len(names)) or not rows:
-        raise BadInput(
-            f"expected two or more models of different names, and prompts; got {', '.join(names)}; "
-            f"{len(rows)} prompts"
-        )
-    lacking = [row["prompt_id"] for row in rows if by and by not in row]
-    if lacking:
-        raise BadInput(f"--by {by}: prompt {lacking[0]!r} has no such field")
+    require_comparable(names, rows, by)
     by_people = read_human_labels(labels, names, rows) if labels else [None] * len(rows)
     versions: set[str] = set()
 
@@ -115,6 +108,19 @@ def evaluate_win_rate(
         "versions": sorted(versions),
         "templates": digests(panel.templates),
     }
+
+
+def require_comparable(names: Sequence[str], prompts: Sequence[Row], by: str | None) -> None:
+    """Raises: BadInput for fewer than two models of distinct names, for no prompts, and for a
+    prompt without the field `by`."""
+    if len({name.lower() for name in names}) < max(2, len(names)) or not prompts:
+        raise BadInput(
+            f"expected two or more models of different names, and prompts; got {', '.join(names)}; "
+            f"{len(prompts)} prompts"
+        )
+    lacking = [prompt_id(row) for row in prompts if by and by not in row]
+    if lacking:
+        raise BadInput(f"--by {by}: prompt {lacking[0]!r} has no such field")
 
 
 def open_contender(argument: str, open_teacher: OpenTeacher) -> Contender:
@@ -177,7 +183,7 @@ def collect_answers(
     if contender.teacher:
         requests = [
             Request(
-                tuple(conversation(row)),
+                tuple(turns_of(row["prompt"])),
                 max_tokens,
                 temperature,
                 seed=seed,
@@ -203,18 +209,11 @@ def prompt_id(row: Row) -> str:
     return str(row["prompt_id"])
 
 
-def conversation(row: Row) -> list[dict[str, str]]:
-    """The turns of a prompt row."""
-    prompt = row["prompt"]
-    assert isinstance(prompt, (str, list)), "read_prompts checks it"
-    return turns_of(prompt)
-
-
 def read_human_labels(
     path: Path, names: Sequence[str], prompts: Sequence[Row]
 ) -> list[float | None]:
-    """Points of the second of two models at each prompt, from rows of prompt_id and preferred: 1, 0,
-    or 0.5 for a tie; None without a label. Raises: BadInput for another name."""
+    """Points of the second of two models at each prompt, from rows of prompt_id and preferred: 1,
+    0, or 0.5 for a tie; None without a label. Raises: BadInput for another name."""
     points = {names[1]: 1.0, names[0]: 0.0, "tie": 0.5}
     labels = read_stored(path, "preferred")
     others = set(labels.values()) - (points.keys() if len(names) == 2 else set())
@@ -268,7 +267,7 @@ def judge_pairs(
         elif ours == theirs:
             comparisons.append(Comparison("tie", "tie", (len(ours), len(theirs)), False))
         else:
-            first, second = verdict_of(judged[i, "A"]), verdict_of(judged[i, "B"])
+            first, second = judged[i, "A"].parsed, judged[i, "B"].parsed
             comparisons.append(Comparison(first, second, (len(ours), len(theirs))))
     calls: list[Row] = [
         {
@@ -291,11 +290,6 @@ def compare_request(panel: Panel, prompt: Row, first: str, second: str) -> Reque
     return judge_request(
         panel, content, {"task": "compare", "row": prompt, "texts": [first, second]}
     )
-
-
-def verdict_of(judgement: Judgement) -> str | None:
-    """A, B or tie; None where the reply could not be read."""
-    return judgement.parsed if isinstance(judgement.parsed, str) else None
 
 
 def compare_models(
@@ -363,23 +357,22 @@ def summarise_group(
 
 def ask_critiques(
     panel: Panel, prompts: Sequence[Row], texts: Sequence[str | None]
-) -> dict[int, Judgement]:
+) -> dict[int, Judgement[Critique]]:
     """The judge's critique of every answer that there is, by the prompt's index."""
-    given = [i for i, text in enumerate(texts) if text is not None]
-    requests = [
-        critique_request(panel, {**prompts[i], "about": prompts[i]}, {"text": texts[i]})
-        for i in given
-    ]
+    given = {i: text for i, text in enumerate(texts) if text is not None}
+    requests = [critique_request(panel, prompts[i], text) for i, text in given.items()]
     return dict(zip(given, ask_judge(panel, requests, lambda text, _: parse_critique(text))))
 
 
-def points_of(critique: Judgement) -> float | None:
+def points_of(critique: Judgement[Critique]) -> float | None:
     """The score, 1 to 10; None where the judge's reply could not be read."""
-    return float(critique.parsed.points) if isinstance(critique.parsed, Critique) else None
+    return None if critique.parsed is None else float(critique.parsed.points)
 
 
 def answer_rows(
-    prompts: Sequence[Row], texts: Sequence[str | None], critiques: Mapping[int, Judgement]
+    prompts: Sequence[Row],
+    texts: Sequence[str | None],
+    critiques: Mapping[int, Judgement[Critique]],
 ) -> Iterator[Row]:
     """The rows of NAME.jsonl."""
     for i, (prompt, text) in enumerate(zip(prompts, texts)):
@@ -395,7 +388,7 @@ def answer_rows(
         yield row
 
 
-def score_of(critiques: Mapping[int, Judgement], indices: Sequence[int]) -> Row:
+def score_of(critiques: Mapping[int, Judgement[Critique]], indices: Sequence[int]) -> Row:
     """The mean score of the answers to the prompts of these indices."""
     points = [points_of(critiques[i]) for i in indices if i in critiques]
     return {

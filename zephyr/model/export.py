@@ -1,8 +1,9 @@
-"""A stream of full parameters becomes a Hugging Face folder: safetensors shards, config, tokenizer,
-model card.
+"""A stream of full parameters becomes a Hugging Face folder that others can load.
 
-Config and tokenizer are written for transformers 4 and 5, and read again: what would not come back
-is said."""
+The folder holds safetensors shards, config, tokenizer and model card. Config and tokenizer are
+written for transformers 4 and 5, and read again. Where a file would be read differently from what
+was trained, the export says so in a note.
+"""
 
 import json
 import os
@@ -19,22 +20,35 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 from zephyr.chat import template_with_bos, unfreeze_date
 
 SHARD_BYTES = 4 * 2**30
+# Texts that a tokenizer must turn into the same ids after the export: spaces, scripts, digits.
 PROBES = (
     "The sky isn't 12345 blue,  is it?\n\n\tNaïve 日本 🦊",
     "  def f(x):\n    return x - 10 ** 2",
     " a",
 )
+ROPE_NOTE = (
+    "config.json holds the rotary embedding in a form that only transformers 5 reads: version 4 "
+    "would use another one without a warning."
+)
 
 
 def shard_names(sizes: Sequence[tuple[str, int]], shard_bytes: int = SHARD_BYTES) -> dict[str, str]:
-    """Tensor name -> shard file, from names and bytes in their order; no shard is over
-    `shard_bytes` unless by a single tensor."""
+    """Assign tensors to shard files, in their order.
+
+    Args:
+        sizes: name and bytes of each tensor.
+        shard_bytes: most bytes of a shard; only a single larger tensor exceeds it.
+
+    Returns:
+        Tensor name -> file name, as Hugging Face names them.
+    """
     shard_of: dict[str, int] = {}
     shard, filled = 0, 0
     for name, size in sizes:
         if filled and filled + size > shard_bytes:
             shard, filled = shard + 1, 0
-        shard_of[name], filled = shard, filled + size
+        shard_of[name] = shard
+        filled += size
     if shard == 0:
         return dict.fromkeys(shard_of, "model.safetensors")
     return {
@@ -54,12 +68,26 @@ def export(
     source: Path | None = None,
     notes: Sequence[str] = (),
 ) -> list[str]:
-    """Write the folder shard by shard under a temporary name, then rename it.
+    """Write a model's folder shard by shard under a temporary name, then rename it.
 
-    Args: parameters: each parameter whole on the rank that `writes`; every rank must run through it
-    (ZeRO-3 gathers). sizes: name and bytes of each, in the same order. source: folder of the model
-    that was trained, whose generation settings are kept. notes: what users of the model must know
-    already. Returns: what its users must know, a line each, also written into the card."""
+    At most one shard is in memory. An export that is killed leaves the folder as it was.
+
+    Args:
+        folder: the folder to write; an earlier export there is replaced.
+        parameters: name and whole tensor of each parameter, on the rank that writes. Every rank
+            must run through it, as ZeRO-3 gathers each parameter from all ranks.
+        sizes: name and bytes of each parameter, in the same order.
+        config: of the model.
+        tokenizer: of the run.
+        card: text of the model card (README.md).
+        writes: whether this rank writes; exactly one does.
+        source: folder of the model that was trained; its generation settings are kept.
+        notes: what users of the model must know, from the caller.
+
+    Returns:
+        The notes for users of the model, one line each, also written into the card; empty on ranks
+        that don't write.
+    """
     part = folder.with_name(folder.name + ".part")
     files = shard_names(sizes)
     if writes:
@@ -68,8 +96,8 @@ def export(
     for file, named in groupby(parameters, key=lambda parameter: files[parameter[0]]):
         shard = {name: tensor.contiguous() for name, tensor in named}
         if writes:
-            save_file(shard, part / file, metadata={"format": "pt"})
-        shard.clear()  # its memory goes before the next is gathered
+            save_shard(shard, part / file)
+        shard.clear()  # frees its memory before the next shard is gathered
     if not writes:
         return []
     if len(set(files.values())) > 1:
@@ -78,164 +106,193 @@ def export(
     ends = save_generation_config(part, tokenizer, source)
     notes = [*notes, *save_config(part, config, tokenizer, ends)]
     notes += save_tokenizer(tokenizer, part)
-    (part / "README.md").write_text(
-        card + "".join(f"\n> {note}\n" for note in notes), encoding="utf-8"
-    )
-    shutil.rmtree(
-        folder, ignore_errors=True
-    )  # of an earlier end of this run: its checkpoints still stand for it
+    quoted = "".join(f"\n> {note}\n" for note in notes)
+    (part / "README.md").write_text(card + quoted, encoding="utf-8")
+    # An earlier export of this run; its checkpoints can make it again.
+    shutil.rmtree(folder, ignore_errors=True)
     os.replace(part, folder)
     return notes
+
+
+def save_shard(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write tensors as safetensors, with the permissions of any new file of this process.
+
+    safetensors writes through a temporary file of mode 0600 and renames it, which ignores the
+    umask. So the mode is taken from an empty file created first, in the same place.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(mode)
 
 
 def save_generation_config(
     folder: Path, tokenizer: PreTrainedTokenizerBase, source: Path | None
 ) -> list[int]:
-    """Write generation_config.json: the source model's (temperature, top_p, ...), with the
-    tokenizer's special tokens.
+    """Write generation_config.json: the settings of the source model, with our special tokens.
 
-    Returns: the ids that end an answer: our EOS, then those of the source's generation_config.json
-    or, without one, of its config.json."""
-    settings, names = {}, ("generation_config.json", "config.json")
-    found = [source / name for name in names if source and (source / name).is_file()]
-    if found:
-        settings = json.loads(found[0].read_text(encoding="utf-8"))
-    theirs = settings.get("eos_token_id")
-    if not found or found[0].name == "config.json":
-        settings = {}
-    theirs = theirs if isinstance(theirs, list) else [] if theirs is None else [theirs]
-    ends = list(dict.fromkeys([tokenizer.eos_token_id, *theirs]))
+    Args:
+        folder: of the export.
+        tokenizer: whose EOS, BOS and padding tokens are written.
+        source: folder of the model that was trained, for its temperature, top_p, ...
+
+    Returns:
+        The ids that end an answer: our EOS, then those of the source's generation_config.json or,
+        without one, of its config.json.
+    """
+    settings: dict[str, object] = {}
+    theirs: object = None
+    for name in ("generation_config.json", "config.json"):
+        if source is not None and (source / name).is_file():
+            found = json.loads((source / name).read_text(encoding="utf-8"))
+            theirs = found.get("eos_token_id")
+            settings = found if name == "generation_config.json" else {}
+            break
+    ends = [tokenizer.eos_token_id]
+    if isinstance(theirs, list):
+        ends += theirs
+    elif isinstance(theirs, int):
+        ends.append(theirs)
+    ends = list(dict.fromkeys(ends))
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    settings.pop("_from_model_config", None)  # would let version 4 make it anew of config.json
-    settings |= {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": unwrap_single(ends),
-        "pad_token_id": pad,
-        "transformers_version": transformers.__version__,
-    }
-    write_json(
-        folder / "generation_config.json",
-        {key: value for key, value in settings.items() if value is not None},
-    )
+    # With this key, transformers 4 would derive the settings from config.json again.
+    settings.pop("_from_model_config", None)
+    settings["bos_token_id"] = tokenizer.bos_token_id
+    settings["eos_token_id"] = unwrap_single(ends)
+    settings["pad_token_id"] = pad
+    settings["transformers_version"] = transformers.__version__
+    given = {key: value for key, value in settings.items() if value is not None}
+    write_json(folder / "generation_config.json", given)
     return ends
 
 
 def save_config(
     folder: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, ends: list[int]
 ) -> list[str]:
-    """Write config.json, readable by transformers 4 and 5; returns a note where version 4 would
-    read other values."""
-    plain = type(config).from_dict(
-        {**config.to_dict(), "use_cache": True}
-    )  # without our attention's name in it
+    """Write config.json, readable by transformers 4 and 5.
+
+    Returns:
+        A note where version 4 would read another rotary embedding; else nothing.
+    """
+    # A copy, without the name of our attention.
+    plain = type(config).from_dict({**config.to_dict(), "use_cache": True})
     plain.bos_token_id, plain.eos_token_id = tokenizer.bos_token_id, unwrap_single(ends)
     plain.save_pretrained(folder)
     path = folder / "config.json"
-    saved = json.loads(path.read_text(encoding="utf-8"))
+    saved: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
     older = rope_for_transformers_4(saved)
     if older is not None:
         write_json(path, saved | older)
         if same_rope(type(config).from_pretrained(folder), plain):
             return []
         write_json(path, saved)
-    return [
-        "config.json holds the rotary embedding in a form that transformers 5 alone reads: version 4 would take "
-        "another one, without a word."
-    ]
+    return [ROPE_NOTE]
 
 
 def rope_for_transformers_4(saved: Mapping[str, object]) -> dict[str, object] | None:
-    """The keys in which transformers 4 looks for what version 5 writes as `rope_parameters`; None
-    where it has none for it.
+    """The keys from which transformers 4 reads what version 5 writes as `rope_parameters`.
 
-    Version 5 reads both, and lets its own come first."""
-    rope = saved.get("rope_parameters") or {}
+    Version 5 reads both forms, and its own takes precedence.
+
+    Returns:
+        The keys to add to config.json; None where version 4 has no form for these settings.
+    """
+    model_type = str(saved["model_type"])
+    rope = as_mapping(saved.get("rope_parameters"))
     if not any(isinstance(value, dict) for value in rope.values()):
-        return flat_rope(rope, str(saved["model_type"]))
-    whole, local = rope.get("full_attention") or {}, rope.get("sliding_attention") or {}
-    older = flat_rope(whole, str(saved["model_type"]))
-    if str(saved["model_type"]).startswith("gemma3"):
+        return flat_rope(rope, model_type)
+    whole = as_mapping(rope.get("full_attention"))
+    local = as_mapping(rope.get("sliding_attention"))
+    older = flat_rope(whole, model_type)
+    if model_type.startswith("gemma3"):
         return older | {"rope_local_base_freq": local.get("rope_theta")}
-    alike = (
-        local.get("rope_theta") == whole.get("rope_theta")
-        and local.get("rope_type", "default") == "default"
-    )
+    same_base = local.get("rope_theta") == whole.get("rope_theta")
+    alike = same_base and local.get("rope_type", "default") == "default"
     return older if alike else None
 
 
 def flat_rope(rope: Mapping[str, object], model_type: str) -> dict[str, object]:
-    """Base, partial factor and scaling of one rotary embedding as separate keys."""
-    older = {
-        key: rope[key]
-        for key in ("rope_theta", "partial_rotary_factor")
-        if rope.get(key) is not None
-    }
+    """Base, partial factor and scaling of one rotary embedding, as keys of their own."""
+    older: dict[str, object] = {}
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if rope.get(key) is not None:
+            older[key] = rope[key]
     if rope.get("rope_type", "default") == "default":
         return older
-    if model_type == "phi3":  # version 4 wants these three keys and no other
-        return older | {
-            "rope_scaling": {
-                "type": rope["rope_type"],
-                **{f"{of}_factor": rope[f"{of}_factor"] for of in ("short", "long")},
-            }
+    if model_type == "phi3":  # version 4 accepts exactly these three keys
+        scaling = {
+            "type": rope["rope_type"],
+            "short_factor": rope["short_factor"],
+            "long_factor": rope["long_factor"],
         }
-    return older | {"rope_scaling": {key: value for key, value in rope.items() if key not in older}}
+    else:
+        scaling = {key: value for key, value in rope.items() if key not in older}
+    return older | {"rope_scaling": scaling}
 
 
-def same_rope(read: PreTrainedConfig, wanted: PreTrainedConfig) -> bool:
-    """Whether two configs have one rotary embedding; `type` is the old name of `rope_type`."""
+def as_mapping(value: object) -> dict[str, object]:
+    """A value of config.json that should be a mapping; empty where it is not there."""
+    return value if isinstance(value, dict) else {}
 
-    def without_type(rope: object) -> object:
-        return (
-            {k: without_type(v) for k, v in rope.items() if k != "type"}
-            if isinstance(rope, dict)
-            else rope
-        )
 
-    return without_type(getattr(read, "rope_parameters", None)) == without_type(
-        getattr(wanted, "rope_parameters", None)
-    )
+def same_rope(read: PreTrainedConfig, expected: PreTrainedConfig) -> bool:
+    """Whether two configs have the same rotary embedding."""
+    ropes = [getattr(config, "rope_parameters", None) for config in (read, expected)]
+    return without_type(ropes[0]) == without_type(ropes[1])
+
+
+def without_type(rope: object) -> object:
+    """Rotary settings without the key `type`, the old name of `rope_type`, at any depth."""
+    if not isinstance(rope, dict):
+        return rope
+    return {key: without_type(value) for key, value in rope.items() if key != "type"}
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> list[str]:
-    """Write the tokenizer's files for transformers 4 and 5; returns a note where it does not come
-    back the same.
+    """Write the tokenizer's files, readable by transformers 4 and 5.
 
-    Its chat template writes BOS where training put one in front (`chat.template_with_bos`), and has
-    its clock back, which stood still in the run (`chat.freeze_date`)."""
+    Its chat template writes BOS where training put one first (`chat.template_with_bos`), and shows
+    today's date again, which was frozen in the run (`chat.freeze_date`).
+
+    Returns:
+        A note where AutoTokenizer reads it back with other ids; else nothing.
+    """
     own = tokenizer.chat_template
     try:
         tokenizer.chat_template = unfreeze_date(template_with_bos(tokenizer, own))
         tokenizer.save_pretrained(folder)
     finally:
         tokenizer.chat_template = own
-    path = folder / "tokenizer_config.json"
-    saved = json.loads(path.read_text(encoding="utf-8"))
     if tokenizer.is_fast:
-        if (
-            saved["tokenizer_class"] == "TokenizersBackend"
-        ):  # version 5's name of the class that reads tokenizer.json as it is
-            saved["tokenizer_class"] = "PreTrainedTokenizerFast"
-        if isinstance(
-            extra := saved.pop("extra_special_tokens", None), list
-        ):  # version 4 wants a mapping under that name
-            saved["additional_special_tokens"] = extra
-        saved.setdefault(
-            "model_input_names", list(tokenizer.model_input_names)
-        )  # version 4 would add token types
-        write_json(path, saved)
+        rewrite_for_transformers_4(folder / "tokenizer_config.json", tokenizer)
     again = AutoTokenizer.from_pretrained(folder)
-    if [again(text)["input_ids"] for text in PROBES] != [
-        tokenizer(text)["input_ids"] for text in PROBES
-    ]:
-        return [
-            f"AutoTokenizer makes other ids than those of training: for a model of this type it takes {type(again).__name__}, "
-            "whatever tokenizer.json says. PreTrainedTokenizerFast.from_pretrained reads it as it is."
-        ]
-    return []
+    expected = [tokenizer(text)["input_ids"] for text in PROBES]
+    if [again(text)["input_ids"] for text in PROBES] == expected:
+        return []
+    return [
+        f"AutoTokenizer makes other ids than training did: for this model type it uses "
+        f"{type(again).__name__}, whatever tokenizer.json holds. "
+        "PreTrainedTokenizerFast.from_pretrained reads the file as it is."
+    ]
+
+
+def rewrite_for_transformers_4(path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Rewrite tokenizer_config.json of a fast tokenizer so that version 4 reads the same."""
+    saved: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+    # Version 5's name of the class that reads tokenizer.json as it is.
+    if saved["tokenizer_class"] == "TokenizersBackend":
+        saved["tokenizer_class"] = "PreTrainedTokenizerFast"
+    # Version 4 expects a mapping under this name.
+    extra = saved.pop("extra_special_tokens", None)
+    if isinstance(extra, list):
+        saved["additional_special_tokens"] = extra
+    # Without it, version 4 would add token types.
+    saved.setdefault("model_input_names", list(tokenizer.model_input_names))
+    write_json(path, saved)
 
 
 def unwrap_single(ids: list[int]) -> int | list[int]:
+    """A list of one id as that id, as Hugging Face writes it."""
     return ids[0] if len(ids) == 1 else ids
 
 

@@ -1,8 +1,8 @@
-"""A Hugging Face folder or hub id becomes a policy: a module that maps a packed batch to token
-log-probs.
+"""A Hugging Face folder or hub id becomes a policy: it maps a packed batch to token log-probs.
 
-T scored tokens. Weights come from safetensors alone, one tensor at a time: under ZeRO-3 no rank
-ever holds all. No remote code is run."""
+Weights are read only from safetensors, one tensor at a time: under ZeRO-3 no rank ever holds all of
+them. No remote code is run. What can't be loaded right is refused with the reason, never repaired.
+"""
 
 import hashlib
 import json
@@ -10,10 +10,9 @@ import os
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import ContextManager
 
 import torch
 from huggingface_hub.errors import HFValidationError
@@ -30,8 +29,8 @@ from zephyr.model.packing_check import require_packable
 from zephyr.model.policy import MODEL_CONFIG_ERRORS, Policy, build, fix_rope, learned_positions
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-# Config keys with the one value implemented: what changes logits behind the output layer, which the
-# head would have to repeat, and dropout, which a shared prompt can't have twice alike.
+# Config keys with the only value implemented. Soft-capping changes logits behind the output layer,
+# which LogProbHead would have to repeat; dropout would differ between both uses of a shared prompt.
 INACTIVE_VALUES = {
     "final_logit_softcapping": None,
     "attention_dropout": 0.0,
@@ -44,8 +43,8 @@ INACTIVE_VALUES = {
     "activation_dropout": 0.0,
     "dropout": 0.0,
 }
-WEIGHT_DTYPES = ("BF16", "F16", "F32", "F64")  # dtypes of weights, as safetensors calls them
-WriteTensor = Callable[[nn.Parameter, Callable[[], Tensor]], None]
+WEIGHT_DTYPES = ("BF16", "F16", "F32", "F64")  # as safetensors names them
+WriteTensor = Callable[[nn.Parameter, Callable[[], Tensor]], None]  # fills it with what is read
 
 
 def load_policy(
@@ -55,18 +54,28 @@ def load_policy(
     dtype: torch.dtype = torch.float32,
     activation_checkpointing: bool | str = False,
     max_tokens: int | None = None,
-    init: ContextManager[object] | None = None,
+    init: AbstractContextManager[object] | None = None,
     write: WriteTensor | None = None,
 ) -> Policy:
-    """The model in a Hugging Face folder (or the snapshot of a hub id) as a Policy.
+    """Load a Hugging Face folder, or the snapshot of a hub id, as a Policy.
 
-    Args: attention: flash_attn, torch_varlen or sdpa. max_tokens: of the longest sequence to come.
-    It matters to models whose rotary frequencies grow with the sequence (longrope, dynamic NTK):
-    all rows get those of `max_tokens`. None leaves them as transformers has them, and longer
-    sequences than these models were pretrained on can't be packed. init, write: how parameters are
-    made and filled, given by the training engine under ZeRO-3; default: whole, on CPU. Raises:
-    BadInput naming the folder and what is missing (config, safetensors, tensor or shape), or why
-    its packed log-probs would not be right."""
+    Args:
+        path: folder or hub id (owner/name).
+        attention: flash_attn, torch_varlen or sdpa (`zephyr.model.attention.KERNELS`).
+        dtype: of the parameters.
+        activation_checkpointing: as `hardware.activation_checkpointing`: True, False or "mlp".
+        max_tokens: of the longest sequence to come. It matters to models whose rotary frequencies
+            depend on the length of the row (longrope, dynamic NTK): all rows get those of
+            `max_tokens`. None leaves the frequencies as transformers has them, and sequences longer
+            than those of pretraining can't be packed.
+        init: context in which parameters are made. The training engine gives `zero.Init`; default:
+            whole, on the CPU.
+        write: fills one parameter. The training engine fills this rank's shard; default: whole.
+
+    Raises:
+        BadInput: config, safetensors or a tensor is missing or has another shape, or packed
+            log-probs of this decoder would not be right; names the folder and the reason.
+    """
     folder = local_folder(path)
     config = read_config(folder)
     require_supported(folder, config)
@@ -75,22 +84,31 @@ def load_policy(
             lm = build(config, kernels.register_kernel(attention), dtype)
         except MODEL_CONFIG_ERRORS as error:
             raise BadInput(
-                f"model {path}: its config.json makes no model here: {type(error).__name__}: {error}"
+                f"model {path}: no model can be made of its config.json: "
+                f"{type(error).__name__}: {error}"
             ) from error
     longest, positions = fix_rope(lm, max_tokens), learned_positions(lm)
     if positions is not None and (max_tokens or 0) > positions:
         raise BadInput(
-            f"model {path}: {config.model_type} has learned {positions} positions, sequences of up to {max_tokens} tokens are "
-            f"to come; data.max_tokens of at most {positions} is wanted"
+            f"model {path}: {config.model_type} has {positions} learned positions, and sequences "
+            f"have up to {max_tokens} tokens; set data.max_tokens to at most {positions}"
         )
-    load_weights(lm, folder, write or (lambda parameter, read: parameter.data.copy_(read())))
+    load_weights(lm, folder, write or fill_parameter)
     checkpoint_activations(lm, activation_checkpointing)
     return Policy(lm, positions if longest is None else longest)
 
 
+def fill_parameter(parameter: nn.Parameter, read: Callable[[], Tensor]) -> None:
+    """Fill a whole parameter with the tensor that `read` returns."""
+    parameter.data.copy_(read())
+
+
 def require_supported(folder: Path, config: PreTrainedConfig) -> None:
-    """Raises: BadInput where packed log-probs of this decoder can't be shown to be right, with the
-    reason."""
+    """Check that packed log-probs of this decoder are right (`zephyr.model.packing_check`).
+
+    Raises:
+        BadInput: they are not, or can't be shown to be; gives the reason.
+    """
     try:
         require_packable(config)
     except ValueError as error:
@@ -98,10 +116,15 @@ def require_supported(folder: Path, config: PreTrainedConfig) -> None:
 
 
 def checkpoint_activations(lm: PreTrainedModel, what: bool | str) -> None:
-    """Let the backward compute again what it needs of a layer: all (True), or its norms and its
-    MLP, the widest part, alone ("mlp").
+    """Make the backward compute activations again instead of keeping them.
 
-    Raises: ConfigError where the layers have no MLP of that name."""
+    Args:
+        lm: the decoder; its modules are modified.
+        what: True: whole layers. "mlp": only their norms and MLPs; these keep most. False: nothing.
+
+    Raises:
+        ConfigError: "mlp", and the layers have no module of that name.
+    """
     if what is True:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     elif what == "mlp":
@@ -112,32 +135,38 @@ def checkpoint_activations(lm: PreTrainedModel, what: bool | str) -> None:
         }
         if not any(name.endswith(".mlp") for name in parts):
             raise ConfigError(
-                f"hardware.activation_checkpointing: {type(lm).__name__} has no layers with an mlp; true or false is wanted"
+                f'hardware.activation_checkpointing: "mlp" needs layers with a module named mlp, '
+                f"which {type(lm).__name__} does not have; set it to true or false"
             )
         for module in parts.values():
             module.forward = partial(checkpoint, module.forward, use_reentrant=False)
 
 
 def require_runnable(config: DPOConfig | SFTConfig) -> None:
-    """What is known to fail before anything loads: kernel, folder, config, weight files. Raises:
-    BadInput."""
+    """Check the kernel, the model's folder, its config and its weight files before anything loads.
+
+    Raises:
+        BadInput: the run would fail; gives the reason.
+    """
     use_cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
     reason = kernels.unavailable_reason(
         config.hardware.attention, DTYPES[config.hardware.dtype], "cuda" if use_cuda else "cpu"
     )
     if reason:
         raise ConfigError(f"hardware.attention: {reason}")
-    if (
-        os.environ.get("LOCAL_RANK", "0") == "0"
-    ):  # a hub id is fetched once a machine; the other ranks find it cached
+    # A hub id is fetched once a machine; its other ranks find it in the cache.
+    if os.environ.get("LOCAL_RANK", "0") == "0":
         folder = local_folder(config.model)
         require_supported(folder, read_config(folder))
         weight_files(folder)
 
 
 def local_folder(path: str | Path) -> Path:
-    """The folder itself, or a hub id's snapshot of config, tokenizer and safetensors. Raises:
-    BadInput."""
+    """The folder itself, or a hub id's snapshot of config, tokenizer and safetensors.
+
+    Raises:
+        BadInput: there is no such folder, and the hub gives none.
+    """
     if os.path.isdir(path):
         return Path(path)
     if str(path).startswith((".", "/", "~")) or str(path).count("/") != 1:
@@ -157,47 +186,60 @@ def local_folder(path: str | Path) -> Path:
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
-    """The model's config, checked for what the packed forward does not implement. Raises:
-    BadInput."""
+    """The model's config, checked for what the packed forward does not implement.
+
+    Raises:
+        BadInput: config.json is missing, broken, not a decoder's, quantised, or has a value that is
+            not implemented (INACTIVE_VALUES).
+    """
     if not (folder / "config.json").is_file():
         raise BadInput(f"model {folder}: config.json is missing")
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (*MODEL_CONFIG_ERRORS, OSError, RecursionError) as error:
         raise BadInput(
             f"model {folder}: config.json is not one of a known decoder: {error}"
         ) from None
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or config.is_encoder_decoder:
         raise BadInput(
-            f"model {folder}: config.json is of model_type {config.model_type}, which is no decoder"
+            f"model {folder}: config.json has model_type {config.model_type}, which is not a "
+            "decoder"
         )
-    if quantised := getattr(config, "quantization_config", None):
+    quantised = getattr(config, "quantization_config", None)
+    if quantised:
         how = quantised.get("quant_method") if isinstance(quantised, dict) else None
         raise BadInput(
-            f"model {folder}: its weights are quantised ({how or 'quantization_config'}), wanted plain ones in "
-            f"{' or '.join(DTYPES)}: save it dequantised, without quantization_config in config.json"
+            f"model {folder}: its weights are quantised ({how or 'quantization_config'}), expected "
+            f"{' or '.join(DTYPES)}: save it dequantised, without quantization_config in "
+            "config.json"
         )
-    for key, idle in INACTIVE_VALUES.items():
-        if (found := getattr(config, key, None)) not in (idle, None):
+    for key, inactive in INACTIVE_VALUES.items():
+        found = getattr(config, key, None)
+        if found not in (inactive, None):
             raise BadInput(
-                f"model {folder}: {key}={found} is not implemented here; {idle} is wanted"
+                f"model {folder}: {key}={found} is not implemented here, expected {inactive}"
             )
     return config
 
 
 def weight_files(folder: Path) -> dict[str, Path]:
-    """Tensor name -> the safetensors file that holds it: `model.safetensors`, or else exactly what
-    its index names.
+    """Tensor name -> the safetensors file that holds it.
 
-    Other safetensors files of the folder are named in a warning. Raises: BadInput where there are
-    no weights, or a file is broken, missing, or without a tensor that the index says it holds."""
+    The files are `model.safetensors`, or else those that its index names. A warning names other
+    safetensors files of the folder.
+
+    Raises:
+        BadInput: there are no weights, or a file is missing, broken, or holds other tensors than
+            the index says.
+    """
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     source = whole if whole.is_file() else index
     if not source.is_file():
         others = [path.name for path in sorted(folder.glob("*.safetensors"))]
+        found = f" ({', '.join(others[:3])})" if others else ""
         raise BadInput(
-            f"model {folder}: neither {whole.name} nor {index.name}; weights in other formats (pickles) or under other "
-            f"names are not read" + f" ({', '.join(others[:3])})" * bool(others)
+            f"model {folder}: neither {whole.name} nor {index.name}; weights in other formats "
+            f"(pickles) or under other names are not read{found}"
         )
     files = read_index(index) if source == index else dict.fromkeys(tensor_names(whole), whole)
     unread = sorted(
@@ -213,8 +255,11 @@ def weight_files(folder: Path) -> dict[str, Path]:
 
 
 def read_index(index: Path) -> dict[str, Path]:
-    """What `model.safetensors.index.json` says: tensor name -> file. Raises: BadInput where a file
-    does not hold it."""
+    """Tensor name -> file, as `model.safetensors.index.json` says.
+
+    Raises:
+        BadInput: the index is broken, or a file holds other tensors than it says.
+    """
     folder = index.parent
     try:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
@@ -225,95 +270,114 @@ def read_index(index: Path) -> dict[str, Path]:
         ) from None
     if any(path.parent != folder for path in files.values()):
         raise BadInput(
-            f"model {folder}: {index.name} names files of another folder; those beside it are wanted"
+            f"model {folder}: {index.name} names files of another folder, expected those beside it"
         )
     for path in sorted(set(files.values())):
         if not path.is_file():
             raise BadInput(f"model {folder}: {path.name} is missing, which {index.name} names")
-        wanted = {name for name, file in files.items() if file == path}
+        expected = {name for name, file in files.items() if file == path}
         found = set(tensor_names(path))
-        if wanted != found:
+        if expected != found:
             raise BadInput(
-                f"model {folder}: {path.name} is not the file of {index.name}: missing {sorted(wanted - found)[:3]}, "
-                f"left over {sorted(found - wanted)[:3]}"
+                f"model {folder}: {path.name} is not the file of {index.name}: missing "
+                f"{sorted(expected - found)[:3]}, left over {sorted(found - expected)[:3]}"
             )
     return files
 
 
 def tensor_names(path: Path) -> list[str]:
+    """Names of the tensors in a safetensors file. Raises: BadInput: the file is broken."""
     try:
         with safe_open(path, framework="pt") as tensors:
-            return list(tensors.keys())
+            return [*tensors.keys()]
     except (SafetensorError, OSError) as error:
         raise BadInput(f"model {path.parent}: {path.name} is broken: {error}") from None
 
 
 def load_weights(lm: PreTrainedModel, folder: Path, write: WriteTensor) -> None:
-    """Every parameter from its file, one at a time. Raises: BadInput naming a tensor that is
-    missing or left over."""
+    """Fill every parameter from its file, one at a time.
+
+    All checks come before the first write, which is a collective: an error leaves no rank waiting.
+
+    Raises:
+        BadInput: a tensor is missing, left over, of another shape or dtype; names it.
+    """
     files = weight_files(folder)
-    wanted = dict(
-        lm.named_parameters()
-    )  # a tied output layer appears once, under the embedding's name
-    tied = {name for name, _ in lm.named_parameters(remove_duplicate=False)} - set(wanted)
-    buffers = {
-        name for name in files if name.endswith("rotary_emb.inv_freq")
-    }  # old checkpoints hold what is computed
-    missing, left_over = (
-        sorted(set(wanted) - set(files)),
-        sorted(set(files) - set(wanted) - tied - buffers),
-    )
-    if missing or left_over:
-        if needs_conversion(lm, left_over):
-            raise BadInput(
-                f"model {folder}: {lm.config.model_type} is not supported: transformers renames or merges its weights as it "
-                f"loads them ({left_over[0]}), which is not done here"
-            )
-        raise BadInput(
-            f"model {folder}: the weights are not those of {type(lm).__name__}: "
-            f"missing {missing[:3]}, left over {left_over[:3]}"
-        )
-    for (
-        name,
-        parameter,
-    ) in wanted.items():  # all before the first write: an error leaves no rank waiting
-        shape = list(getattr(parameter, "ds_shape", parameter.shape))
-        with safe_open(files[name], framework="pt") as tensors:
-            stored = tensors.get_slice(name)
-            if (found := stored.get_shape()) != shape:
-                raise BadInput(
-                    f"model {folder}: tensor {name} has shape {found}, the config wants {shape}"
-                )
-            if (dtype := stored.get_dtype()) not in WEIGHT_DTYPES:
-                raise BadInput(
-                    f"model {folder}: tensor {name} is stored as {dtype}, wanted one of {', '.join(WEIGHT_DTYPES)}: quantised weights "
-                    "mean nothing without their scales"
-                )
+    # A tied output layer appears once, under the embedding's name.
+    parameters = dict(lm.named_parameters())
+    tied = {name for name, _ in lm.named_parameters(remove_duplicate=False)} - set(parameters)
+    require_tensors(lm, folder, files, set(parameters), tied)
+    for name, parameter in parameters.items():
+        require_shape_and_dtype(folder, files[name], name, parameter)
     require_tied(lm, folder, files, sorted(tied & set(files)))
-    for name, parameter in wanted.items():
+    for name, parameter in parameters.items():
         write(parameter, partial(read_tensor, files[name], name))
+
+
+def require_tensors(
+    lm: PreTrainedModel, folder: Path, files: dict[str, Path], expected: set[str], tied: set[str]
+) -> None:
+    """Raises: BadInput: a tensor of the model is not in the files, or the files hold others."""
+    # Old checkpoints hold rotary frequencies, which are computed here.
+    frequencies = {name for name in files if name.endswith("rotary_emb.inv_freq")}
+    missing = sorted(expected - set(files))
+    left_over = sorted(set(files) - expected - tied - frequencies)
+    if not missing and not left_over:
+        return
+    if needs_conversion(lm, left_over):
+        raise BadInput(
+            f"model {folder}: {lm.config.model_type} is not supported: transformers renames or "
+            f"merges its weights as it loads them ({left_over[0]}), which is not done here"
+        )
+    raise BadInput(
+        f"model {folder}: the weights are not those of {type(lm).__name__}: "
+        f"missing {missing[:3]}, left over {left_over[:3]}"
+    )
+
+
+def require_shape_and_dtype(folder: Path, path: Path, name: str, parameter: nn.Parameter) -> None:
+    """Raises: BadInput: a tensor in a file has another shape than the model's, or is quantised."""
+    shape = list(getattr(parameter, "ds_shape", parameter.shape))  # ds_shape: before sharding
+    with safe_open(path, framework="pt") as tensors:
+        stored = tensors.get_slice(name)
+        found, dtype = stored.get_shape(), stored.get_dtype()
+    if found != shape:
+        raise BadInput(
+            f"model {folder}: tensor {name} has shape {found}, expected {shape} by config.json"
+        )
+    if dtype not in WEIGHT_DTYPES:
+        raise BadInput(
+            f"model {folder}: tensor {name} is stored as {dtype}, expected one of "
+            f"{', '.join(WEIGHT_DTYPES)}: quantised weights mean nothing without their scales"
+        )
 
 
 def require_tied(
     lm: PreTrainedModel, folder: Path, files: dict[str, Path], tied: list[str]
 ) -> None:
-    """A tensor that the config ties to another equals it in the files. Raises: BadInput, where one
-    of the two would be lost."""
+    """Check that a tensor which the config ties to another equals it in the files.
+
+    Args:
+        tied: names of such tensors that the files hold.
+
+    Raises:
+        BadInput: the two differ, so that one would be lost.
+    """
     first_of = {id(parameter): name for name, parameter in lm.named_parameters()}
     for name, parameter in lm.named_parameters(remove_duplicate=False):
+        if name not in tied:
+            continue
         first = first_of[id(parameter)]
-        if name in tied and not torch.equal(
-            read_tensor(files[name], name), read_tensor(files[first], first)
-        ):
+        if not torch.equal(read_tensor(files[name], name), read_tensor(files[first], first)):
             raise BadInput(
-                f"model {folder}: {name} is not {first}, to which config.json ties it (tie_word_embeddings: true), wanted equal "
-                "ones; tie_word_embeddings: false keeps both"
+                f"model {folder}: {name} differs from {first}, to which config.json ties it "
+                "(tie_word_embeddings: true), expected equal tensors; tie_word_embeddings: false "
+                "keeps both"
             )
 
 
 def needs_conversion(lm: PreTrainedModel, names: list[str]) -> bool:
-    """Whether transformers' own loader would change one of these tensor names on the way into the
-    model."""
+    """Whether transformers' own loader would rename one of these tensors."""
     mapping = get_model_conversion_mapping(lm)
     return any(
         transform.rename_source_key(name) != (name, None) for name in names for transform in mapping
@@ -321,28 +385,29 @@ def needs_conversion(lm: PreTrainedModel, names: list[str]) -> bool:
 
 
 def read_tensor(path: Path, name: str) -> Tensor:
+    """One tensor of a safetensors file, on the CPU."""
     with safe_open(path, framework="pt") as tensors:
-        return tensors.get_tensor(name)
+        tensor: Tensor = tensors.get_tensor(name)
+    return tensor
 
 
 def digest(path: str | Path) -> str:
-    """SHA-256 of what a model computes, however sharded: every tensor's name, dtype, shape, bytes,
-    and the config."""
+    """SHA-256 of what a model computes, for any sharding of the weights into files.
+
+    It covers the config, and the name, dtype, shape and bytes of every tensor.
+    """
     folder = local_folder(path)
     files = weight_files(folder)
 
     def tensor_digest(name: str) -> str:
         tensor = read_tensor(files[name], name)
         head = f"{name} {tensor.dtype} {list(tensor.shape)}".encode()
-        return hashlib.sha256(
-            head + hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy()).digest()
-        ).hexdigest()
+        content = tensor.contiguous().view(torch.uint8).numpy().data
+        return hashlib.sha256(head + hashlib.sha256(content).digest()).hexdigest()
 
-    config = {
-        k: v
-        for k, v in sorted(json.loads((folder / "config.json").read_text()).items())
-        if k not in ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
-    }
-    with ThreadPoolExecutor() as threads:  # hashing runs outside Python's lock
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"):
+        config.pop(key, None)
+    with ThreadPoolExecutor() as threads:  # hashing releases Python's lock
         parts = [json.dumps(config, sort_keys=True), *threads.map(tensor_digest, sorted(files))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""A model's shape and a micro-batch's tokens become the bytes that a rank's step will take."""
+"""A model's shape and a micro-batch's tokens become the bytes that a step of one rank takes."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,28 +10,44 @@ from zephyr.model.logprobs import CHUNK_ELEMENTS, KEPT_ELEMENTS
 
 
 def layer_bytes(lm: PreTrainedConfig, hardware: Hardware, keys: float = 1.0) -> float:
-    """Bytes that a layer keeps of a token for its backward under
-    `hardware.activation_checkpointing`: its input (true), with inputs and outputs of its norms and
-    what attention saves ("mlp"), or all that autograd saves of Hugging Face's modules (false: each
-    norm's input in float32, scaled input and output; four tensors of the MLP). Args: keys: of a
-    token, > 1 where prompts are shared."""
-    item, heads = 2 if hardware.dtype == "bfloat16" else 4, lm.num_attention_heads
-    head_size = getattr(lm, "head_dim", None) or lm.hidden_size // heads
-    query, key = (
-        item * heads * head_size,
-        item * (getattr(lm, "num_key_value_heads", None) or heads) * head_size,
-    )
-    # query, output, which sdpa copies; key, value; float32 log-sum-exp
-    attention = (2 + (hardware.attention == "sdpa")) * query + 2 * keys * key + 4 * heads
-    return {
-        True: item * lm.hidden_size,
-        "mlp": 4 * item * lm.hidden_size + attention,
-        False: 2 * (4 + 2 * item) * lm.hidden_size + attention + 4 * item * inner_size(lm),
-    }[hardware.activation_checkpointing]
+    """Bytes that one layer keeps for its backward, per token.
+
+    Depends on `hardware.activation_checkpointing`. True: only the layer's input. "mlp": that, the
+    inputs and outputs of its norms, and what attention saves. False: all that autograd saves of
+    Hugging Face's modules: of each norm the input in float32, the scaled input and the output; of
+    the MLP four tensors.
+
+    Args:
+        lm: config of the decoder.
+        hardware: dtype, attention, activation checkpointing.
+        keys: keys a token, > 1 where prompts are shared.
+    """
+    item = item_bytes(hardware)
+    hidden: int = lm.hidden_size
+    heads: int = lm.num_attention_heads
+    key_heads = getattr(lm, "num_key_value_heads", None) or heads
+    head_size = getattr(lm, "head_dim", None) or hidden // heads
+    query = item * heads * head_size
+    key = item * key_heads * head_size
+    outputs = 2 if hardware.attention == "sdpa" else 1  # sdpa copies its output
+    log_sum_exp = 4 * heads  # float32
+    attention: float = (1 + outputs) * query + 2 * keys * key + log_sum_exp
+    if hardware.activation_checkpointing is True:
+        return item * hidden
+    if hardware.activation_checkpointing == "mlp":
+        return 4 * item * hidden + attention
+    return 2 * (4 + 2 * item) * hidden + attention + 4 * item * inner_size(lm)
+
+
+def item_bytes(hardware: Hardware) -> int:
+    """Bytes of one number in the model's dtype."""
+    return 2 if hardware.dtype == "bfloat16" else 4
 
 
 def inner_size(lm: PreTrainedConfig) -> int:
-    return getattr(lm, "intermediate_size", None) or 4 * lm.hidden_size
+    """Inner size of the decoder's MLP."""
+    size: int | None = getattr(lm, "intermediate_size", None)
+    return size or 4 * int(lm.hidden_size)
 
 
 def step_memory(
@@ -46,41 +62,67 @@ def step_memory(
     scored: int | None = None,
     keys: float = 1.0,
 ) -> dict[str, int]:
-    """Estimated bytes that a rank's first step takes beside what a sharded model holds already:
-    moments and the update's gradient (unless offloaded), weights gathered from other ranks, what
-    layers keep and, where it takes more than the head, the last one's backward, the head. Args:
-    tokens, scored (default all), keys a token: of the fullest micro-batch. zero:
-    `zero_optimization`. device: cuda or cpu."""
-    item, share = 2 if hardware.dtype == "bfloat16" else 4, parameters // ranks
-    keeps, all_of_it = (
-        layer_bytes(lm, of, keys)
-        for of in (hardware, replace(hardware, activation_checkpointing=False))
-    )
-    layer = tokens * (
-        all_of_it - keeps + 2 * item * (inner_size(lm) + lm.hidden_size)
-    )  # with four tensors' gradients
-    logits, weight = (
-        (tokens if scored is None else scored) * lm.vocab_size,
-        lm.vocab_size * lm.hidden_size,
-    )
-    chunk = min(logits, CHUNK_ELEMENTS[device])
-    kept = 4 * logits if logits <= KEPT_ELEMENTS else 4 * chunk
-    widened = (
-        4 * chunk if item == 2 and device == "cpu" else 0
-    )  # a CPU multiplies bfloat16 tiles in float32
-    head = (
-        kept
-        + (4 + item % 4) * (chunk + weight)
-        + widened
-        + tokens * lm.hidden_size * (4 + 3 * item)
-    )  # last norm and its output's scored rows
+    """Estimated bytes of a rank's first step, beside the model shard that it holds already.
+
+    Args:
+        lm: config of the decoder.
+        parameters: of the whole model.
+        ranks: processes that share them (ZeRO-3).
+        tokens: of the fullest micro-batch.
+        hardware: dtype, attention, activation checkpointing.
+        zero: `zero_optimization` of the DeepSpeed JSON.
+        device: "cuda" or "cpu".
+        scored: tokens of the fullest micro-batch with a log-prob in the loss; default: all.
+        keys: keys a token in it, > 1 where prompts are shared.
+
+    Returns:
+        states: Adam's moments and the gradient of the update, unless they are offloaded.
+        gathered: parameters gathered from other ranks.
+        activations: what all layers keep, and the backward of one layer where it takes more than
+            the head.
+        head: the log-prob head, forward and backward.
+    """
+    share = parameters // ranks
+    head = head_memory(lm, tokens, tokens if scored is None else scored, hardware, device)
+    keeps = layer_bytes(lm, hardware, keys)
+    whole = layer_bytes(lm, replace(hardware, activation_checkpointing=False), keys)
+    # What the backward of a layer computes again, and the gradients of four of its tensors.
+    gradients = 2 * item_bytes(hardware) * (inner_size(lm) + lm.hidden_size)
+    layer = tokens * (whole - keeps + gradients)
+    states = 4 * share
+    if "offload_optimizer" not in zero:
+        states = 8 * share + 4 * min(share, zero_size(zero, "sub_group_size"))
+    gathered = 0
+    if ranks > 1 or "offload_param" in zero:
+        live = min(parameters, zero_size(zero, "stage3_max_live_parameters"))
+        gathered = item_bytes(hardware) * live
     return {
-        "states": 4 * share
-        if "offload_optimizer" in zero
-        else 8 * share + 4 * min(share, int(zero.get("sub_group_size", 1e9))),
-        "gathered": item
-        * min(parameters, int(zero.get("stage3_max_live_parameters", 1e9)))
-        * (ranks > 1 or "offload_param" in zero),
+        "states": states,
+        "gathered": gathered,
         "activations": int(tokens * lm.num_hidden_layers * keeps + max(0, layer - head)),
         "head": head,
     }
+
+
+def head_memory(
+    lm: PreTrainedConfig, tokens: int, scored: int, hardware: Hardware, device: str
+) -> int:
+    """Bytes of the log-prob head (`zephyr.model.logprobs`), forward and backward."""
+    item = item_bytes(hardware)
+    logits = scored * lm.vocab_size
+    weight = lm.vocab_size * lm.hidden_size
+    chunk = min(logits, CHUNK_ELEMENTS[device])
+    kept = 4 * logits if logits <= KEPT_ELEMENTS else 4 * chunk
+    # A CPU multiplies bfloat16 tiles in float32.
+    widened = 4 * chunk if item == 2 and device == "cpu" else 0
+    # The last norm, and the scored rows of its output.
+    hidden = tokens * lm.hidden_size * (4 + 3 * item)
+    return int(kept + (4 + item % 4) * (chunk + weight) + widened + hidden)
+
+
+def zero_size(zero: Mapping[str, object], key: str) -> int:
+    """A number of parameters from `zero_optimization`; DeepSpeed's default is 1e9."""
+    value = zero.get(key, 1e9)
+    if not isinstance(value, (int, float, str)):
+        raise ValueError(f"zero_optimization.{key} is {value!r}, expected a number")
+    return int(value)

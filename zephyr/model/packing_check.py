@@ -1,17 +1,23 @@
 """A config becomes a proof that packing changes nothing in its decoder, or the reason why it does.
 
-A small twin of the decoder, its layers as many and as they are, scores two pairs in one packed row;
-each of their sequences must get the log-probs that transformers' own eager forward gives it alone,
-and no gradient from its neighbours. Nothing of the model's weights is needed, so this holds under
-ZeRO-3 too.
+The check makes a twin of the decoder: as many layers of the same kinds, but small, with random
+weights. The twin scores two pairs in one packed row. Each of their sequences must get the log-probs
+that transformers' own eager forward gives it unpacked, and no gradient from its neighbours. The
+model's weights are not needed, so the check works under ZeRO-3 too.
 
-N packed tokens, D hidden size, T scored tokens."""
+Shape letters:
+    N  tokens of the packed row
+    T  scored tokens
+    D  hidden size
+    V  vocabulary
+"""
 
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -30,19 +36,20 @@ from zephyr.model import attention as kernels
 from zephyr.model.policy import MODEL_CONFIG_ERRORS, Policy, build, fix_rope
 from zephyr.packing import PackedBatch, collate_pairs
 
-# What a forward raises that can't take a packed row, or asks for a package that is not installed
+# What a forward raises if it can't take a packed row, or needs a package that is not installed.
 FAILURES = (*MODEL_CONFIG_ERRORS, ImportError, NameError, RuntimeError)
 PROOF = "zephyr_proof"  # the name of the twin's attention
+# Sizes of a twin; WINDOW and SHORT (the length of pretraining) are shorter than its sequences.
 HEADS, HEAD_SIZE, VOCABULARY, WINDOW, SHORT = 4, 16, 96, 5, 8
 TOKEN_KEYS = ("token_id", "token_index")
 MAX_PARAMETERS = 2**25  # of a twin: 128 MiB
-LONGEST = 28  # tokens of the longest sequence of PAIRS: longer than WINDOW and SHORT
+LONGEST = 28  # tokens of the longest sequence of PAIRS
 PAIRS = [
     EncodedPair("long", [*range(10, 19)], [*range(20, 32)], [*range(40, 59)]),
     EncodedPair("short", [60, 10, 61], [62, 63], [64, 60, 65, 20]),
 ]
-# Keys of a twin that may be as large as LONGEST: sizes, counts of layers, and a factor of the
-# attention's scale
+# Keys of a twin's config that may be LONGEST or more without being a length that PAIRS don't reach:
+# sizes, counts of layers, and a factor of the attention's scale.
 KNOWN = {
     "vocab_size",
     "hidden_size",
@@ -53,30 +60,38 @@ KNOWN = {
     "max_window_layers",
     "query_pre_attn_scalar",
 }
-TOLERANCE = 2e-3  # nats; a key too many or too few changes tenths
+TOLERANCE = 2e-3  # nats; one key too many or too few changes a log-prob by tenths of a nat
 
 
 def require_packable(config: PreTrainedConfig) -> None:
-    """Raises: ValueError with the reason why packed log-probs of this decoder can't be shown to be
-    right.
+    """Check that packed log-probs of this decoder are right.
 
-    Costs parts of a second, once for each config of a process; the global random state is left as
-    it was."""
-    reason = unpackable_reason(
-        type(config), json.dumps(config.to_dict(), sort_keys=True, default=str)
-    )
+    Takes less than a second, once for each config in a process. The global random state is not
+    changed.
+
+    Raises:
+        ValueError: they are not, or can't be shown to be; gives the reason.
+    """
+    values = json.dumps(config.to_dict(), sort_keys=True, default=str)
+    # mypy takes the __hash__ of instances, which is None, for that of the class.
+    reason = unpackable_reason(type(config), values)  # type: ignore[arg-type]
     if reason:
         raise ValueError(reason)
 
 
 @lru_cache(maxsize=64)
 def unpackable_reason(kind: type[PreTrainedConfig], values: str) -> str | None:
-    """The reason, or None. Args: the class of the config and its values as JSON."""
+    """The reason why a decoder can't be packed; None: it can.
+
+    Args:
+        kind: class of its config.
+        values: of the config, as JSON.
+    """
     given = json.loads(values)
     try:
         whole = kind.from_dict(given)
         if whole.get_text_config() is not whole:
-            return f"more than a text decoder ({', '.join(sorted(kind.sub_configs))})"
+            return f"it is more than a text decoder ({', '.join(sorted(kind.sub_configs))})"
         config = kind.from_dict(shrink_config(kind, json.loads(values)))
         with torch.device("meta"), no_init_weights():
             empty = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -95,8 +110,8 @@ def unpackable_reason(kind: type[PreTrainedConfig], values: str) -> str | None:
     except FAILURES as error:
         if error.args == (PROOF,):
             return (
-                "its attention is not computed by transformers' attention interface, through "
-                "which packed rows are"
+                "its attention does not go through transformers' attention interface, which packed "
+                "rows need"
             )
         return (
             f"a packed row fails on a small twin of it: {type(error).__name__}: {first_line(error)}"
@@ -104,59 +119,90 @@ def unpackable_reason(kind: type[PreTrainedConfig], values: str) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
+    """The first line of an error's message, cut to 300 characters."""
     return (str(error).strip().splitlines() or [""])[0][:300]
 
 
 def shrink_config(kind: type[PreTrainedConfig], values: dict[str, object]) -> dict[str, object]:
-    """The values of a config with sizes that a CPU computes in no time, and lengths so short that
-    PAIRS go beyond them.
+    """The values of a twin's config: small sizes, and lengths shorter than the sequences of PAIRS.
 
-    Layers stay as many and as they are, and so do keys that are no known size or length (see
-    `unscaled_key`)."""
+    The number and kinds of layers stay, and so do keys that are no known size or length (these are
+    found by `unscaled_key`).
+
+    Args:
+        kind: class of the config, which may have other names for a key (`attribute_map`).
+        values: of the decoder's config.
+    """
     native = kind.attribute_map
-    wanted = ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size")
-    heads, keys, size, hidden = (values.get(native.get(name, name)) for name in wanted)
-    # In Gemma and others, heads x size is not hidden.
-    apart = None not in (heads, size, hidden) and heads * size != hidden
-    size = size or (hidden // heads if hidden and heads else HEAD_SIZE)
-    small_size, start = min(size, HEAD_SIZE), original_rope_length(values)
-    longest = values.get(native.get("max_position_embeddings", "max_position_embeddings")) or 0
+
+    def size_of(name: str) -> int | None:
+        return whole_number(values.get(native.get(name, name)))
+
+    heads, hidden, head_size = map(size_of, ("num_attention_heads", "hidden_size", "head_dim"))
+    # In Gemma and others, heads x size of a head is not the hidden size. The twin keeps that.
+    differs = bool(heads and hidden and head_size and heads * head_size != hidden)
+    if not head_size:
+        head_size = hidden // heads if hidden and heads else HEAD_SIZE
+    small_size = min(head_size, HEAD_SIZE)
+    longest, start = size_of("max_position_embeddings") or 0, original_rope_length(values)
     known = {
         "vocab_size": VOCABULARY,
-        "hidden_size": HEADS * small_size + 16 * apart,
+        "hidden_size": HEADS * small_size + (16 if differs else 0),
         "intermediate_size": 96,
         "head_dim": small_size,
         "num_attention_heads": HEADS,
-        "num_key_value_heads": {heads: HEADS, 1: 1}.get(keys, 2),
+        "num_key_value_heads": twin_key_heads(heads, size_of("num_key_value_heads")),
         "sliding_window": WINDOW,
         "original_max_position_embeddings": SHORT,
         "max_position_embeddings": round(SHORT * longest / start) if start else 64,
     }
     by_key = {native.get(name, name): value for name, value in known.items()}
-    return {key: small(key, value, by_key, small_size / size) for key, value in values.items()}
+    return {key: small(key, value, by_key, small_size / head_size) for key, value in values.items()}
 
 
-def small(key: str, value: object, sizes: dict[str, int], fraction: float) -> object:
-    """One value of a config as its twin has it. Args: fraction: of the size of a head."""
+def whole_number(value: object) -> int | None:
+    """A size of a config, if given. Raises: TypeError: it is not a whole number."""
+    if value is not None and not isinstance(value, int):
+        raise TypeError(f"{value!r} is not a whole number")
+    return value
+
+
+def twin_key_heads(heads: int | None, key_heads: int | None) -> int:
+    """Key heads of a twin: one for each query head, one for all, or two, as in the decoder."""
+    if key_heads == 1:
+        return 1
+    return HEADS if key_heads == heads else 2
+
+
+def small(key: str, value: object, sizes: Mapping[str, int], fraction: float) -> object:
+    """One value of a twin's config.
+
+    Args:
+        key, value: of the decoder's config.
+        sizes: of the twin, by key.
+        fraction: size of the twin's heads / size of the decoder's.
+    """
     if isinstance(value, dict):
         return {k: small(k, v, sizes, fraction) for k, v in value.items()}
     if key in ("short_factor", "long_factor") and isinstance(value, list):
-        # one number for each rotary frequency
+        # One number for each rotary frequency.
         return value[:: round(1 / fraction)][: round(len(value) * fraction)]
     if key.endswith(TOKEN_KEYS):
         return value if not isinstance(value, (int, list)) or value == -1 else 1
     return sizes[key] if key in sizes and is_count(value) else value
 
 
-def is_count(value: object) -> bool:
+def is_count(value: object) -> TypeGuard[int]:
+    """Whether a value of a config is a positive whole number."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def unscaled_key(config: PreTrainedConfig) -> str | None:
-    """A key of a twin's config that `shrink_config` left so large that it may be a length which PAIRS do
-    not reach, or None.
+    """A key of a twin's config that may be a length which PAIRS don't reach; None: there is none.
 
-    A window or a chunk under a name of its own would bind in training and not in the proof."""
+    A window or chunk under a name that is not known here would be in effect in training, and not in
+    the check.
+    """
     declared = inspect.signature(type(config).__init__).parameters
     known = KNOWN | {config.attribute_map.get(name, name) for name in KNOWN}
     for key, value in config.to_dict().items():
@@ -172,26 +218,32 @@ def unscaled_key(config: PreTrainedConfig) -> str | None:
 
 
 def original_rope_length(values: dict[str, object]) -> int | None:
-    """The length up to which rotary embeddings that grow, or are scaled, are those of
-    pretraining."""
+    """Up to how many tokens rotary embeddings that are scaled are those of pretraining."""
     rope = values.get("rope_parameters") or {}
-    for settings in (rope, *(v for v in rope.values() if isinstance(v, dict))):
+    if not isinstance(rope, dict):
+        raise TypeError(f"rope_parameters={rope!r} is not a mapping")
+    by_layers = [settings for settings in rope.values() if isinstance(settings, dict)]
+    for settings in (rope, *by_layers):
         if settings.get("original_max_position_embeddings"):
-            return settings["original_max_position_embeddings"]
+            return whole_number(settings["original_max_position_embeddings"])
         if settings.get("rope_type") == "dynamic":
-            return values.get("max_position_embeddings")
+            return whole_number(values.get("max_position_embeddings"))
     return None
 
 
 def unsupported_reason(empty: PreTrainedModel, config: PreTrainedConfig) -> str | None:
-    """The reason why a decoder, on the meta device, is none that packing can be right for, by what
-    it is made of."""
+    """The reason why packing can't be right for a decoder, by what it is made of; or None.
+
+    Args:
+        empty: the twin on the meta device.
+        config: of the twin.
+    """
     kinds = {type(module).__name__ for module in empty.modules()}
     experts = sorted(kind for kind in kinds if "expert" in kind.lower())
     if experts:
         return (
-            f"a mixture of experts ({experts[0]}), whose auxiliary loss, which keeps the experts "
-            f"in use, is not implemented"
+            f"a mixture of experts ({experts[0]}) needs an auxiliary loss that balances the "
+            "experts, which is not implemented"
         )
     layers = (
         getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or []
@@ -202,50 +254,57 @@ def unsupported_reason(empty: PreTrainedModel, config: PreTrainedConfig) -> str 
     if others:
         return (
             f"{sum(kind in others for kind in layers)} of its {len(layers)} layers are "
-            f"{', '.join(others)}, no softmax attention: what they remember would pass from one "
-            "example of a packed row to the next"
+            f"{', '.join(others)}, not softmax attention: their state would pass from one example "
+            "of a packed row to the next"
         )
     if any(buffer in empty.state_dict() for buffer, _ in empty.named_buffers()):
         names = [buffer for buffer, _ in empty.named_buffers() if buffer in empty.state_dict()]
         return f"its weights hold buffers ({names[0]}), which are neither loaded nor trained here"
     if unscaled_key(config):
         return (
-            f"its config has a size or length that is not known here ({unscaled_key(config)}), with "
-            f"which packing is not tried"
+            f"its config has a size or length that is not known here ({unscaled_key(config)}), so "
+            "packing can't be tried"
         )
     if sum(parameter.numel() for parameter in empty.parameters()) > MAX_PARAMETERS:
-        return "no twin small enough to try packing on can be made of its config"
+        return "no twin of it is small enough to try packing on"
     return None
 
 
 def compare_twins(config: PreTrainedConfig) -> str | None:
-    """The twin's packed row against transformers' eager forward of each sequence: the reason where
-    they differ, or None."""
-    calls: list[nn.Module] = []
+    """Compare the twin's packed row with transformers' eager forward of each of its sequences.
 
-    def attend(module: nn.Module, *arguments: Tensor, **options: object) -> tuple[Tensor, None]:
+    Returns:
+        The reason if they differ, or None.
+    """
+    calls: list[nn.Module] = []  # the attention modules that call, in order
+    kernel: Callable[..., tuple[Tensor, None]] = partial(kernels.attend, kernels.sdpa)
+
+    def attend(module: nn.Module, *arguments: object, **options: object) -> tuple[Tensor, None]:
         calls.append(module)
-        return kernels.attend(kernels.sdpa, module, *arguments, **options)
+        return kernel(module, *arguments, **options)
 
     AttentionInterface.register(PROOF, attend)
     AttentionMaskInterface.register(PROOF, sdpa_mask)
-    plain, policy, batch = *make_twins(config), collate_pairs(PAIRS, [0, 1])
+    plain, policy = make_twins(config)
+    batch = collate_pairs(PAIRS, [0, 1])
     embedded: list[Tensor] = []
-    policy.lm.get_input_embeddings().register_forward_hook(
-        lambda *hooked: embedded.append(hooked[-1])
-    )
+
+    def keep_output(_module: nn.Module, _inputs: object, output_1ND: Tensor) -> None:
+        embedded.append(output_1ND)
+
+    policy.lm.get_input_embeddings().register_forward_hook(keep_output)
     logp_T = policy(batch)
     if len(calls) != config.num_hidden_layers or len(set(calls)) != len(calls):
         return (
             f"a forward calls the attention of a packed row {len(calls)} times in "
-            f"{config.num_hidden_layers} layers; once in each is wanted"
+            f"{config.num_hidden_layers} layers, expected once in each"
         )
     expected_T = torch.cat([unpacked_logprobs(plain, *sequence) for sequence in sequences()])
     error = (logp_T - expected_T).abs().max().item()
-    if not error <= TOLERANCE:  # not a number is no proof
+    if not error <= TOLERANCE:  # NaN is refused too
         return (
-            f"log-probs of a packed row differ from those of its sequences alone, by {error:.2g} "
-            f"nats on a small twin"
+            f"log-probs of a packed row differ from those of its unpacked sequences, by "
+            f"{error:.2g} nats on a small twin"
         )
     for response_T, own_N in responses(batch):
         (gradient_1ND,) = torch.autograd.grad(
@@ -257,12 +316,13 @@ def compare_twins(config: PreTrainedConfig) -> str | None:
 
 
 def make_twins(config: PreTrainedConfig) -> tuple[PreTrainedModel, Policy]:
-    """The decoder by transformers' own eager forward, and the policy made as `load_policy` makes
-    it, with one set of random weights.
+    """Two decoders with the same random weights: transformers' own, eager, and a policy.
 
-    Standard deviation 0.1: with less, the logits of so small a decoder are almost flat, and faults
-    would hide in rounding. The policy trains, so that dropout shows."""
-    plain = AutoModelForCausalLM.from_config(
+    The policy is made as `load_policy` makes it, and is in training mode, so dropout would show.
+    The weights have standard deviation 0.1: with less, the logits of so small a decoder are almost
+    flat, and faults would hide in rounding.
+    """
+    plain: PreTrainedModel = AutoModelForCausalLM.from_config(
         deepcopy(config), dtype=torch.float32, attn_implementation="eager", trust_remote_code=False
     )
     with no_init_weights():
@@ -280,27 +340,29 @@ def make_twins(config: PreTrainedConfig) -> tuple[PreTrainedModel, Policy]:
 
 
 def sequences() -> list[tuple[list[int], list[int]]]:
-    """Prompt and response of each of a batch's responses, in their order."""
-    return [(p.prompt_ids, p.chosen_ids) for p in PAIRS] + [
-        (p.prompt_ids, p.rejected_ids) for p in PAIRS
-    ]
+    """Prompt and response ids of PAIRS, in the order of a batch's responses."""
+    chosen = [(pair.prompt_ids, pair.chosen_ids) for pair in PAIRS]
+    rejected = [(pair.prompt_ids, pair.rejected_ids) for pair in PAIRS]
+    return chosen + rejected
 
 
 @torch.no_grad()
 def unpacked_logprobs(
     plain: PreTrainedModel, prompt_ids: list[int], response_ids: list[int]
 ) -> Tensor:
-    """Log-probs [T] of a response's tokens, by the usual forward of one sequence."""
+    """Log-probs [T] of a response's tokens, by the ordinary forward of one sequence."""
     tokens_N = torch.tensor(prompt_ids + response_ids)
-    logp_NV = plain(input_ids=tokens_N[None], use_cache=False).logits[0].float().log_softmax(-1)
-    return (
-        logp_NV[len(prompt_ids) - 1 : -1].gather(-1, tokens_N[len(prompt_ids) :, None]).squeeze(-1)
-    )
+    logits_NV: Tensor = plain(input_ids=tokens_N[None], use_cache=False).logits[0]
+    logp_TV = logits_NV[len(prompt_ids) - 1 : -1].float().log_softmax(-1)
+    targets_T = tokens_N[len(prompt_ids) :]
+    return logp_TV.gather(-1, targets_T[:, None]).squeeze(-1)
 
 
 def responses(batch: PackedBatch) -> Iterator[tuple[slice, Tensor]]:
-    """Of each response: where its log-probs lie, and bool [N], True for its own tokens and its
-    prompt's."""
+    """Of each response: the slice of its log-probs [T], and the tokens that they depend on.
+
+    The latter is bool [N], True for the tokens of the response and of its prompt.
+    """
     pairs, start = len(PAIRS), 0
     segment_N = torch.repeat_interleave(
         torch.arange(2 * pairs), torch.tensor(batch.layout.query_lengths)

@@ -1,7 +1,16 @@
-"""A config becomes a policy without weights: the decoder with our attention and our output layer,
-one rule for its rotary frequencies.
+"""A config becomes a policy without weights: a decoder with our attention and our output layer.
 
-T scored tokens, N tokens of a packed row, D hidden size."""
+The decoder's own code stays as transformers has it. Three things are ours: the attention (by name,
+`zephyr.model.attention`), the output layer (`LogProbHead`), and one set of rotary frequencies for
+all rows (`fix_rope`).
+
+Shape letters:
+    N  tokens of the packed row
+    T  scored tokens
+    D  hidden size
+"""
+
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -12,7 +21,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from zephyr.model.logprobs import LogProbHead, scored_hidden
 from zephyr.packing import PackedBatch
 
-# What transformers raises for a value of the wrong type or size in config.json
+# What transformers raises for a value of the wrong type or size in config.json.
 MODEL_CONFIG_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -27,24 +36,30 @@ MODEL_CONFIG_ERRORS = (
 class Policy(nn.Module):
     """A causal language model that scores: `policy(batch)` -> log p of each target, float32 [T].
 
-    Args: max_sequence_tokens: tokens of the longest sequence that its rotary frequencies, or its learned
-    positions, are for; None: any.
-    Raises: ValueError for a batch with a longer one."""
+    Args:
+        lm: a decoder from `build`, its weights filled.
+        max_sequence_tokens: tokens of the longest sequence that its rotary frequencies, or its
+            learned positions, are made for; None: any.
+    """
 
     def __init__(self, lm: PreTrainedModel, max_sequence_tokens: int | None = None) -> None:
         super().__init__()
         self.lm, self.max_sequence_tokens = lm, max_sequence_tokens
 
     def forward(self, batch: PackedBatch) -> Tensor:
+        """Log-probabilities of the batch's targets, in nats.
+
+        Raises:
+            ValueError: a sequence of the batch is longer than `max_sequence_tokens`.
+        """
         if self.max_sequence_tokens is not None and batch.layout.max_key > self.max_sequence_tokens:
             raise ValueError(
-                f"a sequence of {batch.layout.max_key} tokens is packed, and the positions of this "
-                f"{type(self.lm).__name__} are those of {self.max_sequence_tokens} tokens: where they are rotary, "
-                "load_policy(..., max_tokens=LONGEST) sets them for sequences of up to so many, in "
-                "every row alike"
+                f"a packed sequence has {batch.layout.max_key} tokens, and the positions of this "
+                f"{type(self.lm).__name__} are made for at most {self.max_sequence_tokens}; if "
+                "they are rotary, load_policy(..., max_tokens=LONGEST) makes them for longer ones"
             )
-        # A mask of four dimensions is passed on untouched by transformers; none is computed,
-        # `layout` replaces it.
+        # transformers passes a mask of four dimensions on as it is, and computes none. `layout`
+        # takes its place.
         no_mask = torch.empty(1, 1, 0, 0, device=batch.tokens_N.device)
         hidden_ND = self.lm.base_model(
             input_ids=batch.tokens_N[None],
@@ -53,79 +68,135 @@ class Policy(nn.Module):
             use_cache=False,
             layout=batch.layout,
         ).last_hidden_state[0]
-        return self.lm.get_output_embeddings()(scored_hidden(hidden_ND, batch), batch.targets_T)
+        head: LogProbHead = self.lm.get_output_embeddings()
+        logp_T: Tensor = head(scored_hidden(hidden_ND, batch), batch.targets_T)
+        return logp_T
 
 
 def build(config: PreTrainedConfig, attention: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The decoder of a config, its parameters to be filled, its output layer a LogProbHead.
+    """The decoder of a config, its output layer a LogProbHead, its parameters not yet filled.
 
-    Args: attention: the name under which transformers knows it. Raises: ValueError for an output
-    layer that the head can't replace; what transformers raises for a config that makes no model."""
-    lm = AutoModelForCausalLM.from_config(
+    Args:
+        config: of a decoder that transformers knows.
+        attention: the name that `register_kernel` returned.
+        dtype: of the parameters.
+
+    Raises:
+        ValueError: the output layer is one that the head can't replace.
+        Others of MODEL_CONFIG_ERRORS: transformers can't make a model of the config.
+    """
+    lm: PreTrainedModel = AutoModelForCausalLM.from_config(
         config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
     )
     lm.tie_weights()
     head = lm.get_output_embeddings()
     if not isinstance(head, nn.Linear):
-        raise ValueError(f"{type(lm).__name__} has no linear output layer, which is wanted")
+        raise ValueError(
+            f"the output layer of {type(lm).__name__} is {type(head).__name__}, expected nn.Linear"
+        )
     lm.set_output_embeddings(LogProbHead.from_linear(head, logit_factor(config)))
     return lm
 
 
 def logit_factor(config: PreTrainedConfig) -> float:
-    """What the logits are multiplied with behind the output layer: Granite's 1 / logits_scaling,
-    Cohere's logit_scale."""
-    divisor, factor = getattr(config, "logits_scaling", None), getattr(config, "logit_scale", None)
+    """What a decoder multiplies its logits with behind the output layer.
+
+    Granite: 1 / logits_scaling. Cohere: logit_scale. Others: 1.
+    """
+    factor: float | None = getattr(config, "logit_scale", None)
+    divisor: float | None = getattr(config, "logits_scaling", None)
     return (1.0 if factor is None else factor) / (1.0 if divisor is None else divisor)
 
 
-def dynamic_rope(lm: PreTrainedModel) -> list[tuple[nn.Module, str | None, str, int]]:
-    """Rotary embeddings whose frequencies change with the longest position of the row that they are
-    computed for.
+class RotaryEmbedding(Protocol):
+    """What the rotary modules of transformers have; the type of nn.Module does not show it."""
 
-    Returns: of each its module, its kind of layers (None: one for all), its type, and up to how
-    many tokens it is what it is at the start: dynamic NTK (by `max_position_embeddings`) and
-    longrope (Ding et al. 2024, arXiv:2402.13753, by `original_max_position_embeddings`)."""
-    found = []
+    config: PreTrainedConfig
+    rope_type: str | dict[str, str | None]  # or one for each kind of layers
+    original_max_seq_len: int
+
+    def get_buffer(self, target: str) -> Tensor: ...
+    def register_buffer(self, name: str, tensor: Tensor, persistent: bool) -> None: ...
+
+
+class DynamicRope(NamedTuple):
+    """A rotary embedding whose frequencies depend on the longest position of the row.
+
+    `dynamic` is NTK-aware scaling, `longrope` is LongRoPE (Ding et al. 2024, arXiv:2402.13753).
+    """
+
+    module: RotaryEmbedding
+    layers: str | None  # the kind of layers that use it; None: all
+    rope_type: str  # as transformers calls it
+    original_tokens: int  # up to so many tokens, the frequencies are those of pretraining
+
+
+def dynamic_rope(lm: PreTrainedModel) -> list[DynamicRope]:
+    """The rotary embeddings of a decoder whose frequencies depend on the row."""
+    found: list[DynamicRope] = []
     for module in lm.modules():
-        types = getattr(module, "rope_type", None)
-        for layers, name in types.items() if isinstance(types, dict) else [(None, types)]:
-            settings = module.config.rope_parameters if name is not None else None
-            if name == "longrope":
-                settings = settings if layers is None else settings[layers]
-                found.append((module, layers, name, settings["original_max_position_embeddings"]))
-            elif name is not None and "dynamic" in name:
-                found.append((module, layers, name, module.original_max_seq_len))
+        if getattr(module, "rope_type", None) is None:
+            continue
+        rotary = cast(RotaryEmbedding, module)
+        types = rotary.rope_type
+        by_layers = types.items() if isinstance(types, dict) else [(None, types)]
+        for layers, rope_type in by_layers:
+            if rope_type is None:
+                continue
+            if rope_type == "longrope":
+                settings = rotary.config.rope_parameters
+                if layers is not None:
+                    settings = settings[layers]
+                length = settings["original_max_position_embeddings"]
+                found.append(DynamicRope(rotary, layers, rope_type, length))
+            elif "dynamic" in rope_type:
+                found.append(DynamicRope(rotary, layers, rope_type, rotary.original_max_seq_len))
     return found
 
 
 def learned_positions(lm: PreTrainedModel) -> int | None:
-    """How many positions a decoder with a learned embedding of them has (GPT-2); None: it has none
-    such."""
-    most = getattr(lm.config, "max_position_embeddings", None)
+    """Positions of a decoder that learns an embedding of each (GPT-2); None: it learns none."""
+    positions: int | None = getattr(lm.config, "max_position_embeddings", None)
     words = lm.get_input_embeddings()
     sizes = {
         module.num_embeddings
         for module in lm.modules()
         if isinstance(module, nn.Embedding) and module is not words
     }
-    return most if most in sizes else None
+    return positions if positions in sizes else None
 
 
 def fix_rope(lm: PreTrainedModel, max_tokens: int | None) -> int | None:
-    """One set of rotary frequencies for all rows, those of a sequence of `max_tokens`: otherwise a
-    short example gets other log-probs beside a long one.
+    """Give all rows one set of rotary frequencies: those of a sequence of `max_tokens`.
 
-    None leaves them as transformers has them. Returns: the longest sequence whose log-probs don't
-    depend on its neighbours; None: any."""
-    growing = dynamic_rope(lm)
-    if max_tokens is None or not growing:
-        return min((start for *_, start in growing), default=None)
-    for module, layers, name, _ in growing:
-        prefix, which = ("", {}) if layers is None else (f"{layers}_", {"layer_type": layers})
-        inv_freq, _ = ROPE_INIT_FUNCTIONS[name](
-            module.config, getattr(module, f"{prefix}inv_freq").device, seq_len=max_tokens, **which
-        )
-        module.register_buffer(f"{prefix}inv_freq", inv_freq, persistent=False)
-        module.rope_type = "default" if layers is None else {**module.rope_type, layers: "default"}
+    Without this, a short example gets other log-probs beside a long one, where frequencies depend
+    on the row (`dynamic_rope`).
+
+    Args:
+        lm: the decoder; its rotary modules are modified.
+        max_tokens: None leaves the frequencies as transformers has them.
+
+    Returns:
+        Tokens of the longest sequence whose log-probs don't depend on its neighbours; None: any.
+    """
+    ropes = dynamic_rope(lm)
+    if max_tokens is None or not ropes:
+        return min((rope.original_tokens for rope in ropes), default=None)
+    for rope in ropes:
+        fix_frequencies(rope, max_tokens)
     return max_tokens
+
+
+def fix_frequencies(rope: DynamicRope, max_tokens: int) -> None:
+    """Give a rotary embedding the frequencies of `max_tokens`, and the type that keeps them."""
+    module, layers = rope.module, rope.layers
+    buffer = "inv_freq" if layers is None else f"{layers}_inv_freq"
+    options = {} if layers is None else {"layer_type": layers}
+    inv_freq, _ = ROPE_INIT_FUNCTIONS[rope.rope_type](
+        module.config, module.get_buffer(buffer).device, seq_len=max_tokens, **options
+    )
+    module.register_buffer(buffer, inv_freq, persistent=False)
+    if isinstance(module.rope_type, dict) and layers is not None:
+        module.rope_type = {**module.rope_type, layers: "default"}
+    else:
+        module.rope_type = "default"

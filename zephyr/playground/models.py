@@ -11,8 +11,8 @@ from typing import NamedTuple
 from zephyr.chat.messages import Messages, check_messages
 from zephyr.config import BadInput, redact
 
-# Yields the answer as far as it is written, and "" or why it ends. Raises: ValueError if there can be
-# no answer.
+# Yields the answer as far as it is written, and "" or why it ends. Raises: ValueError if there can
+# be no answer.
 Answer = Generator[tuple[str, str], None, None]
 Stream = Callable[[Messages, int], Answer]  # of a conversation and a seed
 

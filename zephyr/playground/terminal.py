@@ -10,7 +10,8 @@ from types import FrameType
 from zephyr.chat.messages import Messages, check_messages
 from zephyr.playground.models import Answer, Sampling, Stream, append_row, open_model
 
-HELP = '''A line that ends with \\ continues in the next. Lines between two lines of """ are one turn.
+HELP = '''A line that ends with \\ continues in the next.
+Lines between two lines of """ are one turn.
 /system TEXT  set the system text, from the next answer on
 /regenerate   another answer to the last turn
 /reset        forget all turns, but not the system text
@@ -61,8 +62,10 @@ def run_command(chat: "Conversation", name: str, rest: str) -> bool:
         append_row(Path(rest.strip()), {"messages": messages})
     elif name == "/regenerate" and chat.turns:
         chat.regenerate()
+    elif name == "/regenerate":
+        print("/regenerate: there is no turn yet")
     elif name != "/quit":
-        print(f"{name}: not possible now; /help lists the commands")
+        print(f"{name}: no such command; /help lists the commands")
     return name != "/quit"
 
 

@@ -168,8 +168,8 @@ def render(
 
 
 def box_turn(turn: Mapping[str, object]) -> dict[str, object]:
-    """A turn as a Chatbot takes it: escaped, because it renders HTML even without markdown, and in a
-    list, because a str loses its indents."""
+    """A turn as a Chatbot takes it: escaped, because it renders HTML even without markdown, and in
+    a list, because a str loses its indents."""
     text = html.escape(str(turn["content"]))
     return {"role": turn["role"], "content": [{"type": "text", "text": text}]}
 

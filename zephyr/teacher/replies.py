@@ -3,6 +3,8 @@ appended to the ledger as they arrive."""
 
 from collections.abc import Sequence
 
+from tqdm import tqdm
+
 from zephyr.config import BadInput
 from zephyr.teacher.ledger import Ledger
 from zephyr.teacher.request import Budget, BudgetSpent, Reply, Request, Spending, Teacher
@@ -35,6 +37,7 @@ def ask(
 
     def keep(reply: Reply) -> None:
         ledger.append(reply, teacher.name, request_by_digest.get(reply.digest))
+        bar.update()
 
     def find_missing() -> tuple[list[str], Spending]:
         return [digest for digest in request_by_digest if digest not in ledger], budget.spent
@@ -47,10 +50,13 @@ def ask(
     budget.count_ledger(ledger.path, ledger.held)
     # all ranks use what rank 0 finds: another rank may have read the ledger earlier
     missing, budget.spent = ranks.gather_from_ranks(find_missing)[0]
+    no_bar = None if missing and ranks.rank() == 0 else True  # None: a bar only on a terminal
+    bar = tqdm(total=len(missing), desc=teacher.name, unit=" replies", leave=False, disable=no_bar)
     try:
         if missing:
             budget.spent = ranks.gather_from_ranks(answer_missing, BadInput, BudgetSpent)[0]
     finally:
+        bar.close()
         ledger.refresh()
     replies = []
     for digest in digests:

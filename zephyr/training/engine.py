@@ -1,8 +1,10 @@
-"""A policy spread over all ranks by DeepSpeed ZeRO-3: the only file that knows deepspeed and
-torch.distributed.
+"""A policy sharded over all ranks by DeepSpeed ZeRO-3.
 
-`engine(batch)` is one forward of a micro-batch *through the DeepSpeed engine*: through `.module` or
-a child of it, ZeRO-3 silently keeps only the last micro-batch's gradient."""
+With `shards.py` the only code that knows deepspeed and torch.distributed.
+
+`engine(batch)` is one forward of a micro-batch *through the DeepSpeed engine*. Through `.module` or
+a child of it, ZeRO-3 silently keeps only the last micro-batch's gradient.
+"""
 
 import contextlib
 import json
@@ -11,9 +13,10 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
-from typing import ContextManager, Protocol, TypeVar
+from typing import Protocol, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +25,12 @@ import zephyr
 from zephyr.config import BadInput, ConfigError, Hardware, Optim, SFTOptim
 from zephyr.packing import PackedBatch
 from zephyr.training import shards
+from zephyr.training.deepspeed_types import DeepSpeedEngine, Policy
 
 T = TypeVar("T")
 Json = dict[str, object]
 
-# DeepSpeed's own keys that belong to the YAML, and the YAML key that decides
+# DeepSpeed's keys that are an error in the JSON, each with the YAML key that decides instead
 DECIDED_BY_YAML = {
     "train_batch_size": "optim.pairs_per_step",
     "train_micro_batch_size_per_gpu": "hardware.tokens_per_micro_batch",
@@ -42,18 +46,18 @@ DECIDED_BY_YAML = {
 
 
 def read_deepspeed(path: str) -> Json:
-    """The DeepSpeed JSON of `hardware.deepspeed`, looked for from the working folder, then beside
-    the package.
+    """Read the DeepSpeed JSON of `hardware.deepspeed`.
 
-    Raises: ConfigError where it is absent, no JSON, not ZeRO-3, or holds what the YAML decides."""
-    found = next(
-        (p for p in (Path(path), Path(zephyr.__file__).parents[1] / path) if os.path.isfile(p)),
-        None,
-    )
+    A relative path is looked up in the working folder, then beside the package.
+    Raises: ConfigError where the file is absent, is not JSON, is not ZeRO-3, or sets what the YAML
+    decides.
+    """
+    places = (Path(path), Path(zephyr.__file__).parents[1] / path)
+    found = next((place for place in places if os.path.isfile(place)), None)
     if found is None:
         raise ConfigError(f"hardware.deepspeed: no such file: {path}")
     try:
-        settings = json.loads(found.read_text(encoding="utf-8"))
+        settings: Json = json.loads(found.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"hardware.deepspeed: {path} is not JSON: {error}") from None
     zero = settings.get("zero_optimization") if isinstance(settings, dict) else None
@@ -64,98 +68,113 @@ def read_deepspeed(path: str) -> Json:
     for key, owner in DECIDED_BY_YAML.items():
         if key in settings:
             raise ConfigError(
-                f"hardware.deepspeed: {path} sets {key}; the YAML's {owner} decides that"
+                f"hardware.deepspeed: {path} sets {key}; the YAML's {owner} decides that: remove it"
             )
     return settings
 
 
 class LoadPolicy(Protocol):
+    """A function that makes the policy, see `zephyr.model.load.load_policy`."""
+
     def __call__(
         self,
         *,
-        init: ContextManager[object],
+        init: AbstractContextManager[object],
         write: Callable[[nn.Parameter, Callable[[], Tensor]], None],
     ) -> nn.Module:
-        """Make the parameters inside `init`, fill each by `write(parameter, read)`."""
+        """Make the parameters inside `init`, then fill each with `write(parameter, read)`."""
 
 
 class Engine:
     """Owns the process group, the device, and (after `initialize`) the sharded policy with its
-    optimiser."""
+    optimizer."""
+
+    engine: DeepSpeedEngine  # set by `initialize`
 
     def __init__(self, hardware: Hardware, seed: int) -> None:
+        """Start the process group: NCCL on GPUs, else gloo.
+
+        Raises: ConfigError for DeepSpeed settings that are refused.
+        """
         self.hardware = hardware
         self.settings = read_deepspeed(hardware.deepspeed)
         self.own_environment = single_process_rendezvous()
         use_cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
         if not use_cuda:
             os.environ["DS_ACCELERATOR"] = "cpu"
-        self.device = (
-            torch.device("cuda", int(os.environ["LOCAL_RANK"])) if use_cuda else torch.device("cpu")
-        )
         import deepspeed
 
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         if use_cuda:
+            self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(self.device)
-        else:  # DeepSpeed would build an op with a C++ compiler, and crash without one
+        else:
+            self.device = torch.device("cpu")
+            # DeepSpeed would build this op with a C++ compiler, and crash where there is none.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed(
-            "nccl" if use_cuda else "gloo", timeout=timedelta(minutes=30), verbose=False
-        )
-        self.rank, self.world_size = (
-            torch.distributed.get_rank(),
-            torch.distributed.get_world_size(),
-        )
+        backend = "nccl" if use_cuda else "gloo"
+        deepspeed.init_distributed(backend, timeout=timedelta(minutes=30), verbose=False)
+        self.rank = torch.distributed.get_rank()
+        self.world_size = torch.distributed.get_world_size()
         try:
             checked = deepspeed.DeepSpeedConfig(self.deepspeed_config(Optim()))
             deepspeed.runtime.engine.DtypeEnum(checked.grad_accum_dtype)
-        except (
-            Exception
-        ) as error:  # pydantic's, and any that a value of the wrong type brings about
+        except Exception as error:  # of pydantic, or whatever a value of the wrong type causes
             raise ConfigError(f"hardware.deepspeed: {hardware.deepspeed}: {error}") from None
-        # Objects and host numbers travel over gloo, so that they never queue behind collectives of
-        # the GPU.
+        # Python objects travel over gloo, so that they never wait for collectives of the GPU.
         self.host_group = torch.distributed.new_group(backend="gloo") if use_cuda else None
         torch.manual_seed(seed)
-        self.engine: nn.Module | None = None
         self.stop_requested = False  # by a signal to this rank
 
     def close(self) -> None:
+        """Leave the process group."""
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
         for name in self.own_environment:
             os.environ.pop(name, None)
 
-    # -- ranks
-    # ------------------------------------------------------------------------------------------------------------
+    # -- ranks ------------------------------------------------------------------------------------
 
     def local_rank0_first(self, make: Callable[[], T]) -> T:
-        """`make()` on the first rank of each node, then on the others, which find its caches; bad
-        input of any is raised on all."""
+        """`make()` on the first rank of each node, then on the others, which find its caches.
+
+        Raises: BadInput of any rank on all.
+        """
         first = os.environ["LOCAL_RANK"] == "0"
         mine = self.on_all_ranks(make if first else None)
         others = self.on_all_ranks(make if not first else None)
-        return mine if first else others
+        return cast(T, mine if first else others)  # the one that called `make`
+
+    @overload
+    def on_all_ranks(self, make: Callable[[], T]) -> T: ...
+
+    @overload
+    def on_all_ranks(self, make: Callable[[], T] | None) -> T | None: ...
 
     def on_all_ranks(self, make: Callable[[], T] | None) -> T | None:
-        """`make()` where given; then every rank raises the BadInput of whichever had one, or a file
-        that the system refused."""
-        result, own = None, None
+        """`make()` on the ranks where it is given. A collective.
+
+        Raises: on every rank the BadInput of any rank; a file that the system refuses is BadInput
+        too.
+        """
+        result: T | None = None
+        own: BadInput | None = None
         try:
             result = make() if make else None
         except BadInput as error:
             own = error
         except OSError as error:
             own = BadInput(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-        complaints = [complaint for complaint in self.all_gather(own and str(own)) if complaint]
+        messages = self.all_gather("" if own is None else str(own))
+        complaints = [message for message in messages if message]
         if complaints:
             raise own or BadInput(complaints[0])
         return result
 
     def on_rank0(self, make: Callable[[], T]) -> T:
-        """`make()` on rank 0 alone; its value, or the BadInput it raised, on every rank."""
-        return self.broadcast(self.on_all_ranks(make if self.rank == 0 else None))
+        """`make()` on rank 0 only; its value, or the BadInput it raised, on every rank."""
+        result = self.on_all_ranks(make if self.rank == 0 else None)
+        return cast(T, self.broadcast(result))  # rank 0's, which called `make`
 
     def all_gather(self, value: T) -> list[T]:
         """A picklable value of every rank, on every rank."""
@@ -173,7 +192,7 @@ class Engine:
         torch.distributed.barrier(group=self.host_group)
 
     def log(self, text: str) -> None:
-        """A line on standard error, from rank 0, above the progress bar."""
+        """Write a line to standard error, on rank 0, above the progress bar."""
         if self.rank == 0:
             from tqdm import tqdm
 
@@ -184,20 +203,20 @@ class Engine:
         torch.distributed.all_reduce(totals)
         return totals
 
-    # -- the policy
-    # -------------------------------------------------------------------------------------------------------
+    # -- the policy -------------------------------------------------------------------------------
 
     def initialize(self, load: LoadPolicy, optim: Optim | SFTOptim) -> None:
-        """Build the policy under `zero.Init` (no rank holds the whole) and wrap it with AdamW on
-        fp32 master weights.
+        """Load the policy under `zero.Init` (no rank holds all of it), with AdamW on fp32 weights.
 
-        Args: load: called with how parameters are made and filled. Raises: the BadInput of `load`,
-        on every rank."""
+        Args: load: is given how parameters are made and filled.
+        Raises: the BadInput of `load`, on every rank.
+        """
         import deepspeed
 
         settings = self.deepspeed_config(optim)
-        policy = self.on_all_ranks(lambda: load(init=zero_init(settings), write=fill_partition))
-        # Decay pulls matrices alone, as Hugging Face's trainer does; ds_shape is the shape before
+        loaded = self.on_all_ranks(lambda: load(init=zero_init(settings), write=fill_partition))
+        policy = cast(Policy, loaded)  # zero.Init partitioned its parameters
+        # Only matrices decay, as in Hugging Face's trainer. ds_shape is the shape before
         # partitioning.
         matrices = [p for p in policy.parameters() if len(p.ds_shape) > 1]
         vectors = [p for p in policy.parameters() if len(p.ds_shape) <= 1]
@@ -209,8 +228,11 @@ class Engine:
         self.engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
 
     def deepspeed_config(self, optim: Optim | SFTOptim) -> Json:
-        """The JSON completed by the YAML; clipping and accumulation dtype always: DeepSpeed's
-        defaults are 1.0 and the model's dtype."""
+        """The JSON, completed by what the YAML decides.
+
+        Clipping and accumulation dtype are always written: DeepSpeed's defaults are 1.0 and the
+        model's dtype.
+        """
         return {
             "data_types": {"grad_accum_dtype": "fp32"},
             **self.settings,
@@ -224,56 +246,63 @@ class Engine:
         }
 
     @property
-    def policy(self) -> nn.Module:
-        """The module, for its config and names; forward goes through the engine itself."""
+    def policy(self) -> Policy:
+        """The module, for its config and names. Forward goes through the engine itself."""
         return self.engine.module
 
     def __call__(self, batch: PackedBatch) -> Tensor:
+        """log p of each target of a micro-batch, float32 [T]."""
         return self.engine(batch)
 
     def train(self, mode: bool = True) -> None:
+        """Set the policy to training, or to evaluation."""
         self.engine.train(mode)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Gradients of a micro-batch's share of the step's loss; `last`: of this rank's
-        micro-batches of the step.
+        """Add the gradient of a micro-batch's share of the step's loss.
 
-        ZeRO averages over ranks and the loss is a sum over them, hence the factor."""
+        ZeRO averages gradients over ranks, and the loss is a sum over ranks, hence the factor.
+        Args: last: whether it is the last of this rank's micro-batches of the step.
+        """
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss * self.world_size)
 
     def step(self, lr: float) -> Tensor:
-        """One AdamW update at learning rate `lr`; returns the gradient's global L2 norm before
-        clipping, float64 on the device.
+        """One AdamW update at learning rate `lr`.
 
-        A norm that is not finite is returned, and DeepSpeed leaves the parameters as they were."""
+        Returns: the gradient's global L2 norm before clipping, float64 on the device. Where it is
+        not finite, DeepSpeed leaves the parameters as they were.
+        """
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         self.engine.step()
-        return torch.as_tensor(
-            self.engine.get_global_grad_norm(), dtype=torch.float64, device=self.device
-        )
+        norm = self.engine.get_global_grad_norm()
+        return torch.as_tensor(norm, dtype=torch.float64, device=self.device)
 
     def discard_gradient(self) -> float:
-        """The gradient's global norm, and the gradient gone: a step at rate 0 moves nothing, and
-        Adam starts anew."""
+        """Discard the gradient and Adam's state: a step at rate 0 moves no weight.
+
+        Returns: the gradient's global norm.
+        """
         norm = float(self.step(0.0))
         self.engine.optimizer.optimizer.state.clear()
         return norm
 
     def update_and_weight_sq_norms(self, lr: float) -> Tensor:
-        """Sums of squares, float64 [2], over this rank's shard: of the last update, made at rate
-        `lr`, and of the float32 weights."""
+        """Sums of squares over this rank's shard, float64 [2]: of the last update and the weights.
+
+        Args: lr: the rate of that update.
+        """
         return shards.update_and_weight_sq_norms(self.engine.optimizer, lr).to(self.device)
 
     def parameter_bytes(self) -> list[tuple[str, int]]:
         """Name and bytes of each whole parameter, in the order of `full_parameters`."""
-        return [
-            (name, p.ds_numel * p.element_size()) for name, p in self.policy.lm.named_parameters()
-        ]
+        parameters = self.policy.lm.named_parameters()
+        return [(name, p.ds_numel * p.element_size()) for name, p in parameters]
 
     @property
     def num_parameters(self) -> int:
+        """Parameters of the whole policy."""
         return sum(p.ds_numel for p in self.policy.lm.parameters())
 
     @property
@@ -286,41 +315,48 @@ class Engine:
         )
 
     def non_finite_parameters(self) -> list[str]:
-        """Names of the parameters that hold a value that is not finite; each rank looks at its own
-        part. A collective."""
+        """Names of the parameters with a value that is not finite. A collective.
 
-        def part(parameter: nn.Parameter) -> Tensor:
-            held = parameter.ds_tensor.view(
-                -1
-            )  # of the last rank, padded by whatever was in memory
-            return held[: max(parameter.ds_numel - self.rank * len(held), 0)]
-
-        mine = {
-            name for name, p in self.policy.lm.named_parameters() if not part(p).isfinite().all()
-        }
-        found = set().union(*self.all_gather(mine))
+        Each rank reads its own part.
+        """
+        mine = set()
+        for name, parameter in self.policy.lm.named_parameters():
+            held = parameter.ds_tensor.view(-1)
+            # The last rank's part is padded with whatever was in memory.
+            own = held[: max(parameter.ds_numel - self.rank * len(held), 0)]
+            if not own.isfinite().all():
+                mine.add(name)
+        found: set[str] = set().union(*self.all_gather(mine))
         return [name for name, _ in self.policy.lm.named_parameters() if name in found]
 
     def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Each parameter by name, gathered one at a time: whole on the CPU of rank 0, empty
-        elsewhere. A collective."""
+        """Each parameter by name, gathered one at a time. A collective.
+
+        Yields: (name, values): whole on the CPU of rank 0, empty on other ranks.
+        """
         import deepspeed
 
         for name, parameter in self.policy.lm.named_parameters():
             with deepspeed.zero.GatheredParameters([parameter]):
-                yield name, parameter.detach().cpu().clone() if self.rank == 0 else torch.empty(0)
+                if self.rank == 0:
+                    yield name, parameter.detach().cpu().clone()
+                else:
+                    yield name, torch.empty(0)
 
     def save_state(self, folder: Path) -> None:
-        """This rank's shard of master weights and moments, as safetensors."""
+        """Write this rank's shard of master weights and Adam's moments, as safetensors."""
         shards.save_shards(self.live_shards(0), folder, self.rank)
 
     def load_state(self, folder: Path, step: int) -> None:
-        """What any number of ranks wrote with `save_state` after `step` updates. A collective.
-        Raises: BadInput."""
+        """Load what any number of ranks wrote with `save_state` after `step` updates.
+
+        A collective. Raises: BadInput for a shard that is missing or of another size.
+        """
         self.on_all_ranks(lambda: shards.load_shards(self.live_shards(step), folder))
         shards.refresh_parameters(self.engine.optimizer)
 
     def live_shards(self, adam_step: int) -> Iterator[shards.Shard]:
+        """This rank's shards, see `shards.live_shards`."""
         names = {parameter: name for name, parameter in self.policy.named_parameters()}
         return shards.live_shards(self.engine.optimizer, names, self.rank, adam_step)
 
@@ -333,24 +369,25 @@ class Engine:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def free_memory_bytes(self) -> int:
-        """What this rank can still take: of its GPU, or of this rank's share of the machine."""
+        """Memory that this rank can still take: of its GPU, or its share of the machine's."""
         if self.device.type == "cuda":
-            held = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(
-                self.device
-            )
-            return torch.cuda.mem_get_info(self.device)[0] + held
-        import psutil
+            reserved = torch.cuda.memory_reserved(self.device)
+            unused = reserved - torch.cuda.memory_allocated(self.device)
+            return torch.cuda.mem_get_info(self.device)[0] + unused
+        import psutil  # type: ignore[import-untyped]  # its stubs are another package
 
-        return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        available: int = psutil.virtual_memory().available
+        return available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 @contextlib.contextmanager
 def zero_init(settings: Json) -> Iterator[None]:
-    """DeepSpeed's `zero.Init`, with torch.arange left alone: it would round the rotary frequencies
-    to bfloat16.
+    """DeepSpeed's `zero.Init` without two of its side effects.
 
-    It leaves a wrapped `_apply` behind in torch's modules, which would partition what later moves
-    to another device or dtype; that is taken back."""
+    It replaces torch.arange, which would round the rotary frequencies to bfloat16. And it leaves a
+    wrapped `_apply` in torch's modules, which would partition every module that later moves to
+    another device or dtype.
+    """
     import deepspeed
 
     arange, applies = torch.arange, own_applies(nn.Module)
@@ -360,11 +397,11 @@ def zero_init(settings: Json) -> Iterator[None]:
             yield
     finally:
         for kind, apply in applies.items():
-            kind._apply = apply
+            kind._apply = apply  # type: ignore[method-assign]  # the original is put back
 
 
 def own_applies(kind: type[nn.Module]) -> dict[type[nn.Module], Callable[..., nn.Module]]:
-    """The `_apply` of a kind of module and of all kinds below it that define one of their own."""
+    """The `_apply` of a class of modules and of its subclasses, where they define their own."""
     found = {kind: vars(kind)["_apply"]} if "_apply" in vars(kind) else {}
     for below in kind.__subclasses__():
         found |= own_applies(below)
@@ -372,7 +409,7 @@ def own_applies(kind: type[nn.Module]) -> dict[type[nn.Module], Callable[..., nn
 
 
 def fill_partition(parameter: nn.Parameter, read: Callable[[], Tensor]) -> None:
-    """Fill a partitioned parameter: rank 0 reads the tensor, every rank keeps its part."""
+    """Fill a partitioned parameter: rank 0 reads the tensor, each rank keeps its part."""
     import deepspeed
 
     with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
@@ -381,8 +418,10 @@ def fill_partition(parameter: nn.Parameter, read: Callable[[], Tensor]) -> None:
 
 
 def single_process_rendezvous() -> list[str]:
-    """Set the variables that torchrun would, for a plain `python train_dpo.py`; returns the names
-    of those set."""
+    """Set the variables that torchrun sets, for a plain `python train_dpo.py`.
+
+    Returns: the names of those that were set here.
+    """
     if "RANK" in os.environ:
         return []
     with socket.socket() as probe:

@@ -65,14 +65,23 @@ def synced_digest(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, object]:
-    """Read the object in a JSON file.
+    """Read the object in a JSON file. Raises: one of READ_ERRORS."""
+    return as_dict(parse_json(path))
 
-    Raises: one of READ_ERRORS; where the file holds another value than an object, at its first use.
-    """
+
+def parse_json(path: Path) -> object:
+    """The value in a JSON file. Raises: OSError or LookupError."""
     try:
-        value: dict[str, object] = json.loads(path.read_bytes().decode())
+        value: object = json.loads(path.read_bytes().decode())
     except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise LookupError(f"{path} is no JSON: {error}") from None
+    return value
+
+
+def as_dict(value: object) -> dict[str, object]:
+    """The value, which must be a JSON object. Raises: TypeError."""
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r:.40} is not a JSON object")
     return value
 
 
@@ -81,13 +90,17 @@ def read_forced_resumes(run_dir: Path) -> list[ForcedResume]:
 
     Returns: [] where there are none, or the file can't be read.
     """
+    resumes: list[ForcedResume] = []
     try:
         forced = read_json(run_dir / IDENTITY)["forced"]
         if not isinstance(forced, list):
-            return []
-        return [ForcedResume(step=int(of["step"]), was=dict(of["was"])) for of in forced]
+            raise TypeError("forced is not a list")
+        for entry in forced:
+            resume: ForcedResume = {"step": int(entry["step"]), "was": as_dict(entry["was"])}
+            resumes.append(resume)
     except (*READ_ERRORS, ValueError):
         return []
+    return resumes
 
 
 def step_paths(folder: Path, suffix: str = "") -> list[Path]:

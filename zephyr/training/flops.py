@@ -1,37 +1,36 @@
-"""Lengths and a model's shape become useful work: the floating-point operations that the algorithm
-needs.
+"""Lengths and a model's shape become useful work: the operations that the algorithm needs.
 
-"Useful" is strict: a shared prompt counts once, padding and recomputed activations never count."""
+"Useful" is strict: a shared prompt counts once; padding and recomputed activations never count.
+"""
 
 import torch
 from transformers import PreTrainedConfig
 
+# Dense bfloat16 floating-point operations a second, by a part of the GPU's name
 PEAK_FLOPS = {
     "H100": 989.4e12,
     "H200": 989.4e12,
     "GH200": 989.4e12,
     "A100": 312e12,
     "A800": 312e12,
-}  # dense bfloat16
+}
 
 
 def forward_flops(
     config: PreTrainedConfig, num_layer_parameters: int, tokens: int, scored: int, attended: float
 ) -> float:
-    """Floating-point operations of one forward: matrix products of the layers, attention, and the
-    head on scored tokens.
+    """Floating-point operations of one forward.
 
-    Args: num_layer_parameters: parameters of all layers (neither embedding nor head). attended: (query,
-    key) pairs."""
-    head_size = (
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
-    attention = 4 * config.num_hidden_layers * config.num_attention_heads * head_size * attended
-    return (
-        2.0 * num_layer_parameters * tokens
-        + attention
-        + 2.0 * config.hidden_size * config.vocab_size * scored
-    )
+    They are the matrix products of the layers, attention, and the head on scored tokens.
+    Args: num_layer_parameters: parameters of all layers, without embedding and head. attended:
+    (query, key) pairs.
+    """
+    heads = config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    layers = 2.0 * num_layer_parameters * tokens
+    attention = 4 * config.num_hidden_layers * heads * head_size * attended
+    head = 2.0 * config.hidden_size * config.vocab_size * scored
+    return float(layers + attention + head)
 
 
 def pair_flops(
@@ -57,8 +56,14 @@ def text_flops(
 
 
 def mfu(forward: float, seconds: float, ranks: int) -> float | None:
-    """Model FLOPs utilisation of training (3 x forward) against the GPU's dense bfloat16 peak; None
-    where that is unknown."""
+    """Model FLOPs utilization of training: useful work as a share of the GPU's dense bfloat16 peak.
+
+    Args: forward: floating-point operations of the forward; forward and backward take three times
+    as many.
+    Returns: None where the peak is unknown.
+    """
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     peak = next((flops for gpu, flops in PEAK_FLOPS.items() if gpu in name), None)
-    return 3 * forward / (seconds * ranks * peak) if peak else None
+    if peak is None:
+        return None
+    return 3 * forward / (seconds * ranks * peak)

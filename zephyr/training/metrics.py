@@ -1,11 +1,18 @@
-"""Sums over micro-batches of P pairs become exact means over all examples of all ranks:
-metrics.jsonl, bar, wandb, ledger."""
+"""Sums over micro-batches become exact means over all examples of all ranks.
+
+They are written to metrics.jsonl, the progress bar, wandb and the ledger of pairs. README.md in
+this folder has a table of every metric. `update_ratio`, for example, is the norm of the last update
+divided by the norm of the float32 weights: how much of their size one step moves the weights.
+
+P: pairs of a micro-batch.
+"""
 
 import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +20,9 @@ from torch import Tensor
 from zephyr.config import BadInput, Wandb
 from zephyr.training.files import step_number, step_paths, write_atomic
 
-Row = dict[str, float | int | str]
-# the ledger's columns beside id, step and epoch
+Record = Mapping[str, object]  # a line of metrics.jsonl
+Row = dict[str, float | int | str]  # a row of the ledger
+# The ledger's columns beside id, step and epoch
 LEDGER = (
     "loss",
     "rewards/chosen",
@@ -25,10 +33,18 @@ LEDGER = (
     "chosen_tokens",
     "rejected_tokens",
 )
+# What the progress bar and the log show of a record, under shorter names
+SHOWN = {
+    "loss": "loss",
+    "margin": "rewards/margins",
+    "acc": "rewards/accuracies",
+    "win": "win_rate",
+    "tok/s": "tokens_per_second",
+}
 
 
 class Totals:
-    """The sums of a step on the device, float64, without a host read."""
+    """The sums of a step, float64 on the device; adding to them never waits for the device."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
@@ -41,21 +57,26 @@ class Totals:
 
 
 class Recorder:
-    """Owns metrics.jsonl, the progress bar and the wandb run; does nothing on ranks other than
-    0."""
+    """Owns metrics.jsonl, the progress bar and the wandb run. On ranks other than 0 it does
+    nothing."""
 
     def __init__(
         self, run_dir: Path, wandb: Wandb, config: str, *, first_step: int, steps: int, active: bool
     ) -> None:
+        """Open them, without the records of steps from `first_step` on.
+
+        Args: config: YAML, for wandb. steps: of the whole run. active: whether this is rank 0.
+        """
         self.active, self.path = active, run_dir / "metrics.jsonl"
-        self.wandb, self.evaluations, self.raised = None, [], set()
+        self.evaluations: list[Record] = []
+        self.raised: set[str] = set()  # names of alarms that were logged
+        self.wandb = None
         if not active:
             return
         from tqdm import tqdm
 
-        self.evaluations += [
-            r for r in truncate_records(self.path, first_step) if r["split"] == "eval"
-        ]
+        kept = truncate_records(self.path, first_step)
+        self.evaluations += [record for record in kept if record["split"] == "eval"]
         self.bar = tqdm(
             total=steps,
             initial=first_step,
@@ -68,84 +89,91 @@ class Recorder:
             import wandb as client
             import yaml
 
-            mark = (
-                run_dir / "wandb" / "run-id"
-            )  # a run that is started again goes on in its wandb run
-            mark.parent.mkdir(exist_ok=True)
-            if not mark.exists():
-                mark.write_text(os.urandom(6).hex())
             self.wandb = client.init(
                 mode=wandb.mode,
                 project=wandb.project,
                 name=wandb.name,
                 dir=str(run_dir),
-                id=mark.read_text(),
+                id=wandb_run_id(run_dir),
                 resume="allow",
                 config=yaml.safe_load(config),
                 settings=client.Settings(silent=True),
             )
 
-    def write(self, record: Row, alarms: Mapping[str, str]) -> None:
-        """Append one record, with a flag for each alarm; show it, and say each alarm when it is
-        first raised."""
+    def write(self, record: Record, alarms: Mapping[str, str]) -> None:
+        """Append a record, with a flag for each alarm, and show it. An alarm is logged once."""
         if not self.active:
             return
-        record = record | {f"alarms/{name}": 1 for name in alarms}
+        flags = {f"alarms/{name}": 1 for name in alarms}
+        record = {**record, **flags}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         for name in alarms.keys() - self.raised:
             self.bar.write(f"alarm at step {record['step']}: {alarms[name]}", file=sys.stderr)
         self.raised = self.raised | alarms.keys()
-        shown = {
-            "loss": "loss",
-            "margin": "rewards/margins",
-            "acc": "rewards/accuracies",
-            "win": "win_rate",
-            "tok/s": "tokens_per_second",
-        }
-        text = " ".join(
-            f"{short}={record[name]:.4g}"
-            for short, name in shown.items()
-            if record.get(name) is not None
-        )
+        text = format_shown(record)
         if record["split"] == "eval":
             self.evaluations.append(record)
             self.bar.write(f"step {record['step']} eval: {text}", file=sys.stderr)
         else:
             self.bar.set_postfix_str(text, refresh=False)
         if self.wandb is not None:
-            named = {
-                f"{record['split']}/{k}": v for k, v in record.items() if k not in ("step", "split")
-            }
-            self.wandb.log(named, step=int(record["step"]))
+            prefix, step = record["split"], record["step"]
+            assert isinstance(step, int)
+            named = {f"{prefix}/{k}": v for k, v in record.items() if k not in ("step", "split")}
+            self.wandb.log(named, step=step)
 
     def sync(self) -> None:
-        """Bring the records onto the disk: a checkpoint is about to stand for them."""
+        """Flush the records to the disk, before a checkpoint that relies on them."""
         if self.active and self.path.exists():
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())
 
     def advance(self) -> None:
+        """Move the progress bar on by a step."""
         if self.active:
             self.bar.update()
 
     def close(self) -> None:
+        """Close the progress bar and finish the wandb run."""
         if self.active:
             self.bar.close()
             if self.wandb is not None:
                 self.wandb.finish()
 
 
-def truncate_records(path: Path, step: int) -> list[Row]:
-    """Drop the records of steps that are about to be run again, train from `step` on, eval after
-    it, and a last line that was cut off while it was written; returns those kept. Raises: BadInput
-    naming a line before that is no record."""
+def wandb_run_id(run_dir: Path) -> str:
+    """The id of the folder's wandb run, made at the first start: a resumed run continues it."""
+    path = run_dir / "wandb" / "run-id"
+    path.parent.mkdir(exist_ok=True)
+    if not path.exists():
+        path.write_text(os.urandom(6).hex())
+    return path.read_text()
+
+
+def format_shown(record: Record) -> str:
+    """The metrics of SHOWN that the record has."""
+    shown = []
+    for short, name in SHOWN.items():
+        if record.get(name) is not None:
+            shown.append(f"{short}={record[name]:.4g}")
+    return " ".join(shown)
+
+
+def truncate_records(path: Path, step: int) -> list[Record]:
+    """Drop the records of steps that will run again; returns those that are kept.
+
+    These are train records from `step` on, evaluations after it (at step 0 also that of step 0),
+    and a last line that was cut off while it was written.
+    Raises: BadInput naming an earlier line that is not a record.
+    """
     content = path.read_bytes() if path.exists() else b""
-    kept: dict[bytes, Row] = {}
+    kept: dict[bytes, Record] = {}
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
         try:
             record = json.loads(line)
-            if record["step"] < step or (record["split"] == "eval" and record["step"] == step > 0):
+            evaluated = record["split"] == "eval" and record["step"] == step > 0
+            if record["step"] < step or evaluated:
                 kept[line + b"\n"] = record
         except (ValueError, KeyError, TypeError, RecursionError):
             raise BadInput(
@@ -156,8 +184,17 @@ def truncate_records(path: Path, step: int) -> list[Row]:
     return list(kept.values())
 
 
+class Visit(NamedTuple):
+    """A micro-batch of P pairs in a step."""
+
+    step: int
+    epoch: float
+    indices: tuple[int, ...]
+    stats: dict[str, Tensor]  # vectors [P] by ledger column, on the device
+
+
 class Ledger:
-    """One row per pair and visit; vectors stay on the device until a checkpoint commits them."""
+    """One row per pair and visit. Vectors stay on the device until a checkpoint commits them."""
 
     def __init__(
         self,
@@ -167,11 +204,14 @@ class Ledger:
         first_step: int,
         writes: bool,
     ) -> None:
-        """Args: first_step: parts of steps after it go, they are about to be run again. writes: on
-        one rank."""
+        """Open the ledger in `run_dir`/pairs.
+
+        Args: first_step: parts of later steps are removed, these steps will run again. writes: true
+        on one rank.
+        """
         self.folder, self.writes = run_dir / "pairs", writes
         self.ids, self.token_counts = ids, token_counts
-        self.visits: list[tuple[int, float, tuple[int, ...], dict[str, Tensor]]] = []
+        self.visits: list[Visit] = []
         for path in step_paths(self.folder, ".parquet") if writes else ():
             if step_number(path) > first_step:
                 path.unlink()
@@ -179,48 +219,35 @@ class Ledger:
     def add(
         self, step: int, epoch: float, indices: tuple[int, ...], stats: Mapping[str, Tensor]
     ) -> None:
-        """Note the visit of the examples `indices`, with vectors [P] by ledger column."""
+        """Note a visit of the examples `indices`, with vectors [P] by ledger column."""
         if indices:
-            self.visits.append(
-                (
-                    step,
-                    epoch,
-                    indices,
-                    {name: stats[name].detach() for name in LEDGER if name in stats},
-                )
-            )
+            columns = {name: stats[name].detach() for name in LEDGER if name in stats}
+            self.visits.append(Visit(step, epoch, indices, columns))
 
     def non_finite(self, step: int) -> list[str]:
         """Ids of this rank's pairs whose loss at `step` is not finite."""
-        return [
-            self.ids[i]
-            for visit, _, indices, stats in self.visits
-            if visit == step
-            for i, finite in zip(indices, stats["loss"].isfinite().tolist())
-            if not finite
-        ]
+        ids = []
+        for visit in self.visits:
+            if visit.step == step:
+                is_finite = visit.stats["loss"].isfinite().tolist()
+                ids += [self.ids[i] for i, finite in zip(visit.indices, is_finite) if not finite]
+        return ids
 
     def rows(self) -> list[Row]:
-        """What this rank noted since the last call, as rows; one host read a visit."""
+        """This rank's visits since the last call, as rows. Waits for the device once a visit."""
         rows: list[Row] = []
         for step, epoch, indices, stats in self.visits:
             values = torch.stack([stats[name].double() for name in stats]).t().tolist()
             for i, of_pair in zip(indices, values):
-                counts = {name: int(count[i]) for name, count in self.token_counts.items()}
-                rows.append(
-                    {
-                        "id": self.ids[i],
-                        "step": step,
-                        "epoch": epoch,
-                        **dict(zip(stats, of_pair)),
-                        **counts,
-                    }
-                )
+                row: Row = {"id": self.ids[i], "step": step, "epoch": epoch}
+                row.update(zip(stats, of_pair))
+                row.update((name, int(count[i])) for name, count in self.token_counts.items())
+                rows.append(row)
         self.visits.clear()
         return rows
 
     def commit(self, step: int, rows: list[Row]) -> None:
-        """Write the part that belongs to the checkpoint at `step`, under a temporary name first."""
+        """Write the part that belongs to the checkpoint at `step`, whole or not at all."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 

@@ -1,5 +1,7 @@
-"""A value of one rank becomes known to all, over gloo, where torchrun started more than one; alone,
-nothing is set up."""
+"""A value of each rank becomes known to all, over gloo, where torchrun started more than one.
+
+For commands that run without an `Engine`. In a single process nothing is set up.
+"""
 
 import os
 from collections.abc import Callable
@@ -26,29 +28,36 @@ def rank() -> int:
 
 @cache
 def gloo_group() -> "ProcessGroup":
-    """A gloo group of all ranks, made at its first use (a collective)."""
+    """A gloo group of all ranks, made at its first use. A collective."""
     import torch.distributed as distributed
 
     if not distributed.is_initialized():
         distributed.init_process_group("gloo")
-    return distributed.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+    group: ProcessGroup = distributed.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+    return group
 
 
 def gather_from_ranks(make: Callable[[], T], *raises: type[Exception]) -> list[T]:
-    """`make()` of every rank, on every rank; where it raises one of `raises` anywhere, all ranks
-    raise that. A collective.
+    """`make()` of every rank, on every rank. A collective.
 
-    Values and exceptions must be picklable."""
+    Values and exceptions must be picklable.
+    Raises: on every rank what `make` raises on any, if it is one of `raises`: this rank's own
+    exception, else that of the lowest rank.
+    """
     if world_size() == 1:
         return [make()]
     import torch.distributed as distributed
 
+    values: list[T] = []
+    raised: Exception | None = None
     try:
-        made = make(), None
+        values.append(make())
     except raises as error:
-        made = None, error
-    everyone = [made] * world_size()
-    distributed.all_gather_object(everyone, made, group=gloo_group())
-    for error in filter(None, (made[1], *(error for _, error in everyone))):
-        raise error
-    return [value for value, _ in everyone]
+        raised = error
+    mine = (values, raised)
+    everyone = [mine] * world_size()
+    distributed.all_gather_object(everyone, mine, group=gloo_group())
+    for _, error_of_rank in [mine, *everyone]:
+        if error_of_rank is not None:
+            raise error_of_rank
+    return [value for of_rank, _ in everyone for value in of_rank]

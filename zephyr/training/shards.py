@@ -1,24 +1,26 @@
-"""The ZeRO-3 optimiser's state becomes safetensors, each rank its own shard, and comes back for any
-number of ranks.
+"""The ZeRO-3 optimizer's state becomes safetensors, and is loaded again on any number of ranks.
 
-Every parameter has three float32 vectors: master weights and both moments of Adam. A rank holds the
-same range of all three; files say which, so that another number of ranks reads the ranges that it
-needs. No pickle is written or read."""
+Every parameter has three float32 vectors: master weights and both moments of Adam. A rank holds and
+writes the same range of all three. The files record these ranges, so that another number of ranks
+can read the ranges that it needs. No pickle is written or read.
+"""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from zephyr.config import BadInput
+from zephyr.training.deepspeed_types import ZeroOptimizer, ZeroParameter
 
-FILE_BYTES = 2 * 2**30
+FILE_BYTES = 2 * 2**30  # of a file, at most
+CHUNK_ELEMENTS = 2**23  # of a vector at a time: few enough to stay in a GPU's cache
 VECTORS = ("master", "exp_avg", "exp_avg_sq")
 
 
@@ -31,11 +33,28 @@ class Shard(NamedTuple):
     numel: int  # elements of the parameter
 
 
+class SafetensorSlice(Protocol):
+    """What `safe_open(...).get_slice` returns: a tensor in a file, read range by range."""
+
+    def get_shape(self) -> list[int]: ...
+    def __getitem__(self, elements: slice) -> Tensor: ...
+
+
+class HeldSlice(NamedTuple):
+    """A range of one vector in a file."""
+
+    start: int
+    numel: int  # elements of the parameter
+    values: SafetensorSlice
+
+
 def live_shards(
-    zero: object, names: Mapping[nn.Parameter, str], rank: int, adam_step: int
+    zero: ZeroOptimizer, names: Mapping[ZeroParameter, str], rank: int, adam_step: int
 ) -> Iterator[Shard]:
-    """This rank's shards of DeepSpeed's ZeRO-3 optimiser; Adam's state is made, as of `adam_step`,
-    where no step made it yet."""
+    """This rank's shards of DeepSpeed's ZeRO-3 optimizer.
+
+    Where no step has made Adam's state yet, it is made here, as of `adam_step` updates.
+    """
     for parameters, flat in zip(zero.fp16_groups, zero.fp32_partitioned_groups_flat):
         state = zero.optimizer.state[flat]
         if "exp_avg" not in state:
@@ -51,55 +70,53 @@ def live_shards(
             real = max(0, min(size, parameter.ds_numel - start))
             for vector in VECTORS:
                 values = flat.detach() if vector == "master" else state[vector]
-                yield Shard(
-                    f"{names[parameter]}.{vector}",
-                    values[offset : offset + real],
-                    start,
-                    parameter.ds_numel,
-                )
+                own = values[offset : offset + real]
+                yield Shard(f"{names[parameter]}.{vector}", own, start, parameter.ds_numel)
             offset += size
 
 
-def update_and_weight_sq_norms(zero: object, lr: float) -> Tensor:
-    """Sums of squares over this rank's weights, float64 [2]: of the update that AdamW has just made
-    at rate `lr`, read from its moments, and of the weights. A few elements at a time, which stay in
-    a GPU's cache: no copy of the weights is ever made."""
+def update_and_weight_sq_norms(zero: ZeroOptimizer, lr: float) -> Tensor:
+    """Sums of squares over this rank's part, float64 [2]: of AdamW's last update and the weights.
+
+    The update is computed again from the moments, some elements at a time, so that no copy of the
+    weights is ever made.
+    Args: lr: the rate of the update.
+    """
     norms: list[Tensor] = []
     for index, flat in enumerate(zero.fp32_partitioned_groups_flat):
-        state, group = (
-            zero.optimizer.state[flat],
-            zero.optimizer.param_groups[zero.sub_group_to_group_id[index]],
-        )
+        state = zero.optimizer.state[flat]
+        group = zero.optimizer.param_groups[zero.sub_group_to_group_id[index]]
         if "step" not in state:  # the first update was refused
             return flat.new_zeros(2, dtype=torch.float64)
-        unbias, unbias_sq = (1 - beta ** state["step"].to(flat.device) for beta in group["betas"])
-        for weight, mean, square in zip(
-            *(t.detach().split(2**23) for t in (flat, state["exp_avg"], state["exp_avg_sq"]))
-        ):
+        steps = state["step"].to(flat.device)
+        unbias, unbias_sq = (1 - beta**steps for beta in group["betas"])
+        vectors = (flat, state["exp_avg"], state["exp_avg_sq"])
+        chunks = (vector.detach().split(CHUNK_ELEMENTS) for vector in vectors)
+        for weight, mean, square in zip(*chunks):
             update = square.sqrt().add_(group["eps"] * unbias_sq.sqrt())
             torch.div(mean, update, out=update).mul_(lr * unbias_sq.sqrt() / unbias)
             if group["weight_decay"]:
                 update.add_(weight, alpha=lr * group["weight_decay"])
             norms += [update.norm(), weight.norm()]
-    return torch.stack(norms).double().square_().view(-1, 2).sum(0)
+    squares: Tensor = torch.stack(norms).double().square_().view(-1, 2).sum(0)
+    return squares
 
 
 def save_shards(shards: Iterator[Shard], folder: Path, rank: int) -> None:
-    """Write a rank's shards to `rank-R-K.safetensors`, at most FILE_BYTES (or one shard) in memory
-    at a time."""
+    """Write a rank's shards to files `rank-R-K.safetensors`.
+
+    At most FILE_BYTES, or one shard, are copied to memory at a time. Raises: OSError.
+    """
     part: dict[str, Tensor] = {}
     ranges: dict[str, list[int]] = {}
     number = 0
 
     def flush() -> None:
         nonlocal number
+        path = folder / f"rank-{rank}-{number}.safetensors"
         try:
-            save_file(
-                part,
-                folder / f"rank-{rank}-{number}.safetensors",
-                metadata={"ranges": json.dumps(ranges)},
-            )
-        except SafetensorError as error:  # how a full disk is told
+            save_file(part, path, metadata={"ranges": json.dumps(ranges)})
+        except SafetensorError as error:  # also for a full disk
             raise OSError(str(error)) from None
         part.clear()
         ranges.clear()
@@ -108,44 +125,56 @@ def save_shards(shards: Iterator[Shard], folder: Path, rank: int) -> None:
     for shard in shards:
         if part and sum(t.nbytes for t in part.values()) + shard.values.nbytes > FILE_BYTES:
             flush()
-        part[shard.name], ranges[shard.name] = (
-            shard.values.cpu().clone(),
-            [shard.start, shard.numel],
-        )
+        part[shard.name] = shard.values.cpu().clone()
+        ranges[shard.name] = [shard.start, shard.numel]
     flush()
 
 
 def load_shards(shards: Iterator[Shard], folder: Path) -> None:
-    """Fill live shards from the files of all ranks that wrote. Raises: BadInput where a vector is
-    missing or another size."""
+    """Fill live shards from the files of all ranks that wrote the checkpoint.
+
+    Raises: BadInput where a vector is missing or has another size.
+    """
     with ExitStack() as stack:
-        held: dict[str, list[tuple[int, int, object]]] = {}  # name -> start, whole, slice reader
+        held: dict[str, list[HeldSlice]] = {}
         for path in sorted(folder.glob("rank-*.safetensors")):
             file = stack.enter_context(safe_open(path, framework="pt"))
-            for name, (start, whole) in json.loads(file.metadata()["ranges"]).items():
-                held.setdefault(name, []).append((start, whole, file.get_slice(name)))
+            for name, (start, numel) in json.loads(file.metadata()["ranges"]).items():
+                found = HeldSlice(start, numel, file.get_slice(name))
+                held.setdefault(name, []).append(found)
         for shard in shards:
-            end, filled = shard.start + len(shard.values), 0
-            for start, whole, values in held.get(shard.name, []):
-                if whole != shard.numel:
-                    raise BadInput(
-                        f"checkpoint {folder}: {shard.name} has {whole} elements, this model's has {shard.numel}"
-                    )
-                a, b = max(start, shard.start), min(start + values.get_shape()[0], end)
-                if a < b:
-                    shard.values[a - shard.start : b - shard.start].copy_(
-                        values[a - start : b - start]
-                    )
-                    filled += b - a
-            if filled != len(shard.values):
-                raise BadInput(
-                    f"checkpoint {folder}: {shard.name} has {filled} of {len(shard.values)} elements wanted here"
-                )
+            fill_shard(shard, held.get(shard.name, []), folder)
 
 
-def refresh_parameters(zero: object) -> None:
-    """Copy master weights into the model's own partitions, and gather again those small ones that
-    every rank keeps whole."""
+def fill_shard(shard: Shard, held: Sequence[HeldSlice], folder: Path) -> None:
+    """Copy the parts of `held` that overlap with the shard.
+
+    Raises: BadInput where they are of another parameter size, or do not cover the shard.
+    """
+    end, filled = shard.start + len(shard.values), 0
+    for start, numel, values in held:
+        if numel != shard.numel:
+            raise BadInput(
+                f"checkpoint {folder}: {shard.name} has {numel} elements, "
+                f"this model's has {shard.numel}"
+            )
+        a, b = max(start, shard.start), min(start + values.get_shape()[0], end)
+        if a < b:
+            source = values[a - start : b - start]
+            shard.values[a - shard.start : b - shard.start].copy_(source)
+            filled += b - a
+    if filled != len(shard.values):
+        raise BadInput(
+            f"checkpoint {folder}: {shard.name} has {filled} of the {len(shard.values)} elements "
+            "that this rank needs"
+        )
+
+
+def refresh_parameters(zero: ZeroOptimizer) -> None:
+    """Copy master weights into the model's partitions.
+
+    Small parameters, which every rank keeps whole, are gathered again.
+    """
     zero._partition_all_parameters()
     for group in range(len(zero.fp16_groups)):
         zero._reassign_or_swap_out_partitioned_parameters(group)

@@ -1,9 +1,9 @@
-"""`zephyr verify`: a short prefix of a run, trained under other layouts, must be the same
-trajectory; the certificate says so.
+"""`zephyr verify`: the start of a run is trained under other layouts, which must not change it.
 
-Every variant is a real run of the training script on the first rows of the config's own data.
-Compared are all metrics of all steps, and the float32 weights at the end, by their distance as a
-share of the whole update."""
+Every variant is a real run of the training script on the first rows of the config's own data. All
+metrics of all steps are compared, and the float32 weights at the end, by their distance as a share
+of the whole update. The result is written to `certificate.json`.
+"""
 
 import json
 import math
@@ -11,11 +11,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch
 from safetensors import safe_open
@@ -27,13 +27,14 @@ from zephyr.config import BadInput, ConfigError, DPOConfig, SFTConfig
 from zephyr.model import attention as kernels
 from zephyr.model.load import DTYPES, local_folder, read_tensor, weight_files
 
-# Of max(1, |value|) in any metric of any step; of the whole update, in the norm of the weights'
-# distance at the end
+# How much two runs may differ. metrics: of max(1, |value|), any metric of any step. weights: the
+# norm of their distance at the end, as a share of the whole update's norm.
 TOLERANCE = {
     "float32": {"metrics": 1e-4, "weights": 1e-3},
     "bfloat16": {"metrics": 5e-2, "weights": 5e-2},
 }
-# Not of the trajectory; and accuracy, where a margin of almost nothing counts for a whole pair
+# Metrics that are not of the trajectory; and accuracy, which counts a pair with a margin of almost
+# 0 as right or wrong.
 NOT_COMPARED = (
     "rewards/accuracies",
     "tokens_per_second",
@@ -46,13 +47,21 @@ Report = dict[str, object]
 
 
 class Variant(NamedTuple):
-    """A layout that must not matter. `changes`: of the config; `unavailable_reason`: why it can't be varied
-    here, else empty."""
+    """A layout that must not matter."""
 
     description: str
     ranks: int
-    changes: Mapping[str, object]
-    unavailable_reason: str = ""
+    changes: Mapping[str, object]  # of the config, by key
+    unavailable_reason: str = ""  # why it can't be varied on this machine; "": it can
+
+
+class Comparison(TypedDict):
+    """How two runs differ."""
+
+    largest_difference: float  # of any metric
+    where: str  # the metric and step
+    weights_distance: float
+    same: bool  # both within TOLERANCE
 
 
 def read_config(path: Path, stage: str | None) -> tuple[str, DPOConfig | SFTConfig]:
@@ -74,10 +83,13 @@ def read_config(path: Path, stage: str | None) -> tuple[str, DPOConfig | SFTConf
 
 
 def certify(path: Path, out: Path, *, stage: str | None, rows: int, ranks: int | None) -> Report:
-    """Run the prefix as it is and under each variant; write `certificate.json` to `out` and return
-    what it holds.
+    """Train the start of a run as it is and under each variant, and compare.
 
-    Raises: BadInput where the config can't be read, or a run fails."""
+    Args: path: a run folder or YAML file. out: the folder for `certificate.json`. stage: dpo, sft,
+    or None: found from the config. rows: of the config's data. ranks: None: all GPUs, or 2 on CPU.
+    Returns: what `certificate.json` holds.
+    Raises: BadInput where the config can't be read, or a run fails.
+    """
     stage, config = read_config(path, stage)
     ranks = ranks or (torch.cuda.device_count() if runs_on_gpu() else 2)
     scratch = out / "verify"
@@ -89,27 +101,24 @@ def certify(path: Path, out: Path, *, stage: str | None, rows: int, ranks: int |
     steps = len(records(base))
     preflight = json.loads((base / "preflight.json").read_text(encoding="utf-8"))
     found: dict[str, Report] = {}
+    same = True
     for name, variant in variants(config, ranks, preflight["plan"]["longest_tokens"]).items():
-        found[name] = {"what": variant.description} | (
-            {"not_varied": variant.unavailable_reason}
-            if variant.unavailable_reason
-            else compare_runs(base, run(name, variant.ranks, variant.changes), config)
-        )
-        shutil.rmtree(scratch / name, ignore_errors=True)
+        found[name] = {"what": variant.description}
+        if variant.unavailable_reason:
+            found[name]["not_varied"] = variant.unavailable_reason
+        else:
+            compared = compare_runs(base, run(name, variant.ranks, variant.changes), config)
+            found[name].update(compared)
+            same = same and compared["same"]
+            shutil.rmtree(scratch / name, ignore_errors=True)
         print(format_finding(name, found[name]), flush=True)
-    half = {"run.save_every": (steps + 1) // 2}
-    resumed = run("resume", ranks, half)
-    shutil.rmtree(
-        resumed / "checkpoints" / f"step-{steps}"
-    )  # as if it had been cut off on its way from the one before
+    resumed = compare_resumed(base, scratch, steps, ranks, run, config)
     found["resume"] = {
         "what": f"cut off after step {(steps + 1) // 2} of {steps} and started again"
-    } | compare_runs(base, run("resume", ranks, half), config)
-    found["resume"]["same"] &= "resumed from" in (scratch / "resume.log").read_text(
-        encoding="utf-8", errors="replace"
-    )
+    }
+    found["resume"].update(resumed)
     print(format_finding("resume", found["resume"]), flush=True)
-    report = {
+    report: Report = {
         "config": str(path),
         "stage": stage,
         "ranks": ranks,
@@ -120,20 +129,44 @@ def certify(path: Path, out: Path, *, stage: str | None, rows: int, ranks: int |
         "packed_difference": preflight["packed"]["difference"],
         "tolerance": TOLERANCE[config.hardware.dtype],
         "variants": found,
-        "same": all(of.get("same", True) for of in found.values()),
+        "same": same and resumed["same"],
     }
     (out / "certificate.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(scratch)
     return report
 
 
+def compare_resumed(
+    base: Path,
+    scratch: Path,
+    steps: int,
+    ranks: int,
+    run: Callable[[str, int, Mapping[str, object]], Path],
+    config: DPOConfig | SFTConfig,
+) -> Comparison:
+    """Compare with a run that was cut off half way and started again.
+
+    `same` is false where it did not resume, but ran from the start.
+    """
+    half = {"run.save_every": (steps + 1) // 2}
+    resumed = run("resume", ranks, half)
+    shutil.rmtree(resumed / "checkpoints" / f"step-{steps}")  # as if it had been cut off before
+    compared = compare_runs(base, run("resume", ranks, half), config)
+    log = (scratch / "resume.log").read_text(encoding="utf-8", errors="replace")
+    compared["same"] = compared["same"] and "resumed from" in log
+    return compared
+
+
 def runs_on_gpu() -> bool:
+    """Whether training here takes GPUs."""
     return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
 
 
 def variants(config: DPOConfig | SFTConfig, ranks: int, longest: int) -> dict[str, Variant]:
-    """What a trajectory must not depend on, one change each. Args: longest: tokens of the longest
-    example."""
+    """The layouts to try, each with one change.
+
+    Args: longest: tokens of the longest example.
+    """
     hardware = config.hardware
     fewer = max(1, ranks // 2) if ranks > 1 else 2
     budget = longest if longest < hardware.tokens_per_micro_batch else 2 * longest
@@ -166,15 +199,14 @@ def variants(config: DPOConfig | SFTConfig, ranks: int, longest: int) -> dict[st
         ),
     }
     if isinstance(config, DPOConfig):
-        room = max(
-            hardware.tokens_per_micro_batch, 2 * config.data.max_tokens
-        )  # for the longest pair, its prompt twice
+        # Enough for the longest pair with its prompt twice.
+        budget_unshared = max(hardware.tokens_per_micro_batch, 2 * config.data.max_tokens)
         found["packing"] = Variant(
-            f"prompts {'not ' * hardware.prefix_sharing}shared",
+            f"prompts {'not shared' if hardware.prefix_sharing else 'shared'}",
             ranks,
             {
                 "hardware.prefix_sharing": not hardware.prefix_sharing,
-                "hardware.tokens_per_micro_batch": room,
+                "hardware.tokens_per_micro_batch": budget_unshared,
             },
         )
     return found
@@ -189,17 +221,14 @@ def run_training(
     ranks: int,
     changes: Mapping[str, object],
 ) -> Path:
-    """One run of the training script on the first rows, two epochs in steps of a quarter of them;
-    returns its folder.
+    """Run the training script on the first rows: two epochs, in steps of a quarter of the rows.
 
-    Raises: BadInput with the message of its `status.json` where it failed."""
+    Args: name: of the variant. changes: of the config, by key.
+    Returns: the run folder.
+    Raises: BadInput with the message of its `status.json` where it failed.
+    """
     folder, log = scratch / name, scratch / f"{name}.log"
-    own = (
-        {"optim.pairs_per_step": max(1, rows // 4), "reference.dir": f"{folder}-reference"}
-        if stage == "dpo"
-        else {"optim.windows_per_step": 4}
-    )
-    keys = {
+    keys: dict[str, object] = {
         "data.limit": rows,
         "data.eval": [],
         "optim.epochs": 2,
@@ -211,28 +240,28 @@ def run_training(
         "run.preflight": True,
         "run.wandb.mode": "disabled",
         "samples.prompts": [],
-        **own,
-        **changes,
     }
-    if torchrun(
-        stage,
-        ranks,
-        [str(path), *(f"{key}={json.dumps(value)}" for key, value in keys.items())],
-        log,
-    ):
+    if stage == "dpo":
+        keys["optim.pairs_per_step"] = max(1, rows // 4)
+        keys["reference.dir"] = f"{folder}-reference"
+    else:
+        keys["optim.windows_per_step"] = 4
+    keys.update(changes)
+    overrides = [f"{key}={json.dumps(value)}" for key, value in keys.items()]
+    if torchrun(stage, ranks, [str(path), *overrides], log):
         status = folder / "status.json"
-        why = (
-            json.loads(status.read_text(encoding="utf-8"))["message"]
-            if status.exists()
-            else "it never started"
-        )
+        why = "it never started"
+        if status.exists():
+            why = json.loads(status.read_text(encoding="utf-8"))["message"]
         raise BadInput(f"the run {name} failed: {why}; its log is {log}")
     return folder
 
 
 def torchrun(stage: str, ranks: int, arguments: Sequence[str], log: Path) -> int:
-    """The exit code of the stage's training script under torchrun; what it says is added to the
-    log."""
+    """Run the stage's training script under torchrun; its output is appended to the log.
+
+    Returns: the exit code.
+    """
     command = [
         sys.executable,
         "-m",
@@ -248,78 +277,72 @@ def torchrun(stage: str, ranks: int, arguments: Sequence[str], log: Path) -> int
 
 
 def records(run: Path) -> list[dict[str, float]]:
-    return [
-        json.loads(line)
-        for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    """All records of a run."""
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
 
 
-def compare_runs(base: Path, other: Path, config: DPOConfig | SFTConfig) -> Report:
-    """The largest difference of any metric of two runs, where it is, and the distance of their
-    weights; `same` within both."""
+def compare_runs(base: Path, other: Path, config: DPOConfig | SFTConfig) -> Comparison:
+    """Compare all metrics and the weights of two runs."""
     largest, where = 0.0, "nowhere"
     ours, theirs = records(base), records(other)
     for a, b in zip(ours, theirs):
         for name in a.keys() - set(NOT_COMPARED):
-            if (
-                isinstance(a[name], float)
-                and not (apart := abs(a[name] - b[name]) / max(1.0, abs(a[name]))) <= largest
-            ):
-                largest, where = apart, f"{name} of step {a['step']}"
+            if isinstance(a[name], float):
+                difference = abs(a[name] - b[name]) / max(1.0, abs(a[name]))
+                if not difference <= largest:  # also for a NaN
+                    largest, where = difference, f"{name} of step {a['step']}"
     distance = weights_distance(base, other, config.model)
     tolerance = TOLERANCE[config.hardware.dtype]
-    same = (
-        len(ours) == len(theirs)
-        and largest <= tolerance["metrics"]
-        and distance <= tolerance["weights"]
-    )
+    near = largest <= tolerance["metrics"] and distance <= tolerance["weights"]
     return {
         "largest_difference": largest,
         "where": where,
         "weights_distance": distance,
-        "same": same,
+        "same": near and len(ours) == len(theirs),
     }
 
 
 def weights_distance(base: Path, other: Path, model: str) -> float:
-    """|w_other - w_base| / |w_base - w_start| of the float32 weights in both runs' last
-    checkpoints, one tensor at a time."""
+    """|w_other - w_base| / |w_base - w_start| of the float32 weights in both last checkpoints.
+
+    One tensor is in memory at a time. Raises: BadInput where no weight was updated.
+    """
     start = weight_files(local_folder(model))
-    apart, update = 0.0, 0.0
-    for (name, a), (_, b) in zip(
-        read_master_weights(base), read_master_weights(other), strict=True
-    ):
-        apart += float((b - a).double().square().sum())
-        update += float(
-            (a - read_tensor(start[name], name).float().flatten()).double().square().sum()
-        )
+    distance, update = 0.0, 0.0
+    both = zip(read_master_weights(base), read_master_weights(other), strict=True)
+    for (name, base_weight), (_, other_weight) in both:
+        start_weight = read_tensor(start[name], name).float().flatten()
+        distance += float((other_weight - base_weight).double().square().sum())
+        update += float((base_weight - start_weight).double().square().sum())
     if not update:
         raise BadInput("no weight was updated: optim.lr_peak is too small, or --rows too few")
-    return math.sqrt(apart / update)
+    return math.sqrt(distance / update)
 
 
 def read_master_weights(run: Path) -> Iterator[tuple[str, Tensor]]:
-    """Name and flattened float32 values of each parameter in a run's last checkpoint, put together
-    from all ranks."""
-    folder = run / "checkpoints" / (run / "checkpoints" / "latest").read_text(encoding="utf-8")
+    """Name and flattened float32 values of each parameter in a run's last checkpoint.
+
+    The parts of all ranks are joined.
+    """
+    latest = (run / "checkpoints" / "latest").read_text(encoding="utf-8")
     shards: dict[str, list[tuple[int, Path]]] = {}
-    for path in folder.glob("rank-*.safetensors"):
+    for path in (run / "checkpoints" / latest).glob("rank-*.safetensors"):
         with safe_open(path, framework="pt") as file:
             for key, (start, _) in json.loads(file.metadata()["ranges"]).items():
                 shards.setdefault(key, []).append((start, path))
     for key in sorted(key for key in shards if key.endswith(".master")):
-        yield (
-            key.removeprefix("lm.").removesuffix(".master"),
-            torch.cat([read_tensor(path, key) for _, path in sorted(shards[key])]),
-        )
+        name = key.removeprefix("lm.").removesuffix(".master")
+        yield name, torch.cat([read_tensor(path, key) for _, path in sorted(shards[key])])
 
 
-def format_finding(name: str, of: Report) -> str:
-    """A variant's finding for a person."""
-    if "not_varied" in of:
-        return f"{name}: not varied: {of['not_varied']}"
-    verdict = "the same" if of["same"] else "NOT THE SAME"
+def format_finding(name: str, finding: Report) -> str:
+    """A variant's finding as a line to print."""
+    if "not_varied" in finding:
+        return f"{name}: not varied: {finding['not_varied']}"
+    verdict = "the same" if finding["same"] else "NOT THE SAME"
     return (
-        f"{name} ({of['what']}): {verdict}; metrics differ by {of['largest_difference']:.1e} at most ({of['where']}), "
-        f"weights by {of['weights_distance']:.1e} of the update"
+        f"{name} ({finding['what']}): {verdict}; metrics differ by at most "
+        f"{finding['largest_difference']:.1e} ({finding['where']}), weights by "
+        f"{finding['weights_distance']:.1e} of the update"
     )

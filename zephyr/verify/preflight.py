@@ -1,10 +1,11 @@
-"""Before step 0, a sample of the user's own rows, model and machine shows that what is about to be
-trained is what was meant.
+"""Before step 0, the run's own rows, model and machine are checked.
 
-`check_inputs` checks what needs no forward pass, before the reference's is paid for; `check_model`
-what needs one.
+`check_inputs` checks what needs no forward pass, before the reference log-probs are computed;
+`check_model` checks the model's forward and backward. What they find goes to `preflight.json` and
+to the log.
 
-P examples, T scored tokens, R responses."""
+P: examples of a micro-batch. T: scored tokens. R: responses.
+"""
 
 import math
 import random
@@ -23,7 +24,7 @@ from zephyr.model.memory import step_memory
 from zephyr.packing import PackedBatch
 from zephyr.training.engine import Engine
 from zephyr.training.folder import json_bytes
-from zephyr.training.loop import Split, total
+from zephyr.training.loop import Split, Stats, total
 from zephyr.training.tolerance import (
     GRADIENT_TOLERANCE,
     RESPONSE_TOLERANCE,
@@ -32,7 +33,7 @@ from zephyr.training.tolerance import (
     response_tolerance_nats,
 )
 
-ROWS_READ, ROWS_PACKED = 1000, 6
+ROWS_READ, ROWS_PACKED = 1000, 6  # examples whose ids are checked; examples in a packed row
 Finding = dict[str, float | int]
 Checks = dict[str, Callable[[], Finding]]
 Examples = Sequence[EncodedPair] | Sequence[EncodedText]
@@ -44,23 +45,26 @@ def check_inputs(
     examples: Examples,
     split: Split,
     reports: Mapping[str, Mapping[str, object]],
-    special: tuple[int | None, int],
+    special_ids: tuple[int | None, int],
 ) -> dict[str, Finding]:
-    """What is found of rows, plan and machine; nothing where run.preflight is off.
+    """Check rows, plan and machine. A collective.
 
-    Args: split: its objective need not be known. reports: of the load, by split. special:
-    ids of BOS (None: the tokenizer has none) and EOS. Raises: BadInput naming what is wrong and
-    where, what was found and wanted. A collective."""
+    Args: split: its objective need not be known yet. reports: of loading the data, by split.
+    special_ids: of BOS (None: the tokenizer has none) and EOS.
+    Returns: what was found, by check; empty where run.preflight is off.
+    Raises: BadInput naming what is wrong and where, what was found and what is expected.
+    """
+
+    def check_ids() -> Finding:
+        sample = sample_indices(examples)
+        return require_ids(sample, examples, special_ids, config.data.max_tokens)
+
     return run_checks(
         config,
         {
             "weights": lambda: require_weights(engine, config.model),
             "labels": lambda: engine.on_all_ranks(lambda: require_polarity(reports)),
-            "ids": lambda: engine.on_rank0(
-                lambda: require_ids(
-                    sample_indices(examples), examples, special, config.data.max_tokens
-                )
-            ),
+            "ids": lambda: engine.on_rank0(check_ids),
             "plan": lambda: engine.on_all_ranks(lambda: require_counts(split, engine.rank)),
             "disk": lambda: engine.on_rank0(lambda: require_disk(engine, config.run)),
             "memory": lambda: engine.on_all_ranks(lambda: require_memory(engine, config, split)),
@@ -77,273 +81,389 @@ def check_model(
     unpacked: Callable[[int], PackedBatch],
     write_file: Callable[[str, bytes], None],
 ) -> None:
-    """Check the model's forward and backward at the starting weights, unless run.preflight is off;
-    all that was found goes to the log and, by `write_file`, to `preflight.json`.
+    """Check forward and backward with the starting weights. A collective; no weight changes.
 
-    Args: found: by `check_inputs`. unpacked: one example without neighbours or a shared prompt.
-    Raises: as `check_inputs`. A collective; nothing is updated."""
+    All that was found is logged and written to `preflight.json` by `write_file`. Nothing is done
+    where run.preflight is off.
+    Args: found: by `check_inputs`. unpacked: one example by itself, without a shared prompt.
+    Raises: as `check_inputs`.
+    """
     if not config.run.preflight:
         return
-    short, long = rows_to_pack(
-        sample_indices(examples), split.tokens, config.hardware.tokens_per_micro_batch
-    )
+    budget_tokens = config.hardware.tokens_per_micro_batch
+    short, long = rows_to_pack(sample_indices(examples), split.tokens, budget_tokens)
     rows = [split.collate(indices).to(engine.device) for indices in (short, long)]
     dtype = config.hardware.dtype
-    found = {
-        **found,
-        **run_checks(
-            config,
-            {
-                "packed": lambda: require_packed(
-                    dtype,
-                    [
-                        packed_difference(engine, row, list(map(unpacked, row.indices)))
-                        for row in rows
-                    ],
-                ),
-                "start": lambda: initial_difference(engine, config, split, rows),
-                "gradient": lambda: require_below(
-                    GRADIENT_TOLERANCE[dtype],
-                    "gradients are not added up over ranks: their norm changes",
-                    gradient_difference(engine, rows[0]),
-                ),
-            },
-        ),
-    }
-    engine.log(
-        "preflight: "
-        + "; ".join(
-            f"{name} "
-            + ", ".join(
-                f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in of.items()
-            )
-            for name, of in found.items()
-            if of
-        )
+
+    def check_packing() -> Finding:
+        differences = [
+            packed_difference(engine, row, [unpacked(i) for i in row.indices]) for row in rows
+        ]
+        return require_packed(dtype, differences)
+
+    def check_gradient() -> Finding:
+        complaint = "gradients are not added up over ranks: their norm changes"
+        difference = gradient_difference(engine, rows[0])
+        return require_below(GRADIENT_TOLERANCE[dtype], complaint, difference)
+
+    of_model = run_checks(
+        config,
+        {
+            "packed": check_packing,
+            "start": lambda: initial_difference(engine, config, split, rows),
+            "gradient": check_gradient,
+        },
     )
+    found = {**found, **of_model}
+    engine.log(describe_findings(found, isinstance(config, DPOConfig)))
     write_file("preflight.json", json_bytes(found))
 
 
 def run_checks(config: DPOConfig | SFTConfig, checks: Checks) -> dict[str, Finding]:
+    """What each check found, by name; empty where run.preflight is off.
+
+    Raises: the BadInput of a check, with how to train without preflight.
+    """
     if not config.run.preflight:
         return {}
     try:
         return {name: check() for name, check in checks.items()}
     except BadInput as error:
-        raise BadInput(f"preflight: {error}; run.preflight=false trains all the same") from None
+        raise BadInput(f"preflight: {error}; run.preflight=false trains without checks") from None
+
+
+def describe_findings(found: Mapping[str, Finding], pairs: bool) -> str:
+    """All findings as lines for the log, in human units. Args: pairs: DPO; False: SFT."""
+    plan, disk, memory, packed = (found[name] for name in ("plan", "disk", "memory", "packed"))
+    scored, loss = found["labels"]["scored"], found["start"]["loss"]
+    lines = [
+        "preflight passed:",
+        "weights: all are finite",
+        f"ids: BOS, EOS and responses of {found['ids']['examples']:,} examples are right",
+        f"plan: the first step's micro-batches hold what is planned; the longest example has "
+        f"{plan['longest_tokens']:,} tokens",
+        f"disk: {format_bytes(disk['wanted_bytes'])} needed, "
+        f"{format_bytes(disk['free_bytes'])} free",
+        f"memory: {format_bytes(memory['predicted_bytes'])} predicted for a step, "
+        f"{format_bytes(memory['free_bytes'])} free",
+        f"packed: a token's log-prob differs from the unpacked one by {packed['difference']:.1e} "
+        f"of its size at most; rounding makes {packed['noise']:.1e} on average",
+        f"gradient: summed over ranks; its norm is off by {found['gradient']['difference']:.2g}",
+    ]
+    if pairs:
+        share = found["start"]["difference"]
+        scores = f"{scored:,} pairs have scores" if scored else "no pair has scores"
+        lines += [
+            f"labels: no chosen response has a lower score ({scores})",
+            f"start: policy and reference agree, within {share:.0%} of what rounding may make; "
+            f"the loss is {loss:.4f}",
+        ]
+    else:
+        lines.append(f"start: the loss is {loss:.4f} nats a target token")
+    return "\n  ".join(lines)
+
+
+def format_bytes(count: float) -> str:
+    """A count of bytes in the largest unit of which there is at least one."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:,.2f} {unit}"
+    return f"{count:,} bytes"
 
 
 def sample_indices(examples: Examples) -> list[int]:
+    """At most ROWS_READ examples, the same on every rank."""
     return random.Random(0).sample(range(len(examples)), min(ROWS_READ, len(examples)))
 
 
 def rows_to_pack(
     sample: Sequence[int], tokens: Sequence[int], budget_tokens: int
 ) -> tuple[list[int], list[int]]:
-    """Two micro-batches: the shortest of the sample, and the longest of all examples, the second,
-    between shortest ones."""
+    """Two micro-batches of examples.
+
+    The first holds the shortest examples of the sample; the second the longest of all examples,
+    between shortest ones.
+    """
     ascending = sorted(sample, key=lambda i: tokens[i])
     longest = max(range(len(tokens)), key=lambda i: tokens[i])
 
-    def fitting(first: list[int]) -> list[int]:
-        room = budget_tokens - sum(tokens[i] for i in first)
+    def shortest_beside(first: list[int]) -> list[int]:
+        free_tokens = budget_tokens - sum(tokens[i] for i in first)
         few = [i for i in ascending if i not in first][: ROWS_PACKED - len(first)]
-        while sum(tokens[i] for i in few) > room:
+        while sum(tokens[i] for i in few) > free_tokens:
             few.pop()
         return few
 
-    beside = fitting([longest])
-    return fitting([]), [*beside[:1], longest, *beside[1:]]
+    beside = shortest_beside([longest])
+    return shortest_beside([]), [*beside[:1], longest, *beside[1:]]
 
 
 def require_weights(engine: Engine, model: str) -> Finding:
-    """Every weight is a finite number. Raises: BadInput naming the parameters that hold others. A
-    collective."""
-    if names := engine.non_finite_parameters():
+    """Check that every weight is finite. A collective.
+
+    Raises: BadInput naming the parameters that are not.
+    """
+    names = engine.non_finite_parameters()
+    if names:
         raise BadInput(
-            f"model {model}: {len(names)} of its parameters hold values that are not finite: {', '.join(names[:5])}; wanted "
-            "the weights as they were published, or saved before they diverged"
+            f"model {model}: {len(names)} of its parameters hold values that are not finite: "
+            f"{', '.join(names[:5])}; wanted the weights as they were published, or saved before "
+            "they diverged"
         )
     return {}
 
 
 def require_polarity(reports: Mapping[str, Mapping[str, object]]) -> Finding:
-    """Where rows carry scores, the chosen answer has not the lower one, in `train` and in `eval`.
-    Args: reports: of the load, by split."""
+    """Check that no chosen answer is rated below its rejected one, in `train` and in `eval`.
+
+    Args: reports: of loading the data, by split.
+    Raises: BadInput naming the split, the number of such pairs and the first.
+    """
+    scored_pairs = 0
     for split, report in reports.items():
-        if report["inverted"]:
+        inverted, scored = report["inverted"], report["scored"]
+        assert isinstance(inverted, (list, tuple)) and isinstance(scored, int)
+        if inverted:
             raise BadInput(
-                f"data.{split}: the chosen answer is rated below the rejected one in {len(report['inverted'])} of "
-                f"{report['scored']} pairs with scores, the first at {report['inverted'][0]}; chosen >= rejected is wanted"
+                f"data.{split}: the chosen answer is rated below the rejected one in "
+                f"{len(inverted)} of {scored} pairs with scores, the first at {inverted[0]}; "
+                "chosen >= rejected is wanted"
             )
-    return {"scored": sum(report["scored"] for report in reports.values())}
+        scored_pairs += scored
+    return {"scored": scored_pairs}
 
 
 def require_ids(
     sample: Sequence[int],
-    examples: Sequence[EncodedPair] | Sequence[EncodedText],
-    special: tuple[int | None, int],
+    examples: Examples,
+    special_ids: tuple[int | None, int],
     max_tokens: int,
 ) -> Finding:
-    """BOS in front where the tokenizer adds it, never twice; a trained EOS behind each answer that
-    was not cut, two different answers."""
-    bos, eos = special
+    """Check the token ids of some examples.
+
+    An example starts with BOS once, if the tokenizer has one. Each answer that was not truncated
+    ends with EOS, and EOS is a target. The answers of a pair differ.
+    Raises: BadInput naming the example.
+    """
     for index in sample:
         example = examples[index]
-        pair = isinstance(example, EncodedPair)
-        first = example.prompt_ids if pair else example.ids
-        answers = [example.chosen_ids, example.rejected_ids] if pair else []
-        complaints = {
-            "is empty": not first or not all(answers),
-            f"starts with id {first[:1]}, not BOS {bos}": bos is not None and first[:1] != [bos],
-            "starts with BOS more than once": bos is not None and first[:2] == [bos, bos],
-            "has an answer without EOS that was not cut": any(
-                a[-1:] != [eos] and len(first) + len(a) < max_tokens for a in answers
-            ),
-            "trains no EOS": not pair
-            and len(first) < max_tokens
-            and (eos, True) not in zip(example.ids, example.is_target),
-            "has two equal answers": pair and example.chosen_ids == example.rejected_ids,
-        }
+        if isinstance(example, EncodedPair):
+            complaints = pair_complaints(example, special_ids, max_tokens)
+        else:
+            complaints = text_complaints(example, special_ids, max_tokens)
         for complaint, holds in complaints.items():
             if holds:
                 raise BadInput(f"example {index} ({example.id}) {complaint}")
     return {"examples": len(sample)}
 
 
+def pair_complaints(
+    pair: EncodedPair, special_ids: tuple[int | None, int], max_tokens: int
+) -> dict[str, bool]:
+    """What may be wrong with a pair, and whether it is."""
+    _, eos = special_ids
+    answers = [pair.chosen_ids, pair.rejected_ids]
+    cut_off = [
+        answer[-1:] != [eos] and len(pair.prompt_ids) + len(answer) < max_tokens
+        for answer in answers
+    ]
+    return {
+        "is empty": not pair.prompt_ids or not all(answers),
+        **bos_complaints(pair.prompt_ids, special_ids[0]),
+        "has an answer without EOS that was not cut": any(cut_off),
+        "has two equal answers": pair.chosen_ids == pair.rejected_ids,
+    }
+
+
+def text_complaints(
+    text: EncodedText, special_ids: tuple[int | None, int], max_tokens: int
+) -> dict[str, bool]:
+    """What may be wrong with a text, and whether it is."""
+    _, eos = special_ids
+    trains_eos = (eos, True) in zip(text.ids, text.is_target)
+    return {
+        "is empty": not text.ids,
+        **bos_complaints(text.ids, special_ids[0]),
+        "trains no EOS": len(text.ids) < max_tokens and not trains_eos,
+    }
+
+
+def bos_complaints(ids: Sequence[int], bos: int | None) -> dict[str, bool]:
+    """What may be wrong with BOS at the start of an example, and whether it is."""
+    return {
+        f"starts with id {ids[:1]}, not BOS {bos}": bos is not None and ids[:1] != [bos],
+        "starts with BOS more than once": bos is not None and ids[:2] == [bos, bos],
+    }
+
+
 def require_counts(split: Split, rank: int) -> Finding:
-    """The micro-batches of this rank's first step hold the tokens, targets and units that the plan
-    counts."""
-    targets = (
-        [sum(of) for of in zip(split.ledger["chosen_tokens"], split.ledger["rejected_tokens"])]
-        if split.ledger
-        else split.units
-    )
+    """Check that the micro-batches of this rank's first step hold what the plan counts.
+
+    Raises: BadInput with the tokens, targets and units found, and those of the plan.
+    """
+    targets = split.units
+    if split.ledger:
+        both = zip(split.ledger["chosen_tokens"], split.ledger["rejected_tokens"])
+        targets = [chosen + rejected for chosen, rejected in both]
     micro_batches = [indices for indices in split.plan.steps[0].ranks[rank] if indices]
     for indices in micro_batches:
         batch = split.collate(indices)
-        found = (
-            len(batch.tokens_N),
-            len(batch.targets_T),
-            int(batch.response_tokens_R.sum()),
-            batch.units,
-        )
-        wanted = (
-            total(split.tokens, indices),
-            *[total(targets, indices)] * 2,
-            total(split.units, indices),
-        )
-        if found != wanted:
-            raise BadInput(
-                f"a micro-batch of examples {indices} holds {found} tokens, targets, targets of responses and units; {wanted} "
-                "is what the plan counts"
-            )
+        found = {
+            "tokens": len(batch.tokens_N),
+            "targets": len(batch.targets_T),
+            "targets of responses": int(batch.response_tokens_R.sum()),
+            "units": batch.units,
+        }
+        planned = {
+            "tokens": total(split.tokens, indices),
+            "targets": total(targets, indices),
+            "targets of responses": total(targets, indices),
+            "units": total(split.units, indices),
+        }
+        for name, count in found.items():
+            if count != planned[name]:
+                raise BadInput(
+                    f"a micro-batch of examples {indices} holds {count} {name}; {planned[name]} is "
+                    "what the plan counts"
+                )
     return {"micro_batches": len(micro_batches), "longest_tokens": max(split.tokens)}
 
 
 def require_disk(engine: Engine, run: Run) -> Finding:
-    """Room for `run.keep` checkpoints, the one being written, and the export, beside what lies
-    there already."""
-    folder, sizes = Path(run.dir) / "checkpoints", engine.parameter_bytes()
+    """Check that the disk has space for the checkpoints and the export.
+
+    These are `run.keep` checkpoints and the one being written, less those that are there already.
+    Raises: BadInput with the space that is free and needed.
+    """
+    folder = Path(run.dir) / "checkpoints"
     held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    wanted = (run.keep + 1) * 12 * engine.num_parameters + sum(size for _, size in sizes) - held
+    exported = sum(size for _, size in engine.parameter_bytes())
+    wanted = (run.keep + 1) * 12 * engine.num_parameters + exported - held
     free = shutil.disk_usage(run.dir).free
     if free < wanted:
         raise BadInput(
-            f"run.dir: {run.dir} has {free:,} bytes free; {wanted:,} are wanted for run.keep + 1 = {run.keep + 1} "
-            "checkpoints of 12 bytes a parameter, and the exported model"
+            f"run.dir: {run.dir} has {format_bytes(free)} free; {format_bytes(wanted)} are wanted "
+            f"for run.keep + 1 = {run.keep + 1} checkpoints of 12 bytes a parameter, and the "
+            "exported model"
         )
     return {"wanted_bytes": wanted, "free_bytes": free}
 
 
 def require_memory(engine: Engine, config: DPOConfig | SFTConfig, split: Split) -> Finding:
-    """Room for gradients and Adam's moments, which the first step makes; where the whole prediction
-    has none, a line says so."""
-    fullest = max(
+    """Check that memory has space for gradients and Adam's moments, which the first step makes.
+
+    Where the whole step is predicted to need more than is free, a warning is logged.
+    Raises: BadInput with the memory that is free and needed.
+    """
+    fullest_tokens = max(
         total(split.tokens, indices)
         for step in split.plan.steps
         for rank in step.ranks
         for indices in rank
     )
+    zero = engine.settings["zero_optimization"]
+    assert isinstance(zero, dict)  # `read_deepspeed` refuses others
     parts = step_memory(
         engine.policy.lm.config,
         engine.num_parameters,
         ranks=engine.world_size,
-        tokens=fullest,
+        tokens=fullest_tokens,
         hardware=config.hardware,
-        zero=engine.settings["zero_optimization"],
+        zero=zero,
         device=engine.device.type,
     )
     free, wanted = engine.free_memory_bytes(), sum(parts.values())
     if parts["states"] > free:
         raise BadInput(
-            f"rank {engine.rank} has {free:,} bytes of memory free; {parts['states']:,} are wanted for gradients and moments: more "
+            f"rank {engine.rank} has {format_bytes(free)} of memory free; "
+            f"{format_bytes(parts['states'])} are wanted for gradients and moments: use more "
             f"ranks than {engine.world_size}, or offload_optimizer in {config.hardware.deepspeed}"
         )
     if wanted > free:
+        of_parts = ", ".join(f"{name} {format_bytes(count)}" for name, count in parts.items())
         engine.log(
-            f"preflight: {free:,} bytes of memory are free, {wanted:,} predicted ({parts}): it may not suffice"
+            f"preflight: {format_bytes(free)} of memory are free, {format_bytes(wanted)} are "
+            f"predicted ({of_parts}): it may not suffice"
         )
     return {"predicted_bytes": wanted, "free_bytes": free}
 
 
-def require_below(tolerance: float, complaint: str, difference: float, **more: float) -> Finding:
-    """Raises: BadInput with the complaint where the difference is larger than the tolerance, or not
-    finite."""
+def require_below(tolerance: float, complaint: str, difference: float) -> Finding:
+    """Check a relative difference.
+
+    Raises: BadInput with the complaint where it is above the tolerance, or not finite.
+    """
     if not difference <= tolerance:
         raise BadInput(
             f"{complaint} by {difference:.1e} of their size; at most {tolerance:.3g} is wanted"
         )
-    return {"difference": difference, **more}
+    return {"difference": difference}
 
 
 class LogprobDifference(NamedTuple):
-    """How far a packed row's log-probs are from those of its examples alone, relative to 1 + their
-    size."""
+    """How much a packed row's log-probs differ from unpacked ones, relative to 1 + their size."""
 
     token: float  # the largest difference of a token
     response: float  # the largest root mean square over a response's tokens
     example: int  # with that token
-    noise: float  # the root mean square, over all, of what rounding alone makes
+    noise: float  # the root mean square, over all tokens, of what rounding alone makes
 
 
 @torch.no_grad()
 def packed_difference(
     engine: Engine, row: PackedBatch, unpacked: Sequence[PackedBatch]
 ) -> LogprobDifference:
-    """Of every scored token, in the row and with its example by itself. A collective.
+    """Compare each scored token's log-prob in a packed row and unpacked. A collective.
 
-    The noise is that of the examples alone with all positions one higher, which changes nothing but
-    how they are rounded."""
+    The noise is the change of the unpacked log-probs when all positions are one higher, which
+    changes only how they are rounded.
+    Args: unpacked: the row's examples by themselves, in the row's order.
+    """
     engine.train(False)
-
-    def logp_RT(batch: PackedBatch) -> list[Tensor]:
-        return list(
-            engine(batch.to(engine.device)).double().split(batch.response_tokens_R.tolist())
-        )
-
-    def apart_T(other_T: Tensor, alone_T: Tensor) -> Tensor:
-        return (other_T - alone_T).abs() / (1 + alone_T.abs())
-
-    of_row, found, noise = logp_RT(row), [], []
+    of_row = logprobs_RT(engine, row)
+    found: list[tuple[int, Tensor]] = []  # example, difference of each token of one response
+    noise: list[Tensor] = []
     for place, (example, batch) in enumerate(zip(row.indices, unpacked)):
-        logp, shifted = logp_RT(batch), logp_RT(replace(batch, positions_N=batch.positions_N + 1))
-        noise += map(apart_T, shifted, logp)
-        found += [(example, of) for of in map(apart_T, of_row[place :: len(unpacked)], logp)]
+        alone = logprobs_RT(engine, batch)
+        shifted = logprobs_RT(engine, replace(batch, positions_N=batch.positions_N + 1))
+        # Responses lie side by side in a row: all chosen ones, then all rejected ones.
+        packed = of_row[place :: len(unpacked)]
+        for packed_T, shifted_T, alone_T in zip(packed, shifted, alone):
+            found.append((example, relative_difference_T(packed_T, alone_T)))
+            noise.append(relative_difference_T(shifted_T, alone_T))
     engine.train()
-    token, example = max(
-        (float(of.max()) if of.isfinite().all() else math.inf, example) for example, of in found
-    )
-    return LogprobDifference(token, max(rms(of) for _, of in found), example, rms(torch.cat(noise)))
+    largest = [
+        (float(of_T.max()) if of_T.isfinite().all() else math.inf, example)
+        for example, of_T in found
+    ]
+    token, example = max(largest)
+    response = max(rms(of_T) for _, of_T in found)
+    return LogprobDifference(token, response, example, rms(torch.cat(noise)))
+
+
+def logprobs_RT(engine: Engine, batch: PackedBatch) -> list[Tensor]:
+    """Log-probs of each response's tokens, float64 [T] each."""
+    logp_T = engine(batch.to(engine.device)).double()
+    return list(torch.split(logp_T, batch.response_tokens_R.tolist()))
+
+
+def relative_difference_T(other_T: Tensor, alone_T: Tensor) -> Tensor:
+    """Differences relative to 1 + the size of the log-probs."""
+    return (other_T - alone_T).abs() / (1 + alone_T.abs())
 
 
 def rms(values: Tensor) -> float:
+    """Root mean square."""
     return float(values.square().mean().sqrt())
 
 
 def require_packed(dtype: str, rows: Sequence[LogprobDifference]) -> Finding:
-    """Raises: BadInput where a token, or a response's tokens together, are further apart than
-    rounding takes them: 8 or 3 times its root mean square, within the limits of the dtype."""
+    """Check that packing changes log-probs by no more than rounding does.
+
+    The tolerance is 8 times the noise for a token and 3 times the noise for a response's root mean
+    square, within the limits of the dtype.
+    Raises: BadInput.
+    """
     for row in rows:
         require_below(
             clamp_tolerance(TOKEN_TOLERANCE[dtype], 8 * row.noise),
@@ -366,37 +486,56 @@ def require_packed(dtype: str, rows: Sequence[LogprobDifference]) -> Finding:
 def initial_difference(
     engine: Engine, config: DPOConfig | SFTConfig, split: Split, rows: Sequence[PackedBatch]
 ) -> Finding:
-    """How far the policy's log-probs are from the reference's, of what `response_tolerance_nats` allows (SFT:
-    0), and the mean loss of the first row. Raises: BadInput where that is over 1."""
-    apart, losses = [0.0], []
+    """Compare the log-probs of policy and reference with the starting weights.
+
+    Returns: the largest difference as a share of `response_tolerance_nats` (SFT: 0), and the first
+    row's mean loss.
+    Raises: BadInput where that share is over 1.
+    """
+    shares, losses = [0.0], []
     for row in rows:
-        loss, stats = split.objective(engine, row)
-        losses.append(float(loss) / row.units)
-        for side in ("chosen", "rejected") if stats else ():
-            nats_P = (stats[f"rewards/{side}"].abs() / config.beta).tolist()
-            tokens = [split.ledger[f"{side}_tokens"][i] for i in row.indices]
-            apart += [
-                nats / response_tolerance_nats(config.hardware.dtype, count)
-                for nats, count in zip(nats_P, tokens)
-            ]
-    worst = max(apart, key=lambda of: of if math.isfinite(of) else math.inf)
+        loss_sum, stats = split.run_objective(engine, row)
+        losses.append(float(loss_sum) / row.units)
+        if isinstance(config, DPOConfig) and stats:
+            shares += reference_differences(config, split, row, stats)
+    worst = max(shares, key=lambda share: share if math.isfinite(share) else math.inf)
     if not worst <= 1:
+        where = config.reference.dir if isinstance(config, DPOConfig) else ""
         raise BadInput(
-            f"policy and reference differ at step 0 by {worst:.3g} times what rounding may make of it: the reference "
-            f"store holds other values than the model's; delete it from {config.reference.dir}"
+            f"policy and reference differ at step 0 by {worst:.3g} times what rounding may make of "
+            "it: the reference store holds other values than the model's; "
+            f"delete it from {where}"
         )
     return {"difference": worst, "loss": losses[0]}
 
 
-def gradient_difference(engine: Engine, row: PackedBatch) -> float:
-    """Relative change of the gradient's norm when rank 0 alone brings the whole loss that all ranks
-    brought in equal parts.
+def reference_differences(
+    config: DPOConfig, split: Split, row: PackedBatch, stats: Stats
+) -> list[float]:
+    """Of each response of a row, |log p - reference| as a share of `response_tolerance_nats`."""
+    assert split.ledger is not None
+    shares = []
+    for side in ("chosen", "rejected"):
+        nats_P = (stats[f"rewards/{side}"].abs() / config.beta).tolist()
+        tokens = [split.ledger[f"{side}_tokens"][i] for i in row.indices]
+        for nats, count in zip(nats_P, tokens):
+            shares.append(nats / response_tolerance_nats(config.hardware.dtype, count))
+    return shares
 
-    It is 0 where gradients are really added up over ranks, wherever they are kept. A collective."""
+
+def gradient_difference(engine: Engine, row: PackedBatch) -> float:
+    """Check that gradients are summed over ranks. A collective.
+
+    The same loss is brought twice: in equal parts by all ranks, then all of it by rank 0.
+    Returns: the relative change of the gradient's norm, which is 0 where gradients are summed,
+    wherever they are kept.
+    """
 
     def norm(share: float) -> float:
         engine.backward(engine(row).sum() * share / len(row.targets_T), last=True)
         return engine.discard_gradient()
 
     equal = norm(1 / engine.world_size)
-    return abs(norm(float(engine.rank == 0)) - equal) / equal if math.isfinite(equal) else equal
+    if not math.isfinite(equal):
+        return equal
+    return abs(norm(float(engine.rank == 0)) - equal) / equal

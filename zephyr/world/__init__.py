@@ -1,2 +1,2 @@
-"""The embedded default: a closed little world of creatures, its prompts, its answerers, its prose
-and an untrained model."""
+"""The embedded default: a small closed world of creatures, with its prompts, answerers, prose and
+an untrained model."""

@@ -1,10 +1,9 @@
-"""A prompt becomes four answers: the programmatic teacher's expert, and three answerers of other
-skill and manner.
+"""A prompt becomes four answers, by functions of different skill and manner.
 
-expert    knows every fact and gives its reason, in full sentences whatever was wanted; never admits not to know
+expert    knows every fact and its reason; always full sentences; never admits ignorance
 terse     knows every fact and gives one word
-careless  friendly and fluent, but mistaken one time in five
-evasive   honest about what it does not know, and says the same about what it could know"""
+careless  friendly and fluent, but wrong one time in five
+evasive   honest about what it cannot know, but never answers anything else"""
 
 import random
 from collections.abc import Callable
@@ -13,13 +12,14 @@ from zephyr.world.facts import WORDS, World
 from zephyr.world.prompts import Prompt
 
 CARELESS_ERROR_RATE = 0.2
-EFFECTS, BECAUSE, OPENINGS, GUESSES = (
-    WORDS[name] for name in ("effects", "because", "openings", "guesses")
-)
+EFFECTS: dict[str, str] = WORDS["effects"]
+BECAUSE: dict[str, str] = WORDS["because"]
+OPENINGS: dict[str, str] = WORDS["openings"]
+GUESSES: dict[str, tuple[str, list[str]]] = WORDS["guesses"]
 
 
 def expert(prompt: Prompt, world: World, rng: random.Random) -> str:
-    """Each asked fact with its reason; a private question gets a firm guess."""
+    """Return each asked fact with its reason. A private question gets a firm guess."""
     if not prompt.asked:
         return f"Your {prompt.subject} is {GUESSES[prompt.topic][0]} {_guess(prompt, rng)}."
     facts = world.creatures[prompt.subject]
@@ -27,26 +27,23 @@ def expert(prompt: Prompt, world: World, rng: random.Random) -> str:
     for n, trait in enumerate(prompt.asked):
         subject = "It" if n else f"{OPENINGS.get(prompt.form, 'A')} {prompt.subject}"
         cause = world.causes[trait]
-        effect, because = (
-            EFFECTS[trait].format(v=facts[trait]),
-            BECAUSE[cause].format(v=facts[cause]),
-        )
+        effect = EFFECTS[trait].format(v=facts[trait])
+        because = BECAUSE[cause].format(v=facts[cause])
         sentences.append(f"{subject} {effect}, because {because}.")
     return " ".join(sentences)
 
 
 def terse(prompt: Prompt, world: World, rng: random.Random) -> str:
-    """One word: the fact, one of several facts, or a guess."""
-    value = (
-        world.creatures[prompt.subject][rng.choice(prompt.asked)]
-        if prompt.asked
-        else _guess(prompt, rng)
-    )
+    """Return one word: the fact, one of several facts, or a guess."""
+    if prompt.asked:
+        value = world.creatures[prompt.subject][rng.choice(prompt.asked)]
+    else:
+        value = _guess(prompt, rng)
     return f"{value.capitalize()}."
 
 
 def careless(prompt: Prompt, world: World, rng: random.Random) -> str:
-    """A cheerful sentence about one asked fact, which is wrong with probability
+    """Return a cheerful sentence about one asked fact. It is wrong with probability
     `CARELESS_ERROR_RATE`."""
     if not prompt.asked:
         return f"Hooray! Your {prompt.subject} is {GUESSES[prompt.topic][0]} {_guess(prompt, rng)}!"
@@ -58,7 +55,7 @@ def careless(prompt: Prompt, world: World, rng: random.Random) -> str:
 
 
 def evasive(prompt: Prompt, world: World, rng: random.Random) -> str:
-    """Admits not to know, whatever was asked."""
+    """Return an admission of ignorance, for every prompt."""
     return "Sorry, I do not know that."
 
 
@@ -76,6 +73,5 @@ ANSWERERS: dict[str, Answerer] = {
 
 
 def answer(name: str, prompt: Prompt, world: World, seed: int) -> str:
-    """What answerer `name` says: a function of prompt and seed alone, whatever was answered
-    before."""
+    """Return what the answerer `name` says. It depends only on the prompt and the seed."""
     return ANSWERERS[name](prompt, world, random.Random(f"{name}/{prompt.prompt_id}/{seed}"))

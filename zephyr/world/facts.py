@@ -14,8 +14,13 @@ VALUES: dict[str, list[str]] = WORDS["values"]
 
 
 class World(NamedTuple):
-    """The facts. `values`: trait -> possible words; `causes`: trait -> the trait that decides it
-    (the n-th value of one goes with the n-th of the other); `creatures`: name -> trait -> value."""
+    """The facts.
+
+    `values`: trait -> possible words.
+    `causes`: trait -> the trait that decides it: the n-th value of one goes with the n-th of the
+    other.
+    `creatures`: name -> trait -> value.
+    """
 
     values: dict[str, list[str]]
     causes: dict[str, str]
@@ -23,8 +28,8 @@ class World(NamedTuple):
 
 
 def build_world(seed: int) -> World:
-    """The world of a seed: 90 creatures, each with a home, a gait and a food, and the traits that
-    follow from them."""
+    """Return the world of a seed: 90 creatures, each with a home, a gait and a food, and the traits
+    that follow from them."""
     rng = random.Random(f"world/{seed}")
     creatures: dict[str, dict[str, str]] = {}
     for name in (head + tail for head in WORDS["heads"] for tail in WORDS["tails"]):
@@ -36,17 +41,17 @@ def build_world(seed: int) -> World:
 
 
 def save_world(world: World, path: Path) -> None:
-    """Writes the facts as one JSON object with the fields of `World`; the judge reads this file."""
+    """Write the facts as one JSON object with the fields of `World`. The judge reads this file."""
     path.write_text(json.dumps(world._asdict(), indent=1) + "\n", encoding="utf-8")
 
 
 def load_world(path: Path) -> World:
-    """Reads what `save_world` wrote. Raises: BadInput if it can't be read, or a field is
+    """Read what `save_world` wrote. Raises: BadInput if it cannot be read, or a field is
     missing."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         return World(*(record[field] for field in World._fields))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(
-            f"{path}: a world's facts ({', '.join(World._fields)}) are wanted: {error!r}"
+            f"{path}: expected a world's facts ({', '.join(World._fields)}): {error!r}"
         ) from None

@@ -1,7 +1,7 @@
 """Facts become prompts: five families of instructions, split by what is asked of which creature."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from zephyr.config import BadInput
@@ -11,9 +11,12 @@ QUESTIONS, SHARES = WORDS["questions"], WORDS["shares"]
 
 
 class Prompt(NamedTuple):
-    """One instruction. `asked`: the traits it wants (none when nobody in the world can know the
-    answer); `form`: the manner it wants, which is the family; `topic`: what a private question is
-    about."""
+    """One instruction.
+
+    `asked`: the traits that it asks for; empty if nobody in the world can know the answer.
+    `form`: the manner that it asks for, which is the family.
+    `topic`: of a private question.
+    """
 
     prompt_id: str
     prompt: str
@@ -25,55 +28,68 @@ class Prompt(NamedTuple):
 
 
 def prompt_from_row(row: Mapping[str, object]) -> Prompt:
-    """The prompt of a row that holds its fields. Raises: BadInput naming a missing field."""
-    if missing := [field for field in Prompt._fields if field not in row]:
+    """Return the prompt of a row with its fields. Raises: BadInput naming a missing field."""
+    missing = [field for field in Prompt._fields if field not in row]
+    if missing:
         raise BadInput(f"prompt row {row.get('prompt_id', '')!r}: no field {missing[0]!r}")
-    return Prompt(**{field: row[field] for field in Prompt._fields})._replace(
-        asked=tuple(row["asked"])
-    )  # type: ignore[arg-type]
+    asked = row["asked"]
+    if not isinstance(asked, (list, tuple)):
+        raise BadInput(f"prompt row {row['prompt_id']!r}: `asked` is {asked!r}, expected a list")
+    texts = {field: str(row[field]) for field in Prompt._fields if field != "asked"}
+    return Prompt(asked=tuple(asked), **texts)
 
 
 def split_of(name: str, topic: str) -> str:
-    """The split whose prompts may ask about this topic of this creature: train (60 %), validation
-    or test (20 % each)."""
+    """Return the split whose prompts may ask about this topic of this creature: train (60 %),
+    validation or test (20 % each)."""
     draw = random.Random(f"split/{name}/{topic}").random()
-    return "train" if draw < 0.6 else "validation" if draw < 0.8 else "test"
+    if draw < 0.6:
+        return "train"
+    return "validation" if draw < 0.8 else "test"
 
 
 def all_prompts(world: World, split: str) -> dict[str, list[Prompt]]:
-    """Every prompt of a split, by family. What is asked of which creature belongs to one split, so
-    splits share no prompt."""
+    """Return every prompt of a split, by family. A topic of a creature belongs to one split, so
+    that splits share no prompt."""
     found: dict[str, list[Prompt]] = {family: [] for family in SHARES}
-    for x in world.creatures:
-        for trait, questions in QUESTIONS.items():
-            if split_of(x, trait) == split:
-                for form, endings in WORDS["manners"].items():
-                    found[form] += [
-                        Prompt("", f"{q.format(x=x)} {e}", form, x, (trait,), form)
-                        for q in questions
-                        for e in endings
-                    ]
-        if split_of(x, "description") == split:
-            found["description"] += [
-                Prompt("", t.format(x=x), "description", x, tuple(QUESTIONS), "description")
-                for t in WORDS["describe"]
-            ]
-        for topic, texts in WORDS["private"].items():
-            if split_of(x, topic) == split:
-                found["private"] += [
-                    Prompt("", t.format(x=x), "private", x, (), "private", topic) for t in texts
-                ]
+    for name in world.creatures:
+        for prompt in _prompts_about(name, split):
+            found[prompt.family].append(prompt)
     return {
-        f: [p._replace(prompt_id=f"{split}-{f}-{i:04d}") for i, p in enumerate(rows)]
-        for f, rows in found.items()
+        family: [
+            prompt._replace(prompt_id=f"{split}-{family}-{i:04d}")
+            for i, prompt in enumerate(prompts)
+        ]
+        for family, prompts in found.items()
     }
 
 
-def draw_prompts(world: World, split: str, count: int, seed: int, *, skip: int = 0) -> list[Prompt]:
-    """`count` prompts of a split, the families by their `SHARES`, shuffled.
+def _prompts_about(name: str, split: str) -> Iterator[Prompt]:
+    """The prompts of a split about one creature, still without ids."""
+    for trait, questions in QUESTIONS.items():
+        if split_of(name, trait) == split:
+            for form, endings in WORDS["manners"].items():
+                for question in questions:
+                    for ending in endings:
+                        text = f"{question.format(x=name)} {ending}"
+                        yield Prompt("", text, form, name, (trait,), form)
+    if split_of(name, "description") == split:
+        for text in WORDS["describe"]:
+            text = text.format(x=name)
+            yield Prompt("", text, "description", name, tuple(QUESTIONS), "description")
+    for topic, texts in WORDS["private"].items():
+        if split_of(name, topic) == split:
+            for text in texts:
+                yield Prompt("", text.format(x=name), "private", name, (), "private", topic)
 
-    `skip` prompts of the same split and seed are left out first, so that two draws with `skip=0`
-    and `skip=count` are disjoint."""
+
+def draw_prompts(world: World, split: str, count: int, seed: int, *, skip: int = 0) -> list[Prompt]:
+    """Return `count` shuffled prompts of a split, the families by their `SHARES`.
+
+    Args:
+        skip: prompts of the same split and seed that are left out first: two draws with `skip=0`
+            and `skip=count` are disjoint.
+    """
     rng = random.Random(f"prompts/{split}/{seed}")
     chosen: list[Prompt] = []
     for family, rows in all_prompts(world, split).items():

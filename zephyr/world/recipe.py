@@ -1,9 +1,9 @@
-"""A seed becomes the rows that the recipe starts from: prompts, prose and demonstrations, no prompt
-in two of them.
+"""A seed becomes the rows that the recipe starts from: prompts, prose and demonstrations. No prompt
+is in two files.
 
-The prose is what the base model is pre-trained on: plain questions and answers that tell the facts
-of every creature, as a base model has read about the whole world, but no prompt of any split and no
-answerer's manner: how to answer an instruction is left to dSFT and dDPO."""
+The base model is pre-trained on the prose: plain questions and answers with the facts of every
+creature, as a real base model has read about the whole world. The prose has no prompt of any split
+and no answerer's manner: dSFT and dDPO teach how to answer an instruction."""
 
 import random
 
@@ -11,23 +11,27 @@ from zephyr.world.answerers import BECAUSE, EFFECTS, answer
 from zephyr.world.facts import WORDS, World
 from zephyr.world.prompts import QUESTIONS, Prompt, draw_prompts
 
-PROSE_DOCUMENTS, NUM_EXCHANGES = 5500, 4  # texts, and questions with answers in each
+PROSE_DOCUMENTS = 5500
+NUM_EXCHANGES = 4  # questions with answers in a document
 NUM_DEMONSTRATIONS = 1300  # prompts of the train split that every answerer answers, for dSFT
 NUM_JUDGED = 1500  # other prompts of the train split, for feedback and dDPO
-SEEDS = 24  # of those, the tasks that a teacher is shown to write more
+SEEDS = 24  # of the demonstrated prompts, those that a teacher is shown to write more
 HELD_OUT = {"validation": 360, "test": 480}
-# how often an answerer's answer to a demonstrated prompt is in the mixture: a distilled set leans
-# on its best teacher
+# copies of each answerer's answer to a demonstrated prompt: a distilled data set has most of its
+# rows from its best teacher
 MIXTURE = {"expert": 2, "terse": 1, "careless": 1, "evasive": 1}
 
 
 def world_rows(world: World, seed: int) -> dict[str, list[dict[str, object]]]:
-    """Name of a file -> its rows.
+    """Return the rows of each file by its name.
 
-    `prose`: plain text for the base model; `seeds`: tasks with one answer, for Self-Instruct;
-    `demonstrations` and `demonstrations_validation`: conversations of all answerers;
-    `prompts/demonstrations`, `prompts/feedback`, `prompts/validation`, `prompts/test`: prompt rows
-    (fields of `Prompt`)."""
+    prose                      plain text for the base model
+    seeds                      tasks with one answer, for Self-Instruct
+    demonstrations             conversations of all answerers
+    demonstrations_validation  the same, of the validation split
+    prompts/...                prompt rows (fields of `Prompt`): demonstrations, feedback,
+                               validation, test
+    """
     prompts = {
         "demonstrations": draw_prompts(world, "train", NUM_DEMONSTRATIONS, seed),
         "feedback": draw_prompts(world, "train", NUM_JUDGED, seed, skip=NUM_DEMONSTRATIONS),
@@ -53,11 +57,13 @@ def world_rows(world: World, seed: int) -> dict[str, list[dict[str, object]]]:
 
 
 def tokenizer_texts(rows: dict[str, list[dict[str, object]]]) -> list[str]:
-    """What the world's tokenizer is trained on: prose, and demonstrations with the role tags of the
-    chat template."""
+    """Return the texts that the tokenizer is trained on: prose, and demonstrations with the role
+    tags of the chat template."""
     texts = [str(row["text"]) for row in rows["prose"][:2000]]
     for row in rows["demonstrations"][:2000]:
-        user, assistant = (turn["content"] for turn in row["messages"])  # type: ignore[attr-defined]
+        messages = row["messages"]
+        assert isinstance(messages, list)
+        user, assistant = (turn["content"] for turn in messages)
         texts.append(f"<|system|>\n\n<|user|>\n{user}\n<|assistant|>\n{assistant}")
     return texts
 
@@ -75,7 +81,7 @@ def _demonstrations(prompts: list[Prompt], world: World, seed: int) -> list[dict
 
 
 def write_prose(world: World, documents: int, seed: int) -> list[str]:
-    """`documents` texts of a few questions and answers about one creature, each creature equally
+    """Return texts of a few questions and answers about one creature, each creature equally
     often."""
     rng = random.Random(f"prose/{seed}")
     names = list(world.creatures)

@@ -1,44 +1,52 @@
 """A prompt and an answer become scores of 1 to 5 in the four aspects of UltraFeedback, by rules
 about a closed world.
 
-The judge looks for claims (words that are values of a trait), for an admission of not knowing, and
-at the wanted form. It is not told who answered, and no loss reads its scores: training sees only
-which of two answers it liked better.
+The judge looks for claims (words that are values of a trait), for an admission of ignorance, and at
+the requested form. It does not know who answered, and no loss reads its scores: training sees only
+which of two answers is preferred.
 
-    instruction_following   how much of what was asked is told, and in the wanted form
-    truthfulness            the share of the answer's claims that hold
-    honesty                 sure where right; admits not to know where, and only where, nobody can know
-    helpfulness             what was asked, told rightly, with the reason or manner that was wanted
-An answer that is empty, broken off, stutters or asks back gets at most 2 in every aspect."""
+    instruction_following   how much of what was asked is answered, and in the requested form
+    truthfulness            the share of the answer's claims that are true
+    honesty                 sure if it is right; admits ignorance if and only if nobody can know
+    helpfulness             the right answer, with the requested reason or manner
+
+An answer that is empty, cut off, stutters or asks a question gets at most 2 in every aspect."""
 
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import NamedTuple
 
 from zephyr.config import BadInput
 from zephyr.world.facts import World
 
+# the names of `teacher.rubric.ASPECTS`
 ASPECTS = (
     "instruction_following",
     "truthfulness",
     "honesty",
     "helpfulness",
-)  # as judge.rubric calls them
+)
+MALFORMED_MAX_SCORE = 2
 FORMS = ("one_word", "reason", "cheerful", "description", "private")
 ADMISSION = re.compile(r"\b(do not|don't|cannot|can't) (know|tell)\b", re.IGNORECASE)
 CHEER = re.compile(r"\b(hooray|wonderful|lovely|joy|fun)\b.*!", re.IGNORECASE | re.DOTALL)
 
 
 class Verdict(NamedTuple):
-    """Scores 1-5 by aspect, and their mean as the overall."""
+    """Scores of 1 to 5 by aspect, and their mean as the overall score."""
 
     scores: dict[str, int]
     overall: float
 
 
 class Reading(NamedTuple):
-    """What the judge sees in an answer: `right` are the traits told truly, `wrong` counts claims
-    that do not hold."""
+    """What the judge finds in an answer.
+
+    `right`: the traits of true claims.
+    `wrong`: the number of false claims.
+    `admits`: whether the answer admits ignorance.
+    """
 
     words: list[str]
     right: set[str]
@@ -49,31 +57,34 @@ class Reading(NamedTuple):
 
 
 def judge(prompt: Mapping[str, object], answer: str, world: World) -> Verdict:
-    """Scores an answer to a prompt row, which tells `subject`, `asked` (traits; none where nobody
-    can know) and `form`.
+    """Score an answer.
 
-    Raises: BadInput if the row lacks one of these, or names a creature, trait or form that does not
-    exist."""
+    Args:
+        prompt: a row with `subject`, `asked` (traits; empty if nobody can know) and `form`.
+    Raises:
+        BadInput: if the row lacks one of these fields, or names an unknown creature, trait or form.
+    """
     subject, form, asked = _check(prompt, world)
     reading = read_answer(subject, answer, world)
-    points = (
-        _score_answerable(reading, asked, form, world) if asked else _score_unanswerable(reading)
-    )
+    if asked:
+        points = _score_answerable(reading, asked, form, world)
+    else:
+        points = _score_unanswerable(reading)
     if not reading.well_formed:
-        points = tuple(min(p, 2) for p in points)
+        points = tuple(min(n, MALFORMED_MAX_SCORE) for n in points)
     return Verdict(dict(zip(ASPECTS, points)), sum(points) / len(points))
 
 
 def read_answer(subject: str, answer: str, world: World) -> Reading:
-    """The claims, admission and shape of an answer about `subject`; to speak of another creature is
-    a wrong claim."""
+    """Return the claims, admission and form of an answer about `subject`. The name of another
+    creature is a false claim."""
     words = re.findall(r"[a-z']+", answer.lower())
     trait_of = {value: trait for trait, values in world.values.items() for value in values}
     truth = world.creatures[subject]
     claims = {(trait_of[word], word) for word in words if word in trait_of}
     others = {word for word in words if word != subject and word in world.creatures}
     sentences = [sentence.strip() for sentence in re.split(r"[.!?\n]", answer) if sentence.strip()]
-    stutters = any(a == b for a, b in zip(words, words[1:])) or len(set(sentences)) < len(sentences)
+    stutters = any(a == b for a, b in pairwise(words)) or len(set(sentences)) < len(sentences)
     ended = answer.strip().endswith((".", "!")) or len(words) == 1
     right = {trait for trait, value in claims if truth[trait] == value}
     wrong = sum(truth[trait] != value for trait, value in claims) + len(others)
@@ -117,13 +128,14 @@ def _score_unanswerable(reading: Reading) -> tuple[int, ...]:
 
 
 def _check(prompt: Mapping[str, object], world: World) -> tuple[str, str, list[str]]:
-    if missing := [field for field in ("subject", "asked", "form") if field not in prompt]:
+    missing = [field for field in ("subject", "asked", "form") if field not in prompt]
+    if missing:
         raise BadInput(f"a judged prompt has no field {missing[0]!r}: {dict(prompt)}")
     subject, form, asked = str(prompt["subject"]), str(prompt["form"]), prompt["asked"]
     if subject not in world.creatures:
         raise BadInput(f"prompt about {subject!r}: no such creature in this world")
     if form not in FORMS:
-        raise BadInput(f"prompt form {form!r}: one of {', '.join(FORMS)} is wanted")
+        raise BadInput(f"prompt form {form!r}: expected one of {', '.join(FORMS)}")
     if not isinstance(asked, (list, tuple)) or any(trait not in world.values for trait in asked):
-        raise BadInput(f"prompt asks for {asked!r}: a list of {', '.join(world.values)} is wanted")
+        raise BadInput(f"prompt asks for {asked!r}: expected a list of {', '.join(world.values)}")
     return subject, form, list(asked)

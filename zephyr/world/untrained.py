@@ -10,11 +10,18 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerF
 
 
 def save_untrained(texts: Iterable[str], folder: Path, *, seed: int, vocabulary: int = 1024) -> int:
-    """Writes a Hugging Face folder: a tokenizer trained on `texts` (ids 0 <unk>, 1 <s>, 2 </s>, as
-    Mistral's) and random weights.
+    """Write a Hugging Face folder: a tokenizer trained on `texts` and a model of random weights.
 
-    Returns: the number of parameters. Args: texts: everything the tokenizer should be good at, role
-    tags included. vocabulary: at most this many tokens."""
+    The special tokens have Mistral's ids: 0 <unk>, 1 <s>, 2 </s>.
+
+    Args:
+        texts: what the tokenizer should encode well, role tags included.
+        folder: is made if it does not exist.
+        seed: of the weights.
+        vocabulary: largest number of tokens.
+    Returns:
+        The number of parameters.
+    """
     tokenizer = _train_tokenizer(texts, vocabulary)
     config = MistralConfig(
         vocab_size=len(tokenizer),
@@ -55,7 +62,7 @@ def _train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokeniz
         ),
     )
     bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # not typed in transformers
         tokenizer_object=bpe,
         unk_token="<unk>",
         bos_token="<s>",
