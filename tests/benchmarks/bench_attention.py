@@ -8,6 +8,7 @@ N row tokens, M keys, B sequences of at most L tokens, H query heads, K key head
 
 import argparse
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
 
 import measure
@@ -72,6 +73,15 @@ def dense(batch: PackedBatch) -> Callable[..., Tensor]:
     return run
 
 
+def forward_and_backward(
+    run: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor
+) -> Tensor:
+    """One forward and backward of a contender. Returns: its output, detached."""
+    out = run(*inputs)
+    torch.autograd.grad(out, inputs, grad)
+    return out.detach()
+
+
 def measured(
     profile: str, args: argparse.Namespace, dtype: torch.dtype, rate: float
 ) -> dict[str, object]:
@@ -109,11 +119,7 @@ def measured(
         )
         inputs = [t.requires_grad_() for t in (query, key, value)]
 
-        def both() -> Tensor:
-            out = run(*inputs)
-            torch.autograd.grad(out, inputs, grad)
-            return out.detach()
-
+        both = partial(forward_and_backward, run, inputs, grad)
         seconds = measure.seconds(both, args.repeats)
         operations = BACKWARD_TOO * 4 * heads[0] * heads[2] * attended(rows[sharing])
         first = outputs.setdefault(sharing, both())

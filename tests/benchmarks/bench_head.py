@@ -9,6 +9,7 @@ both gradients."""
 
 import argparse
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import measure
 import torch
@@ -75,7 +76,7 @@ def measured(
 
     with torch.no_grad():
         bare = {
-            f"products_{n}": measure.seconds(lambda: products(hidden_TD, weight_VD, n), repeats)
+            f"products_{n}": measure.seconds(partial(products, hidden_TD, weight_VD, n), repeats)
             for n in (3, 4)
         }
     result: dict[str, object] = {
@@ -93,8 +94,8 @@ def measured(
         "log_softmax": log_softmax,
         "cross_entropy": cross_entropy,
     }.items():
-        peak, outputs = peak_bytes(lambda: run(score), device)
-        time = measure.seconds(lambda: run(score), repeats)
+        peak, outputs = peak_bytes(partial(run, score), device)
+        time = measure.seconds(partial(run, score), repeats)
         off = [
             float((a.float() - b.float()).abs().max() / b.float().abs().max())
             for a, b in zip(outputs, first)

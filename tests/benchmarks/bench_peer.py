@@ -1,9 +1,11 @@
 """The same weights and pairs go through Zephyr, TRL and the padded method of DPO's authors, round
 about; pairs per second come out.
 
-    .venv-bench/bin/python tests/benchmarks/bench_peer.py --model A --profile ultrafeedback [--rounds 5] [--gpu]
-    ... --profile real --rows dpo_en_demo.jsonl.gz --tokenizer FOLDER      its pairs in place of random tokens
-    ... --fix 'trl={"micro": 1, "rebalance": false}'       this cell of a contender, or these where repeated, in place of all
+    python tests/benchmarks/bench_peer.py --model A --profile ultrafeedback [--rounds 5] [--gpu]
+    ... --profile real --rows FILE --tokenizer FOLDER      pairs of a file, not random tokens
+    ... --fix 'trl={"micro": 1, "rebalance": false}'     only this cell of a contender (repeatable)
+
+`make bench-peer` runs it with the Python of .venv-bench, which has TRL.
 
 Each contender is a process of its own. Its cells (settings) are swept first: a warm-up step, a
 round, and another where the first was within DROP of the best; the best cells then take turns, a
@@ -255,7 +257,8 @@ def void(rounds: dict[str, list[Answer]], tolerance: tuple[float, float]) -> lis
         loss, norm = disagreement(rounds[first], rounds[other])
         if not (loss <= tolerance[0] and norm <= tolerance[1]):
             why.append(
-                f"{other} differs from {first}: losses by {loss:.1e}, gradient norms by {norm:.1e}; at most {tolerance} counts"
+                f"{other} differs from {first}: losses by {loss:.1e}, gradient norms by "
+                f"{norm:.1e}; at most {tolerance} counts"
             )
     return why
 
@@ -319,7 +322,8 @@ def race(
         for name, worker in [*workers.items()] * count:
             rounds[name].append(answer := worker.round(steps))
             print(
-                f"{name}: {answer['pairs'] / seconds(answer):.3f} pairs/s, loss {answer['losses'][-1]:.6f}",
+                f"{name}: {answer['pairs'] / seconds(answer):.3f} pairs/s, "
+                f"loss {answer['losses'][-1]:.6f}",
                 file=sys.stderr,
                 flush=True,
             )

@@ -73,7 +73,7 @@ def seconds(
 ) -> dict[str, float | int]:
     """Time of a call: by device events on a GPU, else as CPU time of this process, all threads."""
     times = []
-    for i in range(warm_ups + repeats):
+    for _ in range(warm_ups + repeats):
         if torch.cuda.is_available():
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()

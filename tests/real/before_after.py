@@ -101,7 +101,8 @@ def main(arguments: Sequence[str]) -> None:
     )
     show(figures, counts["held_out"], config)
     print(
-        f"\n{minutes['all']:.1f} minutes. Report: {out}/dpo/report.html; figures: {out}/result.json; model: {out}/dpo/model"
+        f"\n{minutes['all']:.1f} minutes. Report: {out}/dpo/report.html; "
+        f"figures: {out}/result.json; model: {out}/dpo/model"
     )
 
 
@@ -304,7 +305,8 @@ def require_agreement(figures: dict[str, dict[str, Figure | None]], metrics: Pat
     found = figures["loss"]["after"]["mean"]
     if not abs(found - told) < 0.01:
         raise RuntimeError(
-            f"the exported model has a held-out loss of {found:.4f}, the run's last evaluation {told:.4f}"
+            f"the exported model has a held-out loss of {found:.4f}, "
+            f"the run's last evaluation {told:.4f}"
         )
 
 
@@ -317,7 +319,8 @@ def show(figures: dict[str, dict[str, Figure | None]], held_out: int, config: DP
         return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 
     print(
-        f"\nOn {held_out} held-out pairs, with 95 % intervals (beta {config.beta}, learning rate {config.optim.lr_peak}):\n"
+        f"\nOn {held_out} held-out pairs, with 95 % intervals "
+        f"(beta {config.beta}, learning rate {config.optim.lr_peak}):\n"
     )
     print(f"| {'':30} | {'before':20} | {'after':20} |\n|{'-' * 32}|{'-' * 22}|{'-' * 22}|")
     for name, of in figures.items():

@@ -32,7 +32,10 @@ def missing() -> str:
         try:
             distribution(package)
         except PackageNotFoundError:
-            return f"the package {package} is not installed: pip install --no-deps -c constraints.txt {' '.join(PACKAGES)}"
+            return (
+                f"the package {package} is not installed: "
+                f"pip install --no-deps -c constraints.txt {' '.join(PACKAGES)}"
+            )
     return ""
 
 

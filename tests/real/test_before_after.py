@@ -84,7 +84,7 @@ def test_figures_by_hand(tmp_path: Path) -> None:
     """Three pairs: one is right and learned, one is wrong and unlearned, one has not moved, which
     is half a win."""
     before = np.array([[-10.0, -20.0], [-30.0, -20.0], [-5.0, -6.0]])
-    after = before + [[2.0, -2.0], [-1.0, 1.0], [0.0, 0.0]]
+    after = before + np.array([[2.0, -2.0], [-1.0, 1.0], [0.0, 0.0]])
     tokens = np.array([[10, 10], [10, 5], [1, 2]])
     figures = before_after.table(before_after.Scores(before, after, tokens, beta=0.5))
     margins = [2.0, -1.0, 0.0]

@@ -32,7 +32,10 @@ from zephyr.packing import collate_pairs  # noqa: E402
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 ANSWER = "The capital of France is Paris."
 TRAINED, HELD_OUT, PER_STEP = 6, 4, 2
-SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+SYSTEM = (
+    "<|im_start|>system\n"
+    "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +55,13 @@ def rows(real_data: Path) -> list[dict[str, object]]:
     return found
 
 
-@pytest.fixture(scope="module")
-def run(
-    model: Path, rows: list[dict[str, object]], tmp_path_factory: pytest.TempPathFactory
+def before_after(
+    folder: Path, model: Path, rows: list[dict[str, object]], *overrides: str
 ) -> tuple[Path, str]:
-    """The folder that the run left, and what it printed: two ranks of ZeRO-3 in bfloat16,
-    preflight, three steps."""
-    folder = tmp_path_factory.mktemp("smollm2")
+    """Run `make real` at a small size: two ranks of ZeRO-3 in bfloat16, three steps.
+
+    Returns: the folder of its results, and what it printed.
+    """
     file = folder / "pairs.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     command = [
@@ -69,8 +72,6 @@ def run(
         str(model),
         "--out",
         str(folder / "real"),
-    ]
-    sizes = [
         "--pairs",
         str(TRAINED),
         "--held-out",
@@ -79,13 +80,26 @@ def run(
         "data.max_tokens=192",
         "data.max_prompt_tokens=96",
         "optim.lr_peak=1.0e-6",
+        *overrides,
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ZEPHYR_CACHE": str(folder / "cache")}
     done = subprocess.run(
-        [*command, *sizes], cwd=ROOT, capture_output=True, text=True, env=environment, timeout=600
+        command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=600
     )
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
     return folder / "real", done.stdout
+
+
+@pytest.fixture(scope="module")
+def run(
+    model: Path, rows: list[dict[str, object]], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """The results of a run without its preflight, which takes half of the time here.
+
+    test_stories.py has a preflight on a smaller real model, and `test_preflight_passes` on this one
+    in the long run.
+    """
+    return before_after(tmp_path_factory.mktemp("smollm2"), model, rows, "run.preflight=off")
 
 
 def read(file: Path) -> list[dict[str, object]]:
@@ -104,14 +118,13 @@ def test_the_conversion_is_the_real_model(model: Path) -> None:
     ids = AutoModelForCausalLM.from_pretrained(model).generate(
         **prompt, max_new_tokens=12, do_sample=False
     )[0]
-    assert (
-        tokenizer.decode(ids)
-        == f"{SYSTEM}<|im_start|>user\n{QUESTION[0]['content']}<|im_end|>\n<|im_start|>assistant\n{ANSWER}<|im_end|>"
-    )
+    user = f"<|im_start|>user\n{QUESTION[0]['content']}<|im_end|>\n"
+    assert tokenizer.decode(ids) == f"{SYSTEM}{user}<|im_start|>assistant\n{ANSWER}<|im_end|>"
 
 
 def test_the_tokenizer_parts_digits_as_the_model_was_trained(model: Path) -> None:
-    """The GGUF names its rule, which transformers does not read: then a list's "\\n\\n1." has two tokens for the line breaks."""
+    """The GGUF names its rule, which transformers does not read. Fails where the line breaks of a
+    list's "\\n\\n1." are two tokens."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     assert tokenizer.tokenize("task:\n\n1. In 2023") == [
         "task",
@@ -178,7 +191,6 @@ def test_dpo_starts_at_ln_2_in_the_models_own_format(run: tuple[Path, str], mode
         abs(first["loss"] - math.log(2)) < 1e-6
         and first["rewards/chosen"] == first["rewards/rejected"] == 0
     )
-    assert json.loads((folder / "dpo/preflight.json").read_text())["ids"]["examples"] == TRAINED
     tokenizer = load_tokenizer(model, "model")
     pairs, _ = load_pairs(
         [str(folder / "train.jsonl")], tokenizer, max_tokens=192, max_prompt_tokens=96
@@ -189,6 +201,15 @@ def test_dpo_starts_at_ln_2_in_the_models_own_format(run: tuple[Path, str], mode
         and text.endswith("<|im_end|>")
         and text.count("<|im_start|>") == 3
     )
+
+
+@pytest.mark.long
+def test_preflight_passes(model: Path, rows: list[dict[str, object]], tmp_path: Path) -> None:
+    """Labels, memory, the packed row and the gradients of both ranks are checked before the first
+    step. Fails where a check that holds for tiny models refuses a real one."""
+    folder, _ = before_after(tmp_path, model, rows)
+    report = json.loads((folder / "dpo/preflight.json").read_text())
+    assert report["ids"]["examples"] == TRAINED
 
 
 def test_the_export_gives_the_same_answer_in_a_pipeline(run: tuple[Path, str], model: Path) -> None:
@@ -209,7 +230,8 @@ ASK = """
 import sys, torch, transformers
 pipe = transformers.pipeline("text-generation", model=sys.argv[1], torch_dtype=torch.float32)
 turns = [{"role": "user", "content": sys.argv[2]}]
-print(transformers.__version__, pipe(turns, max_new_tokens=20, do_sample=False)[0]["generated_text"][-1]["content"], sep="\\n")
+answer = pipe(turns, max_new_tokens=20, do_sample=False)[0]["generated_text"][-1]
+print(transformers.__version__, answer["content"], sep="\\n")
 """
 
 

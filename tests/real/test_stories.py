@@ -28,9 +28,9 @@ from zephyr.data.tokenizer import load_tokenizer  # noqa: E402
 HERE = Path(__file__).parent
 PAIRS_EACH = 24
 STORY = (
-    "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a "
-    "big, red ball. She wanted to play with it, but it was too high.\nLily's mom said, \"Lily, let's go to the park.\" "
-    "Lily was sad and didn't know what to do"
+    "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
+    "One day, she saw a big, red ball. She wanted to play with it, but it was too high.\n"
+    "Lily's mom said, \"Lily, let's go to the park.\" Lily was sad and didn't know what to do"
 )
 Records = list[dict[str, float]]
 
@@ -137,7 +137,8 @@ def test_dsft_on_alpaca(sft_records: Records) -> None:
 
 @pytest.fixture(scope="module")
 def dpo_records(train: Callable[..., Records], sft_records: Records) -> Records:
-    return train("train_dpo.py", "dpo.yaml", run_dir="dpo")
+    """Records of a run that its preflight, on real weights and pairs, lets pass."""
+    return train("train_dpo.py", "dpo.yaml", "run.preflight=true", run_dir="dpo")
 
 
 def test_ddpo_starts_at_ln_2_and_learns(dpo_records: Records) -> None:
