@@ -595,9 +595,9 @@ MODELS = {
     ),
     "an encoder": Case(other_model(model_type="bert", **SMALL), ("/model", "bert", "output layer")),
     "an encoder and decoder": Case(
-        other_model(model_type="t5", vocab_size=384, d_model=64), ("/model", "t5", "no decoder")
+        other_model(model_type="t5", vocab_size=384, d_model=64), ("/model", "t5", "not a decoder")
     ),
-    "a model of images": Case(other_model(model_type="vit"), ("/model", "vit", "no decoder")),
+    "a model of images": Case(other_model(model_type="vit"), ("/model", "vit", "not a decoder")),
     "a decoder with its own attention": Case(
         other_model(
             model_type="gptj",

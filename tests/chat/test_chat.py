@@ -344,7 +344,7 @@ def test_template_by_name_file_and_error(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     with pytest.raises(ValueError, match="no template of its own"):
         prepare_tokenizer(tokenizer, "model")
-    with pytest.raises(ValueError, match="wanted auto, zephyr, model or a readable jinja file"):
+    with pytest.raises(ValueError, match="expected auto, zephyr, model or a readable jinja file"):
         prepare_tokenizer(tokenizer, str(tmp_path / "none.jinja"))
     (tmp_path / "t.jinja").write_text(ZEPHYR_TEMPLATE)
     assert prepare_tokenizer(tokenizer, str(tmp_path / "t.jinja")).chat_template == ZEPHYR_TEMPLATE

@@ -119,8 +119,8 @@ def test_a_start_that_fails_early_leaves_its_status(tmp_path: Path) -> None:
     hides it; in a run's folder nothing changes. Fails where a wrong key in a command line takes a
     finished run for failed."""
     folder = RunFolder(tmp_path / "new")
-    folder.write_status(2, "beta: a number > 0 is wanted")
-    assert status(tmp_path / "new") == {"code": 2, "message": "beta: a number > 0 is wanted"}
+    folder.write_status(2, "beta: expected a number > 0, got -1")
+    assert status(tmp_path / "new") == {"code": 2, "message": "beta: expected a number > 0, got -1"}
     folder.close()
     opened(tmp_path / "new").close()
     leave(tmp_path / "run", "checkpoints/step-1")

@@ -736,7 +736,7 @@ def test_non_finite_stops_before_the_update(tiny: Path, launch: Launch, tmp_path
 
 BAD_INPUT = {
     "optim.lr_peak=fast": "a finite number",
-    "beta=-1": "beta: a number > 0",
+    "beta=-1": "beta: expected a number > 0",
     "optim.lr=1": "nearest valid key is optim.lr_peak",
     "model=/no/such/folder": "no such folder",
     "hardware.tokens_per_micro_batch=20": "the longest example",

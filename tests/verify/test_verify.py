@@ -404,7 +404,7 @@ def test_the_stage_of_a_config(finished: Path, tmp_path: Path) -> None:
         read_config(tmp_path / "either.yaml", None)
     assert read_config(tmp_path / "either.yaml", "sft")[0] == "sft"
     (tmp_path / "neither.yaml").write_text("model: x\ndata: {train: [y]}\nbeta: -1\n")
-    with pytest.raises(ConfigError, match="beta: a number > 0"):
+    with pytest.raises(ConfigError, match="beta: expected a number > 0"):
         read_config(tmp_path / "neither.yaml", None)
 
 
