@@ -98,6 +98,7 @@ def teacher() -> Iterator[ThreadingHTTPServer]:
     thread.join(10)
 
 
+@pytest.mark.long
 def test_self_instruct_is_killed_and_asks_nothing_twice(
     teacher: ThreadingHTTPServer, tmp_path: Path
 ) -> None:

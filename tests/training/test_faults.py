@@ -48,7 +48,7 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on(
         and {v["step"] for v in ledger(run)} == set(range(saved))
     )
     if number == "SIGUSR1":
-        launch("train_dpo.py", *arguments, ranks=2, torchrun=True)
+        launch("train_dpo.py", *arguments, ranks=2)
         require_same_end(run, undisturbed)
 
 
