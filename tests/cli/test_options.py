@@ -21,16 +21,13 @@ NAMES = [
     *(f"eval {function.__name__.replace('_', '-')}" for function in EVAL_COMMANDS),
 ]
 HELP_OF_ALL = """
-import contextlib, io, sys, time
+import contextlib, io, sys
 from zephyr.cli import main
-longest, before = 0.0, 0.0
 for name in sys.argv[1].split(","):
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
         main([*name.split(), "--help"])
-    longest, before = max(longest, time.process_time() - before), time.process_time()
 heavy = {"torch", "transformers", "datasets", "deepspeed"} & set(sys.modules)
 assert not heavy, heavy
-assert longest < 2, f"{longest} CPU seconds"
 """
 
 
@@ -44,9 +41,8 @@ def zephyr_process(*arguments: str, **variables: str) -> subprocess.CompletedPro
     )
 
 
-def test_help_is_fast() -> None:
-    """`--help` of every command takes under 2 CPU seconds. Fails where a command imports torch, or
-    another large library, before it runs."""
+def test_help_imports_no_large_library() -> None:
+    """Fails where `--help` of a command imports torch, or another library that takes seconds."""
     names = ",".join(["", *NAMES])
     done = subprocess.run(
         [sys.executable, "-c", HELP_OF_ALL, names], cwd=ROOT, capture_output=True, text=True
@@ -79,7 +75,9 @@ def test_the_shell_completes_commands_options_and_choices() -> None:
     assert completed("zephyr eval ac") == ["academic"]
     assert completed("zephyr prepare --near") == ["--near-duplicates"]
     assert completed("zephyr plan --device h") == ["h100", "h200"]
-    assert "complete_bash" in zephyr_process("--show-completion", "bash").stdout
+    # without this variable, typer takes the shell from the parent process, which may be none
+    named = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    assert "complete_bash" in zephyr_process("--show-completion", "bash", **named).stdout
 
 
 @pytest.mark.parametrize(

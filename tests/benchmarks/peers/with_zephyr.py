@@ -6,7 +6,7 @@ engine's place, to see what ZeRO-3 costs on one rank. profile: a file that the h
 the second step are written to."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from zephyr.model.load import DTYPES, digest, load_policy
 from zephyr.packing import PackedBatch, plan_epochs
 from zephyr.training import loop
 from zephyr.training.engine import Engine
+from zephyr.training.loop import Split
 
 
 class Plain:
@@ -70,9 +71,11 @@ def tell(rounds: Rounds, profile: str | None) -> None:
     """Have the loop tell of each step where it looks at what came out of it."""
     look, profiler, steps = loop.require_finite, torch.profiler.profile(), 0
 
-    def require_finite(of_step: dict[str, float], *more: object) -> None:
+    def require_finite(
+        engine: Engine, split: Split, step: int, sums: Mapping[str, float], *more: object
+    ) -> None:
         nonlocal steps
-        look(of_step, *more)
+        look(engine, split, step, sums, *more)
         steps += 1
         if profile and steps == 1:
             profiler.start()
@@ -82,7 +85,7 @@ def tell(rounds: Rounds, profile: str | None) -> None:
                 sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=60
             )
             Path(profile).write_text("\n".join(line.rstrip() for line in table.splitlines()) + "\n")
-        rounds.done(of_step["loss"] / of_step["units"], of_step["grad_norm"])
+        rounds.done(sums["loss"] / sums["units"], sums["grad_norm"])
 
     loop.require_finite = require_finite
 
