@@ -272,7 +272,7 @@ def save_checkpoint(
 
 
 def learning_rates(optim: Optim | SFTOptim, num_steps: int) -> list[float]:
-    """`learning_rate` of every step, known before the first: the alarms compare them."""
+    """The rates of all steps: each step uses its own, and the alarms use their sum."""
     return [
         learning_rate(
             step,
