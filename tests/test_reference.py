@@ -17,7 +17,7 @@ from safetensors.numpy import save
 from zephyr import reference
 from zephyr.chat import EncodedPair
 from zephyr.config import BadInput, Hardware
-from zephyr.training.loop import require_zero_rewards
+from zephyr.training.initial_rewards import require_zero_rewards
 from zephyr.training.metrics import Ledger
 from zephyr.training.tolerance import response_tolerance_nats
 
@@ -184,14 +184,10 @@ def started(
         indices,
         {"rewards/chosen": chosen_P, "rewards/rejected": rejected_P, "loss": loss_P},
     )
-    plan = SimpleNamespace(steps=[SimpleNamespace(examples=lambda: list(indices))])
-    split = SimpleNamespace(
-        ids=list("abcdefgh"), ledger=counts, initial_loss=initial_loss, plan=plan
-    )
     config = SimpleNamespace(
         beta=0.1, hardware=Hardware(dtype="float32"), reference=SimpleNamespace(dir="store")
     )
-    require_zero_rewards(engine(), split, ledger, config)
+    require_zero_rewards(engine(), ledger, config, indices, initial_loss)
 
 
 LN2 = math.log(2)

@@ -19,7 +19,7 @@ names detect accidents: a flipped bit, a truncated file, a store of other weight
 signatures: whoever can write there can rename a file to its new digest. Two more checks make
 tampering harder, and neither is a proof. Every read computes a few pairs again, drawn at random
 over all lengths; and every pair of a run's first step must have rewards of 0
-(`training.loop.require_zero_rewards`). One changed value of a pair in a later step can pass both.
+(`training.initial_rewards`). One changed value of a pair in a later step can pass both.
 So give write access only to those who may also write to the model's folder.
 
 Shape letters:

@@ -49,8 +49,8 @@ MUTANTS: list[Mutant] = [
             "appended += [*range(prompt_end - len(prompt) + 1, prompt_end + 1), *place]",
         ),
         (
-            "segments[first:] = responses[first:]",
-            "segments[first:] = segments[first:]",
+            "segments[num_pairs:] = responses[num_pairs:]",
+            "segments[num_pairs:] = segments[num_pairs:]",
         ),
         (
             (
@@ -63,7 +63,7 @@ MUTANTS: list[Mutant] = [
             ),
         ),
         (
-            "num_unique_scored=sum(len(response) for response in responses[:first]),",
+            "num_unique_scored=sum(len(response) for response in responses[:num_pairs]),",
             "num_unique_scored=sum(len(response) for response in responses),",
         ),
         (
@@ -121,8 +121,8 @@ MUTANTS: list[Mutant] = [
             "return max(self.query_lengths)",
         ),
         (
-            ("torch.tensor([len(of_response) for of_response in scored], dtype=torch.int64),"),
-            ("torch.tensor([len(of_response) - 1 for of_response in scored], dtype=torch.int64),"),
+            "response_tokens = [len(of_response) for of_response in scored]",
+            "response_tokens = [len(of_response) - 1 for of_response in scored]",
         ),
         (
             "tuple(indices),",

@@ -184,24 +184,24 @@ MUTANTS: list[Mutant] = [
             '"update_ratio": sums["update"] / sums["weight"],',
         ),
         (
-            "epoch = float(config.optim.epochs) if last else steps[done].epoch",
+            "epoch = float(config.optim.epochs) if last else steps[updates].epoch",
             "epoch = steps[step].epoch",
         ),
         (
-            "if (evaluation or sample) and (done % run.eval_every == 0 or last):",
+            "if (evaluation or sample) and (updates % run.eval_every == 0 or last):",
             "if (evaluation or sample) and (step % run.eval_every == 0 or last):",
         ),
         (
-            "if (evaluation or sample) and (done % run.eval_every == 0 or last):",
-            "if (evaluation or sample) and done % run.eval_every == 0:",
+            "if (evaluation or sample) and (updates % run.eval_every == 0 or last):",
+            "if (evaluation or sample) and updates % run.eval_every == 0:",
         ),
         (
-            "saves = done % run.save_every == 0 or last or stop",
-            "saves = done % run.save_every == 0 or last",
+            "saves = updates % run.save_every == 0 or last or stop",
+            "saves = updates % run.save_every == 0 or last",
         ),
         (
-            "saves = done % run.save_every == 0 or last or stop",
-            "saves = done % run.save_every == 0 or stop",
+            "saves = updates % run.save_every == 0 or last or stop",
+            "saves = updates % run.save_every == 0 or stop",
         ),
         ("if stop and not last:", "if stop and last:"),
         ("if sample and first_step == 0:", "if sample:"),
@@ -215,7 +215,7 @@ MUTANTS: list[Mutant] = [
         (("        if not ids:\n            ids = "), "        ids = "),
         ("self.sums[name] = self.sums.get(name, 0) + value", "self.sums[name] = value"),
         (
-            ("        if ledger:\n            ledger.commit(done, rows)"),
+            ("        if ledger:\n            ledger.commit(updates, rows)"),
             ("        if ledger:\n            pass"),
         ),
         (

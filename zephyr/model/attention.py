@@ -86,8 +86,7 @@ def torch_varlen(
     aligned at the bottom right.
 
     Raises:
-        ValueError: torch 2.10, which has neither, would need a window, or a scale other than
-            1 / sqrt(E).
+        ValueError: under torch 2.10 a window, or a scale other than 1 / sqrt(E), is asked for.
     """
     from torch.nn.attention.varlen import varlen_attn
 
@@ -245,7 +244,10 @@ def attend(
 
 
 def append_shared_keys(key_NKE: Tensor, layout: Layout) -> Tensor:
-    """Append to a row's keys (or values) those of the rejected responses: [N, K, E] -> [M, K, E].
+    """The keys (or values) that a row's queries see: [N, K, E] -> [M, K, E].
+
+    The keys of `prompt chosen` of every pair, then, for each rejected response, its prompt's keys
+    and its own. A row without shared prompts: as they are.
 
     `layout.appended_A` names no position twice. So the gradient of a shared prompt's key is the sum
     of two terms, and a sum of two is the same in either order: deterministic on any device, without

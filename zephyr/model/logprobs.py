@@ -2,7 +2,9 @@
 
 The output layer of a decoder maps T hidden states to [T, V] logits: at 8,192 tokens and a
 vocabulary of 128,000, 3.9 GiB in float32. `LogProbHead` computes them a chunk of rows at a time and
-keeps one number a token, so [T, V] never exists, forward or backward.
+keeps three numbers a token: the log-prob, and the maximum and the sum that its softmax needs. Large
+[T, V] are never whole in memory, forward or backward; small ones (at most KEPT_ELEMENTS = 2**26
+elements) are kept, as exponentials, for the backward.
 
 Shape letters:
     N  tokens of the packed row
@@ -24,7 +26,8 @@ from zephyr.packing import PackedBatch
 
 # Logits of a chunk, by device: 128 MiB in float32 keep a GPU busy, 32 MiB suit a CPU's cache.
 CHUNK_ELEMENTS = {"cuda": 2**25, "cpu": 2**23}
-# Most exponentials of a micro-batch that are kept for the backward; more are computed again.
+# The exponentials [T, V] of a micro-batch are kept for the backward where they are at most so many.
+# Where they are more, all of them are computed again.
 KEPT_ELEMENTS = 2**26
 # Rows of the weight's gradient at a time, on a GPU.
 BLOCK_ROWS = 8192
@@ -80,7 +83,7 @@ class ChunkedLogProb(torch.autograd.Function):
     """log softmax(factor * hidden W^T)[target] in float32, a chunk of rows at a time.
 
     Backward: d logp / d logits = onehot(target) - softmax(logits), the logits with their factor.
-    Exponentials are kept from the forward where they are few (KEPT_ELEMENTS), else computed again.
+    The backward keeps all exponentials of the forward or, above KEPT_ELEMENTS, computes all again.
     The weight's gradient is summed over chunks in float32.
     """
 
@@ -202,7 +205,9 @@ def response_logprobs(
     """log p(response | prompt) of both sides of each pair, summed over response tokens, in nats.
 
     Args:
-        model: what `load_policy` returns, or the DeepSpeed engine around it.
+        model: what `load_policy` returns, or the DeepSpeed engine around it. `model(batch)` returns
+            the log-probs [T] of the batch's targets, not logits: `Policy.forward` in
+            `zephyr.model.policy` holds the one call of the head with targets.
         batch: from `collate_pairs`.
 
     Returns:

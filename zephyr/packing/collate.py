@@ -4,23 +4,28 @@ A row has no padding and no batch dimension: segments follow each other, and eac
 itself. A preference pair shares its prompt: the prompt is computed once, for both responses. The
 row is `prompt chosen` of every pair, then `rejected` of every pair:
 
-    row      P1 C1  P2 C2 | R1  R2            queries, S = 4 segments: P1C1  P2C2  R1  R2
-    keys     P1 C1  P2 C2 | P1 R1  P2 R2      the same segments; R1 sees the keys P1 R1
+    queries  prompt1 chosen1  prompt2 chosen2 | rejected1          rejected2
+    keys     prompt1 chosen1  prompt2 chosen2 | prompt1 rejected1  prompt2 rejected2
+
+These are S = 4 segments. The queries are the row itself. The keys left of the bar are the row's
+own; those right of it are appended, so that `rejected1` sees the keys of `prompt1 rejected1`.
 
 One variable-length attention call computes the whole row: where a segment has more keys than
 queries, the causal mask is aligned at the bottom right (`zephyr.model.attention`). The positions of
-R start at len(P). The last token of a prompt predicts the first token of both responses.
+a rejected response start at the length of its prompt. The last token of a prompt predicts the first
+token of both responses.
 
 Shape letters:
     N  tokens of the row
     S  segments of the row; one segment is one causal attention
-    A  keys appended to the row's own, for the rejected responses of shared prompts
+    A  keys appended for the rejected responses of shared prompts; 0 where no prompt is shared
+    M  keys of the row: its own keys, then the A appended ones; M = N where no prompt is shared
     T  scored tokens: those with a log-probability in the loss
     R  responses (two a pair, all chosen before all rejected) or texts: T is the sum over R
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 
 import torch
@@ -40,8 +45,9 @@ class Layout:
     key_lengths: tuple[int, ...]  # S lengths, each >= its query length
     cu_query: Tensor  # int32 [S + 1], cumulative query lengths, from 0 to N
     cu_key: Tensor  # int32 [S + 1]; the same tensor as cu_query where no prompt is shared
-    num_own_keys: int  # so many tokens, from the start of the row, are their own keys
-    appended_A: Tensor | None  # int64, row positions of the keys after those; none occurs twice
+    num_own_keys: int  # n: the first n keys are those of the row's first n tokens
+    # int64, row positions of the keys after those; no position occurs twice. None: A is 0.
+    appended_A: Tensor | None
 
     @property
     def max_query(self) -> int:
@@ -57,13 +63,11 @@ class Layout:
         """The same layout with its tensors on a device."""
         cu_query = copy_tensor(self.cu_query, device)
         one_tensor = self.cu_key is self.cu_query
-        return Layout(
-            self.query_lengths,
-            self.key_lengths,
-            cu_query,
-            cu_query if one_tensor else copy_tensor(self.cu_key, device),
-            self.num_own_keys,
-            None if self.appended_A is None else copy_tensor(self.appended_A, device),
+        return replace(
+            self,
+            cu_query=cu_query,
+            cu_key=cu_query if one_tensor else copy_tensor(self.cu_key, device),
+            appended_A=None if self.appended_A is None else copy_tensor(self.appended_A, device),
         )
 
 
@@ -79,35 +83,29 @@ class PackedBatch:
     tokens_N: Tensor  # int64, token ids
     positions_N: Tensor  # int64, position of each token in its own sequence
     layout: Layout
-    scored_T: Tensor  # int64, positions in the row
+    scored_T: Tensor  # int64, row positions that predict the scored tokens, not those of the tokens
     targets_T: Tensor  # int64, token ids
     response_tokens_R: Tensor  # int64, scored tokens of each response; they sum to T
-    num_unique_scored: (
-        int  # no position occurs twice among the first so many of scored_T, nor after
-    )
+    # n: scored_T[:n] has no repeats, and neither has scored_T[n:]
+    num_unique_scored: int
     indices: tuple[int, ...]  # of the examples, as the plan numbers them
     units: int  # pairs, or target tokens: the loss is divided by their sum over all ranks
 
     def to(self, device: torch.device | str) -> "PackedBatch":
-        """The same batch on a device.
-
-        Copies to a GPU go through pinned memory, so the host does not wait for them.
-        """
-        return PackedBatch(
-            copy_tensor(self.tokens_N, device),
-            copy_tensor(self.positions_N, device),
-            self.layout.to(device),
-            copy_tensor(self.scored_T, device),
-            copy_tensor(self.targets_T, device),
-            copy_tensor(self.response_tokens_R, device),
-            self.num_unique_scored,
-            self.indices,
-            self.units,
+        """The same batch with its tensors on a device."""
+        return replace(
+            self,
+            tokens_N=copy_tensor(self.tokens_N, device),
+            positions_N=copy_tensor(self.positions_N, device),
+            layout=self.layout.to(device),
+            scored_T=copy_tensor(self.scored_T, device),
+            targets_T=copy_tensor(self.targets_T, device),
+            response_tokens_R=copy_tensor(self.response_tokens_R, device),
         )
 
 
 def copy_tensor(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """The tensor on a device; to a GPU from pinned memory, without waiting."""
+    """The tensor on a device; to a GPU through pinned memory, so the host does not wait."""
     if torch.device(device).type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
@@ -120,8 +118,8 @@ def collate_pairs(
 
     Args:
         examples: all encoded pairs of the data set.
-        indices: the pairs of this micro-batch. None: the row is one token and scores nothing, for a
-            rank that has no pairs in a micro-batch but must join the collectives.
+        indices: the pairs of this micro-batch. Empty: the row is one token and scores nothing, for
+            a rank that has no pairs in a micro-batch but must join the collectives.
         prefix_sharing: compute each prompt once, as drawn at the top of this module. False: the row
             is `prompt chosen` of every pair, then `prompt rejected` of every pair.
 
@@ -134,15 +132,15 @@ def collate_pairs(
             raise ValueError(
                 f"example {i}: prompt, chosen and rejected need at least one token each"
             )
-    # All lists below have two entries a pair: those of the chosen responses, then, from `first`
+    # All lists below have two entries a pair: those of the chosen responses, then, from `num_pairs`
     # on, those of the rejected ones.
-    first = len(pairs)
+    num_pairs = len(pairs)
     prompts = [pair.prompt_ids for pair in pairs] * 2
     responses = [pair.chosen_ids for pair in pairs] + [pair.rejected_ids for pair in pairs]
     segments = [prompt + response for prompt, response in zip(prompts, responses)]
     key_lengths = [len(segment) for segment in segments]
     if prefix_sharing:
-        segments[first:] = responses[first:]
+        segments[num_pairs:] = responses[num_pairs:]
     # The positions of each response in the row, and the end of its prompt, whose last token
     # predicts the first of the response.
     ends = accumulate(len(segment) for segment in segments)
@@ -150,8 +148,9 @@ def collate_pairs(
     prompt_ends = [place.start for place in places]
     appended: list[int] = []
     if prefix_sharing:
-        prompt_ends[first:] = prompt_ends[:first]
-        for prompt, prompt_end, place in zip(prompts[first:], prompt_ends, places[first:]):
+        prompt_ends[num_pairs:] = prompt_ends[:num_pairs]
+        rejected = zip(prompts[num_pairs:], prompt_ends, places[num_pairs:])
+        for prompt, prompt_end, place in rejected:
             appended += [*range(prompt_end - len(prompt), prompt_end), *place]
     scored = [[prompt_end - 1, *place[:-1]] for prompt_end, place in zip(prompt_ends, places)]
     return pack(
@@ -160,7 +159,7 @@ def collate_pairs(
         appended,
         scored,
         responses,
-        num_unique_scored=sum(len(response) for response in responses[:first]),
+        num_unique_scored=sum(len(response) for response in responses[:num_pairs]),
         indices=indices,
         units=len(pairs),
     )
@@ -171,7 +170,7 @@ def collate_texts(examples: Sequence[EncodedText], indices: Sequence[int]) -> Pa
 
     Args:
         examples: all encoded texts of the data set.
-        indices: the texts of this micro-batch; none: as in `collate_pairs`.
+        indices: the texts of this micro-batch; empty: as in `collate_pairs`.
 
     Raises:
         ValueError: a text is empty, or its first token is a target; names the example.
@@ -218,7 +217,7 @@ def pack(
     the prompt that it shares.
 
     Args:
-        segments: token ids of the S segments. None: the row is one token and scores nothing.
+        segments: token ids of the S segments. Empty: the row is one token and scores nothing.
         key_lengths: keys of each segment.
         appended: row positions of the keys after the row's own, as `Layout.appended_A`.
         scored: row positions that predict the targets of each response.
@@ -228,24 +227,25 @@ def pack(
     query_lengths = [len(segment) for segment in segments]
     cu_query = cumulative(query_lengths)
     layout = Layout(
-        tuple(query_lengths),
-        tuple(key_lengths),
-        cu_query,
-        cumulative(key_lengths) if appended else cu_query,
-        sum(key_lengths) - len(appended),
-        torch.tensor(appended) if appended else None,
+        query_lengths=tuple(query_lengths),
+        key_lengths=tuple(key_lengths),
+        cu_query=cu_query,
+        cu_key=cumulative(key_lengths) if appended else cu_query,
+        num_own_keys=sum(key_lengths) - len(appended),
+        appended_A=torch.tensor(appended) if appended else None,
     )
     positions = [range(keys - queries, keys) for queries, keys in zip(query_lengths, key_lengths)]
+    response_tokens = [len(of_response) for of_response in scored]
     return PackedBatch(
-        flat(segments),
-        flat(positions),
-        layout,
-        flat(scored),
-        flat(targets),
-        torch.tensor([len(of_response) for of_response in scored], dtype=torch.int64),
-        num_unique_scored,
-        tuple(indices),
-        units,
+        tokens_N=flat(segments),
+        positions_N=flat(positions),
+        layout=layout,
+        scored_T=flat(scored),
+        targets_T=flat(targets),
+        response_tokens_R=torch.tensor(response_tokens, dtype=torch.int64),
+        num_unique_scored=num_unique_scored,
+        indices=tuple(indices),
+        units=units,
     )
 
 

@@ -10,11 +10,12 @@ Lengths and budgets are in tokens; a cost is in any unit of work.
 import heapq
 import random
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 MicroBatch = list[int]  # example indices
-MAX_IMBALANCE = 1.01  # of the most loaded rank over the mean rank, above which ranks are rebalanced
+# Ranks are rebalanced while the most loaded rank's cost is above so many times the mean rank's.
+MAX_IMBALANCE = 1.01
 
 
 class Step(NamedTuple):
@@ -45,7 +46,9 @@ def best_fit(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Pack items into bins of at most `budget` tokens by best-fit decreasing.
 
     Each item, longest first, goes into the fullest bin that has space for it (Ding et al. 2024,
-    arXiv:2404.10830). O(n log n). The result depends on the arguments only, so all ranks agree.
+    arXiv:2404.10830). The result depends on the arguments only, so all ranks agree. The time is
+    O(n log n), plus at most d moved list entries an item for the sorted list of the d <= min(n,
+    budget) distinct numbers of free tokens.
 
     Args:
         lengths: tokens of each item.
@@ -67,19 +70,19 @@ def best_fit(lengths: Sequence[int], budget: int) -> list[list[int]]:
             raise ValueError(
                 f"example {i} has {length} tokens, expected 1 to {budget} (the budget)"
             )
-        fitting = bisect_left(spaces, length)  # of the smallest space that suffices
+        fitting = bisect_left(spaces, length)  # index of the smallest space that suffices
         if fitting < len(spaces):
             space = spaces[fitting]
-            fullest = bins_by_space[space].pop()
+            chosen_bin = bins_by_space[space].pop()
             if not bins_by_space[space]:
                 del bins_by_space[space], spaces[fitting]
         else:
-            space, fullest = budget, []
-            bins.append(fullest)
-        fullest.append(i)
+            space, chosen_bin = budget, []
+            bins.append(chosen_bin)
+        chosen_bin.append(i)
         if space - length not in bins_by_space:
             insort(spaces, space - length)
-        bins_by_space.setdefault(space - length, []).append(fullest)
+        bins_by_space.setdefault(space - length, []).append(chosen_bin)
     return bins
 
 
@@ -99,8 +102,8 @@ def plan_epochs(
 
     A step takes `per_step` units. A unit is one example (DPO: one pair) or, with `window_tokens`,
     the examples that best fit packs into one window (SFT). Windows decide only which examples make
-    a step: micro-batches are packed from examples again, which never see each other. The last step
-    of an epoch holds what is left; the training loop divides by its own count.
+    a step. Micro-batches are packed anew from single examples; attention never crosses examples.
+    The last step of an epoch holds what is left; the training loop divides by its own count.
 
     Args:
         lengths: packed tokens of each example.
@@ -108,7 +111,7 @@ def plan_epochs(
         epochs: passes over the examples.
         ranks: processes that train.
         budget_tokens: most tokens of a micro-batch.
-        seed: of the order of units, together with the epoch.
+        seed: with the epoch's number, it seeds the order of the units.
         shuffle: draw the order of units. False: units are ordered by their first example.
         window_tokens: most tokens of a window; None: a unit is one example.
         costs: work of each example; default: its tokens.
@@ -193,9 +196,9 @@ def balance_ranks(
         heapq.heappush(least_loaded, (cost + costs[i], count + 1, rank))
     rebalance(of_rank, costs)
     packed: list[list[MicroBatch]] = []
-    for mine in of_rank:
-        bins = best_fit([lengths[i] for i in mine], budget_tokens)
-        packed.append([sorted(mine[j] for j in micro_batch) for micro_batch in bins])
+    for assigned in of_rank:
+        bins = best_fit([lengths[i] for i in assigned], budget_tokens)
+        packed.append([sorted(assigned[j] for j in micro_batch) for micro_batch in bins])
     most = max(len(micro_batches) for micro_batches in packed)
     for micro_batches in packed:
         micro_batches += [[] for _ in range(most - len(micro_batches))]
@@ -206,20 +209,13 @@ def rebalance(of_rank: list[list[int]], costs: Sequence[float]) -> None:
     """Reduce the cost of the most loaded rank until it is within MAX_IMBALANCE of the mean.
 
     Each round gives one of its examples to another rank, or exchanges it for one of theirs: the
-    change after which the more loaded of the two ranks has the lowest cost. Ends when no change
-    helps. Modifies `of_rank`.
+    change that leaves the larger of the two loads smallest. Ends when no change helps. Modifies
+    `of_rank`.
     """
-    loads = [sum(costs[i] for i in mine) for mine in of_rank]
+    loads = [sum(costs[i] for i in assigned) for assigned in of_rank]
     while (most := max(loads)) > MAX_IMBALANCE * sum(loads) / len(loads):
         loaded = loads.index(most)
-        after, given, taken, rank = min(
-            (max(most - costs[given] + cost, loads[rank] + costs[given] - cost), given, taken, rank)
-            for rank in range(len(loads))
-            if rank != loaded
-            for given in of_rank[loaded]
-            # -1 stands for no example in exchange.
-            for taken, cost in [(-1, 0), *((i, costs[i]) for i in of_rank[rank])]
-        )
+        after, given, taken, rank = min(possible_changes(of_rank, costs, loads, loaded))
         if after >= most * (1 - 1e-12):  # not by rounding alone: two exchanges would alternate
             return
         of_rank[loaded].remove(given)
@@ -229,6 +225,25 @@ def rebalance(of_rank: list[list[int]], costs: Sequence[float]) -> None:
             of_rank[loaded].append(taken)
         for changed in (loaded, rank):
             loads[changed] = sum(costs[i] for i in of_rank[changed])
+
+
+def possible_changes(
+    of_rank: list[list[int]], costs: Sequence[float], loads: Sequence[float], loaded: int
+) -> Iterator[tuple[float, int, int, int]]:
+    """All gifts and exchanges of one example between the rank `loaded` and another rank.
+
+    Yields: the larger of the two loads after the change, the example given, the example taken in
+    exchange (-1: none), and the other rank.
+    """
+    for rank in range(len(loads)):
+        if rank == loaded:
+            continue
+        for given in of_rank[loaded]:
+            for taken in (-1, *of_rank[rank]):
+                cost = costs[taken] if taken >= 0 else 0
+                after = loads[loaded] - costs[given] + cost
+                after_other = loads[rank] + costs[given] - cost
+                yield max(after, after_other), given, taken, rank
 
 
 def with_totals(

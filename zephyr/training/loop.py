@@ -1,4 +1,6 @@
-"""The training loop. SFT and DPO differ in how a micro-batch is collated, and in the objective.
+"""The training loop of SFT and DPO. They differ in what a `Split` holds: how a micro-batch is
+collated, and the objective. DPO also keeps a ledger of its pairs and checks the rewards of its
+first step (`zephyr.training.initial_rewards`).
 
 P: examples of a micro-batch.
 """
@@ -14,14 +16,14 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from zephyr.config import BadInput, DPOConfig, Optim, SFTConfig, SFTOptim, to_yaml
+from zephyr.config import DPOConfig, Optim, SFTConfig, SFTOptim, to_yaml
 from zephyr.packing import PackedBatch, Plan
 from zephyr.training import alarms, checkpoint
 from zephyr.training.engine import Engine
 from zephyr.training.flops import mfu
+from zephyr.training.initial_rewards import require_zero_rewards
 from zephyr.training.metrics import Ledger, Record, Recorder, Totals
 from zephyr.training.schedule import learning_rate
-from zephyr.training.tolerance import SUM_TOLERANCE, SUMS_RMS_TOLERANCE, response_tolerance_nats
 
 Number = TypeVar("Number", int, float)
 Config = DPOConfig | SFTConfig
@@ -81,7 +83,8 @@ class Stopped(RuntimeError):
 class Interval:
     """The steps since the last record."""
 
-    started: float  # time.perf_counter() at the start, moved on by what is no part of a step
+    # time.perf_counter() at the start, plus the seconds since then that are no part of a step
+    started: float
     steps: int = 0
     sums: Sums = field(default_factory=dict)
 
@@ -102,8 +105,8 @@ def fit(
 ) -> None:
     """Run the steps of `train.plan` that come after the newest checkpoint.
 
-    Args: sample: called at step 0 and at each evaluation. on_resume_checked: called before anything
-    is written, when the run in the folder is known to be this one.
+    Args: sample: called at step 0 and at each evaluation. on_resume_checked: called once the folder
+    is known to hold this run or none, before the first write.
     Raises: BadInput (see `checkpoint.restore`, `require_zero_rewards`); NonFiniteError before the
     update; Stopped after a signal, when the run is saved.
     """
@@ -124,21 +127,22 @@ def fit(
             require_finite(engine, train, step, sums, ledger, recorder)
             interval.add(sums)
 
-            done, last, stop = step + 1, step == len(steps) - 1, bool(sums["stop"])
-            saves = done % run.save_every == 0 or last or stop
+            updates = step + 1  # so many updates have been made
+            last, stop = step == len(steps) - 1, bool(sums["stop"])
+            saves = updates % run.save_every == 0 or last or stop
             # No record spans a checkpoint, or a resumed run would lose half of it.
             if step % run.log_every == 0 or saves:
                 write_train_record(engine, config, train, step, rates, sums, interval, recorder)
                 interval = Interval(time.perf_counter())
             recorder.advance()
 
-            paused = time.perf_counter()
-            if (evaluation or sample) and (done % run.eval_every == 0 or last):
-                epoch = float(config.optim.epochs) if last else steps[done].epoch
-                evaluate(engine, evaluation, sample, done, epoch, recorder)
+            pause_started = time.perf_counter()
+            if (evaluation or sample) and (updates % run.eval_every == 0 or last):
+                epoch = float(config.optim.epochs) if last else steps[updates].epoch
+                evaluate(engine, evaluation, sample, updates, epoch, recorder)
             if saves:
-                save_checkpoint(engine, config, done, identity, ledger, recorder)
-            interval.started += time.perf_counter() - paused
+                save_checkpoint(engine, config, updates, identity, ledger, recorder)
+            interval.started += time.perf_counter() - pause_started
             if stop and not last:
                 raise Stopped(
                     f"by a signal after step {step}; the run is saved, start it again to continue"
@@ -154,8 +158,10 @@ def train_step(
     """
     totals = forward_backward(engine, split, step, ledger)
     if step == 0 and ledger and isinstance(config, DPOConfig):
-        require_zero_rewards(engine, split, ledger, config)
+        examples = split.plan.steps[0].examples()
+        require_zero_rewards(engine, ledger, config, examples, split.initial_loss)
     grad_norm = engine.step(rate)
+    # Squared norms, of this rank's shard: they add up over ranks, as norms would not.
     update, weight = engine.update_and_weight_sq_norms(rate)
     totals.sums["update"] = update
     totals.sums["weight"] = weight
@@ -174,8 +180,9 @@ def forward_backward(engine: Engine, split: Split, step: int, ledger: Ledger | N
     for m, indices in enumerate(micro_batches):
         batch = split.collate(indices).to(engine.device)
         loss_sum, stats = split.run_objective(engine, batch)
-        # A loss that is not finite makes the whole gradient NaN, and `engine.step` then leaves the
-        # parameters as they are: nobody has to read the loss before the update.
+        # 0 * inf and 0 * nan are nan, so a loss that is not finite makes the whole gradient NaN.
+        # `engine.step` then leaves the parameters as they are, and the host need not wait for the
+        # loss before the update.
         loss = loss_sum / units * (1 + 0 * loss_sum.detach())
         engine.backward(loss, last=m == len(micro_batches) - 1)
         totals.add(loss_sum, stats)
@@ -219,7 +226,11 @@ def evaluate(
     recorder: Recorder,
 ) -> None:
     """Record the means over all examples of a split after `step` updates, and what `sample`
-    returns."""
+    returns.
+
+    Losses are computed in evaluation mode, without dropout. Then the policy is set back to training
+    at once: `sample` comes after, because generation switches the mode and restores it by itself.
+    """
     record: dict[str, object] = {"step": step, "split": "eval", "epoch": epoch}
     engine.train(False)
     totals = Totals()
@@ -238,12 +249,12 @@ def evaluate(
 def save_checkpoint(
     engine: Engine,
     config: Config,
-    done: int,
+    updates: int,
     identity: checkpoint.Identity,
     ledger: Ledger | None,
     recorder: Recorder,
 ) -> None:
-    """Write a checkpoint after `done` updates. A collective.
+    """Write a checkpoint after so many updates. A collective.
 
     Records and the ledger's part are on the disk before the checkpoint that relies on them.
     """
@@ -254,23 +265,23 @@ def save_checkpoint(
     def write_records() -> None:
         recorder.sync()
         if ledger:
-            ledger.commit(done, rows)
+            ledger.commit(updates, rows)
 
     engine.on_rank0(write_records)
-    checkpoint.save(engine, Path(config.run.dir), done, identity, config.run.keep)
+    checkpoint.save(engine, Path(config.run.dir), updates, identity, config.run.keep)
 
 
-def learning_rates(optim: Optim | SFTOptim, steps: int) -> list[float]:
-    """The learning rate of each step."""
+def learning_rates(optim: Optim | SFTOptim, num_steps: int) -> list[float]:
+    """The rates of all steps: each step uses its own, and the alarms use their sum."""
     return [
         learning_rate(
             step,
-            steps,
+            num_steps,
             lr_peak=optim.lr_peak,
             schedule=optim.schedule,
             warmup_fraction=optim.warmup_fraction,
         )
-        for step in range(steps)
+        for step in range(num_steps)
     ]
 
 
@@ -281,14 +292,14 @@ def open_ledger(engine: Engine, run_dir: Path, split: Split, first_step: int) ->
     return Ledger(run_dir, split.ids, split.ledger, first_step, writes=engine.rank == 0)
 
 
-def open_recorder(engine: Engine, config: Config, first_step: int, steps: int) -> Recorder:
+def open_recorder(engine: Engine, config: Config, first_step: int, num_steps: int) -> Recorder:
     """metrics.jsonl, progress bar and wandb run, on rank 0."""
     return Recorder(
         Path(config.run.dir),
         config.run.wandb,
         to_yaml(config),
         first_step=first_step,
-        steps=steps,
+        steps=num_steps,
         active=engine.rank == 0,
     )
 
@@ -348,7 +359,6 @@ def throughput_metrics(engine: Engine, interval: Interval, budget_tokens: int) -
 
 
 def total(values: Sequence[Number], examples: Sequence[int]) -> Number:
-    """Sum of the values of some examples."""
     return sum(values[i] for i in examples)
 
 
@@ -369,8 +379,8 @@ def require_finite(
         value = sums[name]
         if math.isfinite(value):
             continue
-        mine = ledger.non_finite(step) if ledger else []
-        ids = [id for rank in engine.all_gather(mine) for id in rank]
+        ids_of_rank = ledger.non_finite(step) if ledger else []
+        ids = [id for rank in engine.all_gather(ids_of_rank) for id in rank]
         if not ids:
             ids = [split.ids[i] for i in split.plan.steps[step].examples()]
         record = {"step": step, "split": "train", "loss": None}
@@ -379,77 +389,3 @@ def require_finite(
             f"step {step}: the {what} is {value}; no parameter was changed. "
             f"Its examples: {', '.join(ids)}"
         )
-
-
-class InitialReward(NamedTuple):
-    """A pair's reward of one response before the first update, and what rounding may make of it."""
-
-    reward: float
-    allowed: float
-
-
-def require_zero_rewards(engine: Engine, split: Split, ledger: Ledger, config: DPOConfig) -> None:
-    """Check that in the first step policy and reference agree: all rewards are 0.
-
-    Another packing may change log-probs by rounding. Each response is held to
-    `response_tolerance_nats`, and all responses of the step together to their mean square
-    (`SUMS_RMS_TOLERANCE`) and, because rounding has no direction, their sum. A collective, before
-    the first update.
-    Raises: BadInput naming the pairs whose rewards are not 0, on every rank.
-    """
-    ranks = engine.all_gather(initial_rewards(split, ledger, config))
-    found = [pair for pairs, _ in ranks for pair in pairs]
-    examples = split.plan.steps[0].examples()
-    for side in ("chosen", "rejected"):
-        rewards = [reward for _, of_rank in ranks for reward in of_rank[side]]
-        if not found and is_biased(rewards, config.hardware.dtype):
-            found = [f"rewards/{side} {split.ids[i]}" for i in examples]
-    if found:
-        raise BadInput(
-            f"policy and reference differ before the first update: the rewards of {len(found)} of "
-            f"{len(examples)} pairs are not 0: {', '.join(found[:5])}; the reference store holds "
-            f"other values than the model's: delete {config.reference.dir}, then start again"
-        )
-
-
-def initial_rewards(
-    split: Split, ledger: Ledger, config: DPOConfig
-) -> tuple[list[str], dict[str, list[InitialReward]]]:
-    """Of this rank's pairs in the ledger: those with a reward or loss too far off, and the rewards
-    of both sides."""
-    assert split.ledger is not None
-    too_far: list[str] = []
-    rewards: dict[str, list[InitialReward]] = {"chosen": [], "rejected": []}
-    for _, _, indices, stats in ledger.visits:
-        columns = (stats[name].tolist() for name in ("rewards/chosen", "rewards/rejected", "loss"))
-        for i, chosen, rejected, loss in zip(indices, *columns):
-            of_pair = []
-            for side, reward in (("chosen", chosen), ("rejected", rejected)):
-                tokens = split.ledger[f"{side}_tokens"][i]
-                nats = response_tolerance_nats(config.hardware.dtype, tokens)
-                of_pair.append(InitialReward(reward, config.beta * nats))
-                rewards[side].append(of_pair[-1])
-            # A NaN is not within anything.
-            near = all(abs(of.reward) <= of.allowed for of in of_pair)
-            if split.initial_loss is not None:
-                loss_allowed = abs(chosen) + abs(rejected) + 1e-5
-                near = near and abs(loss - split.initial_loss) <= loss_allowed
-            if not near:
-                too_far.append(
-                    f"{split.ids[i]} (rewards {chosen:+.4f} and {rejected:+.4f}, loss {loss:.4f})"
-                )
-    return too_far, rewards
-
-
-def is_biased(rewards: Sequence[InitialReward], dtype: str) -> bool:
-    """Whether rewards are together further from 0 than rounding moves them.
-
-    Either their sum is too large for errors without a direction, or their mean square, each reward
-    as a share of what it may be by itself.
-    """
-    reward_sum = sum(of.reward for of in rewards)
-    allowed_square = sum(of.allowed**2 for of in rewards)
-    squares = [(of.reward / of.allowed) ** 2 for of in rewards]
-    mean_square = (SUMS_RMS_TOLERANCE[dtype] / SUM_TOLERANCE[dtype]) ** 2
-    within = reward_sum**2 <= allowed_square and sum(squares) <= 1 + len(squares) * mean_square
-    return not within

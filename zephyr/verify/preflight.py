@@ -144,8 +144,8 @@ def describe_findings(found: Mapping[str, Finding], pairs: bool) -> str:
         f"{plan['longest_tokens']:,} tokens",
         f"disk: {format_bytes(disk['wanted_bytes'])} needed, "
         f"{format_bytes(disk['free_bytes'])} free",
-        f"memory: {format_bytes(memory['predicted_bytes'])} predicted for a step, "
-        f"{format_bytes(memory['free_bytes'])} free",
+        f"memory: {format_bytes(memory['predicted_bytes'])} predicted for the first step, beside "
+        f"the weights held already; {format_bytes(memory['free_bytes'])} free",
         f"packed: a token's log-prob differs from the unpacked one by {packed['difference']:.1e} "
         f"of its size at most; rounding makes {packed['noise']:.1e} on average",
         f"gradient: summed over ranks; its norm is off by {found['gradient']['difference']:.2g}",
@@ -352,7 +352,9 @@ def require_disk(engine: Engine, run: Run) -> Finding:
 def require_memory(engine: Engine, config: DPOConfig | SFTConfig, split: Split) -> Finding:
     """Check that memory has space for gradients and Adam's moments, which the first step makes.
 
-    Where the whole step is predicted to need more than is free, a warning is logged.
+    Where the whole step is predicted to need more than is free, a warning is logged. The prediction
+    is what the step adds to the weights that the rank holds already (`step_memory`); the peak that
+    `--dry-run` predicts is of all that the rank holds.
     Raises: BadInput with the memory that is free and needed.
     """
     fullest_tokens = max(
@@ -383,7 +385,8 @@ def require_memory(engine: Engine, config: DPOConfig | SFTConfig, split: Split) 
         of_parts = ", ".join(f"{name} {format_bytes(count)}" for name, count in parts.items())
         engine.log(
             f"preflight: {format_bytes(free)} of memory are free, {format_bytes(wanted)} are "
-            f"predicted ({of_parts}): it may not suffice"
+            f"predicted for the first step, beside the weights held already ({of_parts}): it may "
+            "not suffice"
         )
     return {"predicted_bytes": wanted, "free_bytes": free}
 
