@@ -260,9 +260,10 @@ def check(config: DPOConfig) -> None:
     setting that this machine can't run.
     """
     if config.loss not in losses.LOSSES:
+        nearest = nearest_name(config.loss, losses.LOSSES)
         raise ConfigError(
-            f"loss: expected one of {', '.join(losses.LOSSES)}, got {config.loss!r}; the nearest is "
-            f"{nearest_name(config.loss, losses.LOSSES)}"
+            f"loss: expected one of {', '.join(losses.LOSSES)}, got {config.loss!r}; the nearest "
+            f"is {nearest}"
         )
     try:
         losses.require_settings(config.loss, config.beta, config.label_smoothing)

@@ -449,7 +449,7 @@ def test_a_key_with_a_dot_is_not_of_the_other_script(tmp_path: Path) -> None:
     """`optim.lr_peak: 1` in a file is one key with a dot. Fails where the error says that another
     script has this key."""
     with pytest.raises(ConfigError, match=r"optim\.lr_peak: unknown key; "):
-        load(tmp_path, {**MINIMAL, "optim.lr_peak": 1} if isinstance(MINIMAL, dict) else MINIMAL + "\noptim.lr_peak: 1\n")
+        load(tmp_path, {**MINIMAL, "optim.lr_peak": 1})
 
 
 def test_the_losses_are_documented() -> None:
