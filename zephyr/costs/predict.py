@@ -431,8 +431,8 @@ def format_prediction(report: Report) -> Iterator[str]:
     yield format_table(with_units([own], units))
     memory = units["peak GB"]
     yield (
-        f"{memory.name} of a rank. save, save_host: gathered on the device, and in the machine's memory, while "
-        "the model is saved"
+        f"{memory.name} of a rank. save, save_host: gathered on the device, and in the machine's "
+        "memory, while the model is saved"
     )
     yield format_table([{name: size / gb * memory.factor for name, size in own["memory"].items()}])
     yield (
