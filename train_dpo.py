@@ -10,19 +10,20 @@ response y_l (arXiv:2310.16944, Section 3):
   1. Compute the probability of y_w and y_l under the dSFT model: forward only, once, before step 0.
   2. Compute the probability of y_w and y_l under the dDPO model.
   3. Compute Eq. 1 and its gradient, and update the model. Repeat from 2.
-
-P: pairs of a micro-batch. R: their responses, all chosen ones first, R = 2P.
 """
+
+# Tensor names end in their shape. P: pairs of a micro-batch. R: their responses, all chosen ones
+# first, R = 2P.
 
 import math
 import sys
 from collections.abc import Mapping
 from functools import partial
 
-from zephyr.config import ConfigError, DPOConfig, exit_on_help
+from zephyr.config import ConfigError, DPOConfig, check_arguments, nearest_name
 
 if __name__ == "__main__":
-    exit_on_help(DPOConfig, __doc__, sys.argv[1:])  # before the imports that take seconds
+    check_arguments(DPOConfig, __doc__, sys.argv[1:])  # before the imports that take seconds
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -258,6 +259,12 @@ def check(config: DPOConfig) -> None:
     Raises: BadInput for an unknown loss, a label_smoothing that the loss does not take, or a
     setting that this machine can't run.
     """
+    if config.loss not in losses.LOSSES:
+        nearest = nearest_name(config.loss, losses.LOSSES)
+        raise ConfigError(
+            f"loss: expected one of {', '.join(losses.LOSSES)}, got {config.loss!r}; the nearest "
+            f"is {nearest}"
+        )
     try:
         losses.require_settings(config.loss, config.beta, config.label_smoothing)
     except ValueError as error:

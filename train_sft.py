@@ -15,10 +15,10 @@ import sys
 from collections.abc import Mapping
 from functools import partial
 
-from zephyr.config import SFTConfig, exit_on_help
+from zephyr.config import SFTConfig, check_arguments
 
 if __name__ == "__main__":
-    exit_on_help(SFTConfig, __doc__, sys.argv[1:])  # before the imports that take seconds
+    check_arguments(SFTConfig, __doc__, sys.argv[1:])  # before the imports that take seconds
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase

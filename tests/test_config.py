@@ -2,6 +2,7 @@
 model is loaded; and each of its keys is documented."""
 
 import os
+import re
 import subprocess
 import sys
 from operator import attrgetter
@@ -117,6 +118,12 @@ def test_what_people_type_is_taken(tmp_path: Path) -> None:
     [
         ("optim.lr=1", r"optim\.lr: unknown key; the nearest valid key is optim\.lr_peak"),
         ("learning_rate=1", r"learning_rate: unknown key"),
+        (
+            "optim.windows_per_step=8",
+            r"optim\.windows_per_step: unknown key \(a key of train_sft\.py\); the nearest valid "
+            r"key is optim\.pairs_per_step",
+        ),
+        ("run.wandb.beta=1", r"run\.wandb\.beta: unknown key; "),
         ("lr_peak=1", r"lr_peak: unknown key; the nearest valid key is optim\.lr_peak"),
         ("optim.lr_peak=5e-7x", r"optim\.lr_peak: expected a finite number, got '5e-7x'"),
         ("optim.lr_peak=1e999", r"optim\.lr_peak: expected a finite number, got inf"),
@@ -401,6 +408,60 @@ def test_the_readme_is_written_below_its_mark(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("script", KINDS)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "expected CONFIG.yaml"),
+        (("c.yaml", "--beta"), "unknown option"),
+        (("missing.yaml",), "config missing.yaml: No such file"),
+        (("configs/tiny/world.yaml", "--dry-run"), "config configs/tiny/world.yaml: No such"),
+        (("configs/tiny/{}.yaml", "nonsense=1"), "nonsense: unknown key"),
+        (("configs/tiny/{}.yaml", "run.seed=-1", "--dry-run"), "run.seed: expected 0 <= integer"),
+    ],
+)
+def test_wrong_arguments_are_told_before_torch_is_imported(
+    script: str, arguments: tuple[str, ...], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One line on standard error and code 2, printed by local rank 0. Fails where a typing error
+    takes the seconds of the imports, or every rank prints it."""
+    stage = script.removeprefix("train_").removesuffix(".py")
+    line = [argument.format(stage) for argument in arguments]
+    for local_rank, printed in (("0", True), ("1", False)):
+        code = (
+            "import runpy, sys\n"
+            f"sys.argv = {[script, *line]!r}\n"
+            "try:\n"
+            f"    runpy.run_path({script!r}, run_name='__main__')\n"
+            "finally:\n"
+            "    assert 'torch' not in sys.modules\n"
+        )
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "LOCAL_RANK": local_rank}
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment)
+        shown = capfd.readouterr()
+        assert (done.returncode, shown.out) == (2, ""), shown.err
+        if printed:
+            assert shown.err.startswith(f"error: {message}") and shown.err.count("\n") == 1
+        else:
+            assert shown.err == ""
+
+
+def test_a_key_with_a_dot_is_not_of_the_other_script(tmp_path: Path) -> None:
+    """`optim.lr_peak: 1` in a file is one key with a dot. Fails where the error says that another
+    script has this key."""
+    with pytest.raises(ConfigError, match=r"optim\.lr_peak: unknown key; "):
+        load(tmp_path, {**MINIMAL, "optim.lr_peak": 1})
+
+
+def test_the_losses_are_documented() -> None:
+    """Fails where a loss was added to zephyr/losses.py and not to the meaning of the key `loss`."""
+    from zephyr.losses import LOSSES
+
+    meaning = next(key.meaning for key in configs.describe_keys(DPOConfig) if key.name == "loss")
+    quoted = set(re.findall("`([a-z_]+)`", meaning)) - {"label_smoothing"}
+    assert quoted == set(LOSSES)
+
+
+@pytest.mark.parametrize("script", KINDS)
 def test_help_of_the_scripts(script: str) -> None:
     """Every key with type, default and meaning, before torch is imported. Fails where a key is
     missing, or help takes the seconds of a training run's imports."""
@@ -450,6 +511,7 @@ def test_overrides_stand_anywhere(arguments: str, path: str, overrides: str) -> 
             "unknown option '--beta=1': expected --dry-run or --help; a config key",
         ),
         ("beta=1", "no config file among the arguments 'beta=1'"),
+        ("", r"expected CONFIG\.yaml \[key\.sub=value \.\.\.\] \[--dry-run\], got no config"),
     ],
 )
 def test_arguments_that_are_no_override(arguments: str, message: str) -> None:

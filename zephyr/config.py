@@ -15,7 +15,7 @@ import re
 import sys
 import textwrap
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from functools import lru_cache
 from operator import attrgetter
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Value = None | bool | int | float | str | list["Value"] | dict[str, "Value"]  # of YAML
+
+
+BAD_INPUT = 2  # exit code
 
 
 class BadInput(ValueError):
@@ -110,10 +113,11 @@ class Data:
     """The most tokens of an example, prompt and longer response together; longer examples are
     truncated."""
     max_prompt_tokens: int = 512
-    """The most tokens that the prompt keeps when a pair is truncated, BOS included (train_dpo.py
-    only)."""
+    """The most tokens that the prompt keeps when a pair is truncated, BOS included. train_sft.py
+    accepts the key and ignores it."""
     truncation: Literal["keep_end"] = "keep_end"
-    """Which part of a long prompt is kept; responses always lose their end (train_dpo.py only)."""
+    """Which part of a long prompt is kept; responses always lose their end. train_sft.py
+    accepts the key and ignores it."""
     limit: int | None = None
     """Read at most so many rows of `data.train`, and as many of `data.eval`, over all their
     sources; null: all rows."""
@@ -124,7 +128,7 @@ class Data:
     counted and listed in `data.json`."""
     targets: Literal["assistant", "all"] = "assistant"
     """Which tokens the loss counts: the assistant's words and the EOS after them, or every token
-    but the first (train_sft.py only)."""
+    but the first. train_dpo.py accepts the key and ignores it."""
     columns: dict[str, str | None] | None = None
     """Other names of the rows' fields, as `{prompt: question, chosen: answers.0}`; `FIELD: null`
     leaves a field out."""
@@ -196,8 +200,8 @@ class Hardware:
     """The attention kernel: the flash-attn package, the flash kernel inside torch, or torch's sdpa,
     which runs anywhere. One that cannot run is an error."""
     prefix_sharing: bool = True
-    """Compute the prompt of a pair once for both responses; `false` computes it twice, to compare
-    (train_dpo.py only)."""
+    """Compute the prompt of a pair once for both responses; `false` computes it twice, to compare.
+    train_sft.py accepts the key and ignores it."""
     activation_checkpointing: Literal[True, False, "mlp"] = True
     """What the backward pass computes again to save memory: each whole layer, only its MLP and
     norms, or nothing."""
@@ -268,8 +272,9 @@ class DPOConfig:
     """The weight of the KL penalty: the smaller it is, the further the policy may move from the
     reference (`tau` in IPO)."""
     loss: str = "sigmoid"
-    """The preference loss, a key of `LOSSES` in `zephyr/losses.py`; `sigmoid` is DPO, with
-    `label_smoothing` conservative DPO."""
+    """The preference loss: `sigmoid` (DPO; with `label_smoothing` conservative DPO), `robust`,
+    `ipo`, `sigmoid_norm`, `hinge`, `exo_pair`, `nca_pair`, `sppo_hard`, `apo_zero` or `apo_down`
+    (`LOSSES` in `zephyr/losses.py`)."""
     label_smoothing: float = 0.0
     """The probability that a preference is the wrong way round; taken by `sigmoid`, `sigmoid_norm`
     and `robust`, required by `exo_pair`."""
@@ -453,6 +458,16 @@ def load(kind: type[C], path: str, overrides: Sequence[str] = ()) -> C:
     return config
 
 
+def load_arguments(kind: type[C], arguments: Sequence[str]) -> C:
+    """The config that the arguments of a training script name, with their overrides.
+
+    Raises:
+        ConfigError: as `split_arguments` and `load`.
+    """
+    path, overrides = split_arguments([a for a in arguments if a != "--dry-run"])
+    return load(kind, path, overrides)
+
+
 def split_arguments(arguments: Sequence[str]) -> tuple[str, list[str]]:
     """The path of the config and the overrides among a command's arguments, in any order.
 
@@ -462,6 +477,11 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str, list[str]]:
     Raises:
         ConfigError: for an unknown option, or where no argument is a path.
     """
+    if not arguments:
+        raise ConfigError(
+            "expected CONFIG.yaml [key.sub=value ...] [--dry-run], got no config; --help lists all "
+            "keys"
+        )
     path = ""
     overrides = []
     for argument in arguments:
@@ -517,7 +537,10 @@ def build(kind: type[T], tree: Mapping[str, Value], prefix: str) -> T:
     hints = get_type_hints(kind)
     for key in tree:
         if key not in hints:
-            raise ConfigError(f"{prefix}{key}: unknown key; {nearest_key(str(key), prefix, kind)}")
+            raise ConfigError(
+                f"{prefix}{key}: unknown key{other_script(str(key), prefix)}; "
+                f"{nearest_key(str(key), prefix, kind)}"
+            )
     for spec in fields(kind):
         if spec.name not in tree and spec.default is MISSING and spec.default_factory is MISSING:
             raise ConfigError(f"{prefix}{spec.name}: missing; it is required")
@@ -648,6 +671,20 @@ def nearest_key(key: str, prefix: str, kind: type[DataclassInstance]) -> str:
     if not meant:
         return f"valid here: {', '.join(names)}"
     return f"the nearest valid key is {meant[0]}"
+
+
+def other_script(key: str, prefix: str) -> str:
+    """` (a key of SCRIPT)` for an unknown key that the other training script has, else ""."""
+    for root, script in ((DPOConfig, "train_dpo.py"), (SFTConfig, "train_sft.py")):
+        known = [f"{name}." for name in keys(root, "")]
+        if "." not in key and any(name.startswith(f"{prefix}{key}.") for name in known):
+            return f" (a key of {script})"
+    return ""
+
+
+def nearest_name(name: str, names: Iterable[str]) -> str:
+    """The name that was most likely meant."""
+    return difflib.get_close_matches(name, list(names), n=1, cutoff=0.0)[0]
 
 
 def keys(kind: type[DataclassInstance], prefix: str) -> Iterator[str]:
@@ -781,12 +818,28 @@ def help_text(kind: type[DataclassInstance], usage: str) -> str:
     return "\n".join(lines)
 
 
-def exit_on_help(kind: type[DataclassInstance], usage: str, arguments: Sequence[str]) -> None:
-    """Print the help and exit, where it is asked for. The scripts call it before they import torch,
-    which takes seconds."""
+def check_arguments(kind: type[C], usage: str, arguments: Sequence[str]) -> None:
+    """Answer `--help`, and refuse a wrong option, key or value, as `launch` does.
+
+    The scripts call it before they import torch, so that the answer does not take seconds.
+
+    Raises:
+        SystemExit: with code 0 after the help, with code 2 after one line about what is wrong.
+    """
     if {"-h", "--help"} & set(arguments):
         print(help_text(kind, usage))
         raise SystemExit(0)
+    try:
+        load_arguments(kind, arguments)
+    except ConfigError as error:
+        print_bad_input(error)
+        raise SystemExit(BAD_INPUT) from None
+
+
+def print_bad_input(error: BadInput) -> None:
+    """Print the line about bad input once a node."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"error: {error}", file=sys.stderr)
 
 
 README_MARK = "<!-- keys: written by `make configs-readme` from zephyr/config.py; do not edit -->\n"

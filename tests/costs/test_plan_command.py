@@ -12,6 +12,7 @@ from runs import rows, write_config, write_lines
 
 from zephyr.cli import main
 from zephyr.config import Data, DPOConfig
+from zephyr.costs import predict as predicting
 from zephyr.costs import work as costs
 from zephyr.costs.predict import format_table, layout, predict, read_lengths
 from zephyr.packing import plan_epochs
@@ -246,6 +247,30 @@ def test_a_shipped_config_as_a_user_meets_it(capsys: pytest.CaptureFixture[str])
     ]
 
 
+def test_units_show_something() -> None:
+    """Fails where a small model has 0.00e9 parameters or steps of 0.000 s, or where a value does
+    not fit the unit in the name of its column."""
+    assert [predicting.format_parameters(n) for n in (7_240_000_000, 134_500_000, 4_096, 12)] == [
+        "7.24e9 parameters",
+        "134.50e6 parameters",
+        "4.10e3 parameters",
+        "12 parameters",
+    ]
+    assert [predicting.format_hours(h) for h in (2.0, 0.05, 0.001)] == [
+        "2.00 h",
+        "3.00 min",
+        "3.60 s",
+    ]
+    small = {"ranks": 1, "peak GB": 0.05, "compute": 0.002, "step s": 0.004, "hours": 0.001}
+    large = {"ranks": 1, "peak GB": 5.0, "compute": 2.0, "step s": 4.0, "hours": 10.0}
+    [shown] = predicting.with_units([small], predicting.choose_units(small))
+    assert shown == pytest.approx(
+        {"ranks": 1, "peak MB": 50, "compute": 2, "step ms": 4, "seconds": 3.6}
+    )
+    [shown] = predicting.with_units([large], predicting.choose_units(large))
+    assert shown == large
+
+
 def test_tables_of_scaling(capsys: pytest.CaptureFixture[str]) -> None:
     """On H100 with 32 pairs a step doubling ends to pay at 16 or 32 ranks; with steps that grow the
     ranks stay busy. Fails where the last, broken step of a sample is counted, or a run with larger
@@ -317,7 +342,8 @@ def test_the_configs_own_rows(
             ("--lengths", "{bad}"),
             "counts.jsonl:2: integers > 0 are wanted of prompt, chosen, rejected",
         ),
-        ((), "model runs/zephyr-7b-beta/sft/model"),
+        ((), "model runs/zephyr-7b-beta/sft/model: no such folder\n"),
+        (("--shape", "mistral"), "model runs/zephyr-7b-beta/sft/model: no such folder\n"),
         (("--shape", "mistrall", "--lengths", "hh"), "mistrall"),
         (
             ("--shape", "mistral", "--lengths", "hh", "--gpus", "0"),

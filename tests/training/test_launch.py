@@ -191,11 +191,20 @@ def test_what_is_known_before_a_process_group_ends_before_it(
     assert started("run.resume=never") == 2
 
 
-@pytest.mark.parametrize("arguments,code", [((), 2), (("--help",), 0), (("x.yaml", "-h"), 0)])
-def test_usage(arguments: tuple[str, ...], code: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """Fails where help trains, does not list the keys, or a call without a config is a success."""
-    assert launch(DPOConfig, pytest.fail, pytest.fail, "the usage", list(arguments)) == code
+@pytest.mark.parametrize("arguments", [("--help",), ("x.yaml", "-h")])
+def test_usage(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    """Fails where help trains, or does not list the keys."""
+    assert launch(DPOConfig, pytest.fail, pytest.fail, "the usage", list(arguments)) == 0
     assert capsys.readouterr().out == help_text(DPOConfig, "the usage") + "\n"
+
+
+def test_no_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    """One line says what is expected. Fails where a call without a config is a success, or prints
+    pages of help."""
+    assert launch(DPOConfig, pytest.fail, pytest.fail, "the usage", []) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.startswith("error: expected CONFIG.yaml")
+    assert shown.err.count("\n") == 1
 
 
 def test_overrides_stand_anywhere(started: Started) -> None:

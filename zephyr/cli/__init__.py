@@ -21,11 +21,11 @@ COMMANDS: list[Callable[..., int | None]] = [
     data.prepare,
     data.feedback,
     data.binarize,
-    data.lineage,
     runs.plan,
-    runs.report,
-    chat.chat,
     runs.verify,
+    runs.report,
+    data.lineage,
+    chat.chat,
     data.world,
 ]
 EVAL_COMMANDS: list[Callable[..., int | None]] = [
@@ -34,7 +34,7 @@ EVAL_COMMANDS: list[Callable[..., int | None]] = [
     evaluation.alpaca_eval,
     evaluation.academic,
 ]
-EVAL = "Measure how good models are: win rates, MT-Bench, AlpacaEval, academic tasks."
+EVAL = "Measure models: MT-Bench, AlpacaEval, academic tasks."
 
 
 def make_app() -> typer.Typer:
@@ -64,7 +64,16 @@ def options_of_all(
         ),
     ] = False,
 ) -> None:
-    """The Zephyr recipe: distilled SFT, AI feedback, distilled DPO (arXiv:2310.16944)."""
+    """The Zephyr recipe: distilled SFT, AI feedback, distilled DPO (arXiv:2310.16944).
+
+    \b
+    The recipe, in order:
+      zephyr self-instruct, prepare    dialogues for dSFT
+      train_sft.py CONFIG.yaml         dSFT
+      zephyr feedback, binarize        preference pairs for dDPO
+      train_dpo.py CONFIG.yaml         dDPO
+      zephyr eval                      benchmarks
+    """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,5 +111,7 @@ def usage_error(error: typer.TyperException) -> str:
     """What is wrong with a command line, and the command whose --help shows what is right."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context else "zephyr"
-    message = error.format_message().replace("Value error, ", "")
-    return f"{message} (see {path} --help)"
+    message = error.format_message().replace("Value error, ", "").rstrip(".")
+    if message.endswith("?"):
+        return f"{message} See {path} --help"
+    return f"{message}; see {path} --help"

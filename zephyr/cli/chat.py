@@ -52,7 +52,9 @@ def chat(
         ),
     ] = Path("votes.jsonl"),
 ) -> None:
-    """Talk to a model in the terminal or the browser; with --web also compare two by blind votes.
+    """Talk to a model in the terminal or the browser.
+
+    With --web it also compares two models by blind votes.
 
     \b
     example: zephyr chat --web runs/tiny/sft/model runs/tiny/dpo/model --votes votes.jsonl

@@ -19,8 +19,9 @@ ConfigFile = Annotated[
     Path | None,
     Option(
         metavar="FILE",
-        help="YAML of options by their long names. An option on the command line replaces that "
-        "of the file; an option that can be repeated adds to it.",
+        help="YAML file with options of this command by their long names; it is not the config of "
+        "a training run. An option on the command line replaces that of the file; an option that "
+        "can be repeated adds to it.",
     ),
 ]
 

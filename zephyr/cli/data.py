@@ -37,7 +37,9 @@ def self_instruct(
     *,
     asking: Asking,
 ) -> None:
-    """Let a teacher write instructions with answers, or dialogues, from seed tasks.
+    """Let a teacher write instructions or dialogues.
+
+    It starts from seed tasks and also writes the answers.
 
     \b
     example: zephyr self-instruct --seeds seeds.jsonl --n 1000 --out rows.jsonl \\
@@ -117,7 +119,10 @@ def prepare(
         int, Option(metavar="N", min=1, help="Processes. The result does not depend on it.")
     ] = 1,
 ) -> None:
-    """Clean dialogues: case, refusals, duplicates, benchmark prompts, language, length.
+    """Clean dialogues for train_sft.py.
+
+    It corrects the case of letters, and drops refusals, duplicates, benchmark prompts, and
+    dialogues of another language or length.
 
     \b
     example: zephyr prepare HuggingFaceH4/ultrachat_200k:train_sft \\
@@ -170,7 +175,7 @@ def feedback(
     *,
     asking: Asking,
 ) -> None:
-    """Let answerers answer prompts, and a judge score every answer.
+    """Let models answer prompts, and a judge score the answers.
 
     \b
     example: zephyr feedback prompts.jsonl --out feedback.jsonl \\
@@ -211,19 +216,36 @@ def binarize(
     out: Annotated[Path, Option(metavar="FILE", help="Pair rows (.jsonl).")],
     rule: Annotated[
         str,
-        Option(metavar="RULE", help="paper, handbook, argilla, best-vs-worst or margin>=K."),
+        Option(metavar="RULE", help="One of the rules above; K of margin>=K is a number > 0."),
     ] = "paper",
-    seed: Annotated[int, Option(help="Seed of the random other answer.")] = 42,
+    seed: Annotated[int, Option(help="Seed of the random choices of the rule.")] = 42,
     drop_source: Annotated[
         list[str] | None,
-        Option(metavar="NAME", help="Leave out its rows, as truthful_qa. Can be repeated."),
+        Option(
+            metavar="NAME",
+            help="Leave out the rows whose source or dataset is NAME, such as truthful_qa. Can be "
+            "repeated.",
+        ),
     ] = None,
     fix_overall: Annotated[
         bool,
-        Option("--fix-overall", help="Mend UltraFeedback's overall scores of 10 that should be 1."),
+        Option(
+            "--fix-overall",
+            help="Correct UltraFeedback's overall scores of 10 that contradict a low mean of the "
+            "aspects: 1 if the mean is at most 2, no score if it is at most 4.",
+        ),
     ] = False,
 ) -> None:
-    """Turn feedback, or pairwise preferences, into pairs.
+    """Turn feedback into preference pairs for train_dpo.py.
+
+    It also reads pairwise preferences, which keep their own verdict. Rules for feedback:
+
+    \b
+      paper          highest mean score against a random other answer
+      handbook       highest overall score against a random other answer
+      argilla        highest mean score against a random one with a lower mean
+      best-vs-worst  highest mean score against the lowest mean
+      margin>=K      highest mean score against the highest that is lower by K or more
 
     \b
     example: zephyr binarize feedback.jsonl --rule paper --seed 42 --out pairs.jsonl
@@ -258,7 +280,7 @@ def lineage(
     ] = None,
     whole: Annotated[bool, Option("--whole", help="Do not cut long texts.")] = False,
 ) -> None:
-    """Show where a pair comes from, and which steps were trained on it.
+    """Show where a pair comes from and which steps used it.
 
     \b
     example: zephyr lineage 6f1c0b --run runs/dpo
@@ -273,7 +295,9 @@ def world(
     dir: Annotated[Path, Argument(metavar="FOLDER", help="Folder to write.")],
     seed: Annotated[int, Option(help="Seed of facts, prompts and initial weights.")] = 0,
 ) -> None:
-    """Write the embedded world: facts, prompts, prose, demonstrations, an untrained model.
+    """Write the embedded world, a tiny data set for tests.
+
+    It holds facts, prompts, prose, demonstrations and an untrained model.
 
     \b
     example: zephyr world runs/tiny/world

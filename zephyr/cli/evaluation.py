@@ -65,7 +65,9 @@ def win_rate(
     *,
     asking: Asking,
 ) -> None:
-    """Let a judge compare models' answers, each model with every one before it, in both orders.
+    """Let a judge compare the answers of models.
+
+    Each model is compared with every one before it, in both orders.
 
     \b
     example: zephyr eval win-rate dSFT=runs/sft/model dDPO=runs/dpo/model --prompts test.jsonl \\
@@ -120,7 +122,9 @@ def mt_bench(
     *,
     asking: Asking,
 ) -> None:
-    """Ask MT-Bench's two-turn questions, and let a judge grade the answers, or compare them.
+    """Ask MT-Bench's questions and let a judge grade.
+
+    The questions have two turns. The judge can also compare the answers.
 
     \b
     example: zephyr eval mt-bench runs/dpo/model --bench-dir mt --out runs/mt \\
@@ -201,7 +205,9 @@ def alpaca_eval(
     *,
     asking: Asking,
 ) -> None:
-    """Let a judge compare answers to AlpacaEval's prompts with a baseline's, in both orders.
+    """Compare models with a baseline on AlpacaEval.
+
+    A judge compares the answers with those of the baseline, in both orders.
 
     \b
     example: zephyr eval alpaca-eval runs/dpo/model --bench-dir ae --out runs/ae \\
@@ -276,7 +282,9 @@ def academic(
     out: Annotated[Path | None, Option(metavar="FILE", help="For the results (.json).")] = None,
     json: Json = False,
 ) -> None:
-    """Score models on the tasks of the Open LLM Leaderboard by lm-evaluation-harness.
+    """Score models on the Open LLM Leaderboard's tasks.
+
+    It runs them by lm-evaluation-harness.
 
     \b
     example: zephyr eval academic dSFT=runs/sft/model dDPO=runs/dpo/model --out runs/academic.json

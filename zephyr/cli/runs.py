@@ -10,21 +10,31 @@ from zephyr.cli.reports import part
 from zephyr.config import BadInput
 
 Stage = Annotated[
-    Literal["sft", "dpo"] | None, Option(help="Needed where the config's keys do not tell.")
+    Literal["sft", "dpo"] | None,
+    Option(
+        help="The script that the config is for: train_sft.py or train_dpo.py. Required only where "
+        "the config's keys do not show it."
+    ),
 ]
 
 
 def plan(
-    target: Annotated[str, Argument(metavar="CONFIG", help="The YAML file of a run.")],
+    target: Annotated[
+        str,
+        Argument(
+            metavar="CONFIG",
+            help="The YAML file of a training run, as train_sft.py or train_dpo.py take it.",
+        ),
+    ],
     overrides: Annotated[
         list[str] | None,
-        Argument(metavar="KEY.SUB=VALUE", help="Changes of its keys, anywhere on the line."),
+        Argument(metavar="KEY.SUB=VALUE", help="Overrides of its keys, anywhere on the line."),
     ] = None,
     stage: Stage = None,
-    gpus: Annotated[int, Option(metavar="N", help="Ranks.")] = 1,
+    gpus: Annotated[int, Option(metavar="N", help="The number of GPUs (ranks) of the run.")] = 1,
     device: Annotated[
         Literal["a100-40", "a100-80", "h100", "h200", "cpu"],
-        Option(help="cpu: this machine, measured."),
+        Option(help="The type of the GPUs; cpu: this machine, whose speed is measured."),
     ] = "a100-80",
     lengths: Annotated[
         str | None,
@@ -44,11 +54,18 @@ def plan(
         ),
     ] = None,
     table: Annotated[
-        bool, Option("--table", help="Also strong and weak scaling to 1,024 ranks, and sweeps.")
+        bool,
+        Option(
+            "--table",
+            help="Also print tables of strong and weak scaling up to 1,024 ranks; weak scaling is "
+            "predicted for several step sizes.",
+        ),
     ] = False,
     json: Annotated[bool, Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Predict steps, packing, memory and time of a run, and what to write into its config.
+    """Predict the memory and time of a training run.
+
+    It also prints the steps, the packing, and advice for the `hardware` keys of the config.
 
     \b
     example: zephyr plan configs/zephyr-7b-beta/dpo.yaml optim.epochs=1 \\
@@ -104,7 +121,9 @@ def verify(
         ),
     ] = None,
 ) -> int:
-    """Train a short prefix of a run under other layouts, and certify that nothing changes.
+    """Check that a run does not depend on its layout.
+
+    It trains a short prefix of the run under other layouts and compares the trajectories.
 
     \b
     example: zephyr verify configs/tiny/dpo.yaml
@@ -133,7 +152,9 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Write a page about runs: curves over each other, alarms, pairs, samples, data.
+    """Write a page about training runs.
+
+    It shows curves over each other, alarms, pairs, samples and data.
 
     \b
     example: zephyr report runs/beta-0.01 runs/beta-0.1 --out runs/sweep.html

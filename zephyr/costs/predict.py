@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import torch
 from tqdm import tqdm
@@ -150,6 +150,7 @@ def read_lengths(named: str | None, config: Config) -> Lengths:
 def load_examples(config: Config) -> Pairs | Texts:
     """Encode the config's training data as the scripts do. Raises: BadInput."""
     data = config.data
+    costs.require_model_folder(config.tokenizer or config.model)
     tokenizer = load_tokenizer(
         config.tokenizer or config.model, config.chat_template, config.eos_token
     )
@@ -408,8 +409,10 @@ def scaling_tables(of_layout: MakeLayout, config: Config) -> dict[str, list[Layo
 def format_prediction(report: Report) -> Iterator[str]:
     """The report as lines for a terminal."""
     own, best, gb = report["config"], report["advice"], 1e9
+    units = choose_units(own)
+    reference = report["reference hours"] * units["hours"].factor
     yield (
-        f"{report['model']} of {report['parameters'] / gb:.2f}e9 parameters on {report['ranks']} x "
+        f"{report['model']} of {format_parameters(report['parameters'])} on {report['ranks']} x "
         f"{report['device']} with {report['memory'] / gb:.1f} GB"
     )
     yield (
@@ -419,16 +422,19 @@ def format_prediction(report: Report) -> Iterator[str]:
     yield report["plan"]
     yield (
         "\nThe config as it is. tokens: of a micro-batch; micro: micro-batches a step; critical: "
-        "the most loaded rank's work against\nthe mean; step s: seconds of a step, without the "
-        "parts of compute, comm and optimiser that overlap; hours: training,\nwithout evaluation "
-        f"and saving; the reference pass takes {report['reference hours']:.2f} more"
+        f"the most loaded rank's work against\nthe mean; step {units['step s'].name}: time of a "
+        "step, without the parts of compute, comm and optimiser that overlap (same unit); of "
+        "ideal: the\nshare of the step that compute alone would take with the work divided evenly "
+        f"over the ranks; {units['hours'].name}: training,\nwithout evaluation and saving; the "
+        f"reference pass takes {reference:.2f} more"
     )
-    yield format_table([own])
+    yield format_table(with_units([own], units))
+    memory = units["peak GB"]
     yield (
-        "GB of a rank. save, save_host: gathered on the device, and in the machine's memory, while "
-        "the model is saved"
+        f"{memory.name} of a rank. save, save_host: gathered on the device, and in the machine's "
+        "memory, while the model is saved"
     )
-    yield format_table([{name: size / gb for name, size in own["memory"].items()}])
+    yield format_table([{name: size / gb * memory.factor for name, size in own["memory"].items()}])
     yield (
         "\nEach activation checkpointing with its largest micro-batch (at most a rank's step) that "
         f"fits in {USABLE_MEMORY_FRACTION:.0%} of the memory"
@@ -436,7 +442,7 @@ def format_prediction(report: Report) -> Iterator[str]:
     if best is None:
         yield "None fits: more ranks, or offload_optimizer in the DeepSpeed JSON"
     else:
-        yield format_table(report["policies"])
+        yield format_table(with_units(report["policies"], units))
         yield (
             "Advice, the fastest of these (of equals, the one that recomputes least): "
             f"hardware.tokens_per_micro_batch={best['tokens']} "
@@ -444,10 +450,72 @@ def format_prediction(report: Report) -> Iterator[str]:
         )
     for title, layouts in report["tables"].items():
         yield f"\nScaling, {title}"
-        yield format_table(layouts)
+        yield format_table(with_units(layouts, units))
     if strong := report["tables"].get("strong"):
         yield "\n" + scaling_limit(strong)
     yield f"\n{VALIDATION_NOTE}"
+
+
+def format_parameters(count: int) -> str:
+    """A number of parameters with a power of 1000 that leaves digits before the point."""
+    for power in (9, 6, 3):
+        if count >= 10**power:
+            return f"{count / 10**power:.2f}e{power} parameters"
+    return f"{count} parameters"
+
+
+def format_hours(hours: float) -> str:
+    """A duration in hours, minutes or seconds."""
+    if hours >= 0.1:
+        return f"{hours:.2f} h"
+    return f"{hours * 60:.2f} min" if hours * 60 >= 0.1 else f"{hours * 3600:.2f} s"
+
+
+class Unit(NamedTuple):
+    """A unit of the page, and by what values in seconds, hours or GB are multiplied for it."""
+
+    name: str
+    factor: float
+
+
+def choose_units(own: Layout) -> dict[str, Unit]:
+    """Column of a `Layout` -> a unit in which the config's own value has digits to show."""
+    step, memory = Unit("s", 1.0), Unit("GB", 1.0)
+    if own["step s"] < 0.1:
+        step = Unit("ms", 1e3)
+    if own["peak GB"] < 0.1:
+        memory = Unit("MB", 1e3)
+    total = Unit("hours", 1.0)
+    if own["hours"] < 0.1:
+        total = Unit("minutes", 60.0)
+    if own["hours"] * 60 < 0.1:
+        total = Unit("seconds", 3600.0)
+    return {
+        "compute": step,
+        "comm": step,
+        "optimiser": step,
+        "step s": step,
+        "peak GB": memory,
+        "hours": total,
+    }
+
+
+def with_units(rows: Sequence[Layout], units: Mapping[str, Unit]) -> list[dict[str, object]]:
+    """The layouts for the page: values in these units, and their columns named after them."""
+    names = {
+        "step s": f"step {units['step s'].name}",
+        "peak GB": f"peak {units['peak GB'].name}",
+        "hours": units["hours"].name,
+    }
+    converted = []
+    for row in rows:
+        cells: dict[str, object] = {}
+        for name, value in row.items():
+            if name in units and isinstance(value, float):
+                value = value * units[name].factor
+            cells[names.get(name, name)] = value
+        converted.append(cells)
+    return converted
 
 
 def scaling_limit(strong: Sequence[Layout]) -> str:
@@ -457,7 +525,7 @@ def scaling_limit(strong: Sequence[Layout]) -> str:
     return (
         f"Strong scaling ends at {end['ranks']} ranks: twice as many save less than a fifth of a "
         f"step. 1,024 ranks are better used for {1024 // end['ranks']} runs of {end['ranks']}, "
-        f"all in {end['hours']:.2f} h"
+        f"all in {format_hours(end['hours'])}"
     )
 
 

@@ -1,5 +1,6 @@
 """Token counts, a model's shape and a device's rates become predicted memory and time, by part."""
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, TypedDict
@@ -81,6 +82,16 @@ def section(settings: Settings, name: str) -> Mapping[str, object]:
     return found if isinstance(found, dict) else {}
 
 
+def require_model_folder(path: str) -> None:
+    """Check that the name of a model that can only be a path exists.
+
+    Raises: BadInput where it does not; without this check the hub refuses the name in its words.
+    """
+    is_path = path.startswith((".", "/", "~")) or path.count("/") > 1
+    if is_path and not os.path.exists(path):
+        raise BadInput(f"model {path}: no such folder")
+
+
 def read_model(path: str, shape: str | None) -> Model:
     """Count the parameters of a model without its weights.
 
@@ -88,6 +99,8 @@ def read_model(path: str, shape: str | None) -> Model:
     sizes replace the config.json.
     Raises: BadInput where there is no such config or transformers refuses it.
     """
+    if not shape:
+        require_model_folder(path)
     try:
         config = (
             AutoConfig.for_model(shape)

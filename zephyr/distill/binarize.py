@@ -117,7 +117,7 @@ def binarize(
     Args:
         sources: of the rows, `path-or-hub-id[:split]`.
         out: a .jsonl file.
-        rule: a name in `rules.RULES`, or `margin>=k`.
+        rule: a name in `rules.RULES`, or `margin>=K`.
         seed: of the rule's draws.
         drop_sources: rows whose `source` or `dataset` is one of these are left out.
         fix_overall: correct UltraFeedback's overall scores of 10 that should be 1

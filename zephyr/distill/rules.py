@@ -54,8 +54,8 @@ def lower(
     """The highest mean against another text whose mean is lower. There is no pair if none is.
 
     The rules made of it: `argilla` (ultrafeedback-binarized-preferences-cleaned) takes a uniformly
-    random one of the lower completions, `best-vs-worst` the lowest, `margin>=k` the highest of
-    those that are lower by at least k. All ties are broken uniformly at random.
+    random one of the lower completions, `best-vs-worst` the lowest, `margin>=K` the highest of
+    those that are lower by at least K. All ties are broken uniformly at random.
 
     Args:
         by: the least difference of the scores, with a tolerance of 1e-9.
@@ -91,7 +91,7 @@ def rule_named(name: str) -> tuple[str, Rule]:
     """Return the score that a rule compares, and the rule.
 
     Args:
-        name: a key of `RULES`, or `margin>=k`.
+        name: a key of `RULES`, or `margin>=K`.
     Raises:
         BadInput: for another name, with the known ones.
     """
@@ -100,7 +100,7 @@ def rule_named(name: str) -> tuple[str, Rule]:
         return "mean", partial(lower, by=float(margin[1]), against=max)
     if name not in RULES:
         raise BadInput(
-            f"binarisation rule {name!r} is unknown; known rules: {', '.join(sorted(RULES))} and "
-            "margin>=k with k > 0"
+            f"binarize: unknown rule {name!r}; known rules: {', '.join(sorted(RULES))} and "
+            "margin>=K with K > 0"
         )
     return RULES[name]

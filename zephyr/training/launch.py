@@ -20,12 +20,20 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from zephyr.config import BadInput, C, help_text, load, split_arguments, to_yaml
+from zephyr.config import (
+    BAD_INPUT,
+    BadInput,
+    C,
+    help_text,
+    load_arguments,
+    print_bad_input,
+    to_yaml,
+)
 from zephyr.training.engine import Engine
 from zephyr.training.folder import RunFolder, require_separate_paths
 from zephyr.training.loop import Stopped
 
-BAD_INPUT, STOPPED = 2, 75  # exit codes
+STOPPED = 75  # exit code
 # A rank that lost another rank waits so long for rank 0 to write the end of the run.
 RANK0_TIMEOUT_SECONDS = 10
 Train = Callable[[Engine, C, RunFolder | None], None]
@@ -48,21 +56,19 @@ def launch(
     Raises:
         Exception: every other error of `train`, after `status.json` is written.
     """
-    if not argv or {"-h", "--help"} & set(argv):
+    if {"-h", "--help"} & set(argv):
         print(help_text(kind, usage))
-        return 0 if argv else BAD_INPUT
+        return 0
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch|transformers|deepspeed")
     folder = None
     try:
-        path, overrides = split_arguments([a for a in argv if a != "--dry-run"])
-        config = load(kind, path, overrides)
+        config = load_arguments(kind, argv)
         require_separate_paths(config)
         folder = None if "--dry-run" in argv else RunFolder(Path(config.run.dir))
         check(config)
         run(config, folder, train)
-    except BadInput as error:  # of any rank: printed once a node
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
+    except BadInput as error:  # of any rank
+        print_bad_input(error)
         return finish_run(folder, BAD_INPUT, str(error))
     except Stopped as stop:
         if os.environ.get("RANK", "0") == "0":
