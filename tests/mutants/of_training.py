@@ -641,14 +641,10 @@ MUTANTS: list[Mutant] = [
             ),
             'folder = None if "--dry-run" in argv else RunFolder(Path(config.run.dir))',
         ),
-        ('if os.environ.get("LOCAL_RANK", "0") == "0":', "if True:"),
         ('if os.environ.get("RANK", "0") == "0":', "if True:"),
         (
-            (
-                'print(f"error: {error}", file=sys.stderr)\n'
-                "        return finish_run(folder, BAD_INPUT, str(error))"
-            ),
-            ('print(f"error: {error}", file=sys.stderr)\n        return BAD_INPUT'),
+            "print_bad_input(error)\n        return finish_run(folder, BAD_INPUT, str(error))",
+            "print_bad_input(error)\n        return BAD_INPUT",
         ),
         (
             "return finish_run(folder, STOPPED, str(stop))",
