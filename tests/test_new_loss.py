@@ -33,6 +33,7 @@ CLOSED_FORMS["square"] = ClosedForm(
 """
 TESTS_OF_LOSSES = (
     "tests/test_losses.py",
+    "tests/test_config.py::test_the_losses_are_documented",
     "tests/training/test_objective.py",
     "tests/training/test_trace.py::test_every_loss_is_traced",
     "tests/training/test_trace.py::test_the_cases_cover_losses_and_settings",
