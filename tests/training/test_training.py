@@ -229,7 +229,7 @@ REFUSED = {
     ("hardware.dtype=bfloat16",): "hardware.dtype (float32 then, bfloat16 now)",
     ("data.limit=19",): "data (",
     ("model={other}", "tokenizer={tiny}"): "model (",
-    ("loss=nonsense",): "loss must be one of",
+    ("loss=nonsense",): "loss: expected one of",
     ("data.train=[/no/such/gone.jsonl]",): "gone.jsonl",
     ("hardware.tokens_per_micro_batch=20",): "the longest example",
 }
@@ -741,7 +741,7 @@ BAD_INPUT = {
     "model=/no/such/folder": "no such folder",
     "hardware.tokens_per_micro_batch=20": "the longest example",
     "hardware.attention=flash_attn": "sdpa",
-    "loss=nonsense": "loss must be one of",
+    "loss=nonsense": "loss: expected one of",
     "loss=exo_pair": "label_smoothing",
     "data.train=[/no/such/gone.jsonl]": "gone.jsonl",
     "data.train=[{same}]": "same.jsonl",
