@@ -220,6 +220,12 @@ def test_every_pair_of_the_first_step_is_at_its_reference(
     assert "a (" not in str(error.value) and "b (" not in str(error.value)
 
 
+def test_a_nan_reward_is_found_without_an_initial_loss() -> None:
+    """Fails where a NaN reward passes because no comparison with it is true."""
+    with pytest.raises(BadInput, match=r"the rewards of 1 of 1 pairs are not 0: a \(rewards"):
+        started((math.nan, 0.0, 1.0), initial_loss=None)
+
+
 @pytest.mark.parametrize("side", [0, 1])
 def test_a_shift_of_all_pairs_is_no_rounding(side: int) -> None:
     """Three rewards each within rounding, all the same way, are refused; with one the other way

@@ -916,4 +916,18 @@ MUTANTS: list[Mutant] = [
             'write_atomic(self.folder / f"step-{step + 1}.parquet", content.getvalue())',
         ),
     ),
+    *of(
+        "zephyr/training/initial_rewards.py",
+        ("tests/test_reference.py",),
+        ("near = all(abs(of.reward)", "near = any(abs(of.reward)"),
+        ("<= of.allowed for of in of_pair", "<= 1000 * of.allowed for of in of_pair"),
+        ("abs(of.reward) <= of.allowed", "not abs(of.reward) > of.allowed"),
+        ("InitialReward(reward, config.beta * nats)", "InitialReward(reward, nats / config.beta)"),
+        ("near = near and abs(loss - initial_loss)", "near = near or abs(loss - initial_loss)"),
+        ("if initial_loss is not None:", "if False:"),
+        ("reward_sum**2 <= allowed_square and ", ""),
+        (" and sum(squares) <= 1 + len(squares) * mean_square", ""),
+        ("<= 1 + len(squares)", "<= len(squares)"),
+        ("    if found:\n        raise", "    if False:\n        raise"),
+    ),
 ]
