@@ -202,12 +202,23 @@ class Hardware:
     prefix_sharing: bool = True
     """Compute the prompt of a pair once for both responses; `false` computes it twice, to compare.
     train_sft.py accepts the key and ignores it."""
-    activation_checkpointing: Literal[True, False, "mlp"] = True
-    """What the backward pass computes again to save memory: each whole layer, only its MLP and
-    norms, or nothing."""
+    activation_checkpointing: Literal[True, False, "mlp", "elementwise"] = True
+    """What the backward pass computes again to save memory: each whole layer (`true`), its MLP and
+    norms (`mlp`), norms, rotary positions and SwiGLU but no matrix product (`elementwise`), or
+    nothing (`false`)."""
     deepspeed: str = "configs/deepspeed/zero3.json"
     """DeepSpeed's JSON with memory and communication settings. Batch sizes, precision, clipping and
     the optimizer belong to this YAML: in the JSON they are an error."""
+    fused: Literal["none", "liger", "triton"] = "none"
+    """Norms, SwiGLU and rotary positions: as separate operations of transformers (`none`), by the
+    kernels of the liger-kernel package, or by this package's Triton kernels. A choice that cannot
+    run, or does not serve the model, is an error."""
+    gradient_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """The dtype in which a rank sums the gradients of its micro-batches. `auto`: bfloat16 where no
+    step has more than one micro-batch a rank, so that nothing is summed, else float32."""
+    gather: Literal["layer", "module"] = "layer"
+    """ZeRO-3 gathers the weights of a whole decoder layer at once, or of each module in it. `layer`
+    takes less time of the host."""
 
 
 @dataclass(frozen=True)
