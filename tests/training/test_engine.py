@@ -908,6 +908,52 @@ def test_a_record_of_several_steps_is_over_all_their_pairs(
     ]
 
 
+def test_the_update_is_measured_where_a_record_is_written(
+    whole: tuple[Path, dict[str, Tensor]],
+    engine: Engine,
+    start: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It reads the whole optimizer state. Calls are counted over six steps, with records of steps
+    0, 3 and 5, and of step 2 where a signal asks for it; each ratio is that of the run that records
+    every step. Fails where a step without a record pays for it, or a record has none, or one of
+    another step."""
+    calls: list[float] = []
+    measure = Engine.update_and_weight_sq_norms
+    monkeypatch.setattr(
+        Engine,
+        "update_and_weight_sq_norms",
+        lambda self, lr: [calls.append(lr), measure(self, lr)][1],
+    )
+    ratio = {r["step"]: r["update_ratio"] for r in records(whole[0])}
+    rates = {r["step"]: r["learning_rate"] for r in records(whole[0])}
+
+    def recorded(run: Path) -> list[int]:
+        steps = [r["step"] for r in records(run)]
+        assert {r["step"]: r["update_ratio"] for r in records(run)} == {s: ratio[s] for s in steps}
+        assert calls == [rates[step] for step in steps]
+        return steps
+
+    fitted(engine, start, config_of(tmp_path / "run", log_every=3, save_every=50))
+    assert recorded(tmp_path / "run") == [0, 3, 5]
+
+    calls.clear()
+    config = config_of(tmp_path / "stopped", log_every=3, save_every=50)
+    begin(engine, start)
+    frozen = reference.Reference(alone(engine, MORE).float())
+    seen: list[int] = []
+
+    def objective(policy: Engine, batch: PackedBatch) -> tuple[Tensor, Stats]:
+        seen.append(len(batch.indices))
+        policy.stop_requested = sum(seen) >= 7  # in step 2
+        return train_dpo.dpo_objective(config, frozen)(policy, batch)
+
+    with pytest.raises(Stopped):
+        fitted(engine, start, config, objective=objective)
+    assert recorded(tmp_path / "stopped") == [0, 2]
+
+
 def test_the_policy_is_sampled_at_the_start_and_at_each_evaluation(
     engine: Engine, start: Path, tmp_path: Path
 ) -> None:
