@@ -186,18 +186,23 @@ def forward_backward(engine: Engine, split: Split, step: int, ledger: Ledger | N
     """
     epoch, ranks = split.plan.steps[step]
     units = total(split.units, split.plan.steps[step].examples())
-    micro_batches, totals = ranks[engine.rank], Totals()
-    for m, indices in enumerate(micro_batches):
-        batch = split.collate(indices).to(engine.device)
+    totals = Totals()
+    batches = (split.collate(indices).to(engine.device) for indices in ranks[engine.rank])
+    batch = next(batches, None)
+    while batch is not None:
         loss_sum, stats = split.run_objective(engine, batch)
+        # The next micro-batch is made while the device runs this forward: at the end of the
+        # backward, DeepSpeed waits for the device.
+        following = next(batches, None)
         # 0 * inf and 0 * nan are nan, so a loss that is not finite makes the whole gradient NaN.
         # `engine.step` then leaves the parameters as they are, and the host need not wait for the
         # loss before the update.
         loss = loss_sum / units * (1 + 0 * loss_sum.detach())
-        engine.backward(loss, last=m == len(micro_batches) - 1)
+        engine.backward(loss, last=following is None)
         totals.add(loss_sum, stats)
         if ledger:
             ledger.add(step, epoch, batch.indices, stats)
+        batch = following
     # Summed with the rest, so that all ranks learn of a signal at the same step.
     totals.sums["stop"] = torch.full_like(totals.sums["loss"], engine.stop_requested)
     return totals
