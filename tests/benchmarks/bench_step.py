@@ -248,36 +248,31 @@ def gathered_on_device(tensors: list[Tensor]) -> Tensor:
     return flat
 
 
-@contextlib.contextmanager
-def engine_of(
-    args: argparse.Namespace, config: MistralConfig, hardware: Hardware, starts: Json | None = None
-) -> Iterator[Engine]:
+def make_engine(
+    args: argparse.Namespace, config: MistralConfig, hardware: Hardware, starts: Json
+) -> Engine:
     """The engine of one rank with a random policy, whose layers keep all activations.
 
     Args: starts: is given the seconds of each part of the start."""
-    spent = {} if starts is None else starts
-    with part_of(spent, "import and process group"):
+    with part_of(starts, "import and process group"):
         engine = Engine(hardware, 0)
     from deepspeed.runtime.zero import stage3
 
     stage3.defragment = gathered_on_device
 
     def load(**more: object) -> nn.Module:
-        with part_of(spent, "load"):
+        with part_of(starts, "load"):
             dtype = DTYPES[hardware.dtype]
             draw = partial(random_policy, config, hardware.attention, dtype, False)
             return draw(args.device, hardware.fused, **more)
 
-    try:
-        with part_of(spent, "load and initialize"):
-            engine.initialize(load, Optim())
-        engine.plain_forwards = {
-            module: {name: value for name, value in vars(module).items() if name == "forward"}
-            for module in engine.policy.lm.modules()
-        }
-        yield engine
-    finally:
-        engine.close()
+    with part_of(starts, "load and initialize"):
+        engine.initialize(load, Optim())
+    engine.plain_forwards = {
+        module: {name: value for name, value in vars(module).items() if name == "forward"}
+        for module in engine.policy.lm.modules()
+    }
+    return engine
 
 
 @contextlib.contextmanager
@@ -592,7 +587,7 @@ def main(argv: Sequence[str] | None = None) -> Json:
     keep = partial(measure.write, args.name, command, result)
     hardware = hardware_of(args, yaml.safe_load(args.checkpointing))
     with (
-        engine_of(args, config, hardware, starts) as engine,
+        contextlib.closing(make_engine(args, config, hardware, starts)) as engine,
         tempfile.TemporaryDirectory() as folder,
     ):
         result["parameters"] = engine.num_parameters
