@@ -15,6 +15,7 @@ from importlib.metadata import distributions
 import device as devices
 import measure
 import torch
+from gpu import NO_GPU
 
 # The products of one layer of Mistral-7B: rows of weight matrices by columns
 SHAPES = ((4096, 4096), (1024, 4096), (14336, 4096), (4096, 14336), (32000, 4096))
@@ -75,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
     parser.add_argument("--shrink", type=int, default=1)
     parser.add_argument("--out", type=type(measure.RESULTS), default=measure.RESULTS)
     args = parser.parse_args(argv)
+    if devices.is_gpu(args.device) and not torch.cuda.is_available():
+        sys.exit(NO_GPU)
     measure.RESULTS = args.out
     result: dict[str, object] = {
         "tools": tools(),
