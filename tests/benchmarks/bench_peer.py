@@ -10,9 +10,9 @@ about; pairs per second come out.
 Each contender is a process of its own. Its cells (settings) are swept first: a warm-up step, a
 round, and another where the first was within DROP of the best; the best cells then take turns, a
 round each. A contender whose losses or gradient norms are not the first one's makes the comparison
-void: the command says so and ends with 1. The result is written after every round. On a CPU seconds are those of the processor, all threads;
-on a GPU they are between device events, and contenders run one after the other, since two may not
-fit."""
+void: the command says so and ends with 1. The result is written after every round. On a CPU seconds
+are those of the processor, all threads; on a GPU they are between device events, and contenders run
+one after the other, since two may not fit."""
 
 import argparse
 import contextlib
