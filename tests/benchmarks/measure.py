@@ -90,9 +90,15 @@ def seconds(
 
 def save(name: str, command: str, result: object) -> None:
     """Write results/NAME.json (NAME.gpu.json on a GPU) and print it."""
+    print(write(name, command, result).read_text(encoding="utf-8"), end="")
+
+
+def write(name: str, command: str, result: object) -> Path:
+    """Write results/NAME.json (NAME.gpu.json on a GPU), whole or not at all; returns the file."""
     RESULTS.mkdir(exist_ok=True, parents=True)
     text = json.dumps({"command": command, "machine": machine(), "result": result}, indent=1)
-    (RESULTS / f"{name}{'.gpu' if torch.cuda.is_available() else ''}.json").write_text(
-        text + "\n", encoding="utf-8"
-    )
-    print(text)
+    file = RESULTS / f"{name}{'.gpu' if torch.cuda.is_available() else ''}.json"
+    part = file.with_suffix(".part")
+    part.write_text(text + "\n", encoding="utf-8")
+    part.replace(file)
+    return file
