@@ -2,7 +2,7 @@
 accuracy of both, over steps and over seconds.
 
     python tests/benchmarks/bench_learning.py --model MODEL --pairs FILE... --seconds 300 --out DIR
-    ... --toy                    a tiny random model and random pairs, in seconds
+    ... --toy                          a tiny random model, pairs of the embedded world; seconds
     ... --plot DIR/learning.json       draws DIR/learning.svg and ends; needs matplotlib
 
 MODEL is a Hugging Face folder, a .gguf file of SmolLM2-135M-Instruct, or such a file in parts
@@ -36,11 +36,9 @@ from bench_peer import (
     Cell,
     Worker,
     common_task,
-    make_model,
     seconds,
     write_pairs,
 )
-from lengths import pair_lengths, random_pairs
 
 from zephyr.chat import EncodedPair
 
@@ -103,11 +101,11 @@ def real_pairs(
     files: Sequence[str], model: Path, max_tokens: int
 ) -> tuple[list[EncodedPair], list[bytes]]:
     """Pairs of all files, as token ids of the model's tokenizer and chat template, and the digest
-    of each one's first user turn. Ids are made one for each pair."""
+    of each one's first user turn."""
     from zephyr.data.encode import load_pairs
     from zephyr.data.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(str(model), "model", None)
+    tokenizer = load_tokenizer(model)
     pairs: list[EncodedPair] = []
     prompts: list[bytes] = []
     for file in files:
@@ -124,16 +122,28 @@ def real_pairs(
     return pairs, prompts
 
 
-def toy_pairs(vocabulary: int) -> tuple[list[EncodedPair], list[bytes]]:
-    """32 pairs of random tokens, two of each prompt."""
-    drawn = random_pairs(pair_lengths("ultrafeedback", 32, longest=48), vocabulary)
-    pairs = [pair._replace(prompt_ids=drawn[i // 2].prompt_ids) for i, pair in enumerate(drawn)]
-    return pairs, [str(pair.prompt_ids).encode() for pair in pairs]
+def write_toy(folder: Path) -> tuple[Path, list[str]]:
+    """Save an untrained model, and 64 pairs of the embedded world in a file: of each prompt two,
+    the expert's answer over others'. Returns: the model's folder, and the file."""
+    from zephyr.world.answerers import answer
+    from zephyr.world.facts import build_world
+    from zephyr.world.prompts import draw_prompts
+    from zephyr.world.untrained import save_untrained
+
+    world = build_world(0)
+    rows = [
+        {"prompt": prompt.prompt, "chosen": answer("expert", prompt, world, 0), "rejected": other}
+        for prompt in draw_prompts(world, "train", 32, 0)
+        for other in (answer(name, prompt, world, 0) for name in ("evasive", "terse"))
+    ]
+    save_untrained((text for row in rows for text in row.values()), folder / "toy", seed=0)
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "toy", [str(folder / "pairs.jsonl")]
 
 
-def prepare_model(path: Path, folder: Path, on_gpu: bool) -> Path:
-    """A Hugging Face folder of the model. On a GPU its weights are rounded to bfloat16, or the two
-    sides would not start from the same ones."""
+def prepare_model(path: Path, folder: Path) -> Path:
+    """A Hugging Face folder of the model, its weights rounded to bfloat16: both sides start from
+    the same ones in any precision."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if not path.is_dir() or model_parts.find(path):
@@ -145,9 +155,7 @@ def prepare_model(path: Path, folder: Path, on_gpu: bool) -> Path:
             raise ValueError(f"--model {path}: {file.name} is no {smollm2.GGUF}")
         path = folder / "float32"
         smollm2.convert(file.parent, path)
-    if not on_gpu:
-        return path
-    rounded = folder / "bfloat16"
+    rounded = folder / "model"
     AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).save_pretrained(rounded)
     AutoTokenizer.from_pretrained(path).save_pretrained(rounded)
     return rounded
@@ -155,13 +163,8 @@ def prepare_model(path: Path, folder: Path, on_gpu: bool) -> Path:
 
 def prepare(args: argparse.Namespace, folder: Path) -> tuple[dict[str, object], dict[str, object]]:
     """Save model and pairs. Returns: what both sides are told, and figures of the data."""
-    if args.toy:
-        pairs, prompts = toy_pairs(make_model("tiny", None, folder / "model", gpu=False))
-        model, names = folder / "model", ["random tokens"]
-    else:
-        model = prepare_model(args.model, folder, args.device == "cuda")
-        pairs, prompts = real_pairs(args.pairs, model, args.max_tokens)
-        names = [Path(file).name for file in args.pairs]
+    path, files = write_toy(folder) if args.toy else (args.model, args.pairs)
+    pairs, prompts = real_pairs(files, prepare_model(path, folder), args.max_tokens)
     train, held = split(pairs, prompts, held_out=args.held_out, seed=args.seed)
     steps = min(args.steps or len(train), len(train) // args.pairs_per_step)
     if steps == 0:
@@ -170,7 +173,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> tuple[dict[str, object], 
             f"{args.pairs_per_step}: give more pairs"
         )
     figures = {
-        "files": names,
+        "files": [Path(file).name for file in files],
         "steps": steps,
         "train": write_pairs(train[: steps * args.pairs_per_step], folder / "rows.jsonl"),
         "held_out": write_pairs(held, folder / "held_out.jsonl"),
@@ -183,7 +186,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> tuple[dict[str, object], 
         gpu=args.device == "cuda",
     )
     more = {"schedule": "linear", "warmup_fraction": 0.1, "held_out": f"{folder}/held_out.jsonl"}
-    return {**told, **more, "model": str(model)}, figures
+    return {**told, **more}, figures
 
 
 def learn(
@@ -350,7 +353,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     usual = {"every": (2, 10), "pairs_per_step": (8, 32), "held_out": (32, 256)}
     if args.toy:
         usual = {"every": (1, 1), "pairs_per_step": (4, 4), "held_out": (8, 8)}
-        args.lr, args.steps = 1e-2, args.steps or 3
+        args.lr, args.steps = 1e-3, args.steps or 3
     usual["max_tokens"] = (512, 1024)
     for name, values in usual.items():
         if getattr(args, name) is None:
