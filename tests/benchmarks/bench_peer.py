@@ -130,11 +130,14 @@ class Worker:
         self.ready = False
 
     def round(self, steps: int) -> Answer:
-        """Raises: RuntimeError with the end of its log where the process ended (of a GPU's memory,
-        perhaps)."""
+        return self.ask(f"step {steps}")
+
+    def ask(self, line: str) -> Answer:
+        """The answer to `step K` or `evaluate`. Raises: RuntimeError with the end of its log where
+        the process ended (of a GPU's memory, perhaps)."""
         lines = [] if self.ready else [self.process.stdout.readline()]
         with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(f"step {steps}\n")
+            self.process.stdin.write(line + "\n")
             self.process.stdin.flush()
         lines.append(self.process.stdout.readline())
         if not all(lines):
