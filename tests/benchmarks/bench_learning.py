@@ -241,9 +241,7 @@ def agreement(first: Curve, other: Curve) -> Curve:
     shares."""
     losses = list(zip(first["train_loss"], other["train_loss"]))
     evaluations = [
-        (a, b)
-        for a, b in zip(first["evaluations"], other["evaluations"])
-        if a["step"] == b["step"]
+        (a, b) for a, b in zip(first["evaluations"], other["evaluations"]) if a["step"] == b["step"]
     ]
 
     def greatest(name: str) -> float:

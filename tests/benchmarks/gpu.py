@@ -100,7 +100,13 @@ STEPS = [
         "trl",
     ),
     Step("fused", "bench_fused.py", "--tokens 8192", "--tokens 32", 40),
-    Step("learning", "bench_learning.py", "--seconds {seconds}", "--toy --seconds 20", 300),
+    Step(
+        "learning",
+        "bench_learning.py",
+        "--seconds {seconds} --model {data} --pairs {pairs}",
+        "--toy --seconds 60",
+        300,
+    ),
     Step(
         "attention",
         "bench_attention.py",
@@ -109,20 +115,13 @@ STEPS = [
         60,
     ),
     Step(
-        "sharing",
+        "shapes",
         "bench_step.py",
-        "--model 7B --layers 8 --rounds 3 --budget 16384 --checkpointing false --trace no "
-        f"--cells {UF},{UF}:unshared,tldr,tldr:unshared",
-        f"{TOY} --trace no --cells {UF},{UF}:unshared",
-        90,
-    ),
-    Step(
-        "growth",
-        "bench_step.py",
-        "--model 7B --layers 2 --checkpointing false --rounds 3 --trace no "
-        "--cells row:1024,row:2048,row:4096,row:8192,row:16384,row:32768",
-        f"{TOY} --budget 600 --trace no --cells row:512,row:1024",
-        90,
+        "--model 7B --layers 4 --rounds 3 --budget 16384 --checkpointing false --trace no "
+        f"--cells {UF},{UF}:unshared,tldr,tldr:unshared,"
+        "row:1024,row:2048,row:4096,row:8192,row:16384,row:32768",
+        f"{TOY} --budget 600 --trace no --cells {UF},{UF}:unshared,row:512,row:1024",
+        120,
     ),
 ]
 
@@ -181,7 +180,10 @@ class Worker:
 def arguments(step: Step, args: argparse.Namespace, results: Path, seconds: float) -> list[str]:
     """The options of a step, as its process takes them."""
     text = step.toy if args.rehearse else step.options
-    options = [word.replace("{seconds}", f"{seconds:.0f}") for word in text.split()]
+    options = text.replace("{seconds}", f"{seconds:.0f}").split()
+    if "{data}" in options:
+        options[options.index("{data}")] = str(args.data)
+        options[options.index("{pairs}") :] = map(str, pair_files(args.data))
     if step.script == "-m":
         return options
     if step.script == "bench_step.py":
@@ -192,6 +194,13 @@ def arguments(step: Step, args: argparse.Namespace, results: Path, seconds: floa
     return [*options, "--device", "cpu" if args.rehearse else "cuda", "--out", str(results)]
 
 
+def pair_files(data: Path) -> list[Path]:
+    """The files of preference pairs in --data."""
+    return sorted(
+        file for kind in ("jsonl", "jsonl.gz", "parquet") for file in data.glob(f"*.{kind}")
+    )
+
+
 def bundle(results: Path, out: Path) -> None:
     """Write all results as one file, whole or not at all."""
     part = out / "results.part"
@@ -200,8 +209,10 @@ def bundle(results: Path, out: Path) -> None:
     part.replace(out / "results.tar.gz")
 
 
-def absent(step: Step) -> str:
+def absent(step: Step, args: argparse.Namespace) -> str:
     """Why a step cannot run here, or not all of it; "" where it can."""
+    if "{data}" in step.options and not args.rehearse and not (args.data and pair_files(args.data)):
+        return "--data names no folder with a model in parts and files of pairs"
     if step.script != "-m" and not (HERE / step.script).exists():
         return f"{step.script} is not there"
     if step.needs and importlib.util.find_spec(step.needs) is None:
@@ -217,7 +228,7 @@ def run_steps(
     steps = [step for step in STEPS if step.name in args.steps.split(",")]
     steps.sort(key=lambda step: step.name not in args.first.split(","))
     for step, worker in with_next_one_ready(steps, results, environment):
-        left, reason, started = end - time.monotonic(), absent(step), time.monotonic()
+        left, reason, started = end - time.monotonic(), absent(step, args), time.monotonic()
         if left < args.least:
             worker.end()
             outcomes[step.name] = "not measured: no time was left"
@@ -264,6 +275,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     names = ",".join(step.name for step in STEPS)
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="for results.tar.gz")
     parser.add_argument("--wheels", type=Path, help="a folder of wheels that this Python lacks")
+    parser.add_argument("--data", type=Path, help="a model in parts and pairs, to learn from")
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, at toy sizes")
     parser.add_argument("--steps", default=names, help=f"which ones run, of {names}")
     parser.add_argument("--first", default="", metavar="STEPS", help="run these before the others")
