@@ -50,8 +50,8 @@ STEPS = [
     Step(
         "kernels",
         "-m",
-        "pytest tests/gpu -p no:cacheprovider -rs -q -k not(step)",
-        "pytest tests/gpu -p no:cacheprovider -rs -q -k not(step)",
+        "pytest tests/gpu -p no:cacheprovider -rs -q",
+        "pytest tests/gpu -p no:cacheprovider -rs -q",
         75,
     ),
     Step(
@@ -65,7 +65,7 @@ STEPS = [
         "options",
         "bench_options.py",
         "--model 7B --layers 2 --budget 16384 --lr 1e-5",
-        f"{TOY} --budget 200",
+        f"{TOY} --budget 100",
         110,
     ),
     Step(
