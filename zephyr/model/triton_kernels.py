@@ -23,15 +23,27 @@ Shape letters:
     A  elements of a head that are rotated, in pairs (i, i + A/2)
 """
 
+from typing import Protocol
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 TILE = 4096  # elements of a program's tile; rows that are longer make longer tiles
 SWIGLU_TILE = 2048
 PROGRAMS_PER_PROCESSOR = 2  # of RMSNorm's backward, which keeps a sum in each program
+
+
+class Context(Protocol):
+    """What autograd hands from forward to backward."""
+
+    saved_tensors: tuple[Tensor, ...]
+    offset: float
+    rounds_first: bool
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
 
 
 # -- RMSNorm
@@ -115,23 +127,21 @@ class RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, x: Tensor, weight: Tensor, eps: float, offset: float, rounds_first: bool
+        ctx: Context, x: Tensor, weight: Tensor, eps: float, offset: float, rounds_first: bool
     ) -> Tensor:
         x = x.contiguous()
         rows, size = row_shape(x)
         y, scale_R = torch.empty_like(x), x.new_empty(rows, dtype=torch.float32)
         tile = norm_tile(size)
         grid = (triton.cdiv(rows, tile["TILE_R"]),)
-        rms_norm_forward[grid](
-            x, weight, y, scale_R, rows, size, eps, offset, rounds_first, **tile
-        )
+        rms_norm_forward[grid](x, weight, y, scale_R, rows, size, eps, offset, rounds_first, **tile)
         ctx.save_for_backward(x, weight, scale_R)
         ctx.offset, ctx.rounds_first = offset, rounds_first
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale_R = ctx.saved_tensors
         dy, dx = dy.contiguous(), torch.empty_like(x)
         rows, size = row_shape(x)
@@ -188,8 +198,8 @@ def norm_tile(size: int) -> dict[str, int]:
 
 
 def warps(elements: int) -> int:
-    """Warps of a program with a tile of so many elements: 16 elements a thread, 4 to 16 warps."""
-    return max(4, min(16, elements // 512))
+    """Warps of a program with a tile of so many elements: 16 elements a thread, 4 to 32 warps."""
+    return max(4, min(32, elements // 512))
 
 
 def backward_programs(x: Tensor) -> int:
@@ -204,9 +214,7 @@ def backward_programs(x: Tensor) -> int:
 
 
 @triton.jit
-def swiglu_forward(
-    gate_ptr, up_ptr, y_ptr, size, gate_stride, up_stride, TILE_D: tl.constexpr
-):
+def swiglu_forward(gate_ptr, up_ptr, y_ptr, size, gate_stride, up_stride, TILE_D: tl.constexpr):
     """y = silu(gate) * up, for TILE_D columns of one row. Strides are those of rows."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * TILE_D + tl.arange(0, TILE_D)
@@ -242,7 +250,7 @@ class SwiGLU(torch.autograd.Function):
     """`swiglu` with its gradient. Saves gate and up, and overwrites neither."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, gate: Tensor, up: Tensor) -> Tensor:
+    def forward(ctx: Context, gate: Tensor, up: Tensor) -> Tensor:
         shape, size = gate.shape, gate.shape[-1]
         gate_RD, up_RD = gate.reshape(-1, size), up.reshape(-1, size)
         y_RD = gate_RD.new_empty(gate_RD.shape)
@@ -254,7 +262,7 @@ class SwiGLU(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Context, dy: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         shape, size = gate.shape, gate.shape[-1]
         gate_RD, up_RD, dy = gate.reshape(-1, size), up.reshape(-1, size), dy.contiguous()
@@ -371,20 +379,18 @@ class Rotation(torch.autograd.Function):
     """The rotation of one tensor with its gradient. Saves cos and sin only."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x_BHTE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(ctx: Context, x_BHTE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
         return launch_rotation(x_BHTE, cos, sin, backward=False)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, dy_BHTE: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, dy_BHTE: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
         return launch_rotation(dy_BHTE, cos, sin, backward=True), None, None
 
 
-def rotate(
-    query_BHTE: Tensor, key_BHTE: Tensor, cos: Tensor, sin: Tensor
-) -> tuple[Tensor, Tensor]:
+def rotate(query_BHTE: Tensor, key_BHTE: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """Query and key rotated by their positions (RoPE, arXiv:2104.09864), in the dtype of each.
 
     Args:
