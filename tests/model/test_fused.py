@@ -270,12 +270,11 @@ def require_equal(plain: Policy, ours: Policy, atol: float) -> None:
     "choice,label,policy",
     [
         ("triton", "Qwen3", False),
-        ("triton", "Qwen3", "elementwise"),
+        ("triton", "Mistral", "elementwise"),
         ("triton", "Phi-3 1", "mlp"),
         ("triton", "Gemma 3", True),
-        ("liger", "Qwen3", True),
-        ("liger", "Qwen3", "elementwise"),
-        ("liger", "Phi-3 1", "mlp"),
+        ("liger", "Mistral", "elementwise"),
+        ("liger", "Phi-3 1", True),
         ("liger", "Gemma 3", False),
     ],
 )
@@ -288,8 +287,8 @@ def test_a_decoder_with_kernels(
     tmp_path: Path,
 ) -> None:
     """Log-probs and gradients in float32, with what is computed again. Fails where a kernel writes
-    over what a recomputation, or a residual connection, reads later: liger's SwiGLU and rotation
-    do, and its RMSNorm would write over the gradient that Gemma 3's residual shares."""
+    over what is read later: liger's rotation over a query that is kept, liger's RMSNorm over the
+    gradient that Gemma 3's residual connection shares."""
     if choice == "liger":
         request.getfixturevalue("interpreted_liger")
     _, _, kind, options = next(case for case in CASES if case[1] == label)
