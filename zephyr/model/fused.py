@@ -364,21 +364,25 @@ def own_kernels() -> Kernels:
 
 
 def liger_kernels() -> Kernels:
-    """The kernels of liger-kernel's layers, with what they overwrite kept to what nobody reads.
+    """The kernels of liger-kernel's layers, kept from writing over what others read.
 
-    Its SwiGLU writes the gradients of gate and up over gate and up, which only it has saved, so one
-    graph can run backward once. Its rotation writes over query and key, which nobody has saved, and
-    over their gradients. Its RMSNorm would write over the gradient of its output, which a residual
-    connection may share: that is off.
+    Its rotation writes over query and key, whose memory a checkpointed layer may keep: it gets
+    copies. Its RMSNorm would write over the gradient of its output, which a residual connection may
+    share: that is off. Its SwiGLU writes the gradients of gate and up over gate and up: only one
+    backward of a graph is right.
     """
     from liger_kernel.ops.rms_norm import LigerRMSNormFunction
     from liger_kernel.ops.rope import LigerRopeFunction
     from liger_kernel.ops.swiglu import LigerSiLUMulFunction
 
     def norm(x: Tensor, weight: Tensor, eps: float, offset: float, rounds_first: bool) -> Tensor:
-        casting = "llama" if rounds_first else "gemma"
-        in_place = False
+        casting, in_place = "llama" if rounds_first else "gemma", False
         y: Tensor = LigerRMSNormFunction.apply(x, weight, eps, offset, casting, in_place)
         return y
 
-    return Kernels(norm, LigerSiLUMulFunction.apply, LigerRopeFunction.apply)
+    def turn(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        turned: tuple[Tensor, Tensor]
+        turned = LigerRopeFunction.apply(query.clone(), key.clone(), cos, sin)
+        return turned
+
+    return Kernels(norm, LigerSiLUMulFunction.apply, turn)
