@@ -203,7 +203,7 @@ def learn(
     evaluations: list[Curve] = []
     trained, started = 0.0, time.monotonic()
     curve.update(train_loss=losses, grad_norm=norms, evaluations=evaluations)
-    signal.signal(signal.SIGALRM, cut)
+    signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, max(0.01, until - started))
     try:
         while True:
@@ -232,7 +232,7 @@ def learn(
     keep()
 
 
-def cut(*_: object) -> None:
+def stop(*_: object) -> None:
     raise Cut
 
 
@@ -241,9 +241,7 @@ def agreement(first: Curve, other: Curve) -> Curve:
     shares."""
     losses = list(zip(first["train_loss"], other["train_loss"]))
     evaluations = [
-        (a, b)
-        for a, b in zip(first["evaluations"], other["evaluations"])
-        if a["step"] == b["step"]
+        (a, b) for a, b in zip(first["evaluations"], other["evaluations"]) if a["step"] == b["step"]
     ]
 
     def greatest(name: str) -> float:

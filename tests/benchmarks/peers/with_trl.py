@@ -119,9 +119,7 @@ def main() -> None:
         gradient_accumulation_steps=task.pairs_per_step // settings["micro"],
         num_train_epochs=1,
         learning_rate=task.lr,
-        lr_scheduler_type="constant_with_warmup"
-        if task.schedule == "constant"
-        else task.schedule,
+        lr_scheduler_type="constant_with_warmup" if task.schedule == "constant" else task.schedule,
         warmup_steps=math.ceil(task.warmup_fraction * task.steps()),
         max_grad_norm=task.grad_clip,
         optim="adamw_torch_fused",
