@@ -203,7 +203,7 @@ def learn(
     evaluations: list[Curve] = []
     trained, started = 0.0, time.monotonic()
     curve.update(train_loss=losses, grad_norm=norms, evaluations=evaluations)
-    signal.signal(signal.SIGALRM, cut)
+    signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, max(0.01, until - started))
     try:
         while True:
@@ -232,7 +232,7 @@ def learn(
     keep()
 
 
-def cut(*_: object) -> None:
+def stop(*_: object) -> None:
     raise Cut
 
 
