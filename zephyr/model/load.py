@@ -18,15 +18,16 @@ import torch
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.initialization import no_init_weights
 
 from zephyr.config import BadInput, ConfigError, DPOConfig, SFTConfig
 from zephyr.model import attention as kernels
+from zephyr.model import fused as fused_kernels
 from zephyr.model.packing_check import require_packable
 from zephyr.model.policy import MODEL_CONFIG_ERRORS, Policy, build, fix_rope, learned_positions
+from zephyr.model.recompute import checkpoint_activations
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 # Config keys with the only value implemented. Soft-capping changes logits behind the output layer,
@@ -53,6 +54,7 @@ def load_policy(
     attention: str = "sdpa",
     dtype: torch.dtype = torch.float32,
     activation_checkpointing: bool | str = False,
+    fused: str = "none",
     max_tokens: int | None = None,
     init: AbstractContextManager[object] | None = None,
     write: WriteTensor | None = None,
@@ -63,7 +65,9 @@ def load_policy(
         path: folder or hub id (owner/name).
         attention: flash_attn, torch_varlen or sdpa (`zephyr.model.attention.KERNELS`).
         dtype: of the parameters.
-        activation_checkpointing: as `hardware.activation_checkpointing`: True, False or "mlp".
+        activation_checkpointing: as `hardware.activation_checkpointing`: True, False, "mlp" or
+            "elementwise".
+        fused: as `hardware.fused`: none, liger or triton (`zephyr.model.fused`).
         max_tokens: of the longest sequence to come. It matters to models whose rotary frequencies
             depend on the length of the row (longrope, dynamic NTK): all rows get those of
             `max_tokens`. None leaves the frequencies as transformers has them, and sequences longer
@@ -94,6 +98,7 @@ def load_policy(
             f"have up to {max_tokens} tokens; set data.max_tokens to at most {positions}"
         )
     load_weights(lm, folder, write or fill_parameter)
+    fused_kernels.fuse(lm, fused)
     checkpoint_activations(lm, activation_checkpointing)
     return Policy(lm, positions if longest is None else longest)
 
@@ -115,49 +120,27 @@ def require_supported(folder: Path, config: PreTrainedConfig) -> None:
         raise BadInput(f"model {folder}: {config.model_type} is not supported: {error}") from None
 
 
-def checkpoint_activations(lm: PreTrainedModel, what: bool | str) -> None:
-    """Make the backward compute activations again instead of keeping them.
-
-    Args:
-        lm: the decoder; its modules are modified.
-        what: True: whole layers. "mlp": only their norms and MLPs; these keep most. False: nothing.
-
-    Raises:
-        ConfigError: "mlp", and the layers have no module of that name.
-    """
-    if what is True:
-        lm.gradient_checkpointing_enable({"use_reentrant": False})
-    elif what == "mlp":
-        parts = {
-            name: module
-            for name, module in lm.base_model.named_modules()
-            if name.endswith((".mlp", "norm"))
-        }
-        if not any(name.endswith(".mlp") for name in parts):
-            raise ConfigError(
-                f'hardware.activation_checkpointing: "mlp" needs layers with a module named mlp, '
-                f"which {type(lm).__name__} does not have; set it to true or false"
-            )
-        for module in parts.values():
-            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
-
-
 def require_runnable(config: DPOConfig | SFTConfig) -> None:
-    """Check the kernel, the model's folder, its config and its weight files before anything loads.
+    """Check the kernels, the model's folder, its config and its weight files before anything loads.
 
     Raises:
         BadInput: the run would fail; gives the reason.
     """
+    hardware = config.hardware
     use_cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
-    reason = kernels.unavailable_reason(
-        config.hardware.attention, DTYPES[config.hardware.dtype], "cuda" if use_cuda else "cpu"
-    )
+    device = "cuda" if use_cuda else "cpu"
+    reason = kernels.unavailable_reason(hardware.attention, DTYPES[hardware.dtype], device)
     if reason:
         raise ConfigError(f"hardware.attention: {reason}")
+    reason = fused_kernels.unavailable_reason(hardware.fused, device)
+    if reason:
+        raise ConfigError(f"hardware.fused: {reason}")
     # A hub id is fetched once a machine; its other ranks find it in the cache.
     if os.environ.get("LOCAL_RANK", "0") == "0":
         folder = local_folder(config.model)
-        require_supported(folder, read_config(folder))
+        lm_config = read_config(folder)
+        require_supported(folder, lm_config)
+        fused_kernels.require_served(lm_config, hardware.fused)
         weight_files(folder)
 
 
