@@ -313,7 +313,7 @@ def predict_memory(
         zero=zero,
         device=device,
     )
-    update = parts["states"] - 8 * share if held else 0
+    update = parts["update"] if held else 0
     states = share * (held + item * ("offload_param" not in zero))
     buckets = item * bucket_size(zero)
     in_micro_batch = parts["gathered"] + parts["activations"] + parts["head"]
