@@ -43,7 +43,9 @@ class Plain:
             lambda: 0,
         )
 
-    def initialize(self, load: Callable[[], nn.Module], optim: Optim) -> None:
+    def initialize(
+        self, load: Callable[[], nn.Module], optim: Optim, *, micro_batches: int
+    ) -> None:
         self.policy, self.grad_clip = load().to(self.device), optim.grad_clip
         self.train, self.num_layer_parameters = (
             self.policy.train,
@@ -149,8 +151,8 @@ def main() -> None:
         shuffle=False,
     )
     Path(config.run.dir).mkdir()
-    engine = kind(hardware, 0)
-    train_dpo.initialize_policy(engine, config)
+    engine = kind(config.hardware, 0)
+    train_dpo.initialize_policy(engine, config, plan)
     identity = {"model": digest(task.model)}
     training = train_dpo.with_reference(
         engine, config, train_dpo.split(engine, config, pairs, plan), pairs, identity
