@@ -345,14 +345,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--held-out", type=int, help="pairs at most; default 32, GPU 256")
     parser.add_argument("--max-tokens", type=int, help="of a conversation; default 512, GPU 1024")
     parser.add_argument("--lr", type=float, default=5e-6)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, help="of the processor; default 2, GPU 8")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     usual = {"every": (2, 10), "pairs_per_step": (8, 32), "held_out": (32, 256)}
     if args.toy:
         usual = {"every": (1, 1), "pairs_per_step": (4, 4), "held_out": (8, 8)}
         args.lr, args.steps = 1e-3, args.steps or 3
-    usual["max_tokens"] = (512, 1024)
+    usual |= {"max_tokens": (512, 1024), "threads": (2, 8)}
     for name, values in usual.items():
         if getattr(args, name) is None:
             setattr(args, name, values[args.device == "cuda"])

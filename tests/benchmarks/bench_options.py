@@ -29,6 +29,7 @@ from live_bytes import peak_bytes
 from torch import Tensor
 
 from zephyr.config import Hardware
+from zephyr.model import fused
 from zephyr.training.engine import Engine
 from zephyr.training.loop import Split
 
@@ -237,7 +238,12 @@ def run_resumed(bench: Bench, state: Path, base: Json) -> None:
 
 
 def run_variant(bench: Bench, name: str, base: Json) -> None:
-    """Steps of an engine that differs in one key."""
+    """Steps of an engine that differs in one key of `hardware`."""
+    kernels = VARIANTS[name].get("fused", "none")
+    reason = fused.unavailable_reason(kernels, bench.args.device)
+    if reason:
+        bench.result["variants"][name] = {"skipped": reason}
+        return
     with bench.engine(**VARIANTS[name]) as (engine, splits, starts):
         phases, split = Phases(engine.device), splits[CELLS[0]]
         bench_step.instrumented(engine, phases)

@@ -24,7 +24,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn, ParamSpec, TypeVar
 
@@ -46,6 +45,7 @@ from zephyr import reference
 from zephyr.chat import EncodedText
 from zephyr.config import Data, DPOConfig, Hardware, Optim, Reference, SFTConfig, SFTData
 from zephyr.data.store import Pairs, Texts, example_batch
+from zephyr.model import fused
 from zephyr.model.load import DTYPES, checkpoint_activations, load_policy
 from zephyr.packing import plan_epochs
 from zephyr.training.engine import Engine
@@ -149,7 +149,7 @@ def random_policy(
     dtype: torch.dtype,
     checkpointing: object = False,
     device: str = "cpu",
-    fused: str = "none",
+    kernels: str = "none",
     init: object = None,
     write: object = None,
 ) -> nn.Module:
@@ -171,7 +171,7 @@ def random_policy(
             attention=attention,
             dtype=dtype,
             activation_checkpointing=checkpointing,
-            **({} if fused == "none" else {"fused": fused}),
+            fused=kernels,
             init=init,
             write=lambda parameter, read: write(parameter, lambda: draw(parameter).to(dtype)),
         )
@@ -555,14 +555,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.name, measure.RESULTS = args.name or f"step_{args.model}", args.out
     args.out.mkdir(parents=True, exist_ok=True)
-    args.fused = first_fused(args.fused)
+    args.fused = first_fused(args.fused, args.device)
     return args
 
 
-def first_fused(wanted: str) -> str:
-    """The first of a list of `hardware.fused` that can be imported here: `liger,triton,none`."""
-    packages = {"liger": "liger_kernel", "triton": "triton", "none": "torch"}
-    return next(name for name in wanted.split(",") if find_spec(packages[name]))
+def first_fused(wanted: str, device: str) -> str:
+    """The first of a list of `hardware.fused` that runs here: `liger,triton,none`."""
+    return next(w for w in wanted.split(",") if fused.unavailable_reason(w, device) is None)
 
 
 def go_on(args: argparse.Namespace, left: Sequence[str]) -> NoReturn:

@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+REHEARSAL = {"ZEPHYR_REHEARSE": "1", "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}
 NO_GPU = 3  # exit code of the first step
 
 
@@ -315,7 +316,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, str]:
             "HF_HUB_OFFLINE": "1",
             "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",  # for TRL too
             "ZEPHYR_RESULTS": str(results),
-            **({"ZEPHYR_REHEARSE": "1", "OMP_NUM_THREADS": "1"} if args.rehearse else {}),
+            **(REHEARSAL if args.rehearse else {}),
         }
         return run_steps(args, results, environment)
 
