@@ -16,7 +16,6 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import device as devices
@@ -90,9 +89,10 @@ def operations(config: MistralConfig, tokens: int, device: str) -> dict[str, Ope
 def mistral_norm(
     x: Tensor, weight: Tensor, eps: float, offset: float, rounds_first: bool
 ) -> Tensor:
-    """transformers' own code of MistralRMSNorm."""
-    module = SimpleNamespace(weight=weight, variance_epsilon=eps)
-    return modeling_mistral.MistralRMSNorm.forward(module, x)
+    """The operations of transformers' MistralRMSNorm, one by one."""
+    wide = x.to(torch.float32)
+    mean_square = wide.pow(2).mean(-1, keepdim=True)
+    return weight * (wide * torch.rsqrt(mean_square + eps)).to(x.dtype)
 
 
 PLAIN = fused.Kernels(mistral_norm, fused.swiglu, modeling_mistral.apply_rotary_pos_emb)
