@@ -40,7 +40,7 @@ from zephyr.training.flops import text_flops
 from zephyr.training.folder import RunFolder, json_bytes
 from zephyr.training.launch import exit_process, launch
 from zephyr.training.loop import Split, Stats, fit
-from zephyr.training.planner import describe_plan, require_budget
+from zephyr.training.planner import describe_plan, most_micro_batches, require_budget
 from zephyr.verify import preflight
 
 
@@ -68,7 +68,7 @@ def train(engine: Engine, config: SFTConfig, folder: RunFolder | None) -> None:
         return
 
     # The base model, from which the policy starts.
-    initialize_policy(engine, config)
+    initialize_policy(engine, config, plan)
     training = split(engine, config, texts, plan, identity)
     evaluation = None
     if "eval" in encoded:
@@ -125,7 +125,7 @@ def make_plan(engine: Engine, config: SFTConfig, texts: Texts) -> Plan:
     )
 
 
-def initialize_policy(engine: Engine, config: SFTConfig) -> None:
+def initialize_policy(engine: Engine, config: SFTConfig, plan: Plan) -> None:
     """Load the base model, sharded over all ranks, with its optimizer."""
     hardware = config.hardware
     load = partial(
@@ -137,7 +137,7 @@ def initialize_policy(engine: Engine, config: SFTConfig) -> None:
         fused=hardware.fused,
         max_tokens=config.data.max_tokens,
     )
-    engine.initialize(load, config.optim)
+    engine.initialize(load, config.optim, micro_batches=most_micro_batches(plan))
     if hardware.fused != "none":
         engine.log(describe_fused(engine.policy.lm, hardware.fused))
 

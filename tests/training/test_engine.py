@@ -24,12 +24,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import train_dpo
 from zephyr import reference
 from zephyr.chat import EncodedPair
-from zephyr.config import BadInput, ConfigError, Data, DPOConfig, Hardware, Optim, Run, Wandb
+from zephyr.config import BadInput, Data, DPOConfig, Hardware, Optim, Run, Wandb
 from zephyr.model.load import load_policy
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import PackedBatch, Plan, collate_pairs, plan_epochs, plan_pass
+from zephyr.packing.plan import Step
 from zephyr.training import checkpoint
-from zephyr.training.engine import Engine, read_deepspeed
+from zephyr.training import engine as engine_module
+from zephyr.training.engine import Engine, move_buffers
 from zephyr.training.loop import (
     NonFiniteError,
     Objective,
@@ -50,17 +52,49 @@ DECAY, BETAS, CLIP = 0.1, (0.8, 0.95), 0.5  # none is the default of torch, of D
 
 
 @pytest.fixture(scope="module")
-def engine(tiny: Path) -> Iterator[Engine]:
+def moved() -> list[object]:
+    """What `move_buffers` was called with."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def engine(tiny: Path, moved: list[object]) -> Iterator[Engine]:
     """A bfloat16 policy under ZeRO-3 with every parameter partitioned."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
+        patch.setattr(engine_module, "move_buffers", lambda *given: moved.append(given))
         made = Engine(Hardware(attention="sdpa", deepspeed="configs/deepspeed/cpu.json"), 0)
-    made.initialize(
-        partial(load_policy, tiny, dtype=torch.bfloat16),
-        Optim(grad_clip=CLIP, weight_decay=DECAY, adam_betas=BETAS),
-    )
+        made.initialize(
+            partial(load_policy, tiny, dtype=torch.bfloat16),
+            Optim(grad_clip=CLIP, weight_decay=DECAY, adam_betas=BETAS),
+        )
     yield made
     made.close()
+
+
+@pytest.mark.parametrize("rope", ["default", "dynamic"])
+def test_buffers_move_to_the_device_as_they_are(rope: str, tiny: Path, tmp_path: Path) -> None:
+    """To the device that has no values. Fails where the frequencies that transformers makes, or
+    those that take their place for long sequences, stay on the CPU, from which each forward would
+    copy them; where their dtype changes; or where a save would hold them."""
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": rope, "rope_theta": 1e4, "factor": 4.0}
+    config["max_position_embeddings"] = 64
+    (folder / "config.json").write_text(json.dumps(config))
+    policy = load_policy(folder, dtype=torch.bfloat16, max_tokens=128)
+    saved, before = set(policy.state_dict()), dict(policy.named_buffers())
+    move_buffers(policy, torch.device("meta"))
+    after = dict(policy.named_buffers())
+    assert after.keys() == before.keys() and "lm.model.rotary_emb.inv_freq" in after
+    assert {(b.device.type, b.dtype) for b in after.values()} == {("meta", torch.float32)}
+    assert set(policy.state_dict()) == saved
+    assert {p.device.type for p in policy.parameters()} == {"cpu"}
+
+
+def test_the_engine_moves_its_policys_buffers(engine: Engine, moved: list[object]) -> None:
+    """Fails where nobody calls what the test above is about."""
+    assert moved == [(engine.policy, engine.device)]
 
 
 def test_rotary_frequencies_stay_float32(engine: Engine, tiny: Path) -> None:
@@ -258,68 +292,6 @@ def test_state_on_disk_goes_on_as_if_nothing_had_been(engine: Engine, tmp_path: 
     )
 
 
-@pytest.mark.parametrize(
-    "content,message",
-    [
-        (
-            '{"zero_optimization": {"stage": 3}, "bf16": {"enabled": true}}',
-            "hardware.dtype decides",
-        ),
-        ('{"zero_optimization": {"stage": 3}, "optimizer": {}}', "optim decides"),
-        ('{"zero_optimization": {"stage": 2}}', "stage 3"),
-        ("{}", "stage 3"),
-        ("{", "not JSON"),
-        ("[]", "stage 3"),
-    ],
-)
-def test_deepspeed_json_holds_only_its_own(content: str, message: str, tmp_path: Path) -> None:
-    """Fails where the JSON could quietly override the YAML's precision, clipping or batch."""
-    (tmp_path / "d.json").write_text(content)
-    with pytest.raises(ConfigError, match=message):
-        read_deepspeed(str(tmp_path / "d.json"))
-    with pytest.raises(ConfigError, match="no such file"):
-        read_deepspeed(str(tmp_path / "nowhere.json"))
-
-
-@pytest.mark.parametrize(
-    "key",
-    [
-        "train_batch_size",
-        "train_micro_batch_size_per_gpu",
-        "gradient_accumulation_steps",
-        "optimizer",
-        "scheduler",
-        "gradient_clipping",
-        "bf16",
-        "fp16",
-        "amp",
-        "activation_checkpointing",
-    ],
-)
-def test_each_key_that_the_yaml_decides_is_refused(key: str, tmp_path: Path) -> None:
-    """Fails where one of DeepSpeed's own keys would be taken from the JSON, or dropped, in
-    silence."""
-    (tmp_path / "d.json").write_text(f'{{"zero_optimization": {{"stage": 3}}, "{key}": 1}}')
-    with pytest.raises(ConfigError, match=f"sets {key}; the YAML's"):
-        read_deepspeed(str(tmp_path / "d.json"))
-
-
-def test_what_deepspeeds_json_leaves_out_is_not_deepspeeds_default(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A JSON of ZeRO-3 alone. Fails where gradients are then added up in bfloat16, or clipped at
-    1.0, as DeepSpeed would."""
-    monkeypatch.setattr(engine, "settings", {"zero_optimization": {"stage": 3}})
-    settings = engine.deepspeed_config(Optim(grad_clip=0.0))
-    assert (
-        settings["data_types"] == {"grad_accum_dtype": "fp32"}
-        and settings["gradient_clipping"] == 0.0
-    )
-    assert settings["bf16"] == {"enabled": True} and settings["gradient_accumulation_steps"] == 1
-    monkeypatch.setattr(engine, "hardware", replace(engine.hardware, dtype="float32"))
-    assert engine.deepspeed_config(Optim())["bf16"] == {"enabled": False}
-
-
 def test_parameters_are_counted_whole(engine: Engine, tiny: Path) -> None:
     """Fails where a shard, or the embedding among the layers, is counted: FLOPs and memory are
     predicted from these."""
@@ -481,6 +453,53 @@ def test_a_step_reads_its_values_once(engine: Engine, monkeypatch: pytest.Monkey
         reads.of
     )
     assert len(reads.of) <= 3, reads.of
+
+
+def test_the_next_micro_batch_is_made_while_the_forward_runs(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order of events in a step of three micro-batches, one of them empty, as a rank with
+    fewer pairs has it; and its gradient, against the same without the loop. Fails where the host
+    collates behind a backward, at whose end DeepSpeed has waited for the device; or where a
+    micro-batch is left out, or the update is made before the last."""
+    events: list[str] = []
+    backward = engine.backward
+
+    def collate(indices: Sequence[int]) -> PackedBatch:
+        events.append(f"collate {list(indices)}")
+        return collate_pairs(PAIRS, indices)
+
+    def objective(policy: Engine, batch: PackedBatch) -> tuple[Tensor, Stats]:
+        events.append(f"forward {list(batch.indices)}")
+        return policy(batch).sum(), {}
+
+    def noted(loss: Tensor, *, last: bool) -> None:
+        events.append(f"backward {last}")
+        backward(loss, last=last)
+
+    plan = Plan([Step(0.0, [[[0, 1], [2, 3], []]])], tokens=32, fill_ratio=1.0, imbalance=1.0)
+    split = Split(plan, collate, objective, [], [8] * 4, [1] * 4, "pairs", [1.0] * 4, {})
+    monkeypatch.setattr(engine, "backward", noted)
+    totals = forward_backward(engine, split, 0, None)
+    norm = engine.discard_gradient()
+    assert events == [
+        "collate [0, 1]",
+        "forward [0, 1]",
+        "collate [2, 3]",
+        "backward False",
+        "forward [2, 3]",
+        "collate []",
+        "backward False",
+        "forward []",
+        "backward True",
+    ]
+    losses = []
+    for indices in ([0, 1], [2, 3], []):
+        loss = engine(collate_pairs(PAIRS, indices)).sum()
+        backward(loss / 4, last=not indices)
+        losses.append(loss.detach().double())
+    assert engine.discard_gradient() == norm > 0
+    assert totals.sums["loss"] == sum(losses)
 
 
 def log_probabilities(
@@ -906,6 +925,52 @@ def test_a_record_of_several_steps_is_over_all_their_pairs(
         "step-4.parquet",
         "step-6.parquet",
     ]
+
+
+def test_the_update_is_measured_where_a_record_is_written(
+    whole: tuple[Path, dict[str, Tensor]],
+    engine: Engine,
+    start: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It reads the whole optimizer state. Calls are counted over six steps, with records of steps
+    0, 3 and 5, and of step 2 where a signal asks for it; each ratio is that of the run that records
+    every step. Fails where a step without a record pays for it, or a record has none, or one of
+    another step."""
+    calls: list[float] = []
+    measure = Engine.update_and_weight_sq_norms
+    monkeypatch.setattr(
+        Engine,
+        "update_and_weight_sq_norms",
+        lambda self, lr: [calls.append(lr), measure(self, lr)][1],
+    )
+    ratio = {r["step"]: r["update_ratio"] for r in records(whole[0])}
+    rates = {r["step"]: r["learning_rate"] for r in records(whole[0])}
+
+    def recorded(run: Path) -> list[int]:
+        steps = [r["step"] for r in records(run)]
+        assert {r["step"]: r["update_ratio"] for r in records(run)} == {s: ratio[s] for s in steps}
+        assert calls == [rates[step] for step in steps]
+        return steps
+
+    fitted(engine, start, config_of(tmp_path / "run", log_every=3, save_every=50))
+    assert recorded(tmp_path / "run") == [0, 3, 5]
+
+    calls.clear()
+    config = config_of(tmp_path / "stopped", log_every=3, save_every=50)
+    begin(engine, start)
+    frozen = reference.Reference(alone(engine, MORE).float())
+    seen: list[int] = []
+
+    def objective(policy: Engine, batch: PackedBatch) -> tuple[Tensor, Stats]:
+        seen.append(len(batch.indices))
+        policy.stop_requested = sum(seen) >= 7  # in step 2
+        return train_dpo.dpo_objective(config, frozen)(policy, batch)
+
+    with pytest.raises(Stopped):
+        fitted(engine, start, config, objective=objective)
+    assert recorded(tmp_path / "stopped") == [0, 2]
 
 
 def test_the_policy_is_sampled_at_the_start_and_at_each_evaluation(

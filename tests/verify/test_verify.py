@@ -428,6 +428,7 @@ def test_certificate_of_a_run(
     packing, checkpointing or a resume leaves a trace, or a variant is not run."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("ZEPHYR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # fused kernels would run, slowly
 
     def fork(stage: str, ranks: int, arguments: Sequence[str], log: Path) -> int:
         done = fork_server.run(
@@ -468,6 +469,7 @@ def test_certificate_of_a_run(
         {"packing"} if stage == "dpo" else set()
     )
     assert "GPU" in report["variants"]["attention"]["not_varied"]
+    assert report["variants"]["fused"]["not_varied"]
     assert (
         varied["resume"]["weights_distance"] == 0 < varied["world_size"]["weights_distance"] < 1e-3
     )

@@ -29,7 +29,7 @@ from transformers.initialization import no_init_weights
 
 from zephyr.config import ConfigError
 
-PACKAGES = {"liger": "liger-kernel", "triton": "triton"}  # of each choice, as pip names it
+PACKAGES = {"triton": "triton", "liger": "liger-kernel"}  # of each choice, as pip names it
 ROTATE = "apply_rotary_pos_emb"  # the function that transformers' attention modules call
 PROBE_DTYPES = (torch.float32, torch.bfloat16)
 # What a probe raises in a module that takes other arguments, or has other attributes.
