@@ -350,7 +350,7 @@ MUTANTS: list[Mutant] = [
             "mlp_bytes(lm, hardware, 4)",
         ),
         (
-            "    return again + inner + 2 * item_bytes(hardware) * lm.hidden_size\n",
+            "    return again + inner + 2 * item_bytes(hardware) * int(lm.hidden_size)\n",
             "    return again\n",
         ),
         (
