@@ -141,7 +141,7 @@ def engine_of() -> Iterator[Callable[[Path, str], Engine]]:
     yield make
     for engine in made:
         engine.engine.destroy()
-    made[-1].close()
+    made[0].close()  # the one that set torchrun's variables
 
 
 def test_policies_under_zero3(engine_of: Callable[[Path, str], Engine], tiny: Path) -> None:

@@ -244,6 +244,7 @@ MUTANTS: list[Mutant] = [
     *of(
         "zephyr/model/recompute.py",
         (
+            "tests/model/test_memory.py::test_a_layer_of_7b_keeps_what_is_predicted",
             "tests/model/test_recompute.py",
             "tests/model/test_model.py::test_activation_policies_keep_less_and_change_nothing",
             "tests/model/test_model.py::test_layers_without_an_mlp_are_named",
