@@ -868,15 +868,12 @@ MUTANTS: list[Mutant] = [
             "if True:",
         ),
         (
-            ("require_supported(folder, read_config(folder))\n        weight_files(folder)"),
-            "require_supported(folder, read_config(folder))",
+            "fused_kernels.require_served(lm_config, hardware.fused)\n        weight_files(folder)",
+            "fused_kernels.require_served(lm_config, hardware.fused)",
         ),
         (
-            (
-                "folder = local_folder(config.model)\n"
-                "        require_supported(folder, read_config(folder))"
-            ),
-            "folder = local_folder(config.model)",
+            ("lm_config = read_config(folder)\n        require_supported(folder, lm_config)"),
+            "lm_config = read_config(folder)",
         ),
         (
             'if str(path).startswith((".", "/", "~")) or str(path).count("/") != 1:',
@@ -1179,6 +1176,78 @@ MUTANTS: list[Mutant] = [
         (
             "return ids[0] if len(ids) == 1 else ids",
             "return ids[0]",
+        ),
+    ),
+    *of(
+        "zephyr/model/triton_kernels.py",
+        ("tests/model/test_fused.py",),
+        (
+            "dx = scale * (g - normal * mean[:, None])",
+            "dx = scale * g",
+        ),
+        (
+            "dweight += tl.sum(dy * normal, axis=0)",
+            "dweight = tl.sum(dy * normal, axis=0)",
+        ),
+        (
+            "range(program * TILE_R, rows, programs * TILE_R)",
+            "range(program * TILE_R, rows - TILE_R + 1, programs * TILE_R)",
+        ),
+        (
+            "scale = tl.rsqrt(tl.sum(x * x, axis=1) / size + eps)",
+            "scale = tl.rsqrt(tl.sum(x * x, axis=1) / TILE_D + eps)",
+        ),
+        (
+            "silu = (gate * tl.sigmoid(gate)).to(y_ptr.dtype.element_ty).to(tl.float32)",
+            "silu = gate * tl.sigmoid(gate)",
+        ),
+        (
+            "dgate = dy * up * sigmoid * (1.0 + gate * (1.0 - sigmoid))",
+            "dgate = dy * up * sigmoid * (1.0 + gate * sigmoid)",
+        ),
+        (
+            "gate_RD.stride(0), up_RD.stride(0), **swiglu_tile(size)",
+            "size, size, **swiglu_tile(size)",
+        ),
+        (
+            "y2 = x2 * cos2 - x1 * sin1",
+            "y2 = x2 * cos2 + x1 * sin1",
+        ),
+        (
+            "y_BTHE = torch.empty_like(x_BTHE) if size == head_size else x_BTHE.clone()",
+            "y_BTHE = torch.zeros_like(x_BTHE)",
+        ),
+    ),
+    *of(
+        "zephyr/model/fused.py",
+        ("tests/model/test_fused.py",),
+        (
+            "for offset, rounds_first in ((0.0, True), (0.0, False), (1.0, False)):",
+            "for offset, rounds_first in ((0.0, True), (1.0, False)):",
+        ),
+        (
+            "turned = LigerRopeFunction.apply(query.clone(), key.clone(), cos, sin)",
+            "turned = LigerRopeFunction.apply(query, key, cos, sin)",
+        ),
+        (
+            'casting, in_place = "llama" if rounds_first else "gemma", False',
+            'casting, in_place = "llama" if rounds_first else "gemma", True',
+        ),
+        (
+            "names = {**forward.__globals__, ROTATE: rotate}",
+            "names = forward.__globals__\n    names[ROTATE] = rotate",
+        ),
+        (
+            "if not any(compilers) or not headers.is_file():",
+            "if not any(compilers):",
+        ),
+        (
+            "    require_some(lm, found, fused)\n    modules",
+            "    modules",
+        ),
+        (
+            'return rms_norm(x, module.get_parameter("weight"), *norm)',
+            'return rms_norm(x, module.get_parameter("weight"), 1e-6, *norm[1:])',
         ),
     ),
 ]
