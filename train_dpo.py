@@ -47,7 +47,7 @@ from zephyr.training.flops import pair_flops
 from zephyr.training.folder import RunFolder, json_bytes
 from zephyr.training.launch import exit_process, launch
 from zephyr.training.loop import Objective, Split, Stats, fit
-from zephyr.training.planner import describe_plan, require_budget
+from zephyr.training.planner import describe_plan, most_micro_batches, require_budget
 from zephyr.verify import preflight
 
 
@@ -75,7 +75,7 @@ def train(engine: Engine, config: DPOConfig, folder: RunFolder | None) -> None:
         return
 
     # The dSFT model, from which the policy starts.
-    initialize_policy(engine, config)
+    initialize_policy(engine, config, plan)
     training = split(engine, config, pairs, plan)
     special_ids = (leading_bos(tokenizer), tokenizer.eos_token_id)
     found = preflight.check_inputs(engine, config, pairs, training, reports, special_ids)
@@ -178,7 +178,7 @@ def make_plan(engine: Engine, config: DPOConfig, pairs: Pairs) -> Plan:
     )
 
 
-def initialize_policy(engine: Engine, config: DPOConfig) -> None:
+def initialize_policy(engine: Engine, config: DPOConfig, plan: Plan) -> None:
     """Load the dSFT model, sharded over all ranks, with its optimizer."""
     hardware = config.hardware
     load = partial(
@@ -189,7 +189,7 @@ def initialize_policy(engine: Engine, config: DPOConfig) -> None:
         activation_checkpointing=hardware.activation_checkpointing,
         max_tokens=config.data.max_tokens,
     )
-    engine.initialize(load, config.optim)
+    engine.initialize(load, config.optim, micro_batches=most_micro_batches(plan))
 
 
 def collate_one(pairs: Pairs, index: int) -> PackedBatch:

@@ -39,7 +39,7 @@ from zephyr.training.flops import text_flops
 from zephyr.training.folder import RunFolder, json_bytes
 from zephyr.training.launch import exit_process, launch
 from zephyr.training.loop import Split, Stats, fit
-from zephyr.training.planner import describe_plan, require_budget
+from zephyr.training.planner import describe_plan, most_micro_batches, require_budget
 from zephyr.verify import preflight
 
 
@@ -67,7 +67,7 @@ def train(engine: Engine, config: SFTConfig, folder: RunFolder | None) -> None:
         return
 
     # The base model, from which the policy starts.
-    initialize_policy(engine, config)
+    initialize_policy(engine, config, plan)
     training = split(engine, config, texts, plan, identity)
     evaluation = None
     if "eval" in encoded:
@@ -124,7 +124,7 @@ def make_plan(engine: Engine, config: SFTConfig, texts: Texts) -> Plan:
     )
 
 
-def initialize_policy(engine: Engine, config: SFTConfig) -> None:
+def initialize_policy(engine: Engine, config: SFTConfig, plan: Plan) -> None:
     """Load the base model, sharded over all ranks, with its optimizer."""
     hardware = config.hardware
     load = partial(
@@ -135,7 +135,7 @@ def initialize_policy(engine: Engine, config: SFTConfig) -> None:
         activation_checkpointing=hardware.activation_checkpointing,
         max_tokens=config.data.max_tokens,
     )
-    engine.initialize(load, config.optim)
+    engine.initialize(load, config.optim, micro_batches=most_micro_batches(plan))
 
 
 def collate_one(texts: Texts, index: int) -> PackedBatch:

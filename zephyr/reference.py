@@ -51,6 +51,7 @@ from zephyr.chat import EncodedPair
 from zephyr.config import BadInput
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import PackedBatch, Plan, plan_pass
+from zephyr.packing.collate import copy_tensor
 from zephyr.training.engine import Engine
 from zephyr.training.files import write_atomic
 from zephyr.training.tolerance import response_tolerance_nats
@@ -82,7 +83,7 @@ class Reference(NamedTuple):
     def __call__(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         """(ref_chosen_P, ref_rejected_P) of a micro-batch's pairs."""
         indices_P = torch.tensor(batch.indices, dtype=torch.int64)
-        indices_P = indices_P.to(self.logp.device, non_blocking=True)
+        indices_P = copy_tensor(indices_P, self.logp.device)
         ref_chosen_P, ref_rejected_P = self.logp[indices_P].unbind(-1)
         return ref_chosen_P, ref_rejected_P
 

@@ -16,7 +16,7 @@ from zephyr.costs import predict as predicting
 from zephyr.costs import work as costs
 from zephyr.costs.predict import format_table, layout, predict, read_lengths
 from zephyr.packing import plan_epochs
-from zephyr.training.engine import read_deepspeed
+from zephyr.training.deepspeed_settings import read_deepspeed
 
 sys.path.append(str(ROOT / "tests" / "benchmarks"))
 import bench_plan

@@ -24,12 +24,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import train_dpo
 from zephyr import reference
 from zephyr.chat import EncodedPair
-from zephyr.config import BadInput, ConfigError, Data, DPOConfig, Hardware, Optim, Run, Wandb
+from zephyr.config import BadInput, Data, DPOConfig, Hardware, Optim, Run, Wandb
 from zephyr.model.load import load_policy
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import PackedBatch, Plan, collate_pairs, plan_epochs, plan_pass
 from zephyr.training import checkpoint
-from zephyr.training.engine import Engine, read_deepspeed
+from zephyr.training.engine import Engine
 from zephyr.training.loop import (
     NonFiniteError,
     Objective,
@@ -256,68 +256,6 @@ def test_state_on_disk_goes_on_as_if_nothing_had_been(engine: Engine, tmp_path: 
     assert not all(torch.equal(values, third[name]) for name, values in update().items()), (
         "the count of steps has no say"
     )
-
-
-@pytest.mark.parametrize(
-    "content,message",
-    [
-        (
-            '{"zero_optimization": {"stage": 3}, "bf16": {"enabled": true}}',
-            "hardware.dtype decides",
-        ),
-        ('{"zero_optimization": {"stage": 3}, "optimizer": {}}', "optim decides"),
-        ('{"zero_optimization": {"stage": 2}}', "stage 3"),
-        ("{}", "stage 3"),
-        ("{", "not JSON"),
-        ("[]", "stage 3"),
-    ],
-)
-def test_deepspeed_json_holds_only_its_own(content: str, message: str, tmp_path: Path) -> None:
-    """Fails where the JSON could quietly override the YAML's precision, clipping or batch."""
-    (tmp_path / "d.json").write_text(content)
-    with pytest.raises(ConfigError, match=message):
-        read_deepspeed(str(tmp_path / "d.json"))
-    with pytest.raises(ConfigError, match="no such file"):
-        read_deepspeed(str(tmp_path / "nowhere.json"))
-
-
-@pytest.mark.parametrize(
-    "key",
-    [
-        "train_batch_size",
-        "train_micro_batch_size_per_gpu",
-        "gradient_accumulation_steps",
-        "optimizer",
-        "scheduler",
-        "gradient_clipping",
-        "bf16",
-        "fp16",
-        "amp",
-        "activation_checkpointing",
-    ],
-)
-def test_each_key_that_the_yaml_decides_is_refused(key: str, tmp_path: Path) -> None:
-    """Fails where one of DeepSpeed's own keys would be taken from the JSON, or dropped, in
-    silence."""
-    (tmp_path / "d.json").write_text(f'{{"zero_optimization": {{"stage": 3}}, "{key}": 1}}')
-    with pytest.raises(ConfigError, match=f"sets {key}; the YAML's"):
-        read_deepspeed(str(tmp_path / "d.json"))
-
-
-def test_what_deepspeeds_json_leaves_out_is_not_deepspeeds_default(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A JSON of ZeRO-3 alone. Fails where gradients are then added up in bfloat16, or clipped at
-    1.0, as DeepSpeed would."""
-    monkeypatch.setattr(engine, "settings", {"zero_optimization": {"stage": 3}})
-    settings = engine.deepspeed_config(Optim(grad_clip=0.0))
-    assert (
-        settings["data_types"] == {"grad_accum_dtype": "fp32"}
-        and settings["gradient_clipping"] == 0.0
-    )
-    assert settings["bf16"] == {"enabled": True} and settings["gradient_accumulation_steps"] == 1
-    monkeypatch.setattr(engine, "hardware", replace(engine.hardware, dtype="float32"))
-    assert engine.deepspeed_config(Optim())["bf16"] == {"enabled": False}
 
 
 def test_parameters_are_counted_whole(engine: Engine, tiny: Path) -> None:
@@ -906,6 +844,52 @@ def test_a_record_of_several_steps_is_over_all_their_pairs(
         "step-4.parquet",
         "step-6.parquet",
     ]
+
+
+def test_the_update_is_measured_where_a_record_is_written(
+    whole: tuple[Path, dict[str, Tensor]],
+    engine: Engine,
+    start: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It reads the whole optimizer state. Calls are counted over six steps, with records of steps
+    0, 3 and 5, and of step 2 where a signal asks for it; each ratio is that of the run that records
+    every step. Fails where a step without a record pays for it, or a record has none, or one of
+    another step."""
+    calls: list[float] = []
+    measure = Engine.update_and_weight_sq_norms
+    monkeypatch.setattr(
+        Engine,
+        "update_and_weight_sq_norms",
+        lambda self, lr: [calls.append(lr), measure(self, lr)][1],
+    )
+    ratio = {r["step"]: r["update_ratio"] for r in records(whole[0])}
+    rates = {r["step"]: r["learning_rate"] for r in records(whole[0])}
+
+    def recorded(run: Path) -> list[int]:
+        steps = [r["step"] for r in records(run)]
+        assert {r["step"]: r["update_ratio"] for r in records(run)} == {s: ratio[s] for s in steps}
+        assert calls == [rates[step] for step in steps]
+        return steps
+
+    fitted(engine, start, config_of(tmp_path / "run", log_every=3, save_every=50))
+    assert recorded(tmp_path / "run") == [0, 3, 5]
+
+    calls.clear()
+    config = config_of(tmp_path / "stopped", log_every=3, save_every=50)
+    begin(engine, start)
+    frozen = reference.Reference(alone(engine, MORE).float())
+    seen: list[int] = []
+
+    def objective(policy: Engine, batch: PackedBatch) -> tuple[Tensor, Stats]:
+        seen.append(len(batch.indices))
+        policy.stop_requested = sum(seen) >= 7  # in step 2
+        return train_dpo.dpo_objective(config, frozen)(policy, batch)
+
+    with pytest.raises(Stopped):
+        fitted(engine, start, config, objective=objective)
+    assert recorded(tmp_path / "stopped") == [0, 2]
 
 
 def test_the_policy_is_sampled_at_the_start_and_at_each_evaluation(

@@ -31,7 +31,8 @@ from zephyr.data.store import Pairs, Texts
 from zephyr.data.tokenizer import load_tokenizer
 from zephyr.model.memory import layer_bytes
 from zephyr.packing import Plan, plan_epochs
-from zephyr.training.engine import Engine, read_deepspeed
+from zephyr.training.deepspeed_settings import read_deepspeed
+from zephyr.training.engine import Engine
 from zephyr.training.planner import describe_plan, require_budget
 from zephyr.verify.certificate import read_config
 

@@ -7,7 +7,6 @@ a child of it, ZeRO-3 silently keeps only the last micro-batch's gradient.
 """
 
 import contextlib
-import json
 import logging
 import os
 import socket
@@ -20,57 +19,22 @@ from typing import Protocol, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-import zephyr
 from zephyr.config import BadInput, ConfigError, Hardware, Optim, SFTOptim
 from zephyr.packing import PackedBatch
 from zephyr.training import shards
+from zephyr.training.deepspeed_settings import (
+    GradientDtype,
+    Json,
+    deepspeed_settings,
+    gradient_dtype,
+    read_deepspeed,
+    slow_settings,
+)
 from zephyr.training.deepspeed_types import DeepSpeedEngine, Policy
 
 T = TypeVar("T")
-Json = dict[str, object]
-
-# DeepSpeed's keys that are an error in the JSON, each with the YAML key that decides instead
-DECIDED_BY_YAML = {
-    "train_batch_size": "optim.pairs_per_step",
-    "train_micro_batch_size_per_gpu": "hardware.tokens_per_micro_batch",
-    "gradient_accumulation_steps": "hardware.tokens_per_micro_batch",
-    "optimizer": "optim",
-    "scheduler": "optim.schedule",
-    "gradient_clipping": "optim.grad_clip",
-    "bf16": "hardware.dtype",
-    "fp16": "hardware.dtype",
-    "amp": "hardware.dtype",
-    "activation_checkpointing": "hardware.activation_checkpointing",
-}
-
-
-def read_deepspeed(path: str) -> Json:
-    """Read the DeepSpeed JSON of `hardware.deepspeed`.
-
-    A relative path is looked up in the working folder, then beside the package.
-    Raises: ConfigError where the file is absent, is not JSON, is not ZeRO-3, or sets what the YAML
-    decides.
-    """
-    places = (Path(path), Path(zephyr.__file__).parents[1] / path)
-    found = next((place for place in places if os.path.isfile(place)), None)
-    if found is None:
-        raise ConfigError(f"hardware.deepspeed: no such file: {path}")
-    try:
-        settings: Json = json.loads(found.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"hardware.deepspeed: {path} is not JSON: {error}") from None
-    zero = settings.get("zero_optimization") if isinstance(settings, dict) else None
-    if not isinstance(zero, dict) or zero.get("stage") != 3:
-        raise ConfigError(
-            f"hardware.deepspeed: {path}: zero_optimization.stage 3 is wanted, got {zero!r}"
-        )
-    for key, owner in DECIDED_BY_YAML.items():
-        if key in settings:
-            raise ConfigError(
-                f"hardware.deepspeed: {path} sets {key}; the YAML's {owner} decides that: remove it"
-            )
-    return settings
 
 
 class LoadPolicy(Protocol):
@@ -89,15 +53,19 @@ class Engine:
     """Owns the process group, the device, and (after `initialize`) the sharded policy with its
     optimizer."""
 
-    engine: DeepSpeedEngine  # set by `initialize`
+    # set by `initialize`
+    engine: DeepSpeedEngine
+    gradient_dtype: str  # in which gradients of micro-batches are summed: float32 or bfloat16
 
     def __init__(self, hardware: Hardware, seed: int) -> None:
         """Start the process group: NCCL on GPUs, else gloo.
 
         Raises: ConfigError for DeepSpeed settings that are refused.
         """
+        use_expandable_segments()
         self.hardware = hardware
         self.settings = read_deepspeed(hardware.deepspeed)
+        gradient_dtype(hardware, self.settings, ranks=1, micro_batches=None)  # raises
         self.own_environment = single_process_rendezvous()
         use_cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
         if not use_cuda:
@@ -117,10 +85,11 @@ class Engine:
         self.rank = torch.distributed.get_rank()
         self.world_size = torch.distributed.get_world_size()
         try:
-            checked = deepspeed.DeepSpeedConfig(self.deepspeed_config(Optim()))
-            deepspeed.runtime.engine.DtypeEnum(checked.grad_accum_dtype)
+            deepspeed.DeepSpeedConfig(self.deepspeed_config(Optim(), "float32"))
         except Exception as error:  # of pydantic, or whatever a value of the wrong type causes
             raise ConfigError(f"hardware.deepspeed: {hardware.deepspeed}: {error}") from None
+        for warning in slow_settings(self.settings, ranks=self.world_size, device=self.device.type):
+            self.log(f"{hardware.deepspeed}: {warning}")
         # Python objects travel over gloo, so that they never wait for collectives of the GPU.
         self.host_group = torch.distributed.new_group(backend="gloo") if use_cuda else None
         torch.manual_seed(seed)
@@ -205,16 +174,25 @@ class Engine:
 
     # -- the policy -------------------------------------------------------------------------------
 
-    def initialize(self, load: LoadPolicy, optim: Optim | SFTOptim) -> None:
+    def initialize(
+        self, load: LoadPolicy, optim: Optim | SFTOptim, *, micro_batches: int | None = None
+    ) -> None:
         """Load the policy under `zero.Init` (no rank holds all of it), with AdamW on fp32 weights.
 
-        Args: load: is given how parameters are made and filled.
-        Raises: the BadInput of `load`, on every rank.
+        Args: load: is given how parameters are made and filled. micro_batches: the most of a step
+        on one rank, which decides `gradient_dtype`; None: not known.
+        Raises: the BadInput of `load`, on every rank; ConfigError where `hardware.gather` does not
+        serve the model.
         """
         import deepspeed
 
-        settings = self.deepspeed_config(optim)
+        self.gradient_dtype, reason = self.choose_gradient_dtype(micro_batches)
+        self.log(f"gradients are summed in {self.gradient_dtype}: {reason}")
+        settings = self.deepspeed_config(optim, self.gradient_dtype)
         loaded = self.on_all_ranks(lambda: load(init=zero_init(settings), write=fill_partition))
+        move_buffers(loaded, self.device)
+        if self.hardware.gather == "layer":
+            deepspeed.utils.set_z3_leaf_modules(loaded, decoder_layers(loaded))
         policy = cast(Policy, loaded)  # zero.Init partitioned its parameters
         # Only matrices decay, as in Hugging Face's trainer. ds_shape is the shape before
         # partitioning.
@@ -227,23 +205,21 @@ class Engine:
         optimizer = torch.optim.AdamW(groups, lr=0.0, betas=optim.adam_betas, eps=1e-8, fused=True)
         self.engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
 
-    def deepspeed_config(self, optim: Optim | SFTOptim) -> Json:
-        """The JSON, completed by what the YAML decides.
+    def choose_gradient_dtype(self, micro_batches: int | None) -> GradientDtype:
+        """See `zephyr.training.deepspeed_settings.gradient_dtype`."""
+        return gradient_dtype(
+            self.hardware, self.settings, ranks=self.world_size, micro_batches=micro_batches
+        )
 
-        Clipping and accumulation dtype are always written: DeepSpeed's defaults are 1.0 and the
-        model's dtype.
-        """
-        return {
-            "data_types": {"grad_accum_dtype": "fp32"},
-            **self.settings,
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": 1,
-            "gradient_clipping": optim.grad_clip,
-            "steps_per_print": 10**9,
-            "bf16": {"enabled": self.hardware.dtype == "bfloat16"},
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,
-        }
+    def deepspeed_config(self, optim: Optim | SFTOptim, gradients_in: str) -> Json:
+        """See `zephyr.training.deepspeed_settings.deepspeed_settings`."""
+        return deepspeed_settings(
+            self.settings,
+            hardware=self.hardware,
+            optim=optim,
+            gradients_in=gradients_in,
+            ranks=self.world_size,
+        )
 
     @property
     def policy(self) -> Policy:
@@ -400,6 +376,30 @@ def zero_init(settings: Json) -> Iterator[None]:
             kind._apply = apply  # type: ignore[method-assign]  # the original is put back
 
 
+def decoder_layers(policy: nn.Module) -> list[type[nn.Module]]:
+    """The classes of the decoder layers: those that transformers recomputes as a whole.
+
+    Raises: ConfigError: the decoder has none.
+    """
+    kinds = {type(m) for m in policy.modules() if isinstance(m, GradientCheckpointingLayer)}
+    if not kinds:
+        raise ConfigError(
+            "hardware.gather: layer needs decoder layers that transformers marks as such, which "
+            "this model does not have; set it to module"
+        )
+    return sorted(kinds, key=lambda kind: kind.__name__)
+
+
+def move_buffers(policy: nn.Module, device: torch.device) -> None:
+    """Move buffers (the frequencies of rotary positions) to the device, in their own dtype.
+
+    `zero.Init` leaves them on the CPU, and transformers would copy them in every forward.
+    """
+    for module in policy.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+
+
 def own_applies(kind: type[nn.Module]) -> dict[type[nn.Module], Callable[..., nn.Module]]:
     """The `_apply` of a class of modules and of its subclasses, where they define their own."""
     found = {kind: vars(kind)["_apply"]} if "_apply" in vars(kind) else {}
@@ -415,6 +415,18 @@ def fill_partition(parameter: nn.Parameter, read: Callable[[], Tensor]) -> None:
     with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
         if torch.distributed.get_rank() == 0:
             parameter.copy_(read())
+
+
+def use_expandable_segments() -> None:
+    """Let torch grow a GPU's segments of memory instead of reserving new ones beside them.
+
+    Micro-batches have different lengths, which would leave gaps that no later tensor fits into.
+    Torch reads the variable when CUDA starts; afterwards this does nothing. A user's own setting,
+    under any of torch's names, stays.
+    """
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+    if not any(name in os.environ for name in names):
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def single_process_rendezvous() -> list[str]:

@@ -29,7 +29,7 @@ from zephyr.config import (
     print_bad_input,
     to_yaml,
 )
-from zephyr.training.engine import Engine
+from zephyr.training.engine import Engine, use_expandable_segments
 from zephyr.training.folder import RunFolder, require_separate_paths
 from zephyr.training.loop import Stopped
 
@@ -60,6 +60,7 @@ def launch(
         print(help_text(kind, usage))
         return 0
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch|transformers|deepspeed")
+    use_expandable_segments()  # `check` may start CUDA
     folder = None
     try:
         config = load_arguments(kind, argv)

@@ -121,17 +121,18 @@ def fit(
             sample(0)
         interval = Interval(time.perf_counter())
         for step in range(first_step, len(steps)):
-            sums = train_step(engine, config, train, step, rates[step], ledger)
+            updates, last = step + 1, step == len(steps) - 1  # so many updates, this one included
+            # No record spans a checkpoint, or a resumed run would lose half of it.
+            saves = updates % run.save_every == 0 or last
+            records = step % run.log_every == 0 or saves
+            sums = train_step(engine, config, train, step, rates[step], ledger, records)
             if step == first_step:  # from here on the folder holds something to lose
                 checkpoint.write_identity(engine, run_dir, step, identity)
             require_finite(engine, train, step, sums, ledger, recorder)
             interval.add(sums)
 
-            updates = step + 1  # so many updates have been made
-            last, stop = step == len(steps) - 1, bool(sums["stop"])
-            saves = updates % run.save_every == 0 or last or stop
-            # No record spans a checkpoint, or a resumed run would lose half of it.
-            if step % run.log_every == 0 or saves:
+            stop = bool(sums["stop"])
+            if records or stop:
                 write_train_record(engine, config, train, step, rates, sums, interval, recorder)
                 interval = Interval(time.perf_counter())
             recorder.advance()
@@ -140,7 +141,7 @@ def fit(
             if (evaluation or sample) and (updates % run.eval_every == 0 or last):
                 epoch = float(config.optim.epochs) if last else steps[updates].epoch
                 evaluate(engine, evaluation, sample, updates, epoch, recorder)
-            if saves:
+            if saves or stop:
                 save_checkpoint(engine, config, updates, identity, ledger, recorder)
             interval.started += time.perf_counter() - pause_started
             if stop and not last:
@@ -150,10 +151,18 @@ def fit(
 
 
 def train_step(
-    engine: Engine, config: Config, split: Split, step: int, rate: float, ledger: Ledger | None
+    engine: Engine,
+    config: Config,
+    split: Split,
+    step: int,
+    rate: float,
+    ledger: Ledger | None,
+    records: bool,
 ) -> Sums:
     """Gradient and update of a step; returns its sums over all ranks.
 
+    Args: records: whether a record follows. Only then the squared norms of update and weights are
+    among the sums: they read the whole optimizer state.
     Raises: BadInput before the first update (see `require_zero_rewards`).
     """
     totals = forward_backward(engine, split, step, ledger)
@@ -161,10 +170,11 @@ def train_step(
         examples = split.plan.steps[0].examples()
         require_zero_rewards(engine, ledger, config, examples, split.initial_loss)
     grad_norm = engine.step(rate)
-    # Squared norms, of this rank's shard: they add up over ranks, as norms would not.
-    update, weight = engine.update_and_weight_sq_norms(rate)
-    totals.sums["update"] = update
-    totals.sums["weight"] = weight
+    if records:
+        # Squared norms, of this rank's shard: they add up over ranks, as norms would not.
+        update, weight = engine.update_and_weight_sq_norms(rate)
+        totals.sums["update"] = update
+        totals.sums["weight"] = weight
     return reduce_totals(engine, split, step, totals, grad_norm)
 
 
@@ -176,18 +186,23 @@ def forward_backward(engine: Engine, split: Split, step: int, ledger: Ledger | N
     """
     epoch, ranks = split.plan.steps[step]
     units = total(split.units, split.plan.steps[step].examples())
-    micro_batches, totals = ranks[engine.rank], Totals()
-    for m, indices in enumerate(micro_batches):
-        batch = split.collate(indices).to(engine.device)
+    totals = Totals()
+    batches = (split.collate(indices).to(engine.device) for indices in ranks[engine.rank])
+    batch = next(batches, None)
+    while batch is not None:
         loss_sum, stats = split.run_objective(engine, batch)
+        # The next micro-batch is made while the device runs this forward: at the end of the
+        # backward, DeepSpeed waits for the device.
+        following = next(batches, None)
         # 0 * inf and 0 * nan are nan, so a loss that is not finite makes the whole gradient NaN.
         # `engine.step` then leaves the parameters as they are, and the host need not wait for the
         # loss before the update.
         loss = loss_sum / units * (1 + 0 * loss_sum.detach())
-        engine.backward(loss, last=m == len(micro_batches) - 1)
+        engine.backward(loss, last=following is None)
         totals.add(loss_sum, stats)
         if ledger:
             ledger.add(step, epoch, batch.indices, stats)
+        batch = following
     # Summed with the rest, so that all ranks learn of a signal at the same step.
     totals.sums["stop"] = torch.full_like(totals.sums["loss"], engine.stop_requested)
     return totals
@@ -318,18 +333,32 @@ def write_train_record(
 
     Args: sums: of the last step; gradient norm and update are the last step's, not means.
     """
+    update_ratio = last_update_ratio(engine, sums, rates[step])
     metrics = {
         "epoch": split.plan.steps[step].epoch,
         **mean_metrics(interval.sums, split.unit_name),
         "learning_rate": rates[step],
         "grad_norm": sums["grad_norm"],
-        "update_ratio": math.sqrt(sums["update"] / sums["weight"]),
+        "update_ratio": update_ratio,
     }
     beta = config.beta if isinstance(config, DPOConfig) else None
     precision = torch.finfo(getattr(torch, config.hardware.dtype)).eps
     raised = alarms.training_alarms(metrics, beta, rates, precision)
     metrics.update(throughput_metrics(engine, interval, config.hardware.tokens_per_micro_batch))
     recorder.write({"step": step, "split": "train", **metrics}, raised)
+
+
+def last_update_ratio(engine: Engine, sums: Sums, rate: float) -> float:
+    """Norm of the last update over the norm of the weights. A collective.
+
+    Where a signal asked for the record, the step did not know of it and its sums lack both norms:
+    they are reduced here.
+    """
+    if "update" in sums:
+        update, weight = sums["update"], sums["weight"]
+    else:
+        update, weight = engine.all_reduce(engine.update_and_weight_sq_norms(rate)).tolist()
+    return math.sqrt(update / weight)
 
 
 def mean_metrics(sums: Sums, unit_name: str) -> dict[str, float]:

@@ -40,3 +40,8 @@ def describe_plan(plan: Plan, ranks: int) -> str:
     if ranks > 1:
         parts.append(f"the most loaded rank has {plan.imbalance:.3f} x the mean work")
     return "; ".join(parts)
+
+
+def most_micro_batches(plan: Plan) -> int:
+    """The micro-batches of a rank in the step that has most of them."""
+    return max(len(step.ranks[0]) for step in plan.steps)
