@@ -18,7 +18,6 @@ import torch
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.initialization import no_init_weights
@@ -27,6 +26,7 @@ from zephyr.config import BadInput, ConfigError, DPOConfig, SFTConfig
 from zephyr.model import attention as kernels
 from zephyr.model.packing_check import require_packable
 from zephyr.model.policy import MODEL_CONFIG_ERRORS, Policy, build, fix_rope, learned_positions
+from zephyr.model.recompute import checkpoint_activations
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 # Config keys with the only value implemented. Soft-capping changes logits behind the output layer,
@@ -63,7 +63,8 @@ def load_policy(
         path: folder or hub id (owner/name).
         attention: flash_attn, torch_varlen or sdpa (`zephyr.model.attention.KERNELS`).
         dtype: of the parameters.
-        activation_checkpointing: as `hardware.activation_checkpointing`: True, False or "mlp".
+        activation_checkpointing: as `hardware.activation_checkpointing`: True, False, "mlp" or
+            "elementwise".
         max_tokens: of the longest sequence to come. It matters to models whose rotary frequencies
             depend on the length of the row (longrope, dynamic NTK): all rows get those of
             `max_tokens`. None leaves the frequencies as transformers has them, and sequences longer
@@ -113,33 +114,6 @@ def require_supported(folder: Path, config: PreTrainedConfig) -> None:
         require_packable(config)
     except ValueError as error:
         raise BadInput(f"model {folder}: {config.model_type} is not supported: {error}") from None
-
-
-def checkpoint_activations(lm: PreTrainedModel, what: bool | str) -> None:
-    """Make the backward compute activations again instead of keeping them.
-
-    Args:
-        lm: the decoder; its modules are modified.
-        what: True: whole layers. "mlp": only their norms and MLPs; these keep most. False: nothing.
-
-    Raises:
-        ConfigError: "mlp", and the layers have no module of that name.
-    """
-    if what is True:
-        lm.gradient_checkpointing_enable({"use_reentrant": False})
-    elif what == "mlp":
-        parts = {
-            name: module
-            for name, module in lm.base_model.named_modules()
-            if name.endswith((".mlp", "norm"))
-        }
-        if not any(name.endswith(".mlp") for name in parts):
-            raise ConfigError(
-                f'hardware.activation_checkpointing: "mlp" needs layers with a module named mlp, '
-                f"which {type(lm).__name__} does not have; set it to true or false"
-            )
-        for module in parts.values():
-            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
 
 
 def require_runnable(config: DPOConfig | SFTConfig) -> None:
