@@ -1,10 +1,8 @@
 """Layouts are tried: the fastest that fits in memory, and where none fits, what would."""
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import TypedDict
 
 from zephyr.costs.layouts import Case, Layout, MakeLayout, layout, with_hardware
 from zephyr.costs.memory import is_offloaded, section
@@ -18,12 +16,17 @@ OFFLOAD = "configs/deepspeed/zero3-offload.json"
 MOST_RANKS = 1024
 
 
-class Remedy(NamedTuple):
+class Remedy(TypedDict):
     """A change under which a config fits that does not fit otherwise."""
 
     change: str
     note: str  # what it costs
     layout: Layout
+
+
+def remedy(change: str, note: str, one: Layout) -> Remedy:
+    """A `Remedy` of these fields."""
+    return {"change": change, "note": note, "layout": one}
 
 
 def largest_budget(
@@ -78,24 +81,22 @@ def remedies(config: Config, ranks: int, longest: int, case: Case) -> Iterator[R
         if best := fastest(each_policy(of_case, changed, ranks, longest)):
             bits = changed.hardware.gradient_dtype != config.hardware.gradient_dtype
             note = "sums of gradients lose bits" if bits else "where it serves the model"
-            yield Remedy(describe_options(config, changed), note, best)
+            yield remedy(describe_options(config, changed), note, best)
     yield from more_ranks(of_case, config, ranks, longest)
     if not is_offloaded(case.settings, "offload_optimizer"):
         offloaded = partial(layout, case=case._replace(settings=read_deepspeed(OFFLOAD)))
         if best := fastest(each_policy(offloaded, config, ranks, longest)):
             note = f"takes {best['host GB']:.0f} GB of the machine's memory"
-            yield Remedy(f"hardware.deepspeed={OFFLOAD}", note, best)
+            yield remedy(f"hardware.deepspeed={OFFLOAD}", note, best)
     yield from larger_card(config, ranks, longest, case)
 
 
-def smaller_budget(
-    make: MakeLayout, config: Config, ranks: int, longest: int
-) -> Iterator[Remedy]:
+def smaller_budget(make: MakeLayout, config: Config, ranks: int, longest: int) -> Iterator[Remedy]:
     """The smallest budget there is, that of the longest example, with a policy that fits."""
     smallest = with_hardware(config, tokens_per_micro_batch=longest)
     made = [make(with_hardware(smallest, activation_checkpointing=p), ranks) for p in POLICIES]
     if best := fastest([one for one in made if one["fits"] == "yes"]):
-        yield Remedy(f"hardware.tokens_per_micro_batch={longest}", "the longest example", best)
+        yield remedy(f"hardware.tokens_per_micro_batch={longest}", "the longest example", best)
 
 
 def more_ranks(make: MakeLayout, config: Config, ranks: int, longest: int) -> Iterator[Remedy]:
@@ -116,7 +117,7 @@ def more_ranks(make: MakeLayout, config: Config, ranks: int, longest: int) -> It
         else:
             too_few = middle
     if best := best_of(enough):
-        yield Remedy(f"--gpus {enough}", f"{enough / ranks:.3g} times as many", best)
+        yield remedy(f"--gpus {enough}", f"{enough / ranks:.3g} times as many", best)
 
 
 def larger_card(config: Config, ranks: int, longest: int, case: Case) -> Iterator[Remedy]:
@@ -125,7 +126,7 @@ def larger_card(config: Config, ranks: int, longest: int, case: Case) -> Iterato
         if DEVICES[name].memory > case.device.memory:
             on_card = partial(layout, case=case._replace(device=DEVICES[name]))
             if best := fastest(each_policy(on_card, config, ranks, longest)):
-                yield Remedy(f"--device {name}", f"{DEVICES[name].memory / 1e9:.0f} GB", best)
+                yield remedy(f"--device {name}", f"{DEVICES[name].memory / 1e9:.0f} GB", best)
                 return
 
 
@@ -146,6 +147,6 @@ def overrides(one: Layout, config: Config) -> str:
     }
     if one["fused"] != config.hardware.fused:
         wanted["fused"] = one["fused"]
-    if one["gradients"] == "bfloat16" and config.hardware.gradient_dtype == "float32":
-        wanted["gradient_dtype"] = "bfloat16"
+    if one["gradient_dtype"] != config.hardware.gradient_dtype:
+        wanted["gradient_dtype"] = one["gradient_dtype"]
     return " ".join(f"hardware.{key}={value}" for key, value in wanted.items())

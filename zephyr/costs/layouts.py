@@ -22,7 +22,7 @@ USABLE_MEMORY_FRACTION = 0.94  # of a device's memory: the rest is for fragments
 USABLE_HOST_FRACTION = 0.9  # of the machine's memory: the rest is for the processes
 SAMPLED_STEPS, SAMPLED_EXAMPLES = 64, 2**15  # at most, for other layouts than the config's own
 
-# What a run takes under one layout. tokens: of a micro-batch; micro: micro-batches a step;
+# What a run takes under one layout. gradients: what gradient_dtype means here; tokens: of a micro-batch; micro: micro-batches a step;
 # critical: the most loaded rank's work against the mean; host GB: of the machine's memory for all
 # ranks of a node; compute: products, attention, elementwise and head; optimiser: copies and update;
 # parts: seconds of a step by component, which add up to `step s`.
@@ -32,6 +32,7 @@ Layout = TypedDict(
         "ranks": int,
         "checkpointing": str,
         "fused": str,
+        "gradient_dtype": str,
         "gradients": str,
         "gather": str,
         "MB/token": float,
@@ -169,6 +170,7 @@ def layout(config: Config, ranks: int, plan: Plan | None = None, *, case: Case) 
         "ranks": ranks,
         "checkpointing": json.dumps(hardware.activation_checkpointing).strip('"'),
         "fused": hardware.fused,
+        "gradient_dtype": hardware.gradient_dtype,
         "gradients": summed_in,
         "gather": hardware.gather,
         "MB/token": token_bytes / 1e6,

@@ -146,8 +146,8 @@ def example_seconds(
         repeated_attention = ATTENTION_BACKWARD + (policy is True)
         moved = sum(traffic)
     products = (times * layers + repeated_products) * tokens / products_rate
-    attention_seconds = (1 + repeated_attention) * attention / flash_rate(
-        attention, tokens, lm, device, kind
+    attention_seconds = (
+        (1 + repeated_attention) * attention / flash_rate(attention, tokens, lm, device, kind)
     )
     elementwise = lm.num_hidden_layers * moved * tokens
     elementwise += key_bytes(lm, item, tokens, keys) * (1 + training + (policy is True) * training)

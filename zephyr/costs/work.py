@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from zephyr.training.flops import pair_flops, text_flops
 
 Config = DPOConfig | SFTConfig
 Settings = Mapping[str, object]  # the DeepSpeed JSON
+Checkpointing = Literal[True, False, "mlp", "elementwise"]  # hardware.activation_checkpointing
 Lengths = Sequence[tuple[int, ...]]  # pairs: (prompt, chosen, rejected); texts: (tokens, targets)
 # By name: the pairs of the data set, and mean and log-deviation of its prompts' and responses'
 # token counts before truncation.

@@ -32,9 +32,7 @@ OVER_PCIE, BY_ETHERNET = 15 * GB, 10 * GB
 # steps (tests/benchmarks/results/profile_step_7B_*.txt). All others: estimated, lower where the
 # power limit of the card is low (L4: 72 W).
 DEVICES = {
-    "rtx-3090": Device(
-        25.4e9, 71e12, 0.80, 936e9, OVER_PCIE, BY_ETHERNET, PCIE_4, ("rtx", "3090")
-    ),
+    "rtx-3090": Device(25.4e9, 71e12, 0.80, 936e9, OVER_PCIE, BY_ETHERNET, PCIE_4, ("rtx", "3090")),
     "rtx-4090": Device(
         25.3e9, 165.2e12, 0.85, 1008e9, OVER_PCIE, BY_ETHERNET, PCIE_4, ("rtx", "4090")
     ),
@@ -85,6 +83,4 @@ def described_device(memory: float, bandwidth: float, rate: float) -> Device:
 
     Args: memory: GB. bandwidth: of its memory, GB/s. rate: dense bfloat16, TFLOP/s.
     """
-    return Device(
-        memory * GB, rate * 1e12, 0.75, bandwidth * GB, OVER_PCIE, BY_ETHERNET, PCIE_4
-    )
+    return Device(memory * GB, rate * 1e12, 0.75, bandwidth * GB, OVER_PCIE, BY_ETHERNET, PCIE_4)
