@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from math import log, sqrt
+from statistics import mean, pstdev
 from typing import NamedTuple, TypedDict
 
 from tqdm import tqdm
@@ -22,10 +24,11 @@ USABLE_MEMORY_FRACTION = 0.94  # of a device's memory: the rest is for fragments
 USABLE_HOST_FRACTION = 0.9  # of the machine's memory: the rest is for the processes
 SAMPLED_STEPS, SAMPLED_EXAMPLES = 64, 2**15  # at most, for other layouts than the config's own
 
-# What a run takes under one layout. gradients: what gradient_dtype means here; tokens: of a micro-batch; micro: micro-batches a step;
-# critical: the most loaded rank's work against the mean; host GB: of the machine's memory for all
-# ranks of a node; compute: products, attention, elementwise and head; optimiser: copies and update;
-# parts: seconds of a step by component, which add up to `step s`.
+# What a run takes under one layout. gradients: what gradient_dtype means here; tokens: of a
+# micro-batch; micro: micro-batches a step; critical: the most loaded rank's work against the mean;
+# host GB: of the machine's memory for all ranks of a node; compute: products, attention,
+# elementwise and head; optimiser: copies and update; parts: seconds of a step by component, which
+# add up to `step s`.
 Layout = TypedDict(
     "Layout",
     {
@@ -138,18 +141,32 @@ def sample_steps(work: Work, config: Config, ranks: int) -> tuple[Work, Plan]:
     return some, plan._replace(steps=plan.steps[: max(1, len(plan.steps) - 1)])
 
 
+def likely_most_micro_batches(plan: Plan, work: Work, budget: int, steps: float) -> int:
+    """The most micro-batches a rank has in a step of a whole run, of which a sample was planned.
+
+    Where all sampled steps have one, the largest of all steps may still need two: its tokens are
+    taken to be the mean plus sqrt(2 ln steps) standard deviations (the largest of so many normal
+    numbers), and a rank's micro-batch to be filled up to 95 %.
+    """
+    most = most_micro_batches(plan)
+    totals = [sum(work.tokens[i] for i in step.examples()) for step in plan.steps]
+    largest = mean(totals) + pstdev(totals) * sqrt(2 * log(max(steps, 1)))
+    return max(most, 1 + (largest > 0.95 * budget * len(plan.steps[0].ranks)))
+
+
 def layout(config: Config, ranks: int, plan: Plan | None = None, *, case: Case) -> Layout:
     """Memory and times under a config on so many ranks.
 
     Args: plan: of all examples; None: a few whole steps of a sample are planned here.
     """
     work, hardware = case.work, config.hardware
-    if plan is None:
-        budget = hardware.tokens_per_micro_batch
-        work, plan = case.sample(ranks, budget, step_size(config))
-    summed_in = gradient_dtype(
-        hardware, case.settings, ranks=ranks, micro_batches=most_micro_batches(plan)
-    ).dtype
+    if plan is not None:
+        most = most_micro_batches(plan)
+    else:
+        work, plan = case.sample(ranks, hardware.tokens_per_micro_batch, step_size(config))
+        steps = len(case.work.tokens) * config.optim.epochs / step_size(config)
+        most = likely_most_micro_batches(plan, work, hardware.tokens_per_micro_batch, steps)
+    summed_in = gradient_dtype(hardware, case.settings, ranks=ranks, micro_batches=most).dtype
     settings = deepspeed_settings(
         case.settings, hardware=hardware, optim=config.optim, gradients_in=summed_in, ranks=ranks
     )

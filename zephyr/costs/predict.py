@@ -49,7 +49,7 @@ def page(
     stage: str | None = None,
     gpus: int = 1,
     device: str | None = None,
-    card: Card = Card(),
+    card: Card | None = None,
     host_memory: float | None = None,
     lengths: str | None = None,
     shape: str | None = None,
@@ -70,7 +70,7 @@ def page(
         raise BadInput(f"--gpus: at least 1 is wanted, got {gpus}")
     if host_memory is not None and host_memory <= 0:
         raise BadInput(f"--host-memory: GB > 0 are wanted, got {host_memory:g}")
-    name, figures = choose_device(device, card, config.hardware.dtype, gpus)
+    name, figures = choose_device(device, card or Card(), config.hardware.dtype, gpus)
     model = costs.read_model(config.model, shape)
     report = predict(
         config,

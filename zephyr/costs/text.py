@@ -99,8 +99,8 @@ def format_config(report: Report, units: Mapping[str, "Unit"]) -> Iterator[str]:
         "\nThe config as it is. gradients: dtype of their sum over micro-batches; tokens: of a "
         "micro-batch; micro: micro-batches a step;\ncritical: the most loaded rank's work against "
         f"the mean; step {units['step s'].name}: time of a step, without the parts of comm that "
-        "compute hides (same unit); of ideal: the\nshare of the step that compute alone would take "
-        f"with the work divided evenly over the ranks; {units['hours'].name}: training,\nwithout "
+        "compute hides (same\nunit); of ideal: the share of the step that compute alone would take "
+        f"with the work divided evenly over the ranks; {units['hours'].name}:\ntraining, without "
         f"evaluation and saving; the reference pass takes {reference:.2f} more"
     )
     yield format_table(with_units([own], units))

@@ -13,7 +13,6 @@ Shape letters:
 """
 
 import time
-from collections.abc import Mapping
 from itertools import chain
 from typing import NamedTuple
 
@@ -156,7 +155,9 @@ def example_seconds(
         logit_bytes += 8 * lm.hidden_size * lm.vocab_size / CHUNK_ELEMENTS[kind]
     head_seconds = (4 if training else 1) * head * scored / products_rate
     head_seconds += logit_bytes * lm.vocab_size * scored / memory_rate
-    return np.stack([products, attention_seconds, elementwise / memory_rate, head_seconds], axis=1)
+    parts = (products, attention_seconds, elementwise / memory_rate, head_seconds)
+    seconds_EC: Array = np.stack(parts, axis=1)
+    return seconds_EC
 
 
 def flash_rate(
@@ -172,7 +173,8 @@ def flash_rate(
     query = heads * (getattr(lm, "head_dim", None) or lm.hidden_size // heads)
     length = 2 * attention / (4 * lm.num_hidden_layers * query * tokens)
     most = min(FLASH_SHARE * device.peak, FLASH_MOST)
-    return most * length / (length + FLASH_HALF_LENGTH)
+    rate: Array = most * length / (length + FLASH_HALF_LENGTH)
+    return rate
 
 
 def key_bytes(lm: PreTrainedConfig, item: int, tokens: Array, keys: Array) -> Array:
@@ -182,7 +184,8 @@ def key_bytes(lm: PreTrainedConfig, item: int, tokens: Array, keys: Array) -> Ar
     width = (getattr(lm, "num_key_value_heads", None) or heads) * head_size
     shared = keys > tokens
     elements = shared * 2 * width * (2 * (keys - tokens) + 2 * keys)
-    return lm.num_hidden_layers * item * elements
+    moved: Array = lm.num_hidden_layers * item * elements
+    return moved
 
 
 def host_seconds(lm: PreTrainedConfig, hardware: Hardware, training: bool) -> tuple[float, float]:
@@ -285,7 +288,8 @@ def micro_batch_sums(plan: Plan, values_EC: Array) -> Array:
     order = np.fromiter(chain.from_iterable(micro_batches), dtype=np.int64)
     ends = np.cumsum([0, *map(len, micro_batches)])
     sums = np.concatenate([np.zeros((1, values_EC.shape[1])), values_EC[order].cumsum(0)])
-    return (sums[ends[1:]] - sums[ends[:-1]]).reshape(-1, ranks, values_EC.shape[1])
+    sums_MRC: Array = (sums[ends[1:]] - sums[ends[:-1]]).reshape(-1, ranks, values_EC.shape[1])
+    return sums_MRC
 
 
 def step_seconds(
@@ -370,8 +374,8 @@ def copies(
 def measure_cpu(dtype: str, ranks: int) -> Device:
     """Measure this machine, and return a rank's share of it.
 
-    The FLOP rate is that of a second of matrix products, of which a model of hidden size 256 was
-    measured to reach half. The rates of memory and network are estimates.
+    The FLOP rate is that of a second of large matrix products. The share of it that a model of
+    hidden size 256 reaches, and the rates of memory and network, are estimates.
     """
     import psutil
 
@@ -385,4 +389,4 @@ def measure_cpu(dtype: str, ranks: int) -> Device:
             break
         square @ square
         flops += 2 * 768**3
-    return Device(psutil.virtual_memory().total / ranks, flops / seconds, 0.5, 10e9, 1e9, 1e9, 10e9)
+    return Device(psutil.virtual_memory().total / ranks, flops / seconds, 0.7, 20e9, 1e9, 1e9, 10e9)

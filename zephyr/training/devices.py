@@ -25,9 +25,10 @@ PCIE_4, PCIE_5 = 25 * GB, 50 * GB
 OVER_PCIE, BY_ETHERNET = 15 * GB, 10 * GB
 
 # Data sheets: NVIDIA A100, L4, L40S, RTX A6000, RTX 6000 Ada, H100 (SXM, NVL, PCIe), H200, GH200
-# (96 GB), HGX B200; of the A10G, that of Amazon's g5 machines; and the architecture papers of GA102 (3090), AD102 (4090) and GB202 (5090). The
-# sheets of Ada and Hopper print rates with sparsity; these are half of them. Memory of A100, H100
-# and H200 is what torch reports.
+# (96 GB), HGX B200; of the A10G, that of Amazon's g5 machines; of GeForce, the architecture papers
+# of GA102 (3090), AD102 (4090) and GB202 (5090). The sheets of Ada and Hopper print rates with
+# sparsity; these are half of them. Memory is what torch reports, less than the sheet's where errors
+# are corrected.
 # The share of the peak in matrix products. H200: measured, 747 TFLOP/s in the products of two 7B
 # steps (tests/benchmarks/results/profile_step_7B_*.txt). All others: estimated, lower where the
 # power limit of the card is low (L4: 72 W).
