@@ -70,9 +70,7 @@ def test_states_of_a_rank(mistral: costs.Model, feedback: costs.Work) -> None:
 def a_case(mistral: costs.Model, lengths: costs.Lengths, device: str) -> Case:
     """A case of these lengths on a device of the table."""
     work = costs.example_work(lengths, mistral, CONFIG)
-    return Case(work, sampler(work, CONFIG), mistral, DEVICES[device], "cuda", SETTINGS)._replace(
-        **changes
-    )
+    return Case(work, sampler(work, CONFIG), mistral, DEVICES[device], "cuda", SETTINGS)
 
 
 @pytest.fixture(scope="module")

@@ -43,10 +43,16 @@ def largest_budget(
             config, tokens_per_micro_batch=budget, activation_checkpointing=policy
         )
         one = make(changed, ranks)
-        if one["fits"] == "no" or (found and found["micro"] == 1):
+        if one["fits"] == "no" or (found and is_whole_step(found, config)):
             break
         found = one
     return found
+
+
+def is_whole_step(one: Layout, config: Config) -> bool:
+    """Whether a rank's steps are one micro-batch each, of the sample and very likely of the run."""
+    sums = config.hardware.gradient_dtype == "auto" and config.hardware.dtype == "bfloat16"
+    return one["micro"] == 1 and (one["gradients"] == "bfloat16" or not sums)
 
 
 def each_policy(make: MakeLayout, config: Config, ranks: int, longest: int) -> list[Layout]:
