@@ -30,6 +30,7 @@ from zephyr.data.report import Report
 from zephyr.data.store import Texts, content_digest
 from zephyr.data.template import describe_first_prompt, load_run_tokenizer, save_chat_template
 from zephyr.evaluation.samples import make_sampler
+from zephyr.model.fused import describe as describe_fused
 from zephyr.model.load import DTYPES, digest, load_policy, require_runnable
 from zephyr.packing import PackedBatch, Plan, collate_texts, plan_epochs, plan_pass
 from zephyr.report.finish import finish_run
@@ -133,9 +134,12 @@ def initialize_policy(engine: Engine, config: SFTConfig, plan: Plan) -> None:
         attention=hardware.attention,
         dtype=DTYPES[hardware.dtype],
         activation_checkpointing=hardware.activation_checkpointing,
+        fused=hardware.fused,
         max_tokens=config.data.max_tokens,
     )
     engine.initialize(load, config.optim, micro_batches=most_micro_batches(plan))
+    if hardware.fused != "none":
+        engine.log(describe_fused(engine.policy.lm, hardware.fused))
 
 
 def collate_one(texts: Texts, index: int) -> PackedBatch:

@@ -11,6 +11,8 @@ from pathlib import Path
 os.environ.setdefault(
     "DS_ACCELERATOR", "cpu"
 )  # one machine with or without a GPU; tests/gpu sets its own
+if os.environ["DS_ACCELERATOR"] == "cpu":
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton's kernels run on the CPU, one by one
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -10,9 +10,10 @@ The store is a folder of safetensors files. The address of an entry is
 
     digest of the weights  x  numerics  x  token ids of the pair
 
-Numerics are what decides the last digits of a value: dtype, attention, kind of device, versions of
-torch, transformers and the attention kernel, and the code here that computes. The address does not
-depend on the number of ranks, the packing, the data file or beta, so runs of a sweep share entries.
+Numerics are what decides the last digits of a value: dtype, attention, fused layers, kind of
+device, versions of torch, transformers and the kernels, and the code here that computes. The
+address does not depend on the number of ranks, the packing, the data file or beta, so runs of a
+sweep share entries.
 
 Security: whoever can write to the store decides what a run is trained against. The digests in file
 names detect accidents: a flipped bit, a truncated file, a store of other weights. They are not
@@ -66,6 +67,9 @@ PART_MICRO_BATCHES = 64
 CODE_MODULES = ("attention", "logprobs", "policy")
 # Packages whose version decides a log-prob, by hardware.attention; others are part of torch.
 KERNELS = {"flash_attn": ["flash-attn"]}
+# The same by hardware.fused. With "none" nothing is added, so its entries keep their address.
+FUSED_CODE = {"liger": ["fused"], "triton": ["fused", "triton_kernels"]}
+FUSED_PACKAGES = {"liger": ["liger-kernel", "triton"], "triton": ["triton"]}
 
 
 class Reference(NamedTuple):
@@ -188,16 +192,20 @@ def store_profile(engine: Engine, weights: str) -> dict[str, str]:
 def numerics(engine: Engine, weights: str) -> dict[str, str]:
     """Weights, numerics and code that decide an entry's value, beside its token ids."""
     hardware = engine.hardware
-    modules = [Path(model.__file__).with_name(f"{name}.py") for name in CODE_MODULES]
+    names = [*CODE_MODULES, *FUSED_CODE.get(hardware.fused, [])]
+    modules = [Path(model.__file__).with_name(f"{name}.py") for name in names]
     modules.append(Path(packing.__file__).with_name("collate.py"))
     code = hashlib.sha256()
     for path in modules:
         code.update(hashlib.sha256(path.read_bytes()).digest())
     packages = ["transformers", *KERNELS.get(hardware.attention, [])]
+    packages += FUSED_PACKAGES.get(hardware.fused, [])
+    fused = {} if hardware.fused == "none" else {"fused": hardware.fused}
     return {
         "weights": weights,
         "dtype": hardware.dtype,
         "attention": hardware.attention,
+        **fused,
         "device": engine.device.type,
         "torch": torch.__version__,
         **{name: version(name) for name in packages},

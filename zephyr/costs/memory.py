@@ -74,8 +74,8 @@ def predict_memory(
         hardware=config.hardware,
         zero=zero,
         device=device,
+        gradient_dtype=gradient_dtype,
     )
-    parts["update"] = parts["states"] - 8 * share
     on_device = not is_offloaded(settings, "offload_optimizer")
     held = (12 + SUM_BYTES[gradient_dtype]) if on_device else 0
     states = share * (held + item * (not is_offloaded(settings, "offload_param")))

@@ -24,6 +24,7 @@ from transformers.initialization import no_init_weights
 
 from zephyr.config import BadInput, ConfigError, DPOConfig, SFTConfig
 from zephyr.model import attention as kernels
+from zephyr.model import fused as fused_kernels
 from zephyr.model.packing_check import require_packable
 from zephyr.model.policy import MODEL_CONFIG_ERRORS, Policy, build, fix_rope, learned_positions
 from zephyr.model.recompute import checkpoint_activations
@@ -53,6 +54,7 @@ def load_policy(
     attention: str = "sdpa",
     dtype: torch.dtype = torch.float32,
     activation_checkpointing: bool | str = False,
+    fused: str = "none",
     max_tokens: int | None = None,
     init: AbstractContextManager[object] | None = None,
     write: WriteTensor | None = None,
@@ -65,6 +67,7 @@ def load_policy(
         dtype: of the parameters.
         activation_checkpointing: as `hardware.activation_checkpointing`: True, False, "mlp" or
             "elementwise".
+        fused: as `hardware.fused`: none, liger or triton (`zephyr.model.fused`).
         max_tokens: of the longest sequence to come. It matters to models whose rotary frequencies
             depend on the length of the row (longrope, dynamic NTK): all rows get those of
             `max_tokens`. None leaves the frequencies as transformers has them, and sequences longer
@@ -95,6 +98,7 @@ def load_policy(
             f"have up to {max_tokens} tokens; set data.max_tokens to at most {positions}"
         )
     load_weights(lm, folder, write or fill_parameter)
+    fused_kernels.fuse(lm, fused)
     checkpoint_activations(lm, activation_checkpointing)
     return Policy(lm, positions if longest is None else longest)
 
@@ -117,21 +121,26 @@ def require_supported(folder: Path, config: PreTrainedConfig) -> None:
 
 
 def require_runnable(config: DPOConfig | SFTConfig) -> None:
-    """Check the kernel, the model's folder, its config and its weight files before anything loads.
+    """Check the kernels, the model's folder, its config and its weight files before anything loads.
 
     Raises:
         BadInput: the run would fail; gives the reason.
     """
+    hardware = config.hardware
     use_cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
-    reason = kernels.unavailable_reason(
-        config.hardware.attention, DTYPES[config.hardware.dtype], "cuda" if use_cuda else "cpu"
-    )
+    device = "cuda" if use_cuda else "cpu"
+    reason = kernels.unavailable_reason(hardware.attention, DTYPES[hardware.dtype], device)
     if reason:
         raise ConfigError(f"hardware.attention: {reason}")
+    reason = fused_kernels.unavailable_reason(hardware.fused, device)
+    if reason:
+        raise ConfigError(f"hardware.fused: {reason}")
     # A hub id is fetched once a machine; its other ranks find it in the cache.
     if os.environ.get("LOCAL_RANK", "0") == "0":
         folder = local_folder(config.model)
-        require_supported(folder, read_config(folder))
+        lm_config = read_config(folder)
+        require_supported(folder, lm_config)
+        fused_kernels.require_served(lm_config, hardware.fused)
         weight_files(folder)
 
 

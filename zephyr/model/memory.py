@@ -12,31 +12,64 @@ from zephyr.model.logprobs import CHUNK_ELEMENTS, KEPT_ELEMENTS
 def layer_bytes(lm: PreTrainedConfig, hardware: Hardware, keys: float = 1.0) -> float:
     """Bytes that one layer keeps for its backward, per token.
 
-    Depends on `hardware.activation_checkpointing`. True: only the layer's input. "mlp": that, the
-    inputs and outputs of its norms, and what attention saves. False: all that autograd saves of
-    Hugging Face's modules: of each norm the input in float32, the scaled input and the output; of
-    the MLP four tensors.
+    Depends on `hardware.activation_checkpointing` and `hardware.fused`
+    (`zephyr.model.recompute`). True: only the layer's input. "mlp": that, the inputs and outputs of
+    its norms, and what attention saves. "elementwise": the layer's input, and the outputs of its
+    attention and of its matrix products but the last. False: all that autograd saves.
+
+    Exact for layers as Mistral's: norms before attention and MLP, and a gated MLP. Norms behind
+    them keep one more output of hidden size ("elementwise") or more (False).
 
     Args:
         lm: config of the decoder.
-        hardware: dtype, attention, activation checkpointing.
+        hardware: dtype, attention, activation checkpointing, fused kernels.
         keys: keys a token, > 1 where prompts are shared.
     """
-    item = item_bytes(hardware)
+    item, fused = item_bytes(hardware), hardware.fused != "none"
     hidden: int = lm.hidden_size
     heads: int = lm.num_attention_heads
-    key_heads = getattr(lm, "num_key_value_heads", None) or heads
-    head_size = getattr(lm, "head_dim", None) or hidden // heads
+    key_heads: int = getattr(lm, "num_key_value_heads", None) or heads
+    head_size: int = getattr(lm, "head_dim", None) or hidden // heads
     query = item * heads * head_size
     key = item * key_heads * head_size
-    outputs = 2 if hardware.attention == "sdpa" else 1  # sdpa copies its output
     log_sum_exp = 4 * heads  # float32
+    # sdpa copies its output. Rotated queries take the memory of queries.
+    outputs = 2 if hardware.attention == "sdpa" else 1
     attention: float = (1 + outputs) * query + 2 * keys * key + log_sum_exp
+    norms = 4 * item * hidden  # two: their inputs and outputs
     if hardware.activation_checkpointing is True:
         return item * hidden
+    if hardware.activation_checkpointing == "elementwise":
+        # The layer's input, the output of attention's last product; of the MLP, gate and up.
+        return 2 * item * hidden + 2 * query + 2 * key + log_sum_exp + mlp_bytes(lm, hardware, 2)
+    # Fused norms save their input and one float32. Others save the input in float32, and scaled.
+    norms += 2 * 4 if fused else 0
     if hardware.activation_checkpointing == "mlp":
-        return 4 * item * hidden + attention
-    return 2 * (4 + 2 * item) * hidden + attention + 4 * item * inner_size(lm)
+        return norms + attention
+    if not fused:
+        norms += 2 * 4 * hidden
+    # Gate, up and their product, and without fusion the activated gate.
+    return norms + attention + mlp_bytes(lm, hardware, 3 if fused else 4)
+
+
+def mlp_bytes(lm: PreTrainedConfig, hardware: Hardware, tensors: int) -> int:
+    """Bytes of so many tensors of the MLP's inner size, per token."""
+    return tensors * item_bytes(hardware) * inner_size(lm)
+
+
+def backward_bytes(lm: PreTrainedConfig, hardware: Hardware, keys: float = 1.0) -> float:
+    """Bytes that the backward of one layer takes at its peak beside what it keeps, per token.
+
+    What it computes again, and gradients: two of hidden size, and two of the MLP's inner size.
+    liger's SwiGLU writes one of these over what it saved.
+    """
+    keeps = layer_bytes(lm, hardware, keys)
+    whole = layer_bytes(lm, replace(hardware, activation_checkpointing=False), keys)
+    again = whole - keeps
+    if hardware.activation_checkpointing == "mlp":  # a norm's memory is free before the MLP's
+        again = mlp_bytes(lm, hardware, 4 if hardware.fused == "none" else 3)
+    inner = mlp_bytes(lm, hardware, 1 if hardware.fused == "liger" else 2)
+    return again + inner + 2 * item_bytes(hardware) * lm.hidden_size
 
 
 def item_bytes(hardware: Hardware) -> int:
@@ -61,22 +94,27 @@ def step_memory(
     device: str,
     scored: int | None = None,
     keys: float = 1.0,
+    gradient_dtype: str = "float32",
 ) -> dict[str, int]:
     """Estimated bytes of a rank's first step, beside the model shard that it holds already.
+
+    The shard: parameters, their float32 masters, and summed gradients.
 
     Args:
         lm: config of the decoder.
         parameters: of the whole model.
         ranks: processes that share them (ZeRO-3).
         tokens: of the fullest micro-batch.
-        hardware: dtype, attention, activation checkpointing.
+        hardware: dtype, attention, activation checkpointing, fused kernels.
         zero: `zero_optimization` of the DeepSpeed JSON.
         device: "cuda" or "cpu".
         scored: tokens of the fullest micro-batch with a log-prob in the loss; default: all.
         keys: keys a token in it, > 1 where prompts are shared.
+        gradient_dtype: in which gradients are summed over micro-batches: float32 or bfloat16.
 
     Returns:
-        states: Adam's moments and the gradient of the update, unless they are offloaded.
+        moments: Adam's, unless they are offloaded; then the gradient of the update.
+        update: the gradient of the update of one sub-group of parameters, unless it is offloaded.
         gathered: parameters gathered from other ranks.
         activations: what all layers keep, and the backward of one layer where it takes more than
             the head.
@@ -84,24 +122,33 @@ def step_memory(
     """
     share = parameters // ranks
     head = head_memory(lm, tokens, tokens if scored is None else scored, hardware, device)
-    keeps = layer_bytes(lm, hardware, keys)
-    whole = layer_bytes(lm, replace(hardware, activation_checkpointing=False), keys)
-    # What the backward of a layer computes again, and the gradients of four of its tensors.
-    gradients = 2 * item_bytes(hardware) * (inner_size(lm) + lm.hidden_size)
-    layer = tokens * (whole - keeps + gradients)
-    states = 4 * share
+    # And the gradient of the layer's largest matrix.
+    matrix = item_bytes(hardware) * inner_size(lm) * lm.hidden_size
+    layer = tokens * backward_bytes(lm, hardware, keys) + matrix
+    moments, update = 4 * share, 0
     if "offload_optimizer" not in zero:
-        states = 8 * share + 4 * min(share, zero_size(zero, "sub_group_size"))
+        moments = 8 * share
+        # Gradients in bfloat16 are joined before they are widened.
+        joined = 2 if gradient_dtype == "bfloat16" else 0
+        update = (4 + joined) * min(share, zero_size(zero, "sub_group_size"))
     gathered = 0
     if ranks > 1 or "offload_param" in zero:
         live = min(parameters, zero_size(zero, "stage3_max_live_parameters"))
         gathered = item_bytes(hardware) * live
+    keeps = tokens * lm.num_hidden_layers * layer_bytes(lm, hardware, keys)
     return {
-        "states": states,
+        "moments": moments,
+        "update": update,
         "gathered": gathered,
-        "activations": int(tokens * lm.num_hidden_layers * keeps + max(0, layer - head)),
+        "activations": int(keeps + max(0, layer - head)),
         "head": head,
     }
+
+
+def step_peak(parts: Mapping[str, int]) -> int:
+    """The peak of a step of `step_memory`: the update begins when no activation is left."""
+    micro_batch = parts["gathered"] + parts["activations"] + parts["head"]
+    return parts["moments"] + max(parts["update"], micro_batch)
 
 
 def head_memory(
@@ -116,7 +163,8 @@ def head_memory(
     # A CPU multiplies bfloat16 tiles in float32.
     widened = 4 * chunk if item == 2 and device == "cpu" else 0
     # The last norm, and the scored rows of its output.
-    hidden = tokens * lm.hidden_size * (4 + 3 * item)
+    wide = 4 if hardware.fused == "none" else 0
+    hidden = tokens * lm.hidden_size * (wide + 3 * item)
     return int(kept + (4 + item % 4) * (chunk + weight) + widened + hidden)
 
 

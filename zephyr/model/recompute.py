@@ -74,11 +74,11 @@ def checkpoint_layers(lm: PreTrainedModel, run: Callable[..., object], what: str
 
 
 def checkpoint_parts(lm: PreTrainedModel) -> None:
-    """Checkpoint the norms and MLPs; these keep most."""
+    """Checkpoint the norms and MLPs; these keep most. A fused norm keeps its input alone anyway."""
     parts = {
         name: module
         for name, module in lm.base_model.named_modules()
-        if name.endswith((".mlp", "norm"))
+        if name.endswith(".mlp") or (name.endswith("norm") and "forward" not in vars(module))
     }
     if not any(name.endswith(".mlp") for name in parts):
         raise ConfigError(

@@ -25,7 +25,9 @@ import zephyr
 from zephyr import config as configs
 from zephyr.config import BadInput, ConfigError, DPOConfig, SFTConfig
 from zephyr.model import attention as kernels
+from zephyr.model import fused as fused_kernels
 from zephyr.model.load import DTYPES, local_folder, read_tensor, weight_files
+from zephyr.model.load import read_config as load_config
 
 # How much two runs may differ. metrics: of max(1, |value|), any metric of any step. weights: the
 # norm of their distance at the end, as a share of the whole update's norm.
@@ -197,6 +199,7 @@ def variants(config: DPOConfig | SFTConfig, ranks: int, longest: int) -> dict[st
             {"hardware.attention": backend},
             "" if backend else "; ".join(filter(None, others.values())),
         ),
+        "fused": fused_variant(config, ranks, device),
     }
     if isinstance(config, DPOConfig):
         # Enough for the longest pair with its prompt twice.
@@ -210,6 +213,29 @@ def variants(config: DPOConfig | SFTConfig, ranks: int, longest: int) -> dict[st
             },
         )
     return found
+
+
+def fused_variant(config: DPOConfig | SFTConfig, ranks: int, device: str) -> Variant:
+    """Norms, SwiGLU and rotary positions by fused kernels where the run has none, or without."""
+    fused = config.hardware.fused
+    other, reasons = "none", []
+    if fused == "none":
+        for name in fused_kernels.PACKAGES:
+            reason = fused_kernels.unavailable_reason(name, device)
+            try:
+                fused_kernels.require_served(load_config(local_folder(config.model)), name)
+            except ConfigError as error:
+                reason = str(error)
+            if reason is None:
+                other = name
+                break
+            reasons.append(reason)
+    return Variant(
+        f"layers fused by {other} for {fused}",
+        ranks,
+        {"hardware.fused": other},
+        "; ".join(reasons) if other == fused else "",
+    )
 
 
 def run_training(

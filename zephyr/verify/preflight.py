@@ -20,7 +20,7 @@ from torch import Tensor
 
 from zephyr.chat import EncodedPair, EncodedText
 from zephyr.config import BadInput, DPOConfig, Run, SFTConfig
-from zephyr.model.memory import step_memory
+from zephyr.model.memory import step_memory, step_peak
 from zephyr.packing import PackedBatch
 from zephyr.training.engine import Engine
 from zephyr.training.folder import json_bytes
@@ -374,11 +374,12 @@ def require_memory(engine: Engine, config: DPOConfig | SFTConfig, split: Split) 
         zero=zero,
         device=engine.device.type,
     )
-    free, wanted = engine.free_memory_bytes(), sum(parts.values())
-    if parts["states"] > free:
+    free, wanted = engine.free_memory_bytes(), step_peak(parts)
+    states = parts["moments"] + parts["update"]
+    if states > free:
         raise BadInput(
             f"rank {engine.rank} has {format_bytes(free)} of memory free; "
-            f"{format_bytes(parts['states'])} are wanted for gradients and moments: use more "
+            f"{format_bytes(states)} are wanted for gradients and moments: use more "
             f"ranks than {engine.world_size}, or offload_optimizer in {config.hardware.deepspeed}"
         )
     if wanted > free:
