@@ -73,9 +73,13 @@ def fuse(lm: nn.Module, fused: str) -> None:
     """
     if fused == "none":
         return
+    replace(lm, liger_kernels() if fused == "liger" else own_kernels(), fused)
+
+
+def replace(lm: nn.Module, kernels: Kernels, fused: str) -> None:
+    """Give the modules of a decoder these kernels; as `fuse`. Args: fused: their name."""
     found = fusible(lm)
     require_some(lm, found, fused)
-    kernels = liger_kernels() if fused == "liger" else own_kernels()
     modules = dict(lm.named_modules())
     for name, norm in found.norms.items():
         module = modules[name]
