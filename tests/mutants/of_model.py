@@ -242,12 +242,64 @@ MUTANTS: list[Mutant] = [
         ),
     ),
     *of(
+        "zephyr/model/recompute.py",
+        (
+            "tests/model/test_memory.py::test_a_layer_of_7b_keeps_what_is_predicted",
+            "tests/model/test_recompute.py",
+            "tests/model/test_model.py::test_activation_policies_keep_less_and_change_nothing",
+            "tests/model/test_model.py::test_layers_without_an_mlp_are_named",
+        ),
+        (
+            "if what is True:",
+            "if what:",
+        ),
+        (
+            'if name.endswith(".mlp") or (name.endswith("norm") and "forward" not in vars(module))',
+            'if name.endswith(".mlp")',
+        ),
+        (
+            'if not any(name.endswith(".mlp") for name in parts):',
+            "if not parts:",
+        ),
+        (
+            "if not lm.supports_gradient_checkpointing:",
+            "if False:",
+        ),
+        (
+            "if kept and ends_with_product(output):",
+            "if kept:",
+        ),
+        (
+            "            output = self.kept.popleft()\n",
+            "            output = self.kept.pop()\n",
+        ),
+        (
+            "and writes(op) and memory(args[0]) == self.last:",
+            "and False:",
+        ),
+        (
+            "            if not self.kept:\n",
+            "            if False:\n",
+        ),
+        (
+            'return name in MATRIX_PRODUCTS or "attention" in name or "attn" in name',
+            "return name in MATRIX_PRODUCTS",
+        ),
+        (
+            "return node.name() in PRODUCT_NODES",
+            "return True",
+        ),
+    ),
+    *of(
         "zephyr/model/memory.py",
         (
             "tests/training/test_planner.py::test_activations_of_mistral_7b_by_hand",
             "tests/training/test_planner.py::test_a_layer_keeps_what_is_predicted",
             "tests/training/test_planner.py::test_memory_of_a_rank_by_hand",
             "tests/training/test_planner.py::test_memory_of_a_head_by_hand",
+            "tests/training/test_planner.py::test_the_peak_is_of_the_update_or_of_a_micro_batch",
+            "tests/model/test_memory.py::test_a_step_of_7b_takes_what_an_h200_measured",
+            "tests/model/test_memory.py::test_two_layers_take_what_an_h200_measured",
             "tests/verify/test_verify.py::test_a_disk_or_a_memory_that_is_too_small",
         ),
         (
@@ -275,16 +327,44 @@ MUTANTS: list[Mutant] = [
             "attention: float = (1 + outputs) * query + 2 * keys * key",
         ),
         (
-            "return 4 * item * hidden + attention",
-            "return 4 * item * hidden",
+            "        return norms + attention\n",
+            "        return norms\n",
+        ),
+        (
+            "return 2 * item * hidden + 2 * query + 2 * key + log_sum_exp",
+            "return item * hidden + 2 * query + 2 * key + log_sum_exp",
+        ),
+        (
+            "return 2 * item * hidden + 2 * query + 2 * key + log_sum_exp",
+            "return 2 * item * hidden + 2 * query + 2 * keys * key + log_sum_exp",
+        ),
+        (
+            "norms += 2 * 4 if fused else 0",
+            "norms += 0",
+        ),
+        (
+            "        norms += 2 * 4 * hidden\n",
+            "        pass\n",
+        ),
+        (
+            "mlp_bytes(lm, hardware, 3 if fused else 4)",
+            "mlp_bytes(lm, hardware, 4)",
+        ),
+        (
+            "    return again + inner + 2 * item_bytes(hardware) * int(lm.hidden_size)\n",
+            "    return again\n",
+        ),
+        (
+            "again = whole - keeps",
+            "again = 0.0",
         ),
         (
             ("        return item * hidden\n"),
             ("        return 2 * item * hidden\n"),
         ),
         (
-            "attention + 4 * item * inner_size(lm)",
-            "attention + 3 * item * inner_size(lm)",
+            "mlp_bytes(lm, hardware, 3 if fused else 4)",
+            "mlp_bytes(lm, hardware, 3)",
         ),
         (
             "return size or 4 * int(lm.hidden_size)",
@@ -299,8 +379,16 @@ MUTANTS: list[Mutant] = [
             'if "offload_param" not in zero:',
         ),
         (
-            'states = 8 * share + 4 * min(share, zero_size(zero, "sub_group_size"))',
-            "states = 12 * share",
+            'update = (4 + joined) * min(share, zero_size(zero, "sub_group_size"))',
+            "update = (4 + joined) * share",
+        ),
+        (
+            'joined = 2 if gradient_dtype == "bfloat16" else 0',
+            "joined = 0",
+        ),
+        (
+            'return parts["moments"] + max(parts["update"], micro_batch)',
+            'return parts["moments"] + parts["update"] + micro_batch',
         ),
         (
             'if ranks > 1 or "offload_param" in zero:',
@@ -315,12 +403,12 @@ MUTANTS: list[Mutant] = [
             "live = parameters",
         ),
         (
-            ('"activations": int(tokens * lm.num_hidden_layers * keeps + max(0, layer - head)),'),
-            '"activations": int(tokens * keeps + max(0, layer - head)),',
+            "keeps = tokens * lm.num_hidden_layers * layer_bytes(lm, hardware, keys)",
+            "keeps = tokens * layer_bytes(lm, hardware, keys)",
         ),
         (
-            ('"activations": int(tokens * lm.num_hidden_layers * keeps + max(0, layer - head)),'),
-            '"activations": int(tokens * lm.num_hidden_layers * keeps + layer),',
+            '"activations": int(keeps + max(0, layer - head)),',
+            '"activations": int(keeps + layer),',
         ),
         (
             "kept = 4 * logits if logits <= KEPT_ELEMENTS else 4 * chunk",
@@ -770,25 +858,6 @@ MUTANTS: list[Mutant] = [
         (
             ("    checkpoint_activations(lm, activation_checkpointing)\n"),
             "",
-        ),
-        (
-            (
-                "name: module\n"
-                "            for name, module in lm.base_model.named_modules()\n"
-                '            if name.endswith((".mlp", "norm"))'
-            ),
-            (
-                "name: module for name, module in lm.base_model.named_modules() if "
-                'name.endswith(".mlp")'
-            ),
-        ),
-        (
-            'if not any(name.endswith(".mlp") for name in parts):',
-            "if not parts:",
-        ),
-        (
-            "if what is True:",
-            "if what:",
         ),
         (
             "if reason:",
