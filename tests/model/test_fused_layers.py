@@ -413,12 +413,10 @@ norm |= {"OFFSET": 0.0, "ROUNDS_FIRST": True}
 swiglu = {"TILE_D": ours.swiglu_tile(14336)["TILE_D"]}
 rotation = {"BACKWARD": False, "TILE_H": 32, "TILE_A": 64}
 print(json.dumps({
-    "norm": compiled(ours.rms_norm_forward, norm, warps=warps),
     "norm, backward": compiled(ours.rms_norm_backward, norm, warps=warps),
     "swiglu": compiled(ours.swiglu_forward, swiglu),
     "swiglu, backward": compiled(ours.swiglu_backward, swiglu),
     "rotation": compiled(ours.rotate_heads, rotation, warps=ours.warps(4096)),
-    "rotation, backward": compiled(ours.rotate_heads, rotation | {"BACKWARD": True}, warps=8),
 }))
 """
 
