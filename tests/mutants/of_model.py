@@ -1180,7 +1180,7 @@ MUTANTS: list[Mutant] = [
     ),
     *of(
         "zephyr/model/triton_kernels.py",
-        ("tests/model/test_fused.py",),
+        ("tests/model/test_fused_layers.py",),
         (
             "dx = scale * (g - normal * mean[:, None])",
             "dx = scale * g",
@@ -1220,7 +1220,7 @@ MUTANTS: list[Mutant] = [
     ),
     *of(
         "zephyr/model/fused.py",
-        ("tests/model/test_fused.py",),
+        ("tests/model/test_fused_layers.py",),
         (
             "for offset, rounds_first in ((0.0, True), (0.0, False), (1.0, False)):",
             "for offset, rounds_first in ((0.0, True), (1.0, False)):",
