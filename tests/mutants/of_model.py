@@ -861,8 +861,8 @@ MUTANTS: list[Mutant] = [
             "",
         ),
         (
-            "if reason:",
-            "if False:",
+            'if reason:\n        raise ConfigError(f"hardware.attention: {reason}")',
+            'if False:\n        raise ConfigError(f"hardware.attention: {reason}")',
         ),
         (
             'if os.environ.get("LOCAL_RANK", "0") == "0":',
