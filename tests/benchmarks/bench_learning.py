@@ -297,18 +297,20 @@ def plot(result: Path) -> Path:
     import matplotlib
 
     matplotlib.use("svg")
+    matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "learning"}
     import matplotlib.pyplot as plt
 
-    saved = json.loads(result.read_text())["result"]
+    saved = json.loads(result.read_text(encoding="utf-8"))
+    names = {"zephyr": "Zephyr", "trl": f"TRL {saved['machine']['packages'].get('trl', '')}"}
     figure, (loss, accuracy, time_) = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
     styles = {
         "zephyr": {"color": "#1b6ca8", "linewidth": 2.5, "marker": "o", "markersize": 5},
         "trl": {"color": "#d9822b", "linewidth": 1.2, "linestyle": "--", "marker": "x"},
     }
-    for name, curve in saved["curves"].items():
+    for name, curve in saved["result"]["curves"].items():
         if not curve.get("evaluations"):
             continue
-        style, label = styles[name], {"zephyr": "Zephyr", "trl": "TRL 1.16"}[name]
+        style, label = styles[name], names[name]
         of = curve["evaluations"]
         steps, losses = [e["step"] for e in of], [e["loss"] for e in of]
         thin = {**style, "marker": "", "alpha": 0.4}
@@ -318,9 +320,11 @@ def plot(result: Path) -> Path:
         time_.plot([e["training_seconds"] for e in of], losses, **style, label=label)
     loss.set(xlabel="updates", ylabel="loss: held out (marks), training (pale)")
     accuracy.set(xlabel="updates", ylabel="held-out reward accuracy, %")
-    time_.set(xlabel="seconds of training", ylabel="held-out loss")
+    unit = "seconds" if "gpu" in saved["machine"] else "CPU seconds"
+    time_.set(xlabel=f"{unit} of training", ylabel="held-out loss")
     for axis in (loss, accuracy, time_):
         axis.grid(alpha=0.3)
+        axis.xaxis.get_major_locator().set_params(integer=axis is not time_)
         axis.spines[["top", "right"]].set_visible(False)
     loss.legend(frameon=False)
     drawn = result.with_suffix(".svg")

@@ -22,6 +22,7 @@ import struct
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -555,7 +556,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.name, measure.RESULTS = args.name or f"step_{args.model}", args.out
     args.out.mkdir(parents=True, exist_ok=True)
-    args.fused = first_fused(args.fused, args.device)
     return args
 
 
@@ -564,24 +564,43 @@ def first_fused(wanted: str, device: str) -> str:
     return next(w for w in wanted.split(",") if fused.unavailable_reason(w, device) is None)
 
 
-def go_on(args: argparse.Namespace, left: Sequence[str]) -> NoReturn:
-    """This process becomes a new one, which measures the cells that are left."""
-    now = vars(args) | {"cells": ",".join(left), "keep_cells": "yes"}
-    options = [f"--{name}={value}" for name, value in now.items() if value is not None]
+def go_on(args: argparse.Namespace, **changed: str) -> NoReturn:
+    """This process becomes a new one with other options."""
+    options = [f"--{name}={value}" for name, value in (vars(args) | changed).items() if value]
     sys.stdout.flush()
+    sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, str(Path(__file__).resolve()), *options])
 
 
 def main(argv: Sequence[str] | None = None) -> Json:
     args = parse(argv)
+    wanted = args.fused.split(",")
+    args.fused = first_fused(args.fused, args.device)
+    others = wanted[wanted.index(args.fused) + 1 :]
+    result: Json = {"cells": kept_cells(args)}
+    try:
+        left = run(
+            args, result, "python tests/benchmarks/bench_step.py " + " ".join(argv or sys.argv[1:])
+        )
+    except Exception:
+        if not others or "seconds" in str(result["cells"]):
+            raise
+        traceback.print_exc()
+        print(f"fused={args.fused} failed, {','.join(others)} is left", flush=True)
+        go_on(args, fused=",".join(others))
+    if left:
+        go_on(args, cells=",".join(left), keep_cells="yes")
+    return result
+
+
+def run(args: argparse.Namespace, result: Json, command: str) -> list[str]:
+    """Measure the cells into `result`; returns those that are left (see `measure_cells`)."""
     config, starts = fitted(SHAPES[args.model], args.layers), dict[str, float]()
-    command = "python tests/benchmarks/bench_step.py " + " ".join(argv or sys.argv[1:])
-    result: Json = {
+    result |= {
         "shape": config.to_diff_dict(),
         "settings": {name: str(value) for name, value in vars(args).items() if name != "out"},
         "gemm_flops_per_second": gemm_rate(args.device, DTYPES[args.dtype]),
         "start_seconds": starts,
-        "cells": kept_cells(args),
     }
     keep = partial(measure.write, args.name, command, result)
     hardware = hardware_of(args, yaml.safe_load(args.checkpointing))
@@ -599,9 +618,7 @@ def main(argv: Sequence[str] | None = None) -> Json:
     if len(rows) > 1:
         result["growth"] = growth(rows)
     print(keep().read_text(encoding="utf-8"), end="")
-    if left:
-        go_on(args, left)
-    return result
+    return left
 
 
 def split_of(engine: Engine, args: argparse.Namespace, cell: str, folder: str) -> Split:

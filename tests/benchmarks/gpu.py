@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-REHEARSAL = {"ZEPHYR_REHEARSE": "1", "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}
+REHEARSAL = {"ZEPHYR_REHEARSE": "1", "OMP_NUM_THREADS": "1"}
 NO_GPU = 3  # exit code of the first step
 
 

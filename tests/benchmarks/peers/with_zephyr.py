@@ -29,7 +29,7 @@ from zephyr.training.metrics import Record
 class Plain:
     """One process and torch's AdamW, behind what a step asks of the engine."""
 
-    rank, world, stop_requested = 0, 1, False
+    rank, world_size, stop_requested = 0, 1, False
 
     def __init__(self, hardware: Hardware, _seed: int) -> None:
         self.hardware, self.device = (
