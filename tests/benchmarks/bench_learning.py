@@ -297,18 +297,20 @@ def plot(result: Path) -> Path:
     import matplotlib
 
     matplotlib.use("svg")
+    matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "learning"}
     import matplotlib.pyplot as plt
 
-    saved = json.loads(result.read_text())["result"]
+    saved = json.loads(result.read_text(encoding="utf-8"))
+    names = {"zephyr": "Zephyr", "trl": f"TRL {saved['machine']['packages'].get('trl', '')}"}
     figure, (loss, accuracy, time_) = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
     styles = {
         "zephyr": {"color": "#1b6ca8", "linewidth": 2.5, "marker": "o", "markersize": 5},
         "trl": {"color": "#d9822b", "linewidth": 1.2, "linestyle": "--", "marker": "x"},
     }
-    for name, curve in saved["curves"].items():
+    for name, curve in saved["result"]["curves"].items():
         if not curve.get("evaluations"):
             continue
-        style, label = styles[name], {"zephyr": "Zephyr", "trl": "TRL 1.16"}[name]
+        style, label = styles[name], names[name]
         of = curve["evaluations"]
         steps, losses = [e["step"] for e in of], [e["loss"] for e in of]
         thin = {**style, "marker": "", "alpha": 0.4}
@@ -318,9 +320,11 @@ def plot(result: Path) -> Path:
         time_.plot([e["training_seconds"] for e in of], losses, **style, label=label)
     loss.set(xlabel="updates", ylabel="loss: held out (marks), training (pale)")
     accuracy.set(xlabel="updates", ylabel="held-out reward accuracy, %")
-    time_.set(xlabel="seconds of training", ylabel="held-out loss")
+    unit = "seconds" if "gpu" in saved["machine"] else "CPU seconds"
+    time_.set(xlabel=f"{unit} of training", ylabel="held-out loss")
     for axis in (loss, accuracy, time_):
         axis.grid(alpha=0.3)
+        axis.xaxis.get_major_locator().set_params(integer=axis is not time_)
         axis.spines[["top", "right"]].set_visible(False)
     loss.legend(frameon=False)
     drawn = result.with_suffix(".svg")
@@ -345,14 +349,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--held-out", type=int, help="pairs at most; default 32, GPU 256")
     parser.add_argument("--max-tokens", type=int, help="of a conversation; default 512, GPU 1024")
     parser.add_argument("--lr", type=float, default=5e-6)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, help="of the processor; default 2, GPU 8")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     usual = {"every": (2, 10), "pairs_per_step": (8, 32), "held_out": (32, 256)}
     if args.toy:
         usual = {"every": (1, 1), "pairs_per_step": (4, 4), "held_out": (8, 8)}
         args.lr, args.steps = 1e-3, args.steps or 3
-    usual["max_tokens"] = (512, 1024)
+    usual |= {"max_tokens": (512, 1024), "threads": (2, 8)}
     for name, values in usual.items():
         if getattr(args, name) is None:
             setattr(args, name, values[args.device == "cuda"])

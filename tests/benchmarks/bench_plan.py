@@ -31,6 +31,8 @@ from transformers import AutoModelForCausalLM, MistralConfig  # noqa: E402
 from zephyr import losses  # noqa: E402
 from zephyr.config import Data, DPOConfig, Hardware, Optim  # noqa: E402
 from zephyr.costs import work as costs  # noqa: E402
+from zephyr.costs.memory import predict_memory  # noqa: E402
+from zephyr.costs.times import DEVICE_PARTS, measure_cpu, step_seconds  # noqa: E402
 from zephyr.model.load import DTYPES, load_policy  # noqa: E402
 from zephyr.model.logprobs import response_logprobs  # noqa: E402
 from zephyr.packing import Plan, collate_pairs, plan_epochs  # noqa: E402
@@ -171,25 +173,18 @@ def predicted(
     settings: costs.Settings,
 ) -> dict[str, object]:
     """Bytes of the fullest rank, and CPU seconds of all."""
-    parts = costs.predict_memory(model, ranks, "cpu", plan, work, config, settings)
+    parts = predict_memory(model, ranks, "cpu", plan, work, config, settings)
     share, item = model.parameters // ranks, DTYPES[config.hardware.dtype].itemsize
     held = (
         share * (item + 8) + parts["buckets"]
     )  # weights, float32 weights and gradients, the bucket
-    flops, device = (
-        costs.executed_flops(work, model, config.hardware.activation_checkpointing),
-        costs.measure_cpu(config.hardware.dtype, ranks),
-    )
-    times = costs.predict_times(
-        costs.most_loaded_rank_flops(plan, flops), 1, model, ranks, device, config, settings
-    )
-    seconds = sum(flops) / device.peak / device.efficiency + ranks * (
-        times["comm"] + times["optimiser"]
-    )
+    device = measure_cpu(config.hardware.dtype, ranks)
+    seconds = step_seconds(plan, work, model, device, "cpu", config, settings)
+    each = sum(time for part, time in seconds.parts.items() if part not in DEVICE_PARTS)
     return {
         "held": held,
         "beside": parts["peak"] - held,
-        "cpu_seconds": seconds,
+        "cpu_seconds": ranks * (seconds.ideal + each),
         "gemm_flops": device.peak,
         "parts": parts,
     }

@@ -1,6 +1,6 @@
-"""A model file that is too large for one transfer travels in parts, and is joined where it is used.
+"""A model file that is too large for one transfer travels in parts, and is joined at its place.
 
-    python tests/benchmarks/model_parts.py FILE FOLDER     (FILE: a .gguf, or a wheel that holds one)
+    python tests/benchmarks/model_parts.py FILE FOLDER    (FILE: a .gguf, or a wheel that has one)
 
 writes FOLDER/NAME.part-0, .part-1, ... of at most 60 MB each."""
 

@@ -166,3 +166,19 @@ def test_absent_files_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit) as end:
         bench_learning.main(["--model", str(tmp_path), "--pairs", "absent.jsonl"])
     assert end.value.code == 2 and "absent.jsonl does not exist" in capsys.readouterr().err
+
+
+def test_plot_of_a_session_that_was_cut(tmp_path: Path) -> None:
+    """A side without any evaluation is left out of the drawing. Fails where what is saved of a cut
+    session cannot be drawn."""
+    pytest.importorskip("matplotlib")
+    points = [
+        {"step": step, "loss": 0.7 - step / 10, "accuracy": 0.5, "training_seconds": float(step)}
+        for step in range(3)
+    ]
+    ours = {"train_loss": [0.7, 0.6], "evaluations": points}
+    curves = {"zephyr": ours, "trl": {"train_loss": [], "evaluations": []}}
+    saved = {"machine": {"packages": {}}, "result": {"curves": curves}}
+    (tmp_path / "learning.json").write_text(json.dumps(saved))
+    drawn = bench_learning.plot(tmp_path / "learning.json").read_text()
+    assert ">Zephyr<" in drawn and ">CPU seconds of training<" in drawn and "TRL" not in drawn

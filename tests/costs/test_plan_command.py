@@ -4,6 +4,7 @@ against the bytes the engine takes."""
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,18 +13,23 @@ from runs import rows, write_config, write_lines
 
 from zephyr.cli import main
 from zephyr.config import Data, DPOConfig
-from zephyr.costs import predict as predicting
+from zephyr.costs import text as predicting
 from zephyr.costs import work as costs
-from zephyr.costs.predict import format_table, layout, predict, read_lengths
+from zephyr.costs.advice import each_policy, remedies
+from zephyr.costs.layouts import Case, layout, sampler, with_hardware
+from zephyr.costs.memory import predict_memory
+from zephyr.costs.predict import predict, read_lengths
+from zephyr.costs.text import format_prediction, format_table
 from zephyr.packing import plan_epochs
 from zephyr.training.deepspeed_settings import read_deepspeed
+from zephyr.training.devices import DEVICES
 
 sys.path.append(str(ROOT / "tests" / "benchmarks"))
 import bench_plan
 
-STEPS = 5732  # three epochs of UltraFeedback in steps of 32 pairs
 CONFIG = DPOConfig("none", Data(("none",)))
 SETTINGS = read_deepspeed(str(ROOT / "configs/deepspeed/zero3.json"))
+DESCRIBED = "--memory 48 --bandwidth 864 --rate 181"  # an L40
 SEVEN_B = ROOT / "configs/zephyr-7b-beta/dpo.yaml"
 
 
@@ -42,135 +48,41 @@ def feedback(mistral: costs.Model) -> costs.Work:
     )
 
 
-def hours_of(
-    mistral: costs.Model,
-    feedback: costs.Work,
-    device: str,
-    policy: bool | str,
-    ranks: int,
-    critical_path: float | None,
-) -> float:
-    """Of the whole run. Args: critical_path: against the mean rank; None: as the package plans."""
-    flops = costs.executed_flops(feedback, mistral, policy)
-    plan = plan_epochs(feedback.tokens, per_step=32, epochs=1, ranks=ranks, budget_tokens=16384)
-    steps = len(plan.steps)
-    slowest = (
-        costs.most_loaded_rank_flops(plan, flops)
-        if critical_path is None
-        else [critical_path * sum(flops) / steps / ranks] * steps
-    )
-    return (
-        STEPS
-        * costs.predict_times(
-            slowest, steps, mistral, ranks, costs.DEVICES[device], CONFIG, SETTINGS
-        )["step s"]
-        / 3600
-    )
-
-
-@pytest.mark.parametrize(
-    "device,policy,minutes",
-    [
-        ("a100-80", True, {8: 95, 16: 56, 32: 35, 64: 34}),
-        ("a100-80", False, {8: 72, 16: 43, 32: 29}),
-        ("h100", False, {8: 27, 16: 16, 32: 15, 64: 15}),
-    ],
-)
-def test_times_of_the_recipe(
-    mistral: costs.Model,
-    feedback: costs.Work,
-    device: str,
-    policy: bool | str,
-    minutes: dict[int, int],
-) -> None:
-    """The minutes that the cost model gives Zephyr's DPO, worked out apart from this code, within
-    10 %. At 8 and 16 ranks the critical path is the package's own; at 32 and 64 that of single
-    responses, 1.38 and 2.69, for which it has no layout. Fails where a factor, a gather or the
-    overlap is forgotten."""
-    for ranks, published in minutes.items():
-        found = 60 * hours_of(
-            mistral, feedback, device, policy, ranks, {32: 1.38, 64: 2.69}.get(ranks)
-        )
-        assert found == pytest.approx(published, rel=0.1), ranks
-
-
-def test_a_padded_trainer_takes_what_the_paper_says(
-    mistral: costs.Model, feedback: costs.Work
-) -> None:
-    """2.69 x the tokens on the most loaded rank and every activation recomputed: 123 minutes on 16
-    A100, in the paper "2-4 hours". Fails where recomputation or the imbalance is not counted."""
-    assert 60 * hours_of(mistral, feedback, "a100-80", True, 16, 2.69) == pytest.approx(
-        123, rel=0.1
-    )
-
-
-def test_weak_scaling_by_hand(mistral: costs.Model) -> None:
-    """Of the compute-bound speed, at 2 pairs a rank on H100 84 % on 16 ranks, 70 % on 256, 58 % on
-    1,024; at 4 pairs 90 to 92 %. Fails where bandwidth does not fall with the machine, or what
-    hides behind what is turned round."""
-    for pairs, ranks, share in (
-        (2, 16, 0.84),
-        (2, 256, 0.70),
-        (2, 1024, 0.58),
-        (4, 16, 0.92),
-        (4, 1024, 0.90),
-        (16, 1024, 0.97),
-    ):
-        compute = pairs * 757 * 42.6e9
-        times = costs.predict_times(
-            [compute], 1, mistral, ranks, costs.DEVICES["h100"], CONFIG, SETTINGS
-        )
-        assert times["compute"] / (times["step s"] - times["optimiser"]) == pytest.approx(
-            share, abs=0.03
-        ), (pairs, ranks)
-
-
-def test_more_micro_batches_cost_more(mistral: costs.Model) -> None:
-    """The same work on one H200 in two micro-batches: gradients are copied and added once more, 14
-    bytes a parameter. Fails where the advice would cut a step into ever smaller pieces for
-    nothing."""
-    whole, halves = (
-        costs.predict_times(of, 1, mistral, 1, costs.DEVICES["h200"], CONFIG, SETTINGS)
-        for of in ([1e15], [5e14] * 2)
-    )
-    assert halves["compute"] == whole["compute"] and halves["comm"] == 0
-    assert halves["step s"] - whole["step s"] == pytest.approx(
-        14 * 7.2417e9 / (0.6 * 4.8e12), rel=1e-3
-    )
-
-
 def test_states_of_a_rank(mistral: costs.Model, feedback: costs.Work) -> None:
     """16 bytes a parameter with bfloat16 gradients, 18 with float32 ones, over the ranks: the
     published table in GB. Fails where something is not spread over the ranks, or the gradients'
     dtype is not read."""
     for dtype, by_ranks in {
-        "bf16": {1: 115.9, 2: 57.9, 4: 29.0, 8: 14.5, 16: 7.2, 32: 3.6},
-        "fp32": {1: 130.4, 2: 65.2, 4: 32.6, 8: 16.3, 16: 8.1, 32: 4.1},
+        "bfloat16": {1: 115.9, 2: 57.9, 4: 29.0, 8: 14.5, 16: 7.2, 32: 3.6},
+        "float32": {1: 130.4, 2: 65.2, 4: 32.6, 8: 16.3, 16: 8.1, 32: 4.1},
     }.items():
         for ranks, published in by_ranks.items():
             plan = plan_epochs(
                 feedback.tokens, per_step=32, epochs=1, ranks=ranks, budget_tokens=16384
             )
-            parts = costs.predict_memory(
-                mistral,
-                ranks,
-                "cuda",
-                plan,
-                feedback,
-                CONFIG,
-                SETTINGS | {"data_types": {"grad_accum_dtype": dtype}},
+            parts = predict_memory(
+                mistral, ranks, "cuda", plan, feedback, CONFIG, SETTINGS, gradient_dtype=dtype
             )
             assert parts["states"] / 1e9 == pytest.approx(published, abs=0.06)
             assert parts["peak"] >= parts["states"] + parts["buckets"] + parts["update"]
 
 
-def test_the_advice_fits_and_is_the_fastest(mistral: costs.Model, feedback: costs.Work) -> None:
+def a_case(mistral: costs.Model, lengths: costs.Lengths, device: str) -> Case:
+    """A case of these lengths on a device of the table."""
+    work = costs.example_work(lengths, mistral, CONFIG)
+    return Case(work, sampler(work, CONFIG), mistral, DEVICES[device], "cuda", SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def lengths() -> costs.Lengths:
+    """1,024 pairs of UltraFeedback's profile."""
+    return costs.profile_lengths("ultrafeedback", replace(CONFIG, data=Data(("none",), limit=1024)))
+
+
+def test_the_advice_fits_and_is_the_fastest(mistral: costs.Model, lengths: costs.Lengths) -> None:
     """On 16 A100 everything is kept; on one H200 only what is computed again fits, in micro-batches
-    as large as it allows: one doubling more is over the memory. Fails where the advice does not
-    fit, or gives away what would."""
-    lengths = costs.profile_lengths(
-        "ultrafeedback", replace(CONFIG, data=Data(("none",), limit=1024))
-    )
+    as large as it allows: one doubling more is over the memory. Options make it faster and are
+    said. Fails where the advice does not fit, or gives away what would."""
     many = predict(CONFIG, mistral, lengths, 16, "a100-80")
     assert many["advice"]["checkpointing"] == "false" and many["advice"]["micro"] == 1
     one = predict(CONFIG, mistral, lengths, 1, "h200")
@@ -178,25 +90,74 @@ def test_the_advice_fits_and_is_the_fastest(mistral: costs.Model, feedback: cost
         of["step s"] for of in one["policies"]
     )
     kept = {of["checkpointing"]: of["tokens"] for of in one["policies"]}
-    assert kept["true"] >= kept["mlp"] >= kept.get("false", 0)
-    more = replace(
-        CONFIG,
-        hardware=replace(
-            CONFIG.hardware, activation_checkpointing="mlp", tokens_per_micro_batch=2 * kept["mlp"]
-        ),
-    )
-    work = costs.example_work(lengths, mistral, CONFIG)
+    assert kept["true"] >= kept["mlp"] >= kept.get("elementwise", 0) >= kept.get("false", 0)
     too_large = layout(
-        more,
+        with_hardware(
+            CONFIG, activation_checkpointing="mlp", tokens_per_micro_batch=2 * kept["mlp"]
+        ),
         1,
-        all_work=work,
-        model=mistral,
-        device=costs.DEVICES["h200"],
-        kind="cuda",
-        settings=SETTINGS,
+        case=a_case(mistral, lengths, "h200"),
     )
     assert too_large["fits"] == "no"
-    assert predict(CONFIG, mistral, lengths, 1, "a100-40")["advice"] is None
+    assert one["fastest"]["step s"] < 0.9 * one["advice"]["step s"]
+    assert one["fastest"]["fits"] == "yes" and "hardware.fused=triton" in one["fastest keys"]
+    assert "fused" not in one["advice keys"] and one["remedies"] == []
+
+
+def test_auto_sums_in_bfloat16_only_if_every_step_has_one_micro_batch(
+    mistral: costs.Model, lengths: costs.Lengths
+) -> None:
+    """A step of a sample fits in one micro-batch of 32k tokens, the largest of three epochs over
+    200,000 pairs does not. Fails where the advice relies on bfloat16 sums that the run then does
+    not have."""
+    config = with_hardware(
+        replace(CONFIG, optim=replace(CONFIG.optim, epochs=3)), tokens_per_micro_batch=32768
+    )
+    few = a_case(mistral, lengths, "h200")
+    assert layout(config, 1, case=few)["micro"] == 1
+    assert layout(config, 1, case=few)["gradients"] == "float32"
+    roomy = with_hardware(config, tokens_per_micro_batch=2**16)
+    assert layout(roomy, 1, case=few)["gradients"] == "bfloat16"
+
+
+def test_what_would_fit(mistral: costs.Model, lengths: costs.Lengths) -> None:
+    """7B on one A100 of 40 GB: 5 of them, offload with the machine's memory, or the least card that
+    holds the states; on 80 GB nothing smaller than an H200. Fails where the page only says that
+    nothing fits, or a remedy does not fit either."""
+    report = predict(CONFIG, mistral, lengths, 1, "a100-40")
+    assert report["advice"] is None
+    found = {remedy["change"]: remedy for remedy in report["remedies"]}
+    assert list(found) == [
+        "--gpus 5",
+        "hardware.deepspeed=configs/deepspeed/zero3-offload.json",
+        "--device h200",
+    ]
+    assert all(remedy["layout"]["fits"] == "yes" for remedy in found.values())
+    of_case = partial(layout, case=a_case(mistral, lengths, "a100-40"))
+    assert each_policy(of_case, CONFIG, 4, report["longest"]) == []
+    offloaded = found["hardware.deepspeed=configs/deepspeed/zero3-offload.json"]
+    assert "GB of the machine's memory" in offloaded["note"]
+    assert offloaded["layout"]["step s"] > 3
+    without_room = predict(CONFIG, mistral, lengths, 1, "a100-40", host_memory=64e9)
+    assert len(without_room["remedies"]) == 2  # the host has no room
+    lines = "\n".join(format_prediction(report))
+    assert "None fits. What would, from cheap to dear:\n  --gpus 5 (" in lines
+
+
+def test_a_tight_fit(mistral: costs.Model, lengths: costs.Lengths) -> None:
+    """A card on which only the budget of the longest pair fits, no power of two. Fails where the
+    smallest budget is not tried, or is smaller than a pair."""
+    longest = max(costs.example_work(lengths, mistral, CONFIG).tokens)
+    of_longest = layout(
+        with_hardware(CONFIG, tokens_per_micro_batch=longest),
+        8,
+        case=a_case(mistral, lengths, "h100"),
+    )
+    memory = of_longest["peak GB"] * 1e9 / predicting.USABLE_MEMORY_FRACTION + 1
+    case = a_case(mistral, lengths, "h100")._replace(device=DEVICES["h100"]._replace(memory=memory))
+    first = next(remedies(CONFIG, 8, longest, case))
+    assert first["change"] == f"hardware.tokens_per_micro_batch={longest}"
+    assert first["layout"]["fits"] == "yes"
 
 
 def plan(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
@@ -237,14 +198,37 @@ def test_a_shipped_config_as_a_user_meets_it(capsys: pytest.CaptureFixture[str])
         "optimiser",
     ):
         assert part in out
-    table = [
-        line for line in out.splitlines() if any(name in line for name in (" false ", " mlp "))
-    ]
-    assert len(table) == 2 and len({len(line) for line in table}) == 1
-    assert format_table([{"a": 1000, "bcd": 0.5, "memory": {}}]).splitlines() == [
+    names = (" false ", " elementwise ", " mlp ")
+    table = [line for line in out.splitlines() if any(name in line for name in names)]
+    table = [line for line in table if line.split()[0] == "16"]
+    assert len(table) == 3 and len({len(line) for line in table}) == 1
+    assert "the fastest that fits" in out and "update ratio" in out
+    assert format_table([{"a": 1000, "bcd": 0.5}]).splitlines() == [
         "   a   bcd",
         "1000 0.500",
     ]
+
+
+def test_a_described_card(capsys: pytest.CaptureFixture[str]) -> None:
+    """The data sheet's three figures instead of a name, and offload that the machine cannot hold.
+    Fails where a unit is wrong, or the machine's memory is not compared."""
+    arguments = (SEVEN_B, "data.limit=512", "--shape", "mistral", "--lengths", "ultrafeedback")
+    code, out, _ = plan(capsys, *arguments, "--gpus", "8", *DESCRIBED.split(), "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert [report[name] for name in ("device", "memory", "memory_rate", "peak")] == [
+        "described GPU",
+        48e9,
+        864e9,
+        181e12,
+    ]
+    offload = "hardware.deepspeed=configs/deepspeed/zero3-offload.json"
+    for given, verdict in (
+        ((), "compare, or give --host-memory GB"),
+        (("--host-memory", "64"), "does not fit in 90% of its 64.0 GB"),
+        (("--host-memory", "512"), ": fits in 90% of its 512.0 GB"),
+    ):
+        assert verdict in plan(capsys, *arguments, offload, "--device", "a100-40", *given)[1]
 
 
 def test_units_show_something() -> None:
@@ -290,6 +274,7 @@ def test_tables_of_scaling(capsys: pytest.CaptureFixture[str]) -> None:
     )
     tables = json.loads(out)["tables"]
     strong = {of["ranks"]: of for of in tables["strong"]}
+    assert all(sum(of["parts"].values()) == pytest.approx(of["step s"]) for of in strong.values())
     assert (
         code == 0
         and set(strong) == {2**k for k in range(11)}
@@ -353,6 +338,15 @@ def test_the_configs_own_rows(
             ("--shape", "mistral", "--lengths", "ultrafeedback"),
             "hardware.tokens_per_micro_batch: at least",
         ),
+        (("--lengths", "hh", "--device", "h1000"), "expected one of rtx-3090, "),
+        (("--lengths", "hh", "--device", "h1000"), "--memory GB --bandwidth GB/s --rate TFLOP/s"),
+        (("--lengths", "hh", "--device", "v100"), "it has no bfloat16"),
+        (("--lengths", "hh", "--memory", "48"), "got (48.0, None, None)"),
+        (
+            ("--lengths", "hh", "--device", "l4", *DESCRIBED.split()),
+            "in place of --device",
+        ),
+        (("--lengths", "hh", "--host-memory", "0"), "--host-memory: GB > 0 are wanted, got 0"),
     ],
 )
 def test_bad_input_is_named(

@@ -22,9 +22,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from zephyr.chat import EncodedPair
-from zephyr.config import ConfigError
+from zephyr.config import BadInput, ConfigError, Data, DPOConfig, Hardware
 from zephyr.model import fused
-from zephyr.model.load import load_policy
+from zephyr.model.load import load_policy, require_runnable
 from zephyr.model.policy import Policy
 from zephyr.packing import collate_pairs
 
@@ -347,6 +347,26 @@ def test_why_kernels_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "cc")
     monkeypatch.setattr(fused.sysconfig, "get_paths", lambda: {"include": "/nowhere"})
     assert "lacks /nowhere/Python.h" in str(reason("liger", "cuda"))
+
+
+def test_a_run_is_told_before_anything_loads(tmp_path: Path) -> None:
+    """Kernels that can't run here, then a decoder that has nothing to fuse. Fails where a run finds
+    out behind its data and its weights."""
+
+    def config(choice: str) -> DPOConfig:
+        hardware = Hardware(attention="sdpa", fused=choice)
+        return DPOConfig(str(tmp_path), Data(("rows",)), hardware=hardware)
+
+    transformers.GPT2Config(
+        n_layer=2, n_embd=64, n_head=4, vocab_size=96, attn_pdrop=0, resid_pdrop=0, embd_pdrop=0
+    ).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="hardware.fused: liger"):
+        require_runnable(config("liger"))
+    if fused.unavailable_reason("triton", "cpu") is None:
+        with pytest.raises(ConfigError, match="hardware.fused: triton has RMSNorm"):
+            require_runnable(config("triton"))
+    with pytest.raises(BadInput, match="neither model.safetensors nor"):
+        require_runnable(config("none"))
 
 
 # -- for a GPU, without one

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import of_chat
 import of_config
+import of_costs
 import of_data
 import of_losses
 import of_model
@@ -32,6 +33,7 @@ ROOMS = (
     of_training,
     of_verify,
     of_data,
+    of_costs,
 )
 MUTANTS = [mutant for room in ROOMS for mutant in room.MUTANTS]
 ROOT = Path(__file__).resolve().parents[2]

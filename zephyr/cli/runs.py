@@ -18,6 +18,13 @@ Stage = Annotated[
 ]
 
 
+def device_names(incomplete: str) -> list[str]:
+    """The names that complete a part of one, for the shell."""
+    from zephyr.training.devices import DEVICES
+
+    return [name for name in (*DEVICES, "cpu") if name.startswith(incomplete)]
+
+
 def plan(
     target: Annotated[
         str,
@@ -33,9 +40,32 @@ def plan(
     stage: Stage = None,
     gpus: Annotated[int, Option(metavar="N", help="The number of GPUs (ranks) of the run.")] = 1,
     device: Annotated[
-        Literal["a100-40", "a100-80", "h100", "h200", "cpu"],
-        Option(help="The type of the GPUs; cpu: this machine, whose speed is measured."),
-    ] = "a100-80",
+        str | None,
+        Option(
+            metavar="NAME",
+            autocompletion=device_names,
+            help="The type of the GPUs, as h100 or rtx-4090; cpu: this machine, whose speed is "
+            "measured. Default: a100-80. An unknown name prints those that are known.",
+        ),
+    ] = None,
+    memory: Annotated[
+        float | None,
+        Option(metavar="GB", help="Memory of a GPU that --device does not know."),
+    ] = None,
+    bandwidth: Annotated[
+        float | None, Option(metavar="GB/S", help="The rate of its memory, with --memory.")
+    ] = None,
+    rate: Annotated[
+        float | None,
+        Option(metavar="TFLOP/S", help="Its dense bfloat16 rate, with --memory."),
+    ] = None,
+    host_memory: Annotated[
+        float | None,
+        Option(
+            metavar="GB",
+            help="Memory of a machine, which what DeepSpeed offloads to the CPU must fit in.",
+        ),
+    ] = None,
     lengths: Annotated[
         str | None,
         Option(
@@ -71,7 +101,7 @@ def plan(
     example: zephyr plan configs/zephyr-7b-beta/dpo.yaml optim.epochs=1 \\
         --shape mistral --lengths ultrafeedback --gpus 16 --device a100-80
     """
-    from zephyr.costs.predict import page
+    from zephyr.costs.predict import Card, page
 
     config, changes = config_and_overrides([target, *(overrides or ())])
     print(
@@ -81,6 +111,8 @@ def plan(
             stage=stage,
             gpus=gpus,
             device=device,
+            card=Card(memory, bandwidth, rate),
+            host_memory=host_memory,
             lengths=lengths,
             shape=shape,
             table=table,

@@ -6,14 +6,7 @@
 import torch
 from transformers import PreTrainedConfig
 
-# Dense bfloat16 floating-point operations a second, by a part of the GPU's name
-PEAK_FLOPS = {
-    "H100": 989.4e12,
-    "H200": 989.4e12,
-    "GH200": 989.4e12,
-    "A100": 312e12,
-    "A800": 312e12,
-}
+from zephyr.training.devices import DEVICES, find_device
 
 
 def forward_flops(
@@ -62,8 +55,7 @@ def mfu(forward: float, seconds: float, ranks: int) -> float | None:
     as many.
     Returns: None where the peak is unknown.
     """
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    peak = next((flops for gpu, flops in PEAK_FLOPS.items() if gpu in name), None)
-    if peak is None:
+    name = find_device(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    if name is None:
         return None
-    return 3 * forward / (seconds * ranks * peak)
+    return 3 * forward / (seconds * ranks * DEVICES[name].peak)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import train_dpo
 from zephyr.config import Data, DPOConfig, Hardware, Optim, Reference, Run, Wandb
 from zephyr.data.store import Pairs, example_batch
-from zephyr.model.load import DTYPES, digest, load_policy
+from zephyr.model.load import digest
 from zephyr.packing import PackedBatch, plan_epochs
 from zephyr.training import loop
 from zephyr.training.engine import Engine
@@ -29,7 +29,7 @@ from zephyr.training.metrics import Record
 class Plain:
     """One process and torch's AdamW, behind what a step asks of the engine."""
 
-    rank, world, stop_requested = 0, 1, False
+    rank, world_size, stop_requested = 0, 1, False
 
     def __init__(self, hardware: Hardware, _seed: int) -> None:
         self.hardware, self.device = (
@@ -43,7 +43,9 @@ class Plain:
             lambda: 0,
         )
 
-    def initialize(self, load: Callable[[], nn.Module], optim: Optim) -> None:
+    def initialize(
+        self, load: Callable[[], nn.Module], optim: Optim, *, micro_batches: int
+    ) -> None:
         self.policy, self.grad_clip = load().to(self.device), optim.grad_clip
         self.train, self.num_layer_parameters = (
             self.policy.train,
@@ -139,28 +141,18 @@ def main() -> None:
             wandb=Wandb("disabled"),
         ),
     )
-    hardware = config.hardware
     pairs = Pairs(pa.Table.from_batches([example_batch(task.pairs())]))
     plan = plan_epochs(
         train_dpo.packed_tokens(pairs, config),
         per_step=task.pairs_per_step,
         epochs=1,
         ranks=1,
-        budget_tokens=hardware.tokens_per_micro_batch,
+        budget_tokens=config.hardware.tokens_per_micro_batch,
         shuffle=False,
     )
     Path(config.run.dir).mkdir()
-    engine = kind(hardware, 0)
-    engine.initialize(
-        partial(
-            load_policy,
-            task.model,
-            attention=hardware.attention,
-            dtype=DTYPES[hardware.dtype],
-            activation_checkpointing=hardware.activation_checkpointing,
-        ),
-        config.optim,
-    )
+    engine = kind(config.hardware, 0)
+    train_dpo.initialize_policy(engine, config, plan)
     identity = {"model": digest(task.model)}
     training = train_dpo.with_reference(
         engine, config, train_dpo.split(engine, config, pairs, plan), pairs, identity
