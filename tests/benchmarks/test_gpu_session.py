@@ -35,6 +35,7 @@ WRITTEN = {
     "step_7B": ("cells", "ultrafeedback:recompute=mlp", "seconds"),
     "step_7B_fused": ("cells", "ultrafeedback:budget=300:recompute=mlp", "reference_pass"),
     "peer_tiny_ultrafeedback": ("contenders", "zephyr", "pairs_per_second"),
+    "fused": ("none", "layer", "seconds"),
     "learning": ("curves", "zephyr", "evaluations"),
     "attention": ("tldr", "dense mask", "seconds"),
     "shapes": ("growth", "deviation_from_line"),
