@@ -100,7 +100,7 @@ STEPS = [
         150,
         "trl",
     ),
-    Step("fused", "bench_fused.py", "--tokens 8192", "--tokens 32", 40),
+    Step("fused", "bench_fused.py", "--tokens 8192", "--tokens 32", 60),
     Step(
         "learning",
         "bench_learning.py",

@@ -230,9 +230,29 @@ def say_peer(result: Json) -> Iterator[str]:
         )
 
 
+def say_fused(result: Json) -> Iterator[str]:
+    for kind, of in result.items():
+        if isinstance(of, str):
+            yield f"- Fused, {kind}: {of}."
+        elif isinstance(of, dict) and "layer" in of:
+            yield f"- Fused, {kind}: a layer in {of['layer']['seconds']['median'] * 1e3:.2f} ms."
+
+
+def say_learning(result: Json) -> Iterator[str]:
+    for side, of in result.get("curves", {}).items():
+        if of.get("evaluations"):
+            last = of["evaluations"][-1]
+            yield (
+                f"- Learning, {side}: held-out accuracy {last['accuracy']:.3f}, loss "
+                f"{last['loss']:.3f} after {last['step']} steps, {of.get('status', '')}."
+            )
+
+
 SENTENCES = {
     "card": say_card,
     "head": say_head,
     "options": say_options,
     "peer": say_peer,
+    "fused": say_fused,
+    "learning": say_learning,
 }
