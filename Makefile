@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SHELL := /bin/bash
 
-.PHONY: help quickstart real test test-long lint bench bench-peer gpu-check gpu-bench gpu-session clean
+.PHONY: help quickstart real test test-long lint bench bench-peer gpu-check gpu-session gpu-wheels clean
 
 help:
 	@echo "make quickstart   the whole recipe on the embedded world (SEED=0): base, dSFT, feedback, dDPO, evaluation"
@@ -14,9 +14,9 @@ help:
 	@echo "make lint         ruff format --check, ruff check, mypy on zephyr/"
 	@echo "make bench        each part of a training step against its bound, on the CPU"
 	@echo "make bench-peer   side by side with TRL, installed into .venv-bench: make bench-peer MODEL=A PROFILE=ultrafeedback"
-	@echo "make gpu-check    the GPU tests, with the Python that has torch: make gpu-check GPU_PYTHON=python3"
-	@echo "make gpu-bench    the benchmarks of a step on a GPU, ten minutes: make gpu-bench GPU_PYTHON=python3 [WHEELS=folder]"
-	@echo "make gpu-session  the GPU tests, then the GPU benchmarks, all results in one folder: make gpu-session OUT=folder"
+	@echo "make gpu-session  check and measure on a GPU in ten minutes: make gpu-session OUT=folder [WHEELS=folder] [REHEARSE=1]"
+	@echo "make gpu-check    of that session, what must be right: kernels, head, options: make gpu-check OUT=folder"
+	@echo "make gpu-wheels   the packages that a bare machine with a GPU lacks: make gpu-wheels WHEELS=folder [SMOLLM2=1]"
 	@echo "make clean        remove $(VENV); trained models under runs/ stay"
 
 $(BIN)/python:
@@ -86,12 +86,6 @@ lint: $(VENV)/.installed-test
 test-long: $(VENV)/.installed-test .venv-transformers4/.installed
 	$(BIN)/python -m pytest -m long -n 2 --dist loadfile
 
-GPU_PYTHON ?= python3
-gpu-check:
-	@$(GPU_PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
-	  { echo "error: $(GPU_PYTHON) sees no GPU through torch; nothing would be checked"; exit 1; }
-	DS_ACCELERATOR=cuda $(GPU_PYTHON) -m pytest tests/gpu -p no:cacheprovider -rs
-
 # Each part of a step against its bound, in CPU seconds of one thread.
 BENCH := OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks
 ROWS := row:1024,row:2048,row:4096,row:8192,row:16384,row:32768
@@ -105,20 +99,32 @@ bench: $(VENV)/.installed-test
 	$(BENCH)/bench_step.py --model A --cells $(ROWS) --rounds 2 --name growth_A
 	$(BENCH)/bench_plan.py
 
-# Takes ten minutes and downloads nothing. WHEELS: a folder of wheels of what this Python lacks (deepspeed).
-WHEELS ?=
-gpu-bench:
-	@$(GPU_PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
-	  { echo "error: $(GPU_PYTHON) sees no GPU through torch; nothing would be measured"; exit 1; }
-	$(GPU_PYTHON) tests/benchmarks/gpu.py $(if $(WHEELS),--wheels $(WHEELS))
-
-# For a machine that is lent for minutes: the tests first, then the benchmarks. Each result is in OUT before the next one
-# starts, so that a session which is cut off keeps the results so far.
+# One command for a machine with a GPU that is there for minutes (tests/benchmarks/README.md). It downloads nothing: WHEELS is
+# what `make gpu-wheels` made. REHEARSE=1 runs every step on a CPU at toy sizes, REHEARSE=trl those that compare with TRL.
 OUT ?= runs/gpu
+WHEELS ?=
+DATA ?=
+SESSION = tests/benchmarks/gpu.py --out "$(OUT)" $(if $(WHEELS),--wheels "$(WHEELS)") $(if $(DATA),--data "$(DATA)") $(GPU_OPTIONS)
+ifeq ($(REHEARSE),)
+GPU_PYTHON ?= python3
+else ifeq ($(REHEARSE),trl)
+GPU_PYTHON ?= .venv-bench/bin/python
+REHEARSAL := --rehearse --steps peer,learning
+gpu-session: .venv-bench/.installed
+else
+GPU_PYTHON ?= $(BIN)/python
+REHEARSAL := --rehearse
+gpu-session: $(VENV)/.installed-test
+endif
 gpu-session:
-	@$(GPU_PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
-	  { echo "error: $(GPU_PYTHON) sees no GPU through torch; nothing would be measured"; exit 1; }
-	$(GPU_PYTHON) tests/benchmarks/gpu.py --first tests --out "$(OUT)" $(if $(WHEELS),--wheels $(WHEELS))
+	$(GPU_PYTHON) $(SESSION) $(REHEARSAL)
+
+gpu-check:
+	$(GPU_PYTHON) $(SESSION) --steps card,kernels,head,options
+
+gpu-wheels:
+	@test -n "$(WHEELS)" || { echo "error: make gpu-wheels WHEELS=folder"; exit 2; }
+	$(PYTHON) tests/benchmarks/gpu_wheels.py "$(WHEELS)" $(if $(SMOLLM2),--smollm2)
 
 # A separate environment: TRL is never installed beside the package.
 .venv-bench/.installed: setup.cfg constraints.txt

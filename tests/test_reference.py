@@ -56,18 +56,28 @@ def test_an_address_holds_all_that_decides_a_value(
             reference.numerics(engine(attention="flash_attn"), "w"),
         ]
         assert others[-1]["flash-attn"] == "another flash-attn"
+        others += [reference.numerics(engine(fused=fused), "w") for fused in ("triton", "liger")]
+        assert others[-2]["triton"] == others[-1]["triton"] == "another triton"
+        assert others[-1]["liger-kernel"] == "another liger-kernel"
     with monkeypatch.context() as patch:
         patch.setattr(torch, "__version__", "3.0")
         others.append(reference.numerics(engine(), "w"))
     modules = Path(reference.model.__file__).parent
-    for changed in ("attention", "logprobs", "policy", "export"):
+    for changed in ("attention", "logprobs", "policy", "fused", "triton_kernels", "export"):
         copy = Path(shutil.copytree(modules, tmp_path / changed))
         (copy / f"{changed}.py").write_text("# other code")
         with monkeypatch.context() as patch:
             patch.setattr(reference.model, "__file__", str(copy / "__init__.py"))
-            others.append(reference.numerics(engine(), "w"))
-    assert others.pop() == base  # what writes the export computes no log-prob
-    assert len({tuple(sorted(of.items())) for of in [base, *others]}) == 1 + len(others) == 12
+            patch.setattr(reference, "version", lambda name: "1")
+            fused = {"fused": "triton"} if changed in ("fused", "triton_kernels") else {}
+            others.append(reference.numerics(engine(**fused), "w"))
+            unfused = reference.numerics(engine(), "w")
+            # What writes the export computes no log-prob, nor do kernels that are not chosen.
+            if fused or changed == "export":
+                assert unfused == {**base, "transformers": "1"}
+    others.pop()
+    assert len({tuple(sorted(of.items())) for of in [base, *others]}) == 1 + len(others) == 16
+    assert "fused" not in base
     assert reference.numerics(engine(tokens_per_micro_batch=7, prefix_sharing=False), "w") == base
 
 

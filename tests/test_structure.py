@@ -31,7 +31,7 @@ MODULES = sorted(path.relative_to(ROOT) for path in (ROOT / "zephyr").rglob("*.p
 SCRIPTS = [Path("train_sft.py"), Path("train_dpo.py")]
 SCREEN = 60  # lines of a function, as `ruff format` lays it out; of a command in zephyr/cli without
 # its signature, which declares options and grows with them
-NOT_ON_IMPORT = {"wandb", "deepspeed", "datasets", "flash_attn", "triton", "liger_kernel"}
+NOT_ON_IMPORT = {"wandb", "deepspeed", "datasets", "flash_attn", "liger_kernel"}
 NEEDS_TRITON = Path("zephyr/model/triton_kernels.py")  # imported by who runs its kernels
 
 

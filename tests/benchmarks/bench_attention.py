@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
 
+import device as devices
 import measure
 import torch
 import torch.nn.functional as F
@@ -82,6 +83,15 @@ def forward_and_backward(
     return out.detach()
 
 
+def too_large(tokens: int, heads: int, device: str) -> str:
+    """Why scores under a dense mask do not fit the device, whose kernel may hold all of them in
+    float32, twice; "" where they fit."""
+    needed, there = 2 * 4 * heads * tokens**2, devices.memory(device)
+    if needed <= there / 2:
+        return ""
+    return f"{needed / 1e9:.0f} GB of scores, of {there / 1e9:.0f} GB"
+
+
 def measured(
     profile: str, args: argparse.Namespace, dtype: torch.dtype, rate: float
 ) -> dict[str, object]:
@@ -102,14 +112,16 @@ def measured(
         for name in kernels
         for sharing in (True, False)
     }
-    contenders |= {
-        "padded batch": (padded(rows[False]), False),
-        "dense mask": (dense(rows[False]), False),
-    }
+    contenders["padded batch"] = (padded(rows[False]), False)
     result: dict[str, object] = {
         "pairs": len(pairs),
         "tokens": {"shared": len(rows[True].tokens_N), "unshared": len(rows[False].tokens_N)},
     }
+    reason = too_large(len(rows[False].tokens_N), heads[0], args.device)
+    if reason:
+        result["dense mask"] = {"skipped": reason}
+    else:
+        contenders["dense mask"] = (dense(rows[False]), False)
     outputs: dict[bool, Tensor] = {}
     for name, (run, sharing) in contenders.items():
         generator, tokens = torch.Generator(args.device).manual_seed(0), len(rows[sharing].tokens_N)
@@ -120,7 +132,7 @@ def measured(
         inputs = [t.requires_grad_() for t in (query, key, value)]
 
         both = partial(forward_and_backward, run, inputs, grad)
-        seconds = measure.seconds(both, args.repeats)
+        seconds = measure.seconds(both, args.repeats, device=args.device)
         operations = BACKWARD_TOO * 4 * heads[0] * heads[2] * attended(rows[sharing])
         first = outputs.setdefault(sharing, both())
         result[name] = {
@@ -135,7 +147,7 @@ def measured(
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, object]:
-    gpu = torch.cuda.is_available()
+    gpu = devices.default() == "cuda"
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -158,10 +170,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
         "dtype": args.dtype,
         "gemm_flops_per_second": rate,
     }
-    result |= {
-        profile: measured(profile, args, dtype, rate) for profile in args.profiles.split(",")
-    }
-    measure.save("attention", "python tests/benchmarks/bench_attention.py", result)
+    keep = partial(measure.write, "attention", "python tests/benchmarks/bench_attention.py", result)
+    for profile in args.profiles.split(","):
+        result[profile] = measured(profile, args, dtype, rate)
+        keep()
+    print(keep().read_text(encoding="utf-8"), end="")
     return result
 
 

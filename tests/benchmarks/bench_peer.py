@@ -10,9 +10,9 @@ about; pairs per second come out.
 Each contender is a process of its own. Its cells (settings) are swept first: a warm-up step, a
 round, and another where the first was within DROP of the best; the best cells then take turns, a
 round each. A contender whose losses or gradient norms are not the first one's makes the comparison
-void: the command says so and ends with 1. On a CPU seconds are those of the processor, all threads;
-on a GPU they are between device events, and contenders run one after the other, since two may not
-fit."""
+void: the command says so and ends with 1. The result is written after every round. On a CPU seconds
+are those of the processor, all threads; on a GPU they are between device events, and contenders run
+one after the other, since two may not fit."""
 
 import argparse
 import contextlib
@@ -24,10 +24,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+import device as devices
 import lengths
 import measure
 import torch
@@ -38,10 +39,9 @@ from zephyr.chat import EncodedPair
 ROOT = Path(__file__).parents[2]
 PEERS = Path(__file__).parent / "peers"
 DROP = 1.25  # a cell slower than this x the best so far is not measured again
-TOLERANCE = {
-    "cpu": (2e-5, 5e-4),
-    "gpu": (5e-2, 1e-1),
-}  # loss, gradient norm (relative); the GPU's are of bfloat16
+# Greatest difference of a loss and of a gradient norm (relative), and how far losses must move for
+# their agreement to say something; the GPU's are of bfloat16
+TOLERANCE = {"cpu": (2e-5, 5e-4, 1e-3), "gpu": (2e-2, 1e-1, 5e-2)}
 Answer = dict[str, "float | list[float]"]
 Cell = dict[str, "int | bool | str"]
 
@@ -130,11 +130,14 @@ class Worker:
         self.ready = False
 
     def round(self, steps: int) -> Answer:
-        """Raises: RuntimeError with the end of its log where the process ended (of a GPU's memory,
-        perhaps)."""
+        return self.ask(f"step {steps}")
+
+    def ask(self, line: str) -> Answer:
+        """The answer to `step K` or `evaluate`. Raises: RuntimeError with the end of its log where
+        the process ended (of a GPU's memory, perhaps)."""
         lines = [] if self.ready else [self.process.stdout.readline()]
         with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(f"step {steps}\n")
+            self.process.stdin.write(line + "\n")
             self.process.stdin.flush()
         lines.append(self.process.stdout.readline())
         if not all(lines):
@@ -165,9 +168,10 @@ def make_model(shape: str, vocabulary: int | None, folder: Path, gpu: bool) -> i
             eos_token_id=2,
             tie_word_embeddings=False,
         )
-        MistralForCausalLM(config).to(torch.bfloat16 if gpu else torch.float32).save_pretrained(
-            folder
-        )
+        model = MistralForCausalLM(config).to(torch.bfloat16 if gpu else torch.float32)
+    model.save_pretrained(folder)
+    del model
+    devices.release("cuda" if gpu else "cpu")  # for the contenders
     return config.vocab_size
 
 
@@ -246,19 +250,19 @@ def disagreement(first: Sequence[Answer], other: Sequence[Answer]) -> tuple[floa
     return greatest("losses", False), greatest("grad_norms", True)
 
 
-def void(rounds: dict[str, list[Answer]], tolerance: tuple[float, float]) -> list[str]:
+def void(rounds: dict[str, list[Answer]], tolerance: tuple[float, float, float]) -> list[str]:
     """Why the comparison does not count: who differs from the first contender, or that nothing was
     learnt, which anyone agrees on."""
     first, *others = rounds
     losses = [loss for answer in rounds[first] for loss in answer["losses"]]
     moved = max(losses) - min(losses)
-    why = [] if moved >= 50 * tolerance[0] else [f"{first}: the losses move by {moved:.1e} only"]
+    why = [] if moved >= tolerance[2] else [f"{first}: the losses move by {moved:.1e} only"]
     for other in others:
         loss, norm = disagreement(rounds[first], rounds[other])
         if not (loss <= tolerance[0] and norm <= tolerance[1]):
             why.append(
                 f"{other} differs from {first}: losses by {loss:.1e}, gradient norms by "
-                f"{norm:.1e}; at most {tolerance} counts"
+                f"{norm:.1e}; at most {tolerance[:2]} counts"
             )
     return why
 
@@ -303,9 +307,14 @@ def prepare(args: argparse.Namespace, folder: Path) -> tuple[dict[str, object], 
         pairs = [real[i % len(real)] for i in range(count)]
     else:
         vocabulary = make_model(args.model, None, folder / "model", args.gpu)
-        pairs = lengths.random_pairs(
-            lengths.pair_lengths(args.profile, count, longest=args.longest), vocabulary
+        drawn = lengths.pair_lengths(
+            args.profile, args.pairs if args.same else count, longest=args.longest
         )
+        pairs = lengths.random_pairs(drawn, vocabulary)
+        pairs = [
+            pairs[i % len(pairs)]._replace(id=str(i))  # an id of its own for each visit
+            for i in range(count)
+        ]
     task = common_task(
         folder, pairs_per_step=args.pairs, lr=args.lr, threads=args.threads, gpu=args.gpu
     )
@@ -313,9 +322,15 @@ def prepare(args: argparse.Namespace, folder: Path) -> tuple[dict[str, object], 
 
 
 def race(
-    cells: dict[str, Cell], task: dict[str, object], steps: int, count: int
+    cells: dict[str, Cell],
+    task: dict[str, object],
+    steps: int,
+    count: int,
+    keep: Callable[[dict[str, list[Answer]]], object],
 ) -> dict[str, list[Answer]]:
-    """`count` rounds of each contender, in turns; on a GPU one after the other."""
+    """`count` rounds of each contender, in turns; on a GPU one after the other.
+
+    Args: keep: is called with all answers after each."""
     rounds: dict[str, list[Answer]] = {name: [] for name in cells}
     for names in [[name] for name in cells] if task["gpu"] else [list(cells)]:
         workers = {name: Worker(name, task, cells[name]) for name in names}
@@ -327,9 +342,48 @@ def race(
                 file=sys.stderr,
                 flush=True,
             )
+            keep(rounds)
         for worker in workers.values():
             worker.close()
     return rounds
+
+
+def contender(cell: Cell, answers: Sequence[Answer]) -> dict[str, object]:
+    """The figures of one contender's rounds; the first round is its warm-up."""
+    timed = answers[1:] or answers
+    return {
+        "cell": cell,
+        "pairs_per_second": measure.spread([a["pairs"] / seconds(a) for a in timed]),
+        "wall_pairs_per_second": measure.spread([a["pairs"] / a["wall_seconds"] for a in timed]),
+        "peak_bytes": max(answer["peak_bytes"] for answer in answers),
+        "losses": [loss for answer in answers for loss in answer["losses"]],
+    }
+
+
+def comparison(
+    rounds: dict[str, list[Answer]], tolerance: tuple[float, float, float]
+) -> dict[str, object]:
+    """Whether finished rounds count, how far all are off the first, and how much faster it is."""
+    first = next(iter(rounds))
+    why, answers = void(rounds, tolerance), rounds[first]
+    return {
+        "counts": not why,
+        "void": why,
+        "differs": {
+            name: dict(zip(("loss", "grad_norm_relative"), disagreement(answers, rounds[name])))
+            for name in rounds
+        },
+        "ratios": {
+            f"{first}/{name}": measure.spread(
+                [
+                    a["pairs"] / seconds(a) / (b["pairs"] / seconds(b))
+                    for a, b in zip(answers[1:], rounds[name][1:])
+                ]
+            )
+            for name in rounds
+            if name != first
+        },
+    }
 
 
 def compare(args: argparse.Namespace, folder: Path) -> int:
@@ -337,6 +391,9 @@ def compare(args: argparse.Namespace, folder: Path) -> int:
     kind, fixed = "gpu" if args.gpu else "cpu", dict[str, list[Cell]]()
     for name, _, settings in (fix.partition("=") for fix in args.fix):
         fixed.setdefault(name, []).append({**CELLS[kind][name][0], **json.loads(settings)})
+    tolerance = TOLERANCE[kind]
+    if args.tolerance:
+        tolerance = (*map(float, args.tolerance.split(",")), tolerance[2])
     task, drawn = prepare(args, folder)
     cells = {name: fixed.get(name, CELLS[kind][name]) for name in args.contenders.split(",")}
     swept = {
@@ -344,56 +401,38 @@ def compare(args: argparse.Namespace, folder: Path) -> int:
         for name, some in cells.items()
     }
     best = {name: tried[0][1] for name, tried in swept.items()}
-    rounds = race(best, task, args.steps, 1 + args.rounds)
-    why, first = void(rounds, TOLERANCE[kind]), next(iter(rounds))
-    speeds = {
-        name: [answer["pairs"] / seconds(answer) for answer in answers[1:]]
-        for name, answers in rounds.items()
-    }
-    contenders = {
-        name: {
-            "cell": best[name],
-            "pairs_per_second": measure.spread(speeds[name]),
-            "wall_pairs_per_second": measure.spread(
-                [answer["pairs"] / answer["wall_seconds"] for answer in answers[1:]]
-            ),
-            "peak_bytes": max(answer["peak_bytes"] for answer in answers),
-            "differs": dict(
-                zip(("loss", "grad_norm_relative"), disagreement(rounds[first], answers))
-            ),
-            "losses": [loss for answer in answers for loss in answer["losses"]],
-            "swept_seconds": {
-                json.dumps(cell): failed or taken for taken, cell, failed in swept[name]
-            },
-        }
-        for name, answers in rounds.items()
-    }
-    ratios = {
-        f"{first}/{name}": measure.spread([a / b for a, b in zip(speeds[first], speeds[name])])
-        for name in rounds
-        if name != first
-    }
     words = [
         Path(word).name if word in (args.rows, args.tokenizer) else word for word in sys.argv[1:]
     ]
-    measure.save(
-        f"peer_{args.model}_{args.profile}",
-        " ".join(["bench_peer.py", *words]),
-        {
-            "counts": not why,
-            "void": why,
-            "ratios": ratios,
-            "tokens_of_a_pair": drawn,
-            "contenders": contenders,
-            "options": {k: v for k, v in vars(args).items() if k not in ("rows", "tokenizer")},
+    result: dict[str, object] = {
+        "counts": False,
+        "void": ["it was not finished"],
+        "ratios": {},
+        "tokens_of_a_pair": drawn,
+        "swept_seconds": {
+            name: {json.dumps(cell): failed or taken for taken, cell, failed in tried}
+            for name, tried in swept.items()
         },
-    )
+        "options": {k: v for k, v in vars(args).items() if k not in ("rows", "tokenizer")},
+    }
+
+    def keep(rounds: dict[str, list[Answer]]) -> Path:
+        result["contenders"] = {
+            name: contender(best[name], answers) for name, answers in rounds.items() if answers
+        }
+        if all(len(answers) == 1 + args.rounds for answers in rounds.values()):
+            result.update(comparison(rounds, tolerance))
+        name = f"peer_{args.model}_{args.profile}"
+        return measure.write(name, " ".join(["bench_peer.py", *words]), result)
+
+    rounds = race(best, task, args.steps, 1 + args.rounds, keep)
+    print(keep(rounds).read_text(encoding="utf-8"), end="")
     print(
-        "".join(f"this comparison does not count: {line}\n" for line in why),
+        "".join(f"this comparison does not count: {line}\n" for line in result["void"]),
         file=sys.stderr,
         end="",
     )
-    return bool(why)
+    return not result["counts"]
 
 
 def operators(args: argparse.Namespace, folder: Path) -> int:
@@ -431,6 +470,8 @@ def main() -> int:
     parser.add_argument("--lr", type=float, default=2e-5)
     parser.add_argument("--fix", action="append", default=[], metavar="CONTENDER=JSON")
     parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--same", action="store_true", help="every step sees the same pairs")
+    parser.add_argument("--tolerance", help="LOSS,GRAD_NORM in place of those of the device")
     for name in ("rows", "tokenizer"):
         parser.add_argument(f"--{name}")
     parser.add_argument(

@@ -6,27 +6,29 @@ ultrafeedback,ultrafeedback:unshared,sft,row:4096 --checkpointing true]
 
 A cell is one step of work: a length profile of pairs (`:unshared`: prompts twice; `:unpacked`: one
 pair a micro-batch), `sft`, or `row:N`, a row of N tokens in pairs of 512. Any of them with
-`:budget=N` tokens a micro-batch, and with `:recompute=all`, `mlp` or `none` in place of
---checkpointing. Cells are measured in turn, round after round, on the same weights: the rate is 0,
-so nothing moves. A cell that runs out of a GPU's memory ends the process; what was measured before
-it is kept."""
+`:budget=N` tokens a micro-batch, and with `:recompute=all`, `mlp`, `elementwise` or `none` in place
+of --checkpointing. Cells are measured on the same weights: the rate is 0, so nothing moves. They
+take turns, round after round; with `--order cells` one is finished before the next begins. The
+result is written after every round. A cell that runs out of a GPU's memory is told, and a new
+process measures those that are left."""
 
 import argparse
 import contextlib
 import itertools
 import json
+import os
 import re
 import struct
 import sys
 import tempfile
 import time
-import warnings
-from collections import Counter
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import NoReturn, ParamSpec, TypeVar
 
+import device as devices
 import measure
 import numpy as np
 import pyarrow as pa
@@ -44,6 +46,7 @@ from zephyr import reference
 from zephyr.chat import EncodedText
 from zephyr.config import Data, DPOConfig, Hardware, Optim, Reference, SFTConfig, SFTData
 from zephyr.data.store import Pairs, Texts, example_batch
+from zephyr.model import fused
 from zephyr.model.load import DTYPES, checkpoint_activations, load_policy
 from zephyr.packing import plan_epochs
 from zephyr.training.engine import Engine
@@ -53,6 +56,7 @@ from zephyr.training.loop import Split, forward_backward, reduce_totals
 A = ParamSpec("A")
 R = TypeVar("R")
 Json = dict[str, object]
+Keep = Callable[[], object]  # writes what is measured so far
 
 
 def shape(
@@ -84,14 +88,10 @@ class Phases:
     process; `host`: of the host."""
 
     def __init__(self, device: torch.device) -> None:
-        self.on_gpu, self.spans = device.type == "cuda", dict[str, list[list[object]]]()
+        self.device, self.spans = device, dict[str, list[list[devices.Mark]]]()
 
-    def mark(self, name: str) -> object:
-        if not self.on_gpu or name == "host":
-            return time.perf_counter() if self.on_gpu else time.process_time()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+    def mark(self, name: str) -> devices.Mark:
+        return devices.mark("cpu" if name == "host" else self.device)
 
     def begin(self, name: str) -> None:
         self.spans.setdefault(name, []).append([self.mark(name)])
@@ -110,13 +110,9 @@ class Phases:
 
     def seconds(self) -> dict[str, float]:
         """Since the last call; a phase within another is taken out of it."""
-        if self.on_gpu:
-            torch.cuda.synchronize()
+        devices.synchronize(self.device)
         of = {
-            name: sum(
-                a.elapsed_time(b) / 1e3 if isinstance(a, torch.cuda.Event) else b - a
-                for a, b in spans
-            )
+            name: sum(devices.elapsed(start, end) for start, end in spans)
             for name, spans in self.spans.items()
         }
         self.spans.clear()
@@ -154,6 +150,7 @@ def random_policy(
     dtype: torch.dtype,
     checkpointing: object = False,
     device: str = "cpu",
+    kernels: str = "none",
     init: object = None,
     write: object = None,
 ) -> nn.Module:
@@ -175,6 +172,7 @@ def random_policy(
             attention=attention,
             dtype=dtype,
             activation_checkpointing=checkpointing,
+            fused=kernels,
             init=init,
             write=lambda parameter, read: write(parameter, lambda: draw(parameter).to(dtype)),
         )
@@ -184,29 +182,24 @@ def gemm_rate(device: str, dtype: torch.dtype) -> float:
     """Operations a second of a large square product: of CPU time on a CPU."""
     n = 8192 if device == "cuda" else 1536
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    return 2 * n**3 / measure.seconds(lambda: a @ b, repeats=5, warm_ups=2)["median"]
+    once = measure.seconds(lambda: a @ b, repeats=5, warm_ups=2, device=device)
+    return 2 * n**3 / once["median"]
 
 
 def fitted(config: MistralConfig, layers: int | None) -> MistralConfig:
     """The shape with `layers` layers; None: as many as fit the GPU with 18 bytes a parameter and
     ROOM for activations."""
-    if layers is None and torch.cuda.is_available():
+    if layers is None and devices.default() == "cuda":
         d, kv = config.hidden_size, config.num_key_value_heads * config.head_dim
         layer = 2 * d * d + 2 * d * kv + 3 * d * config.intermediate_size
-        layers = int(
-            (
-                (torch.cuda.get_device_properties(0).total_memory - ROOM) / 18
-                - 2 * config.vocab_size * d
-            )
-            // layer
-        )
+        layers = int(((devices.memory("cuda") - ROOM) / 18 - 2 * config.vocab_size * d) // layer)
     return MistralConfig(
         **config.to_dict()
         | {"num_hidden_layers": min(layers or config.num_hidden_layers, config.num_hidden_layers)}
     )
 
 
-RECOMPUTE = {"all": True, "mlp": "mlp", "none": False}
+RECOMPUTE = {"all": True, "mlp": "mlp", "elementwise": "elementwise", "none": False}
 
 
 def option(cell: str, name: str, default: str) -> str:
@@ -224,27 +217,11 @@ def recompute_as(engine: Engine, args: argparse.Namespace, cell: str) -> None:
     undone."""
     lm = engine.policy.lm
     lm.gradient_checkpointing_disable()
-    for module in lm.base_model.modules():
-        if isinstance(vars(module).get("forward"), partial):  # of "mlp": a checkpoint around it
-            del module.forward
+    for module, forward in engine.plain_forwards.items():  # other policies wrap what is here
+        vars(module).pop("forward", None)
+        vars(module).update(forward)
     what = option(cell, "recompute", "")
     checkpoint_activations(lm, RECOMPUTE[what] if what else yaml.safe_load(args.checkpointing))
-
-
-def deepspeed_json(args: argparse.Namespace) -> str:
-    """The shipped settings, or a copy of them in --out with --accumulate (the dtype in which
-    gradients are summed over micro-batches) and --leaf (layer: ZeRO-3's hooks stand at decoder
-    layers, not inside them)."""
-    shipped = f"configs/deepspeed/{'zero3' if args.device == 'cuda' else 'cpu'}.json"
-    if (args.accumulate, args.leaf) == ("fp32", "none"):
-        return shipped
-    settings = json.loads((Path(__file__).parents[2] / shipped).read_text())
-    settings["data_types"] = {"grad_accum_dtype": args.accumulate}
-    if args.leaf == "layer":
-        settings["zero_optimization"]["leaf_module"] = {"classes": ["MistralDecoderLayer"]}
-    copy = args.out.resolve() / f"{args.name}.deepspeed.json"
-    copy.write_text(json.dumps(settings))
-    return str(copy)
 
 
 def hardware_of(
@@ -252,35 +229,58 @@ def hardware_of(
 ) -> Hardware:
     return Hardware(
         tokens_per_micro_batch=args.budget,
-        dtype="bfloat16" if args.device == "cuda" else "float32",
+        dtype=args.dtype,
         attention=args.attention,
         prefix_sharing=prefix_sharing,
         activation_checkpointing=checkpointing,
-        deepspeed=deepspeed_json(args),
+        deepspeed=f"configs/deepspeed/{'zero3' if args.device == 'cuda' else 'cpu'}.json",
+        fused=args.fused,
+        gradient_dtype=args.gradient,
+        gather=args.gather,
     )
 
 
+def gathered_on_device(tensors: list[Tensor]) -> Tensor:
+    """What DeepSpeed's `defragment` does, without its way over the host: that takes more than ten
+    seconds of a 7B model's start, to spare a second copy of the weights where nothing else is."""
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
+        tensor.data = part
+    return flat
+
+
+def make_engine(
+    args: argparse.Namespace, config: MistralConfig, hardware: Hardware, starts: Json
+) -> Engine:
+    """The engine of one rank with a random policy, whose layers keep all activations.
+
+    Args: starts: is given the seconds of each part of the start."""
+    with part_of(starts, "import and process group"):
+        engine = Engine(hardware, 0)
+    from deepspeed.runtime.zero import stage3
+
+    stage3.defragment = gathered_on_device
+
+    def load(**more: object) -> nn.Module:
+        with part_of(starts, "load"):
+            dtype = DTYPES[hardware.dtype]
+            draw = partial(random_policy, config, hardware.attention, dtype, False)
+            return draw(args.device, hardware.fused, **more)
+
+    with part_of(starts, "load and initialize"):
+        engine.initialize(load, Optim())
+    engine.plain_forwards = {
+        module: {name: value for name, value in vars(module).items() if name == "forward"}
+        for module in engine.policy.lm.modules()
+    }
+    return engine
+
+
 @contextlib.contextmanager
-def engine_of(
-    args: argparse.Namespace, config: MistralConfig, hardware: Hardware
-) -> Iterator[Engine]:
-    """The engine of one rank with a random policy."""
-    engine = Engine(hardware, 0)
-    try:
-        engine.initialize(
-            partial(
-                random_policy,
-                config,
-                hardware.attention,
-                DTYPES[hardware.dtype],
-                hardware.activation_checkpointing,
-                args.device,
-            ),
-            Optim(),
-        )
-        yield engine
-    finally:
-        engine.close()
+def part_of(spent: Json, name: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    spent[name] = time.perf_counter() - started
 
 
 def pair_table(lengths: Sequence[tuple[int, int, int]], vocabulary: int) -> Pairs:
@@ -371,14 +371,13 @@ def instrumented(engine: Engine, phases: Phases) -> None:
 
 
 def one_step(engine: Engine, split: Split, phases: Phases, lr: float = 0.0) -> dict[str, float]:
-    """What `fit` does in a step; the loss and gradient norm, alike however the step's pairs are
-    packed."""
+    """What `fit` does in a step without a record; the loss and gradient norm, alike however the
+    step's pairs are packed."""
     timed = split._replace(
         collate=phases.timed("host", split.collate),
         objective=phases.timed("forward", split.objective),
     )
     totals, grad_norm = forward_backward(engine, timed, 0, None), engine.step(lr)
-    totals.sums |= dict(zip(("update", "weight"), engine.update_and_weight_sq_norms(lr)))
     of_step = phases.timed("reduce", reduce_totals)(engine, split, 0, totals, grad_norm)
     return {"loss": of_step["loss"] / of_step["units"], "grad_norm": of_step["grad_norm"]}
 
@@ -386,7 +385,7 @@ def one_step(engine: Engine, split: Split, phases: Phases, lr: float = 0.0) -> d
 def traced(engine: Engine, split: Split, phases: Phases, path: Path) -> Json:
     """One step under the profiler, its 25 dearest operations as text, collectives' share; on a GPU
     how often the host waited for it."""
-    cuda = engine.device.type == "cuda"
+    cuda = devices.is_gpu(engine.device)
     kinds = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * cuda
     with torch.profiler.profile(activities=kinds) as profile:
         one_step(engine, split, phases)
@@ -397,23 +396,17 @@ def traced(engine: Engine, split: Split, phases: Phases, path: Path) -> Json:
         getattr(e, key) for e in events if e.key.startswith(("gloo:", "nccl", "ncclDev"))
     )
     found: Json = {"collectives_share": collective / max(1, sum(getattr(e, key) for e in events))}
-    if cuda:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")
-            one_step(engine, split, phases)
-            torch.cuda.set_sync_debug_mode("default")
-        waits = [w for w in caught if "synchroniz" in str(w.message)]
-        lines = Counter(
-            f"{Path(w.filename).parent.name}/{Path(w.filename).name}:{w.lineno}" for w in waits
-        )
-        found |= {"host_waits": len(waits), "host_waits_by_line": dict(lines.most_common(12))}
+    found |= devices.waits(partial(one_step, engine, split, phases), engine.device)
     phases.seconds()
     return found
 
 
-def summary(engine: Engine, split: Split, rounds: list[dict[str, float]], rate: float) -> Json:
-    """Medians of a cell's rounds, against what it had to compute."""
+def summarize(
+    engine: Engine, split: Split, rounds: list[dict[str, float]], rate: float, cell: Json
+) -> None:
+    """Add to a cell the medians of its rounds, against what it had to compute."""
+    if not rounds:
+        return
     step = split.plan.steps[0]
     seconds = measure.spread([of["total"] for of in rounds])
     phase = {
@@ -425,7 +418,7 @@ def summary(engine: Engine, split: Split, rounds: list[dict[str, float]], rate: 
         sum(of[i] for i in step.examples())
         for of in (split.forward_flops, split.tokens, split.units)
     )
-    return {
+    cell |= {
         "examples": len(step.examples()),
         "tokens": tokens,
         split.unit_name: units,
@@ -440,71 +433,71 @@ def summary(engine: Engine, split: Split, rounds: list[dict[str, float]], rate: 
     }
 
 
-def measured(
-    engine: Engine, args: argparse.Namespace, splits: dict[str, Split], rate: float
-) -> Json:
-    """Every cell, in turn: time and phases, memory, the first cell's profile, and what the
-    reference pass takes."""
-    phases = Phases(engine.device)
+def measure_cells(
+    engine: Engine, args: argparse.Namespace, splits: dict[str, Split], result: Json, keep: Keep
+) -> list[str]:
+    """Every cell: time and phases, memory; then the reference pass, and a profile of one.
+
+    Returns: the cells that are left where one ran out of the device's memory, which DeepSpeed's
+    hooks do not survive."""
+    phases, cells = Phases(engine.device), result["cells"]
     instrumented(engine, phases)
     one_step(
         engine, next(iter(splits.values())), phases, lr=args.lr
     )  # from here on the policy is not the reference
-    result: Json = {}
-    try:
-        time_cells(engine, args, splits, rate, phases, result)
-    except (
-        torch.OutOfMemoryError
-    ) as error:  # DeepSpeed's hooks are left half way: no cell can follow
-        result["out_of_memory"] = str(error).splitlines()[0]
-        keep(args, result)
-        return result
-    name, split = next(iter(splits.items()))
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in splits}
+    turns = list(itertools.product(range(args.rounds + 1), splits))
+    if args.order == "cells":
+        turns.sort(key=lambda turn: list(splits).index(turn[1]))
+    for round_, name in turns:
+        try:
+            time_round(engine, args, splits[name], phases, round_, rounds[name], cells, name)
+        except torch.OutOfMemoryError as error:
+            cells[name] = {"out_of_memory": str(error).splitlines()[0]}
+            keep()
+            return [n for n in splits if n != name and len(rounds[n]) < args.rounds]
+        summarize(engine, splits[name], rounds[name], result["gemm_flops_per_second"], cells[name])
+        keep()
+    name = next((n for n in splits if n == args.traced), next(iter(splits)))
     recompute_as(engine, args, name)
-    if split.unit_name == "pairs":
-        forward = partial(
-            reference.forward_pass, engine, split.plan.steps[0].ranks[0], split.collate
-        )
-        once = measure.seconds(forward, repeats=3, warm_ups=1)
-        result[name]["reference_pass"] = {
-            "seconds": once,
-            "times_training": result[name]["seconds"]["median"] / once["median"],
-        }
-        keep(args, result)
+    if splits[name].unit_name == "pairs":
+        cells[name]["reference_pass"] = reference_pass(engine, args, splits[name], cells[name])
+        keep()
     if args.trace == "yes":
-        result[name] |= traced(engine, split, phases, args.out / f"profile_{args.name}.txt")
-    return result
+        file = args.out / f"profile_{args.name}.txt"
+        cells[name] |= traced(engine, splits[name], phases, file)
+    return []
 
 
-def keep(args: argparse.Namespace, result: Json) -> None:
-    """What is measured so far, left where this process is ended early."""
-    (args.out / f"{args.name}.partial.json").write_text(json.dumps(result, indent=1))
-
-
-def time_cells(
+def time_round(
     engine: Engine,
     args: argparse.Namespace,
-    splits: dict[str, Split],
-    rate: float,
+    split: Split,
     phases: Phases,
-    result: Json,
+    round_: int,
+    rounds: list[dict[str, float]],
+    cells: Json,
+    name: str,
 ) -> None:
-    """Peak memory of every cell, then rounds of all cells in turn; `result` grows with each."""
-    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in splits}
-    first: dict[str, Json] = {}
-    for round_, (name, split) in itertools.product(range(args.rounds + 1), splits.items()):
-        recompute_as(engine, args, name)
-        if round_ == 0:
-            peak, agreed = peak_bytes(partial(one_step, engine, split, phases), args.device)
-            first[name] = {"step_peak_bytes": peak, **agreed}
-            phases.seconds()
-            continue
-        start = phases.mark("whole")
-        one_step(engine, split, phases)
-        phases.spans["total"] = [[start, phases.mark("whole")]]
-        rounds[name].append(phases.seconds())
-        result[name] = {**summary(engine, split, rounds[name], rate), **first[name]}
-        keep(args, result)
+    """Round 0 of a cell is its warm-up, and finds its peak memory; the others are timed."""
+    recompute_as(engine, args, name)
+    if round_ == 0:
+        peak, agreed = peak_bytes(partial(one_step, engine, split, phases), args.device)
+        cells[name] = {"step_peak_bytes": peak, **agreed}
+        phases.seconds()
+        return
+    start = phases.mark("whole")
+    one_step(engine, split, phases)
+    phases.spans["total"] = [[start, phases.mark("whole")]]
+    rounds.append(phases.seconds())
+
+
+def reference_pass(engine: Engine, args: argparse.Namespace, split: Split, cell: Json) -> Json:
+    """Seconds of the log-probs of a step's pairs, without gradients."""
+    micro_batches = split.plan.steps[0].ranks[0]
+    forward = partial(reference.forward_pass, engine, micro_batches, split.collate)
+    once = measure.seconds(forward, repeats=3, warm_ups=1, device=args.device)
+    return {"seconds": once, "times_training": cell["seconds"]["median"] / once["median"]}
 
 
 def growth(cells: Json) -> Json:
@@ -529,8 +522,8 @@ def growth(cells: Json) -> Json:
     }
 
 
-def main(argv: Sequence[str] | None = None) -> Json:
-    gpu = torch.cuda.is_available()
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    gpu = devices.default() == "cuda"
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -544,9 +537,14 @@ def main(argv: Sequence[str] | None = None) -> Json:
         ("longest", 512, 1024),
         ("budget", 2400, 8192),
         ("attention", "sdpa", "torch_varlen"),
-        ("accumulate", "fp32", "fp32"),
-        ("leaf", "none", "none"),
+        ("dtype", "float32", "bfloat16"),
+        ("gradient", "float32", "float32"),
+        ("gather", "layer", "layer"),
+        ("fused", "none", "none"),
         ("trace", "yes", "yes"),
+        ("traced", "", ""),
+        ("order", "rounds", "rounds"),
+        ("keep_cells", "no", "no"),
         ("lr", 1e-4, 1e-6),
         ("rounds", 5, 5),
         ("device", "cpu", "cuda"),
@@ -558,39 +556,83 @@ def main(argv: Sequence[str] | None = None) -> Json:
     args = parser.parse_args(argv)
     args.name, measure.RESULTS = args.name or f"step_{args.model}", args.out
     args.out.mkdir(parents=True, exist_ok=True)
-    config = fitted(SHAPES[args.model], args.layers)
-    rate = gemm_rate(args.device, torch.bfloat16 if args.device == "cuda" else torch.float32)
-    settings = {name: str(value) for name, value in vars(args).items() if name != "out"}
-    result: Json = {
-        "shape": config.to_diff_dict(),
-        "settings": settings,
-        "gemm_flops_per_second": rate,
-    }
-    started, hardware = time.perf_counter(), hardware_of(args, yaml.safe_load(args.checkpointing))
-    with engine_of(args, config, hardware) as engine, tempfile.TemporaryDirectory() as folder:
-        splits = {
-            cell: sft_split(engine, args, cell)
-            if cell.startswith("sft")
-            else dpo_split(engine, args, cell, folder)
-            for cell in args.cells.split(",")
-        }
-        result |= {
-            "parameters": engine.num_parameters,
-            "start_seconds": time.perf_counter() - started,
-        }
-        cells = measured(engine, args, splits, rate)
-        result |= {"out_of_memory": cells.pop("out_of_memory")} if "out_of_memory" in cells else {}
-        rows = {name: cell for name, cell in cells.items() if name.startswith("row:")}
-        result |= {
-            "peak_memory_bytes": engine.peak_memory_bytes(),
-            **({"growth": growth(rows)} if len(rows) > 1 else {}),
-            "cells": cells,
-        }
-    measure.save(
-        args.name, "python tests/benchmarks/bench_step.py " + " ".join(argv or sys.argv[1:]), result
-    )
-    (args.out / f"{args.name}.partial.json").unlink()
+    return args
+
+
+def first_fused(wanted: str, device: str) -> str:
+    """The first of a list of `hardware.fused` that runs here: `liger,triton,none`."""
+    return next(w for w in wanted.split(",") if fused.unavailable_reason(w, device) is None)
+
+
+def go_on(args: argparse.Namespace, **changed: str) -> NoReturn:
+    """This process becomes a new one with other options."""
+    options = [f"--{name}={value}" for name, value in (vars(args) | changed).items() if value]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, str(Path(__file__).resolve()), *options])
+
+
+def main(argv: Sequence[str] | None = None) -> Json:
+    args = parse(argv)
+    wanted = args.fused.split(",")
+    args.fused = first_fused(args.fused, args.device)
+    others = wanted[wanted.index(args.fused) + 1 :]
+    result: Json = {"cells": kept_cells(args)}
+    try:
+        left = run(
+            args, result, "python tests/benchmarks/bench_step.py " + " ".join(argv or sys.argv[1:])
+        )
+    except Exception:
+        if not others or "seconds" in str(result["cells"]):
+            raise
+        traceback.print_exc()
+        print(f"fused={args.fused} failed, {','.join(others)} is left", flush=True)
+        go_on(args, fused=",".join(others))
+    if left:
+        go_on(args, cells=",".join(left), keep_cells="yes")
     return result
+
+
+def run(args: argparse.Namespace, result: Json, command: str) -> list[str]:
+    """Measure the cells into `result`; returns those that are left (see `measure_cells`)."""
+    config, starts = fitted(SHAPES[args.model], args.layers), dict[str, float]()
+    result |= {
+        "shape": config.to_diff_dict(),
+        "settings": {name: str(value) for name, value in vars(args).items() if name != "out"},
+        "gemm_flops_per_second": gemm_rate(args.device, DTYPES[args.dtype]),
+        "start_seconds": starts,
+    }
+    keep = partial(measure.write, args.name, command, result)
+    hardware = hardware_of(args, yaml.safe_load(args.checkpointing))
+    with (
+        contextlib.closing(make_engine(args, config, hardware, starts)) as engine,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        result["parameters"] = engine.num_parameters
+        with part_of(starts, "data and reference"):
+            splits = {cell: split_of(engine, args, cell, folder) for cell in args.cells.split(",")}
+        left = measure_cells(engine, args, splits, result, keep)
+        result["peak_memory_bytes"] = engine.peak_memory_bytes()
+    rows = {name: of for name, of in result["cells"].items() if name.startswith("row:")}
+    rows = {name: of for name, of in rows.items() if "phases" in of}
+    if len(rows) > 1:
+        result["growth"] = growth(rows)
+    print(keep().read_text(encoding="utf-8"), end="")
+    return left
+
+
+def split_of(engine: Engine, args: argparse.Namespace, cell: str, folder: str) -> Split:
+    if cell.startswith("sft"):
+        return sft_split(engine, args, cell)
+    return dpo_split(engine, args, cell, folder)
+
+
+def kept_cells(args: argparse.Namespace) -> Json:
+    """What an earlier process measured of this result."""
+    if args.keep_cells == "no":
+        return {}
+    file = args.out / f"{args.name}{'.gpu' * torch.cuda.is_available()}.json"
+    return json.loads(file.read_text(encoding="utf-8"))["result"]["cells"]
 
 
 if __name__ == "__main__":

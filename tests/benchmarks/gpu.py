@@ -1,14 +1,17 @@
-"""All benchmarks that need a GPU, in one command of ten minutes.
+"""All that is to be checked and measured on a GPU, in one command of ten minutes.
 
-    make gpu-bench GPU_PYTHON=python3 [WHEELS=folder]
-    python3 tests/benchmarks/gpu.py --wheels FOLDER --out DIR
+    make gpu-session OUT=folder [WHEELS=folder] [REHEARSE=1]
+    python3 tests/benchmarks/gpu.py --out FOLDER [--wheels FOLDER] [--rehearse]
 
-Each row runs in its own process with its own time limit. Its result is written before the next row
-starts, so that a run which is cut off keeps the results so far. Nothing is downloaded: packages
-that the Python lacks (deepspeed and its dependencies) are installed from WHEELS. --device cpu runs
-the same rows at toy sizes."""
+Steps run in order of worth, each in a process of its own with a time limit of its own. A step
+writes its result after every measurement; after every step all results go to OUT/results.tar.gz, so
+that a machine which is taken away leaves what it measured. Nothing is downloaded: WHEELS holds what
+the Python lacks. --rehearse runs every step on a CPU at toy sizes.
+
+    python3 tests/benchmarks/gpu.py --report OUT      rows of Markdown from results"""
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -18,208 +21,305 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+REHEARSAL = {"ZEPHYR_REHEARSE": "1", "OMP_NUM_THREADS": "1"}
+NO_GPU = 3  # exit code of the first step
 
 
-class Row(NamedTuple):
+class Step(NamedTuple):
     name: str
-    script: str
+    script: str  # beside this file, or -m
     options: str
-    toy: str  # options that make it small, for --device cpu
+    toy: str  # options that make it small, for --rehearse
     limit: int  # seconds
+    needs: str = ""  # a package without which it cannot run
 
 
-SMALL = "--model tiny --longest 64 --pairs 4 --documents 4 --budget 300 --rounds 1"
-STEP = "--model 7B --rounds 3 --cells"
-TRL = '--fix trl={"precision":"autocast","gradient_checkpointing":false,'
-ROWS = [
-    Row(
-        "step_7B_leaf",
-        "bench_step.py",
-        f"{STEP} ultrafeedback:budget=16384:recompute=all,ultrafeedback:budget=8192:recompute=all "
-        "--leaf layer",
-        f"{SMALL} --leaf layer "
-        "--cells ultrafeedback:recompute=all,ultrafeedback:budget=200:recompute=mlp",
-        120,
-    ),
-    Row(
-        "step_7B_leaf_bf16",
-        "bench_step.py",
-        f"{STEP} ultrafeedback:budget=11264:recompute=mlp,sft:budget=11264:recompute=mlp "
-        "--documents 22 --leaf layer --accumulate bf16",
-        f"{SMALL} --leaf layer --cells ultrafeedback:recompute=mlp,sft",
-        120,
-    ),
-    Row(
-        "step_7B",
-        "bench_step.py",
-        f"{STEP} ultrafeedback:budget=16384:recompute=all --trace no",
-        f"{SMALL} --cells ultrafeedback:recompute=all --trace no",
-        75,
-    ),
-    Row(
-        "peer",
-        "bench_peer.py",
-        "--gpu --model 7B-8L --contenders zephyr,trl --pairs 32 --longest 1024 --steps 2 "
-        "--rounds 3 --lr 1e-5 "
-        '--fix zephyr={"activation_checkpointing":false,"tokens_per_micro_batch":16384} '
-        f'{TRL}"micro":4,"rebalance":true}}',
-        "",
-        160,
-    ),
-    Row("head", "bench_head.py", "--tokens 24000", "--shapes 32x96 --tokens 64 --repeats 1", 40),
-    Row(
-        "tests",
+TOY = "--dtype bfloat16 --model tiny --longest 64 --pairs 4 --documents 4 --budget 300 --rounds 1"
+CELLS = "--order cells --cells"
+UF = "ultrafeedback"
+WITH_TRL = '--fix trl={"precision":"autocast","gradient_checkpointing":false,"rebalance":true,'
+WITH_ZEPHYR = '--fix zephyr={"activation_checkpointing":false,"tokens_per_micro_batch":'
+STEPS = [
+    Step("card", "bench_card.py", "", "--gigabytes 0.001 --rows 64 --shrink 64", 30),
+    Step(
+        "kernels",
         "-m",
         "pytest tests/gpu -p no:cacheprovider -rs -q",
-        "pytest tests/gpu -p no:cacheprovider -q",
+        "pytest tests/gpu -p no:cacheprovider -rs -q",
+        75,
+    ),
+    Step(
+        "head",
+        "bench_head.py",
+        "--tokens 24000 --chunks 25,26,27",
+        "--shapes 32x96 --tokens 64 --repeats 1 --dtype bfloat16 --chunks 10,11",
+        45,
+    ),
+    Step(
+        "options",
+        "bench_options.py",
+        "--model 7B --layers 2 --budget 16384 --lr 1e-5",
+        f"{TOY} --budget 100",
+        110,
+    ),
+    Step(
+        "step_7B",
+        "bench_step.py",
+        f"--model 7B --rounds 3 --trace no {CELLS} "
+        f"{UF}:budget=8192:recompute=all,{UF}:budget=16384:recompute=all,"
+        f"{UF}:budget=4096:recompute=mlp",
+        f"{TOY} --trace no {CELLS} {UF}:budget=200:recompute=all,{UF}:recompute=mlp",
         100,
     ),
-    Row(
+    Step(
+        "step_7B_fused",
+        "bench_step.py",
+        f"--model 7B --rounds 3 --fused liger,triton,none --gradient bfloat16 {CELLS} "
+        f"{UF}:budget=16384:recompute=mlp,{UF}:budget=8192:recompute=elementwise,"
+        f"{UF}:budget=8192:recompute=none,sft:budget=16384:recompute=mlp --documents 28",
+        f"{TOY} --gradient bfloat16 {CELLS} "
+        f"{UF}:budget=300:recompute=mlp,{UF}:recompute=elementwise,{UF}:recompute=none,"
+        "sft:recompute=mlp",
+        150,
+    ),
+    Step(
+        "peer",
+        "bench_peer.py",
+        "--gpu --model 7B-8L --pairs 32 --longest 1024 --steps 2 --rounds 3 --lr 5e-7 --same "
+        f'{WITH_ZEPHYR}16384}} {WITH_TRL}"micro":4}}',
+        "--model tiny --pairs 4 --longest 64 --steps 1 --rounds 1 --lr 1e-2 --same --threads 1 "
+        f'{WITH_ZEPHYR}300,"dtype":"bfloat16"}} {WITH_TRL}"micro":2}} '
+        "--tolerance 0.02,0.1",
+        150,
+        "trl",
+    ),
+    Step("fused", "bench_fused.py", "--tokens 8192", "--tokens 32", 60),
+    Step(
+        "learning",
+        "bench_learning.py",
+        "--seconds {seconds} --model {data} --pairs {pairs}",
+        "--toy --seconds 60",
+        300,
+    ),
+    Step(
         "attention",
         "bench_attention.py",
         "--profiles ultrafeedback,tldr",
-        "--row 2048 --heads 2x1x16 --repeats 1 --profiles tldr",
+        "--row 1024 --heads 2x1x16 --repeats 1 --profiles tldr --dtype bfloat16",
         60,
     ),
-    Row(
-        "sharing",
+    Step(
+        "shapes",
         "bench_step.py",
-        "--model 7B --layers 8 --rounds 3 --budget 16384 --checkpointing false "
-        "--cells ultrafeedback,ultrafeedback:unshared,tldr,tldr:unshared",
-        f"{SMALL} --cells ultrafeedback,ultrafeedback:unshared",
-        90,
-    ),
-    Row(
-        "growth",
-        "bench_step.py",
-        "--layers 2 --checkpointing false --rounds 3 "
-        "--cells row:1024,row:2048,row:4096,row:8192,row:16384,row:32768",
-        f"{SMALL} --budget 600 --cells row:512,row:1024",
-        90,
+        "--model 7B --layers 4 --rounds 3 --budget 16384 --checkpointing false --trace no "
+        f"--cells {UF},{UF}:unshared,tldr,tldr:unshared,"
+        "row:1024,row:2048,row:4096,row:8192,row:16384,row:32768",
+        f"{TOY} --budget 600 --trace no --cells {UF},{UF}:unshared,row:512,row:1024",
+        120,
     ),
 ]
 
 
-def install_wheels(wheels: Path, target: Path) -> None:
-    """Install all wheels of a folder into `target`; the Python's own packages stay unchanged."""
-    files = sorted(map(str, wheels.glob("*.whl")))
+def unpack_wheels(wheels: Path, site: Path) -> None:
+    """Unpack a folder of wheels into `site`; one may come in parts, NAME.whl.0, NAME.whl.1, ..."""
+    for part in sorted(wheels.glob("*.whl.0")):
+        whole = site / part.stem
+        with whole.open("wb") as file:
+            for piece in sorted(wheels.glob(f"{part.stem}.*"), key=lambda p: int(p.suffix[1:])):
+                file.write(piece.read_bytes())
+    files = [*sorted(wheels.glob("*.whl")), *sorted(site.glob("*.whl"))]
     if not files:
-        sys.exit(f"error: no wheels in {wheels}")
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-index",
-            "--no-deps",
-            "--find-links",
-            str(wheels),
-            "--target",
-            str(target),
-            *files,
-        ],
-        check=True,
+        sys.exit(f"error: no wheels in {wheels}; `make gpu-wheels WHEELS=folder` makes them")
+    for wheel in files:
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(site)
+
+
+class Worker:
+    """Owns the process of a step: it imports at once, and starts when it is told to."""
+
+    def __init__(self, step: Step, results: Path, environment: dict[str, str]) -> None:
+        self.log = results / f"{step.name}.log"
+        with self.log.open("w") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, str(HERE / "warm.py")],
+                stdin=subprocess.PIPE,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=environment,
+                cwd=ROOT,
+                text=True,
+            )
+
+    def run(self, script: str, options: Sequence[str], seconds: float) -> str:
+        """Returns the outcome. After `seconds` the whole process group is killed."""
+        try:
+            self.process.communicate(json.dumps([script, *options]) + "\n", timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return f"cut after {seconds:.0f} s"
+        finally:
+            self.end()
+        code = self.process.returncode
+        last = self.log.read_text(errors="replace").strip().splitlines()[-1:]
+        return "measured" if code == 0 else f"failed with code {code}: {last}"
+
+    def end(self) -> None:
+        """End the process and those that it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def arguments(step: Step, args: argparse.Namespace, results: Path, seconds: float) -> list[str]:
+    """The options of a step, as its process takes them."""
+    text = step.toy if args.rehearse else step.options
+    options = text.replace("{seconds}", f"{seconds:.0f}").split()
+    if "{data}" in options:
+        options[options.index("{data}")] = str(args.data)
+        options[options.index("{pairs}") :] = map(str, pair_files(args.data))
+    if step.script == "-m":
+        return options
+    if step.script == "bench_step.py":
+        options += ["--name", step.name]
+    if step.script == "bench_peer.py":
+        there = importlib.util.find_spec("trl") is not None
+        return [*options, "--contenders", "zephyr,trl" if there else "zephyr"]
+    return [*options, "--device", "cpu" if args.rehearse else "cuda", "--out", str(results)]
+
+
+def pair_files(data: Path) -> list[Path]:
+    """The files of preference pairs in --data."""
+    return sorted(
+        file for kind in ("jsonl", "jsonl.gz", "parquet") for file in data.glob(f"*.{kind}")
     )
 
 
-def run(
-    row: Row, options: Sequence[str], seconds: float, log: Path, environment: dict[str, str]
-) -> str:
-    """Run one row and return its outcome. After `seconds` its whole process group is killed."""
-    script = row.script if row.script == "-m" else str(HERE / row.script)
-    command = [sys.executable, script, *options]
-    if row.script == "bench_step.py":
-        command += ["--name", row.name]
-    if row.script not in ("bench_peer.py", "-m"):
-        command += ["--out", str(log.parent)]
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            command,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env=environment | {"ZEPHYR_RESULTS": str(log.parent)},
-            cwd=HERE.parents[1],
-        )
-        try:
-            code = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            return f"cut after {seconds:.0f} s"
-    last = log.read_text(errors="replace").strip().splitlines()[-1:]
-    return "measured" if code == 0 else f"failed with code {code}: {last}"
-
-
-def bundle(folder: Path, file: Path | None) -> None:
-    """Write the folder as one tar, whole or not at all."""
-    if file is None:
-        return
-    part = file.with_suffix(".part")
+def bundle(results: Path, out: Path) -> None:
+    """Write all results as one file, whole or not at all."""
+    part = out / "results.part"
     with tarfile.open(part, "w:gz") as tar:
-        tar.add(folder, "results")
-    part.replace(file)
+        tar.add(results, "results")
+    part.replace(out / "results.tar.gz")
 
 
-def run_rows(args: argparse.Namespace, environment: dict[str, str]) -> dict[str, str]:
-    """Run the rows in their order, each in the time that is left; returns each one's outcome."""
-    end, outcomes = time.monotonic() + args.seconds, dict[str, str]()
-    rows = [row for row in ROWS if row.name in args.rows.split(",")]
-    rows.sort(key=lambda row: row.name not in args.first.split(","))
-    for row in rows:
-        options = (row.toy if args.device == "cpu" else row.options).split()
-        left = end - time.monotonic()
-        trl_is_there = importlib.util.find_spec("trl") is not None
-        if row.name == "peer" and not (trl_is_there and (HERE / row.script).exists()):
-            outcomes[row.name] = "not measured: trl is not importable here"
-        elif left < 10:
-            outcomes[row.name] = "not measured: no time was left"
+def absent(step: Step, args: argparse.Namespace) -> str:
+    """Why a step cannot run here, or not all of it; "" where it can."""
+    if "{data}" in step.options and not args.rehearse and not (args.data and pair_files(args.data)):
+        return "--data names no folder with a model in parts and files of pairs"
+    if step.script != "-m" and not (HERE / step.script).exists():
+        return f"{step.script} is not there"
+    if step.needs and importlib.util.find_spec(step.needs) is None:
+        return f"{step.needs} is not importable here"
+    return ""
+
+
+def run_steps(
+    args: argparse.Namespace, results: Path, environment: dict[str, str]
+) -> dict[str, str]:
+    """Run the steps in their order, each in the time that is left; returns each one's outcome."""
+    end, outcomes, seconds = time.monotonic() + args.seconds, dict[str, str](), dict[str, float]()
+    steps = [step for step in STEPS if step.name in args.steps.split(",")]
+    steps.sort(key=lambda step: step.name not in args.first.split(","))
+    for step, worker in with_next_one_ready(steps, results, environment):
+        left, reason, started = end - time.monotonic(), absent(step, args), time.monotonic()
+        if left < args.least:
+            worker.end()
+            outcomes[step.name] = "not measured: no time was left"
+        elif reason and step.name != "peer":
+            worker.end()
+            outcomes[step.name] = f"not measured: {reason}"
         else:
-            log = args.out / f"{row.name}.log"
-            outcomes[row.name] = run(row, options, min(row.limit, left), log, environment)
-        print(f"{row.name}: {outcomes[row.name]} ({end - time.monotonic():.0f} s left)", flush=True)
-        (args.out / "gpu_rows.json").write_text(json.dumps(outcomes, indent=1) + "\n")
-        bundle(args.out, args.bundle)
+            limit = min(step.limit * args.patience, left)
+            script = step.script if step.script == "-m" else str(HERE / step.script)
+            options = arguments(step, args, results, limit - args.least)
+            outcomes[step.name] = worker.run(script, options, limit) + (
+                f", without what it is compared with: {reason}" if reason else ""
+            )
+        seconds[step.name] = round(time.monotonic() - started, 1)
+        print(f"{step.name}: {outcomes[step.name]} ({seconds[step.name]} s)", flush=True)
+        told = {"outcomes": outcomes, "seconds": seconds, "left": end - time.monotonic()}
+        for folder in (results, args.out):
+            (folder / "session.json").write_text(json.dumps(told, indent=1) + "\n")
+        bundle(results, args.out)
+        if f"failed with code {NO_GPU}:" in outcomes[step.name] and step.name == "card":
+            sys.exit("error: torch sees no GPU; --rehearse runs every step on a CPU")
     return outcomes
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, str]:
+def with_next_one_ready(
+    steps: Sequence[Step], results: Path, environment: dict[str, str]
+) -> Iterator[tuple[Step, Worker]]:
+    """Each step with its process, while the process of the step after it does its imports."""
+    workers: list[Worker] = []
+    try:
+        for i, step in enumerate(steps):
+            following = steps[len(workers) : i + 2]
+            workers += [Worker(one, results, environment) for one in following]
+            yield step, workers[i]
+    finally:
+        for worker in workers:
+            worker.end()
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    names = ",".join(step.name for step in STEPS)
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="for results.tar.gz")
     parser.add_argument("--wheels", type=Path, help="a folder of wheels that this Python lacks")
-    parser.add_argument("--out", type=Path, default=HERE / "results")
-    parser.add_argument(
-        "--bundle", type=Path, help="a .tar.gz of all results, written anew after each row"
-    )
-    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--rows", default=",".join(row.name for row in ROWS))
-    parser.add_argument("--first", default="", metavar="ROWS", help="run these before the others")
-    parser.add_argument("--seconds", type=float, default=570, help="for all rows together")
+    parser.add_argument("--data", type=Path, help="a model in parts and pairs, to learn from")
+    parser.add_argument("--rehearse", action="store_true", help="on a CPU, at toy sizes")
+    parser.add_argument("--steps", default=names, help=f"which ones run, of {names}")
+    parser.add_argument("--first", default="", metavar="STEPS", help="run these before the others")
+    parser.add_argument("--seconds", type=float, default=570, help="for all steps together")
+    parser.add_argument("--least", type=float, default=8, help="seconds left to start a step")
+    parser.add_argument("--patience", type=float, default=1, help="times the limit of each step")
+    parser.add_argument("--report", type=Path, help="no run: the rows of a folder of results")
     args = parser.parse_args(argv)
+    unknown = {*args.steps.split(","), *filter(None, args.first.split(","))} - {*names.split(",")}
+    if unknown:
+        parser.error(f"no step {', '.join(sorted(unknown))}; there are {names}")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, str]:
+    args = parse(argv)
+    if args.report:
+        import gpu_report
+
+        print(gpu_report.page(args.report))
+        return {"report": "measured"}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the steps' processes go
     args.out = args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as site:
+    with tempfile.TemporaryDirectory(prefix="gpu-session-") as folder:
+        site, results = Path(folder, "site"), Path(folder, "results")
+        site.mkdir()
+        results.mkdir()
         if args.wheels:
-            install_wheels(args.wheels, Path(site))
-            sys.path.append(site)
-        path = [str(HERE.parents[1]), site, *filter(None, [os.environ.get("PYTHONPATH")])]
+            unpack_wheels(args.wheels, site)
+            sys.path.append(str(site))
+        path = [str(ROOT), str(site), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(path),
-            "DS_ACCELERATOR": args.device,
+            "DS_ACCELERATOR": "cpu" if args.rehearse else "cuda",
             "HF_HUB_OFFLINE": "1",
-            "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+            "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",  # for TRL too
+            "ZEPHYR_RESULTS": str(results),
+            **(REHEARSAL if args.rehearse else {}),
         }
-        return run_rows(args, environment)
+        return run_steps(args, results, environment)
 
 
 if __name__ == "__main__":
-    sys.exit(not any(text == "measured" for text in main().values()))
+    sys.exit(not any(text.startswith("measured") for text in main().values()))

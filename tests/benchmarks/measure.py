@@ -9,15 +9,28 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import device as devices
 import torch
 
 RESULTS = Path(os.environ.get("ZEPHYR_RESULTS") or Path(__file__).parent / "results")
-PACKAGES = ("torch", "transformers", "deepspeed", "flash-attn", "trl", "accelerate", "numpy")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "deepspeed",
+    "flash-attn",
+    "liger-kernel",
+    "triton",
+    "trl",
+    "accelerate",
+    "numpy",
+)
 
 
+@lru_cache
 def machine() -> dict[str, object]:
     """The processor, what computes on it, and the versions of what was measured."""
     versions = {}
@@ -69,30 +82,30 @@ def spread(values: Sequence[float]) -> dict[str, float | int]:
 
 
 def seconds(
-    call: Callable[[], object], repeats: int = 5, warm_ups: int = 1
+    call: Callable[[], object], repeats: int = 5, warm_ups: int = 1, device: str | None = None
 ) -> dict[str, float | int]:
     """Time of a call: by device events on a GPU, else as CPU time of this process, all threads."""
-    times = []
+    where, times = device or devices.default(), []
     for _ in range(warm_ups + repeats):
-        if torch.cuda.is_available():
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            call()
-            end.record()
-            torch.cuda.synchronize()
-            times.append(start.elapsed_time(end) / 1e3)
-        else:
-            start = time.process_time()
-            call()
-            times.append(time.process_time() - start)
+        start = devices.mark(where)
+        call()
+        end = devices.mark(where)
+        devices.synchronize(where)
+        times.append(devices.elapsed(start, end))
     return spread(times[warm_ups:])
 
 
 def save(name: str, command: str, result: object) -> None:
     """Write results/NAME.json (NAME.gpu.json on a GPU) and print it."""
+    print(write(name, command, result).read_text(encoding="utf-8"), end="")
+
+
+def write(name: str, command: str, result: object) -> Path:
+    """Write results/NAME.json (NAME.gpu.json on a GPU), whole or not at all; returns the file."""
     RESULTS.mkdir(exist_ok=True, parents=True)
     text = json.dumps({"command": command, "machine": machine(), "result": result}, indent=1)
-    (RESULTS / f"{name}{'.gpu' if torch.cuda.is_available() else ''}.json").write_text(
-        text + "\n", encoding="utf-8"
-    )
-    print(text)
+    file = RESULTS / f"{name}{'.gpu' if torch.cuda.is_available() else ''}.json"
+    part = file.with_suffix(".part")
+    part.write_text(text + "\n", encoding="utf-8")
+    part.replace(file)
+    return file

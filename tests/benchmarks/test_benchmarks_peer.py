@@ -37,7 +37,7 @@ def rounds(tmp_path_factory: pytest.TempPathFactory) -> Rounds:
 def test_sides_agree(rounds: Rounds) -> None:
     """Another loss, another order of pairs, another update: each would be faster or slower than
     what it is compared with."""
-    assert bench_peer.void(rounds, (2e-5, 5e-4)) == []
+    assert bench_peer.void(rounds, bench_peer.TOLERANCE["cpu"]) == []
     assert all(answer["cpu_seconds"] > 0 for answers in rounds.values() for answer in answers)
 
 
@@ -49,10 +49,12 @@ def test_a_side_that_is_off_counts_for_nothing(rounds: Rounds, name: str, factor
     speed of a broken method."""
     *before, last = rounds["padded"]
     off = [*before, {**last, name: [value * factor for value in last[name]]}]
-    assert len(bench_peer.void({**rounds, "padded": off}, (2e-5, 5e-4))) == 1
+    assert len(bench_peer.void({**rounds, "padded": off}, bench_peer.TOLERANCE["cpu"])) == 1
 
 
 def test_a_policy_that_stands_still_counts_for_nothing(rounds: Rounds) -> None:
     """At a rate of 0 all losses are log 2, whatever was computed: agreement would say nothing."""
     still = [{**answer, "losses": [0.6931] * len(answer["losses"])} for answer in rounds["zephyr"]]
-    assert len(bench_peer.void({"zephyr": still, "padded": still}, (2e-5, 5e-4))) == 1
+    assert (
+        len(bench_peer.void({"zephyr": still, "padded": still}, bench_peer.TOLERANCE["cpu"])) == 1
+    )

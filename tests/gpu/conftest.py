@@ -31,9 +31,10 @@ def measured(figures: dict[str, object]) -> Iterator[dict[str, object]]:
     """A dictionary that tests add figures to; `<GPU>-torch-<version>.json` is written whole after
     each test, so that a process which is ended early leaves what it measured."""
     yield figures
-    if figures and torch.cuda.is_available():
+    rehearses = os.environ.get("ZEPHYR_REHEARSE") == "1"
+    if figures and (rehearses or torch.cuda.is_available()):
         RESULTS.mkdir(exist_ok=True, parents=True)
-        gpu = torch.cuda.get_device_name().replace(" ", "-")
+        gpu = "CPU" if rehearses else torch.cuda.get_device_name().replace(" ", "-")
         names = ("torch", "transformers", "deepspeed", "flash-attn", "einops")
         packages = {name: version(name) for name in names}
         head = {

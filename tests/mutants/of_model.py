@@ -242,12 +242,65 @@ MUTANTS: list[Mutant] = [
         ),
     ),
     *of(
+        "zephyr/model/recompute.py",
+        (
+            "tests/model/test_memory.py::test_a_layer_of_7b_keeps_what_is_predicted",
+            "tests/model/test_recompute.py",
+            "tests/model/test_model.py::test_activation_policies_keep_less_and_change_nothing",
+            "tests/model/test_model.py::test_layers_without_an_mlp_are_named",
+        ),
+        (
+            "if what is True:",
+            "if what:",
+        ),
+        (
+            'if name.endswith(".mlp") or (name.endswith("norm") and "forward" not in vars(module))',
+            'if name.endswith(".mlp")',
+        ),
+        (
+            'if not any(name.endswith(".mlp") for name in parts):',
+            "if not parts:",
+        ),
+        (
+            "if not lm.supports_gradient_checkpointing:",
+            "if False:",
+        ),
+        (
+            "if kept and ends_with_product(output):",
+            "if kept:",
+        ),
+        (
+            "            output = self.kept.popleft()\n",
+            "            output = self.kept.pop()\n",
+        ),
+        (
+            "and writes(op) and memory(args[0]) == self.last:",
+            "and False:",
+        ),
+        (
+            "            if not self.kept:\n",
+            "            if False:\n",
+        ),
+        (
+            'return name in MATRIX_PRODUCTS or "attention" in name or "attn" in name',
+            "return name in MATRIX_PRODUCTS",
+        ),
+        (
+            "return node.name() in PRODUCT_NODES",
+            "return True",
+        ),
+    ),
+    *of(
         "zephyr/model/memory.py",
         (
             "tests/training/test_planner.py::test_activations_of_mistral_7b_by_hand",
             "tests/training/test_planner.py::test_a_layer_keeps_what_is_predicted",
             "tests/training/test_planner.py::test_memory_of_a_rank_by_hand",
             "tests/training/test_planner.py::test_memory_of_a_head_by_hand",
+            "tests/training/test_planner.py::test_the_peak_is_of_the_update_or_of_a_micro_batch",
+            "tests/model/test_memory.py::test_a_layer_of_7b_keeps_what_is_predicted",
+            "tests/model/test_memory.py::test_a_step_of_7b_takes_what_an_h200_measured",
+            "tests/model/test_memory.py::test_two_layers_take_what_an_h200_measured",
             "tests/verify/test_verify.py::test_a_disk_or_a_memory_that_is_too_small",
         ),
         (
@@ -275,16 +328,44 @@ MUTANTS: list[Mutant] = [
             "attention: float = (1 + outputs) * query + 2 * keys * key",
         ),
         (
-            "return 4 * item * hidden + attention",
-            "return 4 * item * hidden",
+            "        return norms + attention\n",
+            "        return norms\n",
+        ),
+        (
+            "return 2 * item * hidden + 2 * query + 2 * key + log_sum_exp",
+            "return item * hidden + 2 * query + 2 * key + log_sum_exp",
+        ),
+        (
+            "return 2 * item * hidden + 2 * query + 2 * key + log_sum_exp",
+            "return 2 * item * hidden + 2 * query + 2 * keys * key + log_sum_exp",
+        ),
+        (
+            "norms += 2 * 4 if fused else 0",
+            "norms += 0",
+        ),
+        (
+            "        norms += 2 * 4 * hidden\n",
+            "        pass\n",
+        ),
+        (
+            "mlp_bytes(lm, hardware, 3 if fused else 4)",
+            "mlp_bytes(lm, hardware, 4)",
+        ),
+        (
+            "    return again + inner + 2 * item_bytes(hardware) * int(lm.hidden_size)\n",
+            "    return again\n",
+        ),
+        (
+            "again = whole - keeps",
+            "again = 0.0",
         ),
         (
             ("        return item * hidden\n"),
             ("        return 2 * item * hidden\n"),
         ),
         (
-            "attention + 4 * item * inner_size(lm)",
-            "attention + 3 * item * inner_size(lm)",
+            "mlp_bytes(lm, hardware, 3 if fused else 4)",
+            "mlp_bytes(lm, hardware, 3)",
         ),
         (
             "return size or 4 * int(lm.hidden_size)",
@@ -299,8 +380,16 @@ MUTANTS: list[Mutant] = [
             'if "offload_param" not in zero:',
         ),
         (
-            'states = 8 * share + 4 * min(share, zero_size(zero, "sub_group_size"))',
-            "states = 12 * share",
+            'update = (4 + joined) * min(share, zero_size(zero, "sub_group_size"))',
+            "update = (4 + joined) * share",
+        ),
+        (
+            'joined = 2 if gradient_dtype == "bfloat16" else 0',
+            "joined = 0",
+        ),
+        (
+            'return parts["moments"] + max(parts["update"], micro_batch)',
+            'return parts["moments"] + parts["update"] + micro_batch',
         ),
         (
             'if ranks > 1 or "offload_param" in zero:',
@@ -315,12 +404,12 @@ MUTANTS: list[Mutant] = [
             "live = parameters",
         ),
         (
-            ('"activations": int(tokens * lm.num_hidden_layers * keeps + max(0, layer - head)),'),
-            '"activations": int(tokens * keeps + max(0, layer - head)),',
+            "keeps = tokens * lm.num_hidden_layers * layer_bytes(lm, hardware, keys)",
+            "keeps = tokens * layer_bytes(lm, hardware, keys)",
         ),
         (
-            ('"activations": int(tokens * lm.num_hidden_layers * keeps + max(0, layer - head)),'),
-            '"activations": int(tokens * lm.num_hidden_layers * keeps + layer),',
+            '"activations": int(keeps + max(0, layer - head)),',
+            '"activations": int(keeps + layer),',
         ),
         (
             "kept = 4 * logits if logits <= KEPT_ELEMENTS else 4 * chunk",
@@ -772,42 +861,20 @@ MUTANTS: list[Mutant] = [
             "",
         ),
         (
-            (
-                "name: module\n"
-                "            for name, module in lm.base_model.named_modules()\n"
-                '            if name.endswith((".mlp", "norm"))'
-            ),
-            (
-                "name: module for name, module in lm.base_model.named_modules() if "
-                'name.endswith(".mlp")'
-            ),
-        ),
-        (
-            'if not any(name.endswith(".mlp") for name in parts):',
-            "if not parts:",
-        ),
-        (
-            "if what is True:",
-            "if what:",
-        ),
-        (
-            "if reason:",
-            "if False:",
+            'if reason:\n        raise ConfigError(f"hardware.attention: {reason}")',
+            'if False:\n        raise ConfigError(f"hardware.attention: {reason}")',
         ),
         (
             'if os.environ.get("LOCAL_RANK", "0") == "0":',
             "if True:",
         ),
         (
-            ("require_supported(folder, read_config(folder))\n        weight_files(folder)"),
-            "require_supported(folder, read_config(folder))",
+            "fused_kernels.require_served(lm_config, hardware.fused)\n        weight_files(folder)",
+            "fused_kernels.require_served(lm_config, hardware.fused)",
         ),
         (
-            (
-                "folder = local_folder(config.model)\n"
-                "        require_supported(folder, read_config(folder))"
-            ),
-            "folder = local_folder(config.model)",
+            ("lm_config = read_config(folder)\n        require_supported(folder, lm_config)"),
+            "lm_config = read_config(folder)",
         ),
         (
             'if str(path).startswith((".", "/", "~")) or str(path).count("/") != 1:',
@@ -1110,6 +1177,78 @@ MUTANTS: list[Mutant] = [
         (
             "return ids[0] if len(ids) == 1 else ids",
             "return ids[0]",
+        ),
+    ),
+    *of(
+        "zephyr/model/triton_kernels.py",
+        ("tests/model/test_fused_layers.py",),
+        (
+            "dx = scale * (g - normal * mean[:, None])",
+            "dx = scale * g",
+        ),
+        (
+            "dweight += tl.sum(dy * normal, axis=0)",
+            "dweight = tl.sum(dy * normal, axis=0)",
+        ),
+        (
+            "range(program * TILE_R, rows, programs * TILE_R)",
+            "range(program * TILE_R, rows - TILE_R + 1, programs * TILE_R)",
+        ),
+        (
+            "scale = tl.rsqrt(tl.sum(x * x, axis=1) / size + eps)",
+            "scale = tl.rsqrt(tl.sum(x * x, axis=1) / TILE_D + eps)",
+        ),
+        (
+            "silu = (gate * tl.sigmoid(gate)).to(y_ptr.dtype.element_ty).to(tl.float32)",
+            "silu = gate * tl.sigmoid(gate)",
+        ),
+        (
+            "dgate = dy * up * sigmoid * (1.0 + gate * (1.0 - sigmoid))",
+            "dgate = dy * up * sigmoid * (1.0 + gate * sigmoid)",
+        ),
+        (
+            "gate_RD.stride(0), up_RD.stride(0), **swiglu_tile(size)",
+            "size, size, **swiglu_tile(size)",
+        ),
+        (
+            "y2 = x2 * cos2 - x1 * sin1",
+            "y2 = x2 * cos2 + x1 * sin1",
+        ),
+        (
+            "y_BTHE = torch.empty_like(x_BTHE) if size == head_size else x_BTHE.clone()",
+            "y_BTHE = torch.zeros_like(x_BTHE)",
+        ),
+    ),
+    *of(
+        "zephyr/model/fused.py",
+        ("tests/model/test_fused_layers.py",),
+        (
+            "for offset, rounds_first in ((0.0, True), (0.0, False), (1.0, False)):",
+            "for offset, rounds_first in ((0.0, True), (1.0, False)):",
+        ),
+        (
+            "turned = LigerRopeFunction.apply(query.clone(), key.clone(), cos, sin)",
+            "turned = LigerRopeFunction.apply(query, key, cos, sin)",
+        ),
+        (
+            'casting, in_place = "llama" if rounds_first else "gemma", False',
+            'casting, in_place = "llama" if rounds_first else "gemma", True',
+        ),
+        (
+            "names = {**forward.__globals__, ROTATE: rotate}",
+            "names = forward.__globals__\n    names[ROTATE] = rotate",
+        ),
+        (
+            "if not any(compilers) or not headers.is_file():",
+            "if not any(compilers):",
+        ),
+        (
+            "    require_some(lm, found, fused)\n    modules",
+            "    modules",
+        ),
+        (
+            'return rms_norm(x, module.get_parameter("weight"), *norm)',
+            'return rms_norm(x, module.get_parameter("weight"), 1e-6, *norm[1:])',
         ),
     ),
 ]

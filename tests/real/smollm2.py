@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import torch
-from tokenizers import pre_tokenizers
+from tokenizers import decoders, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -73,6 +73,10 @@ def convert(package: Path, folder: Path) -> None:
             pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True),
         ]
     )
+    # transformers 5.17 takes BOS for EOS, and a decoder that is not GPT-2's.
+    end = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
+    tokenizer.add_special_tokens({"eos_token": end, "pad_token": end})
+    tokenizer.backend_tokenizer.decoder = decoders.ByteLevel()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

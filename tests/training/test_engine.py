@@ -28,8 +28,10 @@ from zephyr.config import BadInput, Data, DPOConfig, Hardware, Optim, Run, Wandb
 from zephyr.model.load import load_policy
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import PackedBatch, Plan, collate_pairs, plan_epochs, plan_pass
+from zephyr.packing.plan import Step
 from zephyr.training import checkpoint
-from zephyr.training.engine import Engine
+from zephyr.training import engine as engine_module
+from zephyr.training.engine import Engine, move_buffers
 from zephyr.training.loop import (
     NonFiniteError,
     Objective,
@@ -50,17 +52,49 @@ DECAY, BETAS, CLIP = 0.1, (0.8, 0.95), 0.5  # none is the default of torch, of D
 
 
 @pytest.fixture(scope="module")
-def engine(tiny: Path) -> Iterator[Engine]:
+def moved() -> list[object]:
+    """What `move_buffers` was called with."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def engine(tiny: Path, moved: list[object]) -> Iterator[Engine]:
     """A bfloat16 policy under ZeRO-3 with every parameter partitioned."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
+        patch.setattr(engine_module, "move_buffers", lambda *given: moved.append(given))
         made = Engine(Hardware(attention="sdpa", deepspeed="configs/deepspeed/cpu.json"), 0)
-    made.initialize(
-        partial(load_policy, tiny, dtype=torch.bfloat16),
-        Optim(grad_clip=CLIP, weight_decay=DECAY, adam_betas=BETAS),
-    )
+        made.initialize(
+            partial(load_policy, tiny, dtype=torch.bfloat16),
+            Optim(grad_clip=CLIP, weight_decay=DECAY, adam_betas=BETAS),
+        )
     yield made
     made.close()
+
+
+@pytest.mark.parametrize("rope", ["default", "dynamic"])
+def test_buffers_move_to_the_device_as_they_are(rope: str, tiny: Path, tmp_path: Path) -> None:
+    """To the device that has no values. Fails where the frequencies that transformers makes, or
+    those that take their place for long sequences, stay on the CPU, from which each forward would
+    copy them; where their dtype changes; or where a save would hold them."""
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": rope, "rope_theta": 1e4, "factor": 4.0}
+    config["max_position_embeddings"] = 64
+    (folder / "config.json").write_text(json.dumps(config))
+    policy = load_policy(folder, dtype=torch.bfloat16, max_tokens=128)
+    saved, before = set(policy.state_dict()), dict(policy.named_buffers())
+    move_buffers(policy, torch.device("meta"))
+    after = dict(policy.named_buffers())
+    assert after.keys() == before.keys() and "lm.model.rotary_emb.inv_freq" in after
+    assert {(b.device.type, b.dtype) for b in after.values()} == {("meta", torch.float32)}
+    assert set(policy.state_dict()) == saved
+    assert {p.device.type for p in policy.parameters()} == {"cpu"}
+
+
+def test_the_engine_moves_its_policys_buffers(engine: Engine, moved: list[object]) -> None:
+    """Fails where nobody calls what the test above is about."""
+    assert moved == [(engine.policy, engine.device)]
 
 
 def test_rotary_frequencies_stay_float32(engine: Engine, tiny: Path) -> None:
@@ -419,6 +453,53 @@ def test_a_step_reads_its_values_once(engine: Engine, monkeypatch: pytest.Monkey
         reads.of
     )
     assert len(reads.of) <= 3, reads.of
+
+
+def test_the_next_micro_batch_is_made_while_the_forward_runs(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order of events in a step of three micro-batches, one of them empty, as a rank with
+    fewer pairs has it; and its gradient, against the same without the loop. Fails where the host
+    collates behind a backward, at whose end DeepSpeed has waited for the device; or where a
+    micro-batch is left out, or the update is made before the last."""
+    events: list[str] = []
+    backward = engine.backward
+
+    def collate(indices: Sequence[int]) -> PackedBatch:
+        events.append(f"collate {list(indices)}")
+        return collate_pairs(PAIRS, indices)
+
+    def objective(policy: Engine, batch: PackedBatch) -> tuple[Tensor, Stats]:
+        events.append(f"forward {list(batch.indices)}")
+        return policy(batch).sum(), {}
+
+    def noted(loss: Tensor, *, last: bool) -> None:
+        events.append(f"backward {last}")
+        backward(loss, last=last)
+
+    plan = Plan([Step(0.0, [[[0, 1], [2, 3], []]])], tokens=32, fill_ratio=1.0, imbalance=1.0)
+    split = Split(plan, collate, objective, [], [8] * 4, [1] * 4, "pairs", [1.0] * 4, {})
+    monkeypatch.setattr(engine, "backward", noted)
+    totals = forward_backward(engine, split, 0, None)
+    norm = engine.discard_gradient()
+    assert events == [
+        "collate [0, 1]",
+        "forward [0, 1]",
+        "collate [2, 3]",
+        "backward False",
+        "forward [2, 3]",
+        "collate []",
+        "backward False",
+        "forward []",
+        "backward True",
+    ]
+    losses = []
+    for indices in ([0, 1], [2, 3], []):
+        loss = engine(collate_pairs(PAIRS, indices)).sum()
+        backward(loss / 4, last=not indices)
+        losses.append(loss.detach().double())
+    assert engine.discard_gradient() == norm > 0
+    assert totals.sums["loss"] == sum(losses)
 
 
 def log_probabilities(

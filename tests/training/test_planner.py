@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM, MistralConfig
 from zephyr.chat import EncodedPair
 from zephyr.config import ConfigError, Hardware
 from zephyr.model import attention, memory
-from zephyr.model.load import Policy, checkpoint_activations
+from zephyr.model.load import Policy
 from zephyr.model.logprobs import LogProbHead
+from zephyr.model.recompute import checkpoint_activations
 from zephyr.packing import collate_pairs, plan_epochs
 from zephyr.training import flops, planner
 
@@ -95,20 +96,23 @@ GPU = Hardware()  # bfloat16, flash attention
 
 
 def test_activations_of_mistral_7b_by_hand() -> None:
-    """0.26 MB a token of the layers' inputs; with norms and attention 1.71; of Hugging Face's eager
-    modules 6.43: one copy a norm less than the 6.75 that is published, for in bfloat16 autograd
-    saves no norm's input beside its float32 copy. Fails where a policy forgets a tensor, or counts
-    one of every layer once."""
+    """0.26 MB a token of the layers' inputs; with norms and attention 1.71; with products and
+    attention 3.02; of Hugging Face's eager modules 6.43: one copy a norm less than the 6.75 that is
+    published, for in bfloat16 autograd saves no norm's input beside its float32 copy; of fused
+    kernels 4.46. Fails where a policy forgets a tensor, or counts one of every layer once."""
     of = {
         policy: 32
         * memory.layer_bytes(MISTRAL_7B, replace(GPU, activation_checkpointing=policy))
         / 1e6
-        for policy in (False, "mlp", True)
+        for policy in (False, "mlp", "elementwise", True)
     }
     assert of[True] == pytest.approx(0.262, abs=0.001) and of["mlp"] == pytest.approx(
         1.708, abs=0.001
     )
+    assert of["elementwise"] == 32 * 94_336 / 1e6
     assert of[False] == pytest.approx(6.75, rel=0.06)
+    fused = replace(GPU, activation_checkpointing=False, fused="triton")
+    assert memory.layer_bytes(MISTRAL_7B, fused) == 139_400
     mlp = replace(GPU, activation_checkpointing="mlp")
     assert (
         memory.layer_bytes(MISTRAL_7B, mlp, keys=2.0) - memory.layer_bytes(MISTRAL_7B, mlp)
@@ -116,7 +120,7 @@ def test_activations_of_mistral_7b_by_hand() -> None:
     )
 
 
-@pytest.mark.parametrize("policy", [False, "mlp", True])
+@pytest.mark.parametrize("policy", [False, "mlp", "elementwise", True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_layer_keeps_what_is_predicted(dtype: str, policy: bool | str) -> None:
     """Bytes alive between forward and backward of two layers more, on the CPU, a packed row of
@@ -159,7 +163,7 @@ def test_a_layer_keeps_what_is_predicted(dtype: str, policy: bool | str) -> None
         gc.collect()  # or it would go while the next one is measured
     tokens, item = len(batch.tokens_N), 2 if dtype == "bfloat16" else 4
     masks = (
-        3 * 50 * (90 + 50) * item if policy is not True else 0
+        3 * 50 * (90 + 50) * item if policy in (False, "mlp") else 0
     )  # of the rejected responses, which sdpa alone needs
     per_token = ((alive[3] - alive[1]) / 2 - masks) / tokens
     predicted = memory.layer_bytes(lm, hardware, keys=sum(batch.layout.key_lengths) / tokens)
@@ -168,9 +172,10 @@ def test_a_layer_keeps_what_is_predicted(dtype: str, policy: bool | str) -> None
 
 def test_memory_of_a_rank_by_hand() -> None:
     """Moments and the update's gradient of 7.24e9 parameters on 8 ranks; offloaded moments; nothing
-    gathered on one rank. Fails where a share is counted whole, or a whole as a share."""
+    gathered on one rank; gradients in bfloat16, which are joined before they are widened. Fails
+    where a share is counted whole, or a whole as a share."""
 
-    def parts(ranks: int, **zero: object) -> dict[str, int]:
+    def parts(ranks: int, gradients: str = "float32", **zero: object) -> dict[str, int]:
         return memory.step_memory(
             MISTRAL_7B,
             7_241_732_096,
@@ -179,13 +184,15 @@ def test_memory_of_a_rank_by_hand() -> None:
             hardware=GPU,
             zero=zero,
             device="cuda",
+            gradient_dtype=gradients,
         )
 
-    assert (
-        parts(8)["states"] == 12 * (7_241_732_096 // 8)
-        and parts(1)["states"] == 8 * 7_241_732_096 + 4 * 10**9
-    )
-    assert parts(8, offload_optimizer={})["states"] == 4 * (7_241_732_096 // 8)
+    share = 7_241_732_096 // 8
+    assert parts(8)["moments"] == 8 * share and parts(8)["update"] == 4 * share
+    assert parts(1)["moments"] == 8 * 7_241_732_096 and parts(1)["update"] == 4 * 10**9
+    assert parts(1, "bfloat16")["update"] == 6 * 10**9
+    offloaded = parts(8, offload_optimizer={})
+    assert offloaded["moments"] == 4 * share and offloaded["update"] == 0
     assert parts(8)["gathered"] == 2 * 10**9 and parts(1)["gathered"] == 0
     assert parts(1, offload_param={})["gathered"] == 2 * 10**9  # from the CPU
     kept = replace(GPU, activation_checkpointing=False)
@@ -194,6 +201,13 @@ def test_memory_of_a_rank_by_hand() -> None:
     )["activations"]
     assert 50e9 < more < 60e9 and parts(8)["activations"] < 5e9
     assert parts(8)["head"] < 1.7e9
+
+
+def test_the_peak_is_of_the_update_or_of_a_micro_batch() -> None:
+    """Fails where both are added, or one is left out."""
+    parts = {"moments": 100, "update": 50, "gathered": 1, "activations": 20, "head": 3}
+    assert memory.step_peak(parts) == 150
+    assert memory.step_peak({**parts, "activations": 60}) == 164
 
 
 @pytest.mark.parametrize(

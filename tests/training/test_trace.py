@@ -70,7 +70,7 @@ DPO_CASES = [
     Case(
         2,
         8192,
-        False,
+        "elementwise",
         family="qwen3",
         tied=True,
         dtype="bfloat16",

@@ -215,7 +215,7 @@ def in_process(
     monkeypatch.setattr(
         Engine,
         "initialize",
-        lambda *_: pytest.fail("a model was loaded before the input was refused"),
+        lambda *_, **__: pytest.fail("a model was loaded before the input was refused"),
     )
     monkeypatch.chdir(ROOT)
     code = start(DPOConfig, train_dpo.check, train_dpo.train, "usage", list(arguments))
@@ -774,7 +774,7 @@ def test_bad_input_is_one_line_and_code_2(
     monkeypatch.setattr(
         Engine,
         "initialize",
-        lambda *_: pytest.fail("a model was loaded before the input was refused"),
+        lambda *_, **__: pytest.fail("a model was loaded before the input was refused"),
     )
     config = write_config(tmp_path, tiny, write_lines(tmp_path / "pairs.jsonl", rows(4)))
     code = start(

@@ -161,6 +161,7 @@ def test_a_disk_or_a_memory_that_is_too_small(
         free_memory_bytes=lambda: 6000,
         policy=SimpleNamespace(lm=SimpleNamespace(config=lm)),
         settings={"zero_optimization": {}},
+        gradient_dtype="float32",
         log=said.append,
         device=torch.device("cpu"),
     )
@@ -190,11 +191,17 @@ def test_a_disk_or_a_memory_that_is_too_small(
     layer = 50 * (
         2 * 12 * 4 + (32 + 16 + 8) + 16 * 8 - 16 + 8 * (8 + 4)
     )  # what a whole one keeps but its input, four gradients
+    layer += 4 * 4 * 8  # and that of a matrix
+    moments, update, gathered = 4000, 2000, 4000
     assert (
-        found["predicted_bytes"] == 6000 + 4000 + 50 * 2 * 16 + layer
-        and layer > head
+        found["predicted_bytes"] == moments + gathered + 50 * 2 * 16 + layer
+        and layer > max(head, update)
         and "may not suffice" in said[0]
     )
+    engine.gradient_dtype = "bfloat16"  # joined, then widened: 3000 in the update
+    with pytest.raises(BadInput, match="rank 1 has 5.86 KiB of memory free; 6.84 KiB are wanted"):
+        require_memory(engine, config, split)
+    engine.gradient_dtype = "float32"
     engine.free_memory_bytes = lambda: 5999
     with pytest.raises(BadInput, match="rank 1 has 5.86 KiB of memory free; 5.86 KiB are wanted"):
         require_memory(engine, config, split)
@@ -428,6 +435,7 @@ def test_certificate_of_a_run(
     packing, checkpointing or a resume leaves a trace, or a variant is not run."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("ZEPHYR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # fused kernels would run, slowly
 
     def fork(stage: str, ranks: int, arguments: Sequence[str], log: Path) -> int:
         done = fork_server.run(
@@ -468,6 +476,7 @@ def test_certificate_of_a_run(
         {"packing"} if stage == "dpo" else set()
     )
     assert "GPU" in report["variants"]["attention"]["not_varied"]
+    assert report["variants"]["fused"]["not_varied"]
     assert (
         varied["resume"]["weights_distance"] == 0 < varied["world_size"]["weights_distance"] < 1e-3
     )

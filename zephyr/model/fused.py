@@ -29,7 +29,7 @@ from transformers.initialization import no_init_weights
 
 from zephyr.config import ConfigError
 
-PACKAGES = {"liger": "liger-kernel", "triton": "triton"}  # of each choice, as pip names it
+PACKAGES = {"triton": "triton", "liger": "liger-kernel"}  # of each choice, as pip names it
 ROTATE = "apply_rotary_pos_emb"  # the function that transformers' attention modules call
 PROBE_DTYPES = (torch.float32, torch.bfloat16)
 # What a probe raises in a module that takes other arguments, or has other attributes.
@@ -73,9 +73,13 @@ def fuse(lm: nn.Module, fused: str) -> None:
     """
     if fused == "none":
         return
+    replace(lm, liger_kernels() if fused == "liger" else own_kernels(), fused)
+
+
+def replace(lm: nn.Module, kernels: Kernels, fused: str) -> None:
+    """Give the modules of a decoder these kernels; as `fuse`. Args: fused: their name."""
     found = fusible(lm)
     require_some(lm, found, fused)
-    kernels = liger_kernels() if fused == "liger" else own_kernels()
     modules = dict(lm.named_modules())
     for name, norm in found.norms.items():
         module = modules[name]

@@ -17,8 +17,9 @@ def layer_bytes(lm: PreTrainedConfig, hardware: Hardware, keys: float = 1.0) -> 
     its norms, and what attention saves. "elementwise": the layer's input, and the outputs of its
     attention and of its matrix products but the last. False: all that autograd saves.
 
-    Exact for layers as Mistral's: norms before attention and MLP, and a gated MLP. Norms behind
-    them keep one more output of hidden size ("elementwise") or more (False).
+    Exact for layers as Mistral's: norms before attention and MLP, a gated MLP, and kernels that
+    serve both. Norms behind them keep one more output of hidden size ("elementwise") or more
+    (False).
 
     Args:
         lm: config of the decoder.
@@ -69,7 +70,7 @@ def backward_bytes(lm: PreTrainedConfig, hardware: Hardware, keys: float = 1.0) 
     if hardware.activation_checkpointing == "mlp":  # a norm's memory is free before the MLP's
         again = mlp_bytes(lm, hardware, 4 if hardware.fused == "none" else 3)
     inner = mlp_bytes(lm, hardware, 1 if hardware.fused == "liger" else 2)
-    return again + inner + 2 * item_bytes(hardware) * lm.hidden_size
+    return again + inner + 2 * item_bytes(hardware) * int(lm.hidden_size)
 
 
 def item_bytes(hardware: Hardware) -> int:

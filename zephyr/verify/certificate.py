@@ -27,7 +27,7 @@ from zephyr.config import BadInput, ConfigError, DPOConfig, SFTConfig
 from zephyr.model import attention as kernels
 from zephyr.model import fused as fused_kernels
 from zephyr.model.load import DTYPES, local_folder, read_tensor, weight_files
-from zephyr.model.load import read_config as load_config
+from zephyr.model.load import read_config as read_model_config
 
 # How much two runs may differ. metrics: of max(1, |value|), any metric of any step. weights: the
 # norm of their distance at the end, as a share of the whole update's norm.
@@ -216,26 +216,29 @@ def variants(config: DPOConfig | SFTConfig, ranks: int, longest: int) -> dict[st
 
 
 def fused_variant(config: DPOConfig | SFTConfig, ranks: int, device: str) -> Variant:
-    """Norms, SwiGLU and rotary positions by fused kernels where the run has none, or without."""
+    """Norms, SwiGLU and rotary positions by other kernels: transformers' where the run's are fused,
+    else the first fused ones that run here."""
     fused = config.hardware.fused
-    other, reasons = "none", []
-    if fused == "none":
-        for name in fused_kernels.PACKAGES:
-            reason = fused_kernels.unavailable_reason(name, device)
-            try:
-                fused_kernels.require_served(load_config(local_folder(config.model)), name)
-            except ConfigError as error:
-                reason = str(error)
-            if reason is None:
-                other = name
-                break
-            reasons.append(reason)
+    choices = ("none",) if fused != "none" else tuple(fused_kernels.PACKAGES)
+    reasons = {name: why_not_fused(config.model, name, device) for name in choices}
+    other = next((name for name, reason in reasons.items() if reason is None), "")
     return Variant(
-        f"layers fused by {other} for {fused}",
+        f"norms, SwiGLU and rotary positions by {other or 'other kernels'} for {fused}",
         ranks,
         {"hardware.fused": other},
-        "; ".join(reasons) if other == fused else "",
+        "" if other else "; ".join(filter(None, reasons.values())),
     )
+
+
+def why_not_fused(model: str, fused: str, device: str) -> str | None:
+    """The reason why a model can't have these kernels here, or None."""
+    reason = fused_kernels.unavailable_reason(fused, device)
+    if reason is None:
+        try:
+            fused_kernels.require_served(read_model_config(local_folder(model)), fused)
+        except ConfigError as error:
+            reason = str(error)
+    return reason
 
 
 def run_training(

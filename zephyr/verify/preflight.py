@@ -373,6 +373,7 @@ def require_memory(engine: Engine, config: DPOConfig | SFTConfig, split: Split) 
         hardware=config.hardware,
         zero=zero,
         device=engine.device.type,
+        gradient_dtype=engine.gradient_dtype,
     )
     free, wanted = engine.free_memory_bytes(), step_peak(parts)
     states = parts["moments"] + parts["update"]

@@ -1,14 +1,16 @@
 """A task file becomes optimiser steps on demand: each line `step K` on standard input is answered
-by one line of JSON.
+by one line of JSON, and so is a line `evaluate` by who has held-out pairs.
 
 What every contender shares. One calls `done` after each of its steps, whoever owns its loop; the
 clock runs from a line to its answer."""
 
 import json
+import math
 import os
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,13 +33,27 @@ class Task(NamedTuple):
     threads: int
     gpu: bool
     settings: dict[str, "int | bool | str"]
+    held_out: str = ""  # a file as `rows`, or none
+    schedule: str = "constant"  # of the learning rate after its warm-up
+    warmup_fraction: float = 0.0  # of all steps
 
     def pairs(self) -> list[EncodedPair]:
-        return [EncodedPair(*json.loads(line)) for line in Path(self.rows).read_text().splitlines()]
+        return read_pairs(self.rows)
+
+    def held_out_pairs(self) -> list[EncodedPair]:
+        return read_pairs(self.held_out) if self.held_out else []
+
+    def steps(self) -> int:
+        """Of one pass over the pairs."""
+        return math.ceil(len(self.pairs()) / self.pairs_per_step)
 
 
 class Rounds:
-    """Owns standard input and output, and the clock."""
+    """Owns standard input and output, and the clock.
+
+    evaluate: figures of the held-out pairs as the model is now; who has none leaves it out."""
+
+    evaluate: Callable[[], dict[str, float]]
 
     def __init__(self) -> None:
         self.answers = os.fdopen(os.dup(1), "w")
@@ -81,10 +97,14 @@ class Rounds:
         )
 
     def answer(self, **content: object) -> None:
-        """Answer, wait for the next round, start the clock; the process ends where there is
-        none."""
+        """Answer, evaluate where that is asked, wait for the next round, start the clock; the
+        process ends where there is none."""
         print(json.dumps(content), file=self.answers, flush=True)
-        line = sys.stdin.readline()
+        while (line := sys.stdin.readline()) == "evaluate\n":
+            started = time.perf_counter()
+            figures = self.evaluate()
+            figures["wall_seconds"] = time.perf_counter() - started
+            print(json.dumps(figures), file=self.answers, flush=True)
         if not line:
             os._exit(0)  # past what libraries do at the end of a process
         self.steps, self.wanted = [], int(line.removeprefix("step "))
@@ -92,6 +112,10 @@ class Rounds:
             self.events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
             self.events[0].record()
         self.since = cpu_seconds(), time.perf_counter()
+
+
+def read_pairs(rows: str) -> list[EncodedPair]:
+    return [EncodedPair(*json.loads(line)) for line in Path(rows).read_text().splitlines()]
 
 
 def cpu_seconds() -> float:

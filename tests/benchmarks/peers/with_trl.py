@@ -3,12 +3,17 @@ logged while it is timed.
 
 It is handed token ids, so that both sides see the same ones. Settings: micro, pairs of a
 micro-batch; rebalance, the sampling strategy `batch_rebalance`; precision: float32, autocast
-(bfloat16 over float32 weights) or bfloat16; gradient_checkpointing.
+(bfloat16 over float32 weights) or bfloat16; gradient_checkpointing; reference_micro, pairs of a
+micro-batch of the reference, and of held-out pairs.
 
 With `batch_rebalance` the micro-batches of a step hold different numbers of pairs, and Trainer
 averages their means: another loss. Here each mean is weighed by its pairs, in favour of that
 setting, which would not count otherwise; and the rows lie so that its shuffle, which has no switch,
 puts them in order."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from datasets import Dataset
@@ -17,6 +22,8 @@ from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 from trl import DPOConfig, DPOTrainer
+
+from zephyr.chat import EncodedPair
 
 
 class Meter(TrainerCallback):
@@ -64,16 +71,33 @@ class Meter(TrainerCallback):
             trainer.compute_loss = compute_loss
 
 
+def dataset(pairs: Sequence[EncodedPair]) -> Dataset:
+    """Rows of token ids, with the length that the rebalancing looks at."""
+    lengths = [
+        len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs
+    ]
+    return Dataset.from_list(
+        [{**pair._asdict(), "length": length} for pair, length in zip(pairs, lengths)]
+    )
+
+
+def evaluate(trainer: DPOTrainer) -> dict[str, float]:
+    """Means over the held-out pairs, by the trainer's own evaluation, which averages micro-batches:
+    exact where all are of one size."""
+    found = trainer.evaluate()
+    names = {
+        "loss": "eval_loss",
+        "accuracy": "eval_rewards/accuracies",
+        "margin": "eval_rewards/margins",
+    }
+    return {short: found[name] for short, name in names.items()}
+
+
 def main() -> None:
     rounds = Rounds()
     task, settings = rounds.task, rounds.task.settings
     pairs = task.pairs()
-    lengths = [
-        len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs
-    ]
-    rows = Dataset.from_list(
-        [{**pair._asdict(), "length": length} for pair, length in zip(pairs, lengths)]
-    )
+    rows = dataset(pairs)
     DPOTrainer._prepare_dataset = lambda self, dataset, *_: dataset  # the rows are tokenised
     if settings["rebalance"]:
         rows = rows.select(
@@ -87,15 +111,16 @@ def main() -> None:
     args = DPOConfig(
         output_dir=f"{task.folder}/trl",
         precompute_ref_log_probs=True,
-        precompute_ref_batch_size=1,
+        precompute_ref_batch_size=settings.get("reference_micro", 1),
+        per_device_eval_batch_size=settings.get("reference_micro", 1),
         max_length=None,
         beta=task.beta,
         per_device_train_batch_size=settings["micro"],
         gradient_accumulation_steps=task.pairs_per_step // settings["micro"],
         num_train_epochs=1,
         learning_rate=task.lr,
-        lr_scheduler_type="constant",
-        warmup_steps=0,
+        lr_scheduler_type="constant_with_warmup" if task.schedule == "constant" else task.schedule,
+        warmup_steps=math.ceil(task.warmup_fraction * task.steps()),
         max_grad_norm=task.grad_clip,
         optim="adamw_torch_fused",
         adam_beta1=0.9,
@@ -122,10 +147,12 @@ def main() -> None:
         model=task.model,
         args=args,
         train_dataset=rows,
+        eval_dataset=dataset(task.held_out_pairs()) if task.held_out else None,
         processing_class=tokenizer,
         callbacks=[meter],
     )
     meter.watch(trainer)
+    rounds.evaluate = partial(evaluate, trainer)
     trainer.train()
 
 

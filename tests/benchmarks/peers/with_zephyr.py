@@ -6,7 +6,7 @@ engine's place, to see what ZeRO-3 costs on one rank. profile: a file that the h
 the second step are written to."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,17 +18,18 @@ from torch import Tensor, nn
 import train_dpo
 from zephyr.config import Data, DPOConfig, Hardware, Optim, Reference, Run, Wandb
 from zephyr.data.store import Pairs, example_batch
-from zephyr.model.load import DTYPES, digest, load_policy
+from zephyr.model.load import digest
 from zephyr.packing import PackedBatch, plan_epochs
 from zephyr.training import loop
 from zephyr.training.engine import Engine
 from zephyr.training.loop import Split
+from zephyr.training.metrics import Record
 
 
 class Plain:
     """One process and torch's AdamW, behind what a step asks of the engine."""
 
-    rank, world, stop_requested = 0, 1, False
+    rank, world_size, stop_requested = 0, 1, False
 
     def __init__(self, hardware: Hardware, _seed: int) -> None:
         self.hardware, self.device = (
@@ -42,7 +43,9 @@ class Plain:
             lambda: 0,
         )
 
-    def initialize(self, load: Callable[[], nn.Module], optim: Optim) -> None:
+    def initialize(
+        self, load: Callable[[], nn.Module], optim: Optim, *, micro_batches: int
+    ) -> None:
         self.policy, self.grad_clip = load().to(self.device), optim.grad_clip
         self.train, self.num_layer_parameters = (
             self.policy.train,
@@ -90,6 +93,27 @@ def tell(rounds: Rounds, profile: str | None) -> None:
     loop.require_finite = require_finite
 
 
+class Kept:
+    """Keeps an evaluation's record, in the recorder's place."""
+
+    evaluations: Sequence[Record] = ()
+
+    def write(self, record: Record, _alarms: Mapping[str, str]) -> None:
+        self.record = record
+
+
+def evaluate(engine: Engine, held_out: Split) -> dict[str, float]:
+    """Means over the held-out pairs, by the loop's own evaluation."""
+    kept = Kept()
+    loop.evaluate(engine, held_out, None, 0, 0.0, kept)
+    names = {
+        "loss": "loss",
+        "accuracy": "rewards/accuracies",
+        "margin": "rewards/margins",
+    }
+    return {short: kept.record[name] for short, name in names.items()}
+
+
 def main() -> None:
     rounds = Rounds()
     task, settings = rounds.task, dict(rounds.task.settings)
@@ -103,8 +127,8 @@ def main() -> None:
         reference=Reference(f"{task.folder}/{kind.__name__}"),
         optim=Optim(
             lr_peak=task.lr,
-            schedule="constant",
-            warmup_fraction=0.0,
+            schedule=task.schedule,
+            warmup_fraction=task.warmup_fraction,
             epochs=1,
             pairs_per_step=task.pairs_per_step,
             grad_clip=task.grad_clip,
@@ -117,35 +141,27 @@ def main() -> None:
             wandb=Wandb("disabled"),
         ),
     )
-    hardware = config.hardware
     pairs = Pairs(pa.Table.from_batches([example_batch(task.pairs())]))
     plan = plan_epochs(
         train_dpo.packed_tokens(pairs, config),
         per_step=task.pairs_per_step,
         epochs=1,
         ranks=1,
-        budget_tokens=hardware.tokens_per_micro_batch,
+        budget_tokens=config.hardware.tokens_per_micro_batch,
         shuffle=False,
     )
     Path(config.run.dir).mkdir()
-    engine = kind(hardware, 0)
-    engine.initialize(
-        partial(
-            load_policy,
-            task.model,
-            attention=hardware.attention,
-            dtype=DTYPES[hardware.dtype],
-            activation_checkpointing=hardware.activation_checkpointing,
-        ),
-        config.optim,
-    )
+    engine = kind(config.hardware, 0)
+    train_dpo.initialize_policy(engine, config, plan)
+    identity = {"model": digest(task.model)}
     training = train_dpo.with_reference(
-        engine,
-        config,
-        train_dpo.split(engine, config, pairs, plan),
-        pairs,
-        {"model": digest(task.model)},
+        engine, config, train_dpo.split(engine, config, pairs, plan), pairs, identity
     )
+    if task.held_out:
+        held_out = Pairs(pa.Table.from_batches([example_batch(task.held_out_pairs())]))
+        planned = train_dpo.split(engine, config, held_out, None)
+        evaluation = train_dpo.with_reference(engine, config, planned, held_out, identity)
+        rounds.evaluate = partial(evaluate, engine, evaluation)
     tell(rounds, profile)
     rounds.begin()
     loop.fit(engine, config, training, None)
