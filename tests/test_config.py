@@ -158,7 +158,10 @@ def test_what_people_type_is_taken(tmp_path: Path) -> None:
         ("beta", r"override 'beta': expected key\.sub=value"),
         ("beta.x=1", r"beta: expected a finite number|group of keys"),
         ("beta=[", r"override 'beta=\[': the value is not YAML"),
-        ("hardware.activation_checkpointing=1", "expected one of true, false, mlp, got 1"),
+        (
+            "hardware.activation_checkpointing=1",
+            "expected one of true, false, mlp, elementwise, got 1",
+        ),
         ("optim.epochs=true", r"optim\.epochs: expected an integer, got True"),
         ("run.dir=''", r"run\.dir: expected a string, got ''"),
         ('model="a\\nb"', r"model: expected a string, got 'a\\nb'"),
@@ -369,7 +372,7 @@ def test_documented_types_and_defaults() -> None:
         "optim.lr_peak": ("a number > 0", "5.0e-7"),
         "optim.adam_betas": ("a list of two of 0 <= number < 1", "[0.9, 0.999]"),
         "hardware.prefix_sharing": ("true or false", "true"),
-        "hardware.activation_checkpointing": ("one of true, false, mlp", "true"),
+        "hardware.activation_checkpointing": ("one of true, false, mlp, elementwise", "true"),
         "run.dir": ("a string", "runs/dpo"),
     }
     for name, (type_of, default) in expected.items():

@@ -6,8 +6,9 @@ accuracy of both, over steps and over seconds.
     ... --plot DIR/learning.json       draws DIR/learning.svg and ends; needs matplotlib
 
 MODEL is a Hugging Face folder, a .gguf file of SmolLM2-135M-Instruct, or such a file in parts
-(model_parts.py). FILE holds pairs as train_dpo.py reads them. A prompt's pairs are held out or
-trained on by a seeded hash of its first user turn, so that no prompt is on both sides.
+(model_parts.py). FILE holds pairs as train_dpo.py reads them; `zephyr binarize FILE --rule paper
+--out PAIRS` makes them of other shapes. A prompt's pairs are held out or trained on by a seeded
+hash of its first user turn, so that no prompt is on both sides.
 
 Both sides start from the same weights and see the same ids in the same order, with the same
 optimizer and schedule, one epoch. Each evaluates held-out pairs by its own means. Zephyr goes

@@ -23,7 +23,7 @@ from zephyr.chat import EncodedPair
 def toy(folder: Path, *options: str) -> dict[str, object]:
     """The result of a toy run, in a process of its own."""
     script = Path(bench_learning.__file__)
-    command = [sys.executable, script, "--toy", "--seconds", "120", "--out", folder, *options]
+    command = [sys.executable, script, "--toy", "--seconds", "600", "--out", folder, *options]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder / "learning.json").read_text())["result"]

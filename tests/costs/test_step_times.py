@@ -190,15 +190,19 @@ def test_what_policies_and_kernels_repeat(mistral: costs.Model) -> None:
     """At Mistral-7B's shape 0.59 and 1.30 MB a token and layer, fused 0.52 together. Policies
     repeat less and less, `elementwise` traffic but no products. Fails where a policy repeats
     another's work, or `fused` is not read."""
-    moved, products = {}, {}
+    moved, products, attention = {}, {}, {}
     work = costs.example_work([(155, 302, 301)], mistral, CONFIG)
     for policy in (True, "mlp", "elementwise", False):
         hardware = replace(CONFIG.hardware, activation_checkpointing=policy)
         moved[policy] = times.elementwise_traffic(mistral.config, hardware).repeated
         config = replace(CONFIG, hardware=hardware)
-        products[policy] = times.example_seconds(
+        products[policy], attention[policy], _, _ = times.example_seconds(
             work, mistral, DEVICES["h200"], "cuda", config, True
-        )[0, 0]
+        )[0]
+    scoring = times.example_seconds(work, mistral, DEVICES["h200"], "cuda", CONFIG, False)[0]
+    assert {policy: seconds / scoring[1] for policy, seconds in attention.items()} == pytest.approx(
+        {True: 4.5, "mlp": 3.5, "elementwise": 3.5, False: 3.5}
+    )
     traffic = times.elementwise_traffic(mistral.config, CONFIG.hardware)
     assert traffic.forward == pytest.approx(589.8e3, rel=1e-3)
     assert traffic.backward == pytest.approx(1303.6e3, rel=1e-3)
@@ -357,3 +361,14 @@ def test_sums_of_micro_batches() -> None:
     ]
     assert any(not m for s in plan.steps for r in s.ranks for m in r)
     np.testing.assert_allclose(sums_MRC, by_hand)
+
+
+def test_the_most_loaded_rank_decides(mistral: costs.Model) -> None:
+    """One long and one short pair on two ranks: the step takes as long as the long pair, the ideal
+    is their mean. Fails where the ranks are averaged, or the least loaded is taken."""
+    work = costs.example_work([(155, 302, 301), (155, 50, 60)], mistral, CONFIG)
+    found = times.step_seconds(
+        one_step(work, CONFIG, 2), work, mistral, DEVICES["h100"], "cuda", CONFIG, SETTINGS
+    )
+    each = times.example_seconds(work, mistral, DEVICES["h100"], "cuda", CONFIG, True).sum(1)
+    assert found.busy == pytest.approx(each[0]) and found.ideal == pytest.approx(each.mean())

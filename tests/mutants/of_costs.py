@@ -70,8 +70,9 @@ MUTANTS: list[Mutant] = [
     ),
     *of(
         "zephyr/training/devices.py",
-        ("tests/training/test_devices.py",),
+        ("tests/training/test_devices.py", "tests/training/test_planner.py"),
         ("words.issuperset(device.words)", "words.intersection(device.words)"),
+        ("989.4e12, 0.755, 4.8e12", "1979e12, 0.755, 4.8e12"),
         (
             "return max(found, key=lambda name: len(DEVICES[name].words), default=None)",
             "return next(iter(found), None)",

@@ -298,6 +298,7 @@ MUTANTS: list[Mutant] = [
             "tests/training/test_planner.py::test_memory_of_a_rank_by_hand",
             "tests/training/test_planner.py::test_memory_of_a_head_by_hand",
             "tests/training/test_planner.py::test_the_peak_is_of_the_update_or_of_a_micro_batch",
+            "tests/model/test_memory.py::test_a_layer_of_7b_keeps_what_is_predicted",
             "tests/model/test_memory.py::test_a_step_of_7b_takes_what_an_h200_measured",
             "tests/model/test_memory.py::test_two_layers_take_what_an_h200_measured",
             "tests/verify/test_verify.py::test_a_disk_or_a_memory_that_is_too_small",
@@ -860,8 +861,8 @@ MUTANTS: list[Mutant] = [
             "",
         ),
         (
-            "if reason:",
-            "if False:",
+            'if reason:\n        raise ConfigError(f"hardware.attention: {reason}")',
+            'if False:\n        raise ConfigError(f"hardware.attention: {reason}")',
         ),
         (
             'if os.environ.get("LOCAL_RANK", "0") == "0":',
@@ -1180,7 +1181,7 @@ MUTANTS: list[Mutant] = [
     ),
     *of(
         "zephyr/model/triton_kernels.py",
-        ("tests/model/test_fused.py",),
+        ("tests/model/test_fused_layers.py",),
         (
             "dx = scale * (g - normal * mean[:, None])",
             "dx = scale * g",
@@ -1220,7 +1221,7 @@ MUTANTS: list[Mutant] = [
     ),
     *of(
         "zephyr/model/fused.py",
-        ("tests/model/test_fused.py",),
+        ("tests/model/test_fused_layers.py",),
         (
             "for offset, rounds_first in ((0.0, True), (0.0, False), (1.0, False)):",
             "for offset, rounds_first in ((0.0, True), (1.0, False)):",

@@ -501,7 +501,6 @@ MUTANTS: list[Mutant] = [
     *of(
         "zephyr/training/flops.py",
         ("tests/training/test_planner.py",),
-        ('"H200": 989.4e12,', '"H200": 1979e12,'),
         ("attention = 4 * config.num_hidden_layers", "attention = 2 * config.num_hidden_layers"),
         ("heads = config.num_attention_heads\n", "heads = config.num_key_value_heads\n"),
         (
@@ -539,11 +538,14 @@ MUTANTS: list[Mutant] = [
             ("return forward_flops(config, num_layer_parameters, tokens, targets, targets**2 / 2)"),
         ),
         (
-            "return 3 * forward / (seconds * ranks * peak)",
-            "return forward / (seconds * ranks * peak)",
+            "return 3 * forward / (seconds * ranks * DEVICES[name].peak)",
+            "return forward / (seconds * ranks * DEVICES[name].peak)",
         ),
-        ("return 3 * forward / (seconds * ranks * peak)", "return 3 * forward / (seconds * peak)"),
-        (("if peak is None:\n        return None"), ("if peak is None:\n        return 0.0")),
+        (
+            "return 3 * forward / (seconds * ranks * DEVICES[name].peak)",
+            "return 3 * forward / (seconds * DEVICES[name].peak)",
+        ),
+        (("if name is None:\n        return None"), ("if name is None:\n        return 0.0")),
     ),
     *of(
         "zephyr/training/planner.py",

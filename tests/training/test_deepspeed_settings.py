@@ -57,16 +57,12 @@ def test_deepspeed_json_holds_only_its_own(content: str, message: str, tmp_path:
         "fp16",
         "amp",
         "activation_checkpointing",
-        "zero_optimization.leaf_module",
-        "zero_optimization.stage3_module_granularity_threshold",
     ],
 )
 def test_each_key_that_the_yaml_decides_is_refused(key: str, tmp_path: Path) -> None:
     """Fails where one of DeepSpeed's own keys would be taken from the JSON, or dropped, in
     silence."""
-    section, _, name = key.rpartition(".")
-    settings = {**ZERO3, name: 1} if not section else {section: {"stage": 3, name: 1}}
-    (tmp_path / "d.json").write_text(json.dumps(settings))
+    (tmp_path / "d.json").write_text(json.dumps({**ZERO3, key: 1}))
     with pytest.raises(ConfigError, match=f"sets {key}; the YAML's"):
         read_deepspeed(str(tmp_path / "d.json"))
 
@@ -79,6 +75,16 @@ def completed(settings: dict[str, object], ranks: int = 2, **changes: object) ->
         gradients_in="float32",
         ranks=ranks,
     )
+
+
+@pytest.mark.parametrize("key", ["leaf_module", "stage3_module_granularity_threshold"])
+def test_json_and_yaml_agree_on_what_is_gathered(key: str) -> None:
+    """DeepSpeed's own keys for larger gathers pass beside `gather: layer` and are an error beside
+    `gather: module`. Fails where one of the two is ignored in silence."""
+    settings = {"zero_optimization": {"stage": 3, key: 1}}
+    assert completed(settings)["zero_optimization"] == {"stage": 3, key: 1}
+    with pytest.raises(ConfigError, match=f"gather: module, but .* sets zero_optimization.{key}"):
+        completed(settings, gather="module")
 
 
 def test_what_the_json_leaves_out_is_not_deepspeeds_default() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from zephyr.model.load import load_policy
 from zephyr.packing import collate_pairs
 
-POLICIES = (True, "mlp", False)
+POLICIES = (True, "mlp", "elementwise", False)
 RANKS = (1, 2)
 Found = dict[str, dict[str, Any]]  # what gradients.py writes
 

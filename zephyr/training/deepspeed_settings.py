@@ -11,8 +11,7 @@ from zephyr.config import ConfigError, Hardware, Optim, SFTOptim
 
 Json = dict[str, object]
 
-# DeepSpeed's keys that are an error in the JSON, each with the YAML key that decides instead. A dot
-# separates the names of nested keys.
+# DeepSpeed's keys that are an error in the JSON, each with the YAML key that decides instead
 DECIDED_BY_YAML = {
     "train_batch_size": "optim.pairs_per_step",
     "train_micro_batch_size_per_gpu": "hardware.tokens_per_micro_batch",
@@ -24,9 +23,9 @@ DECIDED_BY_YAML = {
     "fp16": "hardware.dtype",
     "amp": "hardware.dtype",
     "activation_checkpointing": "hardware.activation_checkpointing",
-    "zero_optimization.leaf_module": "hardware.gather",
-    "zero_optimization.stage3_module_granularity_threshold": "hardware.gather",
 }
+# Keys of `zero_optimization` that make DeepSpeed gather more than one module's weights at once.
+LEAF_KEYS = ("leaf_module", "stage3_module_granularity_threshold")
 # The names of dtypes that DeepSpeed takes in its JSON, each with ours.
 DTYPE_NAMES = {
     **dict.fromkeys(("fp32", "float32", "float", "torch.float32"), "float32"),
@@ -62,8 +61,7 @@ def read_deepspeed(path: str) -> Json:
             f"hardware.deepspeed: {path}: zero_optimization.stage 3 is wanted, got {zero!r}"
         )
     for key, owner in DECIDED_BY_YAML.items():
-        section, _, name = key.rpartition(".")
-        if name in (section_of(settings, section) if section else settings):
+        if key in settings:
             raise ConfigError(
                 f"hardware.deepspeed: {path} sets {key}; the YAML's {owner} decides that: remove it"
             )
@@ -150,8 +148,17 @@ def deepspeed_settings(
     Args:
         settings: DeepSpeed's JSON.
         gradients_in: float32 or bfloat16.
+
+    Raises:
+        ConfigError: the JSON gathers larger parts than `hardware.gather: module`.
     """
     zero = section_of(settings, "zero_optimization")
+    larger = [key for key in LEAF_KEYS if key in zero]
+    if larger and hardware.gather == "module":
+        raise ConfigError(
+            f"hardware.gather: module, but {hardware.deepspeed} sets zero_optimization.{larger[0]}, "
+            "which gathers more at once; remove that line, or set hardware.gather to layer"
+        )
     if ranks == 1:
         zero = {**zero, "reduce_scatter": False}
     short = {"float32": "fp32", "bfloat16": "bf16"}[gradients_in]

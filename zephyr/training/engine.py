@@ -84,8 +84,9 @@ class Engine:
         deepspeed.init_distributed(backend, timeout=timedelta(minutes=30), verbose=False)
         self.rank = torch.distributed.get_rank()
         self.world_size = torch.distributed.get_world_size()
+        settings = self.deepspeed_config(Optim(), "float32")
         try:
-            deepspeed.DeepSpeedConfig(self.deepspeed_config(Optim(), "float32"))
+            deepspeed.DeepSpeedConfig(settings)
         except Exception as error:  # of pydantic, or whatever a value of the wrong type causes
             raise ConfigError(f"hardware.deepspeed: {hardware.deepspeed}: {error}") from None
         for warning in slow_settings(self.settings, ranks=self.world_size, device=self.device.type):

@@ -22,7 +22,7 @@ from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import collate_pairs
 from zephyr.training.engine import Engine
 
-PAIRS = [EncodedPair("a", [5, 6, 7], [8, 9], [10, 11]), EncodedPair("b", [20], [21, 5], [3])]
+PAIRS = [EncodedPair("a", [5, 6], [8], [10, 11]), EncodedPair("b", [20], [21], [3])]
 
 
 class Training(NamedTuple):
