@@ -93,11 +93,11 @@ STEPS = [
         "peer",
         "bench_peer.py",
         "--gpu --model 7B-8L --pairs 32 --longest 1024 --steps 2 --rounds 3 --lr 5e-7 --same "
-        f'{WITH_ZEPHYR}16384}} {WITH_TRL}"micro":4}}',
+        f'{WITH_ZEPHYR}16384,"fused":"liger"}} {WITH_ZEPHYR}16384}} {WITH_TRL}"micro":4}}',
         "--model tiny --pairs 4 --longest 64 --steps 1 --rounds 1 --lr 1e-2 --same --threads 1 "
         f'{WITH_ZEPHYR}300,"dtype":"bfloat16"}} {WITH_TRL}"micro":2}} '
         "--tolerance 0.02,0.1",
-        150,
+        170,
         "trl",
     ),
     Step("fused", "bench_fused.py", "--tokens 8192", "--tokens 32", 60),

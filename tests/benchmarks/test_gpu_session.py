@@ -2,6 +2,8 @@
 GPU loses none: a step cut off, a cell that does not fit, kernels that fail, a machine without
 git."""
 
+import argparse
+import importlib
 import json
 import os
 import subprocess
@@ -22,6 +24,7 @@ import device
 import gpu
 import gpu_report
 import gpu_wheels
+import lengths
 import live_bytes
 import measure
 
@@ -108,6 +111,39 @@ def test_options_of_a_step_change_nothing(rehearsed: Path) -> None:
     base, other = of["base"]["losses"], ran["gather=module"]["losses"]
     assert base[0] != base[3] and len(other) == 4
     assert of["cells"]["ultrafeedback:unshared"]["off the first"]["loss"] > 0
+
+
+class Parsed(Exception):
+    """The command line is understood."""
+
+
+@pytest.mark.parametrize("name", [s.name for s in gpu.STEPS if s.script != "-m"])
+def test_options_for_a_gpu_are_understood(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the toy options run here: those of a GPU must at least be the script's own. Fails where
+    an option is renamed in one place."""
+    step = next(step for step in gpu.STEPS if step.name == name)
+    (tmp_path / "pairs.jsonl").touch()
+    args = gpu.parse(["--data", str(tmp_path)])
+    options = gpu.arguments(step, args, tmp_path, 100)
+
+    def parse_only(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> None:
+        found, unknown = parser.parse_known_args(argv)
+        assert not unknown
+        raise Parsed(found)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+    monkeypatch.setattr(sys, "argv", [step.script, *options])
+    with pytest.raises(Parsed) as parsed:
+        importlib.import_module(Path(step.script).stem).main()
+    found = parsed.value.args[0]
+    if step.script == "bench_step.py":
+        for cell in found.cells.split(","):
+            assert bench_step.option(cell, "recompute", "none") in bench_step.RECOMPUTE
+            assert cell.split(":")[0] in (*lengths.PROFILES, "sft", "row")
+    if name == "learning":
+        assert found.pairs == [str(tmp_path / "pairs.jsonl")] and found.seconds == 100
 
 
 def worker(script: str, folder: Path) -> gpu.Worker:

@@ -1,9 +1,9 @@
 """Does its imports, waits for a line of standard input, and becomes the script that the line names.
 
 The imports of a step take seconds, and need no GPU: they are done while the step before it
-measures. The line is JSON: [seconds since nothing, arguments]; without a line the process ends."""
+measures. The line is JSON: [script, argument, ...]; without a line the process ends."""
 
-import importlib
+import importlib.util
 import json
 import os
 import runpy
