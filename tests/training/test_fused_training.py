@@ -26,7 +26,7 @@ PAIRS = [EncodedPair("a", [5, 6], [8], [10, 11]), EncodedPair("b", [20], [21], [
 
 
 class Training(NamedTuple):
-    """What two steps of DPO gave."""
+    """What steps of DPO gave."""
 
     losses: Tensor
     grad_norms: Tensor
@@ -43,8 +43,8 @@ def engine() -> Iterator[Engine]:
         made.close()
 
 
-def train(engine: Engine, folder: Path, **hardware: object) -> Training:
-    """Two steps, each of two micro-batches, of a new policy."""
+def train(engine: Engine, folder: Path, steps: int, **hardware: object) -> Training:
+    """Steps of two micro-batches each, of a new policy."""
     engine.hardware = replace(engine.hardware, **hardware)
     load = partial(
         load_policy,
@@ -55,7 +55,7 @@ def train(engine: Engine, folder: Path, **hardware: object) -> Training:
     )
     engine.initialize(load, Optim(grad_clip=1e9))
     found, norms = [], []
-    for _ in range(2):
+    for _ in range(steps):
         for i in range(2):
             batch = collate_pairs(PAIRS, [i])
             zero_P = torch.zeros(1)
@@ -75,9 +75,11 @@ def test_training_is_the_same(engine: Engine, tiny: Path) -> None:
     """Losses, gradient norms and weights in float32 to rounding, with every policy of what is
     computed again. Fails where ZeRO-3 does not gather a norm's weight for a kernel, a kernel keeps
     a weight that is gone in the backward, or its gradient is not reduced."""
-    plain = train(engine, tiny, dtype="float32", activation_checkpointing=False, fused="none")
+    plain = train(engine, tiny, 1, dtype="float32", activation_checkpointing=False, fused="none")
     for policy in (False, "mlp", "elementwise", True):
-        ours = train(engine, tiny, dtype="float32", activation_checkpointing=policy, fused="triton")
+        ours = train(
+            engine, tiny, 1, dtype="float32", activation_checkpointing=policy, fused="triton"
+        )
         for name, a, b in zip(Training._fields, ours, plain):
             assert distance(a, b) < 1e-5, (policy, name)
     assert not torch.equal(ours.losses, plain.losses)  # or no kernel ran
@@ -87,7 +89,7 @@ def test_training_in_bfloat16_errs_no_more(engine: Engine, tiny: Path) -> None:
     """Losses and gradient norms against float32: at most twice the error of transformers' modules
     in bfloat16. Fails where a gradient is summed or kept in bfloat16."""
     exact, plain, ours = (
-        train(engine, tiny, dtype=dtype, activation_checkpointing=True, fused=fused)
+        train(engine, tiny, 2, dtype=dtype, activation_checkpointing=True, fused=fused)
         for dtype, fused in (("float32", "none"), ("bfloat16", "none"), ("bfloat16", "triton"))
     )
     for truth, theirs, mine in zip(exact[:2], plain[:2], ours[:2]):
