@@ -156,8 +156,9 @@ def deepspeed_settings(
     larger = [key for key in LEAF_KEYS if key in zero]
     if larger and hardware.gather == "module":
         raise ConfigError(
-            f"hardware.gather: module, but {hardware.deepspeed} sets zero_optimization.{larger[0]}, "
-            "which gathers more at once; remove that line, or set hardware.gather to layer"
+            f"hardware.gather: module, but {hardware.deepspeed} sets zero_optimization."
+            f"{larger[0]}, which gathers more at once; remove that line, or set hardware.gather to "
+            "layer"
         )
     if ranks == 1:
         zero = {**zero, "reduce_scatter": False}
