@@ -81,7 +81,7 @@ STEPS = [
     Step(
         "step_7B_fused",
         "bench_step.py",
-        f"--model 7B --rounds 3 --fused liger,triton,none --gradient bfloat16 {CELLS} "
+        f"--model 7B --rounds 3 --fused triton,liger,none --gradient bfloat16 {CELLS} "
         f"{UF}:budget=6144:recompute=elementwise,{UF}:budget=12288:recompute=mlp,"
         f"sft:budget=12288:recompute=mlp,{UF}:budget=4096:recompute=none,"
         # Not expected to fit in 141 GB: after the others.
