@@ -41,7 +41,7 @@ WRITTEN = {
     "fused": ("none", "layer", "seconds"),
     "learning": ("curves", "zephyr", "evaluations"),
     "attention": ("tldr", "dense mask", "seconds"),
-    "shapes": ("growth", "deviation_from_line"),
+    "shapes": ("growth", "microseconds_per_token", "512"),
 }
 TOY = "--model tiny --pairs 4 --longest 64 --budget 300 --rounds 1 --trace no --order cells"
 

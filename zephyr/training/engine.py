@@ -97,9 +97,12 @@ class Engine:
         self.stop_requested = False  # by a signal to this rank
 
     def close(self) -> None:
-        """Leave the process group."""
+        """Leave the process group, so that this process can start another engine."""
+        import deepspeed
+
         if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+            # Not torch's own: DeepSpeed keeps groups of its own, and would use them again.
+            deepspeed.comm.destroy_process_group()
         for name in self.own_environment:
             os.environ.pop(name, None)
 
