@@ -29,6 +29,7 @@ from typing import NamedTuple
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 REHEARSAL = {"ZEPHYR_REHEARSE": "1", "OMP_NUM_THREADS": "1"}
+INTERPRETED = ("kernels", "fused")  # steps that rehearse Triton's kernels, one program at a time
 NO_GPU = 3  # exit code of the first step
 
 
@@ -157,7 +158,7 @@ class Worker:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=environment,
+                env=of_step(step, environment),
                 cwd=ROOT,
                 text=True,
             )
@@ -179,6 +180,14 @@ class Worker:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+
+def of_step(step: Step, environment: dict[str, str]) -> dict[str, str]:
+    """The environment of a step. In a rehearsal, Triton's interpreter is on where it is quick."""
+    own = {name: value for name, value in environment.items() if name != "TRITON_INTERPRET"}
+    if "ZEPHYR_REHEARSE" in environment and step.name in INTERPRETED:
+        own["TRITON_INTERPRET"] = "1"
+    return own
 
 
 def arguments(step: Step, args: argparse.Namespace, results: Path, seconds: float) -> list[str]:
