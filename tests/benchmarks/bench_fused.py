@@ -244,11 +244,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
         found: dict[str, object] = {}
         result[kind] = found
         for name, operation in parts.items():
-            found[name] = part(operation, kernels, args.device, rate, repeats)
+            with measure.failure_recorded(found, name):
+                found[name] = part(operation, kernels, args.device, rate, repeats)
             keep()
         replaced = None if kind == "none" else kernels
-        run = layer_call(config, replaced, batch, args.device)
-        found["layer"] = measured(run, args.device, repeats)
+        with measure.failure_recorded(found, "layer"):
+            run = layer_call(config, replaced, batch, args.device)
+            found["layer"] = measured(run, args.device, repeats)
         keep()
     print(keep().read_text(encoding="utf-8"), end="")
     return result

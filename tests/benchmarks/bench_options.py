@@ -195,7 +195,7 @@ def run_cells(bench: Bench, engine: Engine, splits: dict[str, Split], phases: Ph
     """Policies and layouts on the weights as they are: loss, gradient norm, memory, seconds."""
     cells, first = bench.result.setdefault("cells", {}), None
     for name, split in splits.items():
-        with told(cells, name):
+        with measure.failure_recorded(cells, name):
             recompute_as(engine, bench.args, name)
             peak, found = peak_bytes(partial(one_step, engine, split, phases), bench.args.device)
             phases.seconds()
@@ -209,16 +209,6 @@ def run_cells(bench: Bench, engine: Engine, splits: dict[str, Split], phases: Ph
             }
         bench.keep()
     recompute_as(engine, bench.args, CELLS[0])
-
-
-@contextlib.contextmanager
-def told(where: Json, name: str) -> Iterator[None]:
-    """What fails is told with its reason, and what comes after it is measured all the same."""
-    try:
-        yield
-    except Exception as error:
-        where[name] = {"skipped": f"{type(error).__name__}: {str(error)[:300]}"}
-        print(f"{name}: {where[name]['skipped']}", flush=True)
 
 
 def run_resumed(bench: Bench, state: Path, base: Json) -> None:
@@ -265,10 +255,10 @@ def main(argv: Sequence[str] | None = None) -> Json:
     room = memory if memory.is_dir() and shutil.disk_usage(memory).free > 32e9 else args.out
     with tempfile.TemporaryDirectory(dir=room) as state:
         base = run_base(bench, Path(state))
-        with told(bench.result, "resumed"):
+        with measure.failure_recorded(bench.result, "resumed"):
             run_resumed(bench, Path(state), base)
     for name in own.variants.split(","):
-        with told(bench.result["variants"], name):
+        with measure.failure_recorded(bench.result["variants"], name):
             run_variant(bench, name, base)
         bench.keep()
     torch.distributed.destroy_process_group()

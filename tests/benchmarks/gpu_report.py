@@ -234,6 +234,8 @@ def say_fused(result: Json) -> Iterator[str]:
     for kind, of in result.items():
         if isinstance(of, str):
             yield f"- Fused, {kind}: {of}."
+        elif isinstance(of, dict) and "skipped" in of.get("layer", {}):
+            yield f"- Fused, {kind}: not measured: {of['layer']['skipped']}."
         elif isinstance(of, dict) and "layer" in of:
             yield f"- Fused, {kind}: a layer in {of['layer']['seconds']['median'] * 1e3:.2f} ms."
 

@@ -1,6 +1,7 @@
 """What every benchmark shares: a result file that says on what, with what and how it was measured,
 and medians with their spread."""
 
+import contextlib
 import json
 import os
 import platform
@@ -8,7 +9,7 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -93,6 +94,17 @@ def seconds(
         devices.synchronize(where)
         times.append(devices.elapsed(start, end))
     return spread(times[warm_ups:])
+
+
+@contextlib.contextmanager
+def failure_recorded(where: dict[str, object], name: str) -> Iterator[None]:
+    """An error becomes `where[name]`, with its reason, and what comes after is still measured."""
+    try:
+        yield
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error)[:300]}"
+        where[name] = {"skipped": reason}
+        print(f"{name}: {reason}", flush=True)
 
 
 def save(name: str, command: str, result: object) -> None:
