@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import yaml
 from processes import ROOT, free_port
 from safetensors.numpy import load_file
+from torch.distributed.run import get_args_parser
 
 LONG = ("optim.epochs=10", "run.save_every=1000")  # 30 steps of the config that `finished` wrote
 
@@ -127,18 +128,18 @@ def wait_for(
 def background(
     script: str, *arguments: str | Path, log: Path | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """The script on two ranks, with the launch flags of the README. What is left of it at the end
-    of the block is killed."""
+    """The script on two ranks, with the launch flags of the README, as far as this torchrun knows
+    them. What is left of it at the end of the block is killed."""
+    flags = ["--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1"]
+    if "--shutdown-timeout" in get_args_parser().format_usage():
+        flags += ["--shutdown-timeout", "600"]
     command = [
         sys.executable,
         "-m",
         "torch.distributed.run",
         "--nproc_per_node=2",
         f"--master_port={free_port()}",
-        "--signals-to-handle",
-        "SIGTERM,SIGINT,SIGUSR1",
-        "--shutdown-timeout",
-        "600",
+        *flags,
         str(ROOT / script),
         *map(str, arguments),
     ]

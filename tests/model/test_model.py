@@ -348,7 +348,7 @@ def test_memory_of_the_head_does_not_grow_with_vocabulary_times_tokens(
 
 
 def test_activation_policies_keep_less_and_change_nothing(tiny: Path) -> None:
-    """Bytes alive between forward and backward fall from policy to policy, and gradients stay as
+    """Bytes alive between forward and backward fall with what is computed again, gradients stay as
     they are. Fails where a policy is not heard, keeps what its name says is computed again, or
     recomputes something else than the forward did."""
     batch = collate_pairs(random_pairs(384), range(4))
@@ -366,8 +366,8 @@ def test_activation_policies_keep_less_and_change_nothing(tiny: Path) -> None:
         )
         total.backward()
         gradients[policy] = torch.cat([p.grad.flatten() for p in model.parameters()])
-    assert bytes_of[False] > 1.3 * bytes_of["elementwise"], bytes_of
-    assert bytes_of["elementwise"] > bytes_of["mlp"] > 1.3 * bytes_of[True], bytes_of
+    for policy in ("elementwise", "mlp"):
+        assert bytes_of[False] > 1.3 * bytes_of[policy] > 1.3**2 * bytes_of[True], bytes_of
     for gradient in gradients.values():
         torch.testing.assert_close(gradient, gradients[False], rtol=1e-5, atol=1e-6)
 
