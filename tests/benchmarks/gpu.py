@@ -15,6 +15,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -141,7 +142,14 @@ def unpack_wheels(wheels: Path, site: Path) -> None:
     files = [*sorted(wheels.glob("*.whl")), *sorted(site.glob("*.whl"))]
     if not files:
         sys.exit(f"error: no wheels in {wheels}; `make gpu-wheels WHEELS=folder` makes them")
+    own = f"cp{sys.version_info.major}{sys.version_info.minor}"
     for wheel in files:
+        built_for = re.search(r"-(cp3\d+)-cp3", wheel.name)
+        if built_for and built_for[1] != own:
+            sys.exit(
+                f"error: --wheels {wheels}: expected wheels for this Python, {own}, got "
+                f"{wheel.name}; `gpu_wheels.py FOLDER --python 3.N` makes them for another"
+            )
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(site)
 
@@ -306,9 +314,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> dict[str, str]:
     args = parse(argv)
     if args.report:
+        sys.path.append(str(ROOT))
         import gpu_report
 
-        print(gpu_report.page(args.report))
+        from zephyr.config import BadInput
+
+        try:
+            print(gpu_report.page(args.report))
+        except BadInput as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
         return {"report": "measured"}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the steps' processes go
     args.out = args.out.resolve()

@@ -217,7 +217,7 @@ def say_difference(of: Json, key: str) -> str:
     seconds = sorted(of["seconds"][1:] or of["seconds"])
     return (
         f"loss off by {of[key]['loss']:.1e}, gradient norm by {of[key]['grad_norm_relative']:.1e}, "
-        f"equal: {of[key]['equal']}, {seconds[len(seconds) // 2]:.3f} s a step"
+        f"within the limits: {of[key]['equal']}, {seconds[len(seconds) // 2]:.3f} s a step"
     )
 
 

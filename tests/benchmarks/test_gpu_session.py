@@ -289,6 +289,19 @@ def test_report_of_the_committed_results() -> None:
     assert any(line.startswith("- Head, 24000 tokens") and "1.56 times" in line for line in lines)
 
 
+def test_bad_folders_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line, before a step runs. Fails where wheels of another Python are unpacked, which would
+    end every step in an ImportError, or a report of nothing is a traceback."""
+    (tmp_path / "core-1.0-cp39-cp39-manylinux2014_x86_64.whl").touch()
+    with pytest.raises(
+        SystemExit, match="expected wheels for this Python, cp3.*, got core-1.0-cp39"
+    ):
+        gpu.unpack_wheels(tmp_path, tmp_path / "site")
+    with pytest.raises(SystemExit, match="2"):
+        gpu.main(["--report", str(tmp_path)])
+    assert f"error: --report {tmp_path}: no results there" in capsys.readouterr().err
+
+
 def test_wheels_are_pinned(capsys: pytest.CaptureFixture[str]) -> None:
     """Each has one version, that of constraints.txt where it is named there. Fails where a package
     is added without one, or the two files differ."""

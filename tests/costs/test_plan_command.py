@@ -327,8 +327,11 @@ def test_the_configs_own_rows(
             ("--lengths", "{bad}"),
             "counts.jsonl:2: integers > 0 are wanted of prompt, chosen, rejected",
         ),
-        ((), "model runs/zephyr-7b-beta/sft/model: no such folder\n"),
-        (("--shape", "mistral"), "model runs/zephyr-7b-beta/sft/model: no such folder\n"),
+        ((), "model runs/zephyr-7b-beta/sft/model: no such folder; with --shape and --lengths"),
+        (
+            ("--shape", "mistral"),
+            "model runs/zephyr-7b-beta/sft/model: no such folder; with --shape and --lengths",
+        ),
         (("--shape", "mistrall", "--lengths", "hh"), "mistrall"),
         (
             ("--shape", "mistral", "--lengths", "hh", "--gpus", "0"),
@@ -341,10 +344,10 @@ def test_the_configs_own_rows(
         (("--lengths", "hh", "--device", "h1000"), "expected one of rtx-3090, "),
         (("--lengths", "hh", "--device", "h1000"), "--memory GB --bandwidth GB/s --rate TFLOP/s"),
         (("--lengths", "hh", "--device", "v100"), "it has no bfloat16"),
-        (("--lengths", "hh", "--memory", "48"), "got (48.0, None, None)"),
+        (("--lengths", "hh", "--memory", "48"), "got --memory 48.0"),
         (
             ("--lengths", "hh", "--device", "l4", *DESCRIBED.split()),
-            "in place of --device",
+            "got --device l4 --memory",
         ),
         (("--lengths", "hh", "--host-memory", "0"), "--host-memory: GB > 0 are wanted, got 0"),
     ],

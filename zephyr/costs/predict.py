@@ -95,9 +95,11 @@ def choose_device(name: str | None, card: Card, dtype: str, ranks: int) -> tuple
     if any(value is not None for value in card):
         values = [value for value in card if value is not None and value > 0]
         if name is not None or len(values) < len(card):
+            given = {"device": name} | card._asdict()
+            got = " ".join(f"--{key} {value}" for key, value in given.items() if value is not None)
             raise BadInput(
                 "--memory, --bandwidth and --rate describe a GPU together, in place of --device: "
-                f"numbers > 0 are wanted, got {tuple(card)}"
+                f"expected three numbers > 0 and no --device, got {got}"
             )
         return "described GPU", described_device(*values)
     name = name or "a100-80"
@@ -122,6 +124,9 @@ def read_lengths(named: str | None, config: Config) -> Lengths:
         return token_counts(load_examples(config))
     if named in (["ultrachat"] if texts else PROFILES):
         return costs.profile_lengths(named, config)
+    if "/" not in named and not Path(named).exists():
+        known = "ultrachat" if texts else ", ".join(PROFILES)
+        raise BadInput(f"--lengths {named}: expected {known}, or a .jsonl of token counts")
     names = ("tokens", "targets") if texts else ("prompt", "chosen", "rejected")
     found = []
     for place, row in read_rows([named]):

@@ -102,8 +102,8 @@ def format_config(report: Report, units: Mapping[str, "Unit"]) -> Iterator[str]:
         f"the mean; step {units['step s'].name}: time of a step, without the parts of comm that "
         "compute hides (same\nunit); of ideal: the share of the step that compute alone would take "
         "with the work divided evenly over the ranks; mfu: useful work\nas a share of the GPU's "
-        f"peak; {units['hours'].name}: training, without evaluation and saving; the reference pass "
-        f"takes {reference:.2f} more"
+        f"peak; {units['hours'].name}: training, without evaluation and saving"
+        + (f"; the reference pass takes {reference:.2f} more" if reference else "")
     )
     yield format_table(with_units([own], units))
     memory = units["peak GB"]
@@ -143,6 +143,12 @@ def format_parts(report: Report) -> Iterator[str]:
         "\nMilliseconds of a step by component. products: matrix products of the layers; copies: "
         "of gradients and gathered weights in ZeRO-3;\nupdate ratio: where a record is written; "
         "host: the device waits for Python; communication: what computation does not hide"
+        + (
+            "\nthe fastest that fits: of all layouts advised below; like them, predicted from a "
+            "sample of the run's steps"
+            if report["fastest"]
+            else ""
+        )
     )
     yield format_table(rows)
 

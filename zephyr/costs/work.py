@@ -49,7 +49,7 @@ def require_model_folder(path: str) -> None:
     """
     is_path = path.startswith((".", "/", "~")) or path.count("/") > 1
     if is_path and not os.path.exists(path):
-        raise BadInput(f"model {path}: no such folder")
+        raise BadInput(f"model {path}: no such folder; with --shape and --lengths none is needed")
 
 
 def read_model(path: str, shape: str | None) -> Model:
@@ -73,10 +73,11 @@ def read_model(path: str, shape: str | None) -> Model:
                 config, trust_remote_code=False
             )
     except (*MODEL_CONFIG_ERRORS, OSError) as error:
-        raise BadInput(
-            f"model {path}: a folder with a config.json is wanted, or --shape (mistral: that of "
-            f"Mistral-7B); {error}"
-        ) from None
+        if shape:
+            wanted = f"--shape {shape}: a model type of transformers is wanted"
+        else:
+            wanted = f"model {path}: a folder with a config.json is wanted, or --shape"
+        raise BadInput(f"{wanted} (mistral: that of Mistral-7B); {error}") from None
     sizes = {name: parameter.numel() for name, parameter in lm.named_parameters()}
     outside = sum(
         size for name, size in sizes.items() if "embed_tokens" in name or "lm_head" in name
