@@ -20,11 +20,14 @@ from zephyr.config import (
     DPOConfig,
     Hardware,
     Optim,
+    Run,
     SFTConfig,
     SFTData,
     SFTOptim,
+    SFTRun,
 )
 from zephyr.costs import predict, work
+from zephyr.training.devices import find_device
 
 Json = dict[str, object]
 HEAD = (
@@ -136,11 +139,13 @@ def hardware_of(settings: dict[str, str], cell: str) -> Hardware:
 
 def plan_ratio(result: Json, settings: dict[str, str], cell: str, found: Json, gpu: str) -> str:
     """Predicted over measured seconds, and memory where the cell is the process's largest."""
-    device = next((name for name in predict.DEVICES if name in gpu.lower()), None)
+    device = find_device(gpu)
     name = cell.split(":")[0]
     if device is None or (name not in lengths.PROFILES and name != "sft") or "unpacked" in cell:
         return ""
     hardware, longest = hardware_of(settings, cell), int(settings["longest"])
+    # Since `gather` is a key, a measured step is one that writes no record.
+    log_every = 10**9 if "gather" in settings else 1
     if name == "sft":
         drawn = lengths.dialogue_lengths(int(settings["documents"]))
         sizes = [max(16, length * 2 * longest // 2048) for length in drawn]
@@ -151,6 +156,7 @@ def plan_ratio(result: Json, settings: dict[str, str], cell: str, found: Json, g
             SFTData(("random",), max_tokens=2 * longest),
             hardware=hardware,
             optim=SFTOptim(windows_per_step=windows),
+            run=SFTRun(log_every=log_every),
         )
     else:
         counts = lengths.pair_lengths(name, int(settings["pairs"]), longest=longest)
@@ -159,6 +165,7 @@ def plan_ratio(result: Json, settings: dict[str, str], cell: str, found: Json, g
             Data(("random",), max_tokens=longest, max_prompt_tokens=longest // 2),
             hardware=hardware,
             optim=Optim(epochs=1, pairs_per_step=len(counts)),
+            run=Run(log_every=log_every),
         )
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(result["shape"]))
