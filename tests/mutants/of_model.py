@@ -274,8 +274,16 @@ MUTANTS: list[Mutant] = [
             "            output = self.kept.pop()\n",
         ),
         (
-            "and writes(op) and memory(args[0]) == self.last:",
+            "and writes_first(op) and self.last == memory(args[0]):",
             "and False:",
+        ),
+        (
+            "return StorageWeakRef(cast(Tensor, tensor).untyped_storage())",
+            "return cast(Tensor, tensor).untyped_storage()._cdata",
+        ),
+        (
+            "node = max(below, key=lambda function: function._sequence_nr())",
+            "node = below[-1]",
         ),
         (
             "            if not self.kept:\n",
