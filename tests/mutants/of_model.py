@@ -1239,6 +1239,10 @@ MUTANTS: list[Mutant] = [
         "zephyr/model/fused.py",
         ("tests/model/test_fused_layers.py",),
         (
+            "Version(version(package)) < Version(LIGER_AT_LEAST)",
+            "version(package) < LIGER_AT_LEAST",
+        ),
+        (
             "for offset, rounds_first in ((0.0, True), (0.0, False), (1.0, False)):",
             "for offset, rounds_first in ((0.0, True), (1.0, False)):",
         ),
