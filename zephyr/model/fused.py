@@ -142,7 +142,9 @@ def unavailable_reason(fused: str, device: str) -> str | None:
         return None
     package = PACKAGES[fused]
     if importlib.util.find_spec(package.replace("-", "_")) is None:
-        return f"{fused} needs the package {package}, which is not installed; none needs nothing"
+        return (
+            f"{fused} needs the package {package}, which is not installed: install it, or set none"
+        )
     if fused == "liger" and Version(version(package)) < Version(LIGER_AT_LEAST):
         return f"liger needs {package} >= {LIGER_AT_LEAST}, found {version(package)}: upgrade it"
     interpreted = fused == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
@@ -153,7 +155,10 @@ def unavailable_reason(fused: str, device: str) -> str | None:
     headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
     if not any(compilers) or not headers.is_file():
         missing = f"{headers}" if any(compilers) else "gcc, clang or CC"
-        return f"{fused} builds its launcher with a C compiler and lacks {missing}; none needs none"
+        return (
+            f"{fused} builds its launcher with a C compiler and lacks {missing}: install it, or "
+            "set none"
+        )
     return None
 
 

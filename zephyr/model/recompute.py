@@ -75,7 +75,10 @@ def checkpoint_layers(lm: PreTrainedModel, run: Callable[..., object], what: str
 
 
 def checkpoint_parts(lm: PreTrainedModel) -> None:
-    """Checkpoint the norms and MLPs; these keep most. A fused norm keeps its input alone anyway."""
+    """Checkpoint norms and MLPs, which keep most of a layer's memory.
+
+    Fused norms are left as they are: they keep only their input.
+    """
     parts = {
         name: module
         for name, module in lm.base_model.named_modules()
