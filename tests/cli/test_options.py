@@ -74,7 +74,8 @@ def test_the_shell_completes_commands_options_and_choices() -> None:
     assert completed("zephyr bin") == ["binarize"]
     assert completed("zephyr eval ac") == ["academic"]
     assert completed("zephyr prepare --near") == ["--near-duplicates"]
-    assert completed("zephyr plan --device h") == ["h100", "h100-nvl", "h100-pcie", "h200"]
+    hopper = ["h100", "h100-nvl", "h100-pcie", "h200", "h200-nvl"]
+    assert completed("zephyr plan --device h") == hopper
     # without this variable, typer takes the shell from the parent process, which may be none
     named = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     assert "complete_bash" in zephyr_process("--show-completion", "bash", **named).stdout

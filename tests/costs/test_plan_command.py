@@ -130,7 +130,7 @@ def test_what_would_fit(mistral: costs.Model, lengths: costs.Lengths) -> None:
     assert list(found) == [
         "--gpus 5",
         "hardware.deepspeed=configs/deepspeed/zero3-offload.json",
-        "--device h200",
+        "--device h200-nvl",
     ]
     assert all(remedy["layout"]["fits"] == "yes" for remedy in found.values())
     of_case = partial(layout, case=a_case(mistral, lengths, "a100-40"))

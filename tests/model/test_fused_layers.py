@@ -5,6 +5,7 @@ GPU."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -142,6 +143,43 @@ def test_swiglu(kernels: fused.Kernels, tokens: int, size: int, dtype: torch.dty
 
     inputs = draw((1, tokens, 2 * size))
     require_small_error(joint(kernels.swiglu), joint(fused.swiglu), inputs, dtype)
+
+
+def test_swiglu_of_columns(kernels: fused.Kernels) -> None:
+    """Gate and up whose columns do not lie beside each other: transposed, and every second column
+    of one tensor. Fails where neighbours in memory are taken for neighbours of a row."""
+
+    def transposed(function: Function) -> Function:
+        return lambda gate, up: function(gate.t(), up.t())
+
+    def mixed(function: Function) -> Function:
+        return lambda both: function(both[..., ::2], both[..., 1::2])
+
+    for layout, inputs in ((transposed, draw((6, 4), (6, 4))), (mixed, draw((2, 3, 12)))):
+        require_small_error(layout(kernels.swiglu), layout(fused.swiglu), inputs, torch.float32)
+
+
+def test_launches_are_on_the_gpu_of_the_tensors(
+    kernels: fused.Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forward and backward of each kernel ask for the device of a tensor. Fails where a launch is
+    left to the current GPU, which may be another one."""
+    asked: list[Tensor] = []
+
+    def device_of(tensor: Tensor) -> contextlib.AbstractContextManager[None]:
+        asked.append(tensor)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    x, weight, query, angle = draw((1, 3, 8), (8,), (1, 2, 3, 8), (1, 3, 8))
+    calls: list[tuple[Function, list[Tensor]]] = [
+        (lambda x, w: kernels.rms_norm(x, w, 1e-5, 0.0, True), [x, weight]),
+        (kernels.swiglu, [x, x]),
+        (lambda q: kernels.rotate(q, q, angle.cos(), angle.sin())[0], [query]),
+    ]
+    for function, inputs in calls:
+        results(function, inputs, torch.float32)
+    assert len(asked) == 2 + 2 + 3  # two rotations forward, one backward
 
 
 @DTYPES
@@ -339,6 +377,9 @@ def test_why_kernels_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "package liger-kernel, which is not installed" in str(reason("liger", "cuda"))
     assert "package triton, which is not installed" in str(reason("triton", "cuda"))
     monkeypatch.setattr(fused.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(fused, "version", lambda name: "0.8.4")
+    assert "liger-kernel >= 0.8.5, found 0.8.4" in str(reason("liger", "cuda"))
+    monkeypatch.setattr(fused, "version", lambda name: "0.8.10")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert reason("triton", "cpu") is None and "GPUs only" in str(reason("liger", "cpu"))
     monkeypatch.delenv("TRITON_INTERPRET")

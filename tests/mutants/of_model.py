@@ -274,8 +274,16 @@ MUTANTS: list[Mutant] = [
             "            output = self.kept.pop()\n",
         ),
         (
-            "and writes(op) and memory(args[0]) == self.last:",
+            "and writes_first(op) and self.last == memory(args[0]):",
             "and False:",
+        ),
+        (
+            "return StorageWeakRef(cast(Tensor, tensor).untyped_storage())",
+            "return cast(Tensor, tensor).untyped_storage()._cdata",
+        ),
+        (
+            "node = max(below, key=lambda function: function._sequence_nr())",
+            "node = below[-1]",
         ),
         (
             "            if not self.kept:\n",
@@ -1183,6 +1191,14 @@ MUTANTS: list[Mutant] = [
         "zephyr/model/triton_kernels.py",
         ("tests/model/test_fused_layers.py",),
         (
+            "return x_RD if x_RD.stride(1) == 1 else x_RD.contiguous()",
+            "return x_RD",
+        ),
+        (
+            "        with torch.cuda.device_of(x):\n            rms_norm_backward",
+            "        if True:\n            rms_norm_backward",
+        ),
+        (
             "dx = scale * (g - normal * mean[:, None])",
             "dx = scale * g",
         ),
@@ -1222,6 +1238,10 @@ MUTANTS: list[Mutant] = [
     *of(
         "zephyr/model/fused.py",
         ("tests/model/test_fused_layers.py",),
+        (
+            "Version(version(package)) < Version(LIGER_AT_LEAST)",
+            "version(package) < LIGER_AT_LEAST",
+        ),
         (
             "for offset, rounds_first in ((0.0, True), (0.0, False), (1.0, False)):",
             "for offset, rounds_first in ((0.0, True), (1.0, False)):",

@@ -103,7 +103,8 @@ MUTANTS: list[Mutant] = [
         ),
         ("raise own or BadInput(complaints[0])", "return None"),
         ("        move_buffers(loaded, self.device)\n", ""),
-        ("module.named_buffers(recurse=False)", "policy.named_buffers(recurse=False)"),
+        ("named_buffers(recurse=False, remove_duplicate=False)", "named_buffers(recurse=False)"),
+        ("module.named_buffers(recurse=False,", "policy.named_buffers(recurse=False,"),
     ),
     *of(
         "zephyr/training/engine.py",

@@ -31,6 +31,10 @@ ZERO3 = {"zero_optimization": {"stage": 3}}
         ),
         ('{"zero_optimization": {"stage": 3}, "optimizer": {}}', "optim decides"),
         ('{"zero_optimization": {"stage": 2}}', "stage 3"),
+        (
+            '{"zero_optimization": {"stage": 3}, "data_types": "bf16"}',
+            "data_types: a mapping with grad_accum_dtype is wanted, got 'bf16'",
+        ),
         ("{}", "stage 3"),
         ("{", "not JSON"),
         ("[]", "stage 3"),

@@ -12,6 +12,8 @@ from zephyr.training.devices import DEVICES, described_device, find_device
         ("NVIDIA H100 PCIe", "h100-pcie"),
         ("NVIDIA H100 NVL", "h100-nvl"),
         ("NVIDIA H200", "h200"),
+        ("NVIDIA H200 NVL", "h200-nvl"),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
         ("NVIDIA GH200 480GB", "gh200"),
         ("NVIDIA A100-SXM4-40GB", "a100-40"),
         ("NVIDIA A100 80GB PCIe", "a100-80"),
@@ -22,13 +24,15 @@ from zephyr.training.devices import DEVICES, described_device, find_device
         ("NVIDIA RTX 6000 Ada Generation", "rtx-6000-ada"),
         ("NVIDIA GeForce RTX 4090", "rtx-4090"),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA GeForce RTX 3090 Ti", None),
         ("Tesla V100-SXM2-16GB", None),
         ("", None),
     ],
 )
 def test_a_gpu_is_found_by_the_name_that_torch_reports(gpu: str, name: str | None) -> None:
-    """Fails where an L40S is taken for an L4, a GH200 for an H200, or an unknown card for one that
-    is known."""
+    """Fails where an L40S is taken for an L4, a GH200 for an H200, or an unknown card, or a part of
+    one, for one that is known."""
     assert find_device(gpu) == name
 
 

@@ -92,6 +92,16 @@ def test_buffers_move_to_the_device_as_they_are(rope: str, tiny: Path, tmp_path:
     assert {p.device.type for p in policy.parameters()} == {"cpu"}
 
 
+def test_a_buffer_of_two_names_moves_under_both() -> None:
+    """As frequencies that a rotary module keeps a second time. Fails where the second name still
+    leads to the CPU."""
+    module, frequencies = torch.nn.Module(), torch.ones(2)
+    for name in ("inv_freq", "original_inv_freq"):
+        module.register_buffer(name, frequencies)
+    move_buffers(module, torch.device("meta"))
+    assert module.inv_freq.is_meta and module.original_inv_freq.is_meta
+
+
 def test_the_engine_moves_its_policys_buffers(engine: Engine, moved: list[object]) -> None:
     """Fails where nobody calls what the test above is about."""
     assert moved == [(engine.policy, engine.device)]

@@ -17,12 +17,14 @@ import sysconfig
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from types import FunctionType, MethodType
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from packaging.version import Version
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.initialization import no_init_weights
@@ -30,6 +32,8 @@ from transformers.initialization import no_init_weights
 from zephyr.config import ConfigError
 
 PACKAGES = {"triton": "triton", "liger": "liger-kernel"}  # of each choice, as pip names it
+# Before this version, its rotation reads past cos and sin where heads are rotated in part.
+LIGER_AT_LEAST = "0.8.5"
 ROTATE = "apply_rotary_pos_emb"  # the function that transformers' attention modules call
 PROBE_DTYPES = (torch.float32, torch.bfloat16)
 # What a probe raises in a module that takes other arguments, or has other attributes.
@@ -138,7 +142,12 @@ def unavailable_reason(fused: str, device: str) -> str | None:
         return None
     package = PACKAGES[fused]
     if importlib.util.find_spec(package.replace("-", "_")) is None:
-        return f"{fused} needs the package {package}, which is not installed; set it to none"
+        return (
+            f"{fused} needs the package {package}, which is not installed: install it, or set it "
+            "to none"
+        )
+    if fused == "liger" and Version(version(package)) < Version(LIGER_AT_LEAST):
+        return f"liger needs {package} >= {LIGER_AT_LEAST}, found {version(package)}: upgrade it"
     interpreted = fused == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
     if device == "cpu":
         return None if interpreted else f"{fused} runs on GPUs only; set it to none on a CPU"
@@ -148,7 +157,7 @@ def unavailable_reason(fused: str, device: str) -> str | None:
     if not any(compilers) or not headers.is_file():
         missing = f"{headers}" if any(compilers) else "gcc, clang or CC"
         return (
-            f"{fused} builds its launcher with a C compiler and lacks {missing}; install it, or "
+            f"{fused} builds its launcher with a C compiler and lacks {missing}: install it, or "
             "set it to none"
         )
     return None

@@ -22,6 +22,7 @@ from typing import cast
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
@@ -74,7 +75,10 @@ def checkpoint_layers(lm: PreTrainedModel, run: Callable[..., object], what: str
 
 
 def checkpoint_parts(lm: PreTrainedModel) -> None:
-    """Checkpoint the norms and MLPs; these keep most. A fused norm keeps its input alone anyway."""
+    """Checkpoint norms and MLPs, which keep most of a layer's memory.
+
+    Fused norms are left as they are: they keep only their input.
+    """
     parts = {
         name: module
         for name, module in lm.base_model.named_modules()
@@ -126,7 +130,8 @@ class ReuseProducts(TorchDispatchMode):
 
     def __init__(self, kept: deque[object]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.kept, self.last = kept, 0  # memory of the last output returned
+        self.kept = kept
+        self.last: StorageWeakRef | None = None  # memory of the last output returned
 
     def __torch_dispatch__(
         self,
@@ -147,7 +152,7 @@ class ReuseProducts(TorchDispatchMode):
             if isinstance(output, Tensor):
                 self.last = memory(output)
             return output
-        if args and isinstance(args[0], Tensor) and writes(op) and memory(args[0]) == self.last:
+        if self.last is not None and writes_first(op) and self.last == memory(args[0]):
             # DeepSpeed's linear adds a bias in place: what was kept has it already.
             return args[0]
         return op(*args, **(kwargs or {}))
@@ -161,25 +166,31 @@ def is_product(op: OpOverload) -> bool:
 
 
 @functools.cache
-def writes(op: OpOverload) -> bool:
-    """Whether an operation works in place."""
-    return op._schema.is_mutable
+def writes_first(op: OpOverload) -> bool:
+    """Whether an operation changes its first argument, a tensor, in place."""
+    first = next(iter(op._schema.arguments), None)
+    if first is None or first.alias_info is None or str(first.type) != "Tensor":
+        return False
+    return bool(first.alias_info.is_write)
 
 
-def memory(tensor: Tensor) -> int:
-    """The identity of a tensor's memory."""
-    identity: int = tensor.untyped_storage()._cdata
-    return identity
+def memory(tensor: object) -> StorageWeakRef:
+    """The identity of a tensor's memory. While it is held, no other tensor gets the same one, and
+    the memory itself can be freed."""
+    return StorageWeakRef(cast(Tensor, tensor).untyped_storage())
 
 
 def ends_with_product(output: object) -> bool:
-    """Whether a layer's last product goes into sums and views only, up to the layer's output."""
+    """Whether a layer's last product goes into sums and views only, up to the layer's output.
+
+    Of the terms of a sum, the one that was computed last leads to the last product.
+    """
     if not isinstance(output, Tensor) or output.grad_fn is None:
         return False
     node = output.grad_fn
     while node.name() in VALUE_FREE_NODES:
-        below = node.next_functions[-1][0]
-        if below is None:
+        below = [function for function, _ in node.next_functions if function is not None]
+        if not below:
             return False
-        node = below
+        node = max(below, key=lambda function: function._sequence_nr())
     return node.name() in PRODUCT_NODES

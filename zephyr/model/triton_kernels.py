@@ -10,7 +10,8 @@ rounds once, when it stores.
 
 The kernels run on CUDA tensors. With TRITON_INTERPRET=1 in the environment before this module is
 imported they run on the CPU, slowly: that is for tests. The interpreter truncates to bfloat16,
-where a GPU rounds to nearest.
+where a GPU rounds to nearest. Triton launches on the current GPU, wherever the tensors are: hence
+`torch.cuda.device_of` around each launch.
 
 Shape letters:
     R  rows: all dimensions before the last
@@ -134,7 +135,10 @@ class RMSNorm(torch.autograd.Function):
         y, scale_R = torch.empty_like(x), x.new_empty(rows, dtype=torch.float32)
         tile = norm_tile(size)
         grid = (triton.cdiv(rows, tile["TILE_R"]),)
-        rms_norm_forward[grid](x, weight, y, scale_R, rows, size, eps, offset, rounds_first, **tile)
+        with torch.cuda.device_of(x):
+            rms_norm_forward[grid](
+                x, weight, y, scale_R, rows, size, eps, offset, rounds_first, **tile
+            )
         ctx.save_for_backward(x, weight, scale_R)
         ctx.offset, ctx.rounds_first = offset, rounds_first
         return y
@@ -148,19 +152,20 @@ class RMSNorm(torch.autograd.Function):
         tile = norm_tile(size)
         programs = min(backward_programs(x), max(1, triton.cdiv(rows, tile["TILE_R"])))
         dweight_PD = x.new_empty(programs, size, dtype=torch.float32)
-        rms_norm_backward[(programs,)](
-            dy,
-            x,
-            weight,
-            scale_R,
-            dx,
-            dweight_PD,
-            rows,
-            size,
-            ctx.offset,
-            ctx.rounds_first,
-            **tile,
-        )
+        with torch.cuda.device_of(x):
+            rms_norm_backward[(programs,)](
+                dy,
+                x,
+                weight,
+                scale_R,
+                dx,
+                dweight_PD,
+                rows,
+                size,
+                ctx.offset,
+                ctx.rounds_first,
+                **tile,
+            )
         return dx, dweight_PD.sum(0).to(weight.dtype), None, None, None
 
 
@@ -252,11 +257,12 @@ class SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Context, gate: Tensor, up: Tensor) -> Tensor:
         shape, size = gate.shape, gate.shape[-1]
-        gate_RD, up_RD = gate.reshape(-1, size), up.reshape(-1, size)
+        gate_RD, up_RD = as_rows(gate), as_rows(up)
         y_RD = gate_RD.new_empty(gate_RD.shape)
-        swiglu_forward[swiglu_grid(gate_RD)](
-            gate_RD, up_RD, y_RD, size, gate_RD.stride(0), up_RD.stride(0), **swiglu_tile(size)
-        )
+        with torch.cuda.device_of(gate):
+            swiglu_forward[swiglu_grid(gate_RD)](
+                gate_RD, up_RD, y_RD, size, gate_RD.stride(0), up_RD.stride(0), **swiglu_tile(size)
+            )
         ctx.save_for_backward(gate, up)
         return y_RD.view(shape)
 
@@ -265,19 +271,20 @@ class SwiGLU(torch.autograd.Function):
     def backward(ctx: Context, dy: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         shape, size = gate.shape, gate.shape[-1]
-        gate_RD, up_RD, dy = gate.reshape(-1, size), up.reshape(-1, size), dy.contiguous()
+        gate_RD, up_RD, dy = as_rows(gate), as_rows(up), dy.contiguous()
         dgate_RD, dup_RD = gate_RD.new_empty(gate_RD.shape), gate_RD.new_empty(gate_RD.shape)
-        swiglu_backward[swiglu_grid(gate_RD)](
-            dy,
-            gate_RD,
-            up_RD,
-            dgate_RD,
-            dup_RD,
-            size,
-            gate_RD.stride(0),
-            up_RD.stride(0),
-            **swiglu_tile(size),
-        )
+        with torch.cuda.device_of(gate):
+            swiglu_backward[swiglu_grid(gate_RD)](
+                dy,
+                gate_RD,
+                up_RD,
+                dgate_RD,
+                dup_RD,
+                size,
+                gate_RD.stride(0),
+                up_RD.stride(0),
+                **swiglu_tile(size),
+            )
         return dgate_RD.view(shape), dup_RD.view(shape)
 
 
@@ -292,6 +299,12 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """
     y: Tensor = SwiGLU.apply(gate, up)
     return y
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """[..., D] as [R, D], whose rows lie in memory without gaps in them; copied only if need be."""
+    x_RD = x.reshape(-1, x.shape[-1])
+    return x_RD if x_RD.stride(1) == 1 else x_RD.contiguous()
 
 
 def swiglu_tile(size: int) -> dict[str, int]:
@@ -360,18 +373,19 @@ def launch_rotation(x_BHTE: Tensor, cos: Tensor, sin: Tensor, backward: bool) ->
     cos_BTA, sin_BTA = (t.expand(batch, tokens, size).contiguous() for t in (cos, sin))
     y_BTHE = torch.empty_like(x_BTHE) if size == head_size else x_BTHE.clone()
     tile = {"TILE_H": triton.next_power_of_2(heads), "TILE_A": triton.next_power_of_2(size // 2)}
-    rotate_heads[(batch * tokens,)](
-        x_BTHE,
-        cos_BTA,
-        sin_BTA,
-        y_BTHE,
-        heads,
-        head_size,
-        size // 2,
-        backward,
-        **tile,
-        num_warps=warps(2 * tile["TILE_H"] * tile["TILE_A"]),
-    )
+    with torch.cuda.device_of(x_BTHE):
+        rotate_heads[(batch * tokens,)](
+            x_BTHE,
+            cos_BTA,
+            sin_BTA,
+            y_BTHE,
+            heads,
+            head_size,
+            size // 2,
+            backward,
+            **tile,
+            num_warps=warps(2 * tile["TILE_H"] * tile["TILE_A"]),
+        )
     return y_BTHE.transpose(1, 2)
 
 

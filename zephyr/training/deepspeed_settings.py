@@ -60,6 +60,12 @@ def read_deepspeed(path: str) -> Json:
         raise ConfigError(
             f"hardware.deepspeed: {path}: zero_optimization.stage 3 is wanted, got {zero!r}"
         )
+    dtypes = settings.get("data_types", {})
+    if not isinstance(dtypes, dict):
+        raise ConfigError(
+            f"hardware.deepspeed: {path}: data_types: a mapping with grad_accum_dtype is wanted, "
+            f"got {dtypes!r}"
+        )
     for key, owner in DECIDED_BY_YAML.items():
         if key in settings:
             raise ConfigError(

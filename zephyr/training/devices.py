@@ -24,11 +24,11 @@ PCIE_4, PCIE_5 = 25 * GB, 50 * GB
 # 100 Gb/s, or by InfiniBand with one card a GPU.
 OVER_PCIE, BY_ETHERNET = 15 * GB, 10 * GB
 
-# Data sheets: NVIDIA A100, L4, L40S, RTX A6000, RTX 6000 Ada, H100 (SXM, NVL, PCIe), H200, GH200
-# (96 GB), HGX B200; of the A10G, that of Amazon's g5 machines; of GeForce, the architecture papers
-# of GA102 (3090), AD102 (4090) and GB202 (5090). The sheets of Ada and Hopper print rates with
-# sparsity; these are half of them. Memory is what torch reports, less than the sheet's where errors
-# are corrected.
+# Data sheets: NVIDIA A100, L4, L40S, RTX A6000, RTX 6000 Ada, H100 (SXM, NVL, PCIe), H200 (SXM,
+# NVL), GH200 (96 GB), HGX B200; of the A10G, that of Amazon's g5 machines; of GeForce, the
+# architecture papers of GA102 (3090), AD102 (4090) and GB202 (5090). The sheets of Ada and Hopper
+# print rates with sparsity; these are half of them. Memory is what torch reports, less than the
+# sheet's where errors are corrected.
 # The share of the peak in matrix products. H200: measured, 747 TFLOP/s in the products of two 7B
 # steps (tests/benchmarks/results/profile_step_7B_*.txt). All others: estimated, lower where the
 # power limit of the card is low (L4: 72 W).
@@ -60,10 +60,15 @@ DEVICES = {
     ),
     "gh200": Device(101e9, 989.4e12, 0.72, 4.0e12, 340e9, 330e9, 300e9, ("gh200",)),
     "h200": Device(149.6e9, 989.4e12, 0.755, 4.8e12, 340e9, 330e9, PCIE_5, ("h200",)),
+    "h200-nvl": Device(
+        149.6e9, 835.5e12, 0.70, 4.8e12, OVER_PCIE, BY_ETHERNET, PCIE_5, ("h200", "nvl")
+    ),
     "b200": Device(191e9, 2250e12, 0.70, 7.7e12, 680e9, 330e9, PCIE_5, ("b200",)),
 }
-# GPUs of the same figures under another name, and those that cannot run a bfloat16 policy.
+# GPUs of the same figures under another name, words in the names of GPUs of other figures (RTX 3090
+# Ti, RTX 4090 D, a part of a GPU), and those that cannot run a bfloat16 policy.
 SAME_AS = {"a800": "a100", "h800": "h100"}
+OTHER_FIGURES = {"laptop", "ti", "d", "mig"}
 WITHOUT_BFLOAT16 = ("v100", "t4", "p100", "rtx-2080-ti")
 
 
@@ -73,7 +78,7 @@ def find_device(gpu: str) -> str | None:
     Of several that match (`h100` and `h100-nvl`), the one with most words.
     """
     words = {SAME_AS.get(word, word) for word in gpu.lower().replace("-", " ").split()}
-    if "laptop" in words:
+    if words & OTHER_FIGURES:
         return None
     found = [name for name, device in DEVICES.items() if words.issuperset(device.words)]
     return max(found, key=lambda name: len(DEVICES[name].words), default=None)

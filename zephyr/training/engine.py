@@ -400,7 +400,7 @@ def move_buffers(policy: nn.Module, device: torch.device) -> None:
     `zero.Init` leaves them on the CPU, and transformers would copy them in every forward.
     """
     for module in policy.modules():
-        for name, buffer in module.named_buffers(recurse=False):
+        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
             setattr(module, name, buffer.to(device))
 
 
