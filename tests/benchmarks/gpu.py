@@ -85,7 +85,8 @@ STEPS = [
         "bench_step.py",
         f"--model 7B --rounds 3 --fused triton,liger,none --gradient bfloat16 {CELLS} "
         f"{UF}:budget=6144:recompute=elementwise,{UF}:budget=12288:recompute=mlp,"
-        f"sft:budget=12288:recompute=mlp,{UF}:budget=4096:recompute=none,"
+        f"sft:budget=16384:recompute=all,{UF}:budget=4096:recompute=none,"
+        "sft:budget=12288:recompute=mlp,"
         # Not expected to fit in 141 GB: after the others.
         f"{UF}:budget=8192:recompute=elementwise,{UF}:budget=16384:recompute=mlp,"
         f"{UF}:budget=8192:recompute=none --documents 28",

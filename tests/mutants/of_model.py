@@ -316,8 +316,8 @@ MUTANTS: list[Mutant] = [
             "return 4",
         ),
         (
-            "key = item * key_heads * head_size",
-            "key = item * heads * head_size",
+            "return heads * head_size, key_heads * head_size",
+            "return heads * head_size, heads * head_size",
         ),
         (
             'outputs = 2 if hardware.attention == "sdpa" else 1',

@@ -5,9 +5,9 @@ from functools import partial
 from typing import TypedDict
 
 from zephyr.costs.layouts import Case, Layout, MakeLayout, layout, with_hardware
-from zephyr.costs.memory import is_offloaded, section
+from zephyr.costs.memory import is_offloaded
 from zephyr.costs.work import Checkpointing, Config
-from zephyr.training.deepspeed_settings import read_deepspeed
+from zephyr.training.deepspeed_settings import read_deepspeed, section_of
 from zephyr.training.devices import DEVICES
 
 # In the order of the repeated work
@@ -72,7 +72,7 @@ def options(config: Config, case: Case) -> Iterator[Config]:
     hardware = config.hardware
     fused = [hardware.fused] + ["triton"] * (hardware.fused == "none" and case.kind == "cuda")
     summed = [hardware.gradient_dtype]
-    decided = "grad_accum_dtype" in section(case.settings, "data_types")
+    decided = "grad_accum_dtype" in section_of(case.settings, "data_types")
     if hardware.dtype == "bfloat16" and hardware.gradient_dtype != "bfloat16" and not decided:
         summed.append("bfloat16")
     for dtype in summed:

@@ -1,23 +1,16 @@
 """A plan and a model's shape become the bytes that a rank takes of its GPU and of its host."""
 
-from collections.abc import Mapping
-
 from zephyr.config import BadInput
 from zephyr.costs.work import Config, Model, Settings, Work
 from zephyr.model.export import SHARD_BYTES
 from zephyr.model.load import DTYPES
-from zephyr.model.memory import step_memory
+from zephyr.model.memory import step_memory, zero_size
 from zephyr.packing import Plan
 from zephyr.training import shards
+from zephyr.training.deepspeed_settings import section_of
 
 RANKS_PER_NODE = 8  # at most
 SUM_BYTES = {"float32": 4, "bfloat16": 2}  # hardware.gradient_dtype
-
-
-def section(settings: Settings, name: str) -> Mapping[str, object]:
-    """A section of the DeepSpeed JSON; {} where it is absent."""
-    found = settings.get(name)
-    return found if isinstance(found, dict) else {}
 
 
 def is_offloaded(settings: Settings, what: str) -> bool:
@@ -25,7 +18,7 @@ def is_offloaded(settings: Settings, what: str) -> bool:
 
     Raises: BadInput: to a device other than the CPU.
     """
-    found = section(section(settings, "zero_optimization"), what)
+    found = section_of(section_of(settings, "zero_optimization"), what)
     device = found.get("device", "none")
     if device not in ("none", "cpu"):
         raise BadInput(
@@ -36,7 +29,9 @@ def is_offloaded(settings: Settings, what: str) -> bool:
 
 def is_pinned(settings: Settings, what: str) -> bool:
     """Whether what is offloaded is kept in pinned memory."""
-    return bool(section(section(settings, "zero_optimization"), what).get("pin_memory", False))
+    return bool(
+        section_of(section_of(settings, "zero_optimization"), what).get("pin_memory", False)
+    )
 
 
 def predict_memory(
@@ -62,7 +57,7 @@ def predict_memory(
     tokens, scored, keys = (
         sum(column[i] for i in fullest) for column in (work.tokens, work.scored, work.keys)
     )
-    zero = section(settings, "zero_optimization")
+    zero = section_of(settings, "zero_optimization")
     item, share = DTYPES[config.hardware.dtype].itemsize, model.parameters // ranks
     parts = step_memory(
         model.config,
@@ -80,7 +75,7 @@ def predict_memory(
     held = (12 + SUM_BYTES[gradient_dtype]) if on_device else 0
     states = share * (held + item * (not is_offloaded(settings, "offload_param")))
     update = parts["update"] if on_device else 0
-    buckets = item * bucket_size(zero)
+    buckets = item * zero_size(zero, "reduce_bucket_size", 5e8)
     in_micro_batch = parts["gathered"] + parts["activations"] + parts["head"]
     lm = model.config
     return {
@@ -108,9 +103,9 @@ def host_bytes(share: int, item: int, settings: Settings, gradient_dtype: str) -
     Args: share: parameters of a rank. item: bytes of one in the model's dtype.
     """
     total = 0
-    zero = section(settings, "zero_optimization")
+    zero = section_of(settings, "zero_optimization")
     if is_offloaded(settings, "offload_optimizer"):
-        group = min(share, bucket_size(zero, "sub_group_size", 1e9))
+        group = min(share, zero_size(zero, "sub_group_size"))
         blocks = [4 * group] * (share // group) + [4 * (share % group)]
         blocks.append(SUM_BYTES[gradient_dtype] * share)
         pinned = is_pinned(settings, "offload_optimizer")
@@ -124,12 +119,3 @@ def host_bytes(share: int, item: int, settings: Settings, gradient_dtype: str) -
 def round_up(size: int) -> int:
     """The next power of two; 0 for 0."""
     return 1 << (size - 1).bit_length() if size else 0
-
-
-def bucket_size(
-    zero: Mapping[str, object], key: str = "reduce_bucket_size", default: float = 5e8
-) -> int:
-    """Elements of a bucket of gradients, or another size; else DeepSpeed's default."""
-    size = zero.get(key, default)
-    assert isinstance(size, (int, float, str)), size
-    return int(size)

@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 from transformers import PreTrainedConfig
 
 from zephyr.config import Hardware
-from zephyr.costs.memory import RANKS_PER_NODE, SUM_BYTES, is_offloaded, section
+from zephyr.costs.memory import RANKS_PER_NODE, SUM_BYTES, is_offloaded
 from zephyr.costs.work import Config, Model, Settings, Work
 from zephyr.model.load import DTYPES
 from zephyr.model.logprobs import CHUNK_ELEMENTS
-from zephyr.model.memory import inner_size
+from zephyr.model.memory import inner_size, query_and_key_sizes
 from zephyr.packing import Plan
+from zephyr.training.deepspeed_settings import section_of
 from zephyr.training.devices import Device
 
 Array = NDArray[np.float64]
@@ -96,10 +97,7 @@ def elementwise_traffic(lm: PreTrainedConfig, hardware: Hardware) -> Traffic:
     """
     item = DTYPES[hardware.dtype].itemsize
     hidden, inner = lm.hidden_size, inner_size(lm)
-    heads = lm.num_attention_heads
-    head_size = getattr(lm, "head_dim", None) or hidden // heads
-    query = heads * head_size
-    key = (getattr(lm, "num_key_value_heads", None) or heads) * head_size
+    query, key = query_and_key_sizes(lm)
     sums = 6 * item * hidden
     if hardware.fused == "none":
         norms = (72 if item == 2 else 56) * hidden
@@ -169,8 +167,7 @@ def flash_rate(
     """
     if kind == "cpu":
         return np.full_like(tokens, CPU_FLASH_SHARE * device.peak)
-    heads = lm.num_attention_heads
-    query = heads * (getattr(lm, "head_dim", None) or lm.hidden_size // heads)
+    query, _ = query_and_key_sizes(lm)
     length = 2 * attention / (4 * lm.num_hidden_layers * query * tokens)
     most = min(FLASH_SHARE * device.peak, FLASH_MOST)
     rate: Array = most * length / (length + FLASH_HALF_LENGTH)
@@ -179,9 +176,7 @@ def flash_rate(
 
 def key_bytes(lm: PreTrainedConfig, item: int, tokens: Array, keys: Array) -> Array:
     """Bytes of one pass in which keys and values of shared prompts are copied [E]."""
-    heads = lm.num_attention_heads
-    head_size = getattr(lm, "head_dim", None) or lm.hidden_size // heads
-    width = (getattr(lm, "num_key_value_heads", None) or heads) * head_size
+    _, width = query_and_key_sizes(lm)
     shared = keys > tokens
     elements = shared * 2 * width * (2 * (keys - tokens) + 2 * keys)
     moved: Array = lm.num_hidden_layers * item * elements
@@ -212,7 +207,7 @@ def copy_bytes(
     part converted, then stored or added. Weights: put together after each of two gathers.
     Args: item, summed: bytes of a gradient in the model's dtype, and in the sums.
     """
-    scattered = section(settings, "zero_optimization").get("reduce_scatter", True)
+    scattered = section_of(settings, "zero_optimization").get("reduce_scatter", True)
     whole = 2 * item * (3 if scattered else 2)
     part = (item + summed if item != summed else 0) + (2 if first else 3) * summed
     gathers = 4 * item if ranks > 1 else 0
@@ -330,7 +325,7 @@ def step_seconds(
         communication += (
             offloaded_gradient_seconds(model, ranks, device, settings, summed, per_step) / per_step
         )
-    overlaps = section(settings, "zero_optimization").get("overlap_comm", True)
+    overlaps = section_of(settings, "zero_optimization").get("overlap_comm", True)
     shown = HIDDEN if overlaps else 1.0
     whole_M = np.maximum(taken_M, communication) + shown * np.minimum(taken_M, communication)
     update, ratio = update_seconds(model, ranks, device, settings, config.run.log_every)

@@ -28,12 +28,8 @@ def layer_bytes(lm: PreTrainedConfig, hardware: Hardware, keys: float = 1.0) -> 
     """
     item, fused = item_bytes(hardware), hardware.fused != "none"
     hidden: int = lm.hidden_size
-    heads: int = lm.num_attention_heads
-    key_heads: int = getattr(lm, "num_key_value_heads", None) or heads
-    head_size: int = getattr(lm, "head_dim", None) or hidden // heads
-    query = item * heads * head_size
-    key = item * key_heads * head_size
-    log_sum_exp = 4 * heads  # float32
+    query, key = (item * size for size in query_and_key_sizes(lm))
+    log_sum_exp: int = 4 * lm.num_attention_heads  # float32
     # sdpa copies its output. Rotated queries take the memory of queries.
     outputs = 2 if hardware.attention == "sdpa" else 1
     attention: float = (1 + outputs) * query + 2 * keys * key + log_sum_exp
@@ -76,6 +72,14 @@ def backward_bytes(lm: PreTrainedConfig, hardware: Hardware, keys: float = 1.0) 
 def item_bytes(hardware: Hardware) -> int:
     """Bytes of one number in the model's dtype."""
     return 2 if hardware.dtype == "bfloat16" else 4
+
+
+def query_and_key_sizes(lm: PreTrainedConfig) -> tuple[int, int]:
+    """Sizes of the queries, and of the keys, of one token in one layer, all heads together."""
+    heads: int = lm.num_attention_heads
+    key_heads: int = getattr(lm, "num_key_value_heads", None) or heads
+    head_size: int = getattr(lm, "head_dim", None) or lm.hidden_size // heads
+    return heads * head_size, key_heads * head_size
 
 
 def inner_size(lm: PreTrainedConfig) -> int:
@@ -169,9 +173,9 @@ def head_memory(
     return int(kept + (4 + item % 4) * (chunk + weight) + widened + hidden)
 
 
-def zero_size(zero: Mapping[str, object], key: str) -> int:
-    """A number of parameters from `zero_optimization`; DeepSpeed's default is 1e9."""
-    value = zero.get(key, 1e9)
+def zero_size(zero: Mapping[str, object], key: str, default: float = 1e9) -> int:
+    """A number of parameters from `zero_optimization`. Args: default: DeepSpeed's."""
+    value = zero.get(key, default)
     if not isinstance(value, (int, float, str)):
         raise ValueError(f"zero_optimization.{key} is {value!r}, expected a number")
     return int(value)
