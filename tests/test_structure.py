@@ -22,6 +22,7 @@ MAP = [
     {"reference", "verify", "data"},
     {"costs", "teacher"},
     {"distill", "evaluation", "playground"},
+    {"analysis"},
     {"report"},
     {"cli"},
     {"__main__"},
