@@ -1,1 +1,1 @@
-"""Run folders become tables: what a run recorded, each pair's visits, and what they say of a pair."""
+"""Run folders become tables: what a run recorded, and what each visit of a pair says of it."""
