@@ -86,7 +86,7 @@ def render_page(folders: Sequence[Path], status: Row | None = None) -> str:
         ),
         ("machine", "Throughput and memory", place(panels, machine_panels(runs))),
     ]
-    pairs = pairs_section(runs)
+    pairs = pairs_section(every)
     facts_html = facts.facts_section(runs, problems)
     return document(runs, sections, pairs, facts_html, panels)
 

@@ -416,16 +416,16 @@
   }
 
   async function drawChart(run, pair) {
-    const base = zephyr.layout?.() ?? {};
+    const { axis, ...colors } = zephyr.layout();
     const layout = {
-      ...base,
+      ...colors,
       height: 240,
       margin: { l: 60, r: 12, t: 8, b: 40 },
       hovermode: "x unified",
       showlegend: true,
-      legend: { ...base.legend, orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
-      xaxis: { ...base.xaxis, title: { text: run.texts.has(pair) ? "step" : "visit" }, rangemode: "tozero" },
-      yaxis: { ...base.yaxis, title: { text: "reward" }, zeroline: true, zerolinewidth: 2 },
+      legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
+      xaxis: { ...axis, title: { text: run.texts.has(pair) ? "step" : "visit" }, rangemode: "tozero" },
+      yaxis: { ...axis, title: { text: "reward" }, zeroline: true, zerolinewidth: 2 },
     };
     const Plotly = await zephyr.plotly();
     const place = document.getElementById(`pairs-chart-${pair}`);
@@ -559,7 +559,7 @@
     byId("run").addEventListener("change", () => showRun(Number(byId("run").value)));
     listenToFilters();
     listenToRows();
-    zephyr.onTheme?.(() => opened.forEach((pair) => drawChart(state.run, pair)));
+    zephyr.onTheme(() => opened.forEach((pair) => drawChart(state.run, pair)));
   }
 
   function listenToFilters() {

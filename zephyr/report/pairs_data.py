@@ -20,10 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from zephyr.analysis.flips import flip_suspicion
-from zephyr.analysis.pairs import PairText, read_texts
+from zephyr.analysis.pairs import PairText
 from zephyr.analysis.runs import Run
 from zephyr.analysis.visits import TOKENS, VALUES, Floats, Ints, Visits
 from zephyr.report.assets import compressed, compressed_json
+from zephyr.report.pair_figures import PairsOf
 
 BUDGET_BYTES = 2_150_000  # of all payloads of this part, as they stand in the page
 LEAST_TEXT_BYTES = 100_000  # for texts of a run, whatever its numbers take
@@ -95,18 +96,19 @@ VIEWS = (
 )
 
 
-def run_payloads(number: int, run: Run, visits: Visits, share: int) -> str:
+def run_payloads(number: int, pairs: PairsOf, share: int) -> str:
     """The stored data of one run. Args: share: number of runs that share the page's limits."""
-    texts, notes = read_texts(run)
+    run, visits, texts = pairs
+    notes = []
     suspicion_P = flip_suspicion(visits)
     total_pairs, total_visits = len(visits.ids), len(visits.pair_V)
     order_P = reading_order(visits, suspicion_P)
     visits, suspicion_P = fewer(visits, suspicion_P, order_P, share)
     if len(visits.ids) < total_pairs:
-        notes = [*notes, f"This table has {len(visits.ids):,} of {total_pairs:,} pairs."]
+        notes.append(f"This table has {len(visits.ids):,} of {total_pairs:,} pairs.")
         order_P = reading_order(visits, suspicion_P)
     elif len(visits.pair_V) < total_visits:
-        notes = [*notes, "Of each pair only the first, the best and the last visit are here."]
+        notes.append("Of each pair only the first, the best and the last visit are here.")
     columns = pair_columns(visits, suspicion_P, texts)
     ids = short_ids(visits.ids)
     numbers = compressed_json(

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-from zephyr.analysis.runs import Run
-from zephyr.analysis.visits import read_visits
+from zephyr.report.pair_figures import PairsOf
 from zephyr.report.pairs_data import VIEWS, run_payloads
 
 
@@ -66,20 +65,13 @@ COLUMNS = (
 )
 
 
-def pairs_section(runs: Sequence[Run]) -> str:
-    """The part of the page on the pairs of runs; "" where no run has visits of pairs.
-
-    Raises: BadInput naming the file of visits that can't be read.
-    """
-    read = [(run, read_visits(run.folder)) for run in runs if run.is_dpo]
-    found = [(run, visits) for run, visits in read if visits.ids]
+def pairs_section(every: Sequence[PairsOf]) -> str:
+    """The part of the page on the pairs of runs; "" where no run has visits of pairs."""
+    found = [of for of in every if of.visits.ids]
     if not found:
         return ""
-    payloads = "".join(
-        run_payloads(number, run, visits, share=len(found))
-        for number, (run, visits) in enumerate(found)
-    )
-    return markup([run.name for run, _ in found]) + payloads + "</section>\n"
+    payloads = "".join(run_payloads(number, of, len(found)) for number, of in enumerate(found))
+    return markup([of.run.name for of in found]) + payloads + "</section>\n"
 
 
 def markup(names: Sequence[str]) -> str:
@@ -165,12 +157,12 @@ def table_head() -> str:
 
 def pager() -> str:
     return (
-        '<nav class="pairs-pager" aria-label="Pages of the table">'
+        '<div class="pairs-pager" role="navigation" aria-label="Pages of the table">'
         '<button type="button" id="pairs-back">Back</button>'
         '<span id="pairs-page"></span>'
         '<button type="button" id="pairs-next">Next</button>'
         '<label>Rows <select id="pairs-size"><option>10</option><option selected>20</option>'
-        "<option>50</option><option>100</option></select></label></nav>"
+        "<option>50</option><option>100</option></select></label></div>"
     )
 
 
