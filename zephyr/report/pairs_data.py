@@ -115,7 +115,7 @@ def run_payloads(number: int, pairs: PairsOf, share: int) -> str:
         f"pairs-{number}",
         {
             "name": run.name,
-            "command": f"--run {shlex.quote(str(run.folder))}",
+            "folder": shlex.quote(str(run.folder)),
             "files": train_files(run),
             "notes": notes,
             "ids": ids,
