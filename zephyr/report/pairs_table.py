@@ -1,2 +1,0 @@
-def pairs_section(runs):
-    return ""
