@@ -234,10 +234,10 @@ def differences(runs: Sequence[Run]) -> str:
     keys = facts.differing_keys(runs)[:4]
     if not keys:
         return "Their settings are the same."
-    parts = [
-        f"<b>{escape(key)}</b> ({escape(' / '.join(facts.short(run.config.get(key)) for run in runs))})"
-        for key in keys
-    ]
+    parts = []
+    for key in keys:
+        values = " / ".join(facts.short(run.config.get(key)) for run in runs)
+        parts.append(f"<b>{escape(key)}</b> ({escape(values)})")
     return f"They differ in {'; '.join(parts)}."
 
 

@@ -59,7 +59,9 @@ def samples_section(runs: Sequence[Run]) -> str:
     prompts: dict[str, list[tuple[str, Answers]]] = {}
     for run, answers in known:
         for of_prompt in answers:
-            prompts.setdefault(of_prompt.prompt, []).append((run.name if several else "", of_prompt))
+            prompts.setdefault(of_prompt.prompt, []).append(
+                (run.name if several else "", of_prompt)
+            )
     rows = [comparison(prompt, columns) for prompt, columns in prompts.items()]
     more = "".join(rows[OPEN:])
     folded = (
@@ -166,4 +168,3 @@ def win_rate_words(evaluations: Sequence[Record]) -> str:
 def bounded(values: Mapping[str, float | None], name: str) -> float:
     """A share of the record, 0 to 1."""
     return min(1.0, max(0.0, values.get(name) or 0.0))
-
