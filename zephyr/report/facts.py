@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from importlib.metadata import distributions
-from pathlib import Path
 
 from zephyr.analysis.runs import Run
 from zephyr.report.text import percent, plural, seconds_text, side_by_side
@@ -28,7 +27,9 @@ def installed_versions() -> Iterator[str]:
 
 def updates(run: Run) -> int:
     """Updates that were made."""
-    return max((r.step + 1 for r in run.records["train"] if r.values.get("loss") is not None), default=0)
+    return max(
+        (r.step + 1 for r in run.records["train"] if r.values.get("loss") is not None), default=0
+    )
 
 
 def story(run: Run) -> str:
@@ -65,6 +66,13 @@ def settings(run: Run) -> str:
     time = duration(run)
     words.append(f"{done} in {seconds_text(time)}" if time else done)
     return escape(", ".join(words)[:1].upper() + ", ".join(words)[1:]) + "."
+
+
+def short(value: object) -> str:
+    """A value of a config in a sentence: of paths in a list their last parts."""
+    if isinstance(value, list):
+        return ", ".join(str(item).rstrip("/").rpartition("/")[2] for item in value)
+    return str(value)
 
 
 def listed(config: Mapping[str, object], key: str) -> list[object]:
@@ -132,7 +140,12 @@ def facts_section(runs: Sequence[Run], problems: Sequence[str]) -> str:
     differing = differing_keys(runs) if several else []
     parts = [
         ("Data", data, side_by_side({run.name: run.data for run in runs}), "all counts"),
-        ("Preflight", "", side_by_side({run.name: run.preflight for run in runs}), "what was checked before step 0, and found"),
+        (
+            "Preflight",
+            "",
+            side_by_side({run.name: run.preflight for run in runs}),
+            "what was checked before step 0, and found",
+        ),
         (
             "Config",
             side_by_side({r.name: {key: r.config.get(key) for key in differing} for r in runs}),
@@ -144,7 +157,11 @@ def facts_section(runs: Sequence[Run], problems: Sequence[str]) -> str:
     for title, shown, folded, summary in parts:
         if shown or folded:
             unfold = f"<details><summary>{summary}</summary>{folded}</details>" if folded else ""
-            note = '<p class="muted small">Keys in which the runs differ.</p>' if title == "Config" and shown else ""
+            note = (
+                '<p class="muted small">Keys in which the runs differ.</p>'
+                if title == "Config" and shown
+                else ""
+            )
             html += f"<h3>{title}</h3>{note}{shown}{unfold}"
     return html + origin(runs)
 
@@ -168,7 +185,3 @@ def origin(runs: Sequence[Run]) -> str:
 def digests(run: Run) -> dict[str, object]:
     """The digests of model, data and reference that the newest checkpoint names."""
     return {n: run.identity[n] for n in ("model", "data", "reference") if n in run.identity}
-
-
-def is_empty(path: Path) -> bool:
-    return not path.exists()

@@ -5,6 +5,7 @@ page adds what needs a hand: smoothing, the epoch axis, one zoom for all panels,
 Colour tells runs apart. Lines are train records, dots with dashes are held-out ones.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -39,6 +40,8 @@ class Panel(NamedTuple):
     title: str
     note: str  # what it says, in a sentence
     figure: go.Figure
+    key: Sequence[tuple[str, str]] = ()  # what its colours mean, where they don't mean runs
+    wide: bool = False  # over all columns
 
 
 class Line(NamedTuple):
@@ -105,7 +108,7 @@ def base_layout(**more: object) -> dict[str, object]:
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "xaxis": {"title": {"text": "step"}, "automargin": True, "zeroline": False},
-        "yaxis": {"automargin": True, "zeroline": False},
+        "yaxis": {"automargin": True, "zeroline": False, "exponentformat": "e", "nticks": 6},
         **more,
     }
 
@@ -130,6 +133,19 @@ def traces(runs: Sequence[Run], lines: Sequence[Line], log: bool = False) -> Ite
                     points = [(s, e, y if y is not None and y > 0 else None) for s, e, y in points]
                 if any(value is not None for _, _, value in points):
                     yield trace(runs, number, line, split, downsample(points))
+
+
+def positive_decades(runs: Sequence[Run], lines: Sequence[Line]) -> float:
+    """How many factors of ten the positive values span."""
+    found = [
+        value
+        for run in runs
+        for records in run.records.values()
+        for record in records
+        for line in lines
+        if (value := line.value(run, record)) is not None and value > 0
+    ]
+    return math.log10(max(found) / min(found)) if found else 0.0
 
 
 def trace(
@@ -171,19 +187,30 @@ def panel(
     *,
     unit: str = "",
     log: bool = False,
+    from_zero: bool = False,
     line_at: float | None = None,
 ) -> Panel | None:
-    """Quantities over steps; None where no run has one. Args: line_at: a height to mark."""
+    """Quantities over steps; None where no run has one.
+
+    Args: log: use a logarithmic axis where values span a factor of ten. line_at: a height to mark.
+    """
+    decades = positive_decades(runs, lines) if log else 0.0
+    log = decades >= 1
     found = list(traces(runs, lines, log))
     if not found:
         return None
     figure = go.Figure(found, base_layout())
     figure.update_yaxes(title={"text": unit} if unit else None)
     if log:
-        figure.update_yaxes(type="log", dtick="D2", exponentformat="power", minor={"dtick": "D1"})
+        figure.update_yaxes(type="log", dtick="D2" if decades < 3 else 1)
+    if from_zero:
+        figure.update_yaxes(rangemode="tozero")
     if line_at is not None:
         figure.add_hline(y=line_at, line={"color": GREY, "width": 1, "dash": "dot"})
-    return Panel(name, title, note, figure)
+    key = [(line.name, line.color) for line in lines if line.color]
+    if key and len(runs) > 1:
+        note, key = f"{note} Rejected: dotted.", []
+    return Panel(name, title, note, figure, key)
 
 
 def win_rate_panel(runs: Sequence[Run]) -> Panel | None:
@@ -222,10 +249,6 @@ def win_rate_panel(runs: Sequence[Run]) -> Panel | None:
 def learning_panels(runs: Sequence[Run]) -> list[Panel]:
     """Loss, accuracy, margins and rewards over steps: the paper's Figure 3 and what is beside."""
     dpo = any(run.is_dpo for run in runs)
-    sides = [
-        Line("chosen", CHOSEN, metric("rewards/chosen")),
-        Line("rejected", REJECTED, metric("rewards/rejected")),
-    ]
     loss_note = (
         "Mean over pairs. It starts at what a model that prefers neither response has (dotted)."
         if dpo
@@ -250,13 +273,6 @@ def learning_panels(runs: Sequence[Run]) -> list[Panel]:
             "Reward of chosen minus reward of rejected, mean over pairs.",
             [Line("", None, metric("rewards/margins"))],
         ),
-        panel(
-            runs,
-            "rewards",
-            "Rewards of both responses",
-            "Beta times the change of the log-prob since the start.",
-            sides,
-        ),
         win_rate_panel(runs),
     ]
     return [one for one in found if one]
@@ -273,18 +289,35 @@ def initial_loss(runs: Sequence[Run]) -> float | None:
     return starts.pop() if len(starts) == 1 else None
 
 
-def displacement_panel(runs: Sequence[Run]) -> Panel | None:
-    """Likelihood displacement over steps: each side's log-prob against its start."""
-    return panel(
-        runs,
-        "displacement",
-        "Log-probs against their start",
-        "Nats a response, mean over pairs. Below 0 (dotted): less likely than before training. "
-        "A chosen response that falls is likelihood displacement.",
-        [Line("chosen", CHOSEN, moved("chosen")), Line("rejected", REJECTED, moved("rejected"))],
-        unit="nats",
-        line_at=0,
-    )
+def displacement_panels(runs: Sequence[Run]) -> list[Panel]:
+    """Likelihood displacement over steps: each side's log-prob against its start, and rewards."""
+    found = [
+        panel(
+            runs,
+            "displacement",
+            "Log-probs against their start",
+            "Nats a response, mean over pairs. Below 0 (dotted): less likely than before training. "
+            "A chosen response that falls is likelihood displacement.",
+            [
+                Line("chosen", CHOSEN, moved("chosen")),
+                Line("rejected", REJECTED, moved("rejected")),
+            ],
+            unit="nats",
+            line_at=0,
+        ),
+        panel(
+            runs,
+            "rewards",
+            "Rewards of both responses",
+            "Beta times the change of the log-prob: what the loss sees.",
+            [
+                Line("chosen", CHOSEN, metric("rewards/chosen")),
+                Line("rejected", REJECTED, metric("rewards/rejected")),
+            ],
+            line_at=0,
+        ),
+    ]
+    return [one for one in found if one]
 
 
 def optimizer_panels(runs: Sequence[Run]) -> list[Panel]:
@@ -327,7 +360,6 @@ def machine_panels(runs: Sequence[Run]) -> list[Panel]:
             1,
             "tokens / s",
         ),
-        "step-seconds": ("Time of a step", "Seconds a step.", "step_seconds", 1, "s"),
         "packing": (
             "Packing",
             "Tokens divided by the micro-batches' budget.",
@@ -339,7 +371,9 @@ def machine_panels(runs: Sequence[Run]) -> list[Panel]:
         "mfu": ("MFU", "Useful FLOPs as a share of the device's peak.", "mfu", 100, "%"),
     }
     found = [
-        panel(runs, name, title, note, [Line("", None, metric(key, scale))], unit=unit)
+        panel(
+            runs, name, title, note, [Line("", None, metric(key, scale))], unit=unit, from_zero=True
+        )
         for name, (title, note, key, scale, unit) in settings.items()
     ]
     return [one for one in found if one]

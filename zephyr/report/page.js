@@ -86,11 +86,7 @@ const zephyr = (() => {
     return found;
   }
 
-  const options = {
-    displaylogo: false,
-    responsive: true,
-    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
-  };
+  const options = { displayModeBar: false, responsive: true, doubleClick: "reset+autosize" };
 
   function draw(element) {
     const figure = recolored(figures[element.dataset.figure]);
@@ -128,7 +124,26 @@ const zephyr = (() => {
     else if ("xaxis.range" in event) state.range = event["xaxis.range"];
     else if ("xaxis.autorange" in event) state.range = null;
     else return;
+    await showRange();
+  }
+
+  // Draws all curves over the range, and tells it in its fields.
+  async function showRange() {
+    for (const [i, name] of ["from", "to"].entries()) {
+      const field = document.querySelector(`#${name}`);
+      field.value = state.range ? Number(Number(state.range[i]).toPrecision(4)) : "";
+    }
     await redraw(curves());
+  }
+
+  // The fields of the range: a zoom without a mouse.
+  function typed() {
+    const [from, to] = ["#from", "#to"].map((id) => document.querySelector(id).value);
+    if (from === "" && to === "") state.range = null;
+    else if (from !== "" && to !== "" && Number(from) < Number(to)) {
+      state.range = [Number(from), Number(to)];
+    } else return;
+    redraw(curves());
   }
 
   function listen() {
@@ -144,12 +159,18 @@ const zephyr = (() => {
     axis?.addEventListener("change", () => {
       state.axis = axis.value;
       state.range = null;
-      redraw(curves());
+      showRange();
     });
     document.querySelector("#reset")?.addEventListener("click", () => {
       state.range = null;
-      redraw();
+      showRange().then(() => redraw());
     });
+    for (const id of ["#from", "#to"]) {
+      document.querySelector(id)?.addEventListener("change", typed);
+    }
+    for (const link of document.querySelectorAll("[data-view]")) {
+      link.addEventListener("click", () => window.zephyr.showPairs?.(link.dataset.view));
+    }
     for (const chip of document.querySelectorAll(".chip")) {
       const [hidden, key] =
         "run" in chip.dataset

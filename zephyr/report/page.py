@@ -20,7 +20,7 @@ from zephyr.report.assets import asset, compressed, compressed_json
 from zephyr.report.figures import (
     COLORS,
     Panel,
-    displacement_panel,
+    displacement_panels,
     learning_panels,
     machine_panels,
     optimizer_panels,
@@ -28,7 +28,7 @@ from zephyr.report.figures import (
 )
 from zephyr.report.pair_figures import PairsOf, length_panel, margin_panels, moved_panel
 from zephyr.report.pairs_table import pairs_section
-from zephyr.report.samples import every_sample
+from zephyr.report.samples import samples_section
 from zephyr.report.text import plural
 from zephyr.report.verdict import Finding, verdict
 from zephyr.training.files import write_atomic
@@ -76,13 +76,13 @@ def render_page(folders: Sequence[Path], status: Row | None = None) -> str:
     panels: dict[str, Panel] = {}
     sections = [
         ("summary", "", summary(runs, findings, status)),
-        ("samples", "Before and after", "".join(every_sample(runs))),
+        ("samples", "Before and after", samples_section(runs)),
         ("curves", "Curves", place(panels, learning_panels(runs) + optimizer_panels(runs))),
         ("margins", "Margins", place(panels, [*margin_panels(every), length_panel(every)])),
         (
             "likelihood",
             "Likelihood displacement",
-            place(panels, [displacement_panel(runs), moved_panel(every)]),
+            place(panels, [*displacement_panels(runs), moved_panel(every)]),
         ),
         ("machine", "Throughput and memory", place(panels, machine_panels(runs))),
     ]
@@ -108,9 +108,15 @@ def place(panels: dict[str, Panel], found: Iterable[Panel | None]) -> str:
     for panel in found:
         if panel:
             panels[panel.id] = panel
+            key = "".join(
+                f'<span class="key"><i class="swatch" style="--swatch:{color}"></i>'
+                f"{escape(name)}</span>"
+                for name, color in panel.key
+            )
+            wide = ' class="all"' if panel.wide else ""
             html += (
-                f'<figure id="figure-{panel.id}"><figcaption><b>{escape(panel.title)}</b> '
-                f'<span class="muted">{escape(panel.note)}</span></figcaption>'
+                f'<figure id="figure-{panel.id}"{wide}><figcaption><b>{escape(panel.title)}</b> '
+                f'<span class="muted">{escape(panel.note)}</span> {key}</figcaption>'
                 f'<div class="plot" data-figure="{panel.id}"></div></figure>'
             )
     return f'<div class="figures">{html}</div>' if html else ""
@@ -183,7 +189,9 @@ def controls(runs: Sequence[Run]) -> str:
         'value="0"> <output for="smoothing">off</output></label>'
         '<label>Axis <select id="axis"><option value="step">step</option>'
         '<option value="epoch">epoch</option></select></label>'
-        '<button type="button" class="button" id="reset">Reset zoom</button></div>'
+        '<label>Range <input id="from" type="number" step="any" aria-label="from"> to '
+        '<input id="to" type="number" step="any" aria-label="to"></label>'
+        '<button type="button" class="button" id="reset">Reset</button></div>'
     )
 
 
@@ -226,46 +234,50 @@ def differences(runs: Sequence[Run]) -> str:
     keys = facts.differing_keys(runs)[:4]
     if not keys:
         return "Their settings are the same."
-    parts = [
-        f"<b>{escape(key)}</b> ({escape(', '.join(str(run.config.get(key)) for run in runs))})"
-        for key in keys
-    ]
+    parts = []
+    for key in keys:
+        values = " / ".join(facts.short(run.config.get(key)) for run in runs)
+        parts.append(f"<b>{escape(key)}</b> ({escape(values)})")
     return f"They differ in {'; '.join(parts)}."
 
 
 def lead(findings: Sequence[Finding]) -> str:
-    """One line above the findings: what to look at."""
+    """One line above the findings: how many ask for a look."""
     asked = [finding for finding in findings if finding.status in ("bad", "watch")]
     if not asked:
         known = any(finding.status == "good" for finding in findings)
-        return '<p class="lead">Nothing here asks for a second look.</p>' if known else ""
+        words = "Nothing here asks for a second look. No alarm was raised."
+        return f'<p class="lead">{words}</p>' if known else ""
     bad = [finding for finding in asked if finding.status == "bad"]
-    words = [f"{len(bad)} bad"] * bool(bad) + [f"{len(asked) - len(bad)} to watch"] * (
-        len(asked) > len(bad)
-    )
-    return f'<p class="lead">{len(findings)} questions, {", ".join(words)}.</p>'
+    good = sum(finding.status == "good" for finding in findings)
+    counts = ((len(bad), "bad"), (len(asked) - len(bad), "to watch"), (good, "good"))
+    told = ", ".join(f"{count} {word}" for count, word in counts if count)
+    quiet = "" if any(f.name == "alarms" for f in asked) else " No alarm was raised."
+    return f'<p class="lead">{len(findings)} checks: {told}.{quiet}</p>'
 
 
 def cards(findings: Sequence[Finding]) -> str:
-    """The findings of one run."""
-    return f'<ul class="findings">{"".join(map(card, findings))}</ul>'
+    """The findings of one run: first alarms, if any was raised."""
+    alarms = [f for f in findings if f.name == "alarms" and f.status != "good"]
+    others = [f for f in findings if f.name != "alarms"]
+    return f'<ul class="findings">{"".join(map(card, alarms + others))}</ul>'
 
 
 def card(finding: Finding) -> str:
     status = STATUS_WORDS[finding.status]
-    target = {"pairs": "#pairs"}.get(finding.figure, f"#figure-{finding.figure}")
-    link = f'<a href="{target}" class="shows">See the {shown_as(finding)}</a>' if finding.figure else ""
+    wide = " wide-card" if finding.name == "alarms" else ""
+    link = ""
+    if finding.figure == "pairs":
+        link = '<a href="#pairs" class="shows" data-view="wrong">See the pairs</a>'
+    elif finding.figure:
+        link = f'<a href="#figure-{finding.figure}" class="shows">See the figure</a>'
     return (
-        f'<li class="finding {finding.status}" data-finding="{finding.name}">'
+        f'<li class="finding {finding.status}{wide}" data-finding="{finding.name}">'
         f'<span class="icon" role="img" aria-label="{status}">{ICONS[finding.status]}</span>'
         f'<div><h3>{escape(finding.question)}</h3><p class="answer"><b>{escape(finding.answer)}</b>'
         f'<span class="number">{escape(finding.number)}</span></p>'
         f'<p class="why">{escape(finding.text)} {link}</p></div></li>'
     )
-
-
-def shown_as(finding: Finding) -> str:
-    return "pairs" if finding.figure == "pairs" else "figure"
 
 
 def matrix(runs: Sequence[Run], findings: Sequence[list[Finding]]) -> str:

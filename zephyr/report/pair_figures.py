@@ -7,7 +7,7 @@ stays small. Regression lines and correlations are over all pairs.
 Shape letters: V visits, P pairs (see `zephyr.analysis.visits`), Q quantiles, S pairs drawn.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -78,48 +78,65 @@ def quantiles(values_P: Floats) -> list[float]:
     return [float(f"{value:.5g}") for value in finite_P]
 
 
-def add_violin(figure: go.Figure, group: str, values_P: Floats, of: PairsOf, number: int) -> None:
-    """A violin of a group of pairs, with its median and quartiles; nothing for a few pairs."""
-    if len(values_P) < FEWEST:
+def add_violins(
+    figure: go.Figure, groups: Sequence[tuple[str, Floats]], of: PairsOf, number: int, color: str
+) -> None:
+    """A violin of each group of pairs, with median and quartiles; none for a few pairs.
+
+    Args: groups: name and values.
+    """
+    shown = [(name, quantiles(values_P)) for name, values_P in groups if len(values_P) >= FEWEST]
+    if not shown:
         return
-    shown = quantiles(values_P)
     figure.add_violin(
-        x=[group] * len(shown),
-        y=shown,
+        x=[name for name, values in shown for _ in values],
+        y=[value for _, values in shown for value in values],
         name=of.run.name,
         legendgroup=of.run.name,
-        scalegroup=group,
-        line={"color": run_color(number), "width": 1.4},
+        line={"color": color, "width": 1.4},
         box={"visible": True, "width": 0.18},
         points=False,
+        scalemode="width",
+        width=0.6 if len(shown) > 1 else 0.3,
         spanmode="hard",
         hoveron="violins",
-        hoverinfo="y+name" if len(values_P) else "skip",
         meta={"run": number},
     )
 
 
 def violins(
-    name: str, title: str, note: str, groups: Iterator[tuple[int, PairsOf, str, Floats]], x: str
+    name: str,
+    title: str,
+    note: str,
+    every: Sequence[PairsOf],
+    groups: Sequence[Sequence[tuple[str, Floats]]],
+    x: str,
 ) -> Panel | None:
-    """A figure of violins. Args: groups: number of the run, its pairs, group, margins."""
-    figure = go.Figure(None, base_layout(hovermode="closest", violinmode="group", violingap=0.2))
-    for number, of, group, values_P in groups:
-        add_violin(figure, group, values_P, of, number)
+    """A figure of violins. Args: groups: of each run, its groups."""
+    figure = go.Figure(None, violin_layout(len(every)))
+    for number, (of, of_run) in enumerate(zip(every, groups)):
+        add_violins(figure, of_run, of, number, run_color(number))
     if not figure.data:
         return None
+    if len(every) > 1:
+        figure.update_traces(width=None)
     figure.update_xaxes(title={"text": x}, type="category")
     figure.update_yaxes(title={"text": "reward margin"})
     figure.add_hline(y=0, line={"color": GREY, "width": 1, "dash": "dot"})
     return Panel(name, title, note, figure)
 
 
-def by_epoch(every: Sequence[PairsOf]) -> Iterator[tuple[int, PairsOf, str, Floats]]:
+def violin_layout(runs: int) -> dict[str, object]:
+    """The violins of several runs stand beside each other."""
+    mode = "group" if runs > 1 else "overlay"
+    return base_layout(hovermode="closest", violinmode=mode, violingap=0.15)
+
+
+def by_epoch(of: PairsOf) -> list[tuple[str, Floats]]:
     """The margins of each pass over the data."""
-    for number, of in enumerate(every):
-        visits = of.visits
-        for epoch in range(int(visits.visit_V.max(initial=-1)) + 1):
-            yield number, of, str(epoch + 1), visits.margin_V[visits.visit_V == epoch]
+    visits = of.visits
+    passes = range(int(visits.visit_V.max(initial=-1)) + 1)
+    return [(str(epoch + 1), visits.margin_V[visits.visit_V == epoch]) for epoch in passes]
 
 
 def source_of(text: PairText | None, by_file: bool) -> str:
@@ -129,29 +146,33 @@ def source_of(text: PairText | None, by_file: bool) -> str:
     return text.source if by_file else (text.chosen_model or text.source)
 
 
-def by_source(every: Sequence[PairsOf], by_file: bool) -> Iterator[tuple[int, PairsOf, str, Floats]]:
+def by_source(of: PairsOf, by_file: bool) -> list[tuple[str, Floats]]:
     """Margins at the last visit by the source of the pair, the largest groups first."""
-    for number, of in enumerate(every):
-        sources = np.array([source_of(of.texts.get(id), by_file) for id in of.visits.ids])
-        names, counts = np.unique(sources, return_counts=True)
-        for name in names[np.argsort(-counts)][:MOST_GROUPS]:
-            yield number, of, str(name), of.margin_P[sources == name]
+    if not of.texts:
+        return []
+    sources = np.array([source_of(of.texts.get(id), by_file) for id in of.visits.ids])
+    names, counts = np.unique(sources, return_counts=True)
+    largest = names[np.argsort(-counts, kind="stable")][:MOST_GROUPS]
+    return [(str(name), of.margin_P[sources == name]) for name in largest]
 
 
-def by_length(every: Sequence[PairsOf]) -> Iterator[tuple[int, PairsOf, str, Floats]]:
-    """Margins at the last visit by length difference, in groups of about as many pairs."""
+def length_edges(every: Sequence[PairsOf]) -> Ints:
+    """Ends of groups of about as many pairs, by length difference; the last end is in its group."""
     difference = np.concatenate([of.length_difference_P for of in every])
-    if not len(difference) or not np.ptp(difference):
-        return
-    edges = np.unique(np.quantile(difference, np.linspace(0, 1, 6)).round().astype(np.int64))
-    for low, high in zip(edges[:-1], edges[1:]):
-        last = high == edges[-1]
-        for number, of in enumerate(every):
-            here_P = (of.length_difference_P >= low) & (
-                (of.length_difference_P <= high) if last else (of.length_difference_P < high)
-            )
-            group = f"{low:+d} to {high if last else high - 1:+d}".replace("-", "\N{MINUS SIGN}")
-            yield number, of, group, of.margin_P[here_P]
+    if not len(difference):
+        return difference
+    return np.unique(np.quantile(difference, np.linspace(0, 1, 6)).round().astype(np.int64))
+
+
+def by_length(of: PairsOf, edges: Ints) -> list[tuple[str, Floats]]:
+    """Margins at the last visit by length difference."""
+    groups = []
+    for n in range(len(edges) - 1):
+        low, high = int(edges[n]), int(edges[n + 1]) - (n < len(edges) - 2)
+        here_P = (of.length_difference_P >= low) & (of.length_difference_P <= high)
+        name = f"{low:+d} to {high:+d}" if high > low else f"{low:+d}"
+        groups.append((name.replace("-", "\N{MINUS SIGN}"), of.margin_P[here_P]))
+    return groups
 
 
 def has_sources(every: Sequence[PairsOf]) -> bool:
@@ -163,27 +184,30 @@ def margin_panels(every: Sequence[PairsOf]) -> list[Panel]:
     """Margins by epoch, by source and by length difference."""
     by_file = has_sources(every)
     whose = "source" if by_file else "writer of the chosen response"
-    texts_read = any(of.texts for of in every)
+    edges = length_edges(every)
     found = [
         violins(
             "margin-epoch",
             "Margins by epoch",
             "Each pair just before the epoch's update on it. In epoch 1 the pair was not seen yet.",
-            by_epoch(every),
+            every,
+            [by_epoch(of) for of in every],
             "epoch",
         ),
         violins(
             "margin-source",
             f"Margins by {whose}",
             "At each pair's last visit.",
-            by_source(every, by_file) if texts_read else iter(()),
+            every,
+            [by_source(of, by_file) for of in every],
             whose,
         ),
         violins(
             "margin-length",
             "Margins by length difference",
             "At each pair's last visit; tokens of chosen minus tokens of rejected.",
-            by_length(every),
+            every,
+            [by_length(of, edges) for of in every],
             "tokens longer than the rejected response",
         ),
     ]
@@ -213,7 +237,7 @@ def length_panel(every: Sequence[PairsOf]) -> Panel | None:
         else ""
     )
     note = f"Each pair at its last visit. Regression: {'; '.join(told) or 'none'}.{sampled}"
-    return Panel("length", "Does length explain the margin?", note, figure)
+    return Panel("length", "Does length explain the margin?", note, figure, wide=True)
 
 
 def add_points(figure: go.Figure, of: PairsOf, number: int) -> int:
@@ -225,7 +249,7 @@ def add_points(figure: go.Figure, of: PairsOf, number: int) -> int:
     figure.add_scatter(
         x=of.length_difference_P[index_S].tolist(),
         y=[float(f"{value:.4g}") for value in of.margin_P[index_S]],
-        text=[of.visits.ids[i] for i in index_S] if len(pairs_text(of)) < 200_000 else None,
+        text=[of.visits.ids[i] for i in index_S],
         mode="markers",
         name=of.run.name,
         legendgroup=of.run.name,
@@ -234,11 +258,6 @@ def add_points(figure: go.Figure, of: PairsOf, number: int) -> int:
         meta={"run": number},
     )
     return len(index_S)
-
-
-def pairs_text(of: PairsOf) -> str:
-    """The ids of the pairs, one after the other."""
-    return "".join(of.visits.ids[:MOST_DRAWN])
 
 
 def add_line(figure: go.Figure, of: PairsOf, fit: Fit, number: int) -> None:
@@ -258,23 +277,25 @@ def add_line(figure: go.Figure, of: PairsOf, fit: Fit, number: int) -> None:
 
 def moved_panel(every: Sequence[PairsOf]) -> Panel | None:
     """How far the log-prob of each response moved, at each pair's last visit, as distributions."""
-    figure = go.Figure(None, base_layout(hovermode="closest", violinmode="group", violingap=0.2))
+    figure = go.Figure(None, violin_layout(len(every)))
     for number, of in enumerate(every):
         beta = of.run.config.get("beta")
         if not isinstance(beta, (int, float)) or not beta:
             continue
-        for side, color in (("chosen", CHOSEN), ("rejected", REJECTED)):
-            moved_P = of.visits.values[f"rewards/{side}"][of.visits.last_P] / beta
-            add_violin(figure, side, moved_P, of, number)
-            if figure.data and len(every) == 1:
-                figure.data[-1].line.color = color
+        sides = [
+            (side, of.visits.values[f"rewards/{side}"][of.visits.last_P] / beta)
+            for side in ("chosen", "rejected")
+        ]
+        if len(every) > 1:
+            add_violins(figure, sides, of, number, run_color(number))
+            continue
+        for side, color in zip(sides, (CHOSEN, REJECTED)):
+            add_violins(figure, [side], of, number, color)
     if not figure.data:
         return None
+    figure.update_traces(width=None if len(every) > 1 else 0.5)
     figure.update_xaxes(title={"text": ""}, type="category")
     figure.update_yaxes(title={"text": "nats since the start"})
     figure.add_hline(y=0, line={"color": GREY, "width": 1, "dash": "dot"})
     note = "Each pair at its last visit. Below 0: less likely than before training."
     return Panel("moved", "How far each response moved", note, figure)
-
-
-GroupBy = Callable[[Sequence[PairsOf]], Iterator[tuple[int, PairsOf, str, Floats]]]

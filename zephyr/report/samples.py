@@ -1,8 +1,7 @@
-"""The answers to a run's sample prompts become a comparison: before and after, differences marked.
-"""
+"""The answers to a run's sample prompts become a comparison of before and after."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from html import escape
 from pathlib import Path
@@ -13,7 +12,7 @@ from zephyr.config import BadInput
 from zephyr.report.text import percent, plural
 
 OPEN = 6  # prompts that are shown at once; the others unfold
-WORDS = re.compile(r"\s+|\w+|[^\w\s]")
+WORDS = re.compile(r"\w+\s*|[^\w\s]\s*|\s+")
 MOST_COMPARED = 4000  # words and marks of an answer; longer ones are shown without marks
 
 
@@ -47,49 +46,84 @@ def read_samples(path: Path) -> list[Answers]:
     return list(answers.values())
 
 
-def samples_section(run: Run, name: str) -> str:
-    """The first and the last answer to each prompt beside each other; "" without samples.
+def samples_section(runs: Sequence[Run]) -> str:
+    """The first answer to each prompt beside the last one of each run; "" without samples.
 
-    Args: name: shown as the heading, "" for none. Raises: as `read_samples`.
+    Raises: as `read_samples`.
     """
-    answers = read_samples(run.folder / "samples.jsonl")
-    if not answers:
+    of_runs = [(run, read_samples(run.folder / "samples.jsonl")) for run in runs]
+    known = [(run, answers) for run, answers in of_runs if answers]
+    if not known:
         return ""
-    steps = sorted({step for of_prompt in answers for step in of_prompt.texts})
-    rows = [comparison(of_prompt, steps) for of_prompt in answers]
-    changed = sum(len({*of_prompt.texts.values()}) > 1 for of_prompt in answers)
-    heading = f"<h3>{escape(name)}</h3>" if name else ""
+    several = len(runs) > 1
+    prompts: dict[str, list[tuple[str, Answers]]] = {}
+    for run, answers in known:
+        for of_prompt in answers:
+            prompts.setdefault(of_prompt.prompt, []).append(
+                (run.name if several else "", of_prompt)
+            )
+    rows = [comparison(prompt, columns) for prompt, columns in prompts.items()]
     more = "".join(rows[OPEN:])
     folded = (
         f"<details><summary>{plural(len(rows) - OPEN, 'more prompt')}</summary>{more}</details>"
         if more
         else ""
     )
-    summary = f"{changed} of {plural(len(answers), 'answer')} changed during training."
+    summaries = "".join(summary(run, answers, several) for run, answers in known)
     return (
-        f"{heading}<p>{summary} {win_rate_words(run.records['eval'])}</p>"
-        '<p class="muted small">Marked: <del>only before</del> <ins>only after</ins>.</p>'
-        f"{''.join(rows[:OPEN])}{folded}"
+        f'{summaries}<p class="muted small">Marked: <del>only before</del> '
+        f"<ins>only after</ins>.</p>{''.join(rows[:OPEN])}{folded}"
     )
 
 
-def comparison(answers: Answers, steps: Sequence[int]) -> str:
-    """One prompt with its first and last answer; the answers between them unfold."""
-    known = [step for step in steps if step in answers.texts]
-    first, last = known[0], known[-1]
-    before, after = marked(answers.texts[first], answers.texts[last])
-    between = "".join(
-        f"<dt>step {step:,}</dt><dd>{escape(answers.texts[step])}</dd>" for step in known[1:-1]
-    )
+def summary(run: Run, answers: Sequence[Answers], several: bool) -> str:
+    """A paragraph on how many answers changed, and the win rate."""
+    changed = sum(first != last for first, last in map(ends, answers))
+    name = f"<b>{escape(run.name)}</b>: " if several else ""
+    words = f"{changed} of {plural(len(answers), 'answer')} changed during training."
+    return f"<p>{name}{words} {win_rate_words(run.records['eval'])}</p>"
+
+
+def ends(answers: Answers) -> tuple[str, str]:
+    """The first and the last answer."""
+    steps = sorted(answers.texts)
+    return answers.texts[steps[0]], answers.texts[steps[-1]]
+
+
+def comparison(prompt: str, of_runs: Sequence[tuple[str, Answers]]) -> str:
+    """One prompt: its first answer, and the last one of each run; those between them unfold.
+
+    Args: of_runs: name ("" for a single run) and answers. Where runs start with another answer, the
+    first run's is shown, and each last one is marked against its own start.
+    """
+    (name, answers), *_ = of_runs
+    steps = sorted(answers.texts)
+    before, after = marked(*ends(answers))
+    if len(of_runs) > 1:
+        before = escape(answers.texts[steps[0]])
+    columns = answer_column(step_words(steps[0]), before)
+    between = ""
+    for name, answers in of_runs:
+        steps = sorted(answers.texts)
+        (first, last), (_, after) = ends(answers), marked(*ends(answers))
+        if len(steps) < 2:
+            continue
+        title = " ".join(filter(None, (name, step_words(steps[-1]).lower() if name else "")))
+        columns += answer_column(title or step_words(steps[-1]), after, same=first == last)
+        between += "".join(
+            f"<dt>{escape(name)} step {step:,}</dt><dd>{escape(answers.texts[step])}</dd>"
+            for step in steps[1:-1]
+        )
     unfold = (
         f"<details><summary>between them</summary><dl>{between}</dl></details>" if between else ""
     )
-    same = '<span class="badge">unchanged</span>' if before == after and last != first else ""
-    columns = f'<div><h5>{step_words(first)}</h5><p class="answer">{before}</p></div>'
-    if last != first:
-        columns += f'<div><h5>{step_words(last)} {same}</h5><p class="answer">{after}</p></div>'
-    prompt = f'<h4><span class="muted">Prompt</span> {escape(answers.prompt)}</h4>'
-    return f'<article class="sample">{prompt}<div class="two">{columns}</div>{unfold}</article>'
+    heading = f'<h4><span class="muted">Prompt</span> {escape(prompt)}</h4>'
+    return f'<article class="sample">{heading}<div class="two">{columns}</div>{unfold}</article>'
+
+
+def answer_column(title: str, html: str, same: bool = False) -> str:
+    badge = ' <span class="badge">unchanged</span>' if same else ""
+    return f'<div><h5>{escape(title)}{badge}</h5><p class="answer">{html}</p></div>'
 
 
 def step_words(step: int) -> str:
@@ -134,10 +168,3 @@ def win_rate_words(evaluations: Sequence[Record]) -> str:
 def bounded(values: Mapping[str, float | None], name: str) -> float:
     """A share of the record, 0 to 1."""
     return min(1.0, max(0.0, values.get(name) or 0.0))
-
-
-def every_sample(runs: Sequence[Run]) -> Iterator[str]:
-    """The sections of all runs that have samples."""
-    for run in runs:
-        if section := samples_section(run, run.name if len(runs) > 1 else ""):
-            yield section

@@ -23,15 +23,6 @@ def signed(value: float, digits: int = 2) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def bytes_text(count: float) -> str:
-    """A number of bytes in the unit that a person would use."""
-    for unit, digits in (("B", 0), ("KiB", 0), ("MiB", 0), ("GiB", 1), ("TiB", 2)):
-        if abs(count) < 1024 or unit == "TiB":
-            break
-        count /= 1024
-    return f"{count:,.{digits}f} {unit}"
-
-
 def seconds_text(seconds: float) -> str:
     """A duration: `45 s`, `12 min`, `3 h 20 min`."""
     if seconds < 90:

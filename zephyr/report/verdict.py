@@ -21,7 +21,8 @@ from zephyr.analysis.runs import Record, Records, Run
 from zephyr.analysis.visits import Visits
 from zephyr.report.text import percent, plural, signed, wilson
 
-Status = Literal["good", "watch", "bad", "none"]
+Graded = Literal["good", "watch", "bad"]
+Status = Graded | Literal["none"]
 CLEARLY = 3.0  # standard errors of a difference that is no accident
 
 WEAK_ACCURACY = 0.6  # the lower end of the interval has to be above it
@@ -32,7 +33,7 @@ R_WATCH, R_BAD = 0.5, 0.7  # correlation of margin and length difference
 LONGER_WATCH, LONGER_BAD = 0.8, 0.9  # share of labels that length alone predicts
 FLIPS_WATCH, FLIPS_BAD = 0.02, 0.08  # share of labels that look flipped
 MOVED_WATCH, MOVED_BAD = 0.1, 0.2  # of the weights' norm, by all updates of a DPO run together
-SPIKE = 10.0  # gradient norm over its median
+SPIKE = 10.0  # gradient norm over the median of those before it
 
 ALARMS = {
     "non_finite": (
@@ -100,9 +101,9 @@ def learned(run: Run, visits: Visits) -> Finding:
     low, high = wilson(accuracy, n)
     loss = last.get("loss")
     words = (
-        f"{percent(accuracy, 1)} of {n:,.0f} held-out pairs get the higher reward on the chosen "
-        f"side, 95 % interval {interval(low, high)}; before training no response is preferred, and "
-        f"a coin gives 50 %. {margin_words(last.get('rewards/margins'), visits, n)}"
+        f"Held-out accuracy {percent(accuracy, 1)} of {n:,.0f} pairs (95 % interval "
+        f"{interval(low, high)}); before training it is a coin's 50 %. "
+        f"{margin_words(last.get('rewards/margins'), visits, n)}"
     )
     if loss is not None and start is not None:
         words += f" Loss {loss:.3f}, from {start:.3f}."
@@ -113,7 +114,7 @@ def learned(run: Run, visits: Visits) -> Finding:
     return Finding("learned", question, status, answer, percent(accuracy, 1), words, "accuracy")
 
 
-def rank_accuracy(low: float, high: float) -> tuple[Status, str]:
+def rank_accuracy(low: float, high: float) -> tuple[Graded, str]:
     """Status and answer for the interval of an accuracy."""
     if high < 0.5:
         return "bad", "No: the opposite"
@@ -193,9 +194,10 @@ def overfit(run: Run, visits: Visits) -> Finding:
         f"{percent(held, 1)}: a gap of {signed(100 * gap, 1)} points, give or take "
         f"{100 * 1.96 * error:.1f}."
     )
-    status: Status = "good"
+    status: Graded = "good"
     if gap > GAP_WATCH and gap > 2 * error:
         status = "bad" if gap > GAP_BAD and gap > CLEARLY * error else "watch"
+        text += " The model learnt these pairs by heart, or the held-out ones are of another kind."
     later, words = loss_since_best(run.records)
     status = worst(status, later)
     if any(record.values.get("alarms/overfit") for record in run.records["eval"]):
@@ -222,7 +224,7 @@ def overfit_text(run: Run) -> Finding:
     return Finding("overfit", question, status, answer, number, f"{text}. {words}".strip(), "loss")
 
 
-def loss_since_best(records: Records) -> tuple[Literal["good", "watch", "bad"], str]:
+def loss_since_best(records: Records) -> tuple[Graded, str]:
     """How much of its fall the held-out loss lost again since its best."""
     losses = [(r.values["loss"], r.step) for r in records["eval"] if r.values.get("loss")]
     known = [(loss, step) for loss, step in losses if loss is not None]
@@ -301,12 +303,14 @@ def length(visits: Visits) -> Finding:
         if right - against > CLEARLY * error:
             status = worst(status, "bad" if against < 0.5 else "watch")
     preferred = "longer" if share >= 0.5 else "shorter"
+    where_rejected = (
+        f"{percent(against, 1)} ({plural(m, 'pair')})" if m else "unknown: there is no such pair"
+    )
     text = (
         f"Correlation of margin and length difference r = {signed(r)} "
         f"({percent(r * r)} of the variance). The {preferred} response is the chosen one in "
         f"{percent(predicted)} of {unequal:,} pairs of unequal length. Accuracy where it is "
-        f"chosen {percent(right, 1)}, where it is rejected "
-        f"{f'{percent(against, 1)} ({plural(m, "pair")})' if m else 'unknown: there is no such pair'}."
+        f"chosen {percent(right, 1)}, where it is rejected {where_rejected}."
     )
     if status != "good":
         text += " The model can win by length alone: balance the lengths of the pairs."
@@ -361,9 +365,7 @@ def flips(run: Run, visits: Visits, texts: Mapping[str, PairText]) -> Finding:
     return Finding("flips", question, status, answer, percent(count / pairs, 1), text, "pairs")
 
 
-def most_suspected(
-    suspected_P: np.ndarray, visits: Visits, texts: Mapping[str, PairText]
-) -> str:
+def most_suspected(suspected_P: np.ndarray, visits: Visits, texts: Mapping[str, PairText]) -> str:
     """A sentence on the source with the largest share of suspected pairs, if it stands out."""
     sources = [texts[id].source if id in texts else "" for id in visits.ids]
     every, suspected = Counter(sources), Counter(np.array(sources)[suspected_P].tolist())
@@ -384,12 +386,15 @@ def rate(run: Run) -> Finding:
     question, train = "Was the learning rate right?", run.records["train"]
     start = initial_loss(run.records)
     moved = moved_weights(train)
-    worse = [r.step for r in train if start is not None and (r.values.get("loss") or 0) > 1.05 * start]
-    norms = [r.values["grad_norm"] for r in train if r.values.get("grad_norm")]
-    known = [norm for norm in norms if norm is not None]
-    spike = max(known, default=0.0) / (float(np.median(known)) if known else 1.0)
-    status = level(moved, MOVED_WATCH, MOVED_BAD)
-    text = f"All updates together could move the weights by at most {percent(moved, 1)} of their norm."
+    worse = [
+        r.step for r in train if start is not None and (r.values.get("loss") or 0) > 1.05 * start
+    ]
+    spike = largest_spike(train)
+    # Pretraining and SFT may move the weights far.
+    status = level(moved, MOVED_WATCH, MOVED_BAD) if run.is_dpo else "good"
+    text = (
+        f"All updates together could move the weights by at most {percent(moved, 1)} of their norm."
+    )
     if worse:
         status = worst(status, "bad" if len(worse) > 1 else "watch")
         text += (
@@ -398,13 +403,20 @@ def rate(run: Run) -> Finding:
         )
     if spike > SPIKE:
         status = worst(status, "watch")
-        text += f" The gradient norm rose to {spike:.0f} times its median."
+        text += f" The gradient norm rose to {spike:.0f} times the median before it."
     answer = {"good": "Nothing against it", "watch": "Perhaps too high", "bad": "Too high"}[status]
     if any(record.values.get("alarms/frozen_weights") for record in train):
         status, answer = "bad", "Too low"
         text += " The alarm of frozen weights was raised: nothing is learned."
     number = f"{percent(moved, 1)} moved"
     return Finding("rate", question, status, answer, number, text, "update-ratio")
+
+
+def largest_spike(train: Sequence[Record]) -> float:
+    """The largest gradient norm over the median of those before it."""
+    norms = [norm for record in train if (norm := record.values.get("grad_norm"))]
+    ratios = [norms[n] / float(np.median(norms[:n])) for n in range(3, len(norms))]
+    return max(ratios, default=1.0)
 
 
 def moved_weights(train: Sequence[Record]) -> float:
@@ -431,7 +443,7 @@ def raised(run: Run) -> Finding:
         figure = figure or shown
         parts.append(f"{name} ({', '.join(places)}): {meaning}.")
     first = ", ".join(found)
-    return Finding("alarms", question, "bad", first, str(len(found)), " ".join(parts), figure)
+    return Finding("alarms", question, "bad", first, "", " ".join(parts), figure)
 
 
 def alarms(records: Records) -> dict[str, list[str]]:
@@ -483,14 +495,12 @@ def difference_error(share: float, n: float, other: float, m: float) -> float:
     return math.sqrt(sum(errors))
 
 
-def level(value: float, watch: float, bad: float) -> Literal["good", "watch", "bad"]:
+def level(value: float, watch: float, bad: float) -> Graded:
     return "bad" if value >= bad else "watch" if value >= watch else "good"
 
 
-def worst(
-    one: Literal["good", "watch", "bad"], other: Literal["good", "watch", "bad"]
-) -> Literal["good", "watch", "bad"]:
-    order = ("good", "watch", "bad")
+def worst(one: Graded, other: Graded) -> Graded:
+    order: tuple[Graded, ...] = ("good", "watch", "bad")
     return max(one, other, key=order.index)
 
 
