@@ -279,6 +279,8 @@ def text_lines(
         if written > budget_bytes:
             break
         lines.append(line)
+    while (size := len(zlib.compress("".join(lines).encode("ascii"), 9))) > budget_bytes:
+        lines = lines[: len(lines) * budget_bytes // size]  # the packer holds some bytes back
     return "".join(lines)
 
 
