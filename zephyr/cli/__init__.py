@@ -24,6 +24,7 @@ COMMANDS: list[Callable[..., int | None]] = [
     runs.plan,
     runs.verify,
     runs.report,
+    evaluation.score,
     data.lineage,
     chat.chat,
     data.world,
