@@ -41,19 +41,20 @@ TEST_PROMPTS = WORLD / "prompts" / "test.jsonl"
 ANSWERS = (f"samples.prompts=[{TEST_PROMPTS}]", "samples.max_new_tokens=64")
 FEW = 128  # pairs, of 1,500
 SWEEP_RATE = "optim.lr_peak=1.5e-4"  # at the quickstart's, ten times lower, no margin saturates
+# beta of each loss: where a loss has a target, the margin's is some 10 nats a pair, 1 nat a token.
 SWEEPS = {
     "beta-0.01": ("beta=0.01",),
     "beta-0.1": ("beta=0.1",),
     "beta-0.5": ("beta=0.5",),
     "beta-2": ("beta=2.0",),
-    "ipo": ("loss=ipo", "beta=0.1"),
+    "ipo": ("loss=ipo", "beta=0.5"),
     "hinge": ("loss=hinge", "beta=0.1"),
     "robust": ("loss=robust", "beta=0.1", "label_smoothing=0.1"),
     "cdpo": ("loss=sigmoid", "beta=0.1", "label_smoothing=0.1"),
-    "sigmoid_norm": ("loss=sigmoid_norm", "beta=2.0"),
+    "sigmoid_norm": ("loss=sigmoid_norm", "beta=1.0"),
     "nca_pair": ("loss=nca_pair", "beta=0.1"),
     "apo_zero": ("loss=apo_zero", "beta=0.1"),
-    "sppo_hard": ("loss=sppo_hard", "beta=0.05"),
+    "sppo_hard": ("loss=sppo_hard", "beta=0.1"),
 }
 # The answers of which run, at its start or its end, are those of a model of Table 3.
 TABLE_3 = {
@@ -101,7 +102,7 @@ def stages(seed: int, plan: str) -> list[Stage]:
     """The stages of a seed, each after those that it needs."""
     found = quickstart_stages(seed)
     found += [
-        Stage("chosen", TINY / "few.jsonl", ("pairs",), write_rows_of_pairs),
+        Stage("chosen", TINY / "few.jsonl", ("pairs", "pairs_validation"), write_rows_of_pairs),
         trained("dpo", "dpo", seed, ("sft", "pairs_validation"), "run.eval_every=47"),
         trained("dpo_only", "dpo_only", seed, ("base", "pairs_validation")),
         trained("sft2", "sft", seed, ("sft", "chosen"), *chosen_overrides()),
@@ -396,7 +397,10 @@ def main() -> None:
     folders = {seed: out / f"seed-{seed}" for seed in options.seeds}
     for folder in folders.values():
         prepare_folder(folder)
-    tasks = [(folders[seed], stage) for seed in folders for stage in stages(seed, options.plan)]
+    of_seeds = [
+        [(folders[seed], stage) for stage in stages(seed, options.plan)] for seed in folders
+    ]
+    tasks = [task for same_stage in zip(*of_seeds) for task in same_stage]
     started = time.monotonic()
     with imported():
         run_all(tasks, options.workers)
