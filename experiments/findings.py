@@ -19,6 +19,7 @@ import gc
 import json
 import multiprocessing
 import os
+import resource
 import runpy
 import sys
 import time
@@ -353,7 +354,7 @@ def of_run(name: str, path: Path) -> dict[str, object]:
 
 def scored(found: dict) -> dict[str, object]:
     """Mean score with its 95 % interval over prompts, and the mean of each family of prompts."""
-    families = {name: round(of["score"], 4) for name, of in found["by"].items()}
+    families = {name: of["score"] for name, of in found["by"].items()}
     return {"score": found["score"], "ci95": found["ci95"], "families": families}
 
 
@@ -401,16 +402,23 @@ def main() -> None:
         [(folders[seed], stage) for stage in stages(seed, options.plan)] for seed in folders
     ]
     tasks = [task for same_stage in zip(*of_seeds) for task in same_stage]
-    started = time.monotonic()
     with imported():
         run_all(tasks, options.workers)
-    results = {
-        "plan": options.plan,
-        "minutes": round((time.monotonic() - started) / 60, 1),
-        "seeds": {str(seed): collect(folder, options.plan) for seed, folder in folders.items()},
-    }
-    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    figures = {str(seed): collect(folder, options.plan) for seed, folder in folders.items()}
+    results = json.dumps(rounded({"plan": options.plan, "seeds": figures}), indent=1)
+    (out / "results.json").write_text(results + "\n", encoding="utf-8")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"processor time: {(used.ru_utime + used.ru_stime) / 60:.1f} min")
     print(f"figures: {out / 'results.json'}")
+
+
+def rounded(found: object) -> object:
+    """All numbers with four decimals: the judge's intervals know no more."""
+    if isinstance(found, dict):
+        return {name: rounded(value) for name, value in found.items()}
+    if isinstance(found, list):
+        return [rounded(value) for value in found]
+    return round(found, 4) if isinstance(found, float) else found
 
 
 if __name__ == "__main__":
