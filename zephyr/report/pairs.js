@@ -363,8 +363,8 @@
 
   function lineageCommand(run, id) {
     return id.startsWith("-")
-      ? `zephyr lineage ${run.command} -- ${quoted(id)}`
-      : `zephyr lineage ${quoted(id)} ${run.command}`;
+      ? `zephyr lineage --run ${run.folder} -- ${quoted(id)}`
+      : `zephyr lineage ${quoted(id)} --run ${run.folder}`;
   }
 
   function drawLineage(run, pair, text) {
@@ -419,12 +419,12 @@
     const { axis, ...colors } = zephyr.layout();
     const layout = {
       ...colors,
-      height: 240,
-      margin: { l: 60, r: 12, t: 8, b: 40 },
+      height: 250,
+      margin: { l: 60, r: 12, t: 8, b: 46 },
       hovermode: "x unified",
       showlegend: true,
       legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
-      xaxis: { ...axis, title: { text: run.texts.has(pair) ? "step" : "visit" }, rangemode: "tozero" },
+      xaxis: { ...axis, title: { text: run.texts.has(pair) ? "step" : "visit", standoff: 6 }, rangemode: "tozero" },
       yaxis: { ...axis, title: { text: "reward" }, zeroline: true, zerolinewidth: 2 },
     };
     const Plotly = await zephyr.plotly();
@@ -524,7 +524,7 @@
     const stored = run.texts.size;
     byId("stored").textContent = stored === run.ids.length
       ? ""
-      : `This page stores texts of ${stored.toLocaleString("en")} of them; zephyr pairs RUN writes all.`;
+      : `This page has the texts of ${stored.toLocaleString("en")}; zephyr pairs ${run.folder} writes all.`;
     byId("notes").replaceChildren(...run.notes.map((note) => element("li", { textContent: visible(note) })));
     showView(firstView(run));
   }

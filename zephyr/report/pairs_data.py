@@ -115,7 +115,7 @@ def run_payloads(number: int, pairs: PairsOf, share: int) -> str:
         f"pairs-{number}",
         {
             "name": run.name,
-            "command": f"--run {shlex.quote(str(run.folder))}",
+            "folder": shlex.quote(str(run.folder)),
             "files": train_files(run),
             "notes": notes,
             "ids": ids,
@@ -279,6 +279,8 @@ def text_lines(
         if written > budget_bytes:
             break
         lines.append(line)
+    while (size := len(zlib.compress("".join(lines).encode("ascii"), 9))) > budget_bytes:
+        lines = lines[: len(lines) * budget_bytes // size]  # the packer holds some bytes back
     return "".join(lines)
 
 

@@ -50,7 +50,7 @@ COLUMNS = (
     ),
     Column(
         "reward",
-        "Chosen",
+        "Chosen reward",
         "Reward of the chosen response at the last visit: β times the change of its log-prob since "
         "the start. Below 0: it became less likely.",
         3,
