@@ -1,5 +1,5 @@
-"""The pairs of the page: what is stored is what the ledger and the rows say, and in a real browser it
-sorts, filters, is searched, opens, and shows every text as it is."""
+"""The pairs of the page: what is stored is what the ledger and the rows say, and a real browser
+sorts, filters, searches and opens them, and shows every text as it is."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_views_keep_their_rules(run: PairsOf) -> None:
     for view in VIEWS:
         chosen_P, key_P = rules[view.key]
         wanted = [pair for pair in np.argsort(key_P, kind="stable") if chosen_P[pair]]
-        assert 0 < len(wanted) and view_order(view, columns).tolist() == wanted, view.key
+        assert len(wanted) > 0 and view_order(view, columns).tolist() == wanted, view.key
 
 
 def test_texts_that_views_show_first_are_stored_up_to_the_budget(
