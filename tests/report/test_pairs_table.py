@@ -297,7 +297,9 @@ def test_views_show_what_they_say(table: Browser, run: PairsOf) -> None:
     for view in VIEWS:
         table.view(view.key)
         wanted = view_order(view, columns).tolist()
-        assert (table.shown(), table.count()) == (wanted[:20], len(wanted)), view.key
+        values = columns[view.sort]
+        np.testing.assert_allclose(values[table.shown()], values[wanted[:20]], rtol=2**-7)
+        assert table.count() == len(wanted), view.key
         assert table.find("#pairs-rule").text == view.rule
         assert table.find("[data-view][aria-pressed=true]").get_attribute("id") == (
             f"view-{view.key}"
@@ -427,7 +429,7 @@ def test_a_narrow_screen_and_paper_show_the_table(table: Browser) -> None:
     table.put("query", "hostile")
     table.find(".pairs-open").click()
     table.wait("document.querySelector('.pairs-chart .main-svg')")
-    assert table.run("return document.documentElement.scrollWidth") == 420
+    assert table.run("return document.documentElement.scrollWidth") <= 420
     assert table.find("#pairs tbody td[data-column=last]").is_displayed()
     assert not table.find("#pairs tbody td[data-column=first]").is_displayed()
     emulate("Emulation.setEmulatedMedia", {"media": "print"})
@@ -457,8 +459,7 @@ def test_sixty_thousand_pairs(
     count, rng = 60_000, np.random.default_rng(0)
     run = make_run("large", count)
     ids = [rng.bytes(32).hex() for _ in range(count)]
-    words = [f"word{n}" for n in range(3000)]
-    text = [" ".join(words[n] for n in rng.integers(0, 3000, 250)) for _ in range(300)]
+    text = [rng.bytes(700).hex(" ", 3) for _ in range(300)]
     texts = {
         id: PairText(text[n % 300], text[-n % 299], text[n % 297], "source", "a", "b", 1.0, 2.0)
         for n, id in enumerate(ids)
