@@ -14,7 +14,6 @@ again. `OUT/results.json` holds the figures, and experiments/findings_figure.py 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 import json
 import multiprocessing
@@ -23,7 +22,7 @@ import resource
 import runpy
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -65,6 +64,7 @@ TABLE_3 = {
     "dSFT-2": ("sft2", -1),
     "dDPO": ("dpo", -1),
 }
+PAIRS = ("pairs", "pairs_validation")
 CURVES = ("long", "fast", "few")
 
 
@@ -103,19 +103,19 @@ def stages(seed: int, plan: str) -> list[Stage]:
     """The stages of a seed, each after those that it needs."""
     found = quickstart_stages(seed)
     found += [
-        Stage("chosen", TINY / "few.jsonl", ("pairs", "pairs_validation"), write_rows_of_pairs),
-        trained("dpo", "dpo", seed, ("sft", "pairs_validation"), "run.eval_every=47"),
-        trained("dpo_only", "dpo_only", seed, ("base", "pairs_validation")),
+        Stage("chosen", TINY / "few.jsonl", PAIRS, write_rows_of_pairs),
+        trained("dpo", "dpo", seed, ("sft", *PAIRS), "run.eval_every=47"),
+        trained("dpo_only", "dpo_only", seed, ("base", *PAIRS)),
         trained("sft2", "sft", seed, ("sft", "chosen"), *chosen_overrides()),
         Stage("table3", TINY / "judged/table3/results.json", ("dpo", "dpo_only", "sft2"), table_3),
     ]
     found += [
-        trained(name, "dpo", seed, ("sft", "chosen", "pairs_validation"), *overrides)
+        trained(name, "dpo", seed, ("sft", "chosen", *PAIRS), *overrides)
         for name, overrides in curve_overrides(plan).items()
     ]
     if plan == "full":
         found += [
-            trained(name, "dpo", seed, ("sft", "pairs_validation"), SWEEP_RATE, *overrides)
+            trained(name, "dpo", seed, ("sft", *PAIRS), SWEEP_RATE, *overrides)
             for name, overrides in SWEEPS.items()
         ]
     for name in (*CURVES, *(SWEEPS if plan == "full" else ())):
@@ -312,9 +312,8 @@ def run_stage(folder: Path, stage: Stage) -> None:
     stage.run()
 
 
-@contextlib.contextmanager
-def imported() -> Iterator[None]:
-    """Import once what every stage needs."""
+def import_once() -> None:
+    """Import what every stage needs, before the forks."""
     import datasets  # noqa: F401
     import deepspeed  # noqa: F401
     import transformers.models.mistral.modeling_mistral  # noqa: F401
@@ -326,7 +325,6 @@ def imported() -> Iterator[None]:
 
     gc.collect()
     gc.freeze()  # a fork's garbage collections then don't copy the memory that all share
-    yield
 
 
 def collect(folder: Path, plan: str) -> dict[str, object]:
@@ -402,8 +400,8 @@ def main() -> None:
         [(folders[seed], stage) for stage in stages(seed, options.plan)] for seed in folders
     ]
     tasks = [task for same_stage in zip(*of_seeds) for task in same_stage]
-    with imported():
-        run_all(tasks, options.workers)
+    import_once()
+    run_all(tasks, options.workers)
     figures = {str(seed): collect(folder, options.plan) for seed, folder in folders.items()}
     results = json.dumps(rounded({"plan": options.plan, "seeds": figures}), indent=1)
     (out / "results.json").write_text(results + "\n", encoding="utf-8")
