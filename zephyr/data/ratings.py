@@ -84,6 +84,19 @@ def margins(row: Row) -> tuple[float, ...]:
     return tuple(found)
 
 
+def side_ratings(row: Row) -> tuple[float, float] | None:
+    """How the row rates the chosen and the rejected answer, by the first name that rates both, a
+    score before other ratings; None where no name does, or a rating is no finite number."""
+    values = dict(_paths(row))
+    pairs = sorted(pair for pair in _rated(row) if pair[1])
+    for chosen, rejected in sorted(pairs, key=lambda pair: "score" not in plain(pair[0])):
+        try:
+            return _rating(chosen, values[chosen]), _rating(rejected, values[rejected])
+        except ValueError:
+            continue
+    return None
+
+
 def pair_margins(pair: Row) -> tuple[float, ...]:
     """The `margins` that `shapes.pair_row` put into a pair."""
     found = pair.get("margins")
