@@ -37,8 +37,14 @@ TINY = Path("runs/tiny")  # as in configs/tiny, relative to the folder of a seed
 WORLD = TINY / "world"
 JUDGE = f"world:judge@{WORLD}"
 TEST_PROMPTS = WORLD / "prompts" / "test.jsonl"
-# Every run answers the test prompts before its first step and at each evaluation.
-ANSWERS = (f"samples.prompts=[{TEST_PROMPTS}]", "samples.max_new_tokens=64")
+# Every run answers the test prompts before its first step and at each evaluation: after its last
+# step, where nothing else is said. They are judged later.
+ANSWERS = (
+    f"samples.prompts=[{TEST_PROMPTS}]",
+    "samples.max_new_tokens=64",
+    "samples.judge=null",
+    "run.eval_every=100000",
+)
 FEW = 128  # pairs, of 1,500
 SWEEP_RATE = "optim.lr_peak=1.5e-4"  # at the quickstart's, ten times lower, no margin saturates
 # beta of each loss: where a loss has a target, the margin's is some 10 nats a pair, 1 nat a token.
@@ -157,11 +163,12 @@ def trained(
     name: str, config: str, seed: int, needs: tuple[str, ...], *overrides: str, answers: bool = True
 ) -> Stage:
     """A run of configs/tiny/CONFIG.yaml in its own folder, resumed where it was interrupted."""
-    settings = [f"run.dir={TINY / name}", f"run.seed={seed}", "run.resume=auto", *overrides]
+    settings = [f"run.dir={TINY / name}", f"run.seed={seed}", "run.resume=auto"]
     if config.startswith("dpo"):
         settings.append(f"reference.dir={TINY / 'reference' / name}")
     if answers:
         settings += ANSWERS
+    settings += overrides
     kind = "train_dpo.py" if config.startswith("dpo") else "train_sft.py"
     line = script(kind, f"configs/tiny/{config}.yaml", *settings)
     return Stage(name, TINY / name / "model" / "model.safetensors", needs, line)
@@ -366,7 +373,7 @@ def course(run: Path) -> dict[str, object]:
     from zephyr.analysis.visits import read_visits
 
     records = read_lines(run / "metrics.jsonl")
-    evaluations = [record for record in records if record["split"] == "eval"]
+    evaluations = [r for r in records if r["split"] == "eval" and r["step"] > 0]
     visits = read_visits(run)
     train, first = [], 0
     for record in evaluations:

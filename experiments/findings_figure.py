@@ -109,8 +109,8 @@ def curve_table(seeds: Seeds, run: str) -> str:
         rows.append([f"{judged['step'] / per_epoch:.0f}"])
         for value in (
             lambda of, i=i: of["train"][i]["accuracy"],
-            lambda of, i=i: of["held_out"][i + 1]["accuracies"],
-            lambda of, i=i: of["held_out"][i + 1]["margins"],
+            lambda of, i=i: of["held_out"][i]["accuracies"],
+            lambda of, i=i: of["held_out"][i]["margins"],
             lambda of, i=i: of["judged"][i]["score"],
             lambda of, i=i: of["judged"][i]["over dSFT-1"]["win_rate"],
         ):
@@ -219,7 +219,7 @@ def curve_panel(seeds: Seeds, run: str, left: float, top: float, width: float) -
     for of in of_seeds:
         train = [(x_axis.at(r["step"]), upper.at(max(0.7, r["accuracy"]))) for r in of["train"]]
         held_out = [
-            (x_axis.at(r["step"]), upper.at(max(0.7, r["accuracies"]))) for r in of["held_out"][1:]
+            (x_axis.at(r["step"]), upper.at(max(0.7, r["accuracies"]))) for r in of["held_out"]
         ]
         start = {"step": 0, "score": of["start"]}
         scores = [(x_axis.at(r["step"]), lower.at(r["score"])) for r in [start, *of["judged"]]]
