@@ -218,8 +218,9 @@ def test_flipped_labels() -> None:
 
 
 def test_a_wrong_learning_rate() -> None:
-    """Weights that move too far, each record standing for ten steps, a loss above its start, a gradient that jumps, weights that stay.
-    SFT may move its weights far. Fails for the large gradients that every run starts with."""
+    """Weights that move too far, each record standing for ten steps, a loss above its start, a
+    gradient that jumps, weights that stay. SFT may move its weights far. Fails for the large
+    gradients that every run starts with."""
 
     def rate(*changes: Mapping[str, float], **config: object) -> Finding:
         records = [of_train(10 * n, 0.69 if n else 0.6931) for n in range(10)]
