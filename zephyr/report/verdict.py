@@ -102,7 +102,7 @@ def learned(run: Run, visits: Visits) -> Finding:
     loss = last.get("loss")
     words = (
         f"Held-out accuracy {percent(accuracy, 1)} of {n:,.0f} pairs (95 % interval "
-        f"{interval(low, high)}); before training it is a coin's 50 %. "
+        f"{interval(low, high)}); before training no side is preferred: 50 %. "
         f"{margin_words(last.get('rewards/margins'), visits, n)}"
     )
     if loss is not None and start is not None:
@@ -264,7 +264,7 @@ def chosen_moved(run: Run, visits: Visits) -> Finding:
     direction = "lost" if chosen < 0 else "gained"
     text = (
         f"{whose.capitalize()} chosen responses {direction} {abs(chosen):.2f} nats of "
-        f"{start:.1f} at the start ({signed(100 * share, 0)} %); rejected ones "
+        f"{signed(start, 1)} at the start ({signed(100 * share, 0)} %); rejected ones "
         f"{'lost' if rejected < 0 else 'gained'} {abs(rejected):.2f}."
     )
     if status != "good":

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from zephyr.config import DPOConfig, Optim, SFTConfig, SFTOptim, to_yaml
 from zephyr.packing import PackedBatch, Plan
+from zephyr.progress import track
 from zephyr.training import alarms, checkpoint
 from zephyr.training.engine import Engine
 from zephyr.training.flops import mfu
@@ -254,7 +255,8 @@ def evaluate(
     engine.train(False)
     totals = Totals()
     if split:
-        for indices in split.plan.steps[0].ranks[engine.rank]:
+        micro_batches = split.plan.steps[0].ranks[engine.rank]
+        for indices in track(micro_batches, "eval", "micro-batches"):
             totals.add(*split.run_objective(engine, split.collate(indices).to(engine.device)))
     engine.train()
     if split:
