@@ -162,7 +162,7 @@ def test_folders_without_pairs(
     """Fails where a folder that is no run of train_dpo.py raises, or is taken for an empty one."""
     assert main(["pairs", str(tmp_path)]) == 2
     assert "is no run folder" in capsys.readouterr().err
-    (tmp_path / "config.yaml").write_text((finished / "config.yaml").read_text())
+    (tmp_path / "config.yaml").write_text((finished / "run" / "config.yaml").read_text())
     assert main(["pairs", str(tmp_path)]) == 2
     assert "holds no visits of pairs yet" in capsys.readouterr().err
     (tmp_path / "config.yaml").write_text("model: m\n")

@@ -13,9 +13,9 @@ from processes import ROOT, Launch
 from zephyr.analysis.flips import flip_suspicion
 from zephyr.analysis.visits import Visits, read_visits
 
-sys.path.append(str(ROOT / "experiments"))
+sys.path.append(str(ROOT / "experiments" / "flips"))
 
-from plant_flips import plant
+from plant import plant
 
 LEDGER = Path(__file__).parent / "flipped"
 # In experiments/2026-11-27-flipped-labels.md, over three seeds: precision 0.94 to 0.96, recall 0.81
