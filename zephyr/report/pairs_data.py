@@ -33,6 +33,7 @@ MOST_VISITS = 200_000  # of all runs
 ID_BYTES = 400_000  # compressed; beyond it, long ids of pairs without texts are cut in their middle
 MOST_CHARS = 12_000  # of one text
 GRID = 4096  # rewards are rounded to multiples of its inverse
+HELD_BACK = 65_536  # bytes that a compressor may hold
 UNKNOWN = "not known"
 
 Json = Mapping[str, object]
@@ -263,7 +264,7 @@ def byte_planes(words: npt.NDArray[np.uint32]) -> str:
 
 def short_ids(ids: Sequence[str]) -> list[str]:
     """The ids, cut in their middle where they are long and all together take too much room."""
-    if len(zlib.compress(json.dumps(ids).encode(), 6)) <= ID_BYTES:
+    if len(zlib.compress(json.dumps(ids).encode(), 1)) <= ID_BYTES:
         return list(ids)
     return [pair if len(pair) <= 12 else f"{pair[:4]}…{pair[-4:]}" for pair in ids]
 
@@ -272,15 +273,14 @@ def text_lines(
     visits: Visits, texts: Mapping[str, PairText], order_P: Ints, budget_bytes: int
 ) -> str:
     """A line of JSON for each pair with texts, as many as fit into `budget_bytes` compressed."""
-    packer = zlib.compressobj(9)
+    packer = zlib.compressobj(6)
     written, lines = 0, []
     for line in lines_in_order(visits, texts, order_P):
         written += len(packer.compress(line.encode("ascii")))
-        if written > budget_bytes:
+        near = written + HELD_BACK > budget_bytes
+        if near and written + len(packer.copy().flush()) > budget_bytes:
             break
         lines.append(line)
-    while (size := len(zlib.compress("".join(lines).encode("ascii"), 9))) > budget_bytes:
-        lines = lines[: len(lines) * budget_bytes // size]  # the packer holds some bytes back
     return "".join(lines)
 
 
