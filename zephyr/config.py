@@ -253,7 +253,8 @@ class Run:
     log_every: int = 1
     """Steps between two records of split `train` in `metrics.jsonl`."""
     eval_every: int = 100
-    """Steps between two evaluations; the last step is always followed by one."""
+    """Steps between two evaluations of `data.eval`; there is also one before the first step and one
+    after the last."""
     save_every: int = 100
     """Steps between two checkpoints; the last step, and a run that is asked to stop, always save
     one."""

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from processes import ROOT, Launch
-from runs import ledger, records, rows, write_config, write_lines
 from safetensors.numpy import load_file, save_file
 
 import train_dpo
+from runs import ledger, records, rows, write_config, write_lines
 from zephyr.chat import encode_prompt
 from zephyr.config import DPOConfig
 from zephyr.data.encode import load_pairs
@@ -64,6 +64,7 @@ def test_first_record_is_ln_2_and_names_are_the_documented_ones(finished: Path) 
     assert [r["epoch"] for r in train] == [0, 0.4, 0.8, 1, 1.4, 1.8]
     assert train[-1]["loss"] < 0.6 and train[-1]["rewards/accuracies"] > 0.5
     assert [(r["step"], r["pairs"], r["epoch"]) for r in records(finished / "run", "eval")] == [
+        (0, 20, 0.0),
         (3, 20, 1.0),
         (6, 20, 2.0),
     ]
@@ -189,9 +190,8 @@ def test_resume_repeats_the_run_to_the_bit(finished: Path, launch: Launch, tmp_p
         ranks=2,
     )
     assert "resumed from" in result.stderr and "forward pass over 20 pairs" in result.stderr
-    assert (run / "metrics.jsonl").read_text().splitlines()[:5] == before[
-        :5
-    ] and '"step": 3, "split": "eval"' in before[3]
+    assert (run / "metrics.jsonl").read_text().splitlines()[:6] == before[:6]
+    assert '"step": 3, "split": "eval"' in before[4]
     same = [
         k
         for k in records(run)[0]

@@ -37,10 +37,14 @@ class PairText(NamedTuple):
 
 
 class PairRow(NamedTuple):
-    """A row that became a pair. raw: as it was read, an object or an undecoded line."""
+    """A row that became a pair.
+
+    raw: as it was read, an object or an undecoded line. fields: as `chat.tokenize_pair` reads it.
+    """
 
     id: str
     raw: RawRow
+    fields: Row
     text: PairText
 
 
@@ -83,12 +87,13 @@ def pair_rows(run: Run) -> Iterator[PairRow]:
         try:
             fields, _, _ = select(check_row(raw.value), columns)
             id = row_id(fields, raw.default_id)
-            text = _pair_text(fields, source_name)
+            pair, _ = pair_row(fields)
+            text = _pair_text(fields, pair, source_name)
         except (ValueError, RecursionError):  # counted and listed in the run's data.json
             continue
         if id not in seen:
             seen.add(id)
-            yield PairRow(id, raw, text)
+            yield PairRow(id, raw, pair, text)
 
 
 def source_root(run: Run) -> Path:
@@ -158,9 +163,8 @@ def _changed_since(run: Run, found: int) -> str:
     )
 
 
-def _pair_text(fields: Row, source_name: str) -> PairText:
-    """Raises: ValueError for a row that is no pair, also a tie."""
-    pair, _ = pair_row(fields)
+def _pair_text(fields: Row, pair: Row, source_name: str) -> PairText:
+    """Raises: ValueError for answers that are no pair."""
     texts = check_pair(pair)
     named = {plain(str(key)): value for key, value in fields.items()}
     own = [named[key] for key in SOURCES if isinstance(named.get(key), str) and named[key]]

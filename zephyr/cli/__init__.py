@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import zephyr
-from zephyr.cli import chat, data, evaluation, runs
+from zephyr.cli import analysis, chat, data, evaluation, runs
 from zephyr.cli.command import add_command
 from zephyr.config import BadInput
 
@@ -24,6 +24,8 @@ COMMANDS: list[Callable[..., int | None]] = [
     runs.plan,
     runs.verify,
     runs.report,
+    analysis.pairs,
+    evaluation.score,
     data.lineage,
     chat.chat,
     data.world,

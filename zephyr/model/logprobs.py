@@ -243,4 +243,5 @@ def token_logprobs(
         chosen responses in the order of the pairs, then those of the rejected ones; float32
         (float64 for a float64 model).
     """
-    return model(batch).split(batch.response_tokens_R.tolist())
+    of_responses: tuple[Tensor, ...] = model(batch).split(batch.response_tokens_R.tolist())
+    return of_responses

@@ -1,0 +1,87 @@
+"""The command about what each pair of a run did."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from typer import Argument, Option
+
+
+def pairs(
+    run: Annotated[Path, Argument(metavar="RUN", help="The folder of a run of train_dpo.py.")],
+    out: Annotated[
+        Path | None,
+        Option(
+            metavar="FILE",
+            help="The table, .parquet or .csv (default: RUN/pairs.parquet); with --select the "
+            "rows, .jsonl.",
+        ),
+    ] = None,
+    rows: Annotated[
+        Literal["visit", "pair"],
+        Option(help="A row for each pair and visit, or for each pair, with its last visit."),
+    ] = "visit",
+    select: Annotated[
+        str | None,
+        Option(
+            metavar="RULE",
+            help="Write rows of the run's data.train instead: [not] top N|N%, bottom N|N% or band "
+            "A..B, then `of COLUMN`; `and` joins several.",
+        ),
+    ] = None,
+    weight: Annotated[
+        float | None,
+        Option(
+            metavar="W",
+            help="With --select: write all rows, with `weight` 1 where RULE selects and W "
+            "elsewhere. train_dpo.py does not train on weights yet.",
+        ),
+    ] = None,
+    similarity: Annotated[
+        bool,
+        Option(
+            "--similarity/--no-similarity",
+            help="The column similarity, which needs rapidfuzz (zephyr[data]).",
+        ),
+    ] = True,
+    ches: Annotated[
+        bool,
+        Option("--ches", help="The columns ches and ches_normalized: a forward pass of a model."),
+    ] = False,
+    folds: Annotated[
+        int | None,
+        Option(
+            metavar="K",
+            help="The column flip_suspicion_folds: cross-validated over K parts of the pairs, on "
+            "hidden states of a model.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        Option(
+            metavar="MODEL",
+            help="The model of --ches and --folds. Default: the run's own, which is its reference.",
+        ),
+    ] = None,
+) -> None:
+    """Write a table of every pair that a run trained on, or a new training set.
+
+    The table has texts, lengths, log-probs, rewards and suspected flipped labels; its columns are
+    in zephyr/analysis/README.md.
+
+    \b
+    example: zephyr pairs runs/tiny/dpo --out pairs.csv
+             zephyr pairs runs/tiny/dpo --select "not top 5% of flip_suspicion" --out kept.jsonl
+    """
+    from zephyr.analysis.export import Wanted, export_selection, export_table
+    from zephyr.config import BadInput
+
+    wanted = Wanted(similarity, ches, folds, model)
+    if select is None and weight is not None:
+        raise BadInput("--weight: expected --select RULE beside it, which says whose weight it is")
+    if select is not None:
+        said = export_selection(run, out, select, weight, wanted)
+    else:
+        said = export_table(run, out, rows, wanted)
+    for line in said:
+        print(line, file=sys.stderr if line.startswith("warning:") else sys.stdout)
