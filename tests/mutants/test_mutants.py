@@ -15,6 +15,7 @@ import of_evaluation
 import of_losses
 import of_model
 import of_packing
+import of_pairs
 import of_reference
 import of_report
 import of_scripts
@@ -38,6 +39,7 @@ ROOMS = (
     of_costs,
     of_report,
     of_evaluation,
+    of_pairs,
 )
 MUTANTS = [mutant for room in ROOMS for mutant in room.MUTANTS]
 ROOT = Path(__file__).resolve().parents[2]
