@@ -80,6 +80,7 @@ def kernel(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JUPYTER_PATH", str(folder / "share" / "jupyter"))
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+        patch.setenv("ZEPHYR_NOTEBOOK_STEPS", "3")
         patch.setenv("ZEPHYR_NOTEBOOK_MODEL", str(tiny))
         patch.setenv("ZEPHYR_NOTEBOOK_BASE", str(tiny))
         patch.setenv("ZEPHYR_NOTEBOOK_RUN", str(finished / "run"))
