@@ -15,7 +15,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from zephyr import chat
@@ -29,6 +28,7 @@ from zephyr.data.tokenizer import load_tokenizer
 from zephyr.model.load import DTYPES, load_policy
 from zephyr.model.policy import Policy
 from zephyr.packing import PackedBatch, collate_pairs, plan_pass
+from zephyr.progress import Bar
 
 BUDGET_TOKENS = {"cpu": 2048, "cuda": 16384}  # of a micro-batch, or a pair's where it is longer
 
@@ -144,8 +144,7 @@ def pass_through(policy: Policy, pairs: Sequence[EncodedPair]) -> HiddenStates:
     ches_P, normalized_P = np.empty(len(pairs)), np.empty(len(pairs))
     difference_PD: Floats | None = None
     plan = plan_pass(lengths, ranks=1, budget_tokens=budget)
-    bar = tqdm(total=len(pairs), desc="hidden states", unit=" pairs", dynamic_ncols=True)
-    with bar, kept_hidden(policy) as kept:
+    with Bar("hidden states", len(pairs), "pairs") as bar, kept_hidden(policy) as kept:
         for indices in plan.steps[0].ranks[0]:
             batch = collate_pairs(pairs, indices).to(device)
             policy(batch)
