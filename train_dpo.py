@@ -1,7 +1,7 @@
 """Distilled direct preference optimization (dDPO), the last step of Zephyr.
 
-    torchrun --nproc_per_node=8 train_dpo.py CONFIG.yaml [key.sub=value ...] [--dry-run]
-    python train_dpo.py CONFIG.yaml [key.sub=value ...] [--dry-run]    (one process)
+    torchrun --nproc_per_node=8 train_dpo.py CONFIG.yaml [key.sub=value ...] [--dry-run] [--quiet]
+    python train_dpo.py CONFIG.yaml [key.sub=value ...] [--dry-run] [--quiet]    (one process)
 
 CONFIG.yaml is for example configs/zephyr-7b-beta/dpo.yaml. --dry-run prints the plan and exits.
 
@@ -60,10 +60,11 @@ def train(engine: Engine, config: DPOConfig, folder: RunFolder | None) -> None:
     pairs = encoded["train"]
     plan = make_plan(engine, config, pairs)
     sample = make_sampler(engine, config, tokenizer)
-    engine.log(describe_plan(plan, engine.world_size))
     if folder is None:
-        engine.log(engine.on_rank0(lambda: estimate(engine, config, pairs)))
+        engine.print(describe_plan(plan, engine.world_size))
+        engine.print(engine.on_rank0(lambda: estimate(engine, config, pairs)))
         return
+    engine.log(describe_plan(plan, engine.world_size))
 
     # Compare with the run in the folder, if any, before the expensive parts start.
     save_chat_template(folder, config, tokenizer)

@@ -244,7 +244,7 @@ MUTANTS: list[Mutant] = [
         ("if stop and not last:", "if stop and last:"),
         ("    if records:\n        # Squared norms", "    if True:\n        # Squared norms"),
         ("if records or stop:", "if records:"),
-        ("if sample and first_step == 0:", "if sample:"),
+        ("if first_step == 0 and (evaluation or sample):", "if evaluation or sample:"),
         (
             "ledger.add(step, epoch, batch.indices, stats)",
             "ledger.add(step, epoch, batch.indices[::-1], stats)",

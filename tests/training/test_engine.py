@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 from processes import ROOT
-from runs import ledger, records
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train_dpo
+from runs import ledger, records
 from zephyr import reference
 from zephyr.chat import EncodedPair
 from zephyr.config import BadInput, Data, DPOConfig, Hardware, Optim, Run, Wandb
@@ -874,16 +874,22 @@ def test_the_first_gradient_is_that_of_the_mean(
 def test_evaluation_is_of_all_pairs_after_its_updates(
     whole: tuple[Path, dict[str, Tensor]], engine: Engine, start: Path
 ) -> None:
-    """The last record against the final weights, pair by pair. Fails where evaluation leaves pairs
-    out, adds up over evaluations, or is filed under another step or epoch."""
+    """The last record against the final weights, pair by pair, the first against the reference.
+    Fails where evaluation leaves pairs out, adds up over evaluations, is filed under another step
+    or epoch, or where the start has none."""
     run, _ = whole
     evaluated = records(run, "eval")
-    assert [(r["step"], r["pairs"]) for r in evaluated] == [(2, 7), (4, 7), (6, 7)]
-    assert [r["epoch"] for r in evaluated] == [PLAN.steps[2].epoch, PLAN.steps[4].epoch, 2.0]
+    assert [(r["step"], r["pairs"]) for r in evaluated] == [(0, 7), (2, 7), (4, 7), (6, 7)]
+    assert [r["epoch"] for r in evaluated] == [0, PLAN.steps[2].epoch, PLAN.steps[4].epoch, 2]
     engine.load_state(run / "checkpoints" / "step-6", 6)
     after = alone(engine, MORE)
     begin(engine, start)
-    margin_P = 0.5 * (after - alone(engine, MORE)) @ torch.tensor([1.0, -1.0])
+    reference_P2 = alone(engine, MORE)
+    margin_P = 0.5 * (after - reference_P2) @ torch.tensor([1.0, -1.0])
+    assert (evaluated[0]["loss"], evaluated[0]["rewards/margins"]) == pytest.approx(
+        (math.log(2), 0), abs=2e-6
+    )
+    assert evaluated[0]["logps/chosen"] == pytest.approx(float(reference_P2[:, 0].mean()), rel=1e-5)
     assert evaluated[-1]["loss"] == pytest.approx(
         float(-torch.nn.functional.logsigmoid(margin_P).mean()), rel=0.03
     )
@@ -901,9 +907,8 @@ def test_a_run_goes_on_where_its_checkpoint_was(
     shutil.copy(run / "pairs" / "step-6.parquet", run / "pairs" / "step-5.parquet")
     before = (run / "metrics.jsonl").read_text().splitlines()
     fitted(engine, start, config_of(run))
-    assert (run / "metrics.jsonl").read_text().splitlines()[:6] == before[
-        :6
-    ] and '"step": 4, "split": "eval"' in before[5]
+    assert (run / "metrics.jsonl").read_text().splitlines()[:7] == before[:7]
+    assert '"step": 4, "split": "eval"' in before[6]
     for split in ("train", "eval"):
         assert exact(records(run, split)) == exact(records(whole[0], split))
     assert ledger(run) == ledger(whole[0])
@@ -974,7 +979,8 @@ def test_the_update_is_measured_where_a_record_is_written(
     seen: list[int] = []
 
     def objective(policy: Engine, batch: PackedBatch) -> tuple[Tensor, Stats]:
-        seen.append(len(batch.indices))
+        if torch.is_grad_enabled():  # not in an evaluation
+            seen.append(len(batch.indices))
         policy.stop_requested = sum(seen) >= 7  # in step 2
         return train_dpo.dpo_objective(config, frozen)(policy, batch)
 
@@ -990,7 +996,10 @@ def test_the_policy_is_sampled_at_the_start_and_at_each_evaluation(
     given again by a run that goes on."""
     sampled: list[int] = []
     fitted(engine, start, config_of(tmp_path, eval_every=4), sampled=sampled)
-    assert sampled == [0, 4, 6] and [r["win_rate"] for r in records(tmp_path, "eval")] == [0.5, 0.5]
+    assert sampled == [0, 4, 6]
+    assert [(r["step"], r["win_rate"]) for r in records(tmp_path, "eval")] == [
+        (step, 0.5) for step in sampled
+    ]
     shutil.rmtree(tmp_path / "checkpoints" / "step-6")
     fitted(engine, start, config_of(tmp_path, eval_every=4), sampled=sampled)
     assert sampled == [0, 4, 6, 6]
@@ -1006,7 +1015,8 @@ def test_a_signal_ends_the_step_and_saves(
     config = config_of(tmp_path, log_every=50, save_every=50)
 
     def objective(policy: Engine, batch: PackedBatch) -> tuple[Tensor, Stats]:
-        seen.append(len(batch.indices))
+        if torch.is_grad_enabled():  # not in an evaluation
+            seen.append(len(batch.indices))
         policy.stop_requested = sum(seen) >= 7
         return train_dpo.dpo_objective(config, reference.Reference(reference_of_start))(
             policy, batch

@@ -41,13 +41,21 @@ def test_files_share_no_prompt() -> None:
         for name, rows in ROWS.items()
         if name.startswith("prompts/")
     }
+    sampled = files.pop("prompts/samples")
     assert set(files) == {
         f"prompts/{name}" for name in ("demonstrations", "feedback", "validation", "test")
     }
+    assert sampled < files["prompts/validation"]
     for name, prompts in files.items():
         assert len(prompts) == len(ROWS[name])
         for other in files.keys() - {name}:
             assert not prompts & files[other]
+
+
+def test_each_family_is_sampled() -> None:
+    """The samples of a run are what a reader looks at first: fails where a family is missing."""
+    families = [row["family"] for row in ROWS["prompts/samples"]]
+    assert {family: families.count(family) for family in families} == dict.fromkeys(SHARES, 4)
 
 
 def test_what_is_asked_of_whom_belongs_to_one_split() -> None:

@@ -25,6 +25,7 @@ COMMANDS: list[Callable[..., int | None]] = [
     runs.verify,
     runs.report,
     analysis.pairs,
+    evaluation.score,
     data.lineage,
     chat.chat,
     data.world,

@@ -1,14 +1,17 @@
 """`zephyr eval`: models answer, and a judge compares or grades the answers; academic tasks; stored
-records are scored again."""
+records are scored again. `zephyr score`: implicit rewards of given answers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
 from zephyr.cli.asking import SPEC, Asking, open_ask
 from zephyr.config import BadInput
+
+if TYPE_CHECKING:
+    from zephyr.evaluation.score import TokenScores
 
 MODEL = f"A model folder, {SPEC}, or a file of answers."
 OptionalModels = Annotated[list[str] | None, Argument(metavar="[NAME=]MODEL", help=MODEL)]
@@ -296,3 +299,147 @@ def academic(
         models, parse_tasks(tasks), local=local, limit=limit, batch_size=batch
     )
     print_results(results, result_lines(results), out, json)
+
+
+def score(
+    model: Annotated[
+        str,
+        Argument(
+            metavar="MODEL",
+            help="A model folder, a hub id, or a run folder: its exported model, with its "
+            "settings as defaults.",
+        ),
+    ],
+    pairs: Annotated[
+        list[str],
+        Argument(
+            metavar="PAIRS...",
+            help="Rows as train_dpo.py reads them, or of RewardBench, RewardBench 2, LLMBar or "
+            "PandaLM: files, folders or hub data sets, PATH[:SPLIT].",
+        ),
+    ],
+    reference: Annotated[
+        str | None,
+        Option(metavar="MODEL", help="The reference. Default: none, log-probs only."),
+    ] = None,
+    out: Annotated[
+        Path | None, Option(metavar="FILE", help="For a row a pair: .parquet, .csv or .jsonl.")
+    ] = None,
+    per_token: Annotated[
+        bool, Option("--per-token", help="Also the text and log-probs of each token, in --out.")
+    ] = False,
+    tokens: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="For a page (.html) that colours tokens by their log-ratio."),
+    ] = None,
+    tokens_rows: Annotated[
+        int,
+        Option(metavar="N", min=1, help="Rows on that page: those with the lowest margins."),
+    ] = 200,
+    beta: Annotated[
+        float | None, Option(metavar="B", help="Of the rewards. Default: the run's, else 0.1.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, Option(metavar="N", help="As data.max_tokens. Default: the run's, else 1024.")
+    ] = None,
+    max_prompt_tokens: Annotated[
+        int | None,
+        Option(metavar="N", help="As data.max_prompt_tokens. Default: the run's, else 512."),
+    ] = None,
+    limit: Annotated[int | None, Option(metavar="N", min=1, help="Rows read at most.")] = None,
+    on_bad_row: Annotated[
+        Literal["error", "skip"], Option(help="As data.on_bad_row: skipped rows are listed.")
+    ] = "error",
+    chat_template: Annotated[
+        str | None,
+        Option(metavar="NAME|FILE", help="As chat_template. Default: the run's, else auto."),
+    ] = None,
+    tokenizer: Annotated[
+        str | None, Option(metavar="PATH", help="As tokenizer. Default: the model's.")
+    ] = None,
+    eos_token: Annotated[
+        str | None, Option(metavar="TOKEN", help="As eos_token. Default: the run's.")
+    ] = None,
+    dtype: Annotated[
+        Literal["bfloat16", "float32"] | None,
+        Option(help="Default: the run's, else bfloat16 on a GPU and float32 on a CPU."),
+    ] = None,
+    attention: Annotated[
+        Literal["flash_attn", "torch_varlen", "sdpa"] | None,
+        Option(help="Default: the run's, else torch_varlen on a GPU and sdpa on a CPU."),
+    ] = None,
+    tokens_per_micro_batch: Annotated[
+        int | None,
+        Option(metavar="N", help="Default: the run's, else 16384 on a GPU and 2048 on a CPU."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Score pairs by the implicit reward of a model.
+
+    The reward of an answer is beta times its log-ratio under the model and the reference.
+
+    \b
+    example: zephyr score runs/dpo test.jsonl --reference runs/sft/model --out scores.parquet
+    """
+    given = {
+        "beta": beta,
+        "max_tokens": max_tokens,
+        "max_prompt_tokens": max_prompt_tokens,
+        "chat_template": chat_template,
+        "tokenizer": tokenizer,
+        "eos_token": eos_token,
+        "dtype": dtype,
+        "attention": attention,
+        "tokens_per_micro_batch": tokens_per_micro_batch,
+    }
+    if out is not None:
+        require_suffix("--out", out, ".parquet", ".csv", ".jsonl")
+    if tokens is not None:
+        require_suffix("--tokens", tokens, ".html")
+        if reference is None:
+            raise BadInput("--tokens: colours are log-ratios, expected a --reference")
+    if per_token and out is None:
+        raise BadInput("--per-token: expected --out FILE, where they are written")
+    from zephyr.evaluation import score as scoring
+    from zephyr.evaluation import score_table
+    from zephyr.evaluation.results import print_results
+    from zephyr.evaluation.score_settings import read_settings
+
+    settings = read_settings(model, given)
+    scored, read_tokenizer = scoring.score(
+        pairs,
+        settings,
+        reference=reference,
+        limit=limit,
+        on_bad_row=on_bad_row,
+        per_token=per_token or tokens is not None,
+    )
+    if out is not None:
+        table = score_table.score_table(scored, read_tokenizer, per_token=per_token)
+        score_table.write_table(out, table)
+    if tokens is not None:
+        write_tokens_page(tokens, score_table.pairs_by_margin(scored, read_tokenizer, tokens_rows))
+    results = score_table.score_results(scored, settings, reference)
+    print_results(results, score_table.score_lines(scored, results), None, json)
+    for path in (out, tokens) if not json else ():
+        if path is not None:
+            print(path)
+
+
+def require_suffix(option: str, path: Path, *suffixes: str) -> None:
+    """Raises: BadInput for a name that ends in none of them."""
+    if path.suffix not in suffixes:
+        raise BadInput(f"{option}: expected a name that ends in {', '.join(suffixes)}, got {path}")
+
+
+def write_tokens_page(
+    path: Path, rows: "Iterable[tuple[str, str, TokenScores, TokenScores]]"
+) -> None:
+    """Args: rows: id, prompt, chosen and rejected of each."""
+    from zephyr.report.tokens import ScoredPair, tokens_page
+    from zephyr.training.files import write_atomic
+
+    pairs = [ScoredPair(*row) for row in rows]
+    page = tokens_page(pairs, f"Tokens of {len(pairs)} pairs, lowest margin first")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, page.encode())

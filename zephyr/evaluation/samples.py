@@ -65,7 +65,7 @@ def read_sample_prompts(engine: Engine, sources: Sequence[str]) -> list[Row]:
     prompts: list[Row] = engine.local_rank0_first(lambda: list(read_prompts(sources, unread)))
     if unread:
         keys = ", ".join(f"{key!s:.80} ({rows:,} rows)" for key, rows in sorted(unread.items()))
-        engine.log(f"samples.prompts: keys not read: {keys}")
+        engine.warn(f"samples.prompts: keys not read: {keys}")
     return prompts
 
 
@@ -158,7 +158,7 @@ def win_rate_over_start(
     except BadInput as error:
         reason = str(error)
     if not found["n"]:
-        engine.log(f"samples.judge: there is no win rate: {reason}")
+        engine.warn(f"samples.judge: there is no win rate: {reason}")
         return {}
     return {
         "win_rate": found["win_rate"],

@@ -83,3 +83,22 @@ def agreement(labels: Sequence[float], verdicts: Sequence[float]) -> dict[str, o
         "agreement": mean_with_interval("share", [float(place in (0, 4, 8)) for place in places]),
         "kappa": _described("kappa", kappa_B, n),
     }
+
+
+def share_with_interval(name: str, points: Sequence[float]) -> dict[str, object]:
+    """The form of `mean_with_interval` for points of 1, 0 and, for a tie, 0.5.
+
+    ci95 is Wilson's score interval (1927), which stays true where a sample is small or all of its
+    points are the same: there, resamples show no spread."""
+    if not (n := len(points)):
+        return mean_with_interval(name, [])
+    values_P = np.array(points, dtype=float)
+    share, z = float(values_P.mean()), 1.959963984540054
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
+    return {
+        name: share,
+        "n": n,
+        "stderr": float(values_P.std(ddof=1) / n**0.5) if n > 1 else None,
+        "ci95": [max(0.0, centre - half), min(1.0, centre + half)],
+    }

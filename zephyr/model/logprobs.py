@@ -225,3 +225,23 @@ def sum_by_response(logp_T: Tensor, batch: PackedBatch) -> Tensor:
     return torch.segment_reduce(
         logp_T.double(), "sum", lengths=batch.response_tokens_R, unsafe=True
     ).to(logp_T.dtype)
+
+
+def token_logprobs(
+    model: Callable[[PackedBatch], Tensor], batch: PackedBatch
+) -> tuple[Tensor, ...]:
+    """log p of each response token, given the prompt and the tokens before it, in nats.
+
+    Their sum over a response is that of `response_logprobs`. It waits for the device to know the
+    lengths, so training does not call it.
+
+    Args:
+        model, batch: as `response_logprobs`.
+
+    Returns:
+        One tensor [tokens of the response] for each of the R responses, EOS included: those of the
+        chosen responses in the order of the pairs, then those of the rejected ones; float32
+        (float64 for a float64 model).
+    """
+    of_responses: tuple[Tensor, ...] = model(batch).split(batch.response_tokens_R.tolist())
+    return of_responses

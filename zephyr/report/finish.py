@@ -38,8 +38,8 @@ def finish_run(
         notes=rope_warnings(engine),
     )
     for note in notes:
-        engine.log(f"warning: {note}")
-    engine.on_rank0(lambda: write_report(run_dir, engine.log))
+        engine.warn(note)
+    engine.on_rank0(lambda: write_report(run_dir, engine.warn))
     engine.barrier()
 
 

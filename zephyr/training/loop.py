@@ -18,6 +18,7 @@ from torch import Tensor
 
 from zephyr.config import DPOConfig, Optim, SFTConfig, SFTOptim, to_yaml
 from zephyr.packing import PackedBatch, Plan
+from zephyr.progress import track
 from zephyr.training import alarms, checkpoint
 from zephyr.training.engine import Engine
 from zephyr.training.flops import mfu
@@ -105,8 +106,11 @@ def fit(
 ) -> None:
     """Run the steps of `train.plan` that come after the newest checkpoint.
 
-    Args: sample: called at step 0 and at each evaluation. on_resume_checked: called once the folder
-    is known to hold this run or none, before the first write.
+    The held-out split is evaluated before the first update, every `run.eval_every` updates, and
+    after the last.
+
+    Args: sample: called at each evaluation. on_resume_checked: called once the folder is known to
+    hold this run or none, before the first write.
     Raises: BadInput (see `checkpoint.restore`, `require_zero_rewards`); NonFiniteError before the
     update; Stopped after a signal, when the run is saved.
     """
@@ -117,8 +121,9 @@ def fit(
     rates = learning_rates(config.optim, len(steps))
     ledger = open_ledger(engine, run_dir, train, first_step)
     with contextlib.closing(open_recorder(engine, config, first_step, len(steps))) as recorder:
-        if sample and first_step == 0:
-            sample(0)
+        if first_step == 0 and (evaluation or sample):
+            # Where the held-out curves start: for DPO, loss ln 2 and the reference's log-probs.
+            evaluate(engine, evaluation, sample, 0, 0.0, recorder)
         interval = Interval(time.perf_counter())
         for step in range(first_step, len(steps)):
             updates, last = step + 1, step == len(steps) - 1  # so many updates, this one included
@@ -250,7 +255,8 @@ def evaluate(
     engine.train(False)
     totals = Totals()
     if split:
-        for indices in split.plan.steps[0].ranks[engine.rank]:
+        micro_batches = split.plan.steps[0].ranks[engine.rank]
+        for indices in track(micro_batches, "eval", "micro-batches"):
             totals.add(*split.run_objective(engine, split.collate(indices).to(engine.device)))
     engine.train()
     if split:

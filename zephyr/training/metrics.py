@@ -9,7 +9,6 @@ P: pairs of a micro-batch.
 
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from zephyr import progress
 from zephyr.config import BadInput, Wandb
 from zephyr.training.files import step_number, step_paths, write_atomic
 
@@ -73,18 +73,9 @@ class Recorder:
         self.wandb = None
         if not active:
             return
-        from tqdm import tqdm
-
         kept = truncate_records(self.path, first_step)
         self.evaluations += [record for record in kept if record["split"] == "eval"]
-        self.bar = tqdm(
-            total=steps,
-            initial=first_step,
-            unit="step",
-            file=sys.stderr,
-            dynamic_ncols=True,
-            mininterval=0.5,
-        )
+        self.bar = progress.Bar("train", steps, "steps", initial=first_step, keep=True)
         if wandb.mode != "disabled":
             import wandb as client
             import yaml
@@ -109,14 +100,14 @@ class Recorder:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         for name in alarms.keys() - self.raised:
-            self.bar.write(f"alarm at step {record['step']}: {alarms[name]}", file=sys.stderr)
+            progress.write(f"alarm at step {record['step']}: {alarms[name]}")
         self.raised = self.raised | alarms.keys()
         text = format_shown(record)
         if record["split"] == "eval":
             self.evaluations.append(record)
-            self.bar.write(f"step {record['step']} eval: {text}", file=sys.stderr)
+            progress.info(f"step {record['step']} eval: {text}")
         else:
-            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.show(text)
         if self.wandb is not None:
             prefix, step = record["split"], record["step"]
             assert isinstance(step, int)

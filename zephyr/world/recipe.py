@@ -1,5 +1,5 @@
 """A seed becomes the rows that the recipe starts from: prompts, prose and demonstrations. No prompt
-is in two files.
+is in two files, but for those of `prompts/samples`, which are some of `prompts/validation`.
 
 The base model is pre-trained on the prose: plain questions and answers with the facts of every
 creature, as a real base model has read about the whole world. The prose has no prompt of any split
@@ -9,7 +9,7 @@ import random
 
 from zephyr.world.answerers import BECAUSE, EFFECTS, answer
 from zephyr.world.facts import WORDS, World
-from zephyr.world.prompts import QUESTIONS, Prompt, draw_prompts
+from zephyr.world.prompts import QUESTIONS, SHARES, Prompt, draw_prompts
 
 PROSE_DOCUMENTS = 5500
 NUM_EXCHANGES = 4  # questions with answers in a document
@@ -17,6 +17,7 @@ NUM_DEMONSTRATIONS = 1300  # prompts of the train split that every answerer answ
 NUM_JUDGED = 1500  # other prompts of the train split, for feedback and dDPO
 SEEDS = 24  # of the demonstrated prompts, those that a teacher is shown to write more
 HELD_OUT = {"validation": 360, "test": 480}
+NUM_SAMPLED = 4  # prompts a family that the policy answers while it trains
 # copies of each answerer's answer to a demonstrated prompt: a distilled data set has most of its
 # rows from its best teacher
 MIXTURE = {"expert": 2, "terse": 1, "careless": 1, "evasive": 1}
@@ -30,13 +31,14 @@ def world_rows(world: World, seed: int) -> dict[str, list[dict[str, object]]]:
     demonstrations             conversations of all answerers
     demonstrations_validation  the same, of the validation split
     prompts/...                prompt rows (fields of `Prompt`): demonstrations, feedback,
-                               validation, test
+                               validation, test, and samples: some of validation, of each family
     """
     prompts = {
         "demonstrations": draw_prompts(world, "train", NUM_DEMONSTRATIONS, seed),
         "feedback": draw_prompts(world, "train", NUM_JUDGED, seed, skip=NUM_DEMONSTRATIONS),
         **{split: draw_prompts(world, split, count, seed) for split, count in HELD_OUT.items()},
     }
+    prompts["samples"] = sampled_prompts(prompts["validation"])
     rows: dict[str, list[dict[str, object]]] = {
         "prose": [{"text": text} for text in write_prose(world, PROSE_DOCUMENTS, seed)],
         "seeds": [
@@ -54,6 +56,13 @@ def world_rows(world: World, seed: int) -> dict[str, list[dict[str, object]]]:
     return rows | {
         f"prompts/{name}": [prompt._asdict() for prompt in drawn] for name, drawn in prompts.items()
     }
+
+
+def sampled_prompts(prompts: list[Prompt]) -> list[Prompt]:
+    """Return the first `NUM_SAMPLED` prompts of each family, a family after the other in turn:
+    logs and pages show the first few. Unanswerable ones come first: they change most."""
+    families = [[p for p in prompts if p.family == family] for family in reversed(SHARES)]
+    return [family[i] for i in range(NUM_SAMPLED) for family in families]
 
 
 def tokenizer_texts(rows: dict[str, list[dict[str, object]]]) -> list[str]:

@@ -1,0 +1,176 @@
+"""The answers to a run's sample prompts become a comparison of before and after."""
+
+import re
+from collections.abc import Mapping, Sequence
+from difflib import SequenceMatcher
+from html import escape
+from pathlib import Path
+from typing import NamedTuple
+
+from zephyr.analysis.runs import Record, Run
+from zephyr.config import BadInput
+from zephyr.report.text import percent, plural
+
+OPEN = 6  # prompts that are shown at once; the others unfold
+WORDS = re.compile(r"\w+\s*|[^\w\s]\s*|\s+")
+MOST_COMPARED = 4000  # words and marks of an answer; longer ones are shown without marks
+
+
+class Answers(NamedTuple):
+    """What a policy answered to one prompt."""
+
+    prompt: str
+    texts: dict[int, str]  # by step
+
+
+def read_samples(path: Path) -> list[Answers]:
+    """Read samples.jsonl, in the order of its prompts; [] without the file.
+
+    Raises: BadInput naming the line that is no sample.
+    """
+    from zephyr.data.jsonl import read_rows
+    from zephyr.teacher.prompts import format_prompt
+
+    answers: dict[str, Answers] = {}
+    for place, row in read_rows([path]) if path.exists() else ():
+        try:
+            step = row["step"]
+            if not isinstance(step, (int, float, str)):
+                raise TypeError("step")
+            of_prompt = answers.setdefault(str(row["prompt_id"]), Answers(format_prompt(row), {}))
+            of_prompt.texts[int(step)] = str(row["text"])
+        except (KeyError, TypeError, ValueError):
+            raise BadInput(
+                f"{place}: no sample: step, prompt_id, prompt and text are wanted"
+            ) from None
+    return list(answers.values())
+
+
+def samples_section(runs: Sequence[Run]) -> str:
+    """The first answer to each prompt beside the last one of each run; "" without samples.
+
+    Raises: as `read_samples`.
+    """
+    of_runs = [(run, read_samples(run.folder / "samples.jsonl")) for run in runs]
+    known = [(run, answers) for run, answers in of_runs if answers]
+    if not known:
+        return ""
+    several = len(runs) > 1
+    prompts: dict[str, list[tuple[str, Answers]]] = {}
+    for run, answers in known:
+        for of_prompt in answers:
+            prompts.setdefault(of_prompt.prompt, []).append(
+                (run.name if several else "", of_prompt)
+            )
+    # First those that changed: sorted() keeps the order of the prompts otherwise.
+    order = sorted(prompts, key=lambda prompt: not has_changed(prompts[prompt]))
+    rows = [comparison(prompt, prompts[prompt]) for prompt in order]
+    more = "".join(rows[OPEN:])
+    folded = (
+        f"<details><summary>{plural(len(rows) - OPEN, 'more prompt')}</summary>{more}</details>"
+        if more
+        else ""
+    )
+    summaries = "".join(summary(run, answers, several) for run, answers in known)
+    return (
+        f'{summaries}<p class="muted small">Marked: <del>only before</del> '
+        f"<ins>only after</ins>.</p>{''.join(rows[:OPEN])}{folded}"
+    )
+
+
+def summary(run: Run, answers: Sequence[Answers], several: bool) -> str:
+    """A paragraph on how many answers changed, and the win rate."""
+    changed = sum(has_changed([("", of_prompt)]) for of_prompt in answers)
+    name = f"<b>{escape(run.name)}</b>: " if several else ""
+    words = f"{changed} of {plural(len(answers), 'answer')} changed during training."
+    return f"<p>{name}{words} {win_rate_words(run.records['eval'])}</p>"
+
+
+def has_changed(of_runs: Sequence[tuple[str, Answers]]) -> bool:
+    return any(first != last for first, last in (ends(answers) for _, answers in of_runs))
+
+
+def ends(answers: Answers) -> tuple[str, str]:
+    """The first and the last answer."""
+    steps = sorted(answers.texts)
+    return answers.texts[steps[0]], answers.texts[steps[-1]]
+
+
+def comparison(prompt: str, of_runs: Sequence[tuple[str, Answers]]) -> str:
+    """One prompt: its first answer, and the last one of each run; those between them unfold.
+
+    Args: of_runs: name ("" for a single run) and answers. Where runs start with another answer, the
+    first run's is shown, and each last one is marked against its own start.
+    """
+    (name, answers), *_ = of_runs
+    steps = sorted(answers.texts)
+    before, after = marked(*ends(answers))
+    if len(of_runs) > 1:
+        before = escape(answers.texts[steps[0]])
+    columns = answer_column(step_words(steps[0]), before)
+    between = ""
+    for name, answers in of_runs:
+        steps = sorted(answers.texts)
+        (first, last), (_, after) = ends(answers), marked(*ends(answers))
+        if len(steps) < 2:
+            continue
+        title = " ".join(filter(None, (name, step_words(steps[-1]).lower() if name else "")))
+        columns += answer_column(title or step_words(steps[-1]), after, same=first == last)
+        between += "".join(
+            f"<dt>{escape(name)} step {step:,}</dt><dd>{escape(answers.texts[step])}</dd>"
+            for step in steps[1:-1]
+        )
+    unfold = (
+        f"<details><summary>between them</summary><dl>{between}</dl></details>" if between else ""
+    )
+    heading = f'<h4><span class="muted">Prompt</span> {escape(prompt)}</h4>'
+    return f'<article class="sample">{heading}<div class="two">{columns}</div>{unfold}</article>'
+
+
+def answer_column(title: str, html: str, same: bool = False) -> str:
+    badge = ' <span class="badge">unchanged</span>' if same else ""
+    return f'<div><h5>{escape(title)}{badge}</h5><p class="answer">{html}</p></div>'
+
+
+def step_words(step: int) -> str:
+    return "Before training" if step == 0 else f"After {plural(step, 'step')}"
+
+
+def marked(before: str, after: str) -> tuple[str, str]:
+    """Both texts as HTML, with the words that only one of them has in <del> or <ins>."""
+    old, new = WORDS.findall(before), WORDS.findall(after)
+    if before == after or max(len(old), len(new)) > MOST_COMPARED:
+        return escape(before), escape(after)
+    left, right = "", ""
+    for kind, i, j, k, end in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        gone, come = escape("".join(old[i:j])), escape("".join(new[k:end]))
+        if kind == "equal":
+            left, right = left + gone, right + come
+            continue
+        left += f"<del>{gone}</del>" if gone.strip() else gone
+        right += f"<ins>{come}</ins>" if come.strip() else come
+    return left, right
+
+
+def win_rate_words(evaluations: Sequence[Record]) -> str:
+    """The last win rate with its interval and a bar of it; "" without one."""
+    rated = [record for record in evaluations if record.values.get("win_rate") is not None]
+    if not rated:
+        return ""
+    values = rated[-1].values
+    rate, low, high = (bounded(values, f"win_rate{end}") for end in ("", "/low", "/high"))
+    bar = (
+        '<span class="band" role="img" aria-label="win rate with its interval">'
+        f'<i style="left:{100 * low:.1f}%;right:{100 * (1 - high):.1f}%"></i>'
+        f'<b style="left:{100 * rate:.1f}%"></b></span>'
+    )
+    return (
+        f"At step {rated[-1].step:,} the judge prefers the trained answer to the first one in "
+        f"{percent(rate, 1)}, 95 % interval {100 * low:.1f} to {100 * high:.1f} %, of "
+        f"{plural(int(values.get('win_rate/n') or 0), 'prompt')}. {bar}"
+    )
+
+
+def bounded(values: Mapping[str, float | None], name: str) -> float:
+    """A share of the record, 0 to 1."""
+    return min(1.0, max(0.0, values.get(name) or 0.0))
