@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from zephyr import chat
+from zephyr import chat, progress
 from zephyr.analysis.pairs import pair_rows, source_root
 from zephyr.analysis.runs import Run
 from zephyr.analysis.visits import TOKENS, Floats, Visits
@@ -28,7 +28,6 @@ from zephyr.data.tokenizer import load_tokenizer
 from zephyr.model.load import DTYPES, load_policy
 from zephyr.model.policy import Policy
 from zephyr.packing import PackedBatch, collate_pairs, plan_pass
-from zephyr.progress import Bar
 
 BUDGET_TOKENS = {"cpu": 2048, "cuda": 16384}  # of a micro-batch, or a pair's where it is longer
 
@@ -144,7 +143,7 @@ def pass_through(policy: Policy, pairs: Sequence[EncodedPair]) -> HiddenStates:
     ches_P, normalized_P = np.empty(len(pairs)), np.empty(len(pairs))
     difference_PD: Floats | None = None
     plan = plan_pass(lengths, ranks=1, budget_tokens=budget)
-    with Bar("hidden states", len(pairs), "pairs") as bar, kept_hidden(policy) as kept:
+    with progress.Bar("hidden states", len(pairs), "pairs") as bar, kept_hidden(policy) as kept:
         for indices in plan.steps[0].ranks[0]:
             batch = collate_pairs(pairs, indices).to(device)
             policy(batch)
