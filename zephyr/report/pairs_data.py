@@ -140,6 +140,7 @@ def run_numbers(of: PairsOf, kept: Kept) -> Json:
         "folder": shlex.quote(str(of.run.folder)),
         "files": train_files(of.run),
         "notes": kept.notes,
+        "readable": sum(pair in of.texts for pair in kept.visits.ids),
         "ids": short_ids(kept.visits.ids),
         **pair_columns(kept.visits, kept.suspicion_P, of.texts),
     }
