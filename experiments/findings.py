@@ -14,7 +14,6 @@ again. `OUT/results.json` holds the figures, and experiments/findings_figure.py 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 import json
 import multiprocessing
@@ -23,7 +22,7 @@ import resource
 import runpy
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -38,8 +37,14 @@ TINY = Path("runs/tiny")  # as in configs/tiny, relative to the folder of a seed
 WORLD = TINY / "world"
 JUDGE = f"world:judge@{WORLD}"
 TEST_PROMPTS = WORLD / "prompts" / "test.jsonl"
-# Every run answers the test prompts before its first step and at each evaluation.
-ANSWERS = (f"samples.prompts=[{TEST_PROMPTS}]", "samples.max_new_tokens=64")
+# Every run answers the test prompts before its first step and at each evaluation: after its last
+# step, where nothing else is said. They are judged later.
+ANSWERS = (
+    f"samples.prompts=[{TEST_PROMPTS}]",
+    "samples.max_new_tokens=64",
+    "samples.judge=null",
+    "run.eval_every=100000",
+)
 FEW = 128  # pairs, of 1,500
 SWEEP_RATE = "optim.lr_peak=1.5e-4"  # at the quickstart's, ten times lower, no margin saturates
 # beta of each loss: where a loss has a target, the margin's is some 10 nats a pair, 1 nat a token.
@@ -65,6 +70,7 @@ TABLE_3 = {
     "dSFT-2": ("sft2", -1),
     "dDPO": ("dpo", -1),
 }
+PAIRS = ("pairs", "pairs_validation")
 CURVES = ("long", "fast", "few")
 
 
@@ -103,19 +109,19 @@ def stages(seed: int, plan: str) -> list[Stage]:
     """The stages of a seed, each after those that it needs."""
     found = quickstart_stages(seed)
     found += [
-        Stage("chosen", TINY / "few.jsonl", ("pairs", "pairs_validation"), write_rows_of_pairs),
-        trained("dpo", "dpo", seed, ("sft", "pairs_validation"), "run.eval_every=47"),
-        trained("dpo_only", "dpo_only", seed, ("base", "pairs_validation")),
+        Stage("chosen", TINY / "few.jsonl", PAIRS, write_rows_of_pairs),
+        trained("dpo", "dpo", seed, ("sft", *PAIRS), "run.eval_every=47"),
+        trained("dpo_only", "dpo_only", seed, ("base", *PAIRS)),
         trained("sft2", "sft", seed, ("sft", "chosen"), *chosen_overrides()),
         Stage("table3", TINY / "judged/table3/results.json", ("dpo", "dpo_only", "sft2"), table_3),
     ]
     found += [
-        trained(name, "dpo", seed, ("sft", "chosen", "pairs_validation"), *overrides)
+        trained(name, "dpo", seed, ("sft", "chosen", *PAIRS), *overrides)
         for name, overrides in curve_overrides(plan).items()
     ]
     if plan == "full":
         found += [
-            trained(name, "dpo", seed, ("sft", "pairs_validation"), SWEEP_RATE, *overrides)
+            trained(name, "dpo", seed, ("sft", *PAIRS), SWEEP_RATE, *overrides)
             for name, overrides in SWEEPS.items()
         ]
     for name in (*CURVES, *(SWEEPS if plan == "full" else ())):
@@ -157,11 +163,12 @@ def trained(
     name: str, config: str, seed: int, needs: tuple[str, ...], *overrides: str, answers: bool = True
 ) -> Stage:
     """A run of configs/tiny/CONFIG.yaml in its own folder, resumed where it was interrupted."""
-    settings = [f"run.dir={TINY / name}", f"run.seed={seed}", "run.resume=auto", *overrides]
+    settings = [f"run.dir={TINY / name}", f"run.seed={seed}", "run.resume=auto"]
     if config.startswith("dpo"):
         settings.append(f"reference.dir={TINY / 'reference' / name}")
     if answers:
         settings += ANSWERS
+    settings += overrides
     kind = "train_dpo.py" if config.startswith("dpo") else "train_sft.py"
     line = script(kind, f"configs/tiny/{config}.yaml", *settings)
     return Stage(name, TINY / name / "model" / "model.safetensors", needs, line)
@@ -312,9 +319,8 @@ def run_stage(folder: Path, stage: Stage) -> None:
     stage.run()
 
 
-@contextlib.contextmanager
-def imported() -> Iterator[None]:
-    """Import once what every stage needs."""
+def import_once() -> None:
+    """Import what every stage needs, before the forks."""
     import datasets  # noqa: F401
     import deepspeed  # noqa: F401
     import transformers.models.mistral.modeling_mistral  # noqa: F401
@@ -326,7 +332,6 @@ def imported() -> Iterator[None]:
 
     gc.collect()
     gc.freeze()  # a fork's garbage collections then don't copy the memory that all share
-    yield
 
 
 def collect(folder: Path, plan: str) -> dict[str, object]:
@@ -368,7 +373,7 @@ def course(run: Path) -> dict[str, object]:
     from zephyr.analysis.visits import read_visits
 
     records = read_lines(run / "metrics.jsonl")
-    evaluations = [record for record in records if record["split"] == "eval"]
+    evaluations = [r for r in records if r["split"] == "eval" and r["step"] > 0]
     visits = read_visits(run)
     train, first = [], 0
     for record in evaluations:
@@ -402,8 +407,8 @@ def main() -> None:
         [(folders[seed], stage) for stage in stages(seed, options.plan)] for seed in folders
     ]
     tasks = [task for same_stage in zip(*of_seeds) for task in same_stage]
-    with imported():
-        run_all(tasks, options.workers)
+    import_once()
+    run_all(tasks, options.workers)
     figures = {str(seed): collect(folder, options.plan) for seed, folder in folders.items()}
     results = json.dumps(rounded({"plan": options.plan, "seeds": figures}), indent=1)
     (out / "results.json").write_text(results + "\n", encoding="utf-8")

@@ -101,7 +101,8 @@ def last(run: str) -> Callable[[Mapping], Mapping]:
 
 
 def curve_table(seeds: Seeds, run: str) -> str:
-    """Rows of epochs: accuracy in training and held out, held-out margin, score and win rate."""
+    """Rows of epochs: accuracy in training, then of held-out pairs accuracy, margin and the chosen
+    answers' reward, then score and win rate."""
     first = next(iter(seeds.values()))["runs"][run]
     per_epoch = first["held_out"][-1]["step"] / first["epochs"]
     rows = []
@@ -109,18 +110,19 @@ def curve_table(seeds: Seeds, run: str) -> str:
         rows.append([f"{judged['step'] / per_epoch:.0f}"])
         for value in (
             lambda of, i=i: of["train"][i]["accuracy"],
-            lambda of, i=i: of["held_out"][i + 1]["accuracies"],
-            lambda of, i=i: of["held_out"][i + 1]["margins"],
+            lambda of, i=i: of["held_out"][i]["accuracies"],
+            lambda of, i=i: of["held_out"][i]["margins"],
+            lambda of, i=i: of["held_out"][i]["chosen"],
             lambda of, i=i: of["judged"][i]["score"],
             lambda of, i=i: of["judged"][i]["over dSFT-1"]["win_rate"],
         ):
             rows[-1].append(each(seeds, lambda found, value=value: value(found["runs"][run])))
-    head = ("epoch", "training accuracy", "held-out accuracy", "held-out margin", "score")
+    head = ["epoch", "training accuracy", "held-out accuracy", "margin", "chosen reward", "score"]
     return table([*head, "win rate over dSFT"], rows)
 
 
 def sweep_table(seeds: Seeds, runs: Mapping[str, str]) -> str:
-    """Rows of settings: held-out accuracy and margin in units of reward / beta, score, win rate."""
+    """Rows of settings: accuracy and margin of held-out pairs, score, win rate."""
     rows = []
     for run, label in runs.items():
         rows.append(
@@ -132,7 +134,7 @@ def sweep_table(seeds: Seeds, runs: Mapping[str, str]) -> str:
                 each(seeds, lambda of, run=run: last(run)(of)["over dSFT-1"]["win_rate"]),
             ]
         )
-    head = ("setting", "held-out accuracy", "held-out margin", "score", "win rate over dSFT")
+    head = ("setting", "held-out accuracy", "margin", "score", "win rate over dSFT")
     return table(head, rows)
 
 
@@ -200,9 +202,12 @@ def curve_panel(seeds: Seeds, run: str, left: float, top: float, width: float) -
     epochs = of_seeds[0]["epochs"]
     steps = of_seeds[0]["held_out"][-1]["step"]
     x_axis = Axis(0, steps, left, left + width)
-    upper, lower = Axis(0.5, 1, top + 130, top + 10), Axis(1, 10, top + 280, top + 160)
+    upper, lower = Axis(0.7, 1, top + 130, top + 10), Axis(1, 10, top + 280, top + 160)
     parts = [text(left, top - 8, CURVES[run], size=12, more='font-weight="600"')]
-    for axis, ticks, form in ((upper, (0.5, 0.75, 1.0), "{:.2f}"), (lower, (1, 4, 7, 10), "{}")):
+    for axis, ticks, form in (
+        (upper, (0.7, 0.8, 0.9, 1.0), "{:.1f}"),
+        (lower, (1, 4, 7, 10), "{}"),
+    ):
         for tick in ticks:
             parts.append(line(left, axis.at(tick), left + width, axis.at(tick), FAINT))
             y = f"{float(axis.at(tick)) + 4:.1f}"
@@ -211,10 +216,12 @@ def curve_panel(seeds: Seeds, run: str, left: float, top: float, width: float) -
         x = x_axis.at(steps * part / 4)
         parts.append(tick_text(x, top + 298, f"{epochs * part / 4:.0f}"))
     parts.append(tick_text(left + width / 2, top + 314, "epoch"))
+    for y, words in ((upper.at(0.71), "accuracy"), (lower.at(1.3), "score")):
+        parts.append(tick_text(left + width, y, words, "end"))
     for of in of_seeds:
-        train = [(x_axis.at(r["step"]), upper.at(max(0.5, r["accuracy"]))) for r in of["train"]]
+        train = [(x_axis.at(r["step"]), upper.at(max(0.7, r["accuracy"]))) for r in of["train"]]
         held_out = [
-            (x_axis.at(r["step"]), upper.at(max(0.5, r["accuracies"]))) for r in of["held_out"][1:]
+            (x_axis.at(r["step"]), upper.at(max(0.7, r["accuracies"]))) for r in of["held_out"]
         ]
         start = {"step": 0, "score": of["start"]}
         scores = [(x_axis.at(r["step"]), lower.at(r["score"])) for r in [start, *of["judged"]]]
@@ -240,11 +247,6 @@ def figure(results: Json) -> str:
         )
         for name, label in MODELS.items()
     ]
-    of_sweeps = [
-        [(label, each(seeds, lambda of, run=run: last(run)(of)["score"]), None)]
-        for run, label in {**betas, **losses}.items()
-    ]
-    rows = [row for sweep in of_sweeps for row in sweep]
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {shape}>',
         f'<rect width="{WIDTH}" height="{HEIGHT}" rx="8" fill="#ffffff"/>',
@@ -252,11 +254,15 @@ def figure(results: Json) -> str:
         text(28, 56, note, size=12, colour=GREY),
         *score_rows(seeds, of_table, "Table 3", (200, 450, 116, 280)),
     ]
-    if rows:
-        left = rows[: len(betas)]
-        parts += score_rows(seeds, left, "beta, sigmoid loss, rate 1.5e-4", (200, 450, 356, 460))
-        right = rows[len(betas) :]
-        parts += score_rows(seeds, right, "Losses, rate 1.5e-4", (670, 920, 116, 460))
+    for runs, title, box in (
+        (betas, "beta, sigmoid loss, rate 1.5e-4", (200, 450, 356, 460)),
+        (losses, "Losses, rate 1.5e-4", (670, 920, 116, 460)),
+    ):
+        rows = [
+            (label, each(seeds, lambda of, run=run: last(run)(of)["score"]), None)
+            for run, label in runs.items()
+        ]
+        parts += score_rows(seeds, rows, title, box) if rows else []
     title = (
         "Figure 3: accuracy in training (black) and held out (blue); score (orange). A line a seed"
     )

@@ -11,6 +11,7 @@ import of_chat
 import of_config
 import of_costs
 import of_data
+import of_evaluation
 import of_losses
 import of_model
 import of_packing
@@ -37,6 +38,7 @@ ROOMS = (
     of_data,
     of_costs,
     of_report,
+    of_evaluation,
     of_pairs,
 )
 MUTANTS = [mutant for room in ROOMS for mutant in room.MUTANTS]
