@@ -52,3 +52,28 @@ def test_every_stage_needs_stages_that_come_before_it() -> None:
             assert set(each.needs) <= set(names)
             names.append(each.name)
         assert len(names) == len(set(names))
+
+
+@pytest.fixture(scope="module")
+def stored() -> dict:
+    return json.loads(findings_figure.RESULTS.read_text(encoding="utf-8"))
+
+
+def test_the_entry_holds_the_tables_and_the_figure_of_the_stored_results(stored: dict) -> None:
+    """Fails where the entry tells figures of another run than those that are stored."""
+    entry = ENTRY.read_text(encoding="utf-8")
+    for name, words in findings_figure.tables(stored).items():
+        assert words in entry, name
+    drawn = findings_figure.FIGURE.read_text(encoding="utf-8")
+    assert drawn == findings_figure.figure(stored)
+    assert len(stored["seeds"]) == 3
+
+
+@pytest.mark.long
+def test_a_new_run_finds_the_same_signs(tmp_path: Path) -> None:
+    """One seed without the sweeps, four epochs instead of eight. Fails where a change to training,
+    generation or the judge would turn a finding of the entry round."""
+    line = [sys.executable, findings.__file__, "--plan", "short", "--seeds", "0"]
+    subprocess.run([*line, "--out", tmp_path], check=True, cwd=tmp_path)
+    (found,) = json.loads((tmp_path / "results.json").read_text())["seeds"].values()
+    require_signs(found)

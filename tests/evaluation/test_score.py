@@ -211,7 +211,7 @@ def test_a_bad_row_is_an_error_or_listed(
 def test_rows_without_a_preference_are_counted(tiny: Path, tmp_path: Path) -> None:
     """Ties of PandaLM's annotators, also without a majority, and equal answers. Fails where one is
     scored as if it preferred an answer, or is lost from the counts."""
-    no_majority = {**PANDALM, "idx": 8, "annotator1": 0}
+    no_majority = {**PANDALM, "idx": 8, "annotator3": 0}
     tied = {**PANDALM, "idx": 9, "annotator1": 0, "annotator3": 0}
     same = {**LLMBAR, "output_2": "Blue, as the sky. "}
     file = jsonl(tmp_path / "rows.jsonl", [PANDALM, no_majority, tied, same])
@@ -416,23 +416,24 @@ def question(id: str, source: str, answers: int, better: int = 1) -> Question:
 
 
 def test_decisions_against_their_definition() -> None:
-    """Random questions of two to six answers, with equal scores among them, against plain Python.
+    """Random questions of two to six answers, many scores equal to rounding, against plain Python.
     Fails where the best answer of a neighbour counts, or equal scores are given to one side."""
     rng = random.Random(0)
     questions = [
         question(str(i), "", n := rng.randint(2, 6), rng.randint(1, n - 1)) for i in range(300)
     ]
-    score_A = np.array([rng.randint(0, 4) for q in questions for _ in q.places], dtype=float)
+    whole_A = np.array([rng.randint(0, 4) for one in questions for _ in one.places], dtype=float)
+    score_A = whole_A + np.array([rng.uniform(-2e-4, 2e-4) for _ in whole_A])
     found = decide(score_A, np.full(len(score_A), 1e-3), questions)
     start = 0
     for i, one in enumerate(questions):
-        scores = score_A[start : start + len(one.places)].tolist()
+        scores = whole_A[start : start + len(one.places)].tolist()
         better, worse = scores[: one.better], scores[one.better :]
-        top = max(scores)
-        assert found.points_Q[i] == better.count(top) / scores.count(top)
+        assert found.points_Q[i] == better.count(max(scores)) / scores.count(max(scores))
         assert found.is_tie_Q[i] == (max(better) == max(worse))
-        assert score_A[found.better_Q[i]] == max(better) and score_A[found.worse_Q[i]] == max(worse)
-        assert start <= found.better_Q[i] < start + one.better <= found.worse_Q[i]
+        middle = start + one.better
+        assert found.better_Q[i] == start + score_A[start:middle].argmax()
+        assert found.worse_Q[i] == middle + score_A[middle : start + len(scores)].argmax()
         start += len(scores)
 
 
@@ -465,6 +466,8 @@ def test_ties_by_hand() -> None:
         "1": ([5, 4, 1, 0], 2, [4, 3.5], 0.3 + 0.3 + 0.2 + 0.01 * np.tanh(0.5 - 1)),
         # tied gap -1; ref right
         "2": ([5, 1, 2], 2, [4, 0], 0.3 + 0.01 * np.tanh(-1 / 4 - 1)),
+        # all right, but the gap 1 < spread 3 in both rows
+        "4": ([5, 2, 1], 2, [4, 2], 0.3 + 0.3 + 0.01 * np.tanh(1 / 3 - 1)),
         # no spread: the limit of tanh
         "3": ([2, 2, 1], 2, [3, 1], 0.3 + 0.3 + 0.2 + 0.2 + 0.01),
     }

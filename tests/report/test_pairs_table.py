@@ -172,6 +172,12 @@ def test_a_page_keeps_as_many_pairs_and_visits_as_it_has_room_for(
         np.testing.assert_allclose(own, wanted, rtol=2**-11, atol=2**-13)
 
 
+def test_runs_share_the_room_of_a_page() -> None:
+    """Fails where a small run is cut because of a large one, or the room is given out twice."""
+    assert pairs_data.shares([60_000, 1500], 60_000) == [58_500, 1500]
+    assert pairs_data.shares([5, 900, 900, 1], 100) == [5, 47, 47, 1]
+
+
 def test_long_ids_are_cut_in_their_middle() -> None:
     """Fails where 60,000 random ids take more than their share of the page."""
     rng = np.random.default_rng(0)

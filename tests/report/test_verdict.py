@@ -218,18 +218,19 @@ def test_flipped_labels() -> None:
 
 
 def test_a_wrong_learning_rate() -> None:
-    """Weights that move too far, a loss above its start, a gradient that jumps, weights that stay.
-    SFT may move its weights far. Fails for the large gradients that every run starts with."""
+    """Weights that move too far, each record standing for ten steps, a loss above its start, a
+    gradient that jumps, weights that stay. SFT may move its weights far. Fails for the large
+    gradients that every run starts with."""
 
     def rate(*changes: Mapping[str, float], **config: object) -> Finding:
-        records = [of_train(n, 0.69 if n else 0.6931) for n in range(10)]
+        records = [of_train(10 * n, 0.69 if n else 0.6931) for n in range(10)]
         for record, change in zip(records[-len(changes) :], changes):
             record.update(change)
         return found(a_run(records, **config))["rate"]
 
     assert rate({}).status == "good"
-    assert rate({"update_ratio": 0.15}).status == "watch"
-    assert rate({"update_ratio": 0.3}).answer == "Too high"
+    assert rate({"update_ratio": 0.015}).status == "watch"
+    assert rate({"update_ratio": 0.03}).answer == "Too high"
     assert rate({"loss": 0.9}).status == "watch"
     assert rate({"loss": 0.9}, {"loss": 0.8}).status == "bad"
     assert rate({"grad_norm": 9.0}).status == "watch"
