@@ -19,6 +19,7 @@ import math
 import sys
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 
 from zephyr.config import ConfigError, DPOConfig, check_arguments, nearest_name
 
@@ -41,7 +42,7 @@ from zephyr.model.load import DTYPES, digest, load_policy, require_runnable
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import PackedBatch, Plan, collate_pairs, plan_epochs, plan_pass
 from zephyr.reference import Reference, reference_logprobs
-from zephyr.report.finish import finish_run
+from zephyr.report.finish import finish_run, worst_pairs
 from zephyr.training import checkpoint
 from zephyr.training.engine import Engine
 from zephyr.training.flops import pair_flops
@@ -91,7 +92,8 @@ def train(engine: Engine, config: DPOConfig, folder: RunFolder | None) -> None:
 
     unpacked = partial(collate_one, pairs)
     preflight.check_model(engine, config, pairs, training, found, unpacked, folder.write_file)
-    fit(engine, config, training, evaluation, sample, folder.claim)
+    worst = partial(worst_pairs, Path(config.run.dir), engine.warn)
+    fit(engine, config, training, evaluation, sample, folder.claim, worst)
     finish_run(engine, config, tokenizer, training.identity)
 
 

@@ -101,7 +101,8 @@ def last(run: str) -> Callable[[Mapping], Mapping]:
 
 
 def curve_table(seeds: Seeds, run: str) -> str:
-    """Rows of epochs: accuracy in training and held out, held-out margin, score and win rate."""
+    """Rows of epochs: accuracy in training, then of held-out pairs accuracy, margin and the chosen
+    answers' reward, then score and win rate."""
     first = next(iter(seeds.values()))["runs"][run]
     per_epoch = first["held_out"][-1]["step"] / first["epochs"]
     rows = []
@@ -111,16 +112,17 @@ def curve_table(seeds: Seeds, run: str) -> str:
             lambda of, i=i: of["train"][i]["accuracy"],
             lambda of, i=i: of["held_out"][i]["accuracies"],
             lambda of, i=i: of["held_out"][i]["margins"],
+            lambda of, i=i: of["held_out"][i]["chosen"],
             lambda of, i=i: of["judged"][i]["score"],
             lambda of, i=i: of["judged"][i]["over dSFT-1"]["win_rate"],
         ):
             rows[-1].append(each(seeds, lambda found, value=value: value(found["runs"][run])))
-    head = ("epoch", "training accuracy", "held-out accuracy", "held-out margin", "score")
+    head = ["epoch", "training accuracy", "held-out accuracy", "margin", "chosen reward", "score"]
     return table([*head, "win rate over dSFT"], rows)
 
 
 def sweep_table(seeds: Seeds, runs: Mapping[str, str]) -> str:
-    """Rows of settings: held-out accuracy and margin in units of reward / beta, score, win rate."""
+    """Rows of settings: accuracy and margin of held-out pairs, score, win rate."""
     rows = []
     for run, label in runs.items():
         rows.append(
@@ -132,7 +134,7 @@ def sweep_table(seeds: Seeds, runs: Mapping[str, str]) -> str:
                 each(seeds, lambda of, run=run: last(run)(of)["over dSFT-1"]["win_rate"]),
             ]
         )
-    head = ("setting", "held-out accuracy", "held-out margin", "score", "win rate over dSFT")
+    head = ("setting", "held-out accuracy", "margin", "score", "win rate over dSFT")
     return table(head, rows)
 
 

@@ -18,6 +18,7 @@ from zephyr.world.facts import World, load_world
 from zephyr.world.rules import judge
 
 NUM_TRIES = 3
+GOOD = 4.0  # of the judge's 1 to 5
 
 
 class Try(NamedTuple):
@@ -42,7 +43,7 @@ def tries(runs: Path) -> list[Try]:
         for row in samples
         if row["step"] == last
     ]
-    found.sort(key=lambda one: (-one.score, one.before == one.after))
+    found = sorted((one for one in found if one.score >= GOOD), key=lambda one: -one.score)
     best = {one.family: one for one in reversed(found)}
     return sorted(best.values(), key=lambda one: (one.before == one.after, -one.score))[:NUM_TRIES]
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import of_analysis
 import of_chat
 import of_config
 import of_costs
@@ -15,7 +16,9 @@ import of_evaluation
 import of_losses
 import of_model
 import of_packing
+import of_pairs
 import of_reference
+import of_report
 import of_scripts
 import of_training
 import of_verify
@@ -28,6 +31,7 @@ ROOMS = (
     of_config,
     of_losses,
     of_reference,
+    of_analysis,
     of_chat,
     of_packing,
     of_model,
@@ -35,7 +39,9 @@ ROOMS = (
     of_verify,
     of_data,
     of_costs,
+    of_report,
     of_evaluation,
+    of_pairs,
 )
 MUTANTS = [mutant for room in ROOMS for mutant in room.MUTANTS]
 ROOT = Path(__file__).resolve().parents[2]

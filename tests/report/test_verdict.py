@@ -125,6 +125,18 @@ def test_did_it_learn(loss: float, accuracy: float, status: str, answer: str) ->
     assert (finding.status, finding.answer) == (status, answer)
 
 
+@pytest.mark.parametrize(
+    "low,high,status", [(0.55, 0.75, "good"), (0.45, 0.75, "watch"), (0.2, 0.4, "bad")]
+)
+def test_answers_are_better(low: float, high: float, status: str) -> None:
+    """The last win rate's interval decides; without a judge there is no such finding."""
+    rate = {"win_rate": 0.65, "win_rate/low": low, "win_rate/high": high, "win_rate/n": 20}
+    first = {**rate, "win_rate/low": 0.6, "win_rate/high": 0.7}
+    findings = found(a_run(held_out=[of_eval(20, 0.6, **first), of_eval(40, 0.5, **rate)]))
+    assert findings["answers"].status == status and "65.0 % of 20" in findings["answers"].text
+    assert "answers" not in found(a_run())
+
+
 def test_without_held_out_pairs_the_first_visits_tell() -> None:
     """A pair was not trained on before its first visit. Fails where later visits are counted, and
     where a run without pairs raises."""
@@ -218,18 +230,19 @@ def test_flipped_labels() -> None:
 
 
 def test_a_wrong_learning_rate() -> None:
-    """Weights that move too far, a loss above its start, a gradient that jumps, weights that stay.
-    SFT may move its weights far. Fails for the large gradients that every run starts with."""
+    """Weights that move too far, each record standing for ten steps, a loss above its start, a
+    gradient that jumps, weights that stay. SFT may move its weights far. Fails for the large
+    gradients that every run starts with."""
 
     def rate(*changes: Mapping[str, float], **config: object) -> Finding:
-        records = [of_train(n, 0.69 if n else 0.6931) for n in range(10)]
+        records = [of_train(10 * n, 0.69 if n else 0.6931) for n in range(10)]
         for record, change in zip(records[-len(changes) :], changes):
             record.update(change)
         return found(a_run(records, **config))["rate"]
 
     assert rate({}).status == "good"
-    assert rate({"update_ratio": 0.15}).status == "watch"
-    assert rate({"update_ratio": 0.3}).answer == "Too high"
+    assert rate({"update_ratio": 0.015}).status == "watch"
+    assert rate({"update_ratio": 0.03}).answer == "Too high"
     assert rate({"loss": 0.9}).status == "watch"
     assert rate({"loss": 0.9}, {"loss": 0.8}).status == "bad"
     assert rate({"grad_norm": 9.0}).status == "watch"

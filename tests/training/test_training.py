@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from processes import ROOT, Launch
+from runs import ledger, records, rows, write_config, write_lines
 from safetensors.numpy import load_file, save_file
 
 import train_dpo
-from runs import ledger, records, rows, write_config, write_lines
 from zephyr.chat import encode_prompt
 from zephyr.config import DPOConfig
 from zephyr.data.encode import load_pairs

@@ -15,10 +15,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from zephyr import chat
+from zephyr import chat, progress
 from zephyr.analysis.pairs import pair_rows, source_root
 from zephyr.analysis.runs import Run
 from zephyr.analysis.visits import TOKENS, Floats, Visits
@@ -116,8 +115,8 @@ def require_same_tokens(run: Run, visits: Visits, found: dict[str, EncodedPair])
         lengths = [len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)]
         if lengths != [int(visits.tokens[name][i]) for name in TOKENS]:
             other.append(id)
-    if other or not found:
-        what = f"{len(other)} pairs have" if found else "no pair is found that has"
+    if other or found.keys().isdisjoint(visits.ids):
+        what = f"{len(other)} pairs have" if other else "no pair is found; pairs have"
         raise BadInput(
             f"{run.folder}: {what} other numbers of tokens than in the run ({', '.join(other[:3])})"
             ", expected the rows of data.train and the tokenizer as they were when it trained"
@@ -144,8 +143,7 @@ def pass_through(policy: Policy, pairs: Sequence[EncodedPair]) -> HiddenStates:
     ches_P, normalized_P = np.empty(len(pairs)), np.empty(len(pairs))
     difference_PD: Floats | None = None
     plan = plan_pass(lengths, ranks=1, budget_tokens=budget)
-    bar = tqdm(total=len(pairs), desc="hidden states", unit=" pairs", dynamic_ncols=True)
-    with bar, kept_hidden(policy) as kept:
+    with progress.Bar("hidden states", len(pairs), "pairs") as bar, kept_hidden(policy) as kept:
         for indices in plan.steps[0].ranks[0]:
             batch = collate_pairs(pairs, indices).to(device)
             policy(batch)

@@ -18,6 +18,7 @@ from zephyr.model.load import local_folder, read_config
 from zephyr.teacher import Budget, Ledger, Teacher, ask
 from zephyr.teacher.prompts import Row, format_prompt, read_prompts, turns_of
 from zephyr.teacher.spec import open_teacher
+from zephyr.training.curves import Table, log_table
 from zephyr.training.engine import Engine
 from zephyr.training.loop import Sample
 
@@ -124,10 +125,10 @@ def write_samples(path: Path, rows: Sequence[Row], table: bool) -> dict[str, str
     if table:
         import wandb
 
-        columns: list[str | int] = ["step", "prompt_id", "prompt", "text"]
+        columns = ("step", "prompt_id", "prompt", "text")
         data = [[step, row["prompt_id"], format_prompt(row), row["text"]] for row in rows]
-        assert wandb.run is not None, "the engine starts wandb before the first step"
-        wandb.run.log({"eval/samples": wandb.Table(columns=columns, data=data)}, step=step)
+        assert wandb.run is not None, "the recorder starts wandb before the first step"
+        log_table(wandb.run, "eval/samples", Table(columns, data), step)
     return {prompt_id(row): str(row["text"]) for row in (*kept, *rows) if step_of(row) == 0}
 
 

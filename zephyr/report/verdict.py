@@ -33,6 +33,7 @@ R_WATCH, R_BAD = 0.5, 0.7  # correlation of margin and length difference
 LONGER_WATCH, LONGER_BAD = 0.8, 0.9  # share of labels that length alone predicts
 FLIPS_WATCH, FLIPS_BAD = 0.02, 0.08  # share of labels that look flipped
 MOVED_WATCH, MOVED_BAD = 0.1, 0.2  # of the weights' norm, by all updates of a DPO run together
+STRETCHES = 20  # of a run, over which train losses are averaged
 SPIKE = 10.0  # gradient norm over the median of those before it
 
 ALARMS = {
@@ -75,9 +76,11 @@ def verdict(run: Run, visits: Visits, texts: Mapping[str, PairText]) -> list[Fin
     """What a run's files say of it. Args: texts: of its pairs, by id; may be empty."""
     if not run.records["train"]:
         return [Finding("learned", "Did it learn?", "none", "No record yet", "", "", "")]
+    better = answers_better(run)
     if not run.is_dpo:
-        return [learned_text(run), overfit_text(run), rate(run), raised(run)]
+        return [*better, learned_text(run), overfit_text(run), rate(run), raised(run)]
     return [
+        *better,
         learned(run, visits),
         overfit(run, visits),
         chosen_moved(run, visits),
@@ -86,6 +89,29 @@ def verdict(run: Run, visits: Visits, texts: Mapping[str, PairText]) -> list[Fin
         rate(run),
         raised(run),
     ]
+
+
+# ---- are the answers better ----
+
+
+def answers_better(run: Run) -> list[Finding]:
+    """The last win rate of sample answers over those at the start; none without a judge."""
+    rated = [r for r in run.records["eval"] if r.values.get("win_rate") is not None]
+    if not rated:
+        return []
+    values = rated[-1].values
+    rate, low, high = (values.get(f"win_rate{end}") for end in ("", "/low", "/high"))
+    if rate is None or low is None or high is None:
+        return []
+    status: Graded = "good" if low > 0.5 else "bad" if high < 0.5 else "watch"
+    answer = {"good": "Yes", "watch": "Not shown", "bad": "No: worse"}[status]
+    text = (
+        f"The judge prefers the answer at step {rated[-1].step:,} to the one before training in "
+        f"{percent(rate, 1)} of {values.get('win_rate/n') or 0:,.0f} prompts (95 % interval "
+        f"{interval(low, high)}; 50 % would be no change). The answers stand below."
+    )
+    question, figure = "Are the answers better than before?", "win-rate"
+    return [Finding("answers", question, status, answer, percent(rate, 1), text, figure)]
 
 
 # ---- did it learn ----
@@ -386,9 +412,7 @@ def rate(run: Run) -> Finding:
     question, train = "Was the learning rate right?", run.records["train"]
     start = initial_loss(run.records)
     moved = moved_weights(train)
-    worse = [
-        r.step for r in train if start is not None and (r.values.get("loss") or 0) > 1.05 * start
-    ]
+    worse = losses_above(train, 1.05 * start) if start is not None else []
     spike = largest_spike(train)
     # Pretraining and SFT may move the weights far.
     status = level(moved, MOVED_WATCH, MOVED_BAD) if run.is_dpo else "good"
@@ -398,8 +422,8 @@ def rate(run: Run) -> Finding:
     if worse:
         status = worst(status, "bad" if len(worse) > 1 else "watch")
         text += (
-            f" The train loss was above its start in {plural(len(worse), 'record')}, first at step "
-            f"{worse[0]:,}."
+            f" The mean train loss was above its start in {len(worse)} parts of the "
+            f"run, first from step {worse[0]:,} on."
         )
     if spike > SPIKE:
         status = worst(status, "watch")
@@ -410,6 +434,15 @@ def rate(run: Run) -> Finding:
         text += " The alarm of frozen weights was raised: nothing is learned."
     number = f"{percent(moved, 1)} moved"
     return Finding("rate", question, status, answer, number, text, "update-ratio")
+
+
+def losses_above(train: Sequence[Record], limit: float) -> list[int]:
+    """First steps of the stretches of records whose mean loss is above `limit`: single batches
+    scatter."""
+    known = [(r.step, loss) for r in train if (loss := r.values.get("loss")) is not None]
+    size = max(1, math.ceil(len(known) / STRETCHES))
+    stretches_of = [known[n : n + size] for n in range(0, len(known), size)]
+    return [of[0][0] for of in stretches_of if sum(loss for _, loss in of) / len(of) > limit]
 
 
 def largest_spike(train: Sequence[Record]) -> float:

@@ -1,6 +1,6 @@
 """Exchange the answers of some pairs, chosen at random: labels that are wrong on purpose.
 
-    python experiments/plant_flips.py pairs.jsonl flipped.jsonl [--share 0.05] [--seed 0]
+    python experiments/flips/plant.py pairs.jsonl flipped.jsonl [--share 0.05] [--seed 0]
 
 It writes all rows of `prompt`, `chosen` and `rejected` in their order, those that are flipped with
 `"planted": true`. Keys that belong to an answer (`score_chosen`, `rejected_model`) go with it:
