@@ -1,6 +1,9 @@
 """experiments/findings.py: its stages, and what its stored figures say."""
 
+import json
+import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "experiments"))
 
 import findings  # noqa: E402
+import findings_figure  # noqa: E402
+
+ENTRY = ROOT / "experiments" / "2026-11-27-paper-findings.md"
 
 
 def stage(name: str, *needs: str, fails: bool = False) -> findings.Stage:
@@ -69,6 +75,24 @@ def test_the_entry_holds_the_tables_and_the_figure_of_the_stored_results(stored:
     assert len(stored["seeds"]) == 3
 
 
+def require_signs(found: Mapping) -> None:
+    """What the entry says of every seed, in the plan `short` too, by intervals over prompts."""
+    models, pairs = found["models"], found["pairs"]
+    # Table 3: dSFT is needed; dDPO is better than dSFT; and so is dSFT on the chosen answers.
+    assert pairs["dSFT-1 over dDPO-without-dSFT"]["ci95"][0] > 0.5
+    assert abs(models["dDPO-without-dSFT"]["score"] - models["base"]["score"]) < 0.2
+    assert pairs["dDPO over dSFT-1"]["ci95"][0] > 0.5
+    assert pairs["dSFT-2 over dSFT-1"]["ci95"][0] > 0.5
+    # dSFT-2 wins more often, though it lost what the one-word answers need.
+    assert pairs["dDPO over dSFT-2"]["win_rate"] < 0.5
+    assert models["dSFT-2"]["families"]["one_word"] < models["dSFT-1"]["families"]["one_word"] - 1
+    # Figure 3: few pairs are learnt by heart, held-out ones are not, and the answers get worse.
+    few = found["runs"]["few"]
+    learnt, held_out = few["train"][-1]["accuracy"], few["held_out"][-1]["accuracies"]
+    assert learnt > 0.99 and held_out < learnt - 0.02
+    assert few["judged"][-1]["ci95"][1] < models["dDPO"]["ci95"][0]
+
+
 @pytest.mark.long
 def test_a_new_run_finds_the_same_signs(tmp_path: Path) -> None:
     """One seed without the sweeps, four epochs instead of eight. Fails where a change to training,
@@ -77,3 +101,30 @@ def test_a_new_run_finds_the_same_signs(tmp_path: Path) -> None:
     subprocess.run([*line, "--out", tmp_path], check=True, cwd=tmp_path)
     (found,) = json.loads((tmp_path / "results.json").read_text())["seeds"].values()
     require_signs(found)
+
+
+@pytest.mark.parametrize("seed", ["0", "1", "2"])
+def test_the_stored_results_support_the_sentences(stored: dict, seed: str) -> None:
+    """Each sentence of the entry that is said of every seed."""
+    found = stored["seeds"][seed]
+    require_signs(found)
+    long, fast = found["runs"]["long"], found["runs"]["fast"]
+    # At the quickstart's rate the score falls after the second or third epoch, and margins grow.
+    best = max(long["judged"], key=lambda judged: judged["score"])
+    assert best["step"] in (2 * 47, 3 * 47)
+    assert long["judged"][-1]["ci95"][1] < best["ci95"][0]
+    assert long["held_out"][-1]["margins"] > 5 * long["held_out"][1]["margins"]
+    assert long["held_out"][-1]["chosen"] < 0 < long["held_out"][1]["chosen"]
+    assert abs(long["train"][-1]["accuracy"] - long["held_out"][-1]["accuracies"]) < 0.04
+    # At ten times the rate it stays above dSFT from epoch 4 on, and below the quickstart's dDPO.
+    assert all(judged["over dSFT-1"]["ci95"][0] > 0.5 for judged in fast["judged"][3:])
+    assert fast["judged"][-1]["ci95"][1] < found["models"]["dDPO"]["ci95"][0]
+    # beta: the larger, the better. Losses: those that hold up the chosen answer win.
+    betas = [win_rate(found, f"beta-{beta}") for beta in ("0.01", "0.1", "0.5", "2")]
+    assert betas == sorted(betas)
+    assert all(win_rate(found, name) > betas[1] for name in ("nca_pair", "apo_zero", "sppo_hard"))
+    assert win_rate(found, "robust") < betas[1] and win_rate(found, "sigmoid_norm") < 0.35
+
+
+def win_rate(found: Mapping, run: str) -> float:
+    return found["runs"][run]["judged"][-1]["over dSFT-1"]["win_rate"]
