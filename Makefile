@@ -9,6 +9,7 @@ SHELL := /bin/bash
 help:
 	@echo "make quickstart   the whole recipe on the embedded world (SEED=0): base, dSFT, feedback, dDPO, evaluation"
 	@echo "make findings     the paper's ablations on the embedded world, three seeds, in some 40 minutes (PLAN=short: one seed)"
+	@echo "make sweep        after it: dDPO under three values of beta, compared on one page"
 	@echo "make real         dDPO of SmolLM2-135M on your pairs, measured on held-out ones: make real DATA=pairs.jsonl [MODEL=folder]"
 	@echo "make test         the tests, under ten minutes"
 	@echo "make test-long    the tests that take minutes: runs killed at random moments, every bad input, mutants of the core"
@@ -60,6 +61,19 @@ quickstart: $(VENV)/.installed
 	OMP_NUM_THREADS=2 $(BIN)/zephyr eval win-rate base=runs/tiny/base/model dSFT=runs/tiny/sft/model dDPO=runs/tiny/dpo/model \
 	  --prompts $(W)/prompts/test.jsonl --judge world:judge@$(W) --scores --by family --max-new-tokens 64 --out runs/tiny/eval
 	$(BIN)/python tests/expected_records.py quickstart
+	@$(BIN)/python experiments/what_to_try.py
+
+# dDPO of the quickstart at a rate high enough that beta decides how far the policy goes. The reference log-probs are those
+# of the quickstart: nothing is computed twice.
+BETAS ?= 0.01 0.1 0.5
+sweep: $(VENV)/.installed
+	@test -d runs/tiny/sft/model || { echo "error: make sweep starts from the models of make quickstart: run it first"; exit 2; }
+	rm -rf runs/tiny/sweep
+	set -e; for beta in $(BETAS); do \
+	  $(LAUNCH) train_dpo.py configs/tiny/dpo.yaml beta=$$beta optim.lr_peak=1.0e-4 optim.epochs=3 run.seed=$(SEED) \
+	    run.dir=runs/tiny/sweep/beta-$$beta; \
+	done
+	$(BIN)/zephyr report runs/tiny/sweep/beta-* --out runs/tiny/sweep.html
 
 # Table 3 and Figure 3 of the paper, beta and losses: experiments/2026-11-27-paper-findings.md. What has finished is skipped when
 # it is run again; PLAN=short trains one seed without the sweeps.

@@ -1,7 +1,7 @@
 """Distilled direct preference optimization (dDPO), the last step of Zephyr.
 
-    torchrun --nproc_per_node=8 train_dpo.py CONFIG.yaml [key.sub=value ...] [--dry-run]
-    python train_dpo.py CONFIG.yaml [key.sub=value ...] [--dry-run]    (one process)
+    torchrun --nproc_per_node=8 train_dpo.py CONFIG.yaml [key.sub=value ...] [--dry-run] [--quiet]
+    python train_dpo.py CONFIG.yaml [key.sub=value ...] [--dry-run] [--quiet]    (one process)
 
 CONFIG.yaml is for example configs/zephyr-7b-beta/dpo.yaml. --dry-run prints the plan and exits.
 
@@ -19,6 +19,7 @@ import math
 import sys
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 
 from zephyr.config import ConfigError, DPOConfig, check_arguments, nearest_name
 
@@ -41,7 +42,7 @@ from zephyr.model.load import DTYPES, digest, load_policy, require_runnable
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import PackedBatch, Plan, collate_pairs, plan_epochs, plan_pass
 from zephyr.reference import Reference, reference_logprobs
-from zephyr.report.finish import finish_run
+from zephyr.report.finish import finish_run, worst_pairs
 from zephyr.training import checkpoint
 from zephyr.training.engine import Engine
 from zephyr.training.flops import pair_flops
@@ -60,10 +61,11 @@ def train(engine: Engine, config: DPOConfig, folder: RunFolder | None) -> None:
     pairs = encoded["train"]
     plan = make_plan(engine, config, pairs)
     sample = make_sampler(engine, config, tokenizer)
-    engine.log(describe_plan(plan, engine.world_size))
     if folder is None:
-        engine.log(engine.on_rank0(lambda: estimate(engine, config, pairs)))
+        engine.print(describe_plan(plan, engine.world_size))
+        engine.print(engine.on_rank0(lambda: estimate(engine, config, pairs)))
         return
+    engine.log(describe_plan(plan, engine.world_size))
 
     # Compare with the run in the folder, if any, before the expensive parts start.
     save_chat_template(folder, config, tokenizer)
@@ -90,7 +92,8 @@ def train(engine: Engine, config: DPOConfig, folder: RunFolder | None) -> None:
 
     unpacked = partial(collate_one, pairs)
     preflight.check_model(engine, config, pairs, training, found, unpacked, folder.write_file)
-    fit(engine, config, training, evaluation, sample, folder.claim)
+    worst = partial(worst_pairs, Path(config.run.dir), engine.warn)
+    fit(engine, config, training, evaluation, sample, folder.claim, worst)
     finish_run(engine, config, tokenizer, training.identity)
 
 

@@ -1,7 +1,7 @@
 """Distilled supervised fine-tuning (dSFT), the first step of Zephyr.
 
-    torchrun --nproc_per_node=8 train_sft.py CONFIG.yaml [key.sub=value ...] [--dry-run]
-    python train_sft.py CONFIG.yaml [key.sub=value ...] [--dry-run]    (one process)
+    torchrun --nproc_per_node=8 train_sft.py CONFIG.yaml [key.sub=value ...] [--dry-run] [--quiet]
+    python train_sft.py CONFIG.yaml [key.sub=value ...] [--dry-run] [--quiet]    (one process)
 
 CONFIG.yaml is for example configs/zephyr-7b-beta/sft.yaml. --dry-run prints the plan and exits.
 
@@ -52,10 +52,11 @@ def train(engine: Engine, config: SFTConfig, folder: RunFolder | None) -> None:
     texts = encoded["train"]
     plan = make_plan(engine, config, texts)
     sample = make_sampler(engine, config, tokenizer)
-    engine.log(describe_plan(plan, engine.world_size))
     if folder is None:
-        engine.log(engine.on_rank0(lambda: estimate(engine, config, texts)))
+        engine.print(describe_plan(plan, engine.world_size))
+        engine.print(engine.on_rank0(lambda: estimate(engine, config, texts)))
         return
+    engine.log(describe_plan(plan, engine.world_size))
 
     # Compare with the run in the folder, if any, before the expensive parts start.
     save_chat_template(folder, config, tokenizer)

@@ -3,7 +3,8 @@
     python experiments/figure.py                                   the committed records
     python experiments/figure.py runs/tiny --out mine.svg          those of your own run
 
-Left: rewards of dDPO over its steps, `dpo/metrics.jsonl`. Right: the judge's score of the base,
+Left: rewards of dDPO over its steps, a line for the training pairs of each record and dots for the
+held-out ones, `dpo/metrics.jsonl`. Right: the judge's score of the base,
 dSFT and dDPO models by family of prompts, with 95 % intervals, `eval/results.json`.
 """
 
@@ -65,12 +66,16 @@ def dot(x: str, y: str, radius: float, colour: str) -> str:
     return f'<circle cx="{x}" cy="{y}" r="{radius}" fill="{colour}"/>'
 
 
-def rewards(records: Sequence[Record]) -> list[str]:
-    """Curves of the rewards over steps; the accuracy of each logged step stands above."""
-    values = [record[name] for record in records for name in REWARDS]
-    step_axis = Axis(0, records[-1]["step"], 62, 350)
+def rewards(records: Sequence[Record], evaluations: Sequence[Record]) -> list[str]:
+    """The rewards over steps: of the training pairs as lines, of the held-out ones as dots."""
+    values = [record[name] for record in [*records, *evaluations] for name in REWARDS]
+    step_axis = Axis(0, records[-1]["step"] + 1, 62, 350)
     value_axis = Axis(min(-0.06, *values), max(0.12, *values), BOTTOM, TOP + 10)
-    parts = [text(62, TOP - 22, "dDPO: rewards of the training pairs", more='font-weight="600"')]
+    parts = [
+        text(
+            62, TOP - 22, "dDPO: rewards (line: training, dots: held-out)", more='font-weight="600"'
+        )
+    ]
     for tick in (-0.05, 0.0, 0.05, 0.10):
         y = value_axis.at(tick)
         parts.append(line(62, y, 350, y, GREY if tick == 0 else FAINT))
@@ -86,9 +91,12 @@ def rewards(records: Sequence[Record]) -> list[str]:
     for name, (label, colour) in REWARDS.items():
         points = [(step_axis.at(r["step"]), value_axis.at(r[name])) for r in records]
         path = " ".join(f"{x},{y}" for x, y in points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts += [dot(x, y, 2.5, colour) for x, y in points]
-        parts.append(text(358, points[-1][1], label, colour=colour, more='dy="4"'))
+        style = f'fill="none" stroke="{colour}" stroke-opacity="0.6"'
+        parts.append(f'<polyline points="{path}" {style}/>')
+        held_out = [(step_axis.at(r["step"]), value_axis.at(r[name])) for r in evaluations]
+        parts += [dot(x, y, 4, colour) for x, y in held_out]
+        y = (held_out or points)[-1][1]
+        parts.append(text(362, y, label, colour=colour, more='dy="4"'))
     return parts
 
 
@@ -134,8 +142,8 @@ def figure(folder: Path) -> str:
     lines = (folder / "dpo" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     records = [record for record in map(json.loads, lines) if record["split"] == "train"]
     found = json.loads((folder / "eval" / "results.json").read_text(encoding="utf-8"))
-    evaluation = [record for record in map(json.loads, lines) if record["split"] == "eval"][-1]
-    accuracy = f"{evaluation['rewards/accuracies']:.0%}"
+    evaluations = [record for record in map(json.loads, lines) if record["split"] == "eval"]
+    accuracy = f"{evaluations[-1]['rewards/accuracies']:.0%}"
     heading = "make quickstart: base model, dSFT, AI feedback, dDPO in minutes on two CPU cores"
     note = f"reward accuracy on held-out pairs after the last step: {accuracy}".replace("%", " %")
     fonts = "system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif"
@@ -144,7 +152,7 @@ def figure(folder: Path) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" {shape}>',
         f'<rect width="{WIDTH}" height="{HEIGHT}" rx="8" fill="#ffffff"/>',
         text(28, 34, heading, size=17, more='font-weight="600"'),
-        *rewards(records),
+        *rewards(records, evaluations),
         text(62, TOP - 4, note, size=12, colour=GREY),
         *scores(tables(found)),
         "</svg>",

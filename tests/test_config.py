@@ -514,10 +514,14 @@ def test_overrides_stand_anywhere(arguments: str, path: str, overrides: str) -> 
     [
         (
             "c.yaml --beta=1",
-            "unknown option '--beta=1': expected --dry-run or --help; a config key",
+            "unknown option '--beta=1': expected --dry-run, --quiet or --help; a config key",
         ),
         ("beta=1", "no config file among the arguments 'beta=1'"),
-        ("", r"expected CONFIG\.yaml \[key\.sub=value \.\.\.\] \[--dry-run\], got no config"),
+        (
+            "",
+            r"expected CONFIG\.yaml \[key\.sub=value \.\.\.\] \[--dry-run\] \[--quiet\], "
+            "got no config",
+        ),
     ],
 )
 def test_arguments_that_are_no_override(arguments: str, message: str) -> None:

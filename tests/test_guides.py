@@ -36,11 +36,17 @@ from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import collate_pairs
 from zephyr.teacher import Budget, Ledger, Request, ask
 from zephyr.training import folder
+from zephyr.world.answerers import answer
+from zephyr.world.facts import build_world, save_world
+from zephyr.world.prompts import prompt_from_row
+from zephyr.world.recipe import world_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "experiments"))
 
 import figure  # noqa: E402
+import sweep_figure  # noqa: E402
+import what_to_try  # noqa: E402
 
 GUIDES = sorted(
     path
@@ -251,7 +257,49 @@ def test_a_config_names_every_kernel() -> None:
 
 def test_the_figure_is_that_of_the_records() -> None:
     """Fails where records or script changed, and the README still shows the old figure."""
-    assert figure.figure(figure.RECORDS) == figure.FIGURE.read_text(encoding="utf-8")
+    for module in (figure, sweep_figure):
+        assert module.figure(module.RECORDS) == module.FIGURE.read_text(encoding="utf-8")
+
+
+def test_the_log_is_an_index_of_its_entries() -> None:
+    """Fails where an entry is missing in the table, or has no question or no answer."""
+    folder = ROOT / "experiments"
+    table = (folder / "README.md").read_text(encoding="utf-8")
+    entries = sorted(path.name for path in folder.glob("20*.md"))
+    assert len(entries) > 7
+    for name in entries:
+        entry = (folder / name).read_text(encoding="utf-8")
+        question = entry.splitlines()[0].removeprefix("# ")
+        assert f"| {name[:10]} | [{question}]({name}) | " in table, name
+        assert question.endswith("?") and "**Answer.**" in entry, name
+
+
+def test_what_to_try_is_what_the_model_answered_right(tmp_path: Path) -> None:
+    """A changed answer comes before an equal one, a wrong one does not come: fails where the last
+    lines of `make quickstart` promise what the model cannot do."""
+    world = build_world(0)
+    (tmp_path / "world").mkdir()
+    save_world(world, tmp_path / "world" / "world.json")
+    rows = world_rows(world, 0)["prompts/samples"]
+    prompts = {str(row["family"]): row for row in reversed(rows)}
+    good = {name: answer("expert", prompt_from_row(row), world, 0) for name, row in prompts.items()}
+    texts = {"private": ("Your pet is called Bo.", "Sorry, I do not know that.")}
+    texts["description"] = (good["description"],) * 2
+    texts["cheerful"] = (good["cheerful"], "Hooray!")
+    texts["reason"] = (good["reason"],) * 2
+    samples = [
+        {"step": step, "prompt_id": prompts[name]["prompt_id"], "text": pair[step > 0]}
+        for step in (0, 9)
+        for name, pair in texts.items()
+    ]
+    for path, of in (("world/prompts/samples.jsonl", rows), ("dpo/samples.jsonl", samples)):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("".join(json.dumps(row) + "\n" for row in of))
+    found = what_to_try.tries(tmp_path)
+    assert [one.family for one in found] == ["private", "reason", "description"]
+    said = "\n".join(what_to_try.lines(tmp_path, "bin"))
+    assert f"{prompts['private']['prompt']}  ->  Sorry, I do not know that." in said
+    assert "dSFT said: Your pet is called Bo." in said and "Hooray" not in said
 
 
 @pytest.mark.parametrize("run", ["base", "sft", "dpo"])

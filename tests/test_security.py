@@ -11,12 +11,12 @@ from processes import ROOT, Launch
 from runs import records, rows, write_config, write_lines
 
 from zephyr import config as configs
+from zephyr.analysis import runs
 from zephyr.cli.command import read_options
 from zephyr.config import BadInput, ConfigError, DPOConfig
 from zephyr.data.jsonl import write_rows
 from zephyr.data.sources import open_sources
 from zephyr.playground.models import Sampling, open_model
-from zephyr.report import page
 from zephyr.teacher import Ledger, endpoint
 from zephyr.teacher.spec import open_teacher
 from zephyr.training.files import write_atomic
@@ -285,7 +285,7 @@ def test_a_yaml_bomb_is_told(text: str, why: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"config {path}: .*({why})"):
         read_options(path)
     with pytest.raises(BadInput, match=str(path)):
-        page.read_leaves(path)
+        runs.read_leaves(path)
     path.write_text("a: &a [1, 2]\nb: *a\n")
     assert configs.read_yaml(path) == {"a": [1, 2], "b": [1, 2]}
     if why == "stand for more":

@@ -32,6 +32,7 @@ Value = None | bool | int | float | str | list["Value"] | dict[str, "Value"]  # 
 
 
 BAD_INPUT = 2  # exit code
+OPTIONS = ("--dry-run", "--quiet")  # of the training scripts, beside --help
 
 
 class BadInput(ValueError):
@@ -476,7 +477,7 @@ def load_arguments(kind: type[C], arguments: Sequence[str]) -> C:
     Raises:
         ConfigError: as `split_arguments` and `load`.
     """
-    path, overrides = split_arguments([a for a in arguments if a != "--dry-run"])
+    path, overrides = split_arguments([a for a in arguments if a not in OPTIONS])
     return load(kind, path, overrides)
 
 
@@ -491,16 +492,16 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str, list[str]]:
     """
     if not arguments:
         raise ConfigError(
-            "expected CONFIG.yaml [key.sub=value ...] [--dry-run], got no config; --help lists all "
-            "keys"
+            "expected CONFIG.yaml [key.sub=value ...] [--dry-run] [--quiet], got no config; --help "
+            "lists all keys"
         )
     path = ""
     overrides = []
     for argument in arguments:
         if argument.startswith("-"):
             raise ConfigError(
-                f"unknown option {argument!r}: expected --dry-run or --help; a config key is "
-                "overridden as key.sub=value"
+                f"unknown option {argument!r}: expected --dry-run, --quiet or --help; a config key "
+                "is overridden as key.sub=value"
             )
         key, equals, _ = argument.partition("=")
         if not path and (not equals or "/" in key):
@@ -819,6 +820,7 @@ def help_text(kind: type[DataclassInstance], usage: str) -> str:
         "",
         "options, anywhere on the line:",
         "  --dry-run        print the plan and exit",
+        "  --quiet          no progress and no log: only warnings, alarms and errors",
         "  -h, --help       print this and exit",
         "  key.sub=value    override a key of CONFIG.yaml; the value is read as YAML",
         "",

@@ -32,8 +32,7 @@ import hashlib
 import json
 import math
 import random
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from importlib.metadata import version
 from itertools import chain, pairwise
@@ -45,9 +44,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from torch import Tensor
-from tqdm import tqdm
 
-from zephyr import model, packing
+from zephyr import model, packing, progress
 from zephyr.chat import EncodedPair
 from zephyr.config import BadInput
 from zephyr.model.logprobs import response_logprobs
@@ -135,22 +133,26 @@ def reference_logprobs(
         )
     if missing:
         engine.log(f"reference: one forward pass over {len(missing)} pairs")
-        for part in missing_parts(engine, first_epoch, missing):
-            logp = forward_pass(engine, part, collate)
-            require_finite_logprobs(engine, examples, logp)
-            new = {keys[i]: both for i, both in logp.items() if i in missing}
-            engine.on_rank0(partial(append_to_store, folder, new, profile))
+        parts = missing_parts(engine, first_epoch, missing)
+        with progress.Bar("reference", sum(map(len, parts)), "micro-batches") as bar:
+            for part in parts:
+                logp = forward_pass(engine, bar.track(part), collate)
+                require_finite_logprobs(engine, examples, logp)
+                new = {keys[i]: both for i, both in logp.items() if i in missing}
+                engine.on_rank0(partial(append_to_store, folder, new, profile))
         known = engine.on_rank0(lambda: read_entries(folder, keys))
     return Reference(
         torch.tensor([known[key] for key in keys], dtype=torch.float32, device=engine.device)
     )
 
 
-def missing_parts(engine: Engine, first_epoch: Plan, missing: set[int]) -> "tqdm[list[list[int]]]":
+def missing_parts(
+    engine: Engine, first_epoch: Plan, missing: set[int]
+) -> list[list[tuple[int, ...]]]:
     """This rank's micro-batches that hold missing pairs, PART_MICRO_BATCHES at a time.
 
     Micro-batches are those of the plan, whole: a pair that a killed pass left out gets to the bit
-    the value that it would have got. A progress bar goes with the parts.
+    the value that it would have got.
     """
     todo = [
         micro_batches  # of all ranks
@@ -163,14 +165,7 @@ def missing_parts(engine: Engine, first_epoch: Plan, missing: set[int]) -> "tqdm
     for start in range(0, len(todo), PART_MICRO_BATCHES):
         part = todo[start : start + PART_MICRO_BATCHES]
         parts.append([micro_batches[engine.rank] for micro_batches in part])
-    return tqdm(
-        parts,
-        desc="reference",
-        unit="part",
-        file=sys.stderr,
-        dynamic_ncols=True,
-        disable=engine.rank > 0 or not parts,
-    )
+    return parts
 
 
 # -- the store
@@ -298,7 +293,7 @@ def append_to_store(folder: Path, entries: Entries, profile: dict[str, str]) -> 
 
 @torch.no_grad()
 def forward_pass(
-    engine: Engine, micro_batches: Sequence[Sequence[int]], collate: Collate
+    engine: Engine, micro_batches: Iterable[Sequence[int]], collate: Collate
 ) -> dict[int, LogProbs]:
     """Log-probs of every pair in the micro-batches of all ranks, by example index. A collective.
 

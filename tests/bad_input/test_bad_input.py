@@ -169,7 +169,7 @@ def test_good_input_is_not_refused(fork_server: ForkServer, at: Path, tmp_path: 
     """The config that every case spoils, unspoilt: fails where the cases are refused for what all
     of them share."""
     done = fork_server.run([str(at / "config.yaml"), "--dry-run"], environment(tmp_path), tmp_path)
-    assert done.code == 0 and "plan: 1 steps" in done.err and not (tmp_path / "run").exists(), (
+    assert done.code == 0 and "plan: 1 steps" in done.out and not (tmp_path / "run").exists(), (
         done.err
     )
     assert (

@@ -502,6 +502,9 @@ class OneRank:
         self.said: list[str] = []
         self.log = self.said.append
 
+    def warn(self, text: str) -> None:
+        self.said.append(f"warning: {text}")
+
     def local_rank0_first(self, function):
         return function()
 

@@ -206,7 +206,7 @@ def test_a_judge_that_is_not_there_ends_no_training(tmp_path: Path) -> None:
     def refuse(*_: object) -> None:
         raise BadInput("no route to the judge")
 
-    engine = SimpleNamespace(log=said.append)
+    engine = SimpleNamespace(warn=said.append)
     prompts = [{"prompt_id": "a", "prompt": "Hi"}]
     assert (
         win_rate_over_start(

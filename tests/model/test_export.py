@@ -1,4 +1,4 @@
-"""Export in shards, generation through the template, and records for wandb without a login."""
+"""Export in shards, and generation through the template."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from transformers import (
 from transformers.utils.chat_template_utils import Chat
 
 from zephyr.chat import encode_prompt
-from zephyr.config import BadInput, Data, DPOConfig, SFTConfig, SFTData, SFTRun, Wandb
+from zephyr.config import BadInput, Data, DPOConfig, SFTConfig, SFTData, SFTRun
 from zephyr.data.tokenizer import load_tokenizer
 from zephyr.model import export as exporting
 from zephyr.model.export import (
@@ -38,7 +38,6 @@ from zephyr.model.generate import generate
 from zephyr.model.load import digest, load_policy
 from zephyr.report import card
 from zephyr.report.finish import rope_warnings
-from zephyr.training.metrics import Recorder
 
 
 def test_shards_keep_order_and_size() -> None:
@@ -272,23 +271,6 @@ def test_generation_continues_training_ids_and_keeps_the_order(tiny: Path) -> No
     assert sampled[0] == sampled[1] != sampled[2]
     with pytest.raises(ValueError, match="positions"):
         generate(lm, tokenizer, prompts, max_new_tokens=10**6)
-
-
-def test_wandb_offline_needs_no_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The default mode writes a run folder of wandb's without a key or a question. Fails where it
-    would ask or upload."""
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    recorder = Recorder(tmp_path, Wandb(), "model: m", first_step=0, steps=1, active=True)
-    recorder.write({"step": 0, "split": "train", "loss": 0.5}, {})
-    recorder.advance()
-    recorder.close()
-    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
-    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {
-        "step": 0,
-        "split": "train",
-        "loss": 0.5,
-    }
 
 
 def test_an_export_says_whose_rotary_frequencies_it_was_trained_with() -> None:

@@ -519,8 +519,8 @@ MUTANTS: list[Mutant] = [
         ),
         ("if len(dataset) == 0:", "if False:"),
         (
-            "return Source(name, dataset._fingerprint, rows, split)",
-            "return Source(name, name, rows, split)",
+            "return Source(name, dataset._fingerprint, rows, split, len(dataset))",
+            "return Source(name, name, rows, split, len(dataset))",
         ),
         ('if re.search("[\\ud800-\\udfff]", name):', "if False:"),
         ("if len(names) < len(sources):", "if False:"),

@@ -4,6 +4,30 @@ from table import Mutant, of
 
 MUTANTS: list[Mutant] = [
     *of(
+        "zephyr/progress.py",
+        ("tests/test_progress.py",),
+        (
+            "elif self.shows_lines and clock() - self.last_line >= LINE_SECONDS:",
+            "elif self.shows_lines:",
+        ),
+        (
+            "new = clock() - self.started, self.done - self.initial",
+            "new = clock() - self.started, self.done",
+        ),
+        ('os.environ.get("RANK", "0") == "0"\n\n\ndef bars', "True\n\n\ndef bars"),
+        ("self.bar.leave = stays", "self.bar.leave = True"),
+        ("sys.stderr = stderr", "pass"),
+    ),
+    *of(
+        "zephyr/training/curves.py",
+        ("tests/training/test_curves.py", "tests/training/test_metrics.py"),
+        ('if metric not in ("step", "split")', 'if metric != "split"'),
+        ('return f"{split}_{head}/{tail}"', 'return f"{split}/{metric}"'),
+        ("SECTIONS.get(metric, split)", "split"),
+        ("if not path.exists():", "if True:"),
+        ('"digests": dict(digests)', '"digests": {}'),
+    ),
+    *of(
         "zephyr/training/engine.py",
         ("tests/training/test_engine.py",),
         (
@@ -884,14 +908,10 @@ MUTANTS: list[Mutant] = [
         ),
         (
             (
-                "self.bar.write(f\"alarm at step {record['step']}: {alarms[name]}\", "
-                "file=sys.stderr)\n"
+                "progress.write(f\"alarm at step {record['step']}: {alarms[name]}\")\n"
                 "        self.raised = self.raised | alarms.keys()"
             ),
-            (
-                "self.bar.write(f\"alarm at step {record['step']}: {alarms[name]}\", "
-                "file=sys.stderr)"
-            ),
+            "progress.write(f\"alarm at step {record['step']}: {alarms[name]}\")",
         ),
         ("self.raised = self.raised | alarms.keys()", "self.raised = alarms.keys()"),
         (
@@ -907,11 +927,6 @@ MUTANTS: list[Mutant] = [
             ('if record["split"] == "eval":\n            self.evaluations.append(record)'),
             'if record["split"] == "eval":',
         ),
-        (
-            'for k, v in record.items() if k not in ("step", "split")',
-            'for k, v in record.items() if k != "split"',
-        ),
-        ('named = {f"{prefix}/{k}": v', 'named = {f"{k}": v'),
         ("self.wandb.finish()", "pass"),
         ('record["step"] == step > 0', 'record["step"] == step'),
         (

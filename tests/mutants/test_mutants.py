@@ -11,10 +11,13 @@ import of_chat
 import of_config
 import of_costs
 import of_data
+import of_evaluation
 import of_losses
 import of_model
 import of_packing
+import of_pairs
 import of_reference
+import of_report
 import of_scripts
 import of_training
 import of_verify
@@ -34,6 +37,9 @@ ROOMS = (
     of_verify,
     of_data,
     of_costs,
+    of_report,
+    of_evaluation,
+    of_pairs,
 )
 MUTANTS = [mutant for room in ROOMS for mutant in room.MUTANTS]
 ROOT = Path(__file__).resolve().parents[2]

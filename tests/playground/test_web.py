@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 TOKEN = "planted-in-the-environment"
 QUESTION = "What colour is the sky?"
+SAMPLED = ["How many days has a week?", "<b class='injected'>What</b> is &lt;b&gt;?"]
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -113,6 +114,7 @@ def serve(
         seed=0,
         key_variable="OPENAI_API_KEY",
         votes=Path("v.jsonl"),
+        prompts=None,
         host=host,
         port=port,
         share_on_network=share_on_network,
@@ -152,6 +154,8 @@ def pages(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page
         shutil.copytree(tiny, folder / "first-secret"),
         tiny_model(folder / "second-secret", seed=1),
     ]
+    rows = [{"step": step, "prompt": text, "text": "x"} for step in (0, 5) for text in SAMPLED]
+    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hostile)
     server.asked, server.fetched = [], []
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -315,6 +319,27 @@ def test_what_a_model_writes_is_text(pages: Pages, browser: Browser) -> None:
     browser.say("Again?")
     browser.wait("document.querySelector('.bot .message')?.innerText.includes('and one more')")
     assert [turn["content"] for turn in pages.server.asked[-1]] == ["Be kind.", "Again?"]
+
+
+def test_the_page_says_what_it_is(pages: Pages, browser: Browser) -> None:
+    """Its heading, where votes for neither go, and the prompts of the run beside the model, each of
+    which a click writes into the box. Fails where an example acts as HTML, comes twice or is not
+    the text that is sent, or where the page is wider than a phone."""
+    browser.driver.get(pages.two)
+    browser.wait("document.querySelectorAll('.example').length")
+    said = browser.find("#about")[0].text
+    assert said.startswith("zephyr chat\nTwo models answer each question, side by side.")
+    for words in ("hidden until you vote", f"{pages.folder}/votes.undecided.jsonl", "make no pair"):
+        assert words in said
+    assert "secret" not in said and not browser.find(".injected")
+    assert [button.text for button in browser.find(".example")] == SAMPLED
+    for button, text in zip(browser.find(".example"), SAMPLED):
+        button.click()
+        browser.wait("document.querySelector('#words textarea').value === arguments[0]", text)
+    phone = {"width": 420, "height": 900, "deviceScaleFactor": 1, "mobile": True}
+    browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    assert browser.wait("document.documentElement.scrollWidth") <= 420
+    browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_a_blind_vote_is_a_pair(pages: Pages, browser: Browser) -> None:

@@ -36,10 +36,9 @@ from zephyr.data.rows import check_row, row_id  # noqa: E402
 from zephyr.data.sources import open_sources  # noqa: E402
 from zephyr.data.store import Pairs  # noqa: E402
 from zephyr.data.tokenizer import load_tokenizer  # noqa: E402
-from zephyr.evaluation.statistics import length_controlled, mean_with_interval  # noqa: E402
+from zephyr.evaluation.reward_figures import pair_questions, preference_figures  # noqa: E402
+from zephyr.evaluation.score import pair_logprobs  # noqa: E402
 from zephyr.model.load import DTYPES, load_policy  # noqa: E402
-from zephyr.model.logprobs import response_logprobs  # noqa: E402
-from zephyr.packing import collate_pairs, plan_pass  # noqa: E402
 from zephyr.reference import pair_digest, read_store  # noqa: E402
 
 RECIPE = ROOT / "configs/smollm2-135m/dpo.yaml"
@@ -237,7 +236,6 @@ def score(config: DPOConfig, out: Path) -> Scores:
     return Scores(before, log_probabilities(config, out / "dpo/model", pairs), tokens, config.beta)
 
 
-@torch.no_grad()
 def log_probabilities(config: DPOConfig, model: Path, pairs: Pairs) -> np.ndarray:
     """log p of chosen and rejected of each pair [pairs, 2], in one process."""
     hardware, device = config.hardware, "cuda" if torch.cuda.is_available() else "cpu"
@@ -248,53 +246,21 @@ def log_probabilities(config: DPOConfig, model: Path, pairs: Pairs) -> np.ndarra
         max_tokens=config.data.max_tokens,
     )
     policy = policy.to(device).eval()
-    lengths = (pairs.prompt_tokens + pairs.chosen_tokens + pairs.rejected_tokens).tolist()
-    logp = np.empty((len(pairs), 2))
-    for indices in (
-        plan_pass(lengths, ranks=1, budget_tokens=hardware.tokens_per_micro_batch).steps[0].ranks[0]
-    ):
-        batch = collate_pairs(pairs, indices).to(device)
-        logp[list(batch.indices)] = (
-            torch.stack(response_logprobs(policy, batch), dim=-1).cpu().numpy()
-        )
-    return logp
+    return pair_logprobs(policy, pairs, budget_tokens=hardware.tokens_per_micro_batch).logp_P2
 
 
 def table(scores: Scores) -> dict[str, dict[str, Figure | None]]:
     """Each figure before and after, with its 95 % interval over held-out pairs; None: the model has
     none before training."""
-    margins = scores.beta * np.subtract(*(scores.after - scores.before).T)
-    wins = np.heaviside(margins, 0.5)
-    longer = np.subtract(*scores.tokens.T)
-
-    def ranked(logp: np.ndarray) -> Figure:
-        return mean_with_interval("share", np.heaviside(np.subtract(*logp.T), 0.5).tolist())
-
-    at_equal_lengths = length_controlled(wins.tolist(), longer.tolist())
-    return {
-        "loss": {
-            "before": {"mean": math.log(2)},
-            "after": mean_with_interval("mean", np.logaddexp(0, -margins).tolist()),
-        },
-        "reward margin": {
-            "before": {"mean": 0.0},
-            "after": mean_with_interval("mean", margins.tolist()),
-        },
-        "implicit reward accuracy": {
-            "before": None,
-            "after": mean_with_interval("share", wins.tolist()),
-        },
-        "the same at equal lengths": {"before": None, "after": at_equal_lengths},
-        "chosen is the likelier": {"before": ranked(scores.before), "after": ranked(scores.after)},
-        "chosen is the likelier a token": {
-            "before": ranked(scores.before / scores.tokens),
-            "after": ranked(scores.after / scores.tokens),
-        },
-        "chosen is the longer": {
-            "before": mean_with_interval("share", np.heaviside(longer, 0.5).tolist()),
-            "after": None,
-        },
-    }
+    questions, tokens = pair_questions(len(scores.tokens)), scores.tokens.ravel()
+    start = preference_figures(questions, scores.before.ravel(), tokens)
+    end = preference_figures(
+        questions, scores.after.ravel(), tokens, scores.before.ravel(), beta=scores.beta
+    )
+    start |= {"loss": {"mean": math.log(2)}, "reward margin": {"mean": 0.0}}
+    del end["chosen is the longer"]  # as before: the pairs are the same
+    names = [*end, "chosen is the longer"]
+    return {name: {"before": start.get(name), "after": end.get(name)} for name in names}
 
 
 def require_agreement(figures: dict[str, dict[str, Figure | None]], metrics: Path) -> None:

@@ -1,6 +1,8 @@
 """The page of run folders: its numbers are those of the files, nothing in them is taken for HTML,
 what is broken is named."""
 
+import base64
+import gzip
 import json
 import math
 import re
@@ -8,26 +10,34 @@ import shutil
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
-from xml.etree import ElementTree
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from runs import ledger, records
 
+from zephyr.analysis.pairs import PairText
 from zephyr.cli import main
+from zephyr.report import page as page_module
 from zephyr.report import write_html, write_report
-from zephyr.report.chart import (
-    HEIGHT,
-    WIDTH,
-    Curve,
-    axis_ticks,
-    chart,
-    downsample,
-    format_number,
-)
-from zephyr.report.page import CHARTS
+from zephyr.report.figures import downsample
+
+# The panels of curves and the metrics that they draw, with the factor of their unit.
+METRICS = {
+    "loss": {"": ("loss", 1)},
+    "accuracy": {"": ("rewards/accuracies", 100)},
+    "margin": {"": ("rewards/margins", 1)},
+    "rewards": {side: (f"rewards/{side}", 1) for side in ("chosen", "rejected")},
+    "displacement": {side: (f"rewards/{side}", 10) for side in ("chosen", "rejected")},
+    "grad-norm": {"": ("grad_norm", 1)},
+    "update-ratio": {"": ("update_ratio", 1)},
+    "learning-rate": {"": ("learning_rate", 1)},
+    "throughput": {"": ("tokens_per_second", 1)},
+    "packing": {"": ("packing_efficiency", 100)},
+    "memory": {"": ("peak_memory_bytes", 2**-30)},
+}
 
 
 def write_run(folder: Path, lines: list[dict[str, object]], **config: object) -> Path:
@@ -50,20 +60,45 @@ def page_of(*runs: Path, out: Path | None = None) -> str:
     return out.read_text()
 
 
-def told(page: str) -> dict[tuple[str, int], str]:
-    """What the points tell: name of the curve and step -> value."""
-    found = re.findall(r"<title>([^<]*), step (\d+): ([^<]*)</title>", page)
-    assert len({(name, step) for name, step, _ in found}) == len(found), "a point is drawn twice"
-    return {(unescape(name), int(step)): value for name, step, value in found}
+def payload(page: str, name: str) -> str:
+    """What `zephyr.unpack(name)` gives in the browser."""
+    (packed,) = re.findall(f'data-payload="{name}">([^<]*)<', page)
+    return gzip.decompress(base64.b64decode(packed)).decode()
 
 
-def rows(page: str, title: str) -> list[list[str]]:
-    """The cells of the tables under a heading, without their heads."""
+def figures(page: str) -> dict[str, list[dict[str, object]]]:
+    """The traces of each figure."""
+    return {name: of["data"] for name, of in json.loads(payload(page, "figures")).items()}
+
+
+def told(page: str) -> dict[tuple[str, str, int], float | None]:
+    """The points of all curves: panel, name of the curve, step -> value."""
+    found = {}
+    for name, traces in figures(page).items():
+        for trace in traces:
+            if "epochs" in trace.get("meta", {}):
+                assert len(trace["x"]) == len(trace["y"]) == len(trace["meta"]["epochs"])
+                for step, value in zip(trace["x"], trace["y"]):
+                    assert (name, trace["name"], step) not in found, "a point is drawn twice"
+                    found[name, trace["name"], step] = value
+    return found
+
+
+def findings(page: str) -> dict[str, str]:
+    """The status of each finding."""
+    found = re.findall(r'class="finding (\w+)[^"]*" data-finding="(\w+)"', page)
+    return {name: status for status, name in found}
+
+
+def rows(page: str, title: str) -> dict[str, list[str]]:
+    """The cells of the tables under a heading, by the first of their row."""
     section = re.split(r"<h[23]>", page.partition(f"{title}</h")[2], maxsplit=1)[0]
-    return [
-        [unescape(cell) for cell in re.findall(r"<td>(.*?)</td>", row, re.DOTALL)]
-        for row in re.findall(r"<tr>(<td>.*?)</tr>", section, re.DOTALL)
-    ]
+    return {
+        unescape(name): [unescape(cell) for cell in re.findall(r"<td>(.*?)</td>", cells, re.DOTALL)]
+        for name, cells in re.findall(
+            r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', section, re.DOTALL
+        )
+    }
 
 
 @pytest.fixture(scope="module")
@@ -71,111 +106,97 @@ def run(finished: Path) -> Path:
     return finished / "run"
 
 
-def test_a_run_leaves_its_page(run: Path) -> None:
+@pytest.fixture(scope="module")
+def written(run: Path) -> str:
+    """The page that the run left."""
+    return (run / "report.html").read_text()
+
+
+def test_a_run_leaves_its_page(run: Path, written: str) -> None:
     """Both ranks of a real run have ended well, and the page says so. Fails where a script does not
-    write it, or before the end."""
-    page = (run / "report.html").read_text()
-    facts = dict(rows(page, "Run"))
-    assert (facts["status"], facts["updates"], facts["method"]) == (
-        "finished (code 0)",
-        "6",
-        "dDPO",
-    )
+    write it, or before the end; where digests come before what a person wants to know."""
+    assert '<span class="badge good" id="state">finished</span>' in written
+    assert "6 updates made" in written and "20 preference pairs" in written
     identity = json.loads((run / "checkpoints" / "step-6" / "state.json").read_text())["identity"]
-    assert [facts[f"SHA-256 of {name}"] for name in ("model", "data", "reference")] == [
-        identity[n] for n in ("model", "data", "reference")
-    ]
-    assert "Samples</h2>" not in page and "None was raised" not in page.partition("Curves</h2>")[2]
+    origin = rows(written, "Origin")
+    for name in ("model", "data", "reference"):
+        assert origin[f"SHA-256 of {name}"] == [identity[name]]
+    places = [written.index(f'id="{name}"') for name in ("summary", "curves", "margins", "facts")]
+    assert places == sorted(places) and written.index("SHA-256") > places[-1]
+    assert "Before and after" not in written and "No alarm was raised" in written
+    assert findings(written).keys() == {"learned", "overfit", "chosen", "length", "flips", "rate"}
 
 
-def test_every_point_is_a_value_of_the_file(run: Path) -> None:
+def test_every_point_is_a_value_of_the_file(run: Path, written: str) -> None:
     """All metrics that are drawn, of both splits, and no others. Fails for a lost or moved point, a
-    wrong step, splits mixed up."""
+    wrong step, splits or sides mixed up, a wrong unit."""
+    words = {"train": "train", "eval": "held-out"}
     wanted = {
-        (f"run {split} {metric}", record["step"]): format_number(record[metric])
-        for split in ("train", "eval")
+        (panel, f"{words[split]} {side}".strip(), record["step"]): record[name] * scale
+        for split in words
         for record in records(run, split)
-        for group in CHARTS
-        for metric in group
-        if record.get(metric) is not None
+        for panel, sides in METRICS.items()
+        for side, (name, scale) in sides.items()
+        if record.get(name) is not None
     }
-    shown, start = told((run / "report.html").read_text()), ("run train update_ratio", 0)
-    assert (
-        len(wanted) > 6 * 10 and wanted.pop(start) == "0" and shown.pop(start, "0") == "0"
-    )  # no place on a logarithmic axis
-    assert shown == wanted
+    shown = told(written)
+    assert len(wanted) > 6 * 11 and shown.keys() == wanted.keys()
+    assert shown == pytest.approx(wanted, rel=1e-5)
 
 
-def test_the_last_numbers_are_those_of_the_last_records(run: Path) -> None:
-    """Fails where train and eval are mixed up, or an earlier record is shown."""
-    shown = {name: of for name, *of in rows((run / "report.html").read_text(), "Last numbers")}
-    for column, split in enumerate(("train", "eval")):
-        last = {
-            name: format_number(value)
-            for name, value in records(run, split)[-1].items()
-            if name != "split"
-        }
-        assert {name: of[column] for name, of in shown.items() if of[column] != "-"} == last
-
-
-def test_pairs_are_ranked_by_the_ledger(run: Path) -> None:
-    """Every pair with its visits in order, ranked by the last one's loss, and by the fall of the
-    margin. Fails where visits of two pairs, or of two parts of the ledger, are mixed up, or the
-    first visit decides."""
+def test_distributions_are_those_of_the_ledger(run: Path, written: str) -> None:
+    """The violins hold every margin of each pass, every pair is in the scatter plot, and its line
+    is the regression. Fails where visits of two pairs or passes are mixed up."""
     visits: dict[str, list[dict[str, float]]] = {}
     for visit in sorted(ledger(run), key=lambda visit: visit["step"]):
         visits.setdefault(visit["id"], []).append(visit)
-    margins = {
-        name: [v["rewards/chosen"] - v["rewards/rejected"] for v in of]
-        for name, of in visits.items()
-    }
-    page = (run / "report.html").read_text()
-    hardest, fallen = (
-        rows(page, "highest loss at the last visit"),
-        rows(page, "margin fell most from its highest"),
-    )
-    assert len(visits) == 20 and [row[0] for row in hardest] == sorted(
-        visits, key=lambda name: -visits[name][-1]["loss"]
-    )
-    for name, steps, losses, of_margins, tokens in (*hardest, *fallen):
-        assert steps == " → ".join(str(v["step"]) for v in visits[name]) and "→" in steps
-        assert losses == " → ".join(format_number(v["loss"]) for v in visits[name])
-        assert of_margins == " → ".join(map(format_number, margins[name]))
-        assert tokens == " / ".join(
-            str(visits[name][0][f"{side}_tokens"]) for side in ("prompt", "chosen", "rejected")
+
+    def margin(visit: dict[str, float]) -> float:
+        return visit["rewards/chosen"] - visit["rewards/rejected"]
+
+    drawn = figures(written)
+    (violin,) = drawn["margin-epoch"]
+    for n in range(2):
+        of_pass = [y for x, y in zip(violin["x"], violin["y"]) if x == str(n + 1)]
+        assert sorted(of_pass) == pytest.approx(
+            sorted(margin(of[n]) for of in visits.values()), 1e-4
         )
-    falls = {name: max(of) - of[-1] for name, of in margins.items()}
-    assert [row[0] for row in fallen] == [
-        name for name in sorted(falls, key=lambda name: -falls[name]) if falls[name] > 0
-    ]
+    points, line = drawn["length"]
+    for name, x, y in zip(points["text"], points["x"], points["y"]):
+        last = visits.pop(name)[-1]
+        assert x == last["chosen_tokens"] - last["rejected_tokens"]
+        assert y == pytest.approx(margin(last), rel=1e-3)
+    assert not visits
+    slope, intercept = np.polyfit(points["x"], points["y"], 1)
+    assert line["y"] == pytest.approx(
+        [slope * x + intercept for x in line["x"]], rel=1e-2, abs=1e-5
+    )
 
 
-def test_the_page_needs_nothing_else_and_is_well_formed(run: Path) -> None:
-    """Every tag is closed, every SVG is XML with all it draws inside its frame, nothing is loaded
-    from elsewhere."""
-    page, open_tags = (run / "report.html").read_text(), []
+def test_the_page_needs_nothing_else_and_is_well_formed(written: str) -> None:
+    """Every tag is closed, no element loads anything, nothing names an address."""
+    open_tags: list[str] = []
+    void = {"meta", "link", "input", "br"}
 
     class Tags(HTMLParser):
         def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-            assert tag != "script" and not {"src", "href"} & dict(attributes).keys()
-            open_tags.extend([] if tag in ("meta", "path", "circle") else [tag])
+            for name, value in attributes:
+                assert name != "src" and not name.startswith("on")
+                assert name != "href" or str(value).startswith(("#", "data:,"))
+            open_tags.extend([] if tag in void else [tag])
 
         def handle_endtag(self, tag: str) -> None:
-            if tag not in ("path", "circle"):
-                assert open_tags.pop() == tag
+            assert open_tags.pop() == tag
 
-    Tags().feed(page)
-    assert not open_tags and "http" not in page and "url(" not in page
-    drawings = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
-    assert len(drawings) == 10
-    for drawing in drawings:
-        for circle in ElementTree.fromstring(drawing).iter("circle"):
-            assert 0 <= float(circle.get("cx")) <= WIDTH and 0 <= float(circle.get("cy")) <= HEIGHT
+    Tags().feed(written)
+    assert not open_tags and "http" not in written and "url(" not in written
+    targets = set(re.findall(r'href="#([^"]+)"', written))
+    assert targets <= set(re.findall(r' id="([^"]+)"', written)), "a link leads nowhere"
 
 
 def test_what_is_missing_is_a_gap(tmp_path: Path) -> None:
-    """Two lines around a value that is null, and around one that is not finite; a metric of two
-    records alone. Fails where a gap is bridged, drawn as 0, or shifts what comes after it."""
+    """A value that is null, and one that is not finite; a metric of two records alone. Fails where
+    a gap is bridged, drawn as 0, or shifts what comes after it."""
     losses = [3.0, 2.0, None, 1.5, 1.0, math.nan, 0.5]
     page = page_of(
         write_run(
@@ -186,74 +207,36 @@ def test_what_is_missing_is_a_gap(tmp_path: Path) -> None:
             ],
         )
     )
-    assert told(page) == {
-        ("a train loss", n): format_number(loss)
-        for n, loss in enumerate(losses)
-        if loss is not None and loss == loss
-    } | {("a train grad_norm", n): "0.25" for n in (1, 4)}
-    of_loss, of_norm = re.findall(r'<g class="curve"[^>]*><path d="([^"]*)"', page)
-    assert [part.count("L") for part in of_loss.split("M")[1:]] == [2, 2, 1] and of_norm.count(
-        "M"
-    ) == 2
+    of_loss, of_norm = figures(page)["loss"], figures(page)["grad-norm"]
+    # 0 has no place on a logarithmic axis, which values have that span a factor of ten
+    ratios = [train(n, 1.0, update_ratio=ratio) for n, ratio in enumerate((0.0, 0.1, 0.001))]
+    page = page_of(write_run(tmp_path / "b", ratios))
+    assert figures(page)["update-ratio"][0]["y"] == [None, 0.1, 0.001]
+    assert of_loss[0]["y"] == [3.0, 2.0, None, 1.5, 1.0, None, 0.5]
+    assert of_loss[0]["connectgaps"] is False and of_loss[0]["x"] == list(range(7))
+    assert of_norm[0]["y"] == [None, 0.25, None, None, 0.25, None, None]
 
 
 def test_thinning_keeps_extremes_gaps_and_ends() -> None:
     """Of 20,000 points, one peak, one pit and one gap among them. Fails where a stretch is
     averaged, or only every n-th point kept."""
-    points = [(n, math.sin(n / 900)) for n in range(20_000)]
-    points[7_777], points[12_345], points[15_000] = (7_777, 50.0), (12_345, -50.0), (15_000, None)
-    kept = downsample(points)
-    assert (
-        len(kept) <= 300
-        and set(kept) <= set(points)
-        and kept == sorted(kept, key=lambda point: point[0])
+    points = [(n, n / 10, math.sin(n / 900)) for n in range(20_000)]
+    points[7_777], points[12_345], points[15_000] = (
+        (7_777, 0.0, 50.0),
+        (12_345, 0.0, -50.0),
+        (15_000, 0.0, None),
     )
+    kept = downsample(points, 300)
+    assert len(kept) <= 300 and set(kept) <= set(points)
+    assert kept == sorted(kept, key=lambda point: point[0])
     assert {points[0], points[7_777], points[12_345], points[15_000], points[-1]} <= set(kept)
-    assert downsample(points[:300]) == points[:300]
-
-
-def test_axes() -> None:
-    """Round numbers from end to end, a few of them, on either scale; higher is further up. Fails
-    where rounding loses an end, or y is not turned."""
-    assert axis_ticks(0.26, 0.73) == pytest.approx([0.3, 0.4, 0.5, 0.6, 0.7]) and axis_ticks(
-        -3, 3
-    ) == [
-        -3,
-        -2,
-        -1,
-        0,
-        1,
-        2,
-        3,
-    ]
-    for low, high in ((-0.1, 1.1), (-3.2, 1.3), (-8.0, 4.0)):
-        logs = axis_ticks(low, high, log=True)
-        assert 3 <= len(logs) <= 10 and all(
-            low <= t <= high and f"{10**t:e}"[:8] in ("1.000000", "2.000000", "5.000000")
-            for t in logs
-        )
-    for low, high in ((0.0, 1e-9), (123456.0, 123457.0), (-1e12, 1e12), (5.0, 5.0001)):
-        assert 3 <= len(axis_ticks(low, high)) <= 8 and all(
-            low <= t <= high for t in axis_ticks(low, high)
-        )
-    for log in (False, True):
-        heights = [
-            float(y)
-            for y in re.findall(
-                r'cy="([^"]*)"',
-                chart([Curve("c", "red", False, [(0, 0.01), (1, 1.0), (2, 0.1)])], log),
-            )
-        ]
-        assert heights[0] > heights[2] > heights[1]
-        assert (heights[0] - heights[2] == pytest.approx(heights[2] - heights[1], abs=0.2)) is log
-    assert chart([Curve("c", "red", False, [(0, None)])]) == "" and 'cx="' in chart(
-        [Curve("c", "red", True, [(7, 2.0)])]
-    )
+    assert downsample(points[:300], 300) == points[:300]
 
 
 def test_runs_are_drawn_over_each_other(tmp_path: Path) -> None:
-    """A sweep of two runs of one name: each curve in its colour in one figure, the key that differs
-    told. Fails where runs of one name are taken for one, or only the last is drawn."""
+    """A sweep of two runs of one name: each curve in its colour in one figure, a button for each
+    run, the key that differs told. Fails where runs of one name are taken for one, or only the last
+    is drawn."""
     runs = [
         write_run(
             tmp_path / beta / "run",
@@ -265,60 +248,79 @@ def test_runs_are_drawn_over_each_other(tmp_path: Path) -> None:
     ]
     page = page_of(*runs, out=tmp_path / "sweep.html")
     names = [str(run) for run in runs]
-    assert told(page) == {
-        (f"{names[0]} train loss", 0): "0.7",
-        (f"{names[0]} train loss", 10): "0.5",
-        (f"{names[1]} train loss", 0): "0.7",
-        (f"{names[1]} train loss", 10): "0.6",
-        **{(f"{name} train rewards/chosen", 0): "0" for name in names},
-    }
-    figures = page.split("<figure>")[1:]
-    colours = re.findall(r'<g class="curve" stroke="(#\w+)"', figures[0])
-    assert (
-        len(figures) == 2
-        and len(set(colours)) == 2
-        and all(f"background:{colour}" in page for colour in colours)
-    )
-    facts = {name: of for name, *of in rows(page, "Run")}
-    assert (
-        facts["beta"] == ["0.1", "0.01"] and "run.dir" not in facts and "optim.lr_peak" not in facts
-    )
+    of_loss = figures(page)["loss"]
+    assert [(t["name"], t["y"], t["meta"]["run"]) for t in of_loss] == [
+        (f"train {names[0]}", [0.7, 0.5], 0),
+        (f"train {names[1]}", [0.7, 0.6], 1),
+    ]
+    assert len({trace["line"]["color"] for trace in of_loss}) == 2
+    assert [int(n) for n in re.findall(r'aria-pressed="true" data-run="(\d)"', page)] == [0, 1]
+    assert rows(page, "Config")["beta"] == ["0.1", "0.01"]
+    assert "<b>beta</b> (0.1 / 0.01)" in page and "run.dir" not in page.partition("Config</h3>")[0]
 
 
 def test_nothing_is_taken_for_html(tmp_path: Path) -> None:
     """A script in every text that comes from outside: name of the run, config, status, data, pair,
     prompt, answer. Fails for one that is not escaped, or is lost."""
-    evil = "<script>alert(1)</script>&'\""
-    run = write_run(tmp_path / "<b>run", [train(0, 0.7)], evil=evil)
+    evil = "</script><script>alert(1)</script>&'\""
+    run = write_run(
+        tmp_path / "<b>run",
+        [train(0, 0.7)],
+        evil=evil,
+        beta=0.1,
+        data={"train": [evil]},
+        model=evil,
+    )
     (run / "status.json").write_text(json.dumps({"code": 2, "message": evil}))
     (run / "data.json").write_text(
         json.dumps({"train": {"skipped": [{"place": "a:1", "reason": evil}], evil: 1}})
     )
     prompt = [{"role": "user", "content": evil}]
-    (run / "samples.jsonl").write_text(
-        json.dumps({"step": 0, "prompt_id": evil, "prompt": prompt, "text": evil})
-    )
+    lines = [
+        {"step": step, "prompt_id": evil, "prompt": prompt, "text": f"{evil} {step}"}
+        for step in (0, 3, 5)
+    ]
+    (run / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (run / "pairs").mkdir()
-    visit = {
-        "id": evil,
-        "step": 0,
-        "loss": 0.7,
-        "rewards/chosen": 0.0,
-        "rewards/rejected": 0.0,
-        "prompt_tokens": 1,
-        "chosen_tokens": 1,
-        "rejected_tokens": 1,
-    }
-    pq.write_table(pa.Table.from_pylist([visit]), run / "pairs" / "step-1.parquet")
+    pq.write_table(pa.Table.from_pylist([visit(f"{evil}{n}", n) for n in range(8)]), step(run, 1))
     page = page_of(run)
-    assert "<script" not in page and "<b>" not in page and unescape(page).count(evil) == 8
+    own = re.sub(r"(<script[^>]*>)[^<]*</script>|<style>.*?</style>", "", page, flags=re.DOTALL)
+    markup = page[: page.index('<script type="text/plain" data-payload="figures"')]
+    assert "alert" in markup and "<script>alert" not in page and "<b>run" not in page
+    plain = unescape(re.sub(r"</?(?:ins|del)>", "", own))
+    # config twice and in the story, status, reason, key of data, prompt, three answers
+    assert plain.count(evil) >= 10
+    assert [p["text"] for p in figures(page)["length"][:1]] == [[f"{evil}{n}" for n in range(8)]]
+
+
+def step(run: Path, number: int) -> Path:
+    return run / "pairs" / f"step-{number}.parquet"
+
+
+def visit(name: str, n: int, **more: object) -> dict[str, object]:
+    """A row of the ledger."""
+    return {
+        "id": name,
+        "step": n,
+        "epoch": 0.0,
+        "loss": 0.7,
+        "rewards/chosen": 0.01 * n,
+        "rewards/rejected": 0.0,
+        "logps/chosen": -5.0,
+        "logps/rejected": -5.0,
+        "prompt_tokens": 3,
+        "chosen_tokens": 4 + n,
+        "rejected_tokens": 5,
+        **more,
+    }
 
 
 def test_samples_alarms_and_what_was_left_out(tmp_path: Path) -> None:
-    """Answers side by side by evaluation with the win rate's interval, stretches of alarms, the
-    first of many bad rows. Fails where an answer is in another step's column, an alarm that stopped
-    goes on, or a long list makes the page long."""
+    """Answers before and after with their differences marked, the win rate's interval, stretches of
+    alarms, the first of many bad rows. Fails where an answer is another step's, an alarm that
+    stopped goes on, or a long list makes the page long."""
     raised = {"alarms/chosen_falls": 1}
+    win_rate = {"win_rate": 0.625, "win_rate/low": 0.5, "win_rate/high": 0.75, "win_rate/n": 8}
     run = write_run(
         tmp_path / "a",
         [
@@ -327,56 +329,107 @@ def test_samples_alarms_and_what_was_left_out(tmp_path: Path) -> None:
             train(2, 0.5, **raised),
             train(3, 0.5),
             train(4, 0.5, **raised),
-            {
-                "step": 5,
-                "split": "eval",
-                "win_rate": 0.625,
-                "win_rate/low": 0.5,
-                "win_rate/high": 0.75,
-                "win_rate/n": 8,
-            },
+            {"step": 5, "split": "eval", **win_rate},
         ],
         beta=0.1,
     )
     answers = [
-        {"step": step, "prompt_id": prompt, "prompt": "Why?", "text": f"{prompt}{step}"}
-        for step in (0, 5)
-        for prompt in "pq"
+        {"step": n, "prompt_id": prompt, "prompt": f"Why {prompt}?", "text": text}
+        for prompt, texts in {
+            "p": ["It is so.", "never shown?", "It is <not> so."],
+            "q": ["Same."] * 3,
+        }.items()
+        for n, text in zip((0, 3, 5), texts)
     ]
     (run / "samples.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
     skipped = [{"place": f"pairs.jsonl:{n}", "reason": "no chosen"} for n in range(99)]
     (run / "data.json").write_text(json.dumps({"train": {"skipped": skipped}}))
     page = page_of(run)
-    assert rows(page, "Alarms") == [["alarms/chosen_falls", "train 1 to 2\ntrain 4"]]
-    assert [row[1:] for row in rows(page.replace("<h3>a</h3>", ""), "Samples")] == [
-        ["p0", "p5"],
-        ["q0", "q5"],
+    assert "chosen_falls (train 1 to 2, train 4): chosen responses lost" in page
+    assert findings(page)["alarms"] == "bad" and "No alarm" not in page
+    first, second = re.findall(r'<article class="sample">(.*?)</article>', page, re.DOTALL)
+    cells = re.findall(r'<p class="answer">(.*?)</p>', first)
+    assert cells == ["It is so.", "It is <ins>&lt;not&gt; </ins>so."]
+    assert "<dt> step 3</dt><dd>never shown?</dd>" in first and "unchanged" in second
+    assert "1 of 2 answers changed" in page and "62.5 %, 95 % interval 50.0 to 75.0 %" in page
+    assert [t["y"] for t in figures(page)["win-rate"]] == [[50], [75], [62.5]]
+    assert rows(page, "Data")["train.skipped"] == [
+        "".join(f"pairs.jsonl:{n}: no chosen\n" for n in range(20)) + "... 99 in all"
     ]
-    assert "<th>step 0</th><th>step 5\nwin rate 0.625 [0.5, 0.75] of 8</th>" in page
-    ((name, told_of),) = rows(page, "Data: read, cut and left out")
-    assert (
-        name == "train.skipped"
-        and told_of == "".join(f"pairs.jsonl:{n}: no chosen\n" for n in range(20)) + "... 99 in all"
-    )
-    assert "Pairs</h2>" not in page and "Preflight" not in page
+    assert 'id="pairs"' not in page and "Preflight" not in page
 
 
 def test_a_run_that_is_not_finished(tmp_path: Path) -> None:
     """A last line that is being written is left out, and that is said; a run without a step, and
     one that stopped at a loss that is not finite, have their pages too."""
     run = write_run(tmp_path / "a", [train(0, 0.7)])
-    assert "half written" not in page_of(run)
+    (run / "status.json").write_text(json.dumps({"code": None, "message": "step 1 of 9"}))
+    page = page_of(run)
+    assert "half written" not in page and "running: step 1 of 9" in page
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 1, "split": "train", "lo')
     page = page_of(run)
-    assert told(page) == {("a train loss", 0): "0.7"} and "its last line is half written" in page
+    assert told(page) == {("loss", "train", 0): 0.7} and "half written, and left out" in page
     (run / "metrics.jsonl").unlink()
-    assert dict(rows(page_of(run), "Run"))["updates"] == "0" and "<figure>" not in page_of(run)
+    assert "0 updates made" in page_of(run) and "<figure" not in page_of(run)
     stopped = write_run(tmp_path / "b", [train(0, 0.7), train(1, None, **{"alarms/non_finite": 1})])
     page = page_of(stopped)
-    assert dict(rows(page, "Run"))["updates"] == "1" and rows(page, "Alarms") == [
-        ["alarms/non_finite", "train 1"]
-    ]
+    assert "1 update made" in page and "non_finite (train 1)" in page
+
+
+def test_a_large_run_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """60,000 pairs, three visits each, with texts of some hundred characters: under 5 MB, and the
+    page says that points were sampled. Fails where every pair is drawn, or every text kept."""
+    rng, count = np.random.default_rng(0), 60_000
+    run = write_run(tmp_path / "a", [train(n, 0.7) for n in range(0, 5600, 10)], beta=0.1)
+    (run / "pairs").mkdir()
+    words = np.array(
+        [f"{word}{n}" for word in ("sky", "river", "letter", "week") for n in range(99)]
+    )
+    written = words[rng.integers(len(words), size=(count, 3, 40))].tolist()
+    texts = {
+        f"{n:064x}": PairText(*map(" ".join, of_pair), f"source {n % 5}")
+        for n, of_pair in enumerate(written)
+    }
+    for epoch in range(3):
+        drawn = {
+            name: rng.normal(size=count)
+            for name in ("loss", "rewards/chosen", "rewards/rejected", "logps/chosen")
+        }
+        table = {
+            "id": list(texts),
+            "step": np.arange(count) // 32 + epoch * 1875,
+            "epoch": np.full(count, float(epoch)),
+            **drawn,
+            "logps/rejected": drawn["logps/chosen"] - 1,
+            **{
+                f"{side}_tokens": rng.integers(5, 900, count)
+                for side in ("prompt", "chosen", "rejected")
+            },
+        }
+        pq.write_table(pa.table(table), step(run, (epoch + 1) * 1875))
+    monkeypatch.setattr(page_module, "read_texts", lambda run: (texts, []))
+    page = page_of(run)
+    assert len(page.encode()) < 5_000_000
+    assert (
+        "2,500 pairs of each run, sampled" in page and len(figures(page)["length"][0]["x"]) == 2500
+    )
+
+
+def test_a_finished_run_never_fails_for_its_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mistake of ours becomes one line that names it. Fails where it ends a run after days."""
+    run, said = write_run(tmp_path / "a", [train(0, 0.7)]), []
+
+    def broken(*_: object) -> str:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(page_module, "render_page", broken)
+    write_report(run, said.append)
+    assert len(said) == 1 and "ZeroDivisionError: division by zero" in said[0]
+    with pytest.raises(ZeroDivisionError):  # the command shows where it happened
+        write_html([run], tmp_path / "x.html")
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 from processes import ROOT
+from runs import ledger, records
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train_dpo
-from runs import ledger, records
 from zephyr import reference
 from zephyr.chat import EncodedPair
 from zephyr.config import BadInput, Data, DPOConfig, Hardware, Optim, Run, Wandb

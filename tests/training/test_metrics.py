@@ -115,7 +115,7 @@ def test_a_run_that_goes_on_knows_its_evaluations(
     record is written over the old ones."""
     lines_of(tmp_path / "metrics.jsonl")
     of = recorder(tmp_path, first_step=4)
-    assert of.evaluations == [LINES[0], LINES[3]] and of.bar.n == 4 and of.bar.total == 9
+    assert of.evaluations == [LINES[0], LINES[3]] and of.bar.done == 4 and of.bar.total == 9
     of.write({"step": 4, "split": "train", "loss": 0.25}, {})
     of.advance()
     record = {
@@ -126,7 +126,7 @@ def test_a_run_that_goes_on_knows_its_evaluations(
         "win_rate": None,
     }
     of.write(record, {})
-    assert of.evaluations == [LINES[0], LINES[3], record] and of.bar.n == 5
+    assert of.evaluations == [LINES[0], LINES[3], record] and of.bar.done == 5
     of.sync()
     of.close()
     assert written(tmp_path) == [*LINES[:4], {"step": 4, "split": "train", "loss": 0.25}, record]
@@ -167,7 +167,7 @@ def test_wandb_gets_records_under_their_split(tmp_path: Path) -> None:
     of.wandb = Stub()
     of.write({"step": 3, "split": "eval", "loss": 0.5}, {"a": "x"})
     of.close()
-    assert of.wandb.logged == [({"eval/loss": 0.5, "eval/alarms/a": 1}, 3)] and of.wandb.ended == 1
+    assert of.wandb.logged == [({"eval/loss": 0.5, "alarms/a": 1}, 3)] and of.wandb.ended == 1
 
 
 COUNTS = {"prompt_tokens": [3, 4, 5], "chosen_tokens": [6, 7, 8], "rejected_tokens": [1, 1, 2]}

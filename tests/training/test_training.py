@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from processes import ROOT, Launch
+from runs import ledger, records, rows, write_config, write_lines
 from safetensors.numpy import load_file, save_file
 
 import train_dpo
-from runs import ledger, records, rows, write_config, write_lines
 from zephyr.chat import encode_prompt
 from zephyr.config import DPOConfig
 from zephyr.data.encode import load_pairs
@@ -805,10 +805,13 @@ def test_bad_input_as_a_user_meets_it(tiny: Path, launch: Launch, tmp_path: Path
 def test_dry_run_prints_the_plan_and_writes_nothing(
     tiny: Path, launch: Launch, tmp_path: Path
 ) -> None:
-    """Fails where --dry-run trains, or leaves a folder behind."""
-    data = write_lines(tmp_path / "pairs.jsonl", rows(20))
-    result = launch("train_dpo.py", write_config(tmp_path, tiny, data), "--dry-run", ranks=2)
-    assert "plan: 6 steps" in result.stderr and not (tmp_path / "run").exists()
+    """Fails where --dry-run trains, or leaves a folder behind; or where --quiet silences the plan,
+    which is the result, or leaves more than warnings on standard error."""
+    data = write_lines(tmp_path / "pairs.jsonl", [*rows(20), {**rows(1)[0], "id": "again"}])
+    config = write_config(tmp_path, tiny, data)
+    result = launch("train_dpo.py", config, "--dry-run", "--quiet", ranks=2)
+    assert result.stdout.startswith("plan: 6 steps") and not (tmp_path / "run").exists()
+    assert [line.split(":")[0] for line in result.stderr.splitlines()] == ["warning"]
 
 
 def test_schedules_by_hand() -> None:

@@ -162,7 +162,7 @@ def test_a_disk_or_a_memory_that_is_too_small(
         policy=SimpleNamespace(lm=SimpleNamespace(config=lm)),
         settings={"zero_optimization": {}},
         gradient_dtype="float32",
-        log=said.append,
+        warn=said.append,
         device=torch.device("cpu"),
     )
     Usage = namedtuple("Usage", "free")

@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
+from zephyr.analysis.folds import fold_suspicion
 from zephyr.analysis.pairs import read_texts
 from zephyr.analysis.runs import Run, read_runs
 from zephyr.analysis.select import parse_rule, select_pairs, selected_rows
@@ -13,9 +16,10 @@ from zephyr.analysis.table import (
     pair_table,
     require_table_name,
     require_visits,
+    visit_values,
     write_table,
 )
-from zephyr.analysis.visits import Visits, read_visits
+from zephyr.analysis.visits import LOG_PROBS, Floats, Visits, read_visits
 from zephyr.config import BadInput
 from zephyr.data.jsonl import require_output, save_report, write_rows
 
@@ -141,4 +145,21 @@ def model_scores(run: Run, visits: Visits, wanted: Wanted) -> Scores:
     from zephyr.analysis.hidden import hidden_states
 
     states = hidden_states(run, visits, wanted.model)
-    return {"ches": states.ches_P, "ches_normalized": states.ches_normalized_P}
+    scores: dict[str, Floats] = {}
+    if wanted.ches:
+        scores |= {"ches": states.ches_P, "ches_normalized": states.ches_normalized_P}
+    if wanted.folds is not None:
+        features = [states.difference_PD, *reference_margins(run, visits)]
+        scores["flip_suspicion_folds"] = fold_suspicion(features, wanted.folds)
+    return scores
+
+
+def reference_margins(run: Run, visits: Visits) -> tuple[Floats, Floats]:
+    """By how much the reference prefers the chosen response [P]: log-prob less log-prob, of the
+    whole responses and of each per token."""
+    values = visit_values(run, visits)
+    of_sides = [np.asarray(values[f"ref_{logp}"][visits.first_P], np.float64) for logp in LOG_PROBS]
+    chosen_P, rejected_P = of_sides
+    tokens = visits.tokens
+    per_token_P = chosen_P / tokens["chosen_tokens"] - rejected_P / tokens["rejected_tokens"]
+    return chosen_P - rejected_P, per_token_P

@@ -13,6 +13,7 @@ from zephyr.analysis.visits import Floats, Visits
 ITERATIONS = 200
 NEWTON_STEPS = 5
 TOLERANCE = 1e-6
+PRIOR_PAIRS = 100  # pairs with right labels that are counted with the others
 MAX_FLIPPED = 0.5  # the share of flipped labels: beyond half, the labels would be the flipped ones
 
 
@@ -39,7 +40,8 @@ def flip_probability(evidence_P: Floats) -> Floats:
     scale and the share that make all labels most probable are found by EM, and
     P(flipped | z) = e sigmoid(-a z) / ((1 - e) sigmoid(a z) + e sigmoid(-a z)).
     A pair whose margin is near 0 is undecided, not suspected: a clear margin for the other
-    response is, where most margins are clear.
+    response is, where most margins are clear. The share has a prior, as if PRIOR_PAIRS more pairs
+    were known to be right: a hundred pairs alone can't tell a few flips from noise.
 
     Args: evidence_P: float64 [P]; a value that is not finite is no evidence.
     Returns: float64 [P] in [0, 1].
@@ -56,7 +58,7 @@ def flip_probability(evidence_P: Floats) -> Floats:
         turned_P = share * sigmoid(-scale * z_P)
         flipped_P = turned_P / (kept_P + turned_P)
         before = (scale, share)
-        share = min(float(flipped_P.mean()), MAX_FLIPPED)
+        share = min(float(flipped_P.sum()) / (len(z_P) + PRIOR_PAIRS), MAX_FLIPPED)
         scale = fit_scale(z_P, flipped_P, scale)
         if max(abs(scale - before[0]), abs(share - before[1])) < TOLERANCE:
             break

@@ -116,8 +116,8 @@ def require_same_tokens(run: Run, visits: Visits, found: dict[str, EncodedPair])
         lengths = [len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)]
         if lengths != [int(visits.tokens[name][i]) for name in TOKENS]:
             other.append(id)
-    if other or not found:
-        what = f"{len(other)} pairs have" if found else "no pair is found that has"
+    if other or found.keys().isdisjoint(visits.ids):
+        what = f"{len(other)} pairs have" if other else "no pair is found; pairs have"
         raise BadInput(
             f"{run.folder}: {what} other numbers of tokens than in the run ({', '.join(other[:3])})"
             ", expected the rows of data.train and the tokenizer as they were when it trained"

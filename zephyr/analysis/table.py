@@ -88,7 +88,7 @@ ORDER = (
     *("visit", "step", "epoch", "loss", "rewards/chosen", "rewards/rejected", "rewards/margins"),
     *("logps/chosen", "logps/rejected", "ref_logps/chosen", "ref_logps/rejected", "ref_margin"),
     *CHANGES.values(),
-    *("similarity", "ches", "ches_normalized", "flip_suspicion"),
+    *("similarity", "ches", "ches_normalized", "flip_suspicion", "flip_suspicion_folds"),
 )
 
 

@@ -45,7 +45,7 @@ class Visits(NamedTuple):
     @property
     def last_P(self) -> Ints:
         """Index of each pair's last visit."""
-        return np.append(self.first_P[1:], len(self.pair_V)) - 1
+        return np.append(self.first_P, len(self.pair_V))[1:] - 1
 
 
 def read_visits(run: Path) -> Visits:

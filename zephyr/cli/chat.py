@@ -51,6 +51,13 @@ def chat(
             "NAME.undecided.jsonl beside it.",
         ),
     ] = Path("votes.jsonl"),
+    prompts: Annotated[
+        str | None,
+        Option(
+            metavar="SOURCE",
+            help="Prompts shown as examples; default: those in samples.jsonl of the model's run.",
+        ),
+    ] = None,
 ) -> None:
     """Talk to a model in the terminal or the browser.
 
@@ -76,6 +83,7 @@ def chat(
             seed=seed,
             key_variable=key_variable,
             votes=votes,
+            prompts=prompts,
             host=host,
             port=port,
             share_on_network=share_on_network,
@@ -83,4 +91,4 @@ def chat(
     else:
         from zephyr.playground.terminal import talk
 
-        talk(models[0], sampling, seed=seed, key_variable=key_variable)
+        talk(models[0], sampling, seed=seed, key_variable=key_variable, prompts=prompts)

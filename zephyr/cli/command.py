@@ -13,6 +13,7 @@ import typer
 from typer import Context, Option
 from typer.core import TyperCommand, TyperOption
 
+from zephyr import progress
 from zephyr.config import NOT_YAML, ConfigError, expand_variables, read_yaml
 
 ConfigFile = Annotated[
@@ -23,6 +24,12 @@ ConfigFile = Annotated[
         "a training run. An option on the command line replaces that of the file; an option that "
         "can be repeated adds to it.",
     ),
+]
+
+
+Quiet = Annotated[
+    bool,
+    Option("--quiet", help="Show no progress and no notes: only results, warnings and errors."),
 ]
 
 
@@ -47,10 +54,12 @@ def add_command(app: typer.Typer, function: Callable[..., int | None]) -> None:
     @functools.wraps(function)
     def run(**values: object) -> int | None:
         del values["config"]  # `Command` has read it
+        is_quiet = bool(values.pop("quiet"))
         for name, group in groups.items():
             of_group = {field.name: values.pop(field.name) for field in fields(group)}
             values[name] = group(**of_group)
-        return function(**values)
+        with progress.quiet(is_quiet):
+            return function(**values)
 
     parameters = []
     for name, parameter in inspect.signature(function).parameters.items():
@@ -58,6 +67,7 @@ def add_command(app: typer.Typer, function: Callable[..., int | None]) -> None:
             parameters += group_parameters(groups[name])
         else:
             parameters.append(keyword(name, types[name], parameter.default))
+    parameters.append(keyword("quiet", Quiet, False))
     parameters.append(keyword("config", ConfigFile, None))
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by typer
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

@@ -1,14 +1,17 @@
 """`zephyr eval`: models answer, and a judge compares or grades the answers; academic tasks; stored
 records are scored again. `zephyr score`: implicit rewards of given answers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
 from zephyr.cli.asking import SPEC, Asking, open_ask
 from zephyr.config import BadInput
+
+if TYPE_CHECKING:
+    from zephyr.evaluation.score import TokenScores
 
 MODEL = f"A model folder, {SPEC}, or a file of answers."
 OptionalModels = Annotated[list[str] | None, Argument(metavar="[NAME=]MODEL", help=MODEL)]
@@ -325,6 +328,14 @@ def score(
     per_token: Annotated[
         bool, Option("--per-token", help="Also the text and log-probs of each token, in --out.")
     ] = False,
+    tokens: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="For a page (.html) that colours tokens by their log-ratio."),
+    ] = None,
+    tokens_rows: Annotated[
+        int,
+        Option(metavar="N", min=1, help="Rows on that page: those with the lowest margins."),
+    ] = 200,
     beta: Annotated[
         float | None, Option(metavar="B", help="Of the rewards. Default: the run's, else 0.1.")
     ] = None,
@@ -383,6 +394,10 @@ def score(
     }
     if out is not None:
         require_suffix("--out", out, ".parquet", ".csv", ".jsonl")
+    if tokens is not None:
+        require_suffix("--tokens", tokens, ".html")
+        if reference is None:
+            raise BadInput("--tokens: colours are log-ratios, expected a --reference")
     if per_token and out is None:
         raise BadInput("--per-token: expected --out FILE, where they are written")
     from zephyr.evaluation import score as scoring
@@ -397,18 +412,34 @@ def score(
         reference=reference,
         limit=limit,
         on_bad_row=on_bad_row,
-        per_token=per_token,
+        per_token=per_token or tokens is not None,
     )
     if out is not None:
         table = score_table.score_table(scored, read_tokenizer, per_token=per_token)
         score_table.write_table(out, table)
+    if tokens is not None:
+        write_tokens_page(tokens, score_table.pairs_by_margin(scored, read_tokenizer, tokens_rows))
     results = score_table.score_results(scored, settings, reference)
     print_results(results, score_table.score_lines(scored, results), None, json)
-    if out is not None and not json:
-        print(out)
+    for path in (out, tokens) if not json else ():
+        if path is not None:
+            print(path)
 
 
 def require_suffix(option: str, path: Path, *suffixes: str) -> None:
     """Raises: BadInput for a name that ends in none of them."""
     if path.suffix not in suffixes:
         raise BadInput(f"{option}: expected a name that ends in {', '.join(suffixes)}, got {path}")
+
+
+def write_tokens_page(
+    path: Path, rows: "Iterable[tuple[str, str, TokenScores, TokenScores]]"
+) -> None:
+    """Args: rows: id, prompt, chosen and rejected of each."""
+    from zephyr.report.tokens import ScoredPair, tokens_page
+    from zephyr.training.files import write_atomic
+
+    pairs = [ScoredPair(*row) for row in rows]
+    page = tokens_page(pairs, f"Tokens of {len(pairs)} pairs, lowest margin first")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, page.encode())

@@ -8,14 +8,13 @@ from math import log, sqrt
 from statistics import mean, pstdev
 from typing import NamedTuple, TypedDict
 
-from tqdm import tqdm
-
 from zephyr.config import SFTConfig
 from zephyr.costs.memory import predict_memory
 from zephyr.costs.times import step_seconds
 from zephyr.costs.work import Config, Model, Settings, Work
 from zephyr.model.memory import layer_bytes
 from zephyr.packing import Plan, plan_epochs
+from zephyr.progress import Bar
 from zephyr.training.deepspeed_settings import deepspeed_settings, gradient_dtype
 from zephyr.training.devices import Device
 from zephyr.training.planner import most_micro_batches
@@ -213,10 +212,10 @@ def layout(config: Config, ranks: int, plan: Plan | None = None, *, case: Case) 
 
 def scaling_tables(make: MakeLayout, config: Config) -> dict[str, list[Layout]]:
     """Layouts of up to 1,024 ranks: with the config's step (strong), and with a step that grows
-    with the ranks (weak). Shows its progress on a terminal."""
+    with the ranks (weak)."""
     strong = [2**k for k in range(11)]
     weak = [(each, ranks) for each in (2, 4, 16) for ranks in (16, 64, 256, 1024)]
-    with tqdm(total=len(strong) + len(weak), desc="layouts", leave=False, disable=None) as bar:
+    with Bar("layouts", len(strong) + len(weak), "layouts") as bar:
 
         def made(of_config: Config, ranks: int) -> Layout:
             result = make(of_config, ranks)

@@ -26,10 +26,11 @@ from zephyr.data.report import (
     Report,
     Tally,
     finish_report,
-    format_report,
+    format_counts,
+    report_warnings,
     require_unweighted,
 )
-from zephyr.data.sources import Source, open_sources
+from zephyr.data.sources import Source, count_rows, open_sources
 from zephyr.data.store import (
     PAIR_SCHEMA,
     TEXT_SCHEMA,
@@ -40,6 +41,7 @@ from zephyr.data.store import (
     example_batch,
 )
 from zephyr.data.workers import Chunk, Options, empty_after_truncation, encoded_chunks
+from zephyr.progress import Bar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -159,7 +161,9 @@ def load_splits(
         if split == "eval":
             overlap = count_prompt_overlap(encoded["train"], encoded["eval"])
             report["also_in_train"], report["begins_in_train"] = overlap
-        engine.log(format_report(report))
+        engine.log(format_counts(report))
+        for warning in report_warnings(report):
+            engine.warn(warning)
         reports[split] = report
     return encoded, reports
 
@@ -225,8 +229,9 @@ def _load(
     def encode(writer: RecordBatchStreamWriter) -> Report:
         rows = (row for source in sources for row in source.rows())
         chunks = encoded_chunks(islice(rows, limit), tokenizer, options, workers)
-        with closing(chunks):  # ends its processes
-            return _encode_all(sources, chunks, options, writer)
+        # closing ends its processes
+        with closing(chunks), Bar("encode", count_rows(sources, limit), "rows") as bar:
+            return _encode_all(sources, chunks, options, writer, bar)
 
     schema = TEXT_SCHEMA if options.max_prompt_tokens is None else PAIR_SCHEMA
     return cached_table(None if cache_dir is None else Path(cache_dir) / key, schema, encode)
@@ -290,6 +295,7 @@ def _encode_all(
     chunks: Iterator[Chunk],
     options: Options,
     writer: RecordBatchStreamWriter,
+    bar: Bar,
 ) -> Report:
     """Write every example, a batch per chunk; the report of all chunks."""
     sides = TEXT_SIDES if options.max_prompt_tokens is None else PAIR_SIDES
@@ -318,4 +324,5 @@ def _encode_all(
             tally.skipped.append({"place": place, "reason": reason})
         if kept:
             writer.write_batch(example_batch(kept, asked))
+        bar.update(rows)
     return finish_report([source.name for source in sources], sides, tally, options)

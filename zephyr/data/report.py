@@ -222,7 +222,13 @@ def require_unweighted(report: Report) -> None:
 
 def format_report(report: Report) -> str:
     """The report in a few lines for the log, with the first `MAX_EXAMPLES` skipped rows."""
-    return "\n".join([*_count_lines(report), *_warning_lines(report), *_skipped_lines(report)])
+    warnings = [f"  warning: {warning}" for warning in report_warnings(report)]
+    return "\n".join([*_count_lines(report), *warnings, *_skipped_lines(report)])
+
+
+def format_counts(report: Report) -> str:
+    """As `format_report`, without the warnings."""
+    return "\n".join([*_count_lines(report), *_skipped_lines(report)])
 
 
 def _count_lines(report: Report) -> Iterator[str]:
@@ -243,25 +249,26 @@ def _count_lines(report: Report) -> Iterator[str]:
         yield f"  keys not read: {', '.join(keys)}"
 
 
-def _warning_lines(report: Report) -> Iterator[str]:
+def report_warnings(report: Report) -> Iterator[str]:
+    """What in the rows may not be meant so, a sentence each."""
     examples, inverted = report["examples"], report["inverted"]
     for warning, rows in report["warnings"].items():
-        yield f"  warning: {warning}: {rows['rows']:,} rows, the first at {rows['first'][0]}"
+        yield f"{warning}: {rows['rows']:,} rows, the first at {rows['first'][0]}"
     if inverted:
         yield (
-            "  warning: the chosen answer is rated below the rejected one: "
+            "the chosen answer is rated below the rejected one: "
             f"{len(inverted):,} of {report['scored']:,} rows with scores, "
             f"the first at {inverted[0]}"
         )
     also, begins = report.get("also_in_train", 0), report.get("begins_in_train", 0)
     if also:
         yield (
-            f"  warning: {also:,} of {examples:,} have a prompt that is in data.train too: "
+            f"{also:,} of {examples:,} have a prompt that is in data.train too: "
             "they measure no generalisation"
         )
     if begins:
         yield (
-            f"  warning: {begins:,} of {examples:,} begin with a question that is in data.train "
+            f"{begins:,} of {examples:,} begin with a question that is in data.train "
             "too, and go on otherwise"
         )
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from zephyr.config import BadInput
 from zephyr.data.folders import SPLIT, data_suffix, folder_files
 from zephyr.data.rows import TOO_DEEP_OR_LONG, reject_duplicate_keys
+from zephyr.progress import library_bars
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -43,12 +44,14 @@ class Source(NamedTuple):
 
     digest: SHA-256 of the file's bytes, or the dataset's fingerprint. rows: reads it from the
     beginning. split: the words of spec, folder and file that tell its split, or the dataset's own
-    name of it; "" if there are none."""
+    name of it; "" if there are none. num_rows: about how many rows it has, for progress; None where
+    only reading it all would tell."""
 
     name: str
     digest: str
     rows: Callable[[], Iterator[RawRow]]
     split: str = ""
+    num_rows: int | None = None
 
 
 def open_sources(specs: Sequence[str]) -> list[Source]:
@@ -69,6 +72,14 @@ def held_out_split(source: Source) -> str:
     else ""."""
     found = SPLIT.search(source.split.lower())
     return "" if found is None or found[1].startswith("train") else found[1]
+
+
+def count_rows(sources: Sequence[Source], limit: int | None = None) -> int | None:
+    """About how many rows the sources have together, at most `limit`; None if it is not known."""
+    counts = [source.num_rows for source in sources if source.num_rows is not None]
+    if len(counts) < len(sources):
+        return None
+    return sum(counts) if limit is None else min(limit, sum(counts))
 
 
 def _open(spec: str, whole_path: bool = False) -> list[Source]:
@@ -117,10 +128,26 @@ def _file_source(path: Path, name: str, split: str) -> Source:
         raise BadInput(f"{path} is of no known kind, expected {SUPPORTED_SOURCES}")
     rows = {".jsonl": _lines, ".json": _json_rows, ".parquet": _parquet_rows}[kind]
     with path.open("rb") as file:
-        digest = hashlib.sha256()
+        digest, lines, end = hashlib.sha256(), 0, b"\n"
         while block := file.read(1 << 20):
             digest.update(block)
-    return Source(name, digest.hexdigest(), lambda: _whole(path, partial(rows, path, name)), split)
+            lines, end = lines + block.count(b"\n"), block[-1:]
+    count = _parquet_count(path) if path.suffix == ".parquet" else None
+    if path.suffix == ".jsonl":
+        count = lines + (end != b"\n")
+    read = partial(_whole, path, partial(rows, path, name))
+    return Source(name, digest.hexdigest(), read, split, count)
+
+
+def _parquet_count(path: Path) -> int | None:
+    """The rows that the file says it has; None where it is damaged, which reading it will tell."""
+    from pyarrow import ArrowException, parquet
+
+    try:
+        rows: int = parquet.read_metadata(path).num_rows
+    except (ArrowException, OSError):
+        return None
+    return rows
 
 
 def _whole(path: Path, rows: Callable[[BufferedIOBase], Iterator[RawRow]]) -> Iterator[RawRow]:
@@ -213,7 +240,8 @@ def _hub_source(name: str, subset: str | None, split: str | None) -> Source:
     from datasets.exceptions import DatasetsError
 
     try:
-        loaded = load_dataset(*filter(None, (name, subset)), split=split)
+        with library_bars():
+            loaded = load_dataset(*filter(None, (name, subset)), split=split)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:  # no network: an OSError
         raise BadInput(_hub_error(error, name, subset, split)) from error
     whole = name if subset is None else f"{name}:{subset}"
@@ -274,4 +302,4 @@ def _dataset_source(name: str, dataset: Dataset, split: str) -> Source:
         if len(dataset) == 0:
             raise BadInput(f"{name} holds no rows, expected at least one")
 
-    return Source(name, dataset._fingerprint, rows, split)
+    return Source(name, dataset._fingerprint, rows, split, len(dataset))

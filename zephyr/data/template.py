@@ -56,8 +56,8 @@ def load_run_tokenizer(engine: Engine, config: C) -> tuple[C, PreTrainedTokenize
         f"chat_template: {chosen}{reason}; an answer ends with {tokenizer.eos_token!r}{frozen}"
     )
     if chosen == "zephyr" and foreign:
-        engine.log(
-            "warning: chat_template: zephyr replaces the model's own chat template, with which the "
+        engine.warn(
+            "chat_template: zephyr replaces the model's own chat template, with which the "
             "model was trained; chat_template: model keeps that one"
         )
     return replace(config, chat_template=chosen), tokenizer

@@ -25,7 +25,7 @@ from zephyr.data.pairwise import PAIRWISE
 from zephyr.data.ratings import Tie, rating_keys
 from zephyr.data.rows import check_row, has_lone_surrogate, row_id, text
 from zephyr.data.shapes import pair_row
-from zephyr.data.sources import Source, open_sources
+from zephyr.data.sources import Source, count_rows, open_sources
 from zephyr.distill.binarize_report import Report, Tally, make_report
 from zephyr.distill.completions import (
     ULTRAFEEDBACK,
@@ -36,6 +36,7 @@ from zephyr.distill.completions import (
 )
 from zephyr.distill.pairwise import Row, parse_pairwise, read_keys
 from zephyr.distill.rules import Rule, rule_named
+from zephyr.progress import track
 
 # keys of the row that training reads from a pair
 CARRIED_KEYS = ("system", "history", "tools", "weight")
@@ -156,7 +157,8 @@ def make_pairs(sources: Sequence[Source], run: BinarizeRun) -> Iterator[Row]:
     """Yield the pairs. A row without a pair is counted with its reason. Single completions are
     stored until all rows are read."""
     raws = (raw for source in sources for raw in source.rows())
-    for place, default_id, value in chain(raws, grouped_completions(run)):
+    rows = track(raws, "binarize", "rows", total=count_rows(sources))
+    for place, default_id, value in chain(rows, grouped_completions(run)):
         try:
             made = read_row(value, default_id, place, run)
         except (ValueError, RecursionError) as error:

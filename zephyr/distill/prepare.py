@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
-from tqdm import tqdm
 
 from zephyr.config import BadInput
 from zephyr.data.jsonl import json_line, read_rows, report_path, require_output, write_json
-from zephyr.data.sources import Source, held_out_split, open_sources
+from zephyr.data.sources import Source, count_rows, held_out_split, open_sources
 from zephyr.distill import clean, dialogue_index, row_checks
 from zephyr.distill.clean import Row
 from zephyr.distill.dialogue_index import DialogueIndex
@@ -37,6 +36,7 @@ from zephyr.distill.row_checks import (
     check_line,
 )
 from zephyr.distill.row_checks import PrepareSettings as PrepareSettings  # as part of this module
+from zephyr.progress import Bar, library_bars, track
 
 Report = dict[str, object]
 FILTERS = (
@@ -105,11 +105,11 @@ def prepare(sources: Sequence[str], out: Path, settings: PrepareSettings) -> Rep
     benchmark_ngrams(settings.decontaminate, settings.ngram)  # before the processes are forked
     index = DialogueIndex(work / "index.sqlite", settings.near_duplicates)
     index.add_held_out(held_out_digests(settings.held_out))
-    files = check_pieces(opened, work, settings)
+    files, num_rows = check_pieces(opened, work, settings)
     if any(splits):
         index.add_held_out(split_digests(files, splits))
     done_paths = {split: done / path.name for split, path in outs.items()}
-    report.update(filter_rows(files, splits, index, done_paths))
+    report.update(filter_rows(files, num_rows, splits, index, done_paths))
     if not report["rows_kept"]:
         raise BadInput(f"{', '.join(map(str, sources))}: no row is left; {removed_counts(report)}")
     for split, path in outs.items():
@@ -257,15 +257,20 @@ def row_digests(row: Row) -> tuple[bytes, bytes]:
         raise
 
 
-def check_pieces(sources: Sequence[Source], work: Path, settings: PrepareSettings) -> list[str]:
-    """Check all rows, piece by piece. Return the Arrow files of the checked rows, in order.
+def check_pieces(
+    sources: Sequence[Source], work: Path, settings: PrepareSettings
+) -> tuple[list[str], int]:
+    """Check all rows, piece by piece. Return the Arrow files of the checked rows, in order, and the
+    number of rows.
 
     Pieces that an earlier run finished are used again.
     """
     files = []
-    for number, piece in enumerate(pieces(raw_lines(sources))):
-        files += check_piece(piece, work / f"piece-{number:05d}.arrow", settings)
-    return files
+    with Bar("check", count_rows(sources), "rows") as bar, library_bars(hide=True):
+        for number, piece in enumerate(pieces(raw_lines(sources))):
+            files += check_piece(piece, work / f"piece-{number:05d}.arrow", settings)
+            bar.update(len(piece))
+    return files, bar.done
 
 
 def raw_lines(sources: Sequence[Source]) -> Iterator[RawLine]:
@@ -351,18 +356,21 @@ def split_digests(files: Iterable[str], splits: Sequence[str]) -> Iterator[bytes
 
 
 def filter_rows(
-    files: Iterable[str], splits: Sequence[str], index: DialogueIndex, outs: Mapping[str, Path]
+    files: Iterable[str],
+    num_rows: int,
+    splits: Sequence[str],
+    index: DialogueIndex,
+    outs: Mapping[str, Path],
 ) -> Report:
     """Write the rows that stay, and return the counts of the report, with examples of what each
-    filter removed."""
+    filter removed. num_rows: in the files."""
     rows_removed: Counter[str] = Counter()
     rows_kept: Counter[str] = Counter()
     examples: dict[str, list[dict[str, str]]] = {name: [] for name in FILTERS}
     rows_read = num_truecased = 0
     with ExitStack() as stack:
         opened = {split: stack.enter_context(path.open("wb")) for split, path in outs.items()}
-        # disable=None: a bar only on a terminal
-        for row in tqdm(read_checked(files), desc="filters", unit=" rows", disable=None):
+        for row in track(read_checked(files), "filter", "rows", total=num_rows):
             split = splits[row["source"]]
             name, reason = row["filter"], row["reason"]
             if not name:

@@ -47,6 +47,7 @@ from zephyr.distill.tasks import (
     write_dialogues,
     write_instances,
 )
+from zephyr.progress import Bar
 from zephyr.teacher import Reply, Request
 from zephyr.teacher.templates import digests, load_templates
 
@@ -170,18 +171,20 @@ def generate_rows(
         run.mark_seen(task)
     rows: Rows = []
     rounds = idle_rounds = 0
-    while len(rows) < n and idle_rounds < patience:
-        num_before = len(rows)
-        first = rounds * batch
-        questions = [steps.ask(run, number) for number in range(first, first + batch)]
-        tasks = generate_tasks(run, questions, steps.parse)
-        while tasks and len(rows) < n:  # a task may give no row: then later tasks are used
-            missing = n - len(rows)
-            rows += steps.finish(run, tasks[:missing])
-            tasks = tasks[missing:]
-        run.count("instructions", "unused", len(tasks))
-        rounds += 1
-        idle_rounds = idle_rounds + 1 if len(rows) == num_before else 0
+    with Bar("self-instruct", n, "rows") as bar:
+        while len(rows) < n and idle_rounds < patience:
+            num_before = len(rows)
+            first = rounds * batch
+            questions = [steps.ask(run, number) for number in range(first, first + batch)]
+            tasks = generate_tasks(run, questions, steps.parse)
+            while tasks and len(rows) < n:  # a task may give no row: then later tasks are used
+                missing = n - len(rows)
+                rows += steps.finish(run, tasks[:missing])
+                tasks = tasks[missing:]
+            run.count("instructions", "unused", len(tasks))
+            rounds += 1
+            idle_rounds = idle_rounds + 1 if len(rows) == num_before else 0
+            bar.update(min(len(rows), n) - num_before)
     return rows, rounds
 
 

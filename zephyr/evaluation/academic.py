@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zephyr.config import BadInput
 from zephyr.evaluation.results import Figures
+from zephyr.progress import library_bars
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
@@ -89,11 +90,12 @@ def evaluate_academic(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     results: dict[str, dict[str, Figures]] = {}
     for model, folder in folders.items():
-        lm = HFLM(folder, device=device, batch_size=batch_size)
-        results[model] = {
-            f"{name}-{shots}": evaluate_task(lm, manager, name, shots, spec, limit)
-            for (name, shots), spec in specs.items()
-        }
+        with library_bars():
+            lm = HFLM(folder, device=device, batch_size=batch_size)
+            results[model] = {
+                f"{name}-{shots}": evaluate_task(lm, manager, name, shots, spec, limit)
+                for (name, shots), spec in specs.items()
+            }
     return results
 
 

@@ -12,8 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from zephyr.data.store import Pairs
-from zephyr.evaluation.questions import Question, Questions
+from zephyr.evaluation.questions import Question
 from zephyr.evaluation.score import Floats, Ints, Scored
 from zephyr.evaluation.statistics import (
     length_controlled,
@@ -70,30 +69,48 @@ def decide(score_A: Floats, rounding_A: Floats, questions: Sequence[Question]) -
 
 def reward_decisions(scored: Scored) -> Decisions:
     """Decisions by the implicit reward; without a reference, by log p."""
-    size_A = np.abs(scored.logp_A)
-    if scored.ref_logp_A is not None:
-        size_A = scored.beta * (size_A + np.abs(scored.ref_logp_A))
-    return decide(scored.reward_A, ROUNDING * size_A, scored.questions.rows)
+    questions, ref_logp_A = scored.questions.rows, scored.ref_logp_A
+    if ref_logp_A is None:
+        return decide(scored.logp_A, ROUNDING * np.abs(scored.logp_A), questions)
+    return decide_by_reward(scored.logp_A, ref_logp_A, questions, beta=scored.beta)
 
 
-def preference_figures(scored: Scored) -> Figures:
+def decide_by_reward(
+    logp_A: Floats, ref_logp_A: Floats, questions: Sequence[Question], *, beta: float
+) -> Decisions:
+    rounding_A = ROUNDING * beta * (np.abs(logp_A) + np.abs(ref_logp_A))
+    return decide(beta * (logp_A - ref_logp_A), rounding_A, questions)
+
+
+def preference_figures(
+    questions: Sequence[Question],
+    logp_A: Floats,
+    tokens_A: Ints,
+    ref_logp_A: Floats | None = None,
+    *,
+    beta: float = 0.1,
+) -> Figures:
     """Figures of all questions with their 95 % intervals.
 
     Without a reference, those of rewards are left out. The loss, which is that of pairs, is left
     out where a question has more than two answers.
+
+    Args:
+        logp_A: log p of each answer, in nats.
+        tokens_A: tokens of each answer.
+        ref_logp_A: log p under the reference.
     """
-    questions, logp_A, tokens_A = scored.questions.rows, scored.logp_A, scored.tokens_A
-    rounding_A = ROUNDING * np.abs(logp_A)
     figures: Figures = {}
-    if scored.ref_logp_A is not None:
-        by_reward = reward_decisions(scored)
-        margin_Q, points = by_reward.margin_of(scored.reward_A), by_reward.points_Q.tolist()
+    if ref_logp_A is not None:
+        by_reward = decide_by_reward(logp_A, ref_logp_A, questions, beta=beta)
+        margin_Q = by_reward.margin_of(beta * (logp_A - ref_logp_A))
+        points, longer = by_reward.points_Q.tolist(), by_reward.margin_of(tokens_A.astype(float))
         if all(len(question.places) == 2 for question in questions):
             figures["loss"] = mean_with_interval("mean", np.logaddexp(0, -margin_Q).tolist())
-        longer = by_reward.margin_of(tokens_A.astype(float)).tolist()
         figures["reward margin"] = mean_with_interval("mean", margin_Q.tolist())
         figures["implicit reward accuracy"] = share_with_interval("share", points)
-        figures["the same at equal lengths"] = length_controlled(points, longer)
+        figures["the same at equal lengths"] = length_controlled(points, longer.tolist())
+    rounding_A = ROUNDING * np.abs(logp_A)
     scores = {
         "chosen is the likelier": (logp_A, rounding_A),
         "chosen is the likelier a token": (logp_A / tokens_A, rounding_A / tokens_A),
@@ -129,7 +146,6 @@ def rows_by(
     return {value: np.array(numbers) for value, numbers in found.items()}
 
 
-def pair_questions(pairs: Pairs) -> Questions:
-    """Encoded pairs as questions of two answers each."""
-    rows = [Question(id, "", 1, [(i, 0), (i, 1)], "") for i, id in enumerate(pairs.ids)]
-    return Questions(rows, pairs, {}, [], 0)
+def pair_questions(count: int) -> list[Question]:
+    """So many pairs as questions; their answers are chosen and rejected of each in turn."""
+    return [Question(str(i), "", 1, [(i, 0), (i, 1)], "") for i in range(count)]

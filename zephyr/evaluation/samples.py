@@ -18,6 +18,7 @@ from zephyr.model.load import local_folder, read_config
 from zephyr.teacher import Budget, Ledger, Teacher, ask
 from zephyr.teacher.prompts import Row, format_prompt, read_prompts, turns_of
 from zephyr.teacher.spec import open_teacher
+from zephyr.training.curves import Table, log_table
 from zephyr.training.engine import Engine
 from zephyr.training.loop import Sample
 
@@ -65,7 +66,7 @@ def read_sample_prompts(engine: Engine, sources: Sequence[str]) -> list[Row]:
     prompts: list[Row] = engine.local_rank0_first(lambda: list(read_prompts(sources, unread)))
     if unread:
         keys = ", ".join(f"{key!s:.80} ({rows:,} rows)" for key, rows in sorted(unread.items()))
-        engine.log(f"samples.prompts: keys not read: {keys}")
+        engine.warn(f"samples.prompts: keys not read: {keys}")
     return prompts
 
 
@@ -124,10 +125,10 @@ def write_samples(path: Path, rows: Sequence[Row], table: bool) -> dict[str, str
     if table:
         import wandb
 
-        columns: list[str | int] = ["step", "prompt_id", "prompt", "text"]
+        columns = ("step", "prompt_id", "prompt", "text")
         data = [[step, row["prompt_id"], format_prompt(row), row["text"]] for row in rows]
-        assert wandb.run is not None, "the engine starts wandb before the first step"
-        wandb.run.log({"eval/samples": wandb.Table(columns=columns, data=data)}, step=step)
+        assert wandb.run is not None, "the recorder starts wandb before the first step"
+        log_table(wandb.run, "eval/samples", Table(columns, data), step)
     return {prompt_id(row): str(row["text"]) for row in (*kept, *rows) if step_of(row) == 0}
 
 
@@ -158,7 +159,7 @@ def win_rate_over_start(
     except BadInput as error:
         reason = str(error)
     if not found["n"]:
-        engine.log(f"samples.judge: there is no win rate: {reason}")
+        engine.warn(f"samples.judge: there is no win rate: {reason}")
         return {}
     return {
         "win_rate": found["win_rate"],

@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from zephyr.config import BadInput
@@ -29,6 +28,7 @@ from zephyr.model.load import DTYPES, digest, load_policy
 from zephyr.model.logprobs import response_logprobs, token_logprobs
 from zephyr.model.policy import Policy
 from zephyr.packing import PackedBatch, collate_pairs, plan_pass
+from zephyr.progress import Bar
 from zephyr.training.planner import require_budget
 
 Floats = npt.NDArray[np.float64]
@@ -185,7 +185,7 @@ def pair_logprobs(
     logp_P2 = np.empty((len(pairs), 2))
     tokens: dict[int, tuple[Tensor, Tensor]] = {}
     micro_batches = plan_pass(tokens_P, ranks=1, budget_tokens=budget_tokens).steps[0].ranks[0]
-    with tqdm(total=len(pairs), desc="score", unit=" pairs", dynamic_ncols=True) as bar:
+    with Bar("score", len(pairs), "pairs") as bar:
         for indices in micro_batches:
             batch = collate_pairs(pairs, indices).to(device)
             both, of_responses = batch_logprobs(policy, batch, per_token=per_token)

@@ -143,7 +143,9 @@ def score_results(scored: Scored, settings: Settings, reference: str | None) -> 
         "equal_scores": int(reward_decisions(scored).is_tie_Q.sum()),
         "left_out": questions.left_out,
         "skipped": [{"place": place, "reason": reason} for place, reason in questions.skipped],
-        "all": preference_figures(scored),
+        "all": preference_figures(
+            questions.rows, scored.logp_A, scored.tokens_A, scored.ref_logp_A, beta=scored.beta
+        ),
         "by_source": figures_by_source(scored),
         "benchmarks": benchmark_figures(scored),
     }

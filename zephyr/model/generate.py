@@ -22,6 +22,7 @@ from transformers.generation.logits_process import (
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 
 from zephyr.chat import Messages, encode_prompt
+from zephyr.progress import track
 
 LogitsWarper = Callable[[Tensor, Tensor], Tensor]  # token ids, logits [B, V] -> logits [B, V]
 
@@ -142,7 +143,7 @@ def generate_from_ids(
     was_training = lm.training
     lm.eval()
     try:
-        for start in range(0, len(order), batch):
+        for start in track(range(0, len(order), batch), "generate", "batches"):
             chosen = order[start : start + batch]
             rows = [encoded[i] for i in chosen]
             limits = [max_new_tokens[i] for i in chosen]

@@ -28,6 +28,7 @@ from zephyr.model import fused as fused_kernels
 from zephyr.model.packing_check import require_packable
 from zephyr.model.policy import MODEL_CONFIG_ERRORS, Policy, build, fix_rope, learned_positions
 from zephyr.model.recompute import checkpoint_activations
+from zephyr.progress import library_bars
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 # Config keys with the only value implemented. Soft-capping changes logits behind the output layer,
@@ -157,11 +158,9 @@ def local_folder(path: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(
-                str(path), allow_patterns=["*.json", "model*.safetensors", "tokenizer*", "*.jinja"]
-            )
-        )
+        with library_bars():
+            patterns = ["*.json", "model*.safetensors", "tokenizer*", "*.jinja"]
+            return Path(snapshot_download(str(path), allow_patterns=patterns))
     except (HFValidationError, OSError) as error:  # the hub's other errors are OSErrors
         raise BadInput(
             f"model {path}: no such folder, and the hub did not give it: {error}"

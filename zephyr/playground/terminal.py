@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FrameType
 
 from zephyr.chat.messages import Messages, check_messages
+from zephyr.playground.examples import example_prompts
 from zephyr.playground.models import Answer, Sampling, Stream, append_row, open_model
 
 HELP = '''A line that ends with \\ continues in the next.
@@ -19,12 +20,21 @@ Lines between two lines of """ are one turn.
 /help  /quit  (or ctrl-D); ctrl-C stops an answer'''
 
 
-def talk(spec: str, sampling: Sampling, *, seed: int, key_variable: str) -> None:
-    """Talk to the model of a spec until /quit or ctrl-D. Raises: BadInput for a bad spec."""
+def talk(
+    spec: str, sampling: Sampling, *, seed: int, key_variable: str, prompts: str | None = None
+) -> None:
+    """Talk to the model of a spec until /quit or ctrl-D.
+
+    Args: prompts: a source of examples (see `example_prompts`).
+    Raises: BadInput for a bad spec or source.
+    """
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (input lines can be edited)
     stream = open_model(spec, sampling, key_variable)
+    examples = example_prompts([spec], prompts)
     print(f"{spec}: /help lists the commands")
+    for prompt in examples:
+        print(f"for example: {printable(prompt)}")
     chat_loop(stream, seed)
 
 

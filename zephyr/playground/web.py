@@ -13,20 +13,29 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zephyr.chat.messages import Messages
 from zephyr.config import BadInput
+from zephyr.playground.examples import GENERAL, example_prompts
 from zephyr.playground.models import Sampling, Stream, append_row, open_model
 from zephyr.teacher.request import utc_now
 
 if TYPE_CHECKING:
-    from gradio import Blocks, Chatbot
+    from gradio import Blocks, Chatbot, Textbox
 
 LOOPBACK = ["127.0.0.1", "localhost"]
 VOTES = ["A is better", "B is better", "tie", "both bad"]
+TITLE = "zephyr chat"
 # The page fetches nothing from elsewhere. It hides buttons that would empty a box but not the
-# conversation. Lines keep their indentation.
+# conversation. Lines keep their indentation. Examples share a line where there is room.
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 HEAD = f"""<meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <style>.icon-button-wrapper {{display: none !important}}
-.message span {{white-space: pre-wrap !important}}</style>"""
+.message span {{white-space: pre-wrap !important}}
+#about h1 {{margin: 0 0 .3em; font-size: 1.5em}}
+#about p {{margin: 0 0 .3em; max-width: 75em; line-height: 1.45}}
+#about code {{overflow-wrap: anywhere}}
+.examples {{display: flex !important; flex-wrap: wrap !important; gap: .5em !important}}
+.examples .example {{flex: 0 1 auto !important; width: auto !important; white-space: normal}}
+</style>"""
+FOCUS = "() => document.querySelector('#words textarea').focus()"
 
 
 class ChatState(NamedTuple):
@@ -45,12 +54,14 @@ def serve(
     seed: int,
     key_variable: str,
     votes: Path,
+    prompts: str | None,
     host: str,
     port: int,
     share_on_network: bool,
 ) -> None:
     """Serve the page until ctrl-C.
 
+    Args: prompts: a source of examples (see `example_prompts`).
     Raises: BadInput for a host that others can reach, unless `share_on_network` is set and
     ZEPHYR_WEB_TOKEN holds a token; for a port in use; for a bad spec."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -69,7 +80,8 @@ def serve(
             f"{' and '.join(LOOPBACK)}"
         )
     streams = [open_model(spec, sampling, key_variable) for spec in models]
-    page = build(models, streams, votes, seed)
+    examples = example_prompts(models, prompts) or GENERAL
+    page = build(models, streams, votes, seed, examples)
     # No other site's name may lead here.
     own_names = Middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK if is_local else ["*"])
     try:
@@ -95,13 +107,20 @@ def serve(
     page.block_thread()
 
 
-def build(names: Sequence[str], streams: Sequence[Stream], votes: Path, seed: int) -> "Blocks":
+def build(
+    names: Sequence[str],
+    streams: Sequence[Stream],
+    votes: Path,
+    seed: int,
+    examples: Sequence[str],
+) -> "Blocks":
     """The page. With two models every question is a conversation of its own, because both must
     answer the same turns."""
     import gradio as gr
 
     page: Blocks
-    with gr.Blocks(title="zephyr chat", analytics_enabled=False, fill_width=True) as page:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
+        gr.HTML(about(names, votes), elem_id="about")
         state = gr.State(new_state(len(names)))
         labels = "AB" if len(names) > 1 else names
         with gr.Row():
@@ -110,11 +129,12 @@ def build(names: Sequence[str], streams: Sequence[Stream], votes: Path, seed: in
             buttons = [gr.Button(text, interactive=False) for text in VOTES]
         note = gr.Textbox(show_label=False, interactive=False, container=False, elem_id="note")
         words = gr.Textbox(
-            label="Your turn (shift-enter: a new line)",
+            label="Your turn (enter: send; shift-enter: a new line), or an example from below",
             max_lines=20,
             submit_btn=True,
             elem_id="words",
         )
+        add_examples(examples, words)
         with gr.Row(equal_height=True):
             system = gr.Textbox(
                 label="System text of the next conversation (may be empty)",
@@ -133,13 +153,50 @@ def build(names: Sequence[str], streams: Sequence[Stream], votes: Path, seed: in
     return page
 
 
+def about(names: Sequence[str], votes: Path) -> str:
+    """HTML that says what the page is. It does not name two models: their names are hidden."""
+    if len(names) == 1:
+        what = (
+            f"You talk to <code>{html.escape(names[0])}</code>. It sees all turns of the "
+            "conversation. Nothing is kept: a new conversation forgets them."
+        )
+        return f"<h1>{TITLE}</h1><p>{what}</p>"
+    pairs, undecided = (html.escape(str(path)) for path in (votes, undecided_file(votes)))
+    what = (
+        "Two models answer each question, side by side. Their names stay hidden until you vote, "
+        "and sides are drawn anew for each question. Each question is a conversation of its own."
+    )
+    vote_for_one = (
+        f"<b>A is better</b> and <b>B is better</b> add a preference pair to <code>{pairs}</code>, "
+        "which train_dpo.py reads."
+    )
+    vote_for_none = (
+        "<b>tie</b> and <b>both bad</b> make no pair, and neither does a vote between equal or "
+        f"empty answers: with both answers and names it goes to <code>{undecided}</code>, from "
+        "which nothing is trained."
+    )
+    return f"<h1>{TITLE}</h1><p>{what}</p><p>{vote_for_one} {vote_for_none}</p>"
+
+
+def add_examples(examples: Sequence[str], words: "Textbox") -> None:
+    """A button for each example prompt, which writes it into the box `words`."""
+    import gradio as gr
+
+    silent: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    with gr.Row(elem_classes="examples"):
+        for prompt in examples:
+            button = gr.Button(prompt, size="sm", min_width=0, elem_classes="example")
+            filled = button.click(lambda text: text, button, words, queue=False, **silent)
+            filled.then(None, None, None, js=FOCUS, **silent)
+
+
 def answer_box(label: str) -> "Chatbot":
     """Where the turns of one side are shown, as plain text."""
     import gradio as gr
 
     return gr.Chatbot(
         label=label,
-        height="45vh",
+        height="40vh",
         render_markdown=False,
         latex_delimiters=[],
         buttons=[],
@@ -227,7 +284,14 @@ def vote(names: Sequence[str], votes: Path, which: str, talk: ChatState) -> list
         row["chosen_model"], row["rejected_model"] = models[better], models[worse]
     else:
         row["models"], row["answers"] = models, texts
-        path = votes.with_suffix(".undecided.jsonl")
+        path = undecided_file(votes)
     append_row(path, row)
     note = f"A was {models[0]}. B was {models[1]}. Your vote is in {path}"
+    if path != votes:
+        note += ": it makes no pair"
     return render(talk._replace(answers=()), texts, note)
+
+
+def undecided_file(votes: Path) -> Path:
+    """Where votes that make no pair go: beside those that do."""
+    return votes.with_suffix(".undecided.jsonl")

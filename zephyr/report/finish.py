@@ -1,17 +1,29 @@
 """A trained policy becomes the results of its run: the export with its model card, and the page."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from zephyr.config import DPOConfig, SFTConfig
+from zephyr.analysis.pairs import read_texts
+from zephyr.analysis.runs import read_run
+from zephyr.analysis.table import pair_table
+from zephyr.analysis.visits import read_visits
+from zephyr.config import BadInput, DPOConfig, SFTConfig
 from zephyr.model.export import export
 from zephyr.model.load import local_folder
 from zephyr.model.packing_check import original_rope_length
 from zephyr.report.card import card
 from zephyr.report.page import write_report
+from zephyr.training.curves import Table
 from zephyr.training.engine import Engine
+
+WORST_PAIRS = 100  # rows of the table for wandb
+WORST_COLUMNS = (
+    *("id", "source", "prompt", "chosen", "rejected", "length_difference"),
+    *("visit", "rewards/chosen", "rewards/rejected", "rewards/margins", "margin_change"),
+    "flip_suspicion",
+)
 
 
 def finish_run(
@@ -38,9 +50,26 @@ def finish_run(
         notes=rope_warnings(engine),
     )
     for note in notes:
-        engine.log(f"warning: {note}")
-    engine.on_rank0(lambda: write_report(run_dir, engine.log))
+        engine.warn(note)
+    engine.on_rank0(lambda: write_report(run_dir, engine.warn))
     engine.barrier()
+
+
+def worst_pairs(run_dir: Path, warn: Callable[[str], None]) -> Table | None:
+    """The pairs of a finished run with the lowest margins, the lowest first, at their last visits;
+    with their texts where they can be read again. None, and a warning, where there are no visits.
+    """
+    try:
+        run = read_run(run_dir, run_dir.name)
+        texts, problems = read_texts(run)
+        pairs = pair_table(run, read_visits(run_dir), texts, rows="pair", similarity=False)
+    except (BadInput, OSError) as error:
+        warn(f"wandb gets no table of the worst pairs: {error}")
+        return None
+    for problem in problems:
+        warn(f"wandb's table of the worst pairs: {problem}")
+    worst = pairs.select(list(WORST_COLUMNS)).sort_by("rewards/margins").slice(0, WORST_PAIRS)
+    return Table(WORST_COLUMNS, list(zip(*worst.to_pydict().values())))
 
 
 def rope_warnings(engine: Engine) -> list[str]:

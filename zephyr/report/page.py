@@ -6,6 +6,7 @@ which no run has anything is left out.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from html import escape
 from pathlib import Path
 
@@ -142,7 +143,7 @@ def document(
     figures = ",".join(f'"{name}":{panel.figure.to_json()}' for name, panel in panels.items())
     payloads = compressed("figures", f"{{{figures}}}") + compressed_json("palette", COLORS)
     if panels or pairs:
-        payloads += compressed("plotly", get_plotlyjs())
+        payloads += plotly_payload()
     title = escape(", ".join(run.name for run in runs))
     styles = "".join(f"<style>{asset(name)}</style>" for name in ("page.css", "pairs.css"))
     scripts = "".join(f"<script>{asset(name)}</script>" for name in ("page.js", "pairs.js"))
@@ -156,6 +157,12 @@ def document(
         '<noscript><p class="notice">Figures and pairs need JavaScript.</p></noscript>'
         f"{payloads}{scripts}</body></html>\n"
     )
+
+
+@cache
+def plotly_payload() -> str:
+    """The library, packed once a process: that takes longer than the rest of a small page."""
+    return compressed("plotly", get_plotlyjs())
 
 
 FIRST = ("summary", "samples")  # sections before those that the controls are for

@@ -4,6 +4,7 @@
 (() => {
   const MANY_CELLS = 4_000_000; // of the table that compares two texts; above it words are counted
   const LITTLE = 0.3; // share of words in common, below which only words of one text are marked
+  const REWARDS = new Set(["last", "first", "reward"]); // columns that are coloured below 0
   const byId = (name) => document.getElementById(`pairs-${name}`);
   if (!byId("table")) return;
 
@@ -166,6 +167,8 @@
     return Number(value.toFixed(digits)) < 0 ? `−${shown}` : shown;
   }
 
+  const scoreText = (value) => String(Number(value.toFixed(2)));
+
   function signed(value, digits) {
     const shown = format(value, digits);
     return value > 0 && /[1-9∞]/.test(shown) ? `+${shown}` : shown;
@@ -231,7 +234,9 @@
     const button = element(
       "button",
       { type: "button", className: "pairs-open", attributes: { "aria-expanded": "false" } },
-      element("bdi", { className: "pairs-start", textContent: start.replace(/\s+/g, " ") || "(text not stored)" }),
+      text
+        ? element("bdi", { className: "pairs-start", textContent: start.replace(/\s+/g, " ") || "(empty prompt)" })
+        : element("span", { className: "muted", textContent: "text not stored here" }),
       element("bdi", { className: "pairs-id", textContent: visible(text?.id ?? run.ids[pair]) }),
     );
     return element("th", { scope: "row" }, button);
@@ -243,7 +248,8 @@
       return element("td", {}, element("bdi", { textContent: visible(names[codes[pair]]) }));
     }
     const shown = format(run.columns[column][pair], Number(digits));
-    const className = shown.startsWith("−") ? "pairs-number pairs-below" : "pairs-number";
+    const below = REWARDS.has(column) && shown.startsWith("−");
+    const className = below ? "pairs-number pairs-below" : "pairs-number";
     return element("td", { className, textContent: shown });
   }
 
@@ -304,7 +310,7 @@
     const { names, codes } = run.names[`${side}_model`];
     const score = run.columns[`score_${side}`][pair];
     const facts = [`${format(run.columns[`${side}_tokens`][pair], 0)} tokens`];
-    if (!Number.isNaN(score)) facts.unshift(`score ${format(score, Number.isInteger(score) ? 0 : 2)}`);
+    if (!Number.isNaN(score)) facts.unshift(`score ${scoreText(score)}`);
     if (names[codes[pair]] !== "not known") facts.unshift(visible(names[codes[pair]]));
     const title = side === "chosen" ? "Chosen" : "Rejected";
     return element(
@@ -375,7 +381,7 @@
       sentences.push(`Answered by ${chosen} (chosen) and ${rejected} (rejected).`);
     const [better, worse] = [run.columns.score_chosen[pair], run.columns.score_rejected[pair]];
     if (!Number.isNaN(better) && !Number.isNaN(worse))
-      sentences.push(`Judged ${format(better, 2)} against ${format(worse, 2)}.`);
+      sentences.push(`Judged ${scoreText(better)} against ${scoreText(worse)}.`);
     sentences.push(`Source ${name("source")}, read from ${run.files.join(", ")}.`);
     const lineage = element(
       "div",
@@ -524,7 +530,7 @@
     const stored = run.texts.size;
     byId("stored").textContent = stored === run.ids.length
       ? ""
-      : `This page has the texts of ${stored.toLocaleString("en")}; zephyr pairs ${run.folder} writes all.`;
+      : `Texts of ${stored.toLocaleString("en")} pairs are stored here; zephyr pairs ${run.folder} writes all.`;
     byId("notes").replaceChildren(...run.notes.map((note) => element("li", { textContent: visible(note) })));
     showView(firstView(run));
   }

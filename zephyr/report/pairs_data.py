@@ -33,9 +33,11 @@ MOST_VISITS = 200_000  # of all runs
 ID_BYTES = 400_000  # compressed; beyond it, long ids of pairs without texts are cut in their middle
 MOST_CHARS = 12_000  # of one text
 GRID = 4096  # rewards are rounded to multiples of its inverse
+HELD_BACK = 65_536  # bytes that a compressor may hold
 UNKNOWN = "not known"
 
 Json = Mapping[str, object]
+Mask = npt.NDArray[np.bool_]
 
 
 class Limit(NamedTuple):
@@ -96,35 +98,51 @@ VIEWS = (
 )
 
 
-def run_payloads(number: int, pairs: PairsOf, share: int) -> str:
-    """The stored data of one run. Args: share: number of runs that share the page's limits."""
-    run, visits, texts = pairs
-    notes = []
-    suspicion_P = flip_suspicion(visits)
-    total_pairs, total_visits = len(visits.ids), len(visits.pair_V)
-    order_P = reading_order(visits, suspicion_P)
-    visits, suspicion_P = fewer(visits, suspicion_P, order_P, share)
-    if len(visits.ids) < total_pairs:
-        notes.append(f"This table has {len(visits.ids):,} of {total_pairs:,} pairs.")
-        order_P = reading_order(visits, suspicion_P)
-    elif len(visits.pair_V) < total_visits:
-        notes.append("Of each pair only the first, the best and the last visit are here.")
-    columns = pair_columns(visits, suspicion_P, texts)
-    ids = short_ids(visits.ids)
-    numbers = compressed_json(
-        f"pairs-{number}",
-        {
-            "name": run.name,
-            "folder": shlex.quote(str(run.folder)),
-            "files": train_files(run),
-            "notes": notes,
-            "ids": ids,
-            **columns,
-        },
+class Kept(NamedTuple):
+    """What the page has room for of one run."""
+
+    visits: Visits
+    suspicion_P: Floats
+    notes: list[str]  # on what is left out
+
+
+def payloads(every: Sequence[PairsOf]) -> str:
+    """The stored data of all runs: `pairs-N` and `pairs-texts-N` for the Nth."""
+    rooms = zip(
+        shares([len(of.visits.ids) for of in every], MOST_PAIRS),
+        shares([len(of.visits.pair_V) for of in every], MOST_VISITS),
     )
-    budget = max(BUDGET_BYTES // share - len(numbers), LEAST_TEXT_BYTES)
-    stored = text_lines(visits, texts, order_P, budget * 3 // 4)
-    return numbers + compressed(f"pairs-texts-{number}", stored)
+    kept = [keep(of.visits, *room) for of, room in zip(every, rooms)]
+    numbers = [
+        compressed_json(f"pairs-{number}", run_numbers(of, of_run))
+        for number, (of, of_run) in enumerate(zip(every, kept))
+    ]
+    room_bytes = max((BUDGET_BYTES - sum(map(len, numbers))) // len(every), LEAST_TEXT_BYTES)
+    texts = [
+        compressed(f"pairs-texts-{number}", text_lines(of_run, of.texts, room_bytes * 3 // 4))
+        for number, (of, of_run) in enumerate(zip(every, kept))
+    ]
+    return "".join(numbers + texts)
+
+
+def shares(wanted: Sequence[int], room: int) -> list[int]:
+    """What each gets of a room: all that it wants, or an equal part of what is left of it."""
+    given = [0] * len(wanted)
+    for done, which in enumerate(sorted(range(len(wanted)), key=wanted.__getitem__)):
+        given[which] = min(wanted[which], room // (len(wanted) - done))
+        room -= given[which]
+    return given
+
+
+def run_numbers(of: PairsOf, kept: Kept) -> Json:
+    """What `pairs.js` needs of a run, but texts."""
+    return {
+        "folder": shlex.quote(str(of.run.folder)),
+        "files": train_files(of.run),
+        "notes": kept.notes,
+        "ids": short_ids(kept.visits.ids),
+        **pair_columns(kept.visits, kept.suspicion_P, of.texts),
+    }
 
 
 def derived(visits: Visits, suspicion_P: Floats) -> dict[str, Floats]:
@@ -167,34 +185,41 @@ def reading_order(visits: Visits, suspicion_P: Floats) -> Ints:
     return np.array(list(dict.fromkeys(pair for pair in turns if pair is not None)), np.int64)
 
 
-def fewer(visits: Visits, suspicion_P: Floats, order_P: Ints, share: int) -> tuple[Visits, Floats]:
-    """The pairs and visits that a page has room for: the first pairs of `order_P`, and the first,
-    best and last visit of each where all would be too many."""
-    pairs_P = np.sort(order_P[: MOST_PAIRS // share])
+def keep(visits: Visits, most_pairs: int, most_visits: int) -> Kept:
+    """Keep the pairs that ready views show first, and of each its first, best and last visit where
+    all visits would be too many."""
+    suspicion_P = flip_suspicion(visits)
     kept_P = np.zeros(len(visits.ids), bool)
-    kept_P[pairs_P] = True
+    kept_P[reading_order(visits, suspicion_P)[:most_pairs]] = True
     kept_V = kept_P[visits.pair_V]
-    if kept_V.sum() > MOST_VISITS // share:
+    notes = []
+    if not kept_P.all():
+        notes.append(f"This table has {kept_P.sum():,} of {len(kept_P):,} pairs.")
+    if kept_V.sum() > most_visits:
+        notes.append("Of each pair only the first, the best and the last visit are here.")
         best_P = np.maximum.reduceat(visits.margin_V, visits.first_P)
-        is_best_V = visits.margin_V == best_P[visits.pair_V]
         is_end_V = np.zeros(len(kept_V), bool)
         is_end_V[visits.first_P] = is_end_V[visits.last_P] = True
-        kept_V &= is_best_V | is_end_V
+        kept_V &= is_end_V | (visits.margin_V == best_P[visits.pair_V])
     if kept_V.all():
-        return visits, suspicion_P
+        return Kept(visits, suspicion_P, notes)
+    return Kept(subset(visits, kept_P, kept_V), suspicion_P[kept_P], notes)
+
+
+def subset(visits: Visits, kept_P: Mask, kept_V: Mask) -> Visits:
+    """Some of the visits, numbered anew; each kept pair has one of them or more."""
     new_P = np.cumsum(kept_P) - 1
     pair_V = new_P[visits.pair_V[kept_V]]
     starts_P = np.flatnonzero(np.diff(pair_V, prepend=-1))
-    fewer_visits = Visits(
-        ids=[visits.ids[pair] for pair in pairs_P],
+    return Visits(
+        ids=[visits.ids[pair] for pair in np.flatnonzero(kept_P)],
         pair_V=pair_V,
         visit_V=np.arange(len(pair_V)) - starts_P[pair_V],
         step_V=visits.step_V[kept_V],
         epoch_V=visits.epoch_V[kept_V],
         values={name: values_V[kept_V] for name, values_V in visits.values.items()},
-        tokens={name: tokens_P[pairs_P] for name, tokens_P in visits.tokens.items()},
+        tokens={name: tokens_P[kept_P] for name, tokens_P in visits.tokens.items()},
     )
-    return fewer_visits, suspicion_P[pairs_P]
 
 
 def pair_columns(
@@ -263,24 +288,22 @@ def byte_planes(words: npt.NDArray[np.uint32]) -> str:
 
 def short_ids(ids: Sequence[str]) -> list[str]:
     """The ids, cut in their middle where they are long and all together take too much room."""
-    if len(zlib.compress(json.dumps(ids).encode(), 6)) <= ID_BYTES:
+    if len(zlib.compress(json.dumps(ids).encode(), 1)) <= ID_BYTES:
         return list(ids)
     return [pair if len(pair) <= 12 else f"{pair[:4]}…{pair[-4:]}" for pair in ids]
 
 
-def text_lines(
-    visits: Visits, texts: Mapping[str, PairText], order_P: Ints, budget_bytes: int
-) -> str:
+def text_lines(kept: Kept, texts: Mapping[str, PairText], budget_bytes: int) -> str:
     """A line of JSON for each pair with texts, as many as fit into `budget_bytes` compressed."""
-    packer = zlib.compressobj(9)
+    order_P = reading_order(kept.visits, kept.suspicion_P)
+    packer = zlib.compressobj(6)
     written, lines = 0, []
-    for line in lines_in_order(visits, texts, order_P):
+    for line in lines_in_order(kept.visits, texts, order_P):
         written += len(packer.compress(line.encode("ascii")))
-        if written > budget_bytes:
+        near = written + HELD_BACK > budget_bytes
+        if near and written + len(packer.copy().flush()) > budget_bytes:
             break
         lines.append(line)
-    while (size := len(zlib.compress("".join(lines).encode("ascii"), 9))) > budget_bytes:
-        lines = lines[: len(lines) * budget_bytes // size]  # the packer holds some bytes back
     return "".join(lines)
 
 

@@ -9,7 +9,7 @@ from html import escape
 from typing import NamedTuple
 
 from zephyr.report.pair_figures import PairsOf
-from zephyr.report.pairs_data import VIEWS, run_payloads
+from zephyr.report.pairs_data import VIEWS, payloads
 
 
 class Column(NamedTuple):
@@ -70,8 +70,7 @@ def pairs_section(every: Sequence[PairsOf]) -> str:
     found = [of for of in every if of.visits.ids]
     if not found:
         return ""
-    payloads = "".join(run_payloads(number, of, len(found)) for number, of in enumerate(found))
-    return markup([of.run.name for of in found]) + payloads + "</section>\n"
+    return markup([of.run.name for of in found]) + payloads(found) + "</section>\n"
 
 
 def markup(names: Sequence[str]) -> str:

@@ -62,7 +62,9 @@ def samples_section(runs: Sequence[Run]) -> str:
             prompts.setdefault(of_prompt.prompt, []).append(
                 (run.name if several else "", of_prompt)
             )
-    rows = [comparison(prompt, columns) for prompt, columns in prompts.items()]
+    # First those that changed: sorted() keeps the order of the prompts otherwise.
+    order = sorted(prompts, key=lambda prompt: not has_changed(prompts[prompt]))
+    rows = [comparison(prompt, prompts[prompt]) for prompt in order]
     more = "".join(rows[OPEN:])
     folded = (
         f"<details><summary>{plural(len(rows) - OPEN, 'more prompt')}</summary>{more}</details>"
@@ -78,10 +80,14 @@ def samples_section(runs: Sequence[Run]) -> str:
 
 def summary(run: Run, answers: Sequence[Answers], several: bool) -> str:
     """A paragraph on how many answers changed, and the win rate."""
-    changed = sum(first != last for first, last in map(ends, answers))
+    changed = sum(has_changed([("", of_prompt)]) for of_prompt in answers)
     name = f"<b>{escape(run.name)}</b>: " if several else ""
     words = f"{changed} of {plural(len(answers), 'answer')} changed during training."
     return f"<p>{name}{words} {win_rate_words(run.records['eval'])}</p>"
+
+
+def has_changed(of_runs: Sequence[tuple[str, Answers]]) -> bool:
+    return any(first != last for first, last in (ends(answers) for _, answers in of_runs))
 
 
 def ends(answers: Answers) -> tuple[str, str]:

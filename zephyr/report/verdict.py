@@ -33,6 +33,7 @@ R_WATCH, R_BAD = 0.5, 0.7  # correlation of margin and length difference
 LONGER_WATCH, LONGER_BAD = 0.8, 0.9  # share of labels that length alone predicts
 FLIPS_WATCH, FLIPS_BAD = 0.02, 0.08  # share of labels that look flipped
 MOVED_WATCH, MOVED_BAD = 0.1, 0.2  # of the weights' norm, by all updates of a DPO run together
+STRETCHES = 20  # of a run, over which train losses are averaged
 SPIKE = 10.0  # gradient norm over the median of those before it
 
 ALARMS = {
@@ -102,7 +103,7 @@ def learned(run: Run, visits: Visits) -> Finding:
     loss = last.get("loss")
     words = (
         f"Held-out accuracy {percent(accuracy, 1)} of {n:,.0f} pairs (95 % interval "
-        f"{interval(low, high)}); before training it is a coin's 50 %. "
+        f"{interval(low, high)}); before training no side is preferred: 50 %. "
         f"{margin_words(last.get('rewards/margins'), visits, n)}"
     )
     if loss is not None and start is not None:
@@ -264,7 +265,7 @@ def chosen_moved(run: Run, visits: Visits) -> Finding:
     direction = "lost" if chosen < 0 else "gained"
     text = (
         f"{whose.capitalize()} chosen responses {direction} {abs(chosen):.2f} nats of "
-        f"{start:.1f} at the start ({signed(100 * share, 0)} %); rejected ones "
+        f"{signed(start, 1)} at the start ({signed(100 * share, 0)} %); rejected ones "
         f"{'lost' if rejected < 0 else 'gained'} {abs(rejected):.2f}."
     )
     if status != "good":
@@ -386,9 +387,7 @@ def rate(run: Run) -> Finding:
     question, train = "Was the learning rate right?", run.records["train"]
     start = initial_loss(run.records)
     moved = moved_weights(train)
-    worse = [
-        r.step for r in train if start is not None and (r.values.get("loss") or 0) > 1.05 * start
-    ]
+    worse = losses_above(train, 1.05 * start) if start is not None else []
     spike = largest_spike(train)
     # Pretraining and SFT may move the weights far.
     status = level(moved, MOVED_WATCH, MOVED_BAD) if run.is_dpo else "good"
@@ -398,8 +397,8 @@ def rate(run: Run) -> Finding:
     if worse:
         status = worst(status, "bad" if len(worse) > 1 else "watch")
         text += (
-            f" The train loss was above its start in {plural(len(worse), 'record')}, first at step "
-            f"{worse[0]:,}."
+            f" The mean train loss was above its start in {len(worse)} parts of the "
+            f"run, first from step {worse[0]:,} on."
         )
     if spike > SPIKE:
         status = worst(status, "watch")
@@ -410,6 +409,15 @@ def rate(run: Run) -> Finding:
         text += " The alarm of frozen weights was raised: nothing is learned."
     number = f"{percent(moved, 1)} moved"
     return Finding("rate", question, status, answer, number, text, "update-ratio")
+
+
+def losses_above(train: Sequence[Record], limit: float) -> list[int]:
+    """First steps of the stretches of records whose mean loss is above `limit`: single batches
+    scatter."""
+    known = [(r.step, loss) for r in train if (loss := r.values.get("loss")) is not None]
+    size = max(1, math.ceil(len(known) / STRETCHES))
+    stretches_of = [known[n : n + size] for n in range(0, len(known), size)]
+    return [of[0][0] for of in stretches_of if sum(loss for _, loss in of) / len(of) > limit]
 
 
 def largest_spike(train: Sequence[Record]) -> float:

@@ -3,9 +3,8 @@ appended to the ledger as they arrive."""
 
 from collections.abc import Sequence
 
-from tqdm import tqdm
-
 from zephyr.config import BadInput
+from zephyr.progress import Bar
 from zephyr.teacher.ledger import Ledger
 from zephyr.teacher.request import Budget, BudgetSpent, Reply, Request, Spending, Teacher
 from zephyr.training import ranks
@@ -37,7 +36,9 @@ def ask(
 
     def keep(reply: Reply) -> None:
         ledger.append(reply, teacher.name, request_by_digest.get(reply.digest))
-        bar.update()
+        # rank 0 keeps its share; the others are as far
+        at_a_time = ranks.world_size() if teacher.shared else 1
+        bar.update(min(at_a_time, len(missing) - bar.done))
 
     def find_missing() -> tuple[list[str], Spending]:
         return [digest for digest in request_by_digest if digest not in ledger], budget.spent
@@ -50,8 +51,7 @@ def ask(
     budget.count_ledger(ledger.path, ledger.held)
     # all ranks use what rank 0 finds: another rank may have read the ledger earlier
     missing, budget.spent = ranks.gather_from_ranks(find_missing)[0]
-    no_bar = None if missing and ranks.rank() == 0 else True  # None: a bar only on a terminal
-    bar = tqdm(total=len(missing), desc=teacher.name, unit=" replies", leave=False, disable=no_bar)
+    bar = Bar(teacher.name, len(missing), "replies")
     try:
         if missing:
             budget.spent = ranks.gather_from_ranks(answer_missing, BadInput, BudgetSpent)[0]

@@ -247,12 +247,12 @@ def restore(engine: Engine, run_dir: Path, resume: str, identity: Identity) -> i
     """
     folder = run_dir / "checkpoints"
     for name in engine.on_rank0(lambda: unknown_entries(folder)):
-        engine.log(f"{folder / name} is ignored: it is not a checkpoint (a folder named step-N)")
+        engine.warn(f"{folder / name} is ignored: it is not a checkpoint (a folder named step-N)")
     for path in engine.on_rank0(lambda: step_paths(folder)[::-1]):
         mine = engine.on_all_ranks(partial(damaged_files, path, engine.rank, engine.world_size))
         damage = [name for rank in engine.all_gather(mine) for name in rank]
         if damage:
-            engine.log(
+            engine.warn(
                 f"checkpoint {path} is damaged ({', '.join(damage)}); the one before it is used"
             )
             continue

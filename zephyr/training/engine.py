@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from zephyr import progress
 from zephyr.config import BadInput, ConfigError, Hardware, Optim, SFTOptim
 from zephyr.packing import PackedBatch
 from zephyr.training import shards
@@ -90,7 +90,7 @@ class Engine:
         except Exception as error:  # of pydantic, or whatever a value of the wrong type causes
             raise ConfigError(f"hardware.deepspeed: {hardware.deepspeed}: {error}") from None
         for warning in slow_settings(self.settings, ranks=self.world_size, device=self.device.type):
-            self.log(f"{hardware.deepspeed}: {warning}")
+            self.warn(f"{hardware.deepspeed}: {warning}")
         # Python objects travel over gloo, so that they never wait for collectives of the GPU.
         self.host_group = torch.distributed.new_group(backend="gloo") if use_cuda else None
         torch.manual_seed(seed)
@@ -165,11 +165,19 @@ class Engine:
         torch.distributed.barrier(group=self.host_group)
 
     def log(self, text: str) -> None:
-        """Write a line to standard error, on rank 0, above the progress bar."""
+        """Write a line to standard error, on rank 0, above the progress bar; none with --quiet."""
         if self.rank == 0:
-            from tqdm import tqdm
+            progress.info(text)
 
-            tqdm.write(text, file=sys.stderr)
+    def warn(self, text: str) -> None:
+        """Write `warning: ` and the text to standard error, on rank 0, also with --quiet."""
+        if self.rank == 0:
+            progress.warn(text)
+
+    def print(self, text: str) -> None:
+        """Write the result of a dry run to standard output, on rank 0."""
+        if self.rank == 0:
+            print(text, flush=True)
 
     def all_reduce(self, totals: Tensor) -> Tensor:
         """The tensor summed over all ranks, on the device."""

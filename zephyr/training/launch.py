@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from zephyr import progress
 from zephyr.config import (
     BAD_INPUT,
     BadInput,
@@ -42,7 +43,8 @@ Train = Callable[[Engine, C, RunFolder | None], None]
 def launch(
     kind: type[C], check: Callable[[C], None], train: Train[C], usage: str, argv: Sequence[str]
 ) -> int:
-    """Run `train(engine, config, folder)` for `CONFIG.yaml [key.sub=value ...] [--dry-run]`.
+    """Run `train(engine, config, folder)` for `CONFIG.yaml [key.sub=value ...] [--dry-run]
+    [--quiet]`.
 
     The arguments may stand in any order. Bad input is one line on standard error. `status.json`
     says the same as the exit code, unless the run folder holds another run.
@@ -67,7 +69,8 @@ def launch(
         require_separate_paths(config)
         folder = None if "--dry-run" in argv else RunFolder(Path(config.run.dir))
         check(config)
-        run(config, folder, train)
+        with progress.quiet("--quiet" in argv):
+            run(config, folder, train)
     except BadInput as error:  # of any rank
         print_bad_input(error)
         return finish_run(folder, BAD_INPUT, str(error))

@@ -18,7 +18,9 @@ from torch import Tensor
 
 from zephyr.config import DPOConfig, Optim, SFTConfig, SFTOptim, to_yaml
 from zephyr.packing import PackedBatch, Plan
+from zephyr.progress import track
 from zephyr.training import alarms, checkpoint
+from zephyr.training.curves import Table
 from zephyr.training.engine import Engine
 from zephyr.training.flops import mfu
 from zephyr.training.initial_rewards import require_zero_rewards
@@ -102,6 +104,7 @@ def fit(
     evaluation: Split | None,
     sample: Sample | None = None,
     on_resume_checked: Callable[[], None] = lambda: None,
+    worst_pairs: Callable[[], Table | None] | None = None,
 ) -> None:
     """Run the steps of `train.plan` that come after the newest checkpoint.
 
@@ -109,7 +112,8 @@ def fit(
     after the last.
 
     Args: sample: called at each evaluation. on_resume_checked: called once the folder is known to
-    hold this run or none, before the first write.
+    hold this run or none, before the first write. worst_pairs: makes a table of the run's end, for
+    wandb; called on rank 0, if wandb is used.
     Raises: BadInput (see `checkpoint.restore`, `require_zero_rewards`); NonFiniteError before the
     update; Stopped after a signal, when the run is saved.
     """
@@ -119,7 +123,10 @@ def fit(
     on_resume_checked()
     rates = learning_rates(config.optim, len(steps))
     ledger = open_ledger(engine, run_dir, train, first_step)
-    with contextlib.closing(open_recorder(engine, config, first_step, len(steps))) as recorder:
+    digests = {name: identity[name] for name in (*train.identity, "plan")}
+    with contextlib.closing(
+        open_recorder(engine, config, first_step, len(steps), digests)
+    ) as recorder:
         if first_step == 0 and (evaluation or sample):
             # Where the held-out curves start: for DPO, loss ln 2 and the reference's log-probs.
             evaluate(engine, evaluation, sample, 0, 0.0, recorder)
@@ -152,6 +159,8 @@ def fit(
                 raise Stopped(
                     f"by a signal after step {step}; the run is saved, start it again to continue"
                 )
+        if worst_pairs:
+            recorder.add_table("pairs/worst", worst_pairs, len(steps))
 
 
 def train_step(
@@ -254,7 +263,8 @@ def evaluate(
     engine.train(False)
     totals = Totals()
     if split:
-        for indices in split.plan.steps[0].ranks[engine.rank]:
+        micro_batches = split.plan.steps[0].ranks[engine.rank]
+        for indices in track(micro_batches, "eval", "micro-batches"):
             totals.add(*split.run_objective(engine, split.collate(indices).to(engine.device)))
     engine.train()
     if split:
@@ -311,7 +321,13 @@ def open_ledger(engine: Engine, run_dir: Path, split: Split, first_step: int) ->
     return Ledger(run_dir, split.ids, split.ledger, first_step, writes=engine.rank == 0)
 
 
-def open_recorder(engine: Engine, config: Config, first_step: int, num_steps: int) -> Recorder:
+def open_recorder(
+    engine: Engine,
+    config: Config,
+    first_step: int,
+    num_steps: int,
+    digests: Mapping[str, object],
+) -> Recorder:
     """metrics.jsonl, progress bar and wandb run, on rank 0."""
     return Recorder(
         Path(config.run.dir),
@@ -320,6 +336,7 @@ def open_recorder(engine: Engine, config: Config, first_step: int, num_steps: in
         first_step=first_step,
         steps=num_steps,
         active=engine.rank == 0,
+        digests=digests,
     )
 
 

@@ -9,16 +9,20 @@ P: pairs of a micro-batch.
 
 import json
 import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from zephyr import progress
 from zephyr.config import BadInput, Wandb
+from zephyr.training.curves import Table, log_record, log_table, open_wandb
 from zephyr.training.files import step_number, step_paths, write_atomic
+
+if TYPE_CHECKING:
+    import wandb as wandb_client
 
 Record = Mapping[str, object]  # a line of metrics.jsonl
 Row = dict[str, float | int | str]  # a row of the ledger
@@ -61,44 +65,32 @@ class Recorder:
     nothing."""
 
     def __init__(
-        self, run_dir: Path, wandb: Wandb, config: str, *, first_step: int, steps: int, active: bool
+        self,
+        run_dir: Path,
+        wandb: Wandb,
+        config: str,
+        *,
+        first_step: int,
+        steps: int,
+        active: bool,
+        digests: Mapping[str, object] | None = None,
     ) -> None:
         """Open them, without the records of steps from `first_step` on.
 
         Args: config: YAML, for wandb. steps: of the whole run. active: whether this is rank 0.
+        digests: what the run depends on, by name, for wandb.
         """
         self.active, self.path = active, run_dir / "metrics.jsonl"
         self.evaluations: list[Record] = []
         self.raised: set[str] = set()  # names of alarms that were logged
-        self.wandb = None
+        self.wandb: wandb_client.Run | None = None
         if not active:
             return
-        from tqdm import tqdm
-
         kept = truncate_records(self.path, first_step)
         self.evaluations += [record for record in kept if record["split"] == "eval"]
-        self.bar = tqdm(
-            total=steps,
-            initial=first_step,
-            unit="step",
-            file=sys.stderr,
-            dynamic_ncols=True,
-            mininterval=0.5,
-        )
+        self.bar = progress.Bar("train", steps, "steps", initial=first_step, keep=True)
         if wandb.mode != "disabled":
-            import wandb as client
-            import yaml
-
-            self.wandb = client.init(
-                mode=wandb.mode,
-                project=wandb.project,
-                name=wandb.name,
-                dir=str(run_dir),
-                id=wandb_run_id(run_dir),
-                resume="allow",
-                config=yaml.safe_load(config),
-                settings=client.Settings(silent=True),
-            )
+            self.wandb = open_wandb(run_dir, wandb, config, digests or {})
 
     def write(self, record: Record, alarms: Mapping[str, str]) -> None:
         """Append a record, with a flag for each alarm, and show it. An alarm is logged once."""
@@ -109,19 +101,22 @@ class Recorder:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         for name in alarms.keys() - self.raised:
-            self.bar.write(f"alarm at step {record['step']}: {alarms[name]}", file=sys.stderr)
+            progress.write(f"alarm at step {record['step']}: {alarms[name]}")
         self.raised = self.raised | alarms.keys()
         text = format_shown(record)
         if record["split"] == "eval":
             self.evaluations.append(record)
-            self.bar.write(f"step {record['step']} eval: {text}", file=sys.stderr)
+            progress.info(f"step {record['step']} eval: {text}")
         else:
-            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.show(text)
         if self.wandb is not None:
-            prefix, step = record["split"], record["step"]
-            assert isinstance(step, int)
-            named = {f"{prefix}/{k}": v for k, v in record.items() if k not in ("step", "split")}
-            self.wandb.log(named, step=step)
+            log_record(self.wandb, record)
+
+    def add_table(self, name: str, make: Callable[[], Table | None], step: int) -> None:
+        """Add the table that `make` returns to the wandb run, if there is one of each."""
+        table = make() if self.wandb is not None else None
+        if self.wandb is not None and table is not None:
+            log_table(self.wandb, name, table, step)
 
     def sync(self) -> None:
         """Flush the records to the disk, before a checkpoint that relies on them."""
@@ -140,15 +135,6 @@ class Recorder:
             self.bar.close()
             if self.wandb is not None:
                 self.wandb.finish()
-
-
-def wandb_run_id(run_dir: Path) -> str:
-    """The id of the folder's wandb run, made at the first start: a resumed run continues it."""
-    path = run_dir / "wandb" / "run-id"
-    path.parent.mkdir(exist_ok=True)
-    if not path.exists():
-        path.write_text(os.urandom(6).hex())
-    return path.read_text()
 
 
 def format_shown(record: Record) -> str:

@@ -28,6 +28,7 @@ from zephyr.model import attention as kernels
 from zephyr.model import fused as fused_kernels
 from zephyr.model.load import DTYPES, local_folder, read_tensor, weight_files
 from zephyr.model.load import read_config as read_model_config
+from zephyr.progress import print_result, track
 
 # How much two runs may differ. metrics: of max(1, |value|), any metric of any step. weights: the
 # norm of their distance at the end, as a share of the whole update's norm.
@@ -98,13 +99,14 @@ def certify(path: Path, out: Path, *, stage: str | None, rows: int, ranks: int |
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     run = partial(run_training, stage, path, scratch, rows)
-    print(f"{rows} rows of {path} on {ranks} ranks, as it is", flush=True)
+    print_result(f"{rows} rows of {path} on {ranks} ranks, as it is")
     base = run("base", ranks, {})
     steps = len(records(base))
     preflight = json.loads((base / "preflight.json").read_text(encoding="utf-8"))
     found: dict[str, Report] = {}
     same = True
-    for name, variant in variants(config, ranks, preflight["plan"]["longest_tokens"]).items():
+    tried = variants(config, ranks, preflight["plan"]["longest_tokens"])
+    for name, variant in track(tried.items(), "verify", "variants"):
         found[name] = {"what": variant.description}
         if variant.unavailable_reason:
             found[name]["not_varied"] = variant.unavailable_reason
@@ -113,13 +115,13 @@ def certify(path: Path, out: Path, *, stage: str | None, rows: int, ranks: int |
             found[name].update(compared)
             same = same and compared["same"]
             shutil.rmtree(scratch / name, ignore_errors=True)
-        print(format_finding(name, found[name]), flush=True)
+        print_result(format_finding(name, found[name]))
     resumed = compare_resumed(base, scratch, steps, ranks, run, config)
     found["resume"] = {
         "what": f"cut off after step {(steps + 1) // 2} of {steps} and started again"
     }
     found["resume"].update(resumed)
-    print(format_finding("resume", found["resume"]), flush=True)
+    print_result(format_finding("resume", found["resume"]))
     report: Report = {
         "config": str(path),
         "stage": stage,

@@ -385,7 +385,7 @@ def require_memory(engine: Engine, config: DPOConfig | SFTConfig, split: Split) 
         )
     if wanted > free:
         of_parts = ", ".join(f"{name} {format_bytes(count)}" for name, count in parts.items())
-        engine.log(
+        engine.warn(
             f"preflight: {format_bytes(free)} of memory are free, {format_bytes(wanted)} are "
             f"predicted for the first step, beside the weights held already ({of_parts}): it may "
             "not suffice"

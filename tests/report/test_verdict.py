@@ -1,0 +1,278 @@
+"""Each finding of the verdict on runs made by hand: clean, and with one fault planted."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from zephyr.analysis.pairs import PairText
+from zephyr.analysis.runs import Record, Run
+from zephyr.analysis.visits import LOG_PROBS, Floats, Visits
+from zephyr.report.verdict import Finding, alarms, verdict
+
+PAIRS = 400
+RNG = np.random.default_rng(0)
+START = RNG.bit_generator.state
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers() -> None:
+    """Each test draws the same numbers, whichever ran before it."""
+    RNG.bit_generator.state = START
+
+
+def a_run(
+    train: list[Mapping[str, float | None]] | None = None,
+    held_out: list[Mapping[str, float | None]] | None = None,
+    **config: object,
+) -> Run:
+    """A run of records by hand; by default one that learned, every tenth step of 40."""
+    if train is None:
+        losses = (0.6931, 0.68, 0.62, 0.56, 0.52)
+        train = [of_train(10 * n, loss) for n, loss in enumerate(losses)]
+    if held_out is None:
+        held_out = [of_eval(20, 0.61), of_eval(40, 0.55)]
+    records = {
+        split: [Record(int(values["step"] or 0), values) for values in of_split]
+        for split, of_split in (("train", train), ("eval", held_out))
+    }
+    return Run(Path("run"), "run", {"beta": 0.1, **config}, {}, {}, {}, {}, records)
+
+
+def of_train(step: int, loss: float | None, **more: float | None) -> dict[str, float | None]:
+    return {"step": step, "loss": loss, "grad_norm": 0.5, "update_ratio": 1e-4, **more}
+
+
+def of_eval(step: int, loss: float, accuracy: float = 0.8, **more: float) -> dict[str, float]:
+    return {
+        "step": step,
+        "loss": loss,
+        "pairs": 300,
+        "rewards/accuracies": accuracy,
+        "rewards/margins": 0.4,
+        "rewards/chosen": 0.1,
+        "rewards/rejected": -0.3,
+        "logps/chosen": -50.0,
+        **more,
+    }
+
+
+def ledger(margin: Floats, chosen_tokens: Floats | None = None, visits: int = 2) -> Visits:
+    """A ledger of pairs with these last margins, half as large at the visit before."""
+    pairs = len(margin)
+    growth = np.linspace(0.5, 1, visits) if visits > 1 else np.ones(1)
+    margin_V = (margin[:, None] * growth).ravel()
+    tokens = RNG.integers(5, 50, pairs) if chosen_tokens is None else chosen_tokens
+    zero_V = np.zeros_like(margin_V)
+    values = dict.fromkeys(("loss", "rewards/rejected", *LOG_PROBS), zero_V)
+    return Visits(
+        ids=[f"p{n}" for n in range(pairs)],
+        pair_V=np.repeat(np.arange(pairs), visits),
+        visit_V=np.tile(np.arange(visits), pairs),
+        step_V=np.tile(np.arange(visits) * 20, pairs) + np.repeat(np.arange(pairs) % 20, visits),
+        epoch_V=np.tile(np.arange(visits, dtype=float), pairs),
+        values={**values, "rewards/chosen": margin_V},
+        tokens={
+            "prompt_tokens": np.full(pairs, 9),
+            "chosen_tokens": tokens,
+            "rejected_tokens": np.full(pairs, 25),
+        },
+    )
+
+
+def margins(right: float = 0.8) -> Floats:
+    """Margins of which a share is above 0, as those of pairs that are hard, not flipped."""
+    return np.sort(RNG.normal(size=PAIRS)) * 0.2 + np.quantile(RNG.normal(size=9999), right) * 0.2
+
+
+def found(run: Run, visits: Visits | None = None, texts: object = None) -> dict[str, Finding]:
+    visits = ledger(margins()) if visits is None else visits
+    return {finding.name: finding for finding in verdict(run, visits, texts or {})}
+
+
+NO_VISITS = ledger(np.zeros(0))
+
+
+def test_a_clean_run_has_no_false_alarm() -> None:
+    """Every question is answered, nothing asks for a look. Fails for limits that a run which learns
+    oversteps."""
+    margin = np.abs(RNG.normal(0.5, 0.1, PAIRS))
+    margin[:: PAIRS // 20] *= -0.05
+    findings = found(
+        a_run(held_out=[of_eval(20, 0.6, 0.9), of_eval(40, 0.5, 0.93)]), ledger(margin)
+    )
+    assert [f.status for f in findings.values()] == ["good"] * 7
+    assert all(f.answer and f.text for f in findings.values() if f.name != "alarms")
+    learned = findings["learned"]
+    assert learned.number == "93.0 %" and "89.5 to 95.4 %" in learned.text
+    assert "from 0.693" in learned.text and "+0.400" in learned.text
+
+
+@pytest.mark.parametrize(
+    "loss,accuracy,status,answer",
+    [
+        (0.6, 0.8, "good", "Yes"),
+        (0.6, 0.6, "watch", "A little"),
+        (0.6, 0.52, "bad", "Not shown"),
+        (0.6, 0.3, "bad", "No: the opposite"),
+        (0.9, 0.8, "bad", "No: worse than before"),
+    ],
+)
+def test_did_it_learn(loss: float, accuracy: float, status: str, answer: str) -> None:
+    """The interval decides, and a loss above its start overrules it."""
+    finding = found(a_run(held_out=[of_eval(40, loss, accuracy)]))["learned"]
+    assert (finding.status, finding.answer) == (status, answer)
+
+
+def test_without_held_out_pairs_the_first_visits_tell() -> None:
+    """A pair was not trained on before its first visit. Fails where later visits are counted, and
+    where a run without pairs raises."""
+    visits = ledger(margins(0.5))
+    visits.values["rewards/chosen"][visits.visit_V == 0] = 1.0
+    finding = found(a_run(held_out=[]), visits)["learned"]
+    assert finding.status == "watch" and finding.number == "100.0 %"
+    assert finding.figure == "margin-epoch"
+    assert {f.status for f in found(a_run(held_out=[]), NO_VISITS).values()} == {"none", "good"}
+    assert [f.status for f in found(a_run(train=[], held_out=[])).values()] == ["none"]
+
+
+def test_overfitting_is_a_gap_a_rising_loss_or_the_alarm() -> None:
+    """Each of the three alone, in both degrees."""
+    sure = ledger(np.full(PAIRS, 0.5))
+
+    def status(*held_out: Mapping[str, float | None], visits: Visits = sure) -> str:
+        return found(a_run(held_out=list(held_out)), visits)["overfit"].status
+
+    assert status(of_eval(40, 0.5, 0.98)) == "good"
+    assert status(of_eval(40, 0.5, 0.9)) == "watch"
+    assert status(of_eval(40, 0.5, 0.7)) == "bad"
+    rising = [of_eval(20, 0.5, 0.98), of_eval(40, 0.55, 0.98)]
+    assert status(*rising) == "watch"
+    assert status(rising[0], of_eval(40, 0.65, 0.98)) == "bad"
+    assert status(rising[0], of_eval(40, 0.5, 0.98, **{"alarms/overfit": 1})) == "bad"
+    words = found(a_run(held_out=rising), sure)["overfit"].text
+    assert "lowest at step 20 (0.500) and is 0.550 now" in words
+    assert found(a_run(held_out=[]), sure)["overfit"].status == "none"
+
+
+@pytest.mark.parametrize(
+    "reward,status,says",
+    [
+        (0.5, "good", "gained 5.00 nats"),
+        (-0.1, "good", "lost 1.00 nats"),
+        (-0.5, "watch", "lost 5.00 nats of −45.0 at the start (−11 %)"),
+        (-2.0, "bad", "lost 20.00 nats of −30.0 at the start (−67 %)"),
+    ],
+)
+def test_the_chosen_response_falls(reward: float, status: str, says: str) -> None:
+    """Nats are reward / beta, the start is the log-prob without them. Fails where beta is
+    forgotten, or the share is one of today's log-prob."""
+    finding = found(a_run(held_out=[of_eval(40, 0.5, **{"rewards/chosen": reward})]))["chosen"]
+    assert finding.status == status and says in finding.text
+    assert "rejected ones lost 3.00" in finding.text
+    of_run = a_run([of_train(0, 0.69, **{"rewards/chosen": reward, "logps/chosen": -50.0})], [])
+    assert found(of_run)["chosen"].status == "none"  # without rejected rewards
+
+
+def test_length_that_explains_the_margins() -> None:
+    """A correlation, labels that length alone predicts, and an accuracy that falls where length
+    and label disagree. Fails where one of them is not looked at."""
+    tokens = RNG.integers(5, 46, PAIRS)
+    difference = tokens - 25.0
+    right = np.full(PAIRS, 0.5) + RNG.normal(0, 0.01, PAIRS)
+
+    def length(margin: Floats, chosen_tokens: Floats = tokens) -> Finding:
+        return found(a_run(), ledger(margin, chosen_tokens))["length"]
+
+    assert length(right).status == "good"
+    correlated = right + difference * 0.012 + RNG.normal(0, 0.2, PAIRS)
+    assert length(correlated).status == "watch"
+    assert length(right + difference * 0.01).status == "bad"
+    assert length(right, np.abs(difference).astype(int) + 26).status == "bad"
+    shortcut = np.where(difference > 0, 0.5, -0.1)
+    finding = length(shortcut + RNG.normal(0, 0.9, PAIRS) * (difference > 0))
+    assert finding.status == "bad" and "balance the lengths" in finding.text
+    assert found(a_run(), NO_VISITS)["length"].status == "none"
+    assert length(np.full(PAIRS, 0.5)).status == "good"  # no correlation of what doesn't vary
+
+
+def test_flipped_labels() -> None:
+    """Margins in two heaps, of which the lower one is a tenth of the pairs, most of one source; and
+    held-out pairs that are ranked better than the trained ones. Fails where clean margins are
+    suspected."""
+    margin = RNG.normal(1, 0.1, PAIRS)
+    texts = {
+        f"p{n}": PairText("q", "a", "b", "clean" if n < 300 else "noisy") for n in range(PAIRS)
+    }
+    clean = found(a_run(held_out=[of_eval(40, 0.5, 0.99)]), ledger(margin), texts)["flips"]
+    assert clean.status == "good" and clean.figure == "pairs"
+    margin[360:] *= -1
+    finding = found(a_run(held_out=[of_eval(40, 0.5, 0.99)]), ledger(margin), texts)["flips"]
+    assert finding.status == "bad" and finding.number == "10.0 %"
+    assert "40 pairs of 400" in finding.text and "noisier" in finding.text
+    assert "in noisy: 40.0 % of its pairs" in finding.text
+    margin[372:] *= -1
+    assert found(a_run(), ledger(margin))["flips"].status == "watch"
+    assert found(a_run(), NO_VISITS)["flips"].status == "none"
+
+
+def test_a_wrong_learning_rate() -> None:
+    """Weights that move too far, each record standing for ten steps, a loss above its start, a
+    gradient that jumps, weights that stay. SFT may move its weights far. Fails for the large
+    gradients that every run starts with."""
+
+    def rate(*changes: Mapping[str, float], **config: object) -> Finding:
+        records = [of_train(10 * n, 0.69 if n else 0.6931) for n in range(10)]
+        for record, change in zip(records[-len(changes) :], changes):
+            record.update(change)
+        return found(a_run(records, **config))["rate"]
+
+    assert rate({}).status == "good"
+    assert rate({"update_ratio": 0.015}).status == "watch"
+    assert rate({"update_ratio": 0.03}).answer == "Too high"
+    assert rate({"loss": 0.9}).status == "watch"
+    assert rate({"loss": 0.9}, {"loss": 0.8}).status == "bad"
+    assert rate({"grad_norm": 9.0}).status == "watch"
+    assert rate({"alarms/frozen_weights": 1}).answer == "Too low"
+    falling = [of_train(n, 1.0, grad_norm=20 / (n + 1), update_ratio=0.2) for n in range(30)]
+    sft = a_run(falling, [])
+    sft = sft._replace(config={})
+    assert [f.status for f in verdict(sft, NO_VISITS, {}) if f.name == "rate"] == ["good"]
+
+
+def test_sft_runs_are_told_by_their_loss() -> None:
+    """Perplexity from its start, and a held-out loss that rises again."""
+
+    def sft(train: list[float], held_out: list[float]) -> dict[str, Finding]:
+        run = a_run(
+            [of_train(10 * n, loss) for n, loss in enumerate(train)],
+            [{"step": 20 * n, "loss": loss} for n, loss in enumerate(held_out, 1)],
+        )
+        return found(run._replace(config={}), NO_VISITS)
+
+    good = sft([2.0, 1.0, 0.9], [1.1, 1.0])
+    assert [f.status for f in good.values()] == ["good"] * 4
+    assert "perplexity 2.718, from 7.389" in good["learned"].text
+    assert sft([2.0, 1.0, 0.5], [1.0, 1.2])["overfit"].status == "watch"
+    assert sft([2.0, 1.0, 0.5], [1.0, 1.6])["overfit"].status == "bad"
+    assert sft([2.0, 2.0], [2.1])["learned"].status == "bad"
+    assert sft([2.0, 1.0], [])["learned"].status == "watch"
+    assert sft([2.0, 1.0], [])["overfit"].status == "none"
+
+
+def test_alarms_are_explained_and_placed() -> None:
+    """Stretches of records of each split. Fails where an alarm that stopped goes on."""
+    raised = {"alarms/chosen_falls": 1.0}
+    train = [of_train(n, 0.5, **(raised if n in (1, 2, 4) else {})) for n in range(6)]
+    train[5]["alarms/new_one"] = 1.0
+    run = a_run(train, [of_eval(6, 0.5, **{"alarms/overfit": 1.0})])
+    assert alarms(run.records) == {
+        "chosen_falls": ["train 1 to 2", "train 4"],
+        "new_one": ["train 5"],
+        "overfit": ["eval 6"],
+    }
+    finding = found(run)["alarms"]
+    assert finding.status == "bad" and finding.figure == "displacement"
+    for words in ("chosen_falls (train 1 to 2, train 4)", "raise beta", "new_one", "by heart"):
+        assert words in finding.text
