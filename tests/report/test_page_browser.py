@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from zephyr.report import write_html
+from zephyr.report.page import write_html
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
