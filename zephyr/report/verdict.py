@@ -213,7 +213,8 @@ def overfit(run: Run, visits: Visits) -> Finding:
     """Train against held-out accuracy, the held-out loss against its best, and the alarm."""
     question, last = "Does it overfit?", last_of(run, "eval")
     if last is None or "rewards/accuracies" not in last or not visits.ids:
-        text = not_evaluated(run, "pairs") if visits.ids else "There is no ledger of pairs yet."
+        missing = last is None or "rewards/accuracies" not in last
+        text = not_evaluated(run, "pairs") if missing else "There is no ledger of pairs yet."
         return Finding("overfit", question, "none", "Can't be told", "", text, "")
     train = float((visits.margin_V[visits.last_P] > 0).mean())
     held, n = last["rewards/accuracies"], last.get("pairs", 1.0)
