@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,8 +62,9 @@ def score_table(
         rewards = iter(scored.reward_A.tolist())
         columns["rewards/answers"] = [[next(rewards) for _ in q.places] for q in questions]
     if per_token:
+        places = answer_places(scored)
         for side, answer_Q in sides.items():
-            of_side = [token_scores(scored, tokenizer, int(answer)) for answer in answer_Q]
+            of_side = [token_scores(scored, tokenizer, places, int(one)) for one in answer_Q]
             columns[f"token_texts/{side}"] = [one.tokens for one in of_side]
             columns[f"token_logps/{side}"] = [one.logp for one in of_side]
             if scored.ref_token_logps:
@@ -75,18 +76,27 @@ def pairs_by_margin(
     scored: Scored, tokenizer: PreTrainedTokenizerBase, limit: int
 ) -> Iterator[tuple[str, str, TokenScores, TokenScores]]:
     """Id, prompt, chosen and rejected of the questions with the lowest margins, lowest first."""
-    decisions = reward_decisions(scored)
+    decisions, places = reward_decisions(scored), answer_places(scored)
     for row in decisions.margin_of(scored.reward_A).argsort(kind="stable")[:limit]:
         question = scored.questions.rows[row]
         prompt_ids = scored.questions.pairs[question.places[0][0]].prompt_ids
         sides = (int(decisions.better_Q[row]), int(decisions.worse_Q[row]))
-        chosen, rejected = (token_scores(scored, tokenizer, answer) for answer in sides)
+        chosen, rejected = (token_scores(scored, tokenizer, places, answer) for answer in sides)
         yield question.id, decoded(tokenizer, prompt_ids), chosen, rejected
 
 
-def token_scores(scored: Scored, tokenizer: PreTrainedTokenizerBase, answer: int) -> TokenScores:
-    """The tokens of an answer, by its number among all answers."""
-    places = [place for question in scored.questions.rows for place in question.places]
+def answer_places(scored: Scored) -> list[tuple[int, int]]:
+    """The pair and the side of each answer, by its number among all answers."""
+    return [place for question in scored.questions.rows for place in question.places]
+
+
+def token_scores(
+    scored: Scored,
+    tokenizer: PreTrainedTokenizerBase,
+    places: Sequence[tuple[int, int]],
+    answer: int,
+) -> TokenScores:
+    """The tokens of an answer. Args: places: of all answers. answer: its number among them."""
     pair_number, side = places[answer]
     pair = scored.questions.pairs[pair_number]
     ids = pair.rejected_ids if side else pair.chosen_ids
