@@ -19,6 +19,7 @@ MUTANTS: list[Mutant] = [
         ("reshape(-1, 4).T", "reshape(4, -1)"),
         ("before_V[first_P] = 0.0", "before_V[last_P] = 0.0"),
         ("np.maximum.reduceat(margin_V, first_P)", "np.maximum.reduceat(margin_V, last_P)"),
+        ('Limit("lost", low=LEAST_LOST)', 'Limit("fell", low=LEAST_LOST)'),
         ("values_P > limit.low if limit.above", "values_P >= limit.low if limit.above"),
         ("room -= given[which]", "pass"),
         ("suspicion_P[kept_P], notes)", "suspicion_P[: kept_P.sum()], notes)"),

@@ -39,7 +39,10 @@ MUTANTS: list[Mutant] = [
             "* (record.step - before)\n        before = record.step\n    return total",
             "\n    return total",
         ),
-        ("for n in range(3, len(norms))", "for n in range(1, len(norms))"),
+        ("if len(before) >= 3:", "if len(before) >= 1:"),
+        ('if status == "good" and gap is not None and gap.grade == "bad":', "if gap is None:"),
+        ("few = tally.changed < FEW_CHANGED * tally.answers", "few = False"),
+        ("return max(one, other, key=order.index)", "return one"),
     ),
     *of(
         "zephyr/report/figures.py",

@@ -121,10 +121,13 @@ def test_views_keep_their_rules(run: PairsOf) -> None:
     margins = run.visits.margin_V.reshape(-1, 3)
     last = margins[:, 2]
     rules = {
-        "wrong": (margins.mean(1) <= 0, -suspicion_P),
+        "wrong": (suspicion_P > 0.5, -suspicion_P),
         "never": (margins.max(1) <= 0, last),
         "moved": (last == last, -np.abs(np.diff(margins, axis=1, prepend=0)).sum(1)),
-        "forgotten": ((margins.max(1) > 0) & (last < margins.max(1)), last - margins.max(1)),
+        "forgotten": (
+            (margins.max(1) > 0) & (margins.max(1) - last >= np.median(np.abs(last)) / 4),
+            last - margins.max(1),
+        ),
         "all": (last == last, last),
     }
     assert [view.key for view in VIEWS] == list(rules)
@@ -132,6 +135,7 @@ def test_views_keep_their_rules(run: PairsOf) -> None:
         chosen_P, key_P = rules[view.key]
         wanted = [pair for pair in np.argsort(key_P, kind="stable") if chosen_P[pair]]
         assert wanted and view_order(view, columns).tolist() == wanted, view.key
+        assert view.key in ("moved", "all") or len(wanted) < PAIRS
 
 
 def test_texts_that_views_show_first_are_stored_up_to_the_budget(
@@ -331,6 +335,8 @@ def test_filters_and_search_narrow(table: Browser, run: PairsOf) -> None:
     for words, found in (("prompt 123 ASKS", [123]), ("-00042", [42]), ("nothing like it", [])):
         table.put("query", words)
         assert table.shown() == found
+    table.put("query", "td>Careless")  # who wrote the rejected response
+    assert table.count() == PAIRS - MISSING
     table.clear()
 
 

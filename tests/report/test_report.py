@@ -127,7 +127,7 @@ def test_a_run_leaves_its_page(run: Path, written: str) -> None:
         assert origin[f"SHA-256 of {name}"] == [identity[name]]
     places = [written.index(f'id="{name}"') for name in ("summary", "curves", "margins", "facts")]
     assert places == sorted(places) and written.index("SHA-256") > places[-1]
-    assert "Before and after" not in written and "No alarm was raised" in written
+    assert "Before and after" not in written and "Alarms during training: none" in written
     assert findings(written).keys() == {"learned", "overfit", "chosen", "length", "flips", "rate"}
 
 
@@ -355,12 +355,12 @@ def test_samples_alarms_and_what_was_left_out(tmp_path: Path) -> None:
     (run / "data.json").write_text(json.dumps({"train": {"skipped": skipped}}))
     page = page_of(run)
     assert "chosen_falls (train 1 to 2, train 4): chosen responses lost" in page
-    assert findings(page)["alarms"] == "bad" and "No alarm" not in page
+    assert findings(page)["alarms"] == "bad" and "Alarms during training" not in page
     first, second = re.findall(r'<article class="sample">(.*?)</article>', page, re.DOTALL)
     cells = re.findall(r'<p class="answer">(.*?)</p>', first)
     assert cells == ["It is so.", "It is <ins>&lt;not&gt; </ins>so."]
     assert "<dt> step 3</dt><dd>never shown?</dd>" in first and "unchanged" in second
-    assert "1 of 2 answers changed" in page and "62.5 %, 95 % interval 50.0 to 75.0 %" in page
+    assert "1 of 2 answers changed" in page and "62.5 % of 8 (95 % interval 50.0 to 75.0 %" in page
     assert [t["y"] for t in figures(page)["win-rate"]] == [[50], [75], [62.5]]
     assert rows(page, "Data")["train.skipped"] == [
         "".join(f"pairs.jsonl:{n}: no chosen\n" for n in range(20)) + "... 99 in all"

@@ -29,7 +29,7 @@ from zephyr.report.figures import (
 )
 from zephyr.report.pair_figures import PairsOf, length_panel, margin_panels, moved_panel
 from zephyr.report.pairs_table import pairs_section
-from zephyr.report.samples import samples_section
+from zephyr.report.samples import read_samples, samples_section
 from zephyr.report.text import plural
 from zephyr.report.verdict import Finding, verdict
 from zephyr.training.files import write_atomic
@@ -59,11 +59,12 @@ def render_page(folders: Sequence[Path], status: Row | None = None) -> str:
     """Render the HTML of run folders. Raises: as `zephyr.analysis.runs.read_runs`."""
     runs = read_runs(folders)
     every, problems = read_pairs(runs)
-    findings = [verdict(of.run, of.visits, of.texts) for of in every]
+    answers = [read_samples(run.folder / "samples.jsonl") for run in runs]
+    findings = [verdict(of.run, of.visits, of.texts, told) for of, told in zip(every, answers)]
     panels: dict[str, Panel] = {}
     sections = [
         ("summary", "", summary(runs, findings, status)),
-        ("samples", "Before and after", samples_section(runs)),
+        ("samples", "Before and after", samples_section(runs, answers)),
         ("curves", "Curves", place(panels, learning_panels(runs) + optimizer_panels(runs))),
         ("margins", "Margins", place(panels, [*margin_panels(every), length_panel(every)])),
         (
@@ -235,25 +236,37 @@ def differences(runs: Sequence[Run]) -> str:
 
 
 def lead(findings: Sequence[Finding]) -> str:
-    """One line above the findings: how many ask for a look."""
-    asked = [finding for finding in findings if finding.status in ("bad", "watch")]
+    """One line above the findings: how many cards ask for a look."""
+    shown = [f for f in findings if f.name != "alarms" or f.status != "good"]
+    asked = [finding for finding in shown if finding.status in ("bad", "watch")]
+    quiet = "" if any(f.name == "alarms" for f in asked) else " Alarms during training: none."
     if not asked:
         known = any(finding.status == "good" for finding in findings)
-        words = "Nothing here asks for a second look. No alarm was raised."
+        words = f"Nothing here asks for a second look.{quiet}"
         return f'<p class="lead">{words}</p>' if known else ""
-    bad = [finding for finding in asked if finding.status == "bad"]
-    good = sum(finding.status == "good" for finding in findings)
-    counts = ((len(bad), "bad"), (len(asked) - len(bad), "to watch"), (good, "good"))
-    told = ", ".join(f"{count} {word}" for count, word in counts if count)
-    quiet = "" if any(f.name == "alarms" for f in asked) else " No alarm was raised."
-    return f'<p class="lead">{len(findings)} checks: {told}.{quiet}</p>'
+    counts = (("bad", "bad"), ("watch", "to watch"), ("good", "good"), ("none", "unknown"))
+    numbers = [(sum(f.status == status for f in shown), word) for status, word in counts]
+    told = ", ".join(f"{number} {word}" for number, word in numbers if number)
+    return f'<p class="lead">{plural(len(shown), "check")}: {told}.{quiet}</p>'
+
+
+def next_steps(findings: Sequence[Finding]) -> str:
+    """One line below the findings: what to do, the worst first; "" where nothing is to be done."""
+    asked = [f for status in ("bad", "watch") for f in findings if f.status == status]
+    items = "".join(
+        f"<li><b>{escape(f.question)}</b> {escape(f.todo[:1].upper() + f.todo[1:])}.</li>"
+        for f in asked
+        if f.todo
+    )
+    return f'<div class="next"><h3>Next</h3><ul>{items}</ul></div>' if items else ""
 
 
 def cards(findings: Sequence[Finding]) -> str:
     """The findings of one run: first alarms, if any was raised."""
     alarms = [f for f in findings if f.name == "alarms" and f.status != "good"]
     others = [f for f in findings if f.name != "alarms"]
-    return f'<ul class="findings">{"".join(map(card, alarms + others))}</ul>'
+    shown = "".join(map(card, alarms + others))
+    return f'<ul class="findings">{shown}</ul>{next_steps(findings)}'
 
 
 def card(finding: Finding) -> str:
@@ -262,6 +275,8 @@ def card(finding: Finding) -> str:
     link = ""
     if finding.figure == "pairs":
         link = '<a href="#pairs" class="shows" data-view="wrong">See the pairs</a>'
+    elif finding.figure == "samples":
+        link = '<a href="#samples" class="shows">See the answers</a>'
     elif finding.figure:
         link = f'<a href="#figure-{finding.figure}" class="shows">See the figure</a>'
     return (

@@ -71,10 +71,11 @@ def fit_line(x_P: Ints | Floats, y_P: Floats) -> Fit | None:
 
 
 def quantiles(values_P: Floats) -> list[float]:
-    """At most QUANTILES evenly spaced quantiles of the finite values, five digits."""
+    """At most QUANTILES evenly spaced quantiles of the finite values, with both extremes; five
+    digits."""
     finite_P = values_P[np.isfinite(values_P)]
     if len(finite_P) > QUANTILES:
-        finite_P = np.quantile(finite_P, (np.arange(QUANTILES) + 0.5) / QUANTILES)
+        finite_P = np.quantile(finite_P, np.linspace(0, 1, QUANTILES))
     return [float(f"{value:.5g}") for value in finite_P]
 
 
@@ -121,7 +122,7 @@ def violins(
     if len(every) > 1:
         figure.update_traces(width=None)
     figure.update_xaxes(title={"text": x}, type="category")
-    figure.update_yaxes(title={"text": "reward margin"})
+    figure.update_yaxes(title={"text": "reward margin"}, hoverformat=".3~g")
     figure.add_hline(y=0, line={"color": GREY, "width": 1, "dash": "dot"})
     return Panel(name, title, note, figure)
 
@@ -190,7 +191,7 @@ def margin_panels(every: Sequence[PairsOf]) -> list[Panel]:
         violins(
             "margin-epoch",
             "Margins by epoch",
-            "Each pair just before the epoch's update on it. In epoch 1 the pair was not seen yet.",
+            "Each pair just before the update on it: in epoch 1 the model had not trained on it.",
             every,
             [by_epoch(of) for of in every],
             "epoch",
@@ -255,7 +256,7 @@ def add_points(figure: go.Figure, of: PairsOf, number: int) -> int:
         name=of.run.name,
         legendgroup=of.run.name,
         marker={"size": 5, "color": run_color(number), "opacity": 0.35},
-        hovertemplate="%{text}<br>%{x:+d} tokens<br>margin %{y:.4~g}<extra></extra>",
+        hovertemplate="%{text}<br>%{x:+d} tokens<br>margin %{y:.3~g}<extra></extra>",
         meta={"run": number},
     )
     return len(index_S)
@@ -271,7 +272,7 @@ def add_line(figure: go.Figure, of: PairsOf, fit: Fit, number: int) -> None:
         name=f"{of.run.name} regression",
         legendgroup=of.run.name,
         line={"color": run_color(number), "width": 2.6},
-        hovertemplate="regression: %{y:.4~g}<extra></extra>",
+        hovertemplate="regression: %{y:.3~g}<extra></extra>",
         meta={"run": number},
     )
 
@@ -296,7 +297,7 @@ def moved_panel(every: Sequence[PairsOf]) -> Panel | None:
         return None
     figure.update_traces(width=None if len(every) > 1 else 0.5)
     figure.update_xaxes(title={"text": ""}, type="category")
-    figure.update_yaxes(title={"text": "nats since the start"})
+    figure.update_yaxes(title={"text": "nats since the start"}, hoverformat=".3~g")
     figure.add_hline(y=0, line={"color": GREY, "width": 1, "dash": "dot"})
     note = "Each pair at its last visit. Below 0: less likely than before training."
     return Panel("moved", "How far each response moved", note, figure)

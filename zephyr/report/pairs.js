@@ -54,7 +54,7 @@
     const { visits, margin, chosen_tokens, rejected_tokens, score_chosen, score_rejected } =
       run.columns;
     const count = run.ids.length;
-    for (const name of ["first", "last", "mean", "best", "fell", "moved", "longer", "better"])
+    for (const name of ["first", "last", "mean", "best", "fell", "lost", "moved", "longer", "better"])
       run.columns[name] = new Float64Array(count);
     run.starts = new Int32Array(count);
     const of = run.columns;
@@ -70,6 +70,16 @@
       of.longer[pair] = chosen_tokens[pair] - rejected_tokens[pair];
       of.better[pair] = score_chosen[pair] - score_rejected[pair];
     }
+    const unit = Math.max(median(of.last.filter(Number.isFinite).map(Math.abs)), 1e-9);
+    of.lost = of.fell.map((value) => value / unit);
+  }
+
+  // Of a Float64Array; 0 of none.
+  function median(values) {
+    if (!values.length) return 0;
+    const [low, high] = [values.length - 1, values.length].map((n) => Math.floor(n / 2));
+    const ordered = values.sort();
+    return (ordered[low] + ordered[high]) / 2;
   }
 
   // ---- which pairs, in which order ----
@@ -97,9 +107,12 @@
 
   // The text that a search looks into, of each pair.
   function searched(run) {
+    const named = ["source", "chosen_model", "rejected_model"].map((key) => run.names[key]);
     run.found ??= run.ids.map((id, pair) => {
       const text = run.texts.get(pair);
-      return (text ? [id, text.id, text.prompt, text.chosen, text.rejected].join("\n") : id).toLowerCase();
+      const names = named.map(({ names, codes }) => names[codes[pair]]);
+      const texts = text ? [text.id, text.prompt, text.chosen, text.rejected] : [];
+      return [id, ...names, ...texts].join("\n").toLowerCase();
     });
     return run.found;
   }
@@ -206,14 +219,19 @@
     state.page = Math.min(state.page, pages - 1);
     const shown = rows.slice(state.page * size, (state.page + 1) * size);
     opened.clear();
-    byId("rows").replaceChildren(...(shown.length ? shown.map((pair) => drawRow(run, pair)) : [noRow()]));
-    byId("page").textContent = `Page ${state.page + 1} of ${pages.toLocaleString("en")}`;
+    byId("rows").replaceChildren(...(shown.length ? shown.map((pair) => drawRow(run, pair)) : [noRow(run)]));
+    const place = `Page ${state.page + 1} of ${pages.toLocaleString("en")}`;
+    byId("page").textContent = rows.length ? place : "";
     byId("back").disabled = state.page === 0;
     byId("next").disabled = state.page === pages - 1;
   }
 
-  const noRow = () =>
-    element("tr", {}, element("td", { colSpan: heads.length, className: "pairs-none", textContent: "No pair matches." }));
+  function noRow(run) {
+    const { rule, label, limits } = views.find((view) => view.key === state.view);
+    const isEmpty = !matching(run, { limits, source: "", query: "" }).length;
+    const textContent = isEmpty ? `No pair of this run is under “${label}”. Its rule: ${rule}` : "No pair matches.";
+    return element("tr", {}, element("td", { colSpan: heads.length, className: "pairs-none", textContent }));
+  }
 
   function drawRow(run, pair) {
     const row = element("tr", { className: "pairs-row", dataset: { pair } });
@@ -525,8 +543,11 @@
     byId("source").replaceChildren(element("option", { value: "", textContent: "any" }), ...sources);
     byId("source").parentElement.hidden = names.length < 2;
     hideEmptyColumns(run);
-    for (const view of views)
-      document.querySelector(`#view-${view.key} span`).textContent = matching(run, { ...view, source: "", query: "" }).length.toLocaleString("en");
+    for (const view of views) {
+      const count = matching(run, { ...view, source: "", query: "" }).length.toLocaleString("en");
+      const isOrder = !view.limits.length && view.key !== "all"; // of all pairs
+      document.querySelector(`#view-${view.key} span`).textContent = isOrder ? "" : count;
+    }
     const stored = run.texts.size;
     const more = stored < run.readable ? `; zephyr pairs ${run.folder} writes all` : "";
     const gone = run.readable < run.ids.length ? "; rows of the others can't be read again" : "";
@@ -583,6 +604,7 @@
     const turn = (by) => {
       state.page += by;
       drawRows(state.run);
+      if (by) byId("count").scrollIntoView({ block: "nearest" });
     };
     byId("back").addEventListener("click", () => turn(-1));
     byId("next").addEventListener("click", () => turn(1));

@@ -35,6 +35,7 @@ MOST_CHARS = 12_000  # of one text
 GRID = 4096  # rewards are rounded to multiples of its inverse
 HELD_BACK = 65_536  # bytes that a compressor may hold
 UNKNOWN = "not known"
+LEAST_LOST = 0.25  # fall of a forgotten pair, in median absolute margins of the last visits
 
 Json = Mapping[str, object]
 Mask = npt.NDArray[np.bool_]
@@ -64,9 +65,9 @@ VIEWS = (
     View(
         "wrong",
         "Most confidently wrong",
-        "The mean margin over the visits is not above 0; highest flip suspicion first. Over 0.5, "
-        "the two responses may be swapped.",
-        (Limit("mean", high=0),),
+        "Flip suspicion over 0.5: by its margins over the visits, the model prefers the rejected "
+        "response as clearly as it prefers the chosen one in most pairs. Highest suspicion first.",
+        (Limit("suspicion", low=0.5, above=True),),
         "suspicion",
         True,
     ),
@@ -89,8 +90,9 @@ VIEWS = (
     View(
         "forgotten",
         "Forgotten",
-        "The margin was above 0 once and is lower at the last visit; largest fall first.",
-        (Limit("best", low=0, above=True), Limit("fell", low=0, above=True)),
+        "The margin was above 0 once, and fell since its highest by at least a quarter of the "
+        "run's median absolute margin; largest fall first.",
+        (Limit("best", low=0, above=True), Limit("lost", low=LEAST_LOST)),
         "fell",
         True,
     ),
@@ -152,13 +154,16 @@ def derived(visits: Visits, suspicion_P: Floats) -> dict[str, Floats]:
     before_V = np.append(0.0, margin_V[:-1])
     before_V[first_P] = 0.0
     best_P = np.maximum.reduceat(margin_V, first_P)
+    fell_P = best_P - margin_V[last_P]
+    finite_P = np.abs(margin_V[last_P][np.isfinite(margin_V[last_P])])
     return {
         "visits": (last_P - first_P + 1).astype(np.float64),
         "first": margin_V[first_P],
         "last": margin_V[last_P],
         "mean": np.add.reduceat(margin_V, first_P) / (last_P - first_P + 1),
         "best": best_P,
-        "fell": best_P - margin_V[last_P],
+        "fell": fell_P,
+        "lost": fell_P / max(float(np.median(finite_P)) if len(finite_P) else 0.0, 1e-9),
         "moved": np.add.reduceat(np.abs(margin_V - before_V), first_P),
         "suspicion": suspicion_P,
     }

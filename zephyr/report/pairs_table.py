@@ -28,8 +28,8 @@ COLUMNS = (
         "last",
         "Margin",
         "Reward of the chosen minus that of the rejected response at the pair's last visit, just "
-        "before the update. Above 0: the model prefers the chosen one, more than it did at the "
-        "start.",
+        "before the update. Above 0: compared with the start, the model moved towards the chosen "
+        "one.",
         3,
     ),
     Column("first", "First", "The margin at the pair's first visit.", 3),
@@ -124,7 +124,7 @@ def filters() -> str:
     return (
         '<form class="pairs-filters" role="search">'
         '<label class="pairs-search">Search <input id="pairs-query" type="search" '
-        'placeholder="id or text" autocomplete="off"></label>'
+        'placeholder="id, text or writer" autocomplete="off"></label>'
         '<label>Source <select id="pairs-source"></select></label>'
         '<label>Margin <select id="pairs-sign"><option value="">any</option>'
         '<option value="above">above 0</option><option value="below">0 or below</option>'

@@ -46,13 +46,12 @@ def read_samples(path: Path) -> list[Answers]:
     return list(answers.values())
 
 
-def samples_section(runs: Sequence[Run]) -> str:
+def samples_section(runs: Sequence[Run], of_runs: Sequence[Sequence[Answers]]) -> str:
     """The first answer to each prompt beside the last one of each run; "" without samples.
 
-    Raises: as `read_samples`.
+    Args: of_runs: the answers of each run.
     """
-    of_runs = [(run, read_samples(run.folder / "samples.jsonl")) for run in runs]
-    known = [(run, answers) for run, answers in of_runs if answers]
+    known = [(run, answers) for run, answers in zip(runs, of_runs) if answers]
     if not known:
         return ""
     several = len(runs) > 1
@@ -83,7 +82,7 @@ def summary(run: Run, answers: Sequence[Answers], several: bool) -> str:
     changed = sum(has_changed([("", of_prompt)]) for of_prompt in answers)
     name = f"<b>{escape(run.name)}</b>: " if several else ""
     words = f"{changed} of {plural(len(answers), 'answer')} changed during training."
-    return f"<p>{name}{words} {win_rate_words(run.records['eval'])}</p>"
+    return f"<p>{name}{words} {win_rate_words(run.records['eval'], answers)}</p>"
 
 
 def has_changed(of_runs: Sequence[tuple[str, Answers]]) -> bool:
@@ -121,7 +120,9 @@ def comparison(prompt: str, of_runs: Sequence[tuple[str, Answers]]) -> str:
             for step in steps[1:-1]
         )
     unfold = (
-        f"<details><summary>between them</summary><dl>{between}</dl></details>" if between else ""
+        f"<details><summary>answers in between</summary><dl>{between}</dl></details>"
+        if between
+        else ""
     )
     heading = f'<h4><span class="muted">Prompt</span> {escape(prompt)}</h4>'
     return f'<article class="sample">{heading}<div class="two">{columns}</div>{unfold}</article>'
@@ -152,23 +153,90 @@ def marked(before: str, after: str) -> tuple[str, str]:
     return left, right
 
 
-def win_rate_words(evaluations: Sequence[Record]) -> str:
-    """The last win rate with its interval and a bar of it; "" without one."""
+class Tally(NamedTuple):
+    """How many answers to sample prompts differ from those before training."""
+
+    answers: int
+    changed: int
+
+
+class Rating(NamedTuple):
+    """A win rate over the answers before training, with its 95 % interval."""
+
+    step: int
+    prompts: int
+    rate: float
+    low: float
+    high: float
+
+
+def count_changes(answers: Sequence[Answers], step: int | None = None) -> Tally | None:
+    """Compare each prompt's first answer with that of a step, by default its last one; None where
+    no prompt has both."""
+    pairs = [
+        (of.texts[min(of.texts)], of.texts[max(of.texts) if step is None else step])
+        for of in answers
+        if len(of.texts) > 1 and (step is None or step in of.texts)
+    ]
+    return Tally(len(pairs), sum(first != last for first, last in pairs)) if pairs else None
+
+
+def last_rating(evaluations: Sequence[Record]) -> Rating | None:
+    """The last win rate of the records; None without a judge."""
     rated = [record for record in evaluations if record.values.get("win_rate") is not None]
     if not rated:
-        return ""
+        return None
     values = rated[-1].values
     rate, low, high = (bounded(values, f"win_rate{end}") for end in ("", "/low", "/high"))
-    bar = (
-        '<span class="band" role="img" aria-label="win rate with its interval">'
-        f'<i style="left:{100 * low:.1f}%;right:{100 * (1 - high):.1f}%"></i>'
-        f'<b style="left:{100 * rate:.1f}%"></b></span>'
-    )
+    return Rating(rated[-1].step, int(values.get("win_rate/n") or 0), rate, low, high)
+
+
+def rating_words(rating: Rating, answers: Sequence[Answers]) -> str:
+    """The win rate with what it counts: a judge calls equal answers a tie, and a tie is half."""
+    told = f"At step {rating.step:,} "
+    tally = count_changes(answers, rating.step)
+    if tally is not None and tally.answers == rating.prompts and tally.answers:
+        told += changed_words(tally, rating) + " "
+    else:
+        told += f"the judge compared {plural(rating.prompts, 'answer')} with those before. "
     return (
-        f"At step {rated[-1].step:,} the judge prefers the trained answer to the first one in "
-        f"{percent(rate, 1)}, 95 % interval {100 * low:.1f} to {100 * high:.1f} %, of "
-        f"{plural(int(values.get('win_rate/n') or 0), 'prompt')}. {bar}"
+        f"{told}Win rate, where a tie counts half: {percent(rating.rate, 1)} of "
+        f"{rating.prompts:,} (95 % interval {100 * rating.low:.1f} to {100 * rating.high:.1f} %; "
+        "no change is 50 %)."
     )
+
+
+def changed_words(tally: Tally, rating: Rating) -> str:
+    """Wins, ties and losses as far as the win rate and the equal answers tell them."""
+    same, changed = tally.answers - tally.changed, tally.changed
+    points = rating.rate * rating.prompts - same / 2  # of the answers that changed
+    if abs(points - changed) < 0.01:
+        return (
+            f"the judge prefers the new answer in {changed:,}, the old one in none; {same:,} tie."
+        )
+    if abs(points) < 0.01:
+        return (
+            f"the judge prefers the old answer in {changed:,}, the new one in none; {same:,} tie."
+        )
+    return (
+        f"{same:,} of {tally.answers:,} answers are the same, a tie; the {changed:,} others won "
+        f"{points:.3g} points of {changed:,} (1 for a win, a half for a tie)."
+    )
+
+
+def win_rate_words(evaluations: Sequence[Record], answers: Sequence[Answers]) -> str:
+    """The last win rate with its interval and a bar of it; "" without one."""
+    rating = last_rating(evaluations)
+    if rating is None:
+        return ""
+    low, high = 100 * rating.low, 100 * (1 - rating.high)
+    label = f"Win rate {percent(rating.rate, 1)} with its interval, on a scale of 0 to 100 %"
+    bar = (
+        f'<span class="band" role="img" title="{label}" aria-label="{label}">'
+        f'<i style="left:{low:.1f}%;right:{high:.1f}%"></i>'
+        f'<b style="left:{100 * rating.rate:.1f}%"></b></span>'
+    )
+    return f"{rating_words(rating, answers)} {bar}"
 
 
 def bounded(values: Mapping[str, float | None], name: str) -> float:

@@ -20,12 +20,14 @@ from zephyr.analysis.flips import flip_suspicion
 from zephyr.analysis.pairs import PairText
 from zephyr.analysis.runs import Record, Records, Run
 from zephyr.analysis.visits import Visits
+from zephyr.report.samples import Answers, count_changes, last_rating, rating_words
 from zephyr.report.text import percent, plural, signed, wilson
 
 Graded = Literal["good", "watch", "bad"]
 Status = Graded | Literal["none"]
 CLEARLY = 3.0  # standard errors of a difference that is no accident
 
+FEW_CHANGED = 0.1  # of the sample answers
 WEAK_ACCURACY = 0.6  # the lower end of the interval has to be above it
 GAP_WATCH, GAP_BAD = 0.05, 0.15  # train accuracy above held-out accuracy
 REGRESS_WATCH, REGRESS_BAD = 0.1, 0.5  # of the fall of the held-out loss that was lost again
@@ -34,6 +36,10 @@ R_WATCH, R_BAD = 0.5, 0.7  # correlation of margin and length difference
 LONGER_WATCH, LONGER_BAD = 0.8, 0.9  # share of labels that length alone predicts
 FLIPS_WATCH, FLIPS_BAD = 0.02, 0.08  # share of labels that look flipped
 MOVED_WATCH, MOVED_BAD = 0.1, 0.2  # of the weights' norm, by all updates of a DPO run together
+LENGTH_RULE = (
+    f"To watch: |r| from {R_WATCH}, {LONGER_WATCH:.0%} of the labels, or clearly fewer pairs right "
+    f"where it is rejected; bad: {R_BAD}, {LONGER_BAD:.0%}, or fewer than half of them."
+).replace("%", " %")
 STRETCHES = 20  # of a run, over which train losses are averaged
 SPIKE = 10.0  # gradient norm over the median of those before it
 
@@ -71,13 +77,19 @@ class Finding(NamedTuple):
     number: str  # the number that says most; "" without one
     text: str  # sentences with the numbers behind it
     figure: str  # id of the figure that shows it; "" without one
+    todo: str = ""  # what to do next, a clause; "" where nothing is to be done
 
 
-def verdict(run: Run, visits: Visits, texts: Mapping[str, PairText]) -> list[Finding]:
-    """What a run's files say of it. Args: texts: of its pairs, by id; may be empty."""
+def verdict(
+    run: Run, visits: Visits, texts: Mapping[str, PairText], answers: Sequence[Answers] = ()
+) -> list[Finding]:
+    """What a run's files say of it.
+
+    Args: texts: of its pairs, by id; may be empty. answers: to its sample prompts; may be empty.
+    """
     if not run.records["train"]:
         return [Finding("learned", "Did it learn?", "none", "No record yet", "", "", "")]
-    better = answers_better(run)
+    better = answers_changed(run, answers)
     if not run.is_dpo:
         return [*better, learned_text(run), overfit_text(run), rate(run), raised(run)]
     return [
@@ -92,27 +104,44 @@ def verdict(run: Run, visits: Visits, texts: Mapping[str, PairText]) -> list[Fin
     ]
 
 
-# ---- are the answers better ----
+# ---- did the answers change ----
 
 
-def answers_better(run: Run) -> list[Finding]:
-    """The last win rate of sample answers over those at the start; none without a judge."""
-    rated = [r for r in run.records["eval"] if r.values.get("win_rate") is not None]
-    if not rated:
+def answers_changed(run: Run, answers: Sequence[Answers]) -> list[Finding]:
+    """How many sample answers changed, and the last win rate over those at the start; [] without
+    either."""
+    rating, tally = last_rating(run.records["eval"]), count_changes(answers)
+    if tally is None and rating is None:
         return []
-    values = rated[-1].values
-    rate, low, high = (values.get(f"win_rate{end}") for end in ("", "/low", "/high"))
-    if rate is None or low is None or high is None:
-        return []
-    status: Graded = "good" if low > 0.5 else "bad" if high < 0.5 else "watch"
-    answer = {"good": "Yes", "watch": "Not shown", "bad": "No: worse"}[status]
-    text = (
-        f"The judge prefers the answer at step {rated[-1].step:,} to the one before training in "
-        f"{percent(rate, 1)} of {values.get('win_rate/n') or 0:,.0f} prompts (95 % interval "
-        f"{interval(low, high)}; 50 % would be no change). The answers stand below."
-    )
-    question, figure = "Are the answers better than before?", "win-rate"
-    return [Finding("answers", question, status, answer, percent(rate, 1), text, figure)]
+    words, found = [], list[Graded]()
+    answer, number = "", ""
+    if tally is not None:
+        same = tally.answers - tally.changed
+        few = tally.changed < FEW_CHANGED * tally.answers
+        found.append("watch" if few else "good")
+        answer = "Hardly" if few else "Yes"
+        number = f"{tally.changed:,} of {tally.answers:,} changed"
+        words.append(
+            f"{tally.changed:,} of {plural(tally.answers, 'sample answer')} changed, and {same:,} "
+            f"{'is' if same == 1 else 'are'} word for word the same."
+        )
+    question, figure = "Did the answers change?", "samples"
+    if rating is not None:
+        question, figure = "Are the answers better than before?", "win-rate"
+        found.append("good" if rating.low > 0.5 else "bad" if rating.high < 0.5 else "watch")
+        answer = {"good": "Yes", "watch": "Not shown", "bad": "No: worse"}[found[-1]]
+        if tally is not None and 0 < tally.changed <= tally.answers // 2:
+            answer += f", in the {tally.changed:,} that changed" if found[-1] == "good" else ""
+        number = number or percent(rating.rate, 1)
+        words.append(rating_words(rating, answers))
+    status = max(found, key=("good", "watch", "bad").index)
+    todo = {
+        "good": "",
+        "watch": "train longer or raise optim.lr_peak if more answers should change, and add "
+        "sample prompts",
+        "bad": "read the answers that changed, and the pairs that teach them",
+    }[status]
+    return [Finding("answers", question, status, answer, number, " ".join(words), figure, todo)]
 
 
 # ---- did it learn ----
@@ -128,17 +157,25 @@ def learned(run: Run, visits: Visits) -> Finding:
     low, high = wilson(accuracy, n)
     loss = last.get("loss")
     words = (
-        f"Held-out accuracy {percent(accuracy, 1)} of {n:,.0f} pairs (95 % interval "
-        f"{interval(low, high)}); before training no side is preferred: 50 %. "
+        f"The model prefers the chosen response in {percent(accuracy, 1)} of {n:,.0f} held-out "
+        f"pairs (95 % interval {interval(low, high)}; chance is 50 %). "
         f"{margin_words(last.get('rewards/margins'), visits, n)}"
     )
     if loss is not None and start is not None:
         words += f" Loss {loss:.3f}, from {start:.3f}."
     status, answer = rank_accuracy(low, high)
+    todo = "" if status == "good" else "train longer or raise optim.lr_peak, and check the labels"
+    gap = accuracy_gap(visits, accuracy, n)
+    if status == "good" and gap is not None and gap.grade == "bad":
+        status, answer = "watch", "Partly"
+        words += f" It does so in {percent(gap.train, 1)} of the pairs it was trained on."
+        todo = "look for what the training pairs have and the held-out ones lack, as length"
     if loss is not None and start is not None and loss > start:
         status, answer = "bad", "No: worse than before"
         words += " A loss above its start means that the run harmed the model."
-    return Finding("learned", question, status, answer, percent(accuracy, 1), words, "accuracy")
+        todo = "lower optim.lr_peak"
+    number = percent(accuracy, 1)
+    return Finding("learned", question, status, answer, number, words, "accuracy", todo)
 
 
 def rank_accuracy(low: float, high: float) -> tuple[Graded, str]:
@@ -167,7 +204,8 @@ def learned_unseen(run: Run, visits: Visits) -> Finding:
         f"{interval(low, high)}."
     )
     status = "watch" if status == "good" else status
-    return Finding("learned", question, status, answer, percent(share, 1), text, "margin-epoch")
+    number, todo = percent(share, 1), "name held-out pairs in data.eval"
+    return Finding("learned", question, status, answer, number, text, "margin-epoch", todo)
 
 
 def margin_words(margin: float | None, visits: Visits, n: float) -> str:
@@ -199,7 +237,10 @@ def learned_text(run: Run) -> Finding:
     down = loss < start
     status: Status = ("good" if whose == "held-out" else "watch") if down else "bad"
     answer = "Yes" if down else "No: the loss did not fall"
-    return Finding("learned", question, status, answer, f"{loss:.3f}", text, "loss")
+    todo = {"good": "", "watch": "name held-out texts in data.eval"}.get(
+        status, "look at optim.lr_peak and the data"
+    )
+    return Finding("learned", question, status, answer, f"{loss:.3f}", text, "loss", todo)
 
 
 def perplexity(loss: float) -> str:
@@ -216,25 +257,54 @@ def overfit(run: Run, visits: Visits) -> Finding:
         missing = last is None or "rewards/accuracies" not in last
         text = not_evaluated(run, "pairs") if missing else "There is no ledger of pairs yet."
         return Finding("overfit", question, "none", "Can't be told", "", text, "")
-    train = float((visits.margin_V[visits.last_P] > 0).mean())
-    held, n = last["rewards/accuracies"], last.get("pairs", 1.0)
-    gap, error = train - held, difference_error(train, len(visits.ids), held, n)
+    gap = accuracy_gap(visits, last["rewards/accuracies"], last.get("pairs", 1.0))
+    assert gap is not None
     text = (
-        f"Train accuracy {percent(train, 1)} (each pair at its last visit), held-out "
-        f"{percent(held, 1)}: a gap of {signed(100 * gap, 1)} points, give or take "
-        f"{100 * 1.96 * error:.1f}."
+        f"Accuracy on the pairs it was trained on {percent(gap.train, 1)} (at the last visit of "
+        f"each), on held-out ones {percent(gap.held, 1)}: a difference of "
+        f"{signed(100 * gap.gap, 1)} ± {100 * 1.96 * gap.error:.1f} points."
     )
-    status: Graded = "good"
-    if gap > GAP_WATCH and gap > 2 * error:
-        status = "bad" if gap > GAP_BAD and gap > CLEARLY * error else "watch"
-        text += " The model learnt these pairs by heart, or the held-out ones are of another kind."
+    answers = {"good": "No", "watch": "It begins to", "bad": "Yes"}
     later, words = loss_since_best(run.records)
-    status = worst(status, later)
+    if gap.grade != "good":
+        text += " What it learnt from these pairs does not all hold for new ones."
+        if later == "good":
+            answers = {"watch": "A gap, no decline", "bad": "A large gap, no decline"}
+            words = "The held-out loss did not rise again: stopping earlier would not help."
+    status = worst(gap.grade, later)
     if any(record.values.get("alarms/overfit") for record in run.records["eval"]):
         status, words = "bad", f"{words} The alarm of overfitting was raised."
-    answer = {"good": "No", "watch": "It begins to", "bad": "Yes"}[status]
-    number = f"{signed(100 * gap, 1)} points"
-    return Finding("overfit", question, status, answer, number, f"{text} {words}".strip(), "loss")
+        answers = {"bad": "Yes"}
+    todo = ""
+    if status != "good":
+        stop = "stop at the lowest held-out loss, or lower optim.epochs"
+        look = "compare held-out with training pairs (length, source), or add pairs"
+        todo = look if later == "good" and "alarm" not in words else stop
+    number = f"{signed(100 * gap.gap, 1)} points"
+    text = f"{text} {words}".strip()
+    return Finding("overfit", question, status, answers[status], number, text, "accuracy", todo)
+
+
+class Gap(NamedTuple):
+    """Train accuracy at the last visits against held-out accuracy."""
+
+    train: float
+    held: float
+    gap: float
+    error: float  # standard error
+    grade: Graded
+
+
+def accuracy_gap(visits: Visits, held: float, n: float) -> Gap | None:
+    """The gap, and whether it is large and no accident; None without a ledger."""
+    if not visits.ids:
+        return None
+    train = float((visits.margin_V[visits.last_P] > 0).mean())
+    gap, error = train - held, difference_error(train, len(visits.ids), held, n)
+    grade: Graded = "good"
+    if gap > GAP_WATCH and gap > 2 * error:
+        grade = "bad" if gap > GAP_BAD and gap > CLEARLY * error else "watch"
+    return Gap(train, held, gap, error, grade)
 
 
 def overfit_text(run: Run) -> Finding:
@@ -251,7 +321,9 @@ def overfit_text(run: Run) -> Finding:
         text += f", train loss {train:.3f} in the last record"
         number = signed(last["loss"] - train, 3)
     answer = {"good": "No", "watch": "It begins to", "bad": "Yes"}[status]
-    return Finding("overfit", question, status, answer, number, f"{text}. {words}".strip(), "loss")
+    todo = "" if status == "good" else "stop at the lowest held-out loss, or lower optim.epochs"
+    text = f"{text}. {words}".strip()
+    return Finding("overfit", question, status, answer, number, text, "loss", todo)
 
 
 def loss_since_best(records: Records) -> tuple[Graded, str]:
@@ -291,11 +363,10 @@ def chosen_moved(run: Run, visits: Visits) -> Finding:
     status: Status = "good"
     if share < -FALL_WATCH:
         status = "bad" if share < -FALL_BAD else "watch"
-    direction = "lost" if chosen < 0 else "gained"
     text = (
-        f"{whose.capitalize()} chosen responses {direction} {abs(chosen):.2f} nats of "
-        f"{signed(start, 1)} at the start ({signed(100 * share, 0)} %); rejected ones "
-        f"{'lost' if rejected < 0 else 'gained'} {abs(rejected):.2f}."
+        f"The mean log-prob of the {whose} chosen responses {'fell' if chosen < 0 else 'rose'} by "
+        f"{abs(chosen):.2f} nats, from {signed(start)} to {signed(logp)}; that of the rejected "
+        f"ones {'fell' if rejected < 0 else 'rose'} by {abs(rejected):.2f}."
     )
     if status != "good":
         grows = (
@@ -307,8 +378,9 @@ def chosen_moved(run: Run, visits: Visits) -> Finding:
             "at −18 %."
         )
     answer = {"good": "No", "watch": "Yes, a little", "bad": "Yes"}[status]
-    number = f"{signed(100 * share, 0)} %"
-    return Finding("chosen", question, status, answer, number, text, "displacement")
+    number = f"{signed(chosen)} nats" if status == "good" else f"{signed(100 * share, 0)} %"
+    todo = "" if status == "good" else "lower optim.lr_peak or optim.epochs, or raise beta"
+    return Finding("chosen", question, status, answer, number, text, "displacement", todo)
 
 
 # ---- does length explain the margins ----
@@ -328,27 +400,33 @@ def length(visits: Visits) -> Finding:
     predicted = max(share, 1 - share)
     r = correlation(difference_P, margin_P)
     by_side = [side_accuracy(margin_P, of_P) for of_P in (longer_P, shorter_P)]
-    status = worst(level(abs(r), R_WATCH, R_BAD), level(predicted, LONGER_WATCH, LONGER_BAD))
+    by_r = level(abs(r), R_WATCH, R_BAD)
+    by_labels = level(predicted, LONGER_WATCH, LONGER_BAD)
+    against_labels: Graded = "good"
     # The model would follow length and not the label where both disagree.
     (right, n), (against, m) = by_side if share >= 0.5 else by_side[::-1]
     if m >= 20 and right - against > 0.1:
         error = difference_error(right, n, against, m)
         if right - against > CLEARLY * error:
-            status = worst(status, "bad" if against < 0.5 else "watch")
+            against_labels = "bad" if against < 0.5 else "watch"
+    status = worst(worst(by_r, by_labels), against_labels)
     preferred = "longer" if share >= 0.5 else "shorter"
-    where_rejected = (
-        f"{percent(against, 1)} ({plural(m, 'pair')})" if m else "unknown: there is no such pair"
-    )
+    where_rejected = f"{percent(against, 1)} of {plural(m, 'pair')}" if m else "none: no such pair"
     text = (
-        f"Correlation of margin and length difference r = {signed(r)} "
-        f"({percent(r * r)} of the variance). The {preferred} response is the chosen one in "
-        f"{percent(predicted)} of {unequal:,} pairs of unequal length. Accuracy where it is "
-        f"chosen {percent(right, 1)}, where it is rejected {where_rejected}."
+        f"The {preferred} response is the chosen one in {percent(predicted)} of {unequal:,} pairs "
+        f"of unequal length. The model ranks {percent(right, 1)} of the pairs right whose "
+        f"{preferred} response is chosen, and where it is rejected {where_rejected}. Margin and "
+        f"length difference: r = {signed(r)}, which explains {percent(r * r)} of the variance. "
+        f"{LENGTH_RULE}"
     )
-    if status != "good":
-        text += " The model can win by length alone: balance the lengths of the pairs."
-    answer = {"good": "Little", "watch": "In part", "bad": "Yes"}[status]
-    return Finding("length", question, status, answer, f"r = {signed(r)}", text, "length")
+    # The same words for the same r; what else tells is added.
+    answer = {"good": "Little", "watch": "In part", "bad": "Mostly"}[by_r]
+    if by_labels != "good":
+        answer += f", but the labels prefer the {preferred} one"
+    elif against_labels != "good":
+        answer += ", but it wins against labels"
+    todo = "" if status == "good" else "balance the lengths of chosen and rejected responses"
+    return Finding("length", question, status, answer, f"r = {signed(r)}", text, "length", todo)
 
 
 def side_accuracy(margin_P: np.ndarray, of_P: np.ndarray) -> tuple[float, int]:
@@ -380,7 +458,8 @@ def flips(run: Run, visits: Visits, texts: Mapping[str, PairText]) -> Finding:
     status = level(count / pairs, FLIPS_WATCH, FLIPS_BAD)
     text = (
         f"{plural(count, 'pair')} of {pairs:,} ({percent(count / pairs, 1)}) "
-        f"{'is' if count == 1 else 'are'} more likely flipped than not, by their margins."
+        f"{'looks' if count == 1 else 'look'} as if chosen and rejected were swapped: flip "
+        "suspicion over 0.5, from their margins over the visits."
     )
     last = last_of(run, "eval") or {}
     held, n = last.get("rewards/accuracies"), last.get("pairs", 0.0)
@@ -395,7 +474,10 @@ def flips(run: Run, visits: Visits, texts: Mapping[str, PairText]) -> Finding:
             )
     text += most_suspected(suspected_P, visits, texts)
     answer = {"good": "Few or none", "watch": "Some", "bad": "Many"}[status]
-    return Finding("flips", question, status, answer, percent(count / pairs, 1), text, "pairs")
+    number, shown = percent(count / pairs, 1), "pairs" if count else ""
+    todo = "" if status == "good" else "read the pairs with the highest flip suspicion, and drop "
+    todo += "or judge again those that are wrong" if todo else ""
+    return Finding("flips", question, status, answer, number, text, shown, todo)
 
 
 def most_suspected(suspected_P: np.ndarray, visits: Visits, texts: Mapping[str, PairText]) -> str:
@@ -424,8 +506,8 @@ def rate(run: Run) -> Finding:
     spike = largest_spike(train)
     # Pretraining and SFT may move the weights far.
     status = level(moved, MOVED_WATCH, MOVED_BAD) if run.is_dpo else "good"
-    text = (
-        f"All updates together could move the weights by at most {percent(moved, 1)} of their norm."
+    text = f"The norms of all updates add up to {percent(moved, 1)} of the norm of the weights" + (
+        f" (to watch from {percent(MOVED_WATCH)} on)." if run.is_dpo else "."
     )
     if worse:
         status = worst(status, "bad" if len(worse) > 1 else "watch")
@@ -441,7 +523,9 @@ def rate(run: Run) -> Finding:
         status, answer = "bad", "Too low"
         text += " The alarm of frozen weights was raised: nothing is learned."
     number = f"{percent(moved, 1)} moved"
-    return Finding("rate", question, status, answer, number, text, "update-ratio")
+    todo = f"{'raise' if answer == 'Too low' else 'lower'} optim.lr_peak"
+    todo = "" if status == "good" else todo
+    return Finding("rate", question, status, answer, number, text, "update-ratio", todo)
 
 
 def losses_above(train: Sequence[Record], limit: float) -> list[int]:
