@@ -18,7 +18,6 @@ from zephyr.analysis.runs import Run
 from zephyr.analysis.similarity import text_similarities
 from zephyr.analysis.visits import LOG_PROBS, Floats, Ints, Visits
 from zephyr.config import BadInput
-from zephyr.training.files import atomic_writer
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -163,22 +162,3 @@ def require_table_name(out: Path) -> None:
         )
     if out.is_dir():
         raise BadInput(f"--out: {out} is a folder, expected a file")
-
-
-def write_table(table: "pa.Table", out: Path) -> None:
-    """Write the table as Parquet or CSV, by the suffix of the name; the file is there whole or as
-    it was before. In CSV a null is empty and a text is quoted.
-
-    Raises: BadInput: the name has no such suffix, or the disk refuses.
-    """
-    import pyarrow.csv
-    import pyarrow.parquet
-
-    require_table_name(out)
-    write = pyarrow.csv.write_csv if out.suffix == ".csv" else pyarrow.parquet.write_table
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_writer(out) as file:
-            write(table, file)
-    except OSError as error:
-        raise BadInput(f"--out: {out} can't be written: {error.strerror or error}") from None

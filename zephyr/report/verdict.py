@@ -185,11 +185,10 @@ def margin_words(margin: float | None, visits: Visits, n: float) -> str:
 def learned_text(run: Run) -> Finding:
     """SFT: the loss of held-out targets, or of train ones."""
     question, last = "Did it learn?", last_of(run, "eval")
-    if last and "loss" in last:
-        loss, whose, start = last["loss"], "held-out", held_out_start(run.records)
-    else:
-        loss, whose = (last_of(run, "train") or {}).get("loss"), "train"
-        start = initial_loss(run.records)
+    whose = "held-out" if last and "loss" in last else "train"
+    of = (last if whose == "held-out" else last_of(run, "train")) or {}
+    start = held_out_start(run.records) if whose == "held-out" else initial_loss(run.records)
+    loss = of.get("loss")
     if loss is None or start is None:
         return Finding("learned", question, "none", "Can't be told", "", "No loss yet.", "loss")
     text = (
