@@ -118,7 +118,7 @@ def text_columns(
     found = [texts.get(id) for id in visits.ids]
     columns = {
         name: pa.array(
-            [None if text is None else getattr(text, name) for text in found],
+            [None if text is None else storable(getattr(text, name)) for text in found],
             pa.float64() if name in numbers else pa.string(),
         )
         for name in PairText._fields
@@ -129,6 +129,11 @@ def text_columns(
             [None if text is None else next(values) for text in found], pa.float64()
         )
     return columns
+
+
+def storable(value: str | float | None) -> str | float | None:
+    """The value; a lone surrogate, which JSON may hold and UTF-8 can't, as its escape."""
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 def visit_values(run: Run, visits: Visits) -> dict[str, Floats | Ints]:

@@ -174,10 +174,11 @@ def margin_words(margin: float | None, visits: Visits, n: float) -> str:
     """The held-out margin, with an interval from the spread of the trained pairs' margins."""
     if margin is None:
         return ""
-    last_P = visits.margin_V[visits.last_P] if visits.ids else np.zeros(0)
+    last_P = visits.margin_V[visits.last_P]
+    last_P = last_P[np.isfinite(last_P)]
     if len(last_P) < 2 or not n:
         return f"Mean margin {signed(margin, 3)}, from 0."
-    half = 1.96 * float(np.nanstd(last_P)) / math.sqrt(n)
+    half = 1.96 * float(last_P.std()) / math.sqrt(n)
     between = f"{signed(margin - half, 3)} to {signed(margin + half, 3)}"
     return f"Mean margin {signed(margin, 3)}, from 0 (95 % interval {between})."
 
