@@ -77,7 +77,7 @@ def test_no_secret_is_ever_written(tiny: Path, launch: Launch, tmp_path: Path) -
     )
     assert (
         (tmp_path / "run" / "model").exists()
-        and list(tmp_path.glob("run/wandb/offline-run-*"))
+        and list(tmp_path.glob("run/wandb/offline-run-*/files/media/table/pairs/worst*"))
         and list(tmp_path.glob("cache/*"))
     )
     assert leaks(tmp_path) == [] and not any(

@@ -90,7 +90,8 @@ def of_states(path: Path) -> dict[str, Figures]:
         suspicion_P = fold_suspicion([flipped_PD], 5)
         found.append(measure(suspicion_P, is_flipped_P, True))
     name = f"`fold_suspicion`, {len(difference_PD)} pairs"
-    return {name: Figures(*np.nanmean(np.array(found), axis=0))}
+    means = [np.nanmean(of) if np.isfinite(of).any() else np.nan for of in np.array(found).T]
+    return {name: Figures(*means)}
 
 
 def read_lines(path: Path) -> Iterable[dict[str, object]]:

@@ -18,6 +18,15 @@ def test_clean_labels_are_not_suspected() -> None:
         assert suspected.sum() <= 20
 
 
+def test_a_few_pairs_raise_no_suspicion() -> None:
+    """150 clean pairs, two thirds of them learned, margins with long tails: by maximum likelihood
+    alone some of the seeds show dozens of flips. Fails where the prior is lost."""
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        evidence_P = rng.normal(0.3, 0.5, 150) * rng.exponential(1.0, 150)
+        assert (flip_probability(evidence_P) > 0.5).sum() <= 5
+
+
 def test_planted_flips_are_found() -> None:
     """5 % of the margins of a policy that has learned well are turned. Fails where they are not
     suspected, or others are."""

@@ -15,7 +15,6 @@ MUTANTS: list[Mutant] = [
             PAIRS + "test_a_page_keeps_as_many_pairs_and_visits_as_it_has_room_for",
             PAIRS + "test_runs_share_the_room_of_a_page",
         ),
-        ("np.where(np.isfinite(values), rounded, words)", "rounded"),
         ("words + unit // np.uint32(2)", "words"),
         ("reshape(-1, 4).T", "reshape(4, -1)"),
         ("before_V[first_P] = 0.0", "before_V[last_P] = 0.0"),

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import of_analysis
 import of_chat
 import of_config
 import of_costs
@@ -30,6 +31,7 @@ ROOMS = (
     of_config,
     of_losses,
     of_reference,
+    of_analysis,
     of_chat,
     of_packing,
     of_model,

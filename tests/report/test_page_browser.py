@@ -251,4 +251,4 @@ def test_dark_and_narrow(page: Page) -> None:
     lefts = page.run(
         "return [...document.querySelectorAll('figure')].map((f) => f.getBoundingClientRect().left)"
     )
-    assert len(lefts) > 10 and len(set(lefts)) == 1
+    assert len(lefts) > 5 and len(set(lefts)) == 1

@@ -165,6 +165,9 @@ def test_a_page_keeps_as_many_pairs_and_visits_as_it_has_room_for(
     stored = json.loads(payload(pairs_section([run]), "pairs-0"))
     counts, margin_V = numbers(stored["numbers"]["visits"]), numbers(stored["numbers"]["margin"])
     assert len(stored["ids"]) == 50 and counts.sum() == len(margin_V) < 150 and stored["notes"]
+    suspicion = dict(zip(run.visits.ids, pairs_data.flip_suspicion(run.visits)))
+    kept = numbers(stored["numbers"]["suspicion"])
+    np.testing.assert_allclose(kept, [suspicion[id] for id in stored["ids"]], rtol=2**-7)
     of_pair = dict(zip(run.visits.ids, run.visits.margin_V.reshape(-1, 3)))
     for id, own in zip(stored["ids"], np.split(margin_V, np.cumsum(counts)[:-1])):
         whole = of_pair[id]

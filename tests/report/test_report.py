@@ -139,7 +139,12 @@ def test_every_point_is_a_value_of_the_file(run: Path, written: str) -> None:
         for side, (name, scale) in sides.items()
         if record.get(name) is not None
     }
-    shown = told(written)
+    # Where all margins are 0, as at step 0, no response is preferred: there is no accuracy.
+    ties = {key for key, value in wanted.items() if key[0] == "margin" and value == 0}
+    assert ties
+    for _, name, step_of in ties:
+        assert wanted.pop(("accuracy", name, step_of)) == 0
+    shown = {key: value for key, value in told(written).items() if value is not None}
     assert len(wanted) > 6 * 11 and shown.keys() == wanted.keys()
     assert shown == pytest.approx(wanted, rel=1e-5)
 
@@ -377,6 +382,7 @@ def test_a_run_that_is_not_finished(tmp_path: Path) -> None:
     assert "1 update made" in page and "non_finite (train 1)" in page
 
 
+@pytest.mark.long
 def test_a_large_run_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """60,000 pairs, three visits each, with texts of some hundred characters: under 5 MB, and the
     page says that points were sampled. Fails where every pair is drawn, or every text kept."""

@@ -125,6 +125,18 @@ def test_did_it_learn(loss: float, accuracy: float, status: str, answer: str) ->
     assert (finding.status, finding.answer) == (status, answer)
 
 
+@pytest.mark.parametrize(
+    "low,high,status", [(0.55, 0.75, "good"), (0.45, 0.75, "watch"), (0.2, 0.4, "bad")]
+)
+def test_answers_are_better(low: float, high: float, status: str) -> None:
+    """The last win rate's interval decides; without a judge there is no such finding."""
+    rate = {"win_rate": 0.65, "win_rate/low": low, "win_rate/high": high, "win_rate/n": 20}
+    first = {**rate, "win_rate/low": 0.6, "win_rate/high": 0.7}
+    findings = found(a_run(held_out=[of_eval(20, 0.6, **first), of_eval(40, 0.5, **rate)]))
+    assert findings["answers"].status == status and "65.0 % of 20" in findings["answers"].text
+    assert "answers" not in found(a_run())
+
+
 def test_without_held_out_pairs_the_first_visits_tell() -> None:
     """A pair was not trained on before its first visit. Fails where later visits are counted, and
     where a run without pairs raises."""

@@ -15,10 +15,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from zephyr import chat
+from zephyr import chat, progress
 from zephyr.analysis.pairs import pair_rows, source_root
 from zephyr.analysis.runs import Run
 from zephyr.analysis.visits import TOKENS, Floats, Visits
@@ -144,8 +143,7 @@ def pass_through(policy: Policy, pairs: Sequence[EncodedPair]) -> HiddenStates:
     ches_P, normalized_P = np.empty(len(pairs)), np.empty(len(pairs))
     difference_PD: Floats | None = None
     plan = plan_pass(lengths, ranks=1, budget_tokens=budget)
-    bar = tqdm(total=len(pairs), desc="hidden states", unit=" pairs", dynamic_ncols=True)
-    with bar, kept_hidden(policy) as kept:
+    with progress.Bar("hidden states", len(pairs), "pairs") as bar, kept_hidden(policy) as kept:
         for indices in plan.steps[0].ranks[0]:
             batch = collate_pairs(pairs, indices).to(device)
             policy(batch)

@@ -1,10 +1,11 @@
 """The command about what each pair of a run did."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 from typer import Argument, Option
+
+from zephyr import progress
 
 
 def pairs(
@@ -84,4 +85,7 @@ def pairs(
     else:
         said = export_table(run, out, rows, wanted)
     for line in said:
-        print(line, file=sys.stderr if line.startswith("warning:") else sys.stdout)
+        if line.startswith("warning:"):
+            progress.warn(line.removeprefix("warning: "))
+        else:
+            progress.print_result(line)

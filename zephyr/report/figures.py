@@ -62,6 +62,15 @@ def metric(name: str, scale: float = 1.0) -> Values:
     return value
 
 
+def accuracy(run: Run, record: Record) -> float | None:
+    """Reward accuracy in percent; None where no response is preferred, as at step 0: the record's 0
+    counts ties."""
+    found = record.values.get("rewards/accuracies")
+    if found is None or (not found and record.values.get("rewards/margins") == 0):
+        return None
+    return 100 * found
+
+
 def moved(side: str) -> Values:
     """Change of the log-prob of a side since the start, in nats: reward / beta."""
 
@@ -243,7 +252,7 @@ def win_rate_panel(runs: Sequence[Run]) -> Panel | None:
     figure.update_yaxes(title={"text": "%"}, range=[0, 100])
     figure.add_hline(y=50, line={"color": GREY, "width": 1, "dash": "dot"})
     note = "Share of prompts whose answer the judge prefers to the one before training."
-    return Panel("win-rate", "Win rate over the start", note, figure)
+    return Panel("win-rate", "Win rate over the start", note, figure, wide=True)
 
 
 def learning_panels(runs: Sequence[Run]) -> list[Panel]:
@@ -262,8 +271,9 @@ def learning_panels(runs: Sequence[Run]) -> list[Panel]:
             "accuracy",
             "Reward accuracy",
             "Share of pairs whose chosen response has the higher reward. As the paper's Figure 3: "
-            "train goes to 100 % after an epoch; held-out is what counts.",
-            [Line("", None, metric("rewards/accuracies", 100))],
+            "train goes to 100 % after an epoch; held-out is what counts. It starts where margins "
+            "do.",
+            [Line("", None, accuracy)],
             unit="%",
         ),
         panel(

@@ -272,7 +272,7 @@ def cards(findings: Sequence[Finding]) -> str:
 
 def card(finding: Finding) -> str:
     status = STATUS_WORDS[finding.status]
-    wide = " wide-card" if finding.name == "alarms" else ""
+    wide = " wide-card" if finding.name in ("alarms", "answers") else ""
     link = ""
     if finding.figure == "pairs":
         link = '<a href="#pairs" class="shows" data-view="wrong">See the pairs</a>'

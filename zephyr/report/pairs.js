@@ -528,9 +528,11 @@
     for (const view of views)
       document.querySelector(`#view-${view.key} span`).textContent = matching(run, { ...view, source: "", query: "" }).length.toLocaleString("en");
     const stored = run.texts.size;
-    byId("stored").textContent = stored === run.ids.length
-      ? ""
-      : `Texts of ${stored.toLocaleString("en")} pairs are stored here; zephyr pairs ${run.folder} writes all.`;
+    const more = stored < run.readable ? `; zephyr pairs ${run.folder} writes all` : "";
+    const gone = run.readable < run.ids.length ? "; rows of the others can't be read again" : "";
+    byId("stored").textContent = more || gone
+      ? `Texts of ${stored.toLocaleString("en")} pairs are stored here${more || gone}.`
+      : "";
     byId("notes").replaceChildren(...run.notes.map((note) => element("li", { textContent: visible(note) })));
     showView(firstView(run));
   }

@@ -140,6 +140,7 @@ def run_numbers(of: PairsOf, kept: Kept) -> Json:
         "folder": shlex.quote(str(of.run.folder)),
         "files": train_files(of.run),
         "notes": kept.notes,
+        "readable": sum(pair in of.texts for pair in kept.visits.ids),
         "ids": short_ids(kept.visits.ids),
         **pair_columns(kept.visits, kept.suspicion_P, of.texts),
     }
@@ -269,11 +270,12 @@ def packed_rewards(values: Floats) -> Json:
 
 
 def packed_floats(values: Floats, bits: int = 10) -> Json:
-    """Float32 with some bits after the leading one: 10 give a relative error of 2^-11."""
+    """Float32 with some bits after the leading one: 10 give a relative error of 2^-11. Infinity
+    and not-a-number keep what they are: their fractions are 0 and one high bit."""
     words = values.astype("<f4").view("<u4")
     unit = np.uint32(1 << (23 - bits))
     rounded = (words + unit // np.uint32(2)) & ~(unit - np.uint32(1))
-    return {"float": byte_planes(np.where(np.isfinite(values), rounded, words))}
+    return {"float": byte_planes(rounded)}
 
 
 def packed_ints(values: Ints) -> Json:

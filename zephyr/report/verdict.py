@@ -76,9 +76,11 @@ def verdict(run: Run, visits: Visits, texts: Mapping[str, PairText]) -> list[Fin
     """What a run's files say of it. Args: texts: of its pairs, by id; may be empty."""
     if not run.records["train"]:
         return [Finding("learned", "Did it learn?", "none", "No record yet", "", "", "")]
+    better = answers_better(run)
     if not run.is_dpo:
-        return [learned_text(run), overfit_text(run), rate(run), raised(run)]
+        return [*better, learned_text(run), overfit_text(run), rate(run), raised(run)]
     return [
+        *better,
         learned(run, visits),
         overfit(run, visits),
         chosen_moved(run, visits),
@@ -87,6 +89,29 @@ def verdict(run: Run, visits: Visits, texts: Mapping[str, PairText]) -> list[Fin
         rate(run),
         raised(run),
     ]
+
+
+# ---- are the answers better ----
+
+
+def answers_better(run: Run) -> list[Finding]:
+    """The last win rate of sample answers over those at the start; none without a judge."""
+    rated = [r for r in run.records["eval"] if r.values.get("win_rate") is not None]
+    if not rated:
+        return []
+    values = rated[-1].values
+    rate, low, high = (values.get(f"win_rate{end}") for end in ("", "/low", "/high"))
+    if rate is None or low is None or high is None:
+        return []
+    status: Graded = "good" if low > 0.5 else "bad" if high < 0.5 else "watch"
+    answer = {"good": "Yes", "watch": "Not shown", "bad": "No: worse"}[status]
+    text = (
+        f"The judge prefers the answer at step {rated[-1].step:,} to the one before training in "
+        f"{percent(rate, 1)} of {values.get('win_rate/n') or 0:,.0f} prompts (95 % interval "
+        f"{interval(low, high)}; 50 % would be no change). The answers stand below."
+    )
+    question, figure = "Are the answers better than before?", "win-rate"
+    return [Finding("answers", question, status, answer, percent(rate, 1), text, figure)]
 
 
 # ---- did it learn ----
