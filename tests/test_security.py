@@ -72,7 +72,6 @@ def test_no_secret_is_ever_written(tiny: Path, launch: Launch, tmp_path: Path) -
         config,
         ZEPHYR_CACHE=str(tmp_path / "cache"),
         HOME=str(tmp_path / "home"),
-        torchrun=True,
         **SECRETS,
     )
     assert (
