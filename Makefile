@@ -8,7 +8,7 @@ SHELL := /bin/bash
 
 help:
 	@echo "make quickstart   the whole recipe on the embedded world (SEED=0): base, dSFT, feedback, dDPO, evaluation"
-	@echo "make findings     the paper's ablations on the embedded world, three seeds, in some 40 minutes (PLAN=short: one seed)"
+	@echo "make findings     the paper's ablations on the embedded world, three seeds, 55 minutes of processor time (PLAN=short: one seed, 8)"
 	@echo "make sweep        after it: dDPO under three values of beta, compared on one page"
 	@echo "make real         dDPO of SmolLM2-135M on your pairs, measured on held-out ones: make real DATA=pairs.jsonl [MODEL=folder]"
 	@echo "make test         the tests, under ten minutes"

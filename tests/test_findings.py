@@ -86,11 +86,13 @@ def require_signs(found: Mapping) -> None:
     # dSFT-2 wins more often, though it lost what the one-word answers need.
     assert pairs["dDPO over dSFT-2"]["win_rate"] < 0.5
     assert models["dSFT-2"]["families"]["one_word"] < models["dSFT-1"]["families"]["one_word"] - 1
-    # Figure 3: few pairs are learnt by heart, held-out ones are not, and the answers get worse.
+    # Figure 3: few pairs are learnt by heart, held-out ones are not.
     few = found["runs"]["few"]
     learnt, held_out = few["train"][-1]["accuracy"], few["held_out"][-1]["accuracies"]
     assert learnt > 0.99 and held_out < learnt - 0.02
-    assert few["judged"][-1]["ci95"][1] < models["dDPO"]["ci95"][0]
+    # More epochs leave a worse model than the quickstart's two, at each rate and number of pairs.
+    for run in findings.CURVES:
+        assert found["runs"][run]["judged"][-1]["ci95"][1] < models["dDPO"]["ci95"][0], run
 
 
 @pytest.mark.long
@@ -116,9 +118,8 @@ def test_the_stored_results_support_the_sentences(stored: dict, seed: str) -> No
     assert long["held_out"][-1]["margins"] > 5 * long["held_out"][1]["margins"]
     assert long["held_out"][-1]["chosen"] < 0 < long["held_out"][1]["chosen"]
     assert abs(long["train"][-1]["accuracy"] - long["held_out"][-1]["accuracies"]) < 0.04
-    # At ten times the rate it stays above dSFT from epoch 4 on, and below the quickstart's dDPO.
+    # At ten times the rate it stays above dSFT from epoch 4 on.
     assert all(judged["over dSFT-1"]["ci95"][0] > 0.5 for judged in fast["judged"][3:])
-    assert fast["judged"][-1]["ci95"][1] < found["models"]["dDPO"]["ci95"][0]
     # beta: the larger, the better. Losses: those that hold up the chosen answer win.
     betas = [win_rate(found, f"beta-{beta}") for beta in ("0.01", "0.1", "0.5", "2")]
     assert betas == sorted(betas)

@@ -39,10 +39,11 @@ MUTANTS: list[Mutant] = [
             "* (record.step - before)\n        before = record.step\n    return total",
             "\n    return total",
         ),
-        ("if len(before) >= 3:", "if len(before) >= 1:"),
         ('if status == "good" and gap is not None and gap.grade == "bad":', "if gap is None:"),
         ("few = tally.changed < FEW_CHANGED * tally.answers", "few = False"),
         ("return max(one, other, key=order.index)", "return one"),
+        ("if len(before) >= 3:", "if before:"),
+        ('if split == "train" or r.step > 0]', "]"),
     ),
     *of(
         "zephyr/report/figures.py",
@@ -60,7 +61,7 @@ MUTANTS: list[Mutant] = [
         ('escape("".join(new[k:end]))', '"".join(new[k:end])'),
     ),
     *of(
-        "zephyr/report/page.py",
+        "zephyr/report/finish.py",
         PAGE,
         ("    except Exception as error:\n", "    except ValueError as error:\n"),
     ),

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from zephyr.config import BadInput
 from zephyr.evaluation.reward_benchmarks import benchmark_figures
 from zephyr.evaluation.reward_figures import (
     Figure,
@@ -21,7 +18,6 @@ from zephyr.evaluation.reward_figures import (
 from zephyr.evaluation.score import Scored, TokenScores
 from zephyr.evaluation.score_settings import Settings
 from zephyr.evaluation.token_texts import decoded, token_texts
-from zephyr.training.files import atomic_writer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -106,37 +102,6 @@ def token_scores(
         scored.token_logps[answer].tolist(),
         ref[answer].tolist() if ref else [],
     )
-
-
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write a table as its name says: .parquet, .csv (lists as JSON), else .jsonl.
-
-    Raises: BadInput if the disk refuses."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_writer(path) as file:
-            if path.suffix == ".parquet":
-                from pyarrow import parquet
-
-                parquet.write_table(table, file)
-            elif path.suffix == ".csv":
-                from pyarrow import csv
-
-                csv.write_csv(without_lists(table), file)
-            else:
-                for row in table.to_pylist():
-                    file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-    except OSError as error:
-        raise BadInput(f"{path} can't be written: {error.strerror}") from None
-
-
-def without_lists(table: pa.Table) -> pa.Table:
-    """The table with each list as its JSON."""
-    for number, field in enumerate(table.schema):
-        if pa.types.is_list(field.type):
-            texts = [json.dumps(value, ensure_ascii=False) for value in table[number].to_pylist()]
-            table = table.set_column(number, field.name, pa.array(texts))
-    return table
 
 
 def score_results(scored: Scored, settings: Settings, reference: str | None) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 Every function returns `plotly.graph_objects.Figure`, which a notebook shows as the page does. The
 page adds what needs a hand: smoothing, the epoch axis, one zoom for all panels, its legend.
-Colour tells runs apart. Lines are train records, dots with dashes are held-out ones.
+Colour tells runs apart. Lines are train records, diamonds with dashes are held-out ones, which have
+a colour of their own where there is one run.
 """
 
 import math
@@ -27,6 +28,7 @@ COLORS = (
 )
 ACCENT, CHOSEN, REJECTED = COLORS[0][0], COLORS[2][0], COLORS[4][0]
 GREY = COLORS[7][0]
+HELD_OUT = COLORS[1][0]  # of a page with one run
 FONT = "Inter, system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 MOST_POINTS = 1500  # of a curve; longer ones keep their extremes
 
@@ -116,7 +118,7 @@ def base_layout(**more: object) -> dict[str, object]:
         "showlegend": False,
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "xaxis": {"title": {"text": "step"}, "automargin": True, "zeroline": False},
+        "xaxis": {"title": {"text": "step"}, "automargin": True, "zeroline": False, "nticks": 6},
         "yaxis": {"automargin": True, "zeroline": False, "exponentformat": "e", "nticks": 6},
         **more,
     }
@@ -163,6 +165,8 @@ def trace(
     """One curve. Its `meta` says what page.js needs: run, epochs, and whether to smooth it."""
     several, held_out = len(runs) > 1, split == "eval"
     color = run_color(number) if several or line.color is None else line.color
+    if held_out and not several and line.color is None:
+        color = HELD_OUT
     words = ["held-out" if held_out else "train", line.name, runs[number].name if several else ""]
     dash = "dash" if held_out else "solid"
     if several and line.name == "rejected":
@@ -173,10 +177,10 @@ def trace(
         y=[six_digits(value) for _, _, value in points],
         name=" ".join(word for word in words if word),
         mode="lines+markers" if held_out or alone else "lines",
-        line={"color": color, "width": 1.8, "dash": dash},
-        marker={"color": color, "size": 7, "symbol": "circle"},
+        line={"color": color, "width": 2.4 if held_out else 1.5, "dash": dash},
+        marker={"color": color, "size": 8, "symbol": "diamond" if held_out else "circle"},
         connectgaps=False,
-        hovertemplate="%{y:.5~g}",
+        hovertemplate="%{y:.3~g}",
         legendgroup=runs[number].name,
         meta={
             "run": number,
@@ -214,6 +218,12 @@ def panel(
     figure.update_yaxes(title={"text": unit} if unit else None, tickformat=tickformat)
     if log:
         figure.update_yaxes(type="log", dtick="D2" if decades < 3 else 1)
+    if unit == "%":
+        figure.update_traces(hovertemplate="%{y:.3~g} %")
+    elif tickformat:
+        figure.update_traces(hovertemplate="%{y:,.0f}")
+    elif log or name == "learning-rate":
+        figure.update_traces(hovertemplate="%{y:.2e}")
     if from_zero:
         figure.update_yaxes(rangemode="tozero")
     if line_at is not None:
@@ -249,6 +259,7 @@ def win_rate_panel(runs: Sequence[Run]) -> Panel | None:
             )
         points = [(s, e or 0.0, line.value(run, r)) for s, e, r in zip(steps, epochs, records)]
         figure.add_trace(trace(runs, number, line, "eval", points))
+        figure.data[-1].update(hovertemplate="%{y:.3~g} %")
     if not figure.data:
         return None
     figure.update_yaxes(title={"text": "%"}, range=[0, 100])
@@ -272,9 +283,9 @@ def learning_panels(runs: Sequence[Run]) -> list[Panel]:
             runs,
             "accuracy",
             "Reward accuracy",
-            "Share of pairs whose chosen response has the higher reward. As the paper's Figure 3: "
-            "train goes to 100 % after an epoch; held-out is what counts. It starts where margins "
-            "do.",
+            "Share of pairs whose chosen response has the higher reward. In the Zephyr paper's "
+            "Figure 3 (arXiv:2310.16944), train goes to 100 % after an epoch; held-out is what "
+            "counts. Step 0, where both rewards of every pair are 0, has no accuracy.",
             [Line("", None, accuracy)],
             unit="%",
         ),
@@ -355,7 +366,7 @@ def optimizer_panels(runs: Sequence[Run]) -> list[Panel]:
             runs,
             "learning-rate",
             "Learning rate",
-            "Of the record's last update.",
+            "Of the last update before each record.",
             [Line("", None, metric("learning_rate"))],
         ),
     ]

@@ -88,7 +88,42 @@ const zephyr = (() => {
 
   // Widths on A4 and Letter, whose layout a figure can't measure before it is printed.
   const PAPER = { wide: 690, narrow: 330 };
-  const options = { displayModeBar: false, responsive: true, doubleClick: "reset+autosize" };
+  const options = {
+    displayModeBar: false,
+    responsive: true,
+    doubleClick: "reset+autosize",
+    showTips: false, // they would lie over the controls
+  };
+
+  // The range of the heights of curves between two steps, with some room; undefined without one.
+  function heights(figure, type) {
+    const [from, to] = state.range;
+    const shown = figure.data.filter((trace) => trace.visible !== false && trace.meta?.epochs);
+    const values = shown
+      .flatMap((trace) => trace.y.filter((_, n) => trace.x[n] >= from && trace.x[n] <= to))
+      .filter((value) => value !== null)
+      .map((value) => (type === "log" ? Math.log10(value) : value));
+    if (!values.length) return undefined;
+    const [low, high] = [Math.min(...values), Math.max(...values)];
+    const room = 0.06 * (high - low) || 0.1 * Math.abs(high) || 0.1;
+    return [low - room, high + room];
+  }
+
+  // A figure of which everything is turned off keeps its axes, and says so.
+  function emptied(element, shown) {
+    for (const [name, range] of Object.entries(element.ranges ?? {})) {
+      shown[name] = { ...shown[name], range, autorange: false };
+    }
+    const words = { text: "turned off in the legend", showarrow: false, xref: "paper", yref: "paper" };
+    shown.annotations = [{ ...words, x: 0.5, y: 0.5, font: { size: 13 } }];
+  }
+
+  const isOff = (figure) => figure.data.every((trace) => trace.visible === false);
+
+  function keepRanges(element) {
+    const axes = ["xaxis", "yaxis"].map((name) => [name, element._fullLayout[name]?.range]);
+    element.ranges = Object.fromEntries(axes.filter(([, range]) => range).map(([n, r]) => [n, [...r]]));
+  }
 
   function draw(element) {
     const figure = recolored(figures[element.dataset.figure]);
@@ -97,15 +132,22 @@ const zephyr = (() => {
     for (const name of Object.keys(shown).filter((key) => /^[xy]axis/.test(key))) {
       shown[name] = { ...shown[name], ...axis };
     }
+    figure.data = traces(figure);
     if (isCurve(figure)) {
       shown.xaxis.title = { text: state.axis };
+      shown.xaxis.hoverformat = state.axis === "epoch" ? ".3~f" : ",d";
+      const zoomed = state.range && !shown.yaxis.range ? heights(figure, shown.yaxis.type) : null;
+      if (zoomed) shown.yaxis.range = zoomed;
       shown.xaxis.range = state.range ? [...state.range] : undefined;
       shown.xaxis.autorange = !state.range;
     }
     if (window.matchMedia("(pointer: coarse)").matches) shown.dragmode = false;
     if (printing) shown.width = element.closest("figure.all") ? PAPER.wide : PAPER.narrow;
     if (element.clientWidth < 420) shown.margin = { ...shown.margin, l: 48, r: 8 };
-    return window.Plotly.react(element, traces(figure), shown, options);
+    if (isOff(figure)) emptied(element, shown);
+    return window.Plotly.react(element, figure.data, shown, options).then(() => {
+      if (!isOff(figure)) keepRanges(element);
+    });
   }
 
   const plots = () => [...document.querySelectorAll("[data-figure]")];
@@ -144,19 +186,22 @@ const zephyr = (() => {
   function typed() {
     const [from, to] = ["#from", "#to"].map((id) => document.querySelector(id).value);
     if (from === "" && to === "") state.range = null;
-    else if (from !== "" && to !== "" && Number(from) < Number(to)) {
-      state.range = [Number(from), Number(to)];
+    else if (from !== "" && to !== "" && Number(from) !== Number(to)) {
+      state.range = [Number(from), Number(to)].sort((a, b) => a - b);
     } else return;
-    redraw(curves());
+    showRange();
   }
 
   function listen() {
     const slider = document.querySelector("#smoothing");
-    slider?.addEventListener("input", () => {
+    const smoothed = () => {
       state.smoothing = Number(slider.value);
       slider.parentElement.querySelector("output").value = state.smoothing
         ? state.smoothing.toFixed(2)
         : "off";
+    };
+    slider?.addEventListener("input", () => {
+      smoothed();
       redraw(curves());
     });
     const axis = document.querySelector("#axis");
@@ -166,7 +211,13 @@ const zephyr = (() => {
       showRange();
     });
     document.querySelector("#reset")?.addEventListener("click", () => {
-      state.range = null;
+      Object.assign(state, { range: null, axis: "step" });
+      state.runs.clear();
+      state.splits.clear();
+      for (const chip of document.querySelectorAll(".chip")) chip.setAttribute("aria-pressed", "true");
+      axis.value = "step";
+      slider.value = "0";
+      smoothed();
       showRange().then(() => redraw());
     });
     for (const id of ["#from", "#to"]) {

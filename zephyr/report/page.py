@@ -20,6 +20,7 @@ from zephyr.report import facts
 from zephyr.report.assets import asset, compressed, compressed_json
 from zephyr.report.figures import (
     COLORS,
+    HELD_OUT,
     Panel,
     displacement_panels,
     learning_panels,
@@ -27,6 +28,7 @@ from zephyr.report.figures import (
     optimizer_panels,
     run_color,
 )
+from zephyr.report.groups import groups_table
 from zephyr.report.pair_figures import PairsOf, length_panel, margin_panels, moved_panel
 from zephyr.report.pairs_table import pairs_section
 from zephyr.report.samples import read_samples, samples_section
@@ -36,6 +38,7 @@ from zephyr.training.files import write_atomic
 
 Row = Mapping[str, object]
 ICONS = {"good": "✓", "watch": "!", "bad": "✕", "none": "–"}
+CAUSES = ("alarms", "flips", "length", "rate")  # findings that others may follow from
 STATUS_WORDS = {"good": "good", "watch": "watch", "bad": "bad", "none": "unknown"}
 
 
@@ -66,7 +69,11 @@ def render_page(folders: Sequence[Path], status: Row | None = None) -> str:
         ("summary", "", summary(runs, findings, status)),
         ("samples", "Before and after", samples_section(runs, answers)),
         ("curves", "Curves", place(panels, learning_panels(runs) + optimizer_panels(runs))),
-        ("margins", "Margins", place(panels, [*margin_panels(every), length_panel(every)])),
+        (
+            "margins",
+            "Margins",
+            place(panels, [*margin_panels(every), length_panel(every)]) + groups_table(every),
+        ),
         (
             "likelihood",
             "Likelihood displacement",
@@ -174,7 +181,7 @@ def controls(runs: Sequence[Run]) -> str:
         if split in splits:
             chips += (
                 f'<button class="chip" type="button" aria-pressed="true" data-split="{split}">'
-                f'<i class="{split}"></i>{name}</button>'
+                f'<i class="{split}"{tone(split, runs)}></i>{name}</button>'
             )
     return (
         '<div class="controls" role="toolbar" aria-label="Figures">'
@@ -187,6 +194,13 @@ def controls(runs: Sequence[Run]) -> str:
         '<input id="to" type="number" step="any" aria-label="to"></label>'
         '<button type="button" class="button" id="reset">Reset</button></div>'
     )
+
+
+def tone(split: str, runs: Sequence[Run]) -> str:
+    """The colour of a split in the legend: curves of one run have one for each."""
+    if len(runs) > 1:
+        return ""
+    return f' style="--swatch:{HELD_OUT if split == "eval" else run_color(0)}"'
 
 
 # ---- the first screen ----
@@ -251,8 +265,10 @@ def lead(findings: Sequence[Finding]) -> str:
 
 
 def next_steps(findings: Sequence[Finding]) -> str:
-    """One line below the findings: what to do, the worst first; "" where nothing is to be done."""
-    asked = [f for status in ("bad", "watch") for f in findings if f.status == status]
+    """What to do, a clause for each card that asks for a look: the worst first, of them causes
+    first. "" where nothing is to be done."""
+    by_cause = sorted(findings, key=lambda f: f.name not in CAUSES)
+    asked = [f for status in ("bad", "watch") for f in by_cause if f.status == status]
     items = "".join(
         f"<li><b>{escape(f.question)}</b> {escape(f.todo[:1].upper() + f.todo[1:])}.</li>"
         for f in asked

@@ -119,7 +119,7 @@ def answers_changed(run: Run, answers: Sequence[Answers]) -> list[Finding]:
         same = tally.answers - tally.changed
         few = tally.changed < FEW_CHANGED * tally.answers
         found.append("watch" if few else "good")
-        answer = "Hardly" if few else "Yes"
+        answer = "Hardly" if few else "Some did" if 2 * tally.changed < tally.answers else "Yes"
         number = f"{tally.changed:,} of {tally.answers:,} changed"
         words.append(
             f"{tally.changed:,} of {plural(tally.answers, 'sample answer')} changed, and {same:,} "
@@ -212,10 +212,11 @@ def margin_words(margin: float | None, visits: Visits, n: float) -> str:
     """The held-out margin, with an interval from the spread of the trained pairs' margins."""
     if margin is None:
         return ""
-    last_P = visits.margin_V[visits.last_P] if visits.ids else np.zeros(0)
+    last_P = visits.margin_V[visits.last_P]
+    last_P = last_P[np.isfinite(last_P)]
     if len(last_P) < 2 or not n:
         return f"Mean margin {signed(margin, 3)}, from 0."
-    half = 1.96 * float(np.nanstd(last_P)) / math.sqrt(n)
+    half = 1.96 * float(last_P.std()) / math.sqrt(n)
     between = f"{signed(margin - half, 3)} to {signed(margin + half, 3)}"
     return f"Mean margin {signed(margin, 3)}, from 0 (95 % interval {between})."
 
@@ -223,11 +224,10 @@ def margin_words(margin: float | None, visits: Visits, n: float) -> str:
 def learned_text(run: Run) -> Finding:
     """SFT: the loss of held-out targets, or of train ones."""
     question, last = "Did it learn?", last_of(run, "eval")
-    if last and "loss" in last:
-        loss, whose, start = last["loss"], "held-out", held_out_start(run.records)
-    else:
-        loss, whose = (last_of(run, "train") or {}).get("loss"), "train"
-        start = initial_loss(run.records)
+    whose = "held-out" if last and "loss" in last else "train"
+    of = (last if whose == "held-out" else last_of(run, "train")) or {}
+    start = held_out_start(run.records) if whose == "held-out" else initial_loss(run.records)
+    loss = of.get("loss")
     if loss is None or start is None:
         return Finding("learned", question, "none", "Can't be told", "", "No loss yet.", "loss")
     text = (
@@ -411,11 +411,15 @@ def length(visits: Visits) -> Finding:
             against_labels = "bad" if against < 0.5 else "watch"
     status = worst(worst(by_r, by_labels), against_labels)
     preferred = "longer" if share >= 0.5 else "shorter"
-    where_rejected = f"{percent(against, 1)} of {plural(m, 'pair')}" if m else "none: no such pair"
+    where_rejected = (
+        f"{percent(against, 1)} of the {plural(m, 'pair')} where it is rejected"
+        if m
+        else "there is no pair where it is rejected"
+    )
     text = (
         f"The {preferred} response is the chosen one in {percent(predicted)} of {unequal:,} pairs "
         f"of unequal length. The model ranks {percent(right, 1)} of the pairs right whose "
-        f"{preferred} response is chosen, and where it is rejected {where_rejected}. Margin and "
+        f"{preferred} response is chosen; {where_rejected}. Margin and "
         f"length difference: r = {signed(r)}, which explains {percent(r * r)} of the variance. "
         f"{LENGTH_RULE}"
     )
