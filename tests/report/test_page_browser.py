@@ -181,10 +181,14 @@ def test_zoom_is_shared(page: Page) -> None:
     page.wait("return document.querySelector('#from').value === '10'")
     page.wait_for("rewards", "plot.layout.xaxis.range?.[1] === 20")
     assert page.range_of("grad-norm") == [10, 20] and page.range_of("length") != [10, 20]
-    page.set("from", 4)
-    page.set("to", 8)
+    page.set("from", 8)
+    page.set("to", 4)  # turned round
     page.wait_for("rewards", "plot.layout.xaxis.range[1] === 8")
     assert page.range_of("loss") == [4, 8]
+    low, high = page.run(
+        "return document.querySelector(`[data-figure='rewards']`).layout.yaxis.range"
+    )
+    assert -0.2 < low < -0.16 and 0.08 < high < 0.12  # rewards of steps 4 to 8
     page.run("document.querySelector('#reset').click()")
     page.wait_for("rewards", "plot.layout.xaxis.range[1] > 30")
     assert page.range_of("loss")[1] > 30
@@ -231,9 +235,33 @@ def test_the_legend_hides_a_run_everywhere(page: Page) -> None:
     page.run(f"{split}.click()")
     page.wait_for("rewards", "plot.data.every((trace) => trace.visible === false)")
     assert named("loss") == {"held-out one"} and named("margin-epoch") == {"one"}
+    before = page.run(
+        "const all = document.querySelector(`[data-figure='grad-norm']`)._fullLayout;"
+        "return [all.yaxis.range, all.annotations.map((note) => note.text)]"
+    )
+    assert before[0][0] > -1 and before[0][1] < 3 and "legend" in before[1][0]
     page.run(f"{chip}.click(); {split}.click()")
     page.wait_for("rewards", "plot.data.every((trace) => trace.visible !== false)")
     assert named("loss") == {"train one", "held-out one", "train two", "held-out two"}
+
+
+def test_reset_gives_the_first_page_back(page: Page) -> None:
+    """Smoothing, axis, range and legend, in the controls and in the figures. Fails where one of
+    them stays."""
+    first = page.traces("loss")
+    page.set("smoothing", 0.9, "input")
+    page.set("axis", "epoch")
+    page.set("from", 0.5)
+    page.set("to", 1)
+    page.run("document.querySelector(`[data-split='eval']`).click()")
+    page.wait_for("loss", "plot.data.some((trace) => trace.visible === false)")
+    page.run("document.querySelector('#reset').click()")
+    page.wait_for("loss", "plot.data.every((trace) => trace.visible !== false)")
+    page.wait_for("loss", "plot.layout.xaxis.title.text === 'step'")
+    assert page.traces("loss") == first
+    values = "['smoothing', 'axis', 'from', 'to'].map((id) => document.getElementById(id).value)"
+    assert page.run(f"return {values}") == ["0", "step", "", ""]
+    assert page.run("return document.querySelectorAll('.chip[aria-pressed=false]').length") == 0
 
 
 def test_figures_fit_the_paper(page: Page) -> None:

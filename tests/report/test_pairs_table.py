@@ -19,7 +19,8 @@ from zephyr.analysis.runs import Run
 from zephyr.analysis.visits import TOKENS, VALUES, Visits
 from zephyr.report import pairs_data, pairs_table
 from zephyr.report.assets import asset, compressed, compressed_json
-from zephyr.report.pair_figures import PairsOf
+from zephyr.report.groups import groupings, groups_table
+from zephyr.report.pair_figures import QUANTILES, PairsOf, quantiles
 from zephyr.report.pairs_data import VIEWS, derived, reading_order, view_order
 from zephyr.report.pairs_table import COLUMNS, pairs_section
 
@@ -136,6 +137,32 @@ def test_views_keep_their_rules(run: PairsOf) -> None:
         wanted = [pair for pair in np.argsort(key_P, kind="stable") if chosen_P[pair]]
         assert wanted and view_order(view, columns).tolist() == wanted, view.key
         assert view.key in ("moved", "all") or len(wanted) < PAIRS
+
+
+def test_groups_tell_what_was_learned(run: PairsOf) -> None:
+    """Sources and writers, against sums over the pairs. Fails where a margin is another group's, or
+    a field that is the same for all pairs is told."""
+    found = {title: list(of_field) for title, of_field in groupings(run)}
+    last_P, first_P = run.visits.margin_V[2::3], run.visits.margin_V[::3]
+    of_second = [n for n in range(PAIRS - MISSING) if n % 3 == 0]
+    second = {group.name: group for group in found["Source"]}["second"]
+    assert second.pairs == len(of_second)
+    assert second.margin == pytest.approx(last_P[of_second].mean())
+    assert second.learned == pytest.approx((last_P[of_second] > 0).mean())
+    assert second.grew == pytest.approx((last_P - first_P)[of_second].mean())
+    writers = [group.name for group in found["Chosen over rejected writer"]]
+    assert writers == ["expert over </td>careless", "-"]
+    assert "&lt;/td&gt;careless" in groups_table([run])
+    text = next(iter(run.texts.values()))
+    assert groups_table([run._replace(texts=dict.fromkeys(run.visits.ids, text))]) == ""
+
+
+def test_violins_reach_both_extremes() -> None:
+    """Of more values than are drawn. Fails where the hover calls a quantile the maximum."""
+    values = np.random.default_rng(3).normal(size=5000)
+    drawn = quantiles(values)
+    assert len(drawn) == QUANTILES
+    assert (drawn[0], drawn[-1]) == pytest.approx((values.min(), values.max()), rel=1e-4)
 
 
 def test_texts_that_views_show_first_are_stored_up_to_the_budget(

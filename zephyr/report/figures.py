@@ -264,7 +264,10 @@ def win_rate_panel(runs: Sequence[Run]) -> Panel | None:
         return None
     figure.update_yaxes(title={"text": "%"}, range=[0, 100])
     figure.add_hline(y=50, line={"color": GREY, "width": 1, "dash": "dot"})
-    note = "Share of prompts whose answer the judge prefers to the one before training."
+    note = (
+        "Against the answers before training: a win counts 1, a tie a half, and the same answer is "
+        "a tie. 50 % (dotted) is no change."
+    )
     return Panel("win-rate", "Win rate over the start", note, figure, wide=True)
 
 
