@@ -115,7 +115,7 @@ const zephyr = (() => {
       shown[name] = { ...shown[name], range, autorange: false };
     }
     const words = { text: "turned off in the legend", showarrow: false, xref: "paper", yref: "paper" };
-    shown.annotations = [{ ...words, x: 0.5, y: 0.5, font: { size: 13 } }];
+    shown.annotations = [{ ...words, x: 0.5, y: 0.35, font: { size: 13 } }];
   }
 
   const isOff = (figure) => figure.data.every((trace) => trace.visible === false);
