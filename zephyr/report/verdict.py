@@ -169,7 +169,7 @@ def learned(run: Run, visits: Visits) -> Finding:
     if status == "good" and gap is not None and gap.grade == "bad":
         status, answer = "watch", "Partly"
         words += f" It does so in {percent(gap.train, 1)} of the pairs it was trained on."
-        todo = "look for what the training pairs have and the held-out ones lack, as length"
+        todo = "look for what the training pairs have and the held-out ones lack, such as a rule of length"
     if loss is not None and start is not None and loss > start:
         status, answer = "bad", "No: worse than before"
         words += " A loss above its start means that the run harmed the model."
