@@ -23,6 +23,7 @@ from zephyr import chat, cli
 from zephyr.config import BadInput
 from zephyr.data.encode import load_pairs
 from zephyr.data.jsonl import read_rows
+from zephyr.data.tables import write_table
 from zephyr.data.tokenizer import from_sentencepiece, load_tokenizer
 from zephyr.evaluation.questions import Limits, Question, load_questions
 from zephyr.evaluation.reward_benchmarks import (
@@ -35,7 +36,6 @@ from zephyr.evaluation.reward_figures import decide
 from zephyr.evaluation.reward_rows import SECTIONS
 from zephyr.evaluation.score import score, score_model
 from zephyr.evaluation.score_settings import Settings, read_settings
-from zephyr.evaluation.score_table import write_table
 from zephyr.evaluation.statistics import share_with_interval
 from zephyr.evaluation.token_texts import token_texts
 from zephyr.training.tolerance import response_tolerance_nats

@@ -90,7 +90,7 @@ MUTANTS: list[Mutant] = [
             ),
             "is_other = not NOT_RATINGS.keys().isdisjoint(words_of_name)",
         ),
-        ("if RATING.search(name) or numbers:", "if RATING.search(name) and numbers:"),
+        ("if RATING.search(name) or all(", "if RATING.search(name) and all("),
         (
             'return path == "margin" or OPINION.search("_".join(others)) is not None',
             'return path == "margin"',

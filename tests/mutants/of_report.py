@@ -39,7 +39,8 @@ MUTANTS: list[Mutant] = [
             "* (record.step - before)\n        before = record.step\n    return total",
             "\n    return total",
         ),
-        ("for n in range(3, len(norms))", "for n in range(1, len(norms))"),
+        ("if len(before) >= 3:", "if before:"),
+        ('if split == "train" or r.step > 0]', "]"),
     ),
     *of(
         "zephyr/report/figures.py",
@@ -57,7 +58,7 @@ MUTANTS: list[Mutant] = [
         ('escape("".join(new[k:end]))', '"".join(new[k:end])'),
     ),
     *of(
-        "zephyr/report/page.py",
+        "zephyr/report/finish.py",
         PAGE,
         ("    except Exception as error:\n", "    except ValueError as error:\n"),
     ),

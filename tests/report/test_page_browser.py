@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from zephyr.report import write_html
+from zephyr.report.page import write_html
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -234,6 +234,18 @@ def test_the_legend_hides_a_run_everywhere(page: Page) -> None:
     page.run(f"{chip}.click(); {split}.click()")
     page.wait_for("rewards", "plot.data.every((trace) => trace.visible !== false)")
     assert named("loss") == {"train one", "held-out one", "train two", "held-out two"}
+
+
+def test_figures_fit_the_paper(page: Page) -> None:
+    """In the same task as the event, since a print waits for nothing, every figure is as narrow as
+    a column of A4, and after the print as wide as its column of the page again. Fails where the
+    widest figure makes the browser shrink all pages, and where only the first figure is drawn."""
+    widths = "[...document.querySelectorAll('.plot .main-svg')].map((svg) => svg.clientWidth)"
+    before = page.run(f"return {widths}")
+    printed = page.run(f"window.dispatchEvent(new Event('beforeprint')); return {widths}")
+    assert max(before) > 1000 and set(printed) == {330, 690}
+    page.run("window.dispatchEvent(new Event('afterprint'))")
+    page.wait(f"return JSON.stringify({widths}) === '{json.dumps(before, separators=(',', ':'))}'")
 
 
 def test_dark_and_narrow(page: Page) -> None:

@@ -3,10 +3,12 @@ what is broken is named."""
 
 import base64
 import gzip
+import importlib
 import json
 import math
 import re
 import shutil
+import sys
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,11 +20,13 @@ import pytest
 import yaml
 from runs import ledger, records
 
+import zephyr
 from zephyr.analysis.pairs import PairText
 from zephyr.cli import main
 from zephyr.report import page as page_module
-from zephyr.report import write_html, write_report
 from zephyr.report.figures import downsample
+from zephyr.report.finish import write_report
+from zephyr.report.page import write_html
 
 # The panels of curves and the metrics that they draw, with the factor of their unit.
 METRICS = {
@@ -436,6 +440,18 @@ def test_a_finished_run_never_fails_for_its_page(
     assert len(said) == 1 and "ZeroDivisionError: division by zero" in said[0]
     with pytest.raises(ZeroDivisionError):  # the command shows where it happened
         write_html([run], tmp_path / "x.html")
+
+
+def test_a_run_finishes_without_plotly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The training scripts import no Plotly; where there is none, the page is one line of the log.
+    Fails where a machine without Plotly can't train, or ends without its export."""
+    run, said = write_run(tmp_path / "a", [train(0, 0.7)]), []
+    monkeypatch.setattr(zephyr, "report", zephyr.report)
+    for name in [name for name in sys.modules if name.startswith(("zephyr.report", "plotly"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "plotly", None)  # every import of it fails
+    importlib.import_module("zephyr.report.finish").write_report(run, said.append)
+    assert len(said) == 1 and "plotly" in said[0] and not (run / "report.html").exists()
 
 
 @pytest.mark.parametrize(

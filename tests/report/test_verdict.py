@@ -288,3 +288,22 @@ def test_alarms_are_explained_and_placed() -> None:
     assert finding.status == "bad" and finding.figure == "displacement"
     for words in ("chosen_falls (train 1 to 2, train 4)", "raise beta", "new_one", "by heart"):
         assert words in finding.text
+
+
+def test_the_evaluation_before_the_first_update_is_no_result() -> None:
+    """It has accuracy 0, because every margin is 0. Fails where a run that has just started is told
+    to have learned the opposite, or to overfit; and where a held-out loss is compared with the
+    first train batch though it has a start of its own."""
+    start = of_eval(0, 0.6931, 0.0) | {"rewards/margins": 0.0, "rewards/chosen": 0.0}
+    findings = found(a_run(train=[of_train(0, 0.6931)], held_out=[start]), NO_VISITS)
+    assert {findings[name].status for name in ("learned", "overfit")} == {"none"}
+    assert "since the first update" in findings["overfit"].text
+    findings = found(a_run(held_out=[start, of_eval(40, 0.55)]))
+    assert "one evaluation after the start" in findings["overfit"].text
+    text = [{"step": step, "loss": loss} for step, loss in ((0, 3.0), (40, 2.8))]
+    run = a_run(train=[of_train(0, 2.7), of_train(40, 2.1)], held_out=text)
+    del run.config["beta"]
+    assert "2.800 nats a token, from 3.000" in found(run)["learned"].text
+    assert found(run)["learned"].status == "good"
+    run.records["eval"][:] = [Record(0, {"epoch": 0.0}), Record(40, {"epoch": 1.0})]  # samples only
+    assert "Train loss 2.100 nats a token, from 2.700" in found(run)["learned"].text

@@ -16,6 +16,7 @@ def run_folder(folder: Path) -> Path:
     folder.mkdir()
     rows = [
         {"id": id, "prompt": f"ask {id}", "chosen": f"yes {id}", "rejected": f"no {id}"}
+        | {"source": "half of \ud800"}
         for id in REWARDS
     ]
     data = folder / "pairs.jsonl"
@@ -34,7 +35,8 @@ def run_folder(folder: Path) -> Path:
 
 def test_the_worst_pairs_with_their_texts(tmp_path: Path) -> None:
     """By the margin of the last visit. Fails where the first visit counts, the order is the other
-    one, or texts are another pair's; and where rows that are gone end a run that is finished."""
+    one, or texts are another pair's; and where rows that are gone, or a name that UTF-8 can't hold,
+    end a run that is finished."""
     said: list[str] = []
     folder = run_folder(tmp_path / "run")
     table = worst_pairs(folder, said.append)
@@ -42,6 +44,7 @@ def test_the_worst_pairs_with_their_texts(tmp_path: Path) -> None:
     assert [row["id"] for row in rows] == ["b", "c", "a"] and said == []
     assert [round(row["rewards/margins"], 5) for row in rows] == [-1.6, -0.2, 0.4]
     assert [row["chosen"] for row in rows] == ["yes b", "yes c", "yes a"]
+    assert {row["source"] for row in rows} == {"half of \\ud800"}
     assert rows[0]["visit"] == 1 and round(rows[0]["margin_change"], 5) == -3.2
     (folder / "pairs.jsonl").unlink()
     table = worst_pairs(folder, said.append)

@@ -17,11 +17,11 @@ from zephyr.analysis.table import (
     require_table_name,
     require_visits,
     visit_values,
-    write_table,
 )
 from zephyr.analysis.visits import LOG_PROBS, Floats, Visits, read_visits
 from zephyr.config import BadInput
 from zephyr.data.jsonl import require_output, save_report, write_rows
+from zephyr.data.tables import write_table
 
 REFUSED = (
     "train_dpo.py does not train on weights yet: it refuses rows whose weight is not 1 "
@@ -55,7 +55,7 @@ def export_table(folder: Path, out: Path | None, rows: Rows, wanted: Wanted) -> 
         similarity=wanted.similarity,
         scores=model_scores(run, visits, wanted),
     )
-    write_table(table, out)
+    write_table(out, table)
     unread = sum(id not in texts for id in visits.ids)
     if unread:
         problems.append(f"the texts of {unread:,} of {len(visits.ids):,} pairs are null")

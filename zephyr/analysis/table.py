@@ -18,7 +18,6 @@ from zephyr.analysis.runs import Run
 from zephyr.analysis.similarity import text_similarities
 from zephyr.analysis.visits import LOG_PROBS, Floats, Ints, Visits
 from zephyr.config import BadInput
-from zephyr.training.files import atomic_writer
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -119,7 +118,7 @@ def text_columns(
     found = [texts.get(id) for id in visits.ids]
     columns = {
         name: pa.array(
-            [None if text is None else getattr(text, name) for text in found],
+            [None if text is None else storable(getattr(text, name)) for text in found],
             pa.float64() if name in numbers else pa.string(),
         )
         for name in PairText._fields
@@ -130,6 +129,11 @@ def text_columns(
             [None if text is None else next(values) for text in found], pa.float64()
         )
     return columns
+
+
+def storable(value: str | float | None) -> str | float | None:
+    """The value; a lone surrogate, which JSON may hold and UTF-8 can't, as its escape."""
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 def visit_values(run: Run, visits: Visits) -> dict[str, Floats | Ints]:
@@ -163,22 +167,3 @@ def require_table_name(out: Path) -> None:
         )
     if out.is_dir():
         raise BadInput(f"--out: {out} is a folder, expected a file")
-
-
-def write_table(table: "pa.Table", out: Path) -> None:
-    """Write the table as Parquet or CSV, by the suffix of the name; the file is there whole or as
-    it was before. In CSV a null is empty and a text is quoted.
-
-    Raises: BadInput: the name has no such suffix, or the disk refuses.
-    """
-    import pyarrow.csv
-    import pyarrow.parquet
-
-    require_table_name(out)
-    write = pyarrow.csv.write_csv if out.suffix == ".csv" else pyarrow.parquet.write_table
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_writer(out) as file:
-            write(table, file)
-    except OSError as error:
-        raise BadInput(f"--out: {out} can't be written: {error.strerror or error}") from None

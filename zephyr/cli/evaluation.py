@@ -400,6 +400,7 @@ def score(
             raise BadInput("--tokens: colours are log-ratios, expected a --reference")
     if per_token and out is None:
         raise BadInput("--per-token: expected --out FILE, where they are written")
+    from zephyr.data.tables import write_table
     from zephyr.evaluation import score as scoring
     from zephyr.evaluation import score_table
     from zephyr.evaluation.results import print_results
@@ -416,7 +417,7 @@ def score(
     )
     if out is not None:
         table = score_table.score_table(scored, read_tokenizer, per_token=per_token)
-        score_table.write_table(out, table)
+        write_table(out, table)
     if tokens is not None:
         write_tokens_page(tokens, score_table.pairs_by_margin(scored, read_tokenizer, tokens_rows))
     results = score_table.score_results(scored, settings, reference)
@@ -427,19 +428,24 @@ def score(
 
 
 def require_suffix(option: str, path: Path, *suffixes: str) -> None:
-    """Raises: BadInput for a name that ends in none of them."""
+    """Raises: BadInput for a name that ends in none of them, or that is a folder."""
     if path.suffix not in suffixes:
         raise BadInput(f"{option}: expected a name that ends in {', '.join(suffixes)}, got {path}")
+    if path.is_dir():
+        raise BadInput(f"{option}: {path} is a folder, expected a file")
 
 
 def write_tokens_page(
     path: Path, rows: "Iterable[tuple[str, str, TokenScores, TokenScores]]"
 ) -> None:
-    """Args: rows: id, prompt, chosen and rejected of each."""
+    """Args: rows: id, prompt, chosen and rejected of each. Raises: BadInput if the disk refuses."""
     from zephyr.report.tokens import ScoredPair, tokens_page
     from zephyr.training.files import write_atomic
 
     pairs = [ScoredPair(*row) for row in rows]
     page = tokens_page(pairs, f"Tokens of {len(pairs)} pairs, lowest margin first")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, page.encode())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, page.encode())
+    except OSError as error:
+        raise BadInput(f"--tokens: {path} can't be written: {error.strerror}") from None

@@ -191,7 +191,7 @@ def report(
     \b
     example: zephyr report runs/beta-0.01 runs/beta-0.1 --out runs/sweep.html
     """
-    from zephyr.report import write_html
+    from zephyr.report.page import write_html
 
     page = out or (runs[0] / "report.html" if len(runs) == 1 else Path())
     if page.suffix != ".html":

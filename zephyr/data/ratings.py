@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 
 from zephyr.chat.messages import shown
 from zephyr.chat.names import parse_label, parse_yes_no, plain
@@ -187,14 +188,21 @@ def _not_understood(key: str, value: object, expected: str) -> str:
     )
 
 
-def _rated(row: Row) -> set[tuple[str, str]]:
+def _rated(row: Row) -> frozenset[tuple[str, str]]:
     """The keys of the chosen and the rejected rating of each name, and of margins with "" for the
     second."""
-    values = dict(_paths(row))
-    rated = {(path, "") for path in values if _is_margin(path)}
+    is_number = {path: type(value) in (int, float) for path, value in _paths(row)}
+    return _rated_among(tuple(is_number.items()))
+
+
+@lru_cache(maxsize=1024)
+def _rated_among(paths: tuple[tuple[str, bool], ...]) -> frozenset[tuple[str, str]]:
+    """`_rated` of keys, each with whether its value is a number: the rows of a file share them."""
+    is_number = dict(paths)
+    rated = {(path, "") for path in is_number if _is_margin(path)}
     # words of a key with "" for the word that names the side -> side -> the key
     found: dict[tuple[str, ...], dict[str, str]] = {}
-    for path in values:
+    for path in is_number:
         words = _sides_replaced(path).split("_")
         for i, word in enumerate(words):
             if word in SIDES and len(words) > 1:
@@ -205,10 +213,9 @@ def _rated(row: Row) -> set[tuple[str, str]]:
         is_other = not NOT_RATINGS.keys().isdisjoint(words_of_name) or ABOUT_RATING.search(name)
         if len(sides) < 2 or is_other:
             continue
-        numbers = all(type(values[path]) in (int, float) for path in sides.values())
-        if RATING.search(name) or numbers:
+        if RATING.search(name) or all(is_number[path] for path in sides.values()):
             rated.add((sides["chosen"], sides["rejected"]))
-    return rated
+    return frozenset(rated)
 
 
 def _is_margin(path: str) -> bool:

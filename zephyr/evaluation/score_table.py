@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from zephyr.config import BadInput
 from zephyr.evaluation.reward_benchmarks import benchmark_figures
 from zephyr.evaluation.reward_figures import (
     Figure,
@@ -21,7 +18,6 @@ from zephyr.evaluation.reward_figures import (
 from zephyr.evaluation.score import Scored, TokenScores
 from zephyr.evaluation.score_settings import Settings
 from zephyr.evaluation.token_texts import decoded, token_texts
-from zephyr.training.files import atomic_writer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -62,8 +58,9 @@ def score_table(
         rewards = iter(scored.reward_A.tolist())
         columns["rewards/answers"] = [[next(rewards) for _ in q.places] for q in questions]
     if per_token:
+        places = answer_places(scored)
         for side, answer_Q in sides.items():
-            of_side = [token_scores(scored, tokenizer, int(answer)) for answer in answer_Q]
+            of_side = [token_scores(scored, tokenizer, places, int(one)) for one in answer_Q]
             columns[f"token_texts/{side}"] = [one.tokens for one in of_side]
             columns[f"token_logps/{side}"] = [one.logp for one in of_side]
             if scored.ref_token_logps:
@@ -75,18 +72,27 @@ def pairs_by_margin(
     scored: Scored, tokenizer: PreTrainedTokenizerBase, limit: int
 ) -> Iterator[tuple[str, str, TokenScores, TokenScores]]:
     """Id, prompt, chosen and rejected of the questions with the lowest margins, lowest first."""
-    decisions = reward_decisions(scored)
+    decisions, places = reward_decisions(scored), answer_places(scored)
     for row in decisions.margin_of(scored.reward_A).argsort(kind="stable")[:limit]:
         question = scored.questions.rows[row]
         prompt_ids = scored.questions.pairs[question.places[0][0]].prompt_ids
         sides = (int(decisions.better_Q[row]), int(decisions.worse_Q[row]))
-        chosen, rejected = (token_scores(scored, tokenizer, answer) for answer in sides)
+        chosen, rejected = (token_scores(scored, tokenizer, places, answer) for answer in sides)
         yield question.id, decoded(tokenizer, prompt_ids), chosen, rejected
 
 
-def token_scores(scored: Scored, tokenizer: PreTrainedTokenizerBase, answer: int) -> TokenScores:
-    """The tokens of an answer, by its number among all answers."""
-    places = [place for question in scored.questions.rows for place in question.places]
+def answer_places(scored: Scored) -> list[tuple[int, int]]:
+    """The pair and the side of each answer, by its number among all answers."""
+    return [place for question in scored.questions.rows for place in question.places]
+
+
+def token_scores(
+    scored: Scored,
+    tokenizer: PreTrainedTokenizerBase,
+    places: Sequence[tuple[int, int]],
+    answer: int,
+) -> TokenScores:
+    """The tokens of an answer. Args: places: of all answers. answer: its number among them."""
     pair_number, side = places[answer]
     pair = scored.questions.pairs[pair_number]
     ids = pair.rejected_ids if side else pair.chosen_ids
@@ -96,37 +102,6 @@ def token_scores(scored: Scored, tokenizer: PreTrainedTokenizerBase, answer: int
         scored.token_logps[answer].tolist(),
         ref[answer].tolist() if ref else [],
     )
-
-
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write a table as its name says: .parquet, .csv (lists as JSON), else .jsonl.
-
-    Raises: BadInput if the disk refuses."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_writer(path) as file:
-            if path.suffix == ".parquet":
-                from pyarrow import parquet
-
-                parquet.write_table(table, file)
-            elif path.suffix == ".csv":
-                from pyarrow import csv
-
-                csv.write_csv(without_lists(table), file)
-            else:
-                for row in table.to_pylist():
-                    file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-    except OSError as error:
-        raise BadInput(f"{path} can't be written: {error.strerror}") from None
-
-
-def without_lists(table: pa.Table) -> pa.Table:
-    """The table with each list as its JSON."""
-    for number, field in enumerate(table.schema):
-        if pa.types.is_list(field.type):
-            texts = [json.dumps(value, ensure_ascii=False) for value in table[number].to_pylist()]
-            table = table.set_column(number, field.name, pa.array(texts))
-    return table
 
 
 def score_results(scored: Scored, settings: Settings, reference: str | None) -> dict[str, Any]:

@@ -198,10 +198,12 @@ def panel(
     log: bool = False,
     from_zero: bool = False,
     line_at: float | None = None,
+    tickformat: str | None = None,
 ) -> Panel | None:
     """Quantities over steps; None where no run has one.
 
     Args: log: use a logarithmic axis where values span a factor of ten. line_at: a height to mark.
+    tickformat: of d3-format, for the height.
     """
     decades = positive_decades(runs, lines) if log else 0.0
     log = decades >= 1
@@ -209,7 +211,7 @@ def panel(
     if not found:
         return None
     figure = go.Figure(found, base_layout())
-    figure.update_yaxes(title={"text": unit} if unit else None)
+    figure.update_yaxes(title={"text": unit} if unit else None, tickformat=tickformat)
     if log:
         figure.update_yaxes(type="log", dtick="D2" if decades < 3 else 1)
     if from_zero:
@@ -382,7 +384,14 @@ def machine_panels(runs: Sequence[Run]) -> list[Panel]:
     }
     found = [
         panel(
-            runs, name, title, note, [Line("", None, metric(key, scale))], unit=unit, from_zero=True
+            runs,
+            name,
+            title,
+            note,
+            [Line("", None, metric(key, scale))],
+            unit=unit,
+            from_zero=True,
+            tickformat="~s" if name == "throughput" else None,  # 10k
         )
         for name, (title, note, key, scale, unit) in settings.items()
     ]

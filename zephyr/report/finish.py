@@ -14,7 +14,6 @@ from zephyr.model.export import export
 from zephyr.model.load import local_folder
 from zephyr.model.packing_check import original_rope_length
 from zephyr.report.card import card
-from zephyr.report.page import write_report
 from zephyr.training.curves import Table
 from zephyr.training.engine import Engine
 
@@ -53,6 +52,22 @@ def finish_run(
         engine.warn(note)
     engine.on_rank0(lambda: write_report(run_dir, engine.warn))
     engine.barrier()
+
+
+def write_report(run: Path, log: Callable[[str], None]) -> None:
+    """Write the page of a run at its end, or log why there is none.
+
+    A finished run succeeds without its page, so nothing is raised: not for a damaged file, not for
+    a machine without Plotly, and not for a mistake of ours.
+    """
+    try:
+        from zephyr.report.page import write_html  # here, because it imports Plotly
+
+        write_html([run], run / "report.html", {"code": 0, "message": "finished"})
+    except BadInput as error:
+        log(f"no report.html: {error}")
+    except Exception as error:
+        log(f"no report.html: {type(error).__name__}: {error}; `zephyr report {run}` tries again")
 
 
 def worst_pairs(run_dir: Path, warn: Callable[[str], None]) -> Table | None:

@@ -86,6 +86,8 @@ const zephyr = (() => {
     return found;
   }
 
+  // Widths on A4 and Letter, whose layout a figure can't measure before it is printed.
+  const PAPER = { wide: 690, narrow: 330 };
   const options = { displayModeBar: false, responsive: true, doubleClick: "reset+autosize" };
 
   function draw(element) {
@@ -101,6 +103,7 @@ const zephyr = (() => {
       shown.xaxis.autorange = !state.range;
     }
     if (window.matchMedia("(pointer: coarse)").matches) shown.dragmode = false;
+    if (printing) shown.width = element.closest("figure.all") ? PAPER.wide : PAPER.narrow;
     if (element.clientWidth < 420) shown.margin = { ...shown.margin, l: 48, r: 8 };
     return window.Plotly.react(element, traces(figure), shown, options);
   }
@@ -111,7 +114,8 @@ const zephyr = (() => {
   async function redraw(elements = plots()) {
     syncing = true;
     try {
-      for (const element of elements) await draw(element);
+      // All at once: a print does not wait for a promise.
+      await Promise.all(elements.map(draw));
     } finally {
       syncing = false;
     }
@@ -189,9 +193,10 @@ const zephyr = (() => {
     themed.push(callback);
   }
 
-  function changeTheme() {
-    redraw();
+  async function changeTheme() {
+    const drawn = redraw();
     for (const callback of themed) callback();
+    await drawn;
   }
 
   // A figure or section that a link names is opened and reached also inside <details>.
@@ -230,9 +235,10 @@ const zephyr = (() => {
       printing = true;
       changeTheme();
     });
-    window.addEventListener("afterprint", () => {
+    window.addEventListener("afterprint", async () => {
       printing = false;
-      changeTheme();
+      await changeTheme();
+      for (const element of plots()) window.Plotly.Plots.resize(element); // to its column again
     });
     if (location.hash) reveal();
     document.documentElement.dataset.ready = "yes";

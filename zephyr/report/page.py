@@ -5,7 +5,7 @@ distributions, likelihood displacement, the machine, pairs, data and config, dig
 which no run has anything is left out.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -53,20 +53,6 @@ def write_html(folders: Sequence[Path], out: Path, status: Row | None = None) ->
             f"{error.filename or out}: {error.strerror}; expected run folders, and a path for the "
             "page in a folder that can be written"
         ) from None
-
-
-def write_report(run: Path, log: Callable[[str], None]) -> None:
-    """Write the page of a run at its end, or log why there is none.
-
-    A finished run succeeds without its page, so nothing is raised: not for a damaged file, and not
-    for a mistake of ours.
-    """
-    try:
-        write_html([run], run / "report.html", {"code": 0, "message": "finished"})
-    except BadInput as error:
-        log(f"no report.html: {error}")
-    except Exception as error:
-        log(f"no report.html: {type(error).__name__}: {error}; `zephyr report {run}` tries again")
 
 
 def render_page(folders: Sequence[Path], status: Row | None = None) -> str:

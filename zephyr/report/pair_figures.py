@@ -150,10 +150,16 @@ def by_source(of: PairsOf, by_file: bool) -> list[tuple[str, Floats]]:
     """Margins at the last visit by the source of the pair, the largest groups first."""
     if not of.texts:
         return []
-    sources = np.array([source_of(of.texts.get(id), by_file) for id in of.visits.ids])
+    # Objects: an array of texts has the longest one's room for each.
+    sources = np.array([source_of(of.texts.get(id), by_file) for id in of.visits.ids], object)
     names, counts = np.unique(sources, return_counts=True)
     largest = names[np.argsort(-counts, kind="stable")][:MOST_GROUPS]
-    return [(str(name), of.margin_P[sources == name]) for name in largest]
+    return [(short_name(name), of.margin_P[sources == name]) for name in largest]
+
+
+def short_name(name: str) -> str:
+    """A name that fits under a violin."""
+    return name if len(name) <= 40 else f"{name[:20]}…{name[-19:]}"
 
 
 def length_edges(every: Sequence[PairsOf]) -> Ints:

@@ -8,6 +8,7 @@ Shape letters: V visits, P pairs (see `zephyr.analysis.visits`).
 """
 
 import math
+from bisect import insort
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
@@ -122,7 +123,7 @@ def learned(run: Run, visits: Visits) -> Finding:
     last, start = last_of(run, "eval"), initial_loss(run.records)
     question = "Did it learn?"
     if last is None or "rewards/accuracies" not in last:
-        return learned_unseen(visits)
+        return learned_unseen(run, visits)
     accuracy, n = last["rewards/accuracies"], last.get("pairs", 0.0)
     low, high = wilson(accuracy, n)
     loss = last.get("loss")
@@ -149,21 +150,21 @@ def rank_accuracy(low: float, high: float) -> tuple[Graded, str]:
     return ("good", "Yes") if low > WEAK_ACCURACY else ("watch", "A little")
 
 
-def learned_unseen(visits: Visits) -> Finding:
-    """Without held-out pairs: pairs at their first visit, before they were trained on."""
+def learned_unseen(run: Run, visits: Visits) -> Finding:
+    """Without an evaluation: pairs at their first visit, before they were trained on."""
     question = "Did it learn?"
     first = np.flatnonzero(visits.visit_V == 0)
     if not len(first):
-        text = "The run has neither held-out pairs (data.eval) nor a ledger of pairs yet."
+        text = f"{not_evaluated(run, 'pairs')} There is no ledger of pairs yet either."
         return Finding("learned", question, "none", "Can't be told", "", text, "loss")
     latest = first[visits.step_V[first] >= np.quantile(visits.step_V[first], 0.75)]
     share, n = float((visits.margin_V[latest] > 0).mean()), len(latest)
     low, high = wilson(share, n)
     status, answer = rank_accuracy(low, high)
     text = (
-        f"There are no held-out pairs (data.eval). Of the last quarter of pairs of the first "
-        f"epoch, each just before its first update, {percent(share, 1)} of {n:,} are ranked right, "
-        f"95 % interval {interval(low, high)}."
+        f"{not_evaluated(run, 'pairs')} Of the last quarter of pairs of the first epoch, each just "
+        f"before its first update, {percent(share, 1)} of {n:,} are ranked right, 95 % interval "
+        f"{interval(low, high)}."
     )
     status = "watch" if status == "good" else status
     return Finding("learned", question, status, answer, percent(share, 1), text, "margin-epoch")
@@ -173,10 +174,11 @@ def margin_words(margin: float | None, visits: Visits, n: float) -> str:
     """The held-out margin, with an interval from the spread of the trained pairs' margins."""
     if margin is None:
         return ""
-    last_P = visits.margin_V[visits.last_P] if visits.ids else np.zeros(0)
+    last_P = visits.margin_V[visits.last_P]
+    last_P = last_P[np.isfinite(last_P)]
     if len(last_P) < 2 or not n:
         return f"Mean margin {signed(margin, 3)}, from 0."
-    half = 1.96 * float(np.nanstd(last_P)) / math.sqrt(n)
+    half = 1.96 * float(last_P.std()) / math.sqrt(n)
     between = f"{signed(margin - half, 3)} to {signed(margin + half, 3)}"
     return f"Mean margin {signed(margin, 3)}, from 0 (95 % interval {between})."
 
@@ -184,9 +186,10 @@ def margin_words(margin: float | None, visits: Visits, n: float) -> str:
 def learned_text(run: Run) -> Finding:
     """SFT: the loss of held-out targets, or of train ones."""
     question, last = "Did it learn?", last_of(run, "eval")
-    start = initial_loss(run.records)
-    of = last or last_of(run, "train") or {}
-    loss, whose = of.get("loss"), "held-out" if last else "train"
+    whose = "held-out" if last and "loss" in last else "train"
+    of = (last if whose == "held-out" else last_of(run, "train")) or {}
+    start = held_out_start(run.records) if whose == "held-out" else initial_loss(run.records)
+    loss = of.get("loss")
     if loss is None or start is None:
         return Finding("learned", question, "none", "Can't be told", "", "No loss yet.", "loss")
     text = (
@@ -194,7 +197,7 @@ def learned_text(run: Run) -> Finding:
         f"perplexity {perplexity(loss)}, from {perplexity(start)}."
     )
     down = loss < start
-    status: Status = ("good" if last else "watch") if down else "bad"
+    status: Status = ("good" if whose == "held-out" else "watch") if down else "bad"
     answer = "Yes" if down else "No: the loss did not fall"
     return Finding("learned", question, status, answer, f"{loss:.3f}", text, "loss")
 
@@ -210,7 +213,8 @@ def overfit(run: Run, visits: Visits) -> Finding:
     """Train against held-out accuracy, the held-out loss against its best, and the alarm."""
     question, last = "Does it overfit?", last_of(run, "eval")
     if last is None or "rewards/accuracies" not in last or not visits.ids:
-        text = "That takes held-out pairs: name them in data.eval."
+        missing = last is None or "rewards/accuracies" not in last
+        text = not_evaluated(run, "pairs") if missing else "There is no ledger of pairs yet."
         return Finding("overfit", question, "none", "Can't be told", "", text, "")
     train = float((visits.margin_V[visits.last_P] > 0).mean())
     held, n = last["rewards/accuracies"], last.get("pairs", 1.0)
@@ -237,7 +241,7 @@ def overfit_text(run: Run) -> Finding:
     """SFT: the held-out loss against its best, and against the train loss."""
     question, last = "Does it overfit?", last_of(run, "eval")
     if last is None or last.get("loss") is None:
-        text = "That takes held-out texts: name them in data.eval."
+        text = not_evaluated(run, "texts")
         return Finding("overfit", question, "none", "Can't be told", "", text, "")
     status, words = loss_since_best(run.records)
     train = (last_of(run, "train") or {}).get("loss")
@@ -252,15 +256,15 @@ def overfit_text(run: Run) -> Finding:
 
 def loss_since_best(records: Records) -> tuple[Graded, str]:
     """How much of its fall the held-out loss lost again since its best."""
-    losses = [(r.values["loss"], r.step) for r in records["eval"] if r.values.get("loss")]
-    known = [(loss, step) for loss, step in losses if loss is not None]
-    start = initial_loss(records)
+    known = [(loss, r.step) for r in records["eval"] if (loss := r.values.get("loss")) is not None]
+    start = held_out_start(records)
     if not known or start is None:
         return "good", ""
-    if len(known) == 1:
-        return "good", "There is one evaluation; a smaller run.eval_every shows when it turns."
     (best, step), (last, _) = min(known), known[-1]
     lost = (last - best) / max(start - best, 1e-9)
+    if lost <= REGRESS_WATCH and sum(step > 0 for _, step in known) == 1:
+        text = "There is one evaluation after the start; a smaller run.eval_every shows a turn."
+        return "good", text
     if lost <= REGRESS_WATCH:
         return "good", "The held-out loss was lowest at the end." if last == best else ""
     words = f"The held-out loss was lowest at step {step:,} ({best:.3f}) and is {last:.3f} now."
@@ -294,10 +298,13 @@ def chosen_moved(run: Run, visits: Visits) -> Finding:
         f"{'lost' if rejected < 0 else 'gained'} {abs(rejected):.2f}."
     )
     if status != "good":
-        text += (
+        grows = (
             " The margin grows because the rejected response falls faster (likelihood "
-            "displacement); the probability goes to responses that are in no pair. Zephyr-7B-beta "
-            "itself ended at −18 %."
+            "displacement)."
+        )
+        text += (grows if rejected < chosen else "") + (
+            " The probability goes to responses that are in no pair. Zephyr-7B-beta itself ended "
+            "at −18 %."
         )
     answer = {"good": "No", "watch": "Yes, a little", "bad": "Yes"}[status]
     number = f"{signed(100 * share, 0)} %"
@@ -394,7 +401,8 @@ def flips(run: Run, visits: Visits, texts: Mapping[str, PairText]) -> Finding:
 def most_suspected(suspected_P: np.ndarray, visits: Visits, texts: Mapping[str, PairText]) -> str:
     """A sentence on the source with the largest share of suspected pairs, if it stands out."""
     sources = [texts[id].source if id in texts else "" for id in visits.ids]
-    every, suspected = Counter(sources), Counter(np.array(sources)[suspected_P].tolist())
+    every = Counter(sources)
+    suspected = Counter(sources[pair] for pair in np.flatnonzero(suspected_P))
     large = {name: suspected[name] / of for name, of in every.items() if name and of >= 20}
     if len(large) < 2 or not suspected:
         return ""
@@ -447,9 +455,16 @@ def losses_above(train: Sequence[Record], limit: float) -> list[int]:
 
 def largest_spike(train: Sequence[Record]) -> float:
     """The largest gradient norm over the median of those before it."""
-    norms = [norm for record in train if (norm := record.values.get("grad_norm"))]
-    ratios = [norms[n] / float(np.median(norms[:n])) for n in range(3, len(norms))]
-    return max(ratios, default=1.0)
+    largest, before = 1.0, list[float]()  # in their order, for the median
+    for record in train:
+        norm = record.values.get("grad_norm")
+        if not norm:
+            continue
+        if len(before) >= 3:
+            median = (before[len(before) // 2] + before[(len(before) - 1) // 2]) / 2
+            largest = max(largest, norm / median)
+        insort(before, norm)
+    return largest
 
 
 def moved_weights(train: Sequence[Record]) -> float:
@@ -506,11 +521,31 @@ def stretches(records: Records, alarm: str) -> Iterator[str]:
 
 
 def last_of(run: Run, split: str) -> dict[str, float] | None:
-    """The values of the last record of a split, those that are finite; None without a record."""
-    records = run.records[split]
+    """The values of the last record of a split, those that are finite; None without a record.
+
+    The evaluation before the first update says nothing of the training, and does not count.
+    """
+    records = [r for r in run.records[split] if split == "train" or r.step > 0]
     if not records:
         return None
     return {name: value for name, value in records[-1].values.items() if value is not None}
+
+
+def not_evaluated(run: Run, units: str) -> str:
+    """Why there is no evaluation after the start. Args: units: `pairs` or `texts`."""
+    if any("loss" in record.values for record in run.records["eval"]):
+        return f"The held-out {units} were not evaluated since the first update yet."
+    return f"There are no held-out {units}: name them in data.eval."
+
+
+def held_out_start(records: Records) -> float | None:
+    """The held-out loss before the first update; where it was not evaluated, the first train loss.
+
+    Both are the same for DPO, where every pair starts with the same loss.
+    """
+    first = next(iter(records["eval"]), None)
+    loss = first.values.get("loss") if first and first.step == 0 else None
+    return initial_loss(records) if loss is None else loss
 
 
 def initial_loss(records: Records) -> float | None:

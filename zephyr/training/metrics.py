@@ -113,10 +113,16 @@ class Recorder:
             log_record(self.wandb, record)
 
     def add_table(self, name: str, make: Callable[[], Table | None], step: int) -> None:
-        """Add the table that `make` returns to the wandb run, if there is one of each."""
-        table = make() if self.wandb is not None else None
-        if self.wandb is not None and table is not None:
-            log_table(self.wandb, name, table, step)
+        """Add the table that `make` returns to the wandb run, if there is one of each. An error is
+        a warning: the run is trained, and its model is not written yet."""
+        if self.wandb is None:
+            return
+        try:
+            table = make()
+            if table is not None:
+                log_table(self.wandb, name, table, step)
+        except Exception as error:
+            progress.warn(f"wandb gets no table {name}: {type(error).__name__}: {error}")
 
     def sync(self) -> None:
         """Flush the records to the disk, before a checkpoint that relies on them."""
