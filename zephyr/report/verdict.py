@@ -20,7 +20,8 @@ from zephyr.analysis.flips import flip_suspicion
 from zephyr.analysis.pairs import PairText
 from zephyr.analysis.runs import Record, Records, Run
 from zephyr.analysis.visits import Visits
-from zephyr.report.text import percent, plural, signed, wilson
+from zephyr.evaluation.statistics import wilson
+from zephyr.report.text import percent, plural, signed
 
 Graded = Literal["good", "watch", "bad"]
 Status = Graded | Literal["none"]
