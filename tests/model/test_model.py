@@ -1,6 +1,7 @@
 """Packed log-probs and every gradient equal those of Hugging Face's padded forward; the head is
 exact and small."""
 
+import gc
 import json
 import random
 import shutil
@@ -355,10 +356,15 @@ def test_activation_policies_keep_less_and_change_nothing(tiny: Path) -> None:
     bytes_of, gradients = {}, {}
     for policy in (False, "elementwise", "mlp", True):
         model = load_policy(tiny, activation_checkpointing=policy).train()
-        with torch.profiler.profile(
-            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-        ) as profile:
-            total = sum(t.sum() for t in response_logprobs(model, batch))
+        gc.collect()
+        gc.disable()  # what a collection frees meanwhile would count as freed by the forward
+        try:
+            with torch.profiler.profile(
+                activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+            ) as profile:
+                total = sum(t.sum() for t in response_logprobs(model, batch))
+        finally:
+            gc.enable()
         bytes_of[policy] = sum(
             event.nbytes()
             for event in profile.profiler.kineto_results.events()

@@ -27,6 +27,7 @@ from zephyr.report import page as page_module
 from zephyr.report.figures import downsample
 from zephyr.report.finish import write_report
 from zephyr.report.page import write_html
+from zephyr.report.samples import marked
 
 # The panels of curves and the metrics that they draw, with the factor of their unit.
 METRICS = {
@@ -526,6 +527,13 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     shutil.rmtree(runs[0])
     write_report(Path(runs[0]), said.append)
     assert len(said) == 1 and "no report.html" in said[0]
+
+
+def test_an_answer_that_repeats_itself_is_not_compared() -> None:
+    """Its difference to another one takes minutes. Fails where only long answers are left out."""
+    before, after = "the cat " * 400, "the dog the cat " * 200
+    assert marked(before, after) == (before, after)
+    assert "<del>" in marked("the cat " * 20, "the dog " * 20)[0]
 
 
 def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:

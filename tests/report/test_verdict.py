@@ -306,6 +306,7 @@ def test_a_wrong_learning_rate() -> None:
     assert rate({"loss": 0.9}).status == "watch"
     assert rate({"loss": 0.9}, {"loss": 0.8}).status == "bad"
     assert rate({"grad_norm": 9.0}).status == "watch"
+    assert rate({"grad_norm": 0.1}, *[{"grad_norm": 9.0}] * 9).status == "good"  # one step's norm
     assert rate({"alarms/frozen_weights": 1}).answer == "Too low"
     falling = [of_train(n, 1.0, grad_norm=20 / (n + 1), update_ratio=0.2) for n in range(30)]
     sft = a_run(falling, [])

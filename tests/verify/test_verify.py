@@ -372,16 +372,11 @@ def test_runs_that_are_not_the_same(finished: Path, launch: Launch, tmp_path: Pa
         "same": True,
     }
     lines = (base / "metrics.jsonl").read_text().splitlines(True)
-    other = json.loads(lines[1])
+    second = [n for n, line in enumerate(lines) if json.loads(line)["split"] == "train"][1]
+    other = json.loads(lines[second])
+    changed_line = json.dumps({**other, "grad_norm": other["grad_norm"] * 1.001}) + "\n"
     for name, changed in (
-        (
-            "record",
-            [
-                lines[0],
-                json.dumps({**other, "grad_norm": other["grad_norm"] * 1.001}) + "\n",
-                *lines[2:],
-            ],
-        ),
+        ("record", [*lines[:second], changed_line, *lines[second + 1 :]]),
         ("step", lines[:-1]),
     ):
         run = shutil.copytree(base, tmp_path / name)

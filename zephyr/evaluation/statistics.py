@@ -93,12 +93,20 @@ def share_with_interval(name: str, points: Sequence[float]) -> dict[str, object]
     if not (n := len(points)):
         return mean_with_interval(name, [])
     values_P = np.array(points, dtype=float)
-    share, z = float(values_P.mean()), 1.959963984540054
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
+    share = float(values_P.mean())
     return {
         name: share,
         "n": n,
         "stderr": float(values_P.std(ddof=1) / n**0.5) if n > 1 else None,
-        "ci95": [max(0.0, centre - half), min(1.0, centre + half)],
+        "ci95": [*wilson(share, n)],
     }
+
+
+def wilson(share: float, n: float) -> tuple[float, float]:
+    """Wilson's 95 % score interval (1927) of a share of `n` trials; all of [0, 1] without one."""
+    if n <= 0:
+        return 0.0, 1.0
+    z = 1.959963984540054
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
+    return max(0.0, centre - half), min(1.0, centre + half)

@@ -1,6 +1,7 @@
 """The answers to a run's sample prompts become a comparison of before and after."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from html import escape
@@ -13,7 +14,8 @@ from zephyr.report.text import percent, plural
 
 OPEN = 6  # prompts that are shown at once; the others unfold
 WORDS = re.compile(r"\w+\s*|[^\w\s]\s*|\s+")
-MOST_COMPARED = 4000  # words and marks of an answer; longer ones are shown without marks
+MOST_COMPARED = 4000  # words of an answer; longer ones are shown without marks
+MOST_MATCHES = 100_000  # equal words, one of each answer: many where an answer repeats itself
 
 
 class Answers(NamedTuple):
@@ -140,7 +142,8 @@ def step_words(step: int) -> str:
 def marked(before: str, after: str) -> tuple[str, str]:
     """Both texts as HTML, with the words that only one of them has in <del> or <ins>."""
     old, new = WORDS.findall(before), WORDS.findall(after)
-    if before == after or max(len(old), len(new)) > MOST_COMPARED:
+    is_long = max(len(old), len(new)) > MOST_COMPARED or matches(old, new) > MOST_MATCHES
+    if before == after or is_long:
         return escape(before), escape(after)
     left, right = "", ""
     for kind, i, j, k, end in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
@@ -151,6 +154,12 @@ def marked(before: str, after: str) -> tuple[str, str]:
         left += f"<del>{gone}</del>" if gone.strip() else gone
         right += f"<ins>{come}</ins>" if come.strip() else come
     return left, right
+
+
+def matches(old: Sequence[str], new: Sequence[str]) -> int:
+    """How many pairs of a word of one text and a word of the other are equal."""
+    counts = Counter(new)
+    return sum(count * counts[word] for word, count in Counter(old).items())
 
 
 class Tally(NamedTuple):

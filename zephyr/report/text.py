@@ -1,6 +1,5 @@
 """Values become the words and tables of a page; everything in them is escaped."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
@@ -34,16 +33,6 @@ def seconds_text(seconds: float) -> str:
 def plural(count: int, noun: str) -> str:
     """`1 pair`, `1,500 pairs`."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
-
-
-def wilson(share: float, count: float) -> tuple[float, float]:
-    """The 95 % interval of a share of `count` trials (Wilson 1927)."""
-    if count <= 0:
-        return 0.0, 1.0
-    z2 = 1.96**2
-    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = math.sqrt(share * (1 - share) / count + z2 / (4 * count**2)) * 1.96 / (1 + z2 / count)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def side_by_side(columns: Mapping[str, Mapping[str, object]]) -> str:

@@ -20,8 +20,9 @@ from zephyr.analysis.flips import flip_suspicion
 from zephyr.analysis.pairs import PairText
 from zephyr.analysis.runs import Record, Records, Run
 from zephyr.analysis.visits import Visits
+from zephyr.evaluation.statistics import wilson
 from zephyr.report.samples import Answers, count_changes, last_rating, rating_words
-from zephyr.report.text import percent, plural, signed, wilson
+from zephyr.report.text import percent, plural, signed
 
 Graded = Literal["good", "watch", "bad"]
 Status = Graded | Literal["none"]
@@ -169,7 +170,9 @@ def learned(run: Run, visits: Visits) -> Finding:
     if status == "good" and gap is not None and gap.grade == "bad":
         status, answer = "watch", "Partly"
         words += f" It does so in {percent(gap.train, 1)} of the pairs it was trained on."
-        todo = "look for what the training pairs have and the held-out ones lack, such as a rule of length"
+        todo = (
+            "look for a rule, such as length, that training pairs follow and held-out ones do not"
+        )
     if loss is not None and start is not None and loss > start:
         status, answer = "bad", "No: worse than before"
         words += " A loss above its start means that the run harmed the model."

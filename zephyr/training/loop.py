@@ -127,9 +127,11 @@ def fit(
     with contextlib.closing(
         open_recorder(engine, config, first_step, len(steps), digests)
     ) as recorder:
+        start = None
         if first_step == 0 and (evaluation or sample):
             # Where the held-out curves start: for DPO, loss ln 2 and the reference's log-probs.
-            evaluate(engine, evaluation, sample, 0, 0.0, recorder)
+            # Recorded once the first step has passed its checks: a refused run leaves no record.
+            start = evaluate(engine, evaluation, sample, 0, 0.0)
         interval = Interval(time.perf_counter())
         for step in range(first_step, len(steps)):
             updates, last = step + 1, step == len(steps) - 1  # so many updates, this one included
@@ -139,6 +141,8 @@ def fit(
             sums = train_step(engine, config, train, step, rates[step], ledger, records)
             if step == first_step:  # from here on the folder holds something to lose
                 checkpoint.write_identity(engine, run_dir, step, identity)
+                if start:
+                    record_evaluation(recorder, start)
             require_finite(engine, train, step, sums, ledger, recorder)
             interval.add(sums)
 
@@ -151,7 +155,8 @@ def fit(
             pause_started = time.perf_counter()
             if (evaluation or sample) and (updates % run.eval_every == 0 or last):
                 epoch = float(config.optim.epochs) if last else steps[updates].epoch
-                evaluate(engine, evaluation, sample, updates, epoch, recorder)
+                found = evaluate(engine, evaluation, sample, updates, epoch)
+                record_evaluation(recorder, found)
             if saves or stop:
                 save_checkpoint(engine, config, updates, identity, ledger, recorder)
             interval.started += time.perf_counter() - pause_started
@@ -251,10 +256,8 @@ def evaluate(
     sample: Sample | None,
     step: int,
     epoch: float,
-    recorder: Recorder,
-) -> None:
-    """Record the means over all examples of a split after `step` updates, and what `sample`
-    returns.
+) -> dict[str, object]:
+    """The means over all examples of a split after `step` updates, and what `sample` returns.
 
     Losses are computed in evaluation mode, without dropout. Then the policy is set back to training
     at once: `sample` comes after, because generation switches the mode and restores it by itself.
@@ -272,6 +275,11 @@ def evaluate(
         record.update(mean_metrics(sums, split.unit_name))
     if sample:
         record.update(sample(step))
+    return record
+
+
+def record_evaluation(recorder: Recorder, record: dict[str, object]) -> None:
+    """Write what `evaluate` returned, with its alarms."""
     recorder.write(record, alarms.evaluation_alarms(record, recorder.evaluations))
 
 
