@@ -27,6 +27,17 @@ MUTANTS: list[Mutant] = [
         ("if near and written", "if near and False and written"),
     ),
     *of(
+        "zephyr/report/groups.py",
+        (PAIRS + "test_groups_tell_what_was_learned",),
+        ("margin_P - of.visits.margin_V[first_P]", "margin_P + of.visits.margin_V[first_P]"),
+        ("if of.texts and len(set(names)) > 1", "if of.texts"),
+    ),
+    *of(
+        "zephyr/report/pair_figures.py",
+        (PAIRS + "test_violins_reach_both_extremes",),
+        ("np.linspace(0, 1, QUANTILES)", "np.linspace(0.01, 0.99, QUANTILES)"),
+    ),
+    *of(
         "zephyr/report/tokens.py",
         (
             TOKENS + "test_every_token_has_its_text_its_number_and_its_colour",

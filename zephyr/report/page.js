@@ -135,7 +135,8 @@ const zephyr = (() => {
     figure.data = traces(figure);
     if (isCurve(figure)) {
       shown.xaxis.title = { text: state.axis };
-      shown.xaxis.hoverformat = state.axis === "epoch" ? ".3~f" : ",d";
+      const hover = state.axis === "epoch" ? "%{x:.3~f}" : "%{x:,d}";
+      shown.xaxis.unifiedhovertitle = { text: `${state.axis} ${hover}` };
       const zoomed = state.range && !shown.yaxis.range ? heights(figure, shown.yaxis.type) : null;
       if (zoomed) shown.yaxis.range = zoomed;
       shown.xaxis.range = state.range ? [...state.range] : undefined;
