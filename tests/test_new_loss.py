@@ -53,7 +53,13 @@ def run_tests_of_losses(copy: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("declared", [False, True], ids=["code", "code and closed form"])
+@pytest.mark.parametrize(
+    "declared",
+    [
+        pytest.param(False, id="code", marks=pytest.mark.long),
+        pytest.param(True, id="code and closed form"),
+    ],
+)
 def test_adding_a_loss_breaks_no_test(declared: bool, tmp_path: Path) -> None:
     """Fails where a test lists the losses by hand, so that a new one breaks it; where a test skips
     the new loss without a word; or where a declared closed form is not compared."""
