@@ -6,7 +6,7 @@ engine's place, to see what ZeRO-3 costs on one rank. profile: a file that the h
 the second step are written to."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +23,6 @@ from zephyr.packing import PackedBatch, plan_epochs
 from zephyr.training import loop
 from zephyr.training.engine import Engine
 from zephyr.training.loop import Split
-from zephyr.training.metrics import Record
 
 
 class Plain:
@@ -93,25 +92,15 @@ def tell(rounds: Rounds, profile: str | None) -> None:
     loop.require_finite = require_finite
 
 
-class Kept:
-    """Keeps an evaluation's record, in the recorder's place."""
-
-    evaluations: Sequence[Record] = ()
-
-    def write(self, record: Record, _alarms: Mapping[str, str]) -> None:
-        self.record = record
-
-
 def evaluate(engine: Engine, held_out: Split) -> dict[str, float]:
     """Means over the held-out pairs, by the loop's own evaluation."""
-    kept = Kept()
-    loop.evaluate(engine, held_out, None, 0, 0.0, kept)
+    record = loop.evaluate(engine, held_out, None, 0, 0.0)
     names = {
         "loss": "loss",
         "accuracy": "rewards/accuracies",
         "margin": "rewards/margins",
     }
-    return {short: kept.record[name] for short, name in names.items()}
+    return {short: record[name] for short, name in names.items()}
 
 
 def main() -> None:
