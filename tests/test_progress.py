@@ -262,3 +262,12 @@ def test_training_keeps_its_metrics_in_the_lines(
         ],
         ["alarm at step 5: it overfits"],
     ]
+
+
+def test_standard_error_is_what_it_was_after_a_librarys_bars() -> None:
+    """Also after an error. Fails where the stream stays replaced: what comes later is lost."""
+    before = sys.stderr
+    with pytest.raises(KeyError), progress.library_bars(hide=True):
+        assert sys.stderr is not before
+        raise KeyError
+    assert sys.stderr is before

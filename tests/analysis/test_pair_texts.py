@@ -134,3 +134,13 @@ def test_what_is_gone_is_said(tmp_path: Path) -> None:
     assert len(texts) == 3 and "trained on 4 pairs, 3 are found" in said[0]
     no_dpo = run._replace(config={"model": "m"})
     assert read_texts(no_dpo) == ({}, ["a is no run of train_dpo.py: it trained on no pairs"])
+
+
+def test_the_first_row_of_an_id_counts(tmp_path: Path) -> None:
+    """Where rows were added since the run, under an id that was there: the text is that of the row
+    that the run read. Fails where a later row replaces it."""
+    rows = [{"id": "a", "prompt": "p", "chosen": side, "rejected": "r"} for side in ("1", "2")]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "rows.jsonl").write_text(lines)
+    texts, _ = read_texts(run_of(tmp_path, [str(tmp_path / "rows.jsonl")]))
+    assert texts["a"].chosen == "1"

@@ -68,7 +68,6 @@ MUTANTS: list[Mutant] = [
             "chosen, rejected = of_responses[: batch.units], of_responses[batch.units :]",
             "rejected, chosen = of_responses[: batch.units], of_responses[batch.units :]",
         ),
-        ("logp_P2[list(batch.indices)] = both", "logp_P2[sorted(batch.indices)] = both"),
     ),
     *of(
         "zephyr/model/logprobs.py",

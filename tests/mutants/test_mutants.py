@@ -119,7 +119,15 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of all that the tests need. They import the package from the root that they lie in."""
     copy = tmp_path_factory.mktemp("mutants") / "zephyr"
     copy.mkdir()
-    for name in ("zephyr", "tests", "configs", "setup.cfg", "train_dpo.py", "train_sft.py"):
+    for name in (
+        "zephyr",
+        "tests",
+        "configs",
+        "experiments",
+        "setup.cfg",
+        "train_dpo.py",
+        "train_sft.py",
+    ):
         if (ROOT / name).is_dir():
             shutil.copytree(
                 ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".*")

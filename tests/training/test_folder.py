@@ -13,6 +13,7 @@ import pytest
 
 from zephyr.config import BadInput, ConfigError
 from zephyr.training import folder as folders
+from zephyr.training.checkpoint import find_run_output
 from zephyr.training.files import IDENTITY
 from zephyr.training.folder import RANK0_LOST, RunFolder, json_bytes
 
@@ -66,6 +67,15 @@ def test_where_a_run_lies_files_wait_until_it_is_accepted(mark: str, tmp_path: P
     assert status(run) == {"code": None, "message": "running"}
     folder.write_file("data.json", b"3")
     assert (run / "data.json").read_bytes() == b"3"
+
+
+@pytest.mark.parametrize("mark", ["metrics.jsonl", "report.html", IDENTITY, "checkpoints/step-1"])
+def test_what_a_run_left_is_found(mark: str, tmp_path: Path) -> None:
+    """By itself each of them says that a run was here. Fails where one is overlooked: another run
+    would be trained over it."""
+    assert find_run_output(tmp_path / "run") == ""
+    leave(tmp_path / "run", mark)
+    assert find_run_output(tmp_path / "run") in (mark, "checkpoints/")
 
 
 def test_resume_never_takes_no_folder_of_a_run(tmp_path: Path) -> None:
