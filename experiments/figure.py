@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
@@ -167,14 +167,15 @@ def tables(results: Mapping[str, object]) -> dict[str, Mapping[str, Score]]:
     return {**by_family, "all": {model: models[model] for model in COLOURS}}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="draw the figure of the README")
-    parser.add_argument("folder", type=Path, nargs="?", default=RECORDS)
-    parser.add_argument("--out", type=Path, default=FIGURE)
+def command(description: str, figure: Callable[[Path], str], records: Path, out: Path) -> None:
+    """`python SCRIPT.py [FOLDER] [--out FILE]`: write the figure of a folder of records."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("folder", type=Path, nargs="?", default=records)
+    parser.add_argument("--out", type=Path, default=out)
     options = parser.parse_args()
     options.out.write_text(figure(options.folder), encoding="utf-8")
     print(options.out)
 
 
 if __name__ == "__main__":
-    main()
+    command("draw the figure of the README", figure, RECORDS, FIGURE)

@@ -9,13 +9,12 @@ chosen responses.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from figure import FAINT, GREY, Axis, dot, line, text
+from figure import FAINT, GREY, Axis, command, dot, line, text
 
 HERE = Path(__file__).resolve().parent
 RECORDS, FIGURE = HERE / "sweep", HERE / "sweep" / "sweep.svg"
@@ -99,14 +98,5 @@ def figure(folder: Path) -> str:
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="draw the figure of the sweep's entry")
-    parser.add_argument("folder", type=Path, nargs="?", default=RECORDS)
-    parser.add_argument("--out", type=Path, default=FIGURE)
-    options = parser.parse_args()
-    options.out.write_text(figure(options.folder), encoding="utf-8")
-    print(options.out)
-
-
 if __name__ == "__main__":
-    main()
+    command("draw the figure of the sweep's entry", figure, RECORDS, FIGURE)

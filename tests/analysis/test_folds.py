@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from zephyr.analysis.folds import (
-    confident_flips,
     fit,
     fold_suspicion,
     objective,
@@ -32,8 +31,6 @@ def test_planted_flips_are_found() -> None:
     suspected = fold_suspicion([x_PF], 5) > 0.5
     hits = (suspected & is_flipped).sum()
     assert hits > 0.7 * is_flipped.sum() and hits > 0.7 * suspected.sum()
-    confident = confident_flips(out_of_fold_logits(principal(x_PF), 5, 0))
-    assert is_flipped[confident].sum() > 0.7 * len(confident) > 5
 
 
 def test_a_pair_does_not_decide_its_own_label() -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
+from browsing import skip_without_browser
 from processes import ROOT, free_port
 from test_chat_command import SAMPLING
 from tiny import tiny_model
@@ -254,12 +255,7 @@ class Browser:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    pytest.importorskip(
-        "selenium", reason="selenium is absent, without which no browser can be led"
-    )
-    for program in ("chromium", "chromedriver"):
-        if not shutil.which(program):
-            pytest.skip(f"{program} is absent: apt-get install chromium chromium-driver")
+    skip_without_browser()
     running = Browser(tmp_path_factory.mktemp("profile"))
     yield running
     running.driver.quit()

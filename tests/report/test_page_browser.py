@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from browsing import skip_without_browser
 
 from zephyr.report.page import write_html
 
@@ -126,12 +127,7 @@ class Page:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    pytest.importorskip(
-        "selenium", reason="selenium is absent, without which no browser can be led"
-    )
-    for program in ("chromium", "chromedriver"):
-        if not shutil.which(program):
-            pytest.skip(f"{program} is absent: apt-get install chromium chromium-driver")
+    skip_without_browser()
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 

@@ -20,8 +20,7 @@ MAX_FLIPPED = 0.5  # the share of flipped labels: beyond half, the labels would 
 def flip_suspicion(visits: Visits) -> Floats:
     """The probability that each pair's label is flipped, from the ledger alone.
 
-    The evidence of a pair is the mean of its margins over its visits, each in units of the median
-    absolute margin of all visits. See `flip_probability`.
+    The evidence of a pair is the mean of its margins over its visits. See `flip_probability`.
 
     Returns: float64 [P] in [0, 1], in the order of `visits.ids`. A pair over 0.5 is suspected.
     """
@@ -37,7 +36,8 @@ def flip_probability(evidence_P: Floats) -> Floats:
 
     With the evidence z (above 0: for the label as it is), a scale a and a share e of flipped
     labels, the label as it is has the probability (1 - e) sigmoid(a z) + e sigmoid(-a z). The
-    scale and the share that make all labels most probable are found by EM, and
+    scale and the share that make all labels most probable are found by EM, with z in units of its
+    median absolute value, and
     P(flipped | z) = e sigmoid(-a z) / ((1 - e) sigmoid(a z) + e sigmoid(-a z)).
     A pair whose margin is near 0 is undecided, not suspected: a clear margin for the other
     response is, where most margins are clear. The share has a prior, as if PRIOR_PAIRS more pairs

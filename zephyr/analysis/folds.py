@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from zephyr.analysis.flips import flip_probability, sigmoid
-from zephyr.analysis.visits import Floats, Ints
+from zephyr.analysis.visits import Floats
 from zephyr.config import BadInput
 
 COMPONENTS = 128  # principal directions of the features that are kept
@@ -107,13 +107,3 @@ def fit(x_PF: Floats, ridge: float) -> Floats:
 
 def objective(x_PF: Floats, w_F: Floats, ridge: float) -> float:
     return float(np.logaddexp(0.0, -x_PF @ w_F).mean() + ridge / 2 * (w_F @ w_F))
-
-
-def confident_flips(logit_P: Floats) -> Ints:
-    """The pairs that confident learning calls flipped (Northcutt et al. 2021, Section 3.1).
-
-    A pair is one where the other label is at least as probable as a label that is right is on
-    average: sigmoid(-logit) >= mean sigmoid(logit).
-    """
-    p_P = sigmoid(logit_P)
-    return np.flatnonzero(1 - p_P >= p_P.mean())

@@ -82,7 +82,8 @@ CHANGES = {
     "logps/rejected": "logps/rejected_change",
 }
 ORDER = (
-    *("id", *PairText._fields[3:4], *PairText._fields[:3], *PairText._fields[4:]),
+    *("id", "source", "prompt", "chosen", "rejected", "chosen_model", "rejected_model"),
+    *("score_chosen", "score_rejected"),
     *("prompt_tokens", "chosen_tokens", "rejected_tokens", "length_difference"),
     *("visit", "step", "epoch", "loss", "rewards/chosen", "rewards/rejected", "rewards/margins"),
     *("logps/chosen", "logps/rejected", "ref_logps/chosen", "ref_logps/rejected", "ref_margin"),
