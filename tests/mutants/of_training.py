@@ -703,14 +703,14 @@ MUTANTS: list[Mutant] = [
         (
             (
                 'folder = None if "--dry-run" in argv else RunFolder(Path(config.run.dir))\n'
-                "        check(config)"
+                "            check(config)"
             ),
             'folder = None if "--dry-run" in argv else RunFolder(Path(config.run.dir))',
         ),
         ('if os.environ.get("RANK", "0") == "0":', "if True:"),
         (
-            "print_bad_input(error)\n        return finish_run(folder, BAD_INPUT, str(error))",
-            "print_bad_input(error)\n        return BAD_INPUT",
+            "print_bad_input(error)\n            return finish_run(folder, BAD_INPUT, str(error))",
+            "print_bad_input(error)\n            return BAD_INPUT",
         ),
         (
             "return finish_run(folder, STOPPED, str(stop))",
@@ -726,10 +726,10 @@ MUTANTS: list[Mutant] = [
         ),
         ("if is_lost_rank_error(error):", "if isinstance(error, RuntimeError):"),
         (
-            ('print(f"error: {why}", file=sys.stderr)\n        finish_run(folder, 1, why)'),
+            ('print(f"error: {why}", file=sys.stderr)\n            finish_run(folder, 1, why)'),
             'print(f"error: {why}", file=sys.stderr)',
         ),
-        (("finish_run(folder, 1, why)\n        raise"), "return finish_run(folder, 1, why)"),
+        (("finish_run(folder, 1, why)\n            raise"), "return finish_run(folder, 1, why)"),
         ('return finish_run(folder, 0, "finished")', "return 0"),
         ("folder.write_status(code, message)", "folder.write_status(0, message)"),
         (
@@ -779,7 +779,11 @@ MUTANTS: list[Mutant] = [
             'folder.write_file("config.yaml", to_yaml(config).encode())',
         ),
         ('folder.write_status(None, "running")', 'folder.write_status(0, "running")'),
-        ("with handle_stop_signals(engine):", "with contextlib.nullcontext():"),
+        ("signals.enter_context(handle_stop_signals(engine))", "pass"),
+        (
+            "signals.enter_context(handle_stop_signals(engine))\n        try:\n            train(",
+            "try:\n          with handle_stop_signals(engine):\n            train(",
+        ),
         (
             (
                 "except (BadInput, Stopped):  # raised on all ranks; after other errors, "

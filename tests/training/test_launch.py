@@ -3,6 +3,7 @@ what is raised. One rank in this process, its process group real."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -144,6 +145,33 @@ def test_an_error_is_raised_and_kept(started: Started, capsys: pytest.CaptureFix
         "error: another rank ended or cannot be reached; start the run again"
         in capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize(
+    "ends", [None, RuntimeError(LOST), Stopped("by a signal"), BadInput("x")], ids=repr
+)
+def test_no_signal_cuts_off_the_end(
+    ends: BaseException | None, started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When one rank has ended, torchrun sends SIGTERM to the others, which write their end at that
+    moment. Fails where the signal's default, the end of the process, is back before status.json is
+    written: it would say for ever that the run goes on."""
+    heard = {}
+    write = RunFolder.write_status
+
+    def write_status(folder: RunFolder, code: int | None, message: str) -> None:
+        heard[code] = signal.getsignal(signal.SIGTERM)
+        write(folder, code, message)
+
+    monkeypatch.setattr(RunFolder, "write_status", write_status)
+    before = signal.getsignal(signal.SIGTERM)
+    with contextlib.suppress(RuntimeError):
+        started(ends=ends)
+    (end,) = heard.keys() - {None}
+    assert started.status()["code"] == end
+    assert heard[end] is not before and signal.getsignal(signal.SIGTERM) is before
+    if isinstance(ends, RuntimeError):
+        close()
 
 
 def close() -> None:
@@ -338,7 +366,9 @@ def test_a_rank_that_lost_another_waits_for_rank_0_s_end(
         raise error
 
     with pytest.raises(RuntimeError):
-        launching.run(load(DPOConfig, str(started.config), []), folder, train)
+        config = load(DPOConfig, str(started.config), [])
+        with contextlib.ExitStack() as signals:
+            launching.run(config, folder, train, signals)
     assert waits == (
         [launching.RANK0_TIMEOUT_SECONDS] if rank == 1 and "peer" in str(error) else []
     )

@@ -64,34 +64,37 @@ def launch(
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch|transformers|deepspeed")
     use_expandable_segments()  # `check` may start CUDA
     folder = None
-    try:
-        config = load_arguments(kind, argv)
-        require_separate_paths(config)
-        folder = None if "--dry-run" in argv else RunFolder(Path(config.run.dir))
-        check(config)
-        with progress.quiet("--quiet" in argv):
-            run(config, folder, train)
-    except BadInput as error:  # of any rank
-        print_bad_input(error)
-        return finish_run(folder, BAD_INPUT, str(error))
-    except Stopped as stop:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"stopped: {stop}", file=sys.stderr)
-        return finish_run(folder, STOPPED, str(stop))
-    except BaseException as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            print(f"error: {error}", file=sys.stderr)
+    # Signals are handled until the end is written: when a rank ends, torchrun sends SIGTERM to the
+    # others, whose default is to end at once, with a status.json that says they run.
+    with contextlib.ExitStack() as signals:
+        try:
+            config = load_arguments(kind, argv)
+            require_separate_paths(config)
+            folder = None if "--dry-run" in argv else RunFolder(Path(config.run.dir))
+            check(config)
+            with progress.quiet("--quiet" in argv):
+                run(config, folder, train, signals)
+        except BadInput as error:  # of any rank
+            print_bad_input(error)
             return finish_run(folder, BAD_INPUT, str(error))
-        why = "".join(traceback.format_exception_only(error)).strip()
-        if is_lost_rank_error(error):
-            why = (
-                "another rank ended or cannot be reached; start the run again, it resumes from its "
-                f"last checkpoint ({why})"
-            )
-            print(f"error: {why}", file=sys.stderr)
-        finish_run(folder, 1, why)
-        raise
-    return finish_run(folder, 0, "finished")
+        except Stopped as stop:
+            if os.environ.get("RANK", "0") == "0":
+                print(f"stopped: {stop}", file=sys.stderr)
+            return finish_run(folder, STOPPED, str(stop))
+        except BaseException as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                print(f"error: {error}", file=sys.stderr)
+                return finish_run(folder, BAD_INPUT, str(error))
+            why = "".join(traceback.format_exception_only(error)).strip()
+            if is_lost_rank_error(error):
+                why = (
+                    "another rank ended or cannot be reached; start the run again, it resumes from "
+                    f"its last checkpoint ({why})"
+                )
+                print(f"error: {why}", file=sys.stderr)
+            finish_run(folder, 1, why)
+            raise
+        return finish_run(folder, 0, "finished")
 
 
 def finish_run(folder: RunFolder | None, code: int, message: str) -> int:
@@ -118,8 +121,13 @@ def exit_process(code: int) -> NoReturn:
     os._exit(code)
 
 
-def run(config: C, folder: RunFolder | None, train: Train[C]) -> None:
-    """Start the engine and train under the lock of the run folder (None for a dry run)."""
+def run(
+    config: C, folder: RunFolder | None, train: Train[C], signals: contextlib.ExitStack
+) -> None:
+    """Start the engine and train under the lock of the run folder (None for a dry run).
+
+    Args: signals: gets the handlers of signals; they are there until it is closed.
+    """
     engine = Engine(config.hardware, config.run.seed)
     exit_with_torchrun()
     try:
@@ -132,13 +140,13 @@ def run(config: C, folder: RunFolder | None, train: Train[C]) -> None:
             folder.write_file("config.yaml", to_yaml(config).encode())
             folder.write_status(None, "running")
             watch_rank0(engine, folder)
-        with handle_stop_signals(engine):
-            try:
-                train(engine, config, folder)
-            except RuntimeError as error:  # torchrun's SIGTERM does not end this process yet
-                if folder is not None and engine.rank > 0 and is_lost_rank_error(error):
-                    folder.write_status_for_rank0(RANK0_TIMEOUT_SECONDS)
-                raise
+        signals.enter_context(handle_stop_signals(engine))
+        try:
+            train(engine, config, folder)
+        except RuntimeError as error:
+            if folder is not None and engine.rank > 0 and is_lost_rank_error(error):
+                folder.write_status_for_rank0(RANK0_TIMEOUT_SECONDS)
+            raise
     except (BadInput, Stopped):  # raised on all ranks; after other errors, closing could hang
         engine.close()
         raise
