@@ -19,6 +19,7 @@ from zephyr.data.ratings import side_ratings
 from zephyr.data.rows import Row, check_row, row_id
 from zephyr.data.shapes import pair_row
 from zephyr.data.sources import RawRow, open_sources
+from zephyr.progress import track
 
 SOURCES = ("source", "subset", "dataset")  # keys that say where a row comes from, the first counts
 
@@ -62,7 +63,9 @@ def read_texts(run: Run) -> tuple[dict[str, PairText], list[str]]:
     texts: dict[str, PairText] = {}
     problems: list[str] = []
     try:
-        for row in pair_rows(run):
+        trained = run.data.get("train.examples")
+        total = trained if isinstance(trained, int) else None
+        for row in track(pair_rows(run), "texts of pairs", "pairs", total=total):
             texts[row.id] = row.text
     except (BadInput, OSError) as error:
         problems.append(f"texts of pairs can't be read again: {error}")
