@@ -53,6 +53,9 @@ def identity(config: DPOConfig | SFTConfig, plan: Plan, more: Mapping[str, str])
         found["beta"] = config.beta
         found["loss"] = config.loss
         found["label_smoothing"] = config.label_smoothing
+    if config.adapter is not None:
+        for key, value in dataclasses.asdict(config.adapter).items():
+            found[f"adapter.{key}"] = value
     found["run.seed"] = config.run.seed
     found["data.shuffle"] = config.data.shuffle
     found["hardware.dtype"] = config.hardware.dtype
