@@ -180,6 +180,18 @@ def learning_rate(optim: Config, step: int, total_steps: int) -> float:
     return optim["lr_peak"] * factor[optim["schedule"]]
 
 
+def round_to_nf4(lm: nn.Module) -> None:
+    """Each matrix of a linear layer but the output layer becomes what NF4 keeps of it."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    for module in lm.modules():
+        if isinstance(module, nn.Linear) and module is not lm.get_output_embeddings():
+            packed, state = quantize_4bit(
+                module.weight.data, quant_type="nf4", blocksize=64, compress_statistics=True
+            )
+            module.weight.data.copy_(dequantize_4bit(packed, state))
+
+
 def response_logps(lm: nn.Module, conversations: Sequence[Conversation]) -> Tensor:
     """Sum of log p of each conversation's target tokens, fp32 [B]: right-padded, all logits [B, L,
     V]."""
@@ -231,6 +243,8 @@ def with_adapter(lm: nn.Module, adapter: Config, seed: int) -> nn.Module:
         target_modules="all-linear" if targets == ["all-linear"] else targets,
         task_type="CAUSAL_LM",
     )
+    if adapter.get("quantize") == "nf4":
+        round_to_nf4(lm)
     model = get_peft_model(lm, settings)
     for name, parameter in model.named_parameters():
         if ".lora_A." in name:
