@@ -27,6 +27,7 @@ from zephyr.config import ConfigError, DPOConfig, check_arguments, nearest_name
 if __name__ == "__main__":
     check_arguments(DPOConfig, __doc__, sys.argv[1:])  # before the imports that take seconds
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -113,7 +114,7 @@ def dpo_objective(config: DPOConfig, reference: Reference | None) -> Objective:
         ref_chosen_P, ref_rejected_P = reference(batch) if reference else (None, None)
 
         # 2. log pi_dDPO(y|x) of both responses, each summed over its tokens.
-        chosen_P, rejected_P, wpo_weight_P = policy_logprobs(config, policy, batch)
+        chosen_P, rejected_P, wpo_weight_P = policy_logprobs(policy, batch, config.weighting)
 
         # 3. Eq. 1 (Eq. 7 of the DPO paper, arXiv:2305.18290). With `loss: sigmoid` it is
         #    -logsigmoid(beta * ((chosen_P - ref_chosen_P) - (rejected_P - ref_rejected_P))).
@@ -133,9 +134,7 @@ def dpo_objective(config: DPOConfig, reference: Reference | None) -> Objective:
             accuracy_P = losses.reward_accuracy(terms.reward_chosen_P, terms.reward_rejected_P)
         else:
             accuracy_P = losses.reward_accuracy(chosen_P, rejected_P, ref_chosen_P, ref_rejected_P)
-        loss_P = terms.loss_P
-        if wpo_weight_P is not None:
-            loss_P = wpo_weight_P * loss_P
+        loss_P = wpo_weight_P * terms.loss_P  # 1 * loss, unless `weighting: wpo`
         stats = {
             "weight": batch.weight_P,
             "loss": loss_P.detach(),
@@ -146,7 +145,7 @@ def dpo_objective(config: DPOConfig, reference: Reference | None) -> Objective:
             "logps/chosen": chosen_P.detach(),
             "logps/rejected": rejected_P.detach(),
         }
-        if wpo_weight_P is not None:
+        if config.weighting == "wpo":
             stats["wpo_weight"] = wpo_weight_P
         return (batch.weight_P * loss_P).sum(), stats
 
@@ -154,14 +153,14 @@ def dpo_objective(config: DPOConfig, reference: Reference | None) -> Objective:
 
 
 def policy_logprobs(
-    config: DPOConfig, policy: Engine, batch: PackedBatch
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """log pi(y|x) of the chosen and of the rejected responses, and WPO's weights, [P] each.
+    policy: Engine, batch: PackedBatch, weighting: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log pi(y|x) of the chosen and of the rejected responses, and the weights of WPO, [P] each.
 
-    The weights are None unless `weighting` is wpo.
+    The weights are 1 with `weighting: none`.
     """
-    if config.weighting == "none":
-        return (*response_logprobs(policy, batch), None)
+    if weighting == "none":
+        return (*response_logprobs(policy, batch), torch.ones_like(batch.weight_P))
     logp_R, alignment_R = aligned_logprobs(policy, batch)
     pairs = batch.units
     wpo_weight_P = losses.wpo_weight(alignment_R[:pairs], alignment_R[pairs:])
