@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from zephyr import config as configs
 from zephyr.cli import main
-from zephyr.config import ConfigError, DPOConfig, SFTConfig, expand_variables
+from zephyr.config import Adapter, ConfigError, DPOConfig, SFTConfig, expand_variables
 
 ROOT = Path(__file__).resolve().parents[1]
 MINIMAL = {"model": "m", "data": {"train": ["d.jsonl"]}}

@@ -55,7 +55,9 @@ def unavailable_reason(adapter: Adapter | None) -> str | None:
     if adapter is None:
         return None
     if importlib.util.find_spec("peft") is None:
-        return "adapter: it needs the package peft, which is not installed: pip install 'zephyr[lora]'"
+        return (
+            "adapter: it needs the package peft, which is not installed: pip install 'zephyr[lora]'"
+        )
     reason = nf4.unavailable_reason() if adapter.quantize == "nf4" else None
     return f"adapter.quantize: {reason}" if reason else None
 

@@ -60,7 +60,9 @@ def read_adapter(folder: Path) -> AdapterFolder:
     """
     try:
         settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        base, rank, alpha = (settings[key] for key in ("base_model_name_or_path", "r", "lora_alpha"))
+        base, rank, alpha = (
+            settings[key] for key in ("base_model_name_or_path", "r", "lora_alpha")
+        )
         scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
     except (AttributeError, ArithmeticError, KeyError, OSError, TypeError, ValueError) as error:
         raise BadInput(
