@@ -106,6 +106,35 @@ SFT_CASES = [
     Case(1, LONGEST, False, schedule="cosine"),
     Case(2, SMALL, True, tied=True, sliding_window=24, dtype="bfloat16"),
 ]
+# Adapters beside frozen weights, against peft's own model around Hugging Face's.
+LORA, NF4 = {"r": 4, "alpha": 32}, {"r": 4, "alpha": 8, "quantize": "nf4"}
+DPO_CASES += [Case(2, SMALL, "elementwise", family="qwen3", adapter=LORA, epochs=1)]
+LONG_CASES += [
+    Case(
+        ranks,
+        SMALL,
+        checkpointing,
+        family=family,
+        adapter=adapter,
+        sliding_window=window,
+        label_smoothing=0.1,
+    )
+    for ranks, checkpointing, family, adapter, window in (
+        (1, False, "mistral", LORA, 24),
+        (2, True, "mistral", NF4, 24),
+        (2, "mlp", "mistral", {"r": 2, "alpha": 4, "targets": ["q_proj", "v_proj"]}, None),
+        (1, "elementwise", "qwen3", NF4, None),
+    )
+]
+LONG_SFT_CASES = [
+    Case(ranks, SMALL, checkpointing, family=family, adapter=adapter, tied=family == "qwen3")
+    for ranks, checkpointing, family, adapter in (
+        (1, True, "mistral", LORA),
+        (2, False, "mistral", LORA),
+        (1, "mlp", "qwen3", NF4),
+        (2, "elementwise", "qwen3", LORA),
+    )
+]
 # What rounding may do, beside 2e-4 of each number's size: measured, times three.
 TOLERANCE = {
     "float32": {},
@@ -282,6 +311,7 @@ def case_id(case: Case) -> str:
     return (
         f"{case.loss}-{case.dtype}-{case.ranks or 'forked'}-ranks-{case.tokens_per_micro_batch}-"
         f"tokens-checkpointing-{case.activation_checkpointing}-{case.family}"
+        + (f"-lora-{case.adapter.get('quantize', 'none')}" if case.adapter else "")
     )
 
 
@@ -302,7 +332,11 @@ def test_dpo_equals_plain_pytorch(case: Case, tmp_path: Path, train_records: Run
     assert records[0]["rewards/chosen"] == records[0]["rewards/rejected"] == 0.0
 
 
-@pytest.mark.parametrize("case", SFT_CASES, ids=case_id)
+@pytest.mark.parametrize(
+    "case",
+    [*SFT_CASES, *(pytest.param(case, marks=pytest.mark.long) for case in LONG_SFT_CASES)],
+    ids=lambda case: case_id(case),
+)
 def test_sft_equals_plain_pytorch(case: Case, tmp_path: Path, train_records: Run) -> None:
     """As above for windows of packed conversations: neighbours that see each other, or a mean of
     means, would show."""
