@@ -546,10 +546,9 @@ def test_published_settings_are_not_warned_of(loss: str | dict[str, object], bet
 
 
 def test_published_settings_of_every_loss() -> None:
-    """Fails where a loss with a closed form has no published setting above."""
-    assert {name if isinstance(name, str) else name["name"] for name, _ in PUBLISHED} == set(
-        CLOSED_FORMS
-    )
+    """Fails where a loss leaves the list above, so that its range is held by nothing."""
+    names = {name if isinstance(name, str) else name["name"] for name, _ in PUBLISHED}
+    assert len(names) >= 14 and names <= set(LOSSES)
 
 
 @pytest.mark.parametrize(("loss", "beta", "message"), CROSSED, ids=str)

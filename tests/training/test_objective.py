@@ -11,14 +11,15 @@ from pathlib import Path
 import oracle
 import pytest
 import torch
+import yaml
 from closed_forms import CLOSED_FORMS, closed_form
 from torch import Tensor
 
 import train_dpo
 import train_sft
 from zephyr.chat import EncodedPair, EncodedText
-from zephyr.config import Data, DPOConfig
-from zephyr.losses import LOSSES
+from zephyr.config import ConfigError, Data, DPOConfig, load
+from zephyr.losses import LOSSES, read_loss
 from zephyr.model.load import Policy, load_policy
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import PackedBatch, collate_pairs, collate_texts
@@ -114,6 +115,24 @@ def test_every_setting_reaches_the_loss(
     )
     for a, b in zip(ours, theirs):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_own_settings_through_a_config(loss: str, tiny: Path, tmp_path: Path) -> None:
+    """A config sets each of the loss's own settings, and refuses those of other losses. Fails where
+    a setting is lost on the way, or where a loss's setting needs a key of the config."""
+    path, hardware = tmp_path / "c.yaml", {"attention": "sdpa", "dtype": "float32"}
+    tree = {"model": str(tiny), "data": {"train": ["d.jsonl"]}, "hardware": hardware}
+    if LOSSES[loss].smoothing == "required":
+        tree["label_smoothing"] = 0.1
+    path.write_text(yaml.safe_dump(tree))
+    own = {key: setting.default + 0.5 for key, setting in LOSSES[loss].settings.items()}
+    written = ", ".join(f"{key}: {value}" for key, value in {"name": loss, **own}.items())
+    config = load(DPOConfig, str(path), [f"loss={{{written}}}"])
+    train_dpo.check(config)
+    assert read_loss(config.loss) == (loss, own)
+    with pytest.raises(ConfigError, match=rf"^loss\.wrong: loss '{loss}' has no such setting"):
+        train_dpo.check(load(DPOConfig, str(path), [f"loss={{{written}, wrong: 1}}"]))
 
 
 def test_the_losses_above_differ(policy: Policy) -> None:
