@@ -607,10 +607,19 @@ def read_value(hint: object, value: Value, key: str) -> object:
 
 
 def read_union(args: tuple[object, ...], value: Value, key: str) -> object:
-    """`value` as the type of `X | Y | None` that it has the form of; as X where it fits none."""
+    """`value` as the type of `X | Y | None` that it has the form of.
+
+    Raises:
+        ConfigError: naming key, value and all types, where it has the form of none.
+    """
     if value is None and types.NoneType in args:
         return None
-    return read_value(next((arg for arg in args if has_form(value, arg)), args[0]), value, key)
+    types_of_values = [arg for arg in args if arg is not types.NoneType]
+    fitting = [arg for arg in types_of_values if has_form(value, arg)]
+    if not fitting and len(types_of_values) > 1:
+        words = " or ".join(type_words(arg) for arg in types_of_values)
+        raise ConfigError(f"{key}: expected {words}, got {value!r}")
+    return read_value((fitting or types_of_values)[0], value, key)
 
 
 def has_form(value: Value, hint: object) -> bool:
