@@ -25,6 +25,7 @@ from transformers import AutoTokenizer
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from zephyr.chat import EncodedPair, EncodedText, encode_messages, encode_pair
+from zephyr.model.adapter import starting_values
 from zephyr.packing import Layout, best_fit
 
 Config = dict[str, "str | int | float | bool | list[str] | Config"]  # a YAML file as it is read
@@ -160,7 +161,7 @@ class Trainer:
 
     def __init__(self, lm: nn.Module, optim: Config, total_steps: int) -> None:
         self.optim, self.total_steps, self.step = optim, total_steps, 0
-        self.parameters = list(lm.parameters())
+        self.parameters = [parameter for parameter in lm.parameters() if parameter.requires_grad]
         self.weights = [parameter.detach().float().clone() for parameter in self.parameters]
         groups = [
             {
@@ -211,6 +212,18 @@ def learning_rate(optim: Config, step: int, total_steps: int) -> float:
     done = (step - warmup_steps) / (total_steps - warmup_steps)
     factor = {"linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "constant": 1.0}
     return optim["lr_peak"] * factor[optim["schedule"]]
+
+
+def round_to_nf4(lm: nn.Module) -> None:
+    """Each matrix of a linear layer but the output layer becomes what NF4 keeps of it."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    for module in lm.modules():
+        if isinstance(module, nn.Linear) and module is not lm.get_output_embeddings():
+            packed, state = quantize_4bit(
+                module.weight.data, quant_type="nf4", blocksize=64, compress_statistics=True
+            )
+            module.weight.data.copy_(dequantize_4bit(packed, state))
 
 
 def response_logps(lm: nn.Module, conversations: Sequence[Conversation]) -> Tensor:
@@ -266,7 +279,32 @@ def load(config: Config) -> nn.Module:
     lm = AutoModelForCausalLM.from_pretrained(
         config["model"], dtype=dtype, attn_implementation="eager"
     )
+    if config.get("adapter"):
+        lm = with_adapter(lm, config["adapter"], config["run"].get("seed", 42))
     return lm.train()
+
+
+def with_adapter(lm: nn.Module, adapter: Config, seed: int) -> nn.Module:
+    """peft's own model around the decoder, with B of zeros as peft makes it; A is given the values
+    that a run draws, which differ from those of peft's global random state."""
+    from peft import LoraConfig, get_peft_model
+
+    targets = adapter.get("targets", ["all-linear"])
+    settings = LoraConfig(
+        r=adapter["r"],
+        lora_alpha=adapter["alpha"],
+        target_modules="all-linear" if targets == ["all-linear"] else targets,
+        task_type="CAUSAL_LM",
+    )
+    if adapter.get("quantize") == "nf4":
+        round_to_nf4(lm)
+    model = get_peft_model(lm, settings)
+    for name, parameter in model.named_parameters():
+        if ".lora_A." in name:
+            plain = name.removeprefix("base_model.model.").replace(".default", "")
+            parameter.data.copy_(starting_values(plain, tuple(parameter.shape), seed))
+        parameter.data = parameter.data.to(lm.dtype)  # peft keeps adapters of bfloat16 in float32
+    return model
 
 
 def read_rows(config: Config) -> list[dict[str, object]]:
