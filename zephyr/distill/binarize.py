@@ -25,7 +25,7 @@ from zephyr.data.pairwise import PAIRWISE
 from zephyr.data.ratings import Tie, rating_keys
 from zephyr.data.rows import check_row, has_lone_surrogate, row_id, text
 from zephyr.data.shapes import pair_row
-from zephyr.data.sources import Source, count_rows, open_sources
+from zephyr.data.sources import RawRow, Source, count_rows, open_sources
 from zephyr.distill.binarize_report import Report, Tally, make_report
 from zephyr.distill.completions import (
     ULTRAFEEDBACK,
@@ -158,7 +158,7 @@ def make_pairs(sources: Sequence[Source], run: BinarizeRun) -> Iterator[Row]:
     stored until all rows are read."""
     raws = (raw for source in sources for raw in source.rows())
     rows = track(raws, "binarize", "rows", total=count_rows(sources))
-    for place, default_id, value in chain(rows, grouped_completions(run)):
+    for place, default_id, value, _ in chain(rows, grouped_completions(run)):
         try:
             made = read_row(value, default_id, place, run)
         except (ValueError, RecursionError) as error:
@@ -207,7 +207,7 @@ def store_completion(row: Row, place: str, run: BinarizeRun) -> None:
     run.tally.add("shapes", "single completions")
 
 
-def grouped_completions(run: BinarizeRun) -> Iterator[tuple[str, str, Row]]:
+def grouped_completions(run: BinarizeRun) -> Iterator[RawRow]:
     """Yield the stored completions as feedback rows, each with its place and no default id. The
     completions are in the order of the models' names."""
     stored = run.database.execute("select * from singles order by idx, model")
@@ -224,7 +224,7 @@ def grouped_completions(run: BinarizeRun) -> Iterator[tuple[str, str, Row]]:
             continue
         shared = shared_keys([completion.pop("rest") for completion in completions], places)
         row = {**shared, "prompt_id": idx, "prompt": first["prompt"], "source": first["source"]}
-        yield places[0], "", {**row, "completions": completions}
+        yield RawRow(places[0], "", {**row, "completions": completions})
 
 
 def shared_keys(rows: Sequence[Row], places: Sequence[str]) -> Row:
