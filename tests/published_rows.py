@@ -7,9 +7,7 @@ from __future__ import annotations
 def said(*words: str, **others: object) -> list[dict[str, object]]:
     """Turns of user and assistant in turn. Args: others: what every turn has beside them."""
     roles = ("user", "assistant")
-    return [
-        {"role": roles[i % 2], "content": content, **others} for i, content in enumerate(words)
-    ]
+    return [{"role": roles[i % 2], "content": content, **others} for i, content in enumerate(words)]
 
 
 ASKED = "What colour is the sky?"
