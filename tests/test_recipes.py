@@ -230,3 +230,45 @@ def test_two_steps_on_two_ranks(
     start = load_file(models[path.parent.name] / "model/model.safetensors")
     assert family == before and trained.keys() == start.keys()
     assert all(not torch.equal(trained[key], start[key]) for key in start)
+
+
+def readme_rows() -> dict[str, list[str]]:
+    """File -> the cells behind it, of the tables of recipes in configs/README.md."""
+    text = (ROOT / "configs" / "README.md").read_text()
+    lines = text.partition("## Recipes")[2].partition("## Every key")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines]
+    links = {row[1]: row[2:] for row in rows if len(row) > 2 and row[1].startswith("[")}
+    return {link[1:].partition("]")[0]: cells for link, cells in links.items()}
+
+
+def number(value: float) -> str:
+    """As the table writes it: 5, 0.1, 5e-7."""
+    return f"{value:g}".replace("e-0", "e-")
+
+
+def expected_cells(tree: Mapping[str, object]) -> list[str]:
+    """The cells of a config between its file and its data."""
+    data, optim = tree["data"], tree["optim"]
+    schedule = f"{optim['schedule']}, {number(optim['warmup_fraction'])}"
+    if "beta" not in tree:
+        batch = str(optim["windows_per_step"])
+        first = [f"`{data['targets']}`", number(optim["lr_peak"]), schedule]
+        return [*first, str(data["max_tokens"]), batch, str(optim["epochs"])]
+    loss = tree["loss"] if isinstance(tree["loss"], dict) else {"name": tree["loss"]}
+    settings = [f", {key} {number(value)}" for key, value in loss.items() if key != "name"]
+    tokens = f"{data['max_tokens']} ({data['max_prompt_tokens']})"
+    first = [f"`{loss['name']}`" + "".join(settings), number(tree["beta"])]
+    second = [number(optim["lr_peak"]), schedule, tokens, str(optim["pairs_per_step"])]
+    return [*first, *second, str(optim["epochs"])]
+
+
+def test_the_readme_says_what_the_configs_say() -> None:
+    """Fails where a number of the table and of the file differ, or a recipe is in one of them
+    alone."""
+    rows = readme_rows()
+    assert set(rows) == set(NAMES) and len(rows) >= 15
+    for name, path in zip(NAMES, CONFIGS):
+        tree = yaml.safe_load(path.read_text())
+        assert rows[name][:-1] == expected_cells(tree), name
+        optim = tree["optim"]
+        assert optim["grad_clip"] == 1.0 and optim["weight_decay"] == 0.0, name
