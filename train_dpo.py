@@ -221,6 +221,8 @@ def initialize_policy(engine: Engine, config: DPOConfig, plan: Plan) -> None:
         activation_checkpointing=hardware.activation_checkpointing,
         fused=hardware.fused,
         max_tokens=config.data.max_tokens,
+        adapter=config.adapter,
+        seed=config.run.seed,
     )
     engine.initialize(load, config.optim, micro_batches=most_micro_batches(plan))
     if hardware.fused != "none":
@@ -247,8 +249,9 @@ def split(engine: Engine, config: DPOConfig, pairs: Pairs, plan: Plan | None) ->
         "rejected_tokens": pairs.rejected_tokens,
     }
     lm, parameters = engine.policy.lm.config, engine.num_layer_parameters
+    adapters = engine.num_adapter_parameters
     flops = [
-        pair_flops(lm, parameters, *lengths, hardware.prefix_sharing)
+        pair_flops(lm, parameters, *lengths, hardware.prefix_sharing, adapters)
         for lengths in zip(*counts.values())
     ]
     return Split(
@@ -300,11 +303,11 @@ def is_plain_dpo(config: DPOConfig) -> bool:
 def check(config: DPOConfig) -> None:
     """Check what needs no process group.
 
-    Raises: BadInput for an unknown loss, a label_smoothing that the loss does not take, or a
-    setting that this machine can't run.
+    Raises: BadInput for an unknown loss, a setting that the loss does not take, or one that this
+    machine can't run.
     """
     name = config.loss if isinstance(config.loss, str) else config.loss.get("name")
-    if name not in losses.LOSSES:
+    if name is not None and name not in losses.LOSSES:
         nearest = nearest_name(str(name), losses.LOSSES)
         raise ConfigError(
             f"loss: expected one of {', '.join(losses.LOSSES)}, got {name!r}; the nearest is "

@@ -183,6 +183,23 @@ class SFTOptim:
 
 
 @dataclass(frozen=True)
+class Adapter:
+    r: int = 16
+    """The rank of LoRA: a matrix of n x m gets r * (n + m) trained numbers."""
+    alpha: int = 16
+    """The scale of LoRA: what the adapter adds to a matrix is multiplied by `alpha / r`."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """The linear layers that get an adapter, by the end of their names (`q_proj`), or `all-linear`:
+    all but the output layer."""
+    dropout: float = 0.0
+    """Dropout before the adapter; only 0 is possible: a shared prompt is computed once for both
+    responses, and a resumed run must repeat the steps exactly."""
+    quantize: Literal["none", "nf4"] = "none"
+    """`nf4` keeps the frozen matrices of linear layers in 4 bits (QLoRA, by the bitsandbytes
+    package), whole on every rank; `none` keeps them in `hardware.dtype`, sharded over ranks."""
+
+
+@dataclass(frozen=True)
 class Reference:
     dir: str = "runs/reference"
     """The folder that keeps the log-probs of the reference model. Runs may share it: a sweep over
@@ -299,6 +316,9 @@ class DPOConfig:
     """`wpo` multiplies the loss of each pair with its probability under the policy (WPO), so that
     responses of other models count as if the policy had sampled them."""
     optim: Optim = field(default_factory=Optim)
+    adapter: Adapter | None = None
+    """LoRA: only low-rank adapters beside the frozen weights are trained (`pip install
+    'zephyr[lora]'`); null: all weights are trained."""
     reference: Reference = field(default_factory=Reference)
     hardware: Hardware = field(default_factory=Hardware)
     samples: Samples = field(default_factory=Samples)
@@ -332,6 +352,9 @@ class SFTConfig:
     eos_token: str | None = None
     """The token that ends an assistant turn; null: the tokenizer's EOS."""
     optim: SFTOptim = field(default_factory=SFTOptim)
+    adapter: Adapter | None = None
+    """LoRA: only low-rank adapters beside the frozen weights are trained (`pip install
+    'zephyr[lora]'`); null: all weights are trained."""
     hardware: Hardware = field(default_factory=Hardware)
     samples: Samples = field(default_factory=Samples)
     run: SFTRun = field(default_factory=SFTRun)
@@ -361,13 +384,15 @@ LIMITS = [
         "optim.adam_betas",
     ),
     Limit("a list of at least one path or hub id", lambda v: len(v) > 0, "data.train"),
+    Limit("a list of at least one name", lambda v: len(v) > 0, "adapter.targets"),
+    Limit("0, the only value implemented", lambda v: v == 0, "adapter.dropout"),
     Limit("null or 1 <= integer < 2**63", lambda v: v is None or 1 <= v < 2**63, "data.limit"),
     Limit("0 <= integer < 2**63", lambda v: 0 <= v < 2**63, "run.seed"),
     Limit(
         "1 <= integer < 2**31",
         lambda v: 1 <= v < 2**31,
         "optim.epochs optim.pairs_per_step optim.windows_per_step run.log_every "
-        "run.eval_every run.save_every run.keep samples.max_new_tokens",
+        "run.eval_every run.save_every run.keep samples.max_new_tokens adapter.r adapter.alpha",
     ),
     Limit(
         "2 <= integer < 2**31",
@@ -607,10 +632,19 @@ def read_value(hint: object, value: Value, key: str) -> object:
 
 
 def read_union(args: tuple[object, ...], value: Value, key: str) -> object:
-    """`value` as the type of `X | Y | None` that it has the form of; as X where it fits none."""
+    """`value` as the type of `X | Y | None` that it has the form of.
+
+    Raises:
+        ConfigError: naming key, value and all types, where it has the form of none.
+    """
     if value is None and types.NoneType in args:
         return None
-    return read_value(next((arg for arg in args if has_form(value, arg)), args[0]), value, key)
+    types_of_values = [arg for arg in args if arg is not types.NoneType]
+    fitting = [arg for arg in types_of_values if has_form(value, arg)]
+    if not fitting and len(types_of_values) > 1:
+        words = " or ".join(type_words(arg) for arg in types_of_values)
+        raise ConfigError(f"{key}: expected {words}, got {value!r}")
+    return read_value((fitting or types_of_values)[0], value, key)
 
 
 def has_form(value: Value, hint: object) -> bool:
@@ -724,13 +758,22 @@ def nearest_name(name: str, names: Iterable[str]) -> str:
     return difflib.get_close_matches(name, list(names), n=1, cutoff=0.0)[0]
 
 
+def group_of(hint: object) -> type[DataclassInstance] | None:
+    """The dataclass of a group of keys, also of one that may be null; None: it is a single key."""
+    if get_origin(hint) is types.UnionType:
+        hint = get_args(hint)[0]
+    return hint if isinstance(hint, type) and is_dataclass(hint) else None
+
+
 def keys(kind: type[DataclassInstance], prefix: str) -> Iterator[str]:
-    """Every full key of a config dataclass, such as `optim.lr_peak`."""
+    """Every full key of a config dataclass, such as `optim.lr_peak`; a group that may be null is a
+    key too, beside those in it."""
     for name, hint in get_type_hints(kind).items():
-        if isinstance(hint, type) and is_dataclass(hint):
-            yield from keys(hint, f"{prefix}{name}.")
-        else:
+        group = group_of(hint)
+        if group is None or group is not hint:
             yield prefix + name
+        if group is not None:
+            yield from keys(group, f"{prefix}{name}.")
 
 
 def check(config: DPOConfig | SFTConfig) -> None:
@@ -742,7 +785,7 @@ def check(config: DPOConfig | SFTConfig) -> None:
     known = set(keys(type(config), ""))
     for limit in LIMITS:
         for key in limit.keys.split():
-            if key not in known:
+            if key not in known or is_absent(config, key):
                 continue
             value = attrgetter(key)(config)
             if not limit.accepts(value):
@@ -753,6 +796,12 @@ def check(config: DPOConfig | SFTConfig) -> None:
             f"data.max_prompt_tokens: expected less than data.max_tokens ({data.max_tokens}), got "
             f"{data.max_prompt_tokens}: no tokens would be left for a response"
         )
+
+
+def is_absent(config: DPOConfig | SFTConfig, key: str) -> bool:
+    """Whether the key is of a group that is null."""
+    group = key.rpartition(".")[0]
+    return group != "" and attrgetter(group)(config) is None
 
 
 def to_yaml(config: DPOConfig | SFTConfig) -> str:
@@ -778,8 +827,11 @@ def describe_keys(kind: type[DataclassInstance], prefix: str = "") -> Iterator[K
     hints = get_type_hints(kind)
     for spec in fields(kind):
         hint, key = hints[spec.name], prefix + spec.name
-        if isinstance(hint, type) and is_dataclass(hint):
-            yield from describe_keys(hint, f"{key}.")
+        group = group_of(hint)
+        if group is not None and group is not hint:
+            yield Key(key, type_words(hint), yaml_of(spec.default), meaning(kind, spec.name))
+        if group is not None:
+            yield from describe_keys(group, f"{key}.")
             continue
         words = [limit.words for limit in LIMITS if key in limit.keys.split()]
         default = "required" if spec.default is MISSING else yaml_of(spec.default)
@@ -798,7 +850,7 @@ def type_words(hint: object) -> str:
     if origin is tuple:
         return "a list of strings" if args[0] is str else f"a list of {len(args)} numbers"
     assert isinstance(hint, type), hint
-    return TYPE_WORDS[hint]
+    return "a group of keys" if is_dataclass(hint) else TYPE_WORDS[hint]
 
 
 def yaml_of(value: object) -> str:
