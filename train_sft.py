@@ -169,6 +169,7 @@ def split(
         ids=texts.ids,
         tokens=tokens,
         units=targets,
+        weights=targets,
         unit_name="target_tokens",
         forward_flops=flops,
         identity=identity,

@@ -284,13 +284,20 @@ class DPOConfig:
     beta: float = 0.1
     """The weight of the KL penalty: the smaller it is, the further the policy may move from the
     reference (`tau` in IPO)."""
-    loss: str = "sigmoid"
+    loss: str | dict[str, str | float] = "sigmoid"
     """The preference loss: `sigmoid` (DPO; with `label_smoothing` conservative DPO), `robust`,
-    `ipo`, `sigmoid_norm`, `hinge`, `exo_pair`, `nca_pair`, `sppo_hard`, `apo_zero` or `apo_down`
-    (`LOSSES` in `zephyr/losses.py`)."""
+    `ipo`, `sigmoid_norm`, `hinge`, `exo_pair`, `nca_pair`, `sppo_hard`, `apo_zero`, `apo_down`,
+    `dpop`, `simpo`, `orpo` or `cpo` (`LOSSES` in `zephyr/losses.py`); with settings of its own as a
+    group, `{name: simpo, gamma: 0.5}`."""
     label_smoothing: float = 0.0
-    """The probability that a preference is the wrong way round; taken by `sigmoid`, `sigmoid_norm`
-    and `robust`, required by `exo_pair`."""
+    """The probability that a preference is the wrong way round; taken by `sigmoid`, `sigmoid_norm`,
+    `robust` and `cpo`, required by `exo_pair`."""
+    sft_weight: float | None = None
+    """The weight of the SFT term, the mean negative log-likelihood a token of the chosen response;
+    null: the loss's own, 1 for `orpo` and `cpo`, else 0."""
+    weighting: Literal["none", "wpo"] = "none"
+    """`wpo` multiplies the loss of each pair with its probability under the policy (WPO), so that
+    responses of other models count as if the policy had sampled them."""
     optim: Optim = field(default_factory=Optim)
     reference: Reference = field(default_factory=Reference)
     hardware: Hardware = field(default_factory=Hardware)
@@ -345,6 +352,7 @@ class Limit(NamedTuple):
 LIMITS = [
     Limit("a number > 0", lambda v: v > 0, "beta optim.lr_peak"),
     Limit("a number >= 0", lambda v: v >= 0, "optim.weight_decay optim.grad_clip"),
+    Limit("null or a number >= 0", lambda v: v is None or v >= 0, "sft_weight"),
     Limit("0 <= number < 0.5", lambda v: 0 <= v < 0.5, "label_smoothing"),
     Limit("0 <= number < 1", lambda v: 0 <= v < 1, "optim.warmup_fraction"),
     Limit(
@@ -572,8 +580,8 @@ def read_value(hint: object, value: Value, key: str) -> object:
         if not isinstance(value, dict):
             raise ConfigError(f"{key}: expected a group of keys, got {value!r}")
         return build(hint, value, f"{key}.")
-    if origin is types.UnionType:  # X | None
-        return None if value is None else read_value(args[0], value, key)
+    if origin is types.UnionType:
+        return read_union(args, value, key)
     if origin is Literal:
         if value not in args or type(value) not in map(type, args):
             raise ConfigError(f"{key}: expected {type_words(hint)}, got {value!r}")
@@ -596,6 +604,22 @@ def read_value(hint: object, value: Value, key: str) -> object:
     if not accepted:
         raise ConfigError(f"{key}: expected {type_words(hint)}, got {value!r}")
     return value
+
+
+def read_union(args: tuple[object, ...], value: Value, key: str) -> object:
+    """`value` as the type of `X | Y | None` that it has the form of; as X where it fits none."""
+    if value is None and types.NoneType in args:
+        return None
+    return read_value(next((arg for arg in args if has_form(value, arg)), args[0]), value, key)
+
+
+def has_form(value: Value, hint: object) -> bool:
+    """Whether a value of YAML has the form of a type: a mapping, a text, or a number."""
+    if isinstance(value, dict):
+        return get_origin(hint) is dict or (isinstance(hint, type) and is_dataclass(hint))
+    if isinstance(value, str):
+        return hint is (float if EXPONENT.fullmatch(value) else str)
+    return hint is float
 
 
 def read_list(args: tuple[object, ...], value: Value, key: str) -> tuple[object, ...]:
@@ -766,7 +790,7 @@ def type_words(hint: object) -> str:
     """The type of a key in words, as errors and the documentation name it."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is types.UnionType:
-        return f"{type_words(args[0])} or null"
+        return " or ".join("null" if arg is types.NoneType else type_words(arg) for arg in args)
     if origin is Literal:
         return f"one of {', '.join(str(arg).lower() for arg in args)}"
     if origin is dict:

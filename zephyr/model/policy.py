@@ -46,8 +46,12 @@ class Policy(nn.Module):
         super().__init__()
         self.lm, self.max_sequence_tokens = lm, max_sequence_tokens
 
-    def forward(self, batch: PackedBatch) -> Tensor:
+    def forward(self, batch: PackedBatch, collision: bool = False) -> Tensor:
         """Log-probabilities of the batch's targets, in nats.
+
+        Args:
+            collision: return [2, T]; the second row is log sum_v p(v)^2 of each target's position,
+                without gradient.
 
         Raises:
             ValueError: a sequence of the batch is longer than `max_sequence_tokens`.
@@ -69,7 +73,7 @@ class Policy(nn.Module):
             layout=batch.layout,
         ).last_hidden_state[0]
         head: LogProbHead = self.lm.get_output_embeddings()
-        logp_T: Tensor = head(scored_hidden(hidden_ND, batch), batch.targets_T)
+        logp_T: Tensor = head(scored_hidden(hidden_ND, batch), batch.targets_T, collision)
         return logp_T
 
 

@@ -238,9 +238,10 @@ class Engine:
         """The module, for its config and names. Forward goes through the engine itself."""
         return self.engine.module
 
-    def __call__(self, batch: PackedBatch) -> Tensor:
-        """log p of each target of a micro-batch, float32 [T]."""
-        return self.engine(batch)
+    def __call__(self, batch: PackedBatch, *, collision: bool = False) -> Tensor:
+        """log p of each target of a micro-batch, float32 [T]; with `collision` [2, T], see
+        `zephyr.model.policy.Policy`."""
+        return self.engine(batch, collision=True) if collision else self.engine(batch)
 
     def train(self, mode: bool = True) -> None:
         """Set the policy to training, or to evaluation."""
