@@ -303,11 +303,11 @@ def is_plain_dpo(config: DPOConfig) -> bool:
 def check(config: DPOConfig) -> None:
     """Check what needs no process group.
 
-    Raises: BadInput for an unknown loss, a label_smoothing that the loss does not take, or a
-    setting that this machine can't run.
+    Raises: BadInput for an unknown loss, a setting that the loss does not take, or one that this
+    machine can't run.
     """
     name = config.loss if isinstance(config.loss, str) else config.loss.get("name")
-    if name not in losses.LOSSES:
+    if name is not None and name not in losses.LOSSES:
         nearest = nearest_name(str(name), losses.LOSSES)
         raise ConfigError(
             f"loss: expected one of {', '.join(losses.LOSSES)}, got {name!r}; the nearest is "

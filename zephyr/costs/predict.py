@@ -215,11 +215,9 @@ def predict(
     )
     of_case = partial(layout, case=case)
     longest = max(work.tokens)
-    tried = {
-        changed: each_policy(of_case, changed, ranks, longest) for changed in options(config, case)
-    }
-    policies = tried[config]
-    advice, best = fastest(policies), fastest([one for made in tried.values() for one in made])
+    tried = [each_policy(of_case, changed, ranks, longest) for changed in options(config, case)]
+    policies = tried[0]  # of the config's own options
+    advice, best = fastest(policies), fastest([one for made in tried for one in made])
     plan = make_plan(work, config, ranks, config.optim.epochs)
     return {
         "model": model.config.model_type,
