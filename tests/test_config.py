@@ -268,7 +268,9 @@ def test_shipped_configs_load_write_every_key_and_read_back(path: Path, tmp_path
             k
             for key, value in node.items()
             for k in (
-                leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key}
+                leaves(value, f"{prefix}{key}.")
+                if isinstance(value, dict) and prefix + key != "loss"
+                else {prefix + key}
             )
         }
 
@@ -279,7 +281,8 @@ def test_shipped_configs_load_write_every_key_and_read_back(path: Path, tmp_path
     )
     # What only the other script reads may be left out; a group that is null has no keys below it.
     absent = {key for key in configs.keys(kind, "") if configs.is_absent(config, key)}
-    groups = {key for key in configs.keys(kind, "") if isinstance(attrgetter(key)(config), Adapter)}
+    given = set(configs.keys(kind, "")) - absent
+    groups = {key for key in given if isinstance(attrgetter(key)(config), Adapter)}
     assert leaves(tree) | other | absent | groups == set(configs.keys(kind, "")) | other
     assert load(tmp_path, configs.to_yaml(config), kind=kind) == config
 
