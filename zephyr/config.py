@@ -103,11 +103,24 @@ def find_secret(text: str) -> str:
 
 
 @dataclass(frozen=True)
+class DataSource:
+    path: str
+    """The source, written as a string in `data.train` is."""
+    limit: int | None = None
+    """Read at most the first so many rows of this source; null: all of them. `data.limit` counts
+    the rows that are then left of all sources together."""
+    weight: float = 1.0
+    """Multiplies the weight that each row of this source has in the loss of train_dpo.py;
+    train_sft.py accepts 1 only."""
+
+
+@dataclass(frozen=True)
 class Data:
-    train: tuple[str, ...]
+    train: tuple[str | DataSource, ...]
     """Sources of the training rows: files (.jsonl, .json, .parquet, also .gz), folders or hub ids,
-    each as `path-or-hub-id[[:subset]:split]`."""
-    eval: tuple[str, ...] = ()
+    each as `path-or-hub-id[[:subset]:split]`, or as a group `{path: ..., limit: ..., weight:
+    ...}`."""
+    eval: tuple[str | DataSource, ...] = ()
     """Sources of the evaluation rows, written as in `data.train`; an empty list or null: no
     evaluation."""
     max_tokens: int = 1024
@@ -373,7 +386,7 @@ class Limit(NamedTuple):
 
 
 LIMITS = [
-    Limit("a number > 0", lambda v: v > 0, "beta optim.lr_peak"),
+    Limit("a number > 0", lambda v: v > 0, "beta optim.lr_peak data.train[].weight"),
     Limit("a number >= 0", lambda v: v >= 0, "optim.weight_decay optim.grad_clip"),
     Limit("null or a number >= 0", lambda v: v is None or v >= 0, "sft_weight"),
     Limit("0 <= number < 0.5", lambda v: 0 <= v < 0.5, "label_smoothing"),
@@ -386,7 +399,11 @@ LIMITS = [
     Limit("a list of at least one path or hub id", lambda v: len(v) > 0, "data.train"),
     Limit("a list of at least one name", lambda v: len(v) > 0, "adapter.targets"),
     Limit("0, the only value implemented", lambda v: v == 0, "adapter.dropout"),
-    Limit("null or 1 <= integer < 2**63", lambda v: v is None or 1 <= v < 2**63, "data.limit"),
+    Limit(
+        "null or 1 <= integer < 2**63",
+        lambda v: v is None or 1 <= v < 2**63,
+        "data.limit data.train[].limit",
+    ),
     Limit("0 <= integer < 2**63", lambda v: 0 <= v < 2**63, "run.seed"),
     Limit(
         "1 <= integer < 2**31",
@@ -790,6 +807,7 @@ def check(config: DPOConfig | SFTConfig) -> None:
             value = attrgetter(key)(config)
             if not limit.accepts(value):
                 raise ConfigError(f"{key}: expected {limit.words}, got {value!r}")
+    check_sources(config)
     data = config.data
     if isinstance(config, DPOConfig) and data.max_prompt_tokens >= data.max_tokens:
         raise ConfigError(
@@ -802,6 +820,52 @@ def is_absent(config: DPOConfig | SFTConfig, key: str) -> bool:
     """Whether the key is of a group that is null."""
     group = key.rpartition(".")[0]
     return group != "" and attrgetter(group)(config) is None
+
+
+def check_sources(config: DPOConfig | SFTConfig) -> None:
+    """Check `limit` and `weight` of each group in `data.train` and `data.eval`.
+
+    Raises:
+        ConfigError: naming the key, its value and what was expected.
+    """
+    for name, entries in (("train", config.data.train), ("eval", config.data.eval)):
+        for number, entry in enumerate(entries):
+            key, source = f"data.{name}[{number}]", read_source(entry)
+            if source.limit is not None and not 1 <= source.limit < 2**63:
+                raise ConfigError(
+                    f"{key}.limit: expected null or 1 <= integer < 2**63, got {source.limit!r}"
+                )
+            if source.weight <= 0:
+                raise ConfigError(
+                    f"{key}.weight: expected a number > 0, got {source.weight!r}; to leave "
+                    f"{source.path} out, take it out of the list"
+                )
+            if isinstance(config, SFTConfig) and source.weight != 1:
+                raise ConfigError(
+                    f"{key}.weight: expected 1, got {source.weight!r}: train_sft.py counts each "
+                    "target token alike; `limit` reads fewer rows of a source"
+                )
+
+
+def read_source(entry: object) -> DataSource:
+    """An entry of `data.train` or `data.eval` as a group, also as the YAML of a run folder holds
+    it: a string, or a mapping."""
+    if isinstance(entry, DataSource):
+        return entry
+    if isinstance(entry, Mapping):
+        limit, weight = entry.get("limit"), entry.get("weight", 1.0)
+        return DataSource(
+            str(entry.get("path")),
+            limit if isinstance(limit, int) else None,
+            float(weight) if isinstance(weight, (int, float)) else 1.0,
+        )
+    return DataSource(str(entry))
+
+
+def source_paths(entries: object) -> list[str]:
+    """The paths or hub ids of a list of sources (`read_source`); of what is no list, none."""
+    listed = entries if isinstance(entries, (list, tuple)) else ()
+    return [read_source(entry).path for entry in listed]
 
 
 def to_yaml(config: DPOConfig | SFTConfig) -> str:
@@ -848,7 +912,9 @@ def type_words(hint: object) -> str:
     if origin is dict:
         return "a group of names"
     if origin is tuple:
-        return "a list of strings" if args[0] is str else f"a list of {len(args)} numbers"
+        of_groups = get_origin(args[0]) is types.UnionType
+        words = "a list of strings or groups" if of_groups else "a list of strings"
+        return words if args[-1] is Ellipsis else f"a list of {len(args)} numbers"
     assert isinstance(hint, type), hint
     return "a group of keys" if is_dataclass(hint) else TYPE_WORDS[hint]
 
@@ -902,7 +968,7 @@ def help_text(kind: type[DataclassInstance], usage: str) -> str:
         "",
         "keys of CONFIG.yaml (type; default):",
     ]
-    for key in describe_keys(kind):
+    for key in (*describe_keys(kind), *describe_keys(DataSource, SOURCE_PREFIX)):
         lines.append(f"  {key.name}  ({key.type}; {key.default})")
         lines += textwrap.wrap(key.meaning, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
@@ -932,6 +998,7 @@ def print_bad_input(error: BadInput) -> None:
         print(f"error: {error}", file=sys.stderr)
 
 
+SOURCE_PREFIX = "data.train[]."  # of the keys of a group in `data.train` or `data.eval`
 README_MARK = "<!-- keys: written by `make configs-readme` from zephyr/config.py; do not edit -->\n"
 
 
@@ -950,6 +1017,11 @@ def keys_as_markdown() -> str:
         lines.append("|---|---|---|---|---|")
         for name in members:
             lines.append(markdown_row(name, dpo.get(name), sft.get(name)))
+    lines += ["", "### A group in `data.train` or `data.eval`", ""]
+    lines.append("| key | type | default | meaning |")
+    lines.append("|---|---|---|---|")
+    for key in describe_keys(DataSource, SOURCE_PREFIX):
+        lines.append(f"| `{key.name}` | {key.type} | `{key.default}` | {key.meaning} |")
     return "\n".join(lines).lstrip("\n") + "\n"
 
 

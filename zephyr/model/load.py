@@ -391,7 +391,8 @@ def require_shape_and_dtype(folder: Path, path: Path, name: str, shape: Sequence
         found, dtype = stored.get_shape(), stored.get_dtype()
     if found != list(shape):
         raise BadInput(
-            f"model {folder}: tensor {name} has shape {found}, expected {list(shape)} by config.json"
+            f"model {folder}: tensor {name} has shape {found}, expected {list(shape)} by "
+            "config.json"
         )
     if dtype not in WEIGHT_DTYPES:
         raise BadInput(
