@@ -82,8 +82,8 @@ DPO_CASES = [
     ),
 ]
 # The other losses by forks of half as many steps, one dtype each, but for those of LATER; the long
-# run has what is left, and all on two ranks. dpop in float32 alone: its penalty of 3 has a kink near
-# which all responses are at first, where rounding of bfloat16 turns it on and off.
+# run has what is left, and all on two ranks. dpop in float32 alone: rounding of bfloat16 turns its
+# penalty on and off while responses are near their reference.
 LATER = ("dpop", "orpo", "cpo")
 OF_A_LOSS = {
     (loss, dtype): Case(
