@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 
 from zephyr.chat import EncodedPair
-from zephyr.config import BadInput
+from zephyr.config import BadInput, DataSource
 from zephyr.data.workers import Encoded, Options
 
 if TYPE_CHECKING:
@@ -45,17 +45,30 @@ class SkippedRow(TypedDict):
     reason: str
 
 
+class SourceRows(TypedDict):
+    """An entry of `data.train` or `data.eval`, the rows that were read of it, and its examples."""
+
+    path: str
+    limit: int | None
+    weight: float
+    rows_read: int
+    examples: int
+
+
 class Report(TypedDict):
     """The report of a load, as JSON holds it (`data.json` in the run folder).
 
-    rows_read = examples + rows_skipped + all of `dropped`. scored: examples whose row rates both
-    answers. inverted: places of those whose chosen answer is rated lower. mean_preference: mean
-    margin of the scored examples. weighted: pairs with another weight than 1. columns: rows in
-    which each field of `data.columns` was found. keys_not_read: key -> rows that have it.
-    also_in_train, begins_in_train: of `data.eval` only (`encode.count_prompt_overlap`)."""
+    rows_read = examples + rows_skipped + all of `dropped`. by_source: the counts of each entry of
+    the list. scored: examples whose row rates both answers. inverted: places of those whose chosen
+    answer is rated lower. mean_preference: mean margin of the scored examples. weighted: pairs with
+    another weight than 1. weight: of all pairs together. columns: rows in which each field of
+    `data.columns` was found. keys_not_read: key -> rows that have it. also_in_train,
+    begins_in_train: of `data.eval` only
+    (`encode.count_prompt_overlap`)."""
 
     kind: str
     sources: list[str]
+    by_source: list[SourceRows]
     rows_read: int
     examples: int
     rows_skipped: int
@@ -64,6 +77,7 @@ class Report(TypedDict):
     inverted: list[str]
     mean_preference: float | None
     weighted: Warned | None
+    weight: float
     columns: dict[str, int]
     keys_not_read: dict[str, int]
     warnings: dict[str, Warned]
@@ -87,8 +101,11 @@ class Tally:
     skipped: list[SkippedRow] = field(default_factory=list)
     inverted: list[str] = field(default_factory=list)
     preference_sum: float = 0.0  # of the mean margin of each scored example
+    weight_sum: float = 0.0  # of the pairs
     places: dict[str, str] = field(default_factory=dict)  # id -> place of the row
     seen: set[bytes] = field(default_factory=set)  # digests of examples: by ids, and by words
+    read: Counter[int] = field(default_factory=Counter)  # entry -> rows
+    kept: Counter[int] = field(default_factory=Counter)  # entry -> examples
 
     def warn(self, warning: str, place: str) -> None:
         """Count a warning; keep the place if it is one of the first `MAX_EXAMPLES`."""
@@ -100,6 +117,7 @@ class Tally:
     def add(self, item: Encoded, sides: tuple[str, ...]) -> None:
         """Count an example that is kept. sides: `PAIR_SIDES` or `TEXT_SIDES`."""
         self.totals["examples"] += 1
+        self.kept[item.entry] += 1
         self.unread.update(item.unread)
         self.found.update(item.found)
         if item.margins:
@@ -114,8 +132,10 @@ class Tally:
         for suspicion in item.suspicions:
             self.warn(suspicion, item.place)
         self._warn_of_duplicates(item)
-        if isinstance(item.example, EncodedPair) and item.example.weight != 1:
-            self.warn(WEIGHTED, item.place)
+        if isinstance(item.example, EncodedPair):
+            self.weight_sum += item.example.weight
+            if item.example.weight != 1:
+                self.warn(WEIGHTED, item.place)
 
     def _warn_of_duplicates(self, item: Encoded) -> None:
         ids, words = _side_ids(item), item.text_digests
@@ -150,9 +170,13 @@ def _ids_digest(*sides: Sequence[int]) -> bytes:
 
 
 def finish_report(
-    sources: list[str], sides: tuple[str, ...], tally: Tally, options: Options
+    entries: Sequence[DataSource],
+    sources: list[str],
+    sides: tuple[str, ...],
+    tally: Tally,
+    options: Options,
 ) -> Report:
-    """The report of a load that is done.
+    """The report of a load that is done. sources: the names of all files and datasets.
 
     Raises: BadInput naming the sources if no example is left, or if no row has a field that
         `data.columns` names."""
@@ -175,6 +199,16 @@ def finish_report(
     return {
         "kind": "pairs" if sides == PAIR_SIDES else "texts",
         "sources": sources,
+        "by_source": [
+            {
+                "path": entry.path,
+                "limit": entry.limit,
+                "weight": entry.weight,
+                "rows_read": tally.read[n],
+                "examples": tally.kept[n],
+            }
+            for n, entry in enumerate(entries)
+        ],
         "rows_read": totals["rows"],
         "examples": totals["examples"],
         "rows_skipped": len(tally.skipped),
@@ -183,6 +217,7 @@ def finish_report(
         "inverted": tally.inverted,
         "mean_preference": mean_preference,
         "weighted": weighted,
+        "weight": tally.weight_sum,
         "columns": dict(tally.found),
         "keys_not_read": dict(sorted(tally.unread.items())),
         "warnings": warnings,
@@ -208,18 +243,6 @@ def _nothing_left(names: str, sides: tuple[str, ...], tally: Tally) -> str:
     return message
 
 
-def require_unweighted(report: Report) -> None:
-    """Refuse pairs with a weight: the table keeps weights, but no loss applies them yet.
-
-    Raises: BadInput naming the first pair whose weight is not 1."""
-    weighted = report["weighted"]
-    if weighted:
-        raise BadInput(
-            f"{weighted['first'][0]}: `weight` is not 1, in {weighted['rows']} rows; training does "
-            "not apply weights, expected 1; data.columns.weight=null trains all pairs alike"
-        )
-
-
 def format_report(report: Report) -> str:
     """The report in a few lines for the log, with the first `MAX_EXAMPLES` skipped rows."""
     warnings = [f"  warning: {warning}" for warning in report_warnings(report)]
@@ -236,10 +259,22 @@ def _count_lines(report: Report) -> Iterator[str]:
     yield (
         f"{report['kind']}: {report['examples']:,} of {report['rows_read']:,} rows from {sources}"
     )
+    if len(report["by_source"]) > 1 or weighs_or_limits(report["by_source"][0]):
+        for source in report["by_source"]:
+            yield (
+                f"  {source['path']}: {source['examples']:,} of {source['rows_read']:,} rows, "
+                f"weight {source['weight']:g}"
+            )
     for side, cut in report["cut"].items():
         yield (
             f"  {side}: {report['tokens'][side]:,} tokens; cut in {cut['rows']:,} rows, "
             f"{cut['tokens']:,} tokens lost"
+        )
+    weighted = report["weighted"]
+    if weighted:
+        yield (
+            f"  weights: {weighted['rows']:,} pairs have another weight than 1, the first at "
+            f"{weighted['first'][0]}; all together weigh {report['weight']:,.6g}"
         )
     for reason, rows in report["dropped"].items():
         if rows:
@@ -247,6 +282,10 @@ def _count_lines(report: Report) -> Iterator[str]:
     if report["keys_not_read"]:
         keys = [f"{key} ({rows:,} rows)" for key, rows in report["keys_not_read"].items()]
         yield f"  keys not read: {', '.join(keys)}"
+
+
+def weighs_or_limits(source: SourceRows) -> bool:
+    return source["weight"] != 1 or source["limit"] is not None
 
 
 def report_warnings(report: Report) -> Iterator[str]:

@@ -28,6 +28,7 @@ CHUNK_ROWS = 256  # rows that a process encodes at a time
 CHUNK_BYTES = 2**26  # a chunk of longer rows ends once they take this much
 WORKER_BYTES = 2**32  # a worker may allocate this beyond its fork: stops templates that explode
 MAX_KEY_CHARS = 80  # of a key in the report
+NO_WEIGHT = "weight 0"
 NO_TARGET = "no target: each of the assistant's turns is marked as not trained"
 
 
@@ -50,7 +51,8 @@ class Encoded(NamedTuple):
     `text_digests.prompt_digest`. text_digests: `conversation_digest` of a text, or of a pair's
     prompt, chosen and rejected. margins: by how much each rating prefers the chosen answer. unread:
     keys that nothing reads. found: fields of `data.columns` that the row has. suspicions: warnings
-    about its texts. has_targets: whether a text had a target before it was cut."""
+    about its texts. has_targets: whether a text had a target before it was cut. entry: of the
+    `RawRow`."""
 
     place: str
     example: EncodedPair | EncodedText
@@ -62,6 +64,7 @@ class Encoded(NamedTuple):
     found: tuple[str, ...] = ()
     suspicions: tuple[str, ...] = ()
     has_targets: bool = True
+    entry: int = 0
 
 
 class Chunk(NamedTuple):
@@ -185,6 +188,8 @@ def _why_useless(item: Encoded, options: Options) -> str:
     """The reason to drop an example from which nothing is learned; "" for the others."""
     example = item.example
     if isinstance(example, EncodedPair):
+        if example.weight == 0:
+            return NO_WEIGHT
         useful = example.chosen_ids != example.rejected_ids
     elif not item.has_targets:
         return NO_TARGET
@@ -204,7 +209,7 @@ def _encode_row(tokenizer: PreTrainedTokenizerBase, options: Options, row: RawRo
         encoded = _encode_text(tokenizer, options, fields, id, unread)
     else:
         encoded = _encode_pair(tokenizer, options, options.max_prompt_tokens, fields, id, unread)
-    return encoded._replace(place=row.place, found=tuple(found))
+    return encoded._replace(place=row.place, found=tuple(found), entry=row.entry)
 
 
 def _encode_pair(
