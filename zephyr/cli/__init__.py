@@ -35,9 +35,11 @@ EVAL_COMMANDS: list[Callable[..., int | None]] = [
     evaluation.mt_bench,
     evaluation.alpaca_eval,
     benchmarks.arena_hard,
+    benchmarks.ifeval,
+    benchmarks.best_of_n,
     evaluation.academic,
 ]
-EVAL = "Measure models: MT-Bench, AlpacaEval, Arena-Hard, academic tasks."
+EVAL = "Measure models: MT-Bench, AlpacaEval, Arena-Hard, IFEval, best of n, academic tasks."
 
 
 def make_app() -> typer.Typer:

@@ -21,7 +21,7 @@ NAMED = re.compile(r"(\w[\w.-]*)=(.+)", re.DOTALL)
 RESERVED = ("results", "verdicts", "tie")  # files beside those of the models, and a label
 # What names the prompt of a stored answer, the first that is there: our rows, Arena-Hard's,
 # AlpacaEval's, IFEval's. Then what holds its text; Arena-Hard's is in `messages`.
-PROMPT_FIELDS = ("prompt_id", "uid", "instruction", "prompt")
+PROMPT_FIELDS = ("prompt_id", "uid", "key", "instruction", "prompt")
 TEXT_FIELDS = ("text", "output", "response")
 
 
@@ -137,6 +137,15 @@ def find_stored(
     Args: others: prompts that the file may answer too.
 
     Raises: BadInput naming a prompt without an answer, or an answer to another prompt."""
+    require_same_prompts(name, stored, prompts, others)
+    return [stored[stored_key(stored, row)] for row in prompts]
+
+
+def require_same_prompts(
+    name: str, stored: Mapping[str, object], prompts: Sequence[Row], others: Sequence[Row] = ()
+) -> None:
+    """Raises: BadInput naming a prompt without a stored answer, or an answer to none of the prompts
+    and of the others."""
     keys = [stored_key(stored, row) for row in prompts]
     lacking = [prompt_id(row) for row, key in zip(prompts, keys) if key not in stored]
     if lacking:
@@ -151,10 +160,9 @@ def find_stored(
             f"{name}: {len(extra)} answers in its file are to none of the {len(prompts)} prompts, "
             f"the first is to {extra[0]!r:.200}; expected the same prompts in both"
         )
-    return [stored[key] for key in keys]
 
 
-def stored_key(stored: Mapping[str, str | None], prompt: Row) -> str:
+def stored_key(stored: Mapping[str, object], prompt: Row) -> str:
     return prompt_id(prompt) if prompt_id(prompt) in stored else str(prompt["prompt"])
 
 
