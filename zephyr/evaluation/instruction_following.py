@@ -6,6 +6,7 @@ All files are in IFEval's formats."""
 
 import contextlib
 import io
+import random
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -108,32 +109,44 @@ def import_checkers(package: str) -> Checkers:
 def check(task: Row, text: str | None, checkers: Checkers) -> Checked:
     """Which instructions the answer follows; no answer and an empty one follow none.
 
+    Some checkers draw what the prompt leaves open, or what they don't support, as IFEval's for the
+    frequency of `#`. The draw is seeded by the prompt's key, so that a score can be repeated.
+
     Raises: BadInput for arguments that an instruction does not take, and where NLTK's data is
     missing."""
     variants = loose_variants(text or "")
-    strict, loose = [], []
-    for name, kwargs in zip(task["instruction_id_list"], task["kwargs"]):
-        given = {key: value for key, value in (kwargs or {}).items() if value is not None}
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                checker = checkers[name](name)
-                checker.build_description(**given)
-                arguments = checker.get_instruction_args()
-                if arguments and "prompt" in arguments:
-                    checker.build_description(prompt=task["prompt"])
-                follows = [bool(of.strip() and checker.check_following(of)) for of in variants]
-        except TypeError as error:
-            raise BadInput(f"key {task['key']}: kwargs of {name}: {error}") from None
-        except LookupError as error:
-            if "nltk" not in str(error):
-                raise
-            raise BadInput(
-                f"{name} needs data of NLTK: python -m nltk.downloader punkt_tab stopwords "
-                "averaged_perceptron_tagger_eng"
-            ) from None
-        strict.append(follows[0])
-        loose.append(any(follows))
-    return Checked(strict, loose)
+    before = random.getstate()
+    random.seed(str(task["key"]))
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            follows = [
+                check_variants(checkers[name](name), kwargs or {}, task, variants)
+                for name, kwargs in zip(task["instruction_id_list"], task["kwargs"])
+            ]
+    finally:
+        random.setstate(before)
+    return Checked([of[0] for of in follows], [any(of) for of in follows])
+
+
+def check_variants(
+    checker: Any, kwargs: Mapping[str, object], task: Row, variants: Sequence[str]
+) -> list[bool]:
+    """Whether each form of an answer follows an instruction. Raises: BadInput as `check`."""
+    try:
+        checker.build_description(**{key: of for key, of in kwargs.items() if of is not None})
+        arguments = checker.get_instruction_args()
+        if arguments and "prompt" in arguments:
+            checker.build_description(prompt=task["prompt"])
+        return [bool(text.strip() and checker.check_following(text)) for text in variants]
+    except LookupError as error:
+        if "nltk" not in str(error):
+            raise
+        raise BadInput(
+            f"key {task['key']}: its instruction needs data of NLTK: python -m nltk.downloader "
+            "punkt_tab stopwords averaged_perceptron_tagger_eng"
+        ) from None
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"key {task['key']}: kwargs {dict(kwargs)!s:.200}: {error}") from None
 
 
 def loose_variants(text: str) -> list[str]:
