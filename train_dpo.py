@@ -27,6 +27,7 @@ from zephyr.config import ConfigError, DPOConfig, check_arguments, nearest_name
 if __name__ == "__main__":
     check_arguments(DPOConfig, __doc__, sys.argv[1:])  # before the imports that take seconds
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -113,7 +114,7 @@ def dpo_objective(config: DPOConfig, reference: Reference | None) -> Objective:
         ref_chosen_P, ref_rejected_P = reference(batch) if reference else (None, None)
 
         # 2. log pi_dDPO(y|x) of both responses, each summed over its tokens.
-        chosen_P, rejected_P, wpo_weight_P = policy_logprobs(config, policy, batch)
+        chosen_P, rejected_P, wpo_weight_P = policy_logprobs(policy, batch, config.weighting)
 
         # 3. Eq. 1 (Eq. 7 of the DPO paper, arXiv:2305.18290). With `loss: sigmoid` it is
         #    -logsigmoid(beta * ((chosen_P - ref_chosen_P) - (rejected_P - ref_rejected_P))).
@@ -133,9 +134,7 @@ def dpo_objective(config: DPOConfig, reference: Reference | None) -> Objective:
             accuracy_P = losses.reward_accuracy(terms.reward_chosen_P, terms.reward_rejected_P)
         else:
             accuracy_P = losses.reward_accuracy(chosen_P, rejected_P, ref_chosen_P, ref_rejected_P)
-        loss_P = terms.loss_P
-        if wpo_weight_P is not None:
-            loss_P = wpo_weight_P * loss_P
+        loss_P = wpo_weight_P * terms.loss_P  # 1 * loss, unless `weighting: wpo`
         stats = {
             "weight": batch.weight_P,
             "loss": loss_P.detach(),
@@ -146,7 +145,7 @@ def dpo_objective(config: DPOConfig, reference: Reference | None) -> Objective:
             "logps/chosen": chosen_P.detach(),
             "logps/rejected": rejected_P.detach(),
         }
-        if wpo_weight_P is not None:
+        if config.weighting == "wpo":
             stats["wpo_weight"] = wpo_weight_P
         return (batch.weight_P * loss_P).sum(), stats
 
@@ -154,14 +153,14 @@ def dpo_objective(config: DPOConfig, reference: Reference | None) -> Objective:
 
 
 def policy_logprobs(
-    config: DPOConfig, policy: Engine, batch: PackedBatch
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """log pi(y|x) of the chosen and of the rejected responses, and WPO's weights, [P] each.
+    policy: Engine, batch: PackedBatch, weighting: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log pi(y|x) of the chosen and of the rejected responses, and the weights of WPO, [P] each.
 
-    The weights are None unless `weighting` is wpo.
+    The weights are 1 with `weighting: none`.
     """
-    if config.weighting == "none":
-        return (*response_logprobs(policy, batch), None)
+    if weighting == "none":
+        return (*response_logprobs(policy, batch), torch.ones_like(batch.weight_P))
     logp_R, alignment_R = aligned_logprobs(policy, batch)
     pairs = batch.units
     wpo_weight_P = losses.wpo_weight(alignment_R[:pairs], alignment_R[pairs:])
@@ -222,6 +221,8 @@ def initialize_policy(engine: Engine, config: DPOConfig, plan: Plan) -> None:
         activation_checkpointing=hardware.activation_checkpointing,
         fused=hardware.fused,
         max_tokens=config.data.max_tokens,
+        adapter=config.adapter,
+        seed=config.run.seed,
     )
     engine.initialize(load, config.optim, micro_batches=most_micro_batches(plan))
     if hardware.fused != "none":
@@ -248,8 +249,9 @@ def split(engine: Engine, config: DPOConfig, pairs: Pairs, plan: Plan | None) ->
         "rejected_tokens": pairs.rejected_tokens,
     }
     lm, parameters = engine.policy.lm.config, engine.num_layer_parameters
+    adapters = engine.num_adapter_parameters
     flops = [
-        pair_flops(lm, parameters, *lengths, hardware.prefix_sharing)
+        pair_flops(lm, parameters, *lengths, hardware.prefix_sharing, adapters)
         for lengths in zip(*counts.values())
     ]
     return Split(
@@ -301,11 +303,11 @@ def is_plain_dpo(config: DPOConfig) -> bool:
 def check(config: DPOConfig) -> None:
     """Check what needs no process group.
 
-    Raises: BadInput for an unknown loss, a label_smoothing that the loss does not take, or a
-    setting that this machine can't run.
+    Raises: BadInput for an unknown loss, a setting that the loss does not take, or one that this
+    machine can't run.
     """
     name = config.loss if isinstance(config.loss, str) else config.loss.get("name")
-    if name not in losses.LOSSES:
+    if name is not None and name not in losses.LOSSES:
         nearest = nearest_name(str(name), losses.LOSSES)
         raise ConfigError(
             f"loss: expected one of {', '.join(losses.LOSSES)}, got {name!r}; the nearest is "

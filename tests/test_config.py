@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 
 from zephyr import config as configs
 from zephyr.cli import main
-from zephyr.config import ConfigError, DPOConfig, SFTConfig, expand_variables
+from zephyr.config import (
+    ConfigError,
+    DataSource,
+    DPOConfig,
+    SFTConfig,
+    expand_variables,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 MINIMAL = {"model": "m", "data": {"train": ["d.jsonl"]}}
@@ -145,7 +151,7 @@ def test_what_people_type_is_taken(tmp_path: Path) -> None:
         ("data.columns.prompt=3", r"data\.columns\.prompt: expected a string, got 3"),
         ("data.train=[]", r"data\.train: expected a list of at least one path"),
         ("data.train=null", r"data\.train: expected a list of at least one path"),
-        ("data.train=[3]", r"data\.train\[0\]: expected a string, got 3"),
+        ("data.train=[3]", r"data\.train\[0\]: expected a string or a group of keys, got 3"),
         (
             "data.max_prompt_tokens=1024",
             r"data\.max_prompt_tokens: expected less than data\.max_tokens",
@@ -199,6 +205,56 @@ OUTSIDE = {
     "hardware.tokens_per_micro_batch=1": "2 <= integer",
     **{f"{key}=0": "1 <= integer" for key in COUNTS},
 }
+
+
+def test_sources_may_be_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where a group loses its limit or weight on the way from the command line to the run
+    folder's config.yaml and back, or its path keeps a variable that a string would not."""
+    monkeypatch.setenv("DATA", "/d")
+    given = "data.train=[a.jsonl, {path: $DATA/b.jsonl, limit: 100, weight: 2}]"
+    config = load(tmp_path, MINIMAL, given, "data.eval=[{path: c}]")
+    assert config.data.train == ("a.jsonl", DataSource("/d/b.jsonl", 100, 2.0))
+    assert config.data.eval == (DataSource("c"),)
+    written = configs.to_yaml(config)
+    assert load(tmp_path, written) == config
+    raw = yaml.safe_load(written)["data"]["train"]  # as the commands on a run folder read it
+    assert [configs.read_source(entry) for entry in raw] == [
+        DataSource("a.jsonl"),
+        DataSource("/d/b.jsonl", 100, 2.0),
+    ]
+    assert configs.source_paths(raw) == configs.source_paths(config.data.train)
+    sft = load(tmp_path, MINIMAL, "data.train=[{path: b, limit: 1}]", kind=SFTConfig)
+    assert sft.data.train == (DataSource("b", 1),)
+
+
+@pytest.mark.parametrize(
+    ("entry", "error"),
+    [
+        ("{path: b, limit: 0}", r"limit: expected null or 1 <= integer < 2\*\*63, got 0"),
+        ("{path: b, limit: many}", r"limit: expected an integer, got 'many'"),
+        ("{path: b, weight: 0}", r"weight: expected a number > 0, got 0.0; to leave b out, take"),
+        ("{path: b, weight: .inf}", r"weight: expected a finite number, got inf"),
+        (
+            "{path: b, lmit: 3}",
+            r"lmit: unknown key; the nearest valid key is data.train\[1\].limit",
+        ),
+        ("{limit: 3}", r"path: missing; it is required"),
+        ("{path: 3}", r"path: expected a string, got 3"),
+        ("{path: $HF_TOKEN/b}", r"path: the variable '\$HF_TOKEN' is not among"),
+    ],
+)
+def test_what_is_wrong_with_a_group_is_named(tmp_path: Path, entry: str, error: str) -> None:
+    """Fails where a value that means nothing is taken, or the error names the whole list."""
+    with pytest.raises(ConfigError, match=rf"^data\.train\[1\]\.{error}"):
+        load(tmp_path, MINIMAL, f"data.train=[a, {entry}]")
+
+
+def test_sft_takes_no_weight_of_a_source(tmp_path: Path) -> None:
+    """Fails where train_sft.py accepts a weight that its loss would ignore."""
+    with pytest.raises(
+        ConfigError, match=r"data\.eval\[0\]\.weight: expected 1, got 2.0: train_sft"
+    ):
+        load(tmp_path, MINIMAL, "data.eval=[{path: b, weight: 2}]", kind=SFTConfig)
 
 
 @pytest.mark.parametrize("override", OUTSIDE)
@@ -278,9 +334,10 @@ def test_shipped_configs_load_write_every_key_and_read_back(path: Path, tmp_path
         if kind is DPOConfig
         else {"data.max_prompt_tokens", "data.truncation", "hardware.prefix_sharing"}
     )
-    assert (
-        leaves(tree) | other == set(configs.keys(kind, "")) | other
-    )  # what only the other script reads may be left out
+    # What only the other script reads may be left out; a group that is null has no keys below it.
+    absent = {key for key in configs.keys(kind, "") if configs.is_absent(config, key)}
+    group = set() if config.adapter is None else {"adapter"}
+    assert leaves(tree) | other | absent | group == set(configs.keys(kind, "")) | other
     assert load(tmp_path, configs.to_yaml(config), kind=kind) == config
 
 
@@ -367,7 +424,7 @@ def test_documented_types_and_defaults() -> None:
         "model": ("a string", "required"),
         "tokenizer": ("a string or null", "null"),
         "beta": ("a number > 0", "0.1"),
-        "data.eval": ("a list of strings", "[]"),
+        "data.eval": ("a list of strings or groups", "[]"),
         "data.limit": ("null or 1 <= integer < 2**63", "null"),
         "data.columns": ("a group of names or null", "null"),
         "optim.lr_peak": ("a number > 0", "5.0e-7"),
@@ -388,6 +445,9 @@ def test_documented_defaults_are_valid_values(tmp_path: Path, kind: type) -> Non
     """Fails where a default, copied from the documentation into a YAML file, is refused or is not
     the default."""
     described = [key for key in configs.describe_keys(kind) if key.default != "required"]
+    optional = [f"{key.name}." for key in described if key.type == "a group of keys or null"]
+    described = [key for key in described if not key.name.startswith(tuple(optional))]
+    assert optional == ["adapter."]
     overrides = [f"{key.name}={key.default}" for key in described]
     assert load(tmp_path, MINIMAL, *overrides, kind=kind) == load(tmp_path, MINIMAL, kind=kind)
 

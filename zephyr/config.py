@@ -103,11 +103,24 @@ def find_secret(text: str) -> str:
 
 
 @dataclass(frozen=True)
+class DataSource:
+    path: str
+    """The source, written as a string in `data.train` is."""
+    limit: int | None = None
+    """Read at most the first so many rows of this source; null: all of them. `data.limit` counts
+    the rows that are then left of all sources together."""
+    weight: float = 1.0
+    """Multiplies the weight that each row of this source has in the loss of train_dpo.py;
+    train_sft.py accepts 1 only."""
+
+
+@dataclass(frozen=True)
 class Data:
-    train: tuple[str, ...]
+    train: tuple[str | DataSource, ...]
     """Sources of the training rows: files (.jsonl, .json, .parquet, also .gz), folders or hub ids,
-    each as `path-or-hub-id[[:subset]:split]`."""
-    eval: tuple[str, ...] = ()
+    each as `path-or-hub-id[[:subset]:split]`, or as a group `{path: ..., limit: ..., weight:
+    ...}`."""
+    eval: tuple[str | DataSource, ...] = ()
     """Sources of the evaluation rows, written as in `data.train`; an empty list or null: no
     evaluation."""
     max_tokens: int = 1024
@@ -180,6 +193,23 @@ class SFTOptim:
     grad_clip: float = 1.0
     """The largest global norm of the gradient; longer gradients are scaled down to it. 0: no
     clipping."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    r: int = 16
+    """The rank of LoRA: a matrix of n x m gets r * (n + m) trained numbers."""
+    alpha: int = 16
+    """The scale of LoRA: what the adapter adds to a matrix is multiplied by `alpha / r`."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """The linear layers that get an adapter, by the end of their names (`q_proj`), or `all-linear`:
+    all but the output layer."""
+    dropout: float = 0.0
+    """Dropout before the adapter; only 0 is possible: a shared prompt is computed once for both
+    responses, and a resumed run must repeat the steps exactly."""
+    quantize: Literal["none", "nf4"] = "none"
+    """`nf4` keeps the frozen matrices of linear layers in 4 bits (QLoRA, by the bitsandbytes
+    package), whole on every rank; `none` keeps them in `hardware.dtype`, sharded over ranks."""
 
 
 @dataclass(frozen=True)
@@ -299,6 +329,9 @@ class DPOConfig:
     """`wpo` multiplies the loss of each pair with its probability under the policy (WPO), so that
     responses of other models count as if the policy had sampled them."""
     optim: Optim = field(default_factory=Optim)
+    adapter: Adapter | None = None
+    """LoRA: only low-rank adapters beside the frozen weights are trained (`pip install
+    'zephyr[lora]'`); null: all weights are trained."""
     reference: Reference = field(default_factory=Reference)
     hardware: Hardware = field(default_factory=Hardware)
     samples: Samples = field(default_factory=Samples)
@@ -332,6 +365,9 @@ class SFTConfig:
     eos_token: str | None = None
     """The token that ends an assistant turn; null: the tokenizer's EOS."""
     optim: SFTOptim = field(default_factory=SFTOptim)
+    adapter: Adapter | None = None
+    """LoRA: only low-rank adapters beside the frozen weights are trained (`pip install
+    'zephyr[lora]'`); null: all weights are trained."""
     hardware: Hardware = field(default_factory=Hardware)
     samples: Samples = field(default_factory=Samples)
     run: SFTRun = field(default_factory=SFTRun)
@@ -350,7 +386,7 @@ class Limit(NamedTuple):
 
 
 LIMITS = [
-    Limit("a number > 0", lambda v: v > 0, "beta optim.lr_peak"),
+    Limit("a number > 0", lambda v: v > 0, "beta optim.lr_peak data.train[].weight"),
     Limit("a number >= 0", lambda v: v >= 0, "optim.weight_decay optim.grad_clip"),
     Limit("null or a number >= 0", lambda v: v is None or v >= 0, "sft_weight"),
     Limit("0 <= number < 0.5", lambda v: 0 <= v < 0.5, "label_smoothing"),
@@ -361,13 +397,19 @@ LIMITS = [
         "optim.adam_betas",
     ),
     Limit("a list of at least one path or hub id", lambda v: len(v) > 0, "data.train"),
-    Limit("null or 1 <= integer < 2**63", lambda v: v is None or 1 <= v < 2**63, "data.limit"),
+    Limit("a list of at least one name", lambda v: len(v) > 0, "adapter.targets"),
+    Limit("0, the only value implemented", lambda v: v == 0, "adapter.dropout"),
+    Limit(
+        "null or 1 <= integer < 2**63",
+        lambda v: v is None or 1 <= v < 2**63,
+        "data.limit data.train[].limit",
+    ),
     Limit("0 <= integer < 2**63", lambda v: 0 <= v < 2**63, "run.seed"),
     Limit(
         "1 <= integer < 2**31",
         lambda v: 1 <= v < 2**31,
         "optim.epochs optim.pairs_per_step optim.windows_per_step run.log_every "
-        "run.eval_every run.save_every run.keep samples.max_new_tokens",
+        "run.eval_every run.save_every run.keep samples.max_new_tokens adapter.r adapter.alpha",
     ),
     Limit(
         "2 <= integer < 2**31",
@@ -637,10 +679,19 @@ def read_value(hint: object, value: Value, key: str) -> object:
 
 
 def read_union(args: tuple[object, ...], value: Value, key: str) -> object:
-    """`value` as the type of `X | Y | None` that it has the form of; as X where it fits none."""
+    """`value` as the type of `X | Y | None` that it has the form of.
+
+    Raises:
+        ConfigError: naming key, value and all types, where it has the form of none.
+    """
     if value is None and types.NoneType in args:
         return None
-    return read_value(next((arg for arg in args if has_form(value, arg)), args[0]), value, key)
+    types_of_values = [arg for arg in args if arg is not types.NoneType]
+    fitting = [arg for arg in types_of_values if has_form(value, arg)]
+    if not fitting and len(types_of_values) > 1:
+        words = " or ".join(type_words(arg) for arg in types_of_values)
+        raise ConfigError(f"{key}: expected {words}, got {value!r}")
+    return read_value((fitting or types_of_values)[0], value, key)
 
 
 def has_form(value: Value, hint: object) -> bool:
@@ -754,13 +805,22 @@ def nearest_name(name: str, names: Iterable[str]) -> str:
     return difflib.get_close_matches(name, list(names), n=1, cutoff=0.0)[0]
 
 
+def group_of(hint: object) -> type[DataclassInstance] | None:
+    """The dataclass of a group of keys, also of one that may be null; None: it is a single key."""
+    if get_origin(hint) is types.UnionType:
+        hint = get_args(hint)[0]
+    return hint if isinstance(hint, type) and is_dataclass(hint) else None
+
+
 def keys(kind: type[DataclassInstance], prefix: str) -> Iterator[str]:
-    """Every full key of a config dataclass, such as `optim.lr_peak`."""
+    """Every full key of a config dataclass, such as `optim.lr_peak`; a group that may be null is a
+    key too, beside those in it."""
     for name, hint in get_type_hints(kind).items():
-        if isinstance(hint, type) and is_dataclass(hint):
-            yield from keys(hint, f"{prefix}{name}.")
-        else:
+        group = group_of(hint)
+        if group is None or group is not hint:
             yield prefix + name
+        if group is not None:
+            yield from keys(group, f"{prefix}{name}.")
 
 
 def check(config: DPOConfig | SFTConfig) -> None:
@@ -770,6 +830,7 @@ def check(config: DPOConfig | SFTConfig) -> None:
         ConfigError: naming the key, its value and what was expected.
     """
     check_limits(config)
+    check_sources(config)
     data = config.data
     if isinstance(config, DPOConfig) and data.max_prompt_tokens >= data.max_tokens:
         raise ConfigError(
@@ -783,11 +844,63 @@ def check_limits(config: DataclassInstance) -> None:
     known = set(keys(type(config), ""))
     for limit in LIMITS:
         for key in limit.keys.split():
-            if key not in known:
+            if key not in known or is_absent(config, key):
                 continue
             value = attrgetter(key)(config)
             if not limit.accepts(value):
                 raise ConfigError(f"{key}: expected {limit.words}, got {value!r}")
+
+
+def is_absent(config: DataclassInstance, key: str) -> bool:
+    """Whether the key is of a group that is null."""
+    group = key.rpartition(".")[0]
+    return group != "" and attrgetter(group)(config) is None
+
+
+def check_sources(config: DPOConfig | SFTConfig) -> None:
+    """Check `limit` and `weight` of each group in `data.train` and `data.eval`.
+
+    Raises:
+        ConfigError: naming the key, its value and what was expected.
+    """
+    for name, entries in (("train", config.data.train), ("eval", config.data.eval)):
+        for number, entry in enumerate(entries):
+            key, source = f"data.{name}[{number}]", read_source(entry)
+            if source.limit is not None and not 1 <= source.limit < 2**63:
+                raise ConfigError(
+                    f"{key}.limit: expected null or 1 <= integer < 2**63, got {source.limit!r}"
+                )
+            if source.weight <= 0:
+                raise ConfigError(
+                    f"{key}.weight: expected a number > 0, got {source.weight!r}; to leave "
+                    f"{source.path} out, take it out of the list"
+                )
+            if isinstance(config, SFTConfig) and source.weight != 1:
+                raise ConfigError(
+                    f"{key}.weight: expected 1, got {source.weight!r}: train_sft.py counts each "
+                    "target token alike; `limit` reads fewer rows of a source"
+                )
+
+
+def read_source(entry: object) -> DataSource:
+    """An entry of `data.train` or `data.eval` as a group, also as the YAML of a run folder holds
+    it: a string, or a mapping."""
+    if isinstance(entry, DataSource):
+        return entry
+    if isinstance(entry, Mapping):
+        limit, weight = entry.get("limit"), entry.get("weight", 1.0)
+        return DataSource(
+            str(entry.get("path")),
+            limit if isinstance(limit, int) else None,
+            float(weight) if isinstance(weight, (int, float)) else 1.0,
+        )
+    return DataSource(str(entry))
+
+
+def source_paths(entries: object) -> list[str]:
+    """The paths or hub ids of a list of sources (`read_source`); of what is no list, none."""
+    listed = entries if isinstance(entries, (list, tuple)) else ()
+    return [read_source(entry).path for entry in listed]
 
 
 def to_yaml(config: DataclassInstance) -> str:
@@ -813,8 +926,11 @@ def describe_keys(kind: type[DataclassInstance], prefix: str = "") -> Iterator[K
     hints = get_type_hints(kind)
     for spec in fields(kind):
         hint, key = hints[spec.name], prefix + spec.name
-        if isinstance(hint, type) and is_dataclass(hint):
-            yield from describe_keys(hint, f"{key}.")
+        group = group_of(hint)
+        if group is not None and group is not hint:
+            yield Key(key, type_words(hint), yaml_of(spec.default), meaning(kind, spec.name))
+        if group is not None:
+            yield from describe_keys(group, f"{key}.")
             continue
         words = [limit.words for limit in LIMITS if key in limit.keys.split()]
         default = "required" if spec.default is MISSING else yaml_of(spec.default)
@@ -831,9 +947,11 @@ def type_words(hint: object) -> str:
     if origin is dict:
         return "a group of names"
     if origin is tuple:
-        return "a list of strings" if args[0] is str else f"a list of {len(args)} numbers"
+        of_groups = get_origin(args[0]) is types.UnionType
+        words = "a list of strings or groups" if of_groups else "a list of strings"
+        return words if args[-1] is Ellipsis else f"a list of {len(args)} numbers"
     assert isinstance(hint, type), hint
-    return TYPE_WORDS[hint]
+    return "a group of keys" if is_dataclass(hint) else TYPE_WORDS[hint]
 
 
 def yaml_of(value: object) -> str:
@@ -891,7 +1009,7 @@ def help_text(kind: type[DataclassInstance], usage: str) -> str:
         "",
         "keys of CONFIG.yaml (type; default):",
     ]
-    for key in describe_keys(kind):
+    for key in (*describe_keys(kind), *describe_keys(DataSource, SOURCE_PREFIX)):
         lines.append(f"  {key.name}  ({key.type}; {key.default})")
         lines += textwrap.wrap(key.meaning, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
@@ -921,6 +1039,7 @@ def print_bad_input(error: BadInput) -> None:
         print(f"error: {error}", file=sys.stderr)
 
 
+SOURCE_PREFIX = "data.train[]."  # of the keys of a group in `data.train` or `data.eval`
 README_MARK = "<!-- keys: written by `make configs-readme` from zephyr/config.py; do not edit -->\n"
 
 
@@ -939,6 +1058,11 @@ def keys_as_markdown() -> str:
         lines.append("|---|---|---|---|---|")
         for name in members:
             lines.append(markdown_row(name, dpo.get(name), sft.get(name)))
+    lines += ["", "### A group in `data.train` or `data.eval`", ""]
+    lines.append("| key | type | default | meaning |")
+    lines.append("|---|---|---|---|")
+    for key in describe_keys(DataSource, SOURCE_PREFIX):
+        lines.append(f"| `{key.name}` | {key.type} | `{key.default}` | {key.meaning} |")
     return "\n".join(lines).lstrip("\n") + "\n"
 
 

@@ -189,15 +189,18 @@ def orpo(chosen_P: Tensor, rejected_P: Tensor, *, beta: float) -> Tensor:
     """ORPO's odds ratio term, to which `dpo` adds the SFT term with weight 1.
 
     Hong et al. 2024 (arXiv:2403.07691), Eq. 6 and 7, where beta is called lambda. Reference-free;
-    the probability of a response is exp of its mean log-prob a token. A response whose log-prob is
-    exactly 0 has infinite odds, and the loss of its pair is not finite.
+    the probability of a response is exp of its mean log-prob a token.
     """
     return -beta * F.logsigmoid(log_odds(chosen_P) - log_odds(rejected_P))
 
 
 def log_odds(logp_P: Tensor) -> Tensor:
-    """log(p / (1 - p)) of log p [P], exact also for p near 0 and near 1."""
-    return logp_P - (-torch.expm1(logp_P)).log()
+    """log(p / (1 - p)) of log p [P], exact also for p near 0 and near 1.
+
+    A probability that rounds to 1 counts as the largest number below 1, whose odds are finite.
+    """
+    below_1_P = logp_P.clamp(max=-torch.finfo(logp_P.dtype).eps / 2)
+    return below_1_P - (-torch.expm1(below_1_P)).log()
 
 
 def cpo(chosen_P: Tensor, rejected_P: Tensor, *, beta: float, label_smoothing: float) -> Tensor:
@@ -362,7 +365,9 @@ def read_loss(loss: str | Mapping[str, object]) -> tuple[str, dict[str, float]]:
         ValueError: naming the key, for an unknown loss or setting, or a value out of range.
     """
     given = {"name": loss} if isinstance(loss, str) else dict(loss)
-    name = given.pop("name", None)
+    if "name" not in given:
+        raise ValueError(f"loss.name: missing; expected one of {', '.join(LOSSES)}")
+    name = given.pop("name")
     if not isinstance(name, str) or name not in LOSSES:
         raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {name!r}")
     known = LOSSES[name].settings

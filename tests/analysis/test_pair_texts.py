@@ -1,6 +1,7 @@
 """Texts of pairs are read again from a run's sources: under the ids that training gave them."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,16 +10,20 @@ from tiny import tiny_tokenizer
 
 from zephyr.analysis.pairs import PairText, pair_rows, read_texts
 from zephyr.analysis.runs import Run
+from zephyr.config import DataSource, read_source
 from zephyr.data.encode import load_pairs
 from zephyr.data.tokenizer import prepare_tokenizer
+from zephyr.distill import lineage
+from zephyr.report.facts import story
+from zephyr.report.pairs_data import train_files
 
 
-def run_of(folder: Path, sources: list[str], **config: object) -> Run:
+def run_of(folder: Path, sources: Sequence[object], **config: object) -> Run:
     leaves = {"beta": 0.1, "data.train": sources, "run.dir": "runs/a", **config}
     return Run(folder / "runs" / "a", "a", leaves, {}, {}, {}, {}, {})
 
 
-def trained_ids(sources: list[str], **options: object) -> list[str]:
+def trained_ids(sources: Sequence[str | DataSource], **options: object) -> list[str]:
     """The ids that the ledger of a run on these sources would hold."""
     tokenizer = tiny_tokenizer()
     prepare_tokenizer(tokenizer, chat_template="zephyr")
@@ -67,6 +72,24 @@ def test_ids_are_those_of_training(limit: int | None, tmp_path: Path) -> None:
     texts, problems = read_texts(run_of(tmp_path, sources, **{"data.limit": limit}))
     assert list(texts) == expected and not problems
     assert len(expected) == {None: 6, 9: 5, 1: 1}[limit]
+
+
+def test_sources_with_limits_of_their_own(tmp_path: Path) -> None:
+    """The groups of `data.train` are mappings in a run's config.yaml. Fails where the texts of a
+    run are those of rows that it never read, or where what reads the list wants strings."""
+    first, second = two_files_of_one_name(tmp_path)
+    groups = [{"path": first, "limit": 3, "weight": 2.0}, {"path": second, "limit": None}]
+    expected = trained_ids([read_source(group) for group in groups])
+    run = run_of(tmp_path, groups)
+    texts, problems = read_texts(run)
+    assert list(texts) == expected and len(expected) == 5 and not problems
+    assert train_files(run) == [first, second]
+    assert f"<b>{first}</b> (its first 3 rows, weight 2), <b>{second}</b>." in story(
+        run._replace(records={"train": []})
+    )
+    run.folder.mkdir(parents=True)
+    (run.folder / "config.yaml").write_text(json.dumps({"data": {"train": groups}}))
+    assert lineage.pair_files(run.folder) == [Path(first), Path(second)]
 
 
 def test_relative_paths_start_where_the_run_did(

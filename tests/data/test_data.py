@@ -20,10 +20,10 @@ from tiny import tiny_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from zephyr.chat import EncodedPair, EncodedText, encode_messages, encode_pair, encode_text
-from zephyr.config import BadInput
+from zephyr.config import BadInput, DataSource
 from zephyr.data import encode, store
 from zephyr.data.encode import encoding_resources, load_pairs, load_texts
-from zephyr.data.report import format_report
+from zephyr.data.report import Report, format_report
 from zephyr.data.store import Pairs, Texts
 from zephyr.data.tokenizer import load_tokenizer, prepare_tokenizer
 
@@ -234,6 +234,44 @@ def test_limit_counts_rows_of_all_sources(
     paths = [jsonl(tmp_path / f"{name}.jsonl", pair_rows(3)) for name in "ab"]
     pairs, _ = load_pairs(paths, tokenizer, limit=4)
     assert pairs.ids == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3", "b.jsonl:1"]
+
+
+def test_sources_have_limits_and_weights_of_their_own(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """Fails where a source's limit counts another's rows, its weight replaces those of its rows,
+    the total limit stands before the sources', the report mixes the sources up, or an entry of the
+    cache is taken for other limits or weights."""
+    rows = [{**row, "weight": 3.0} for row in pair_rows(3)]
+    paths = [
+        jsonl(tmp_path / "a.jsonl", pair_rows(3)),
+        jsonl(tmp_path / "b.jsonl", rows),
+        jsonl(tmp_path / "c.jsonl", [{**GOOD, "rejected": "go od"}, *pair_rows(3)]),
+    ]
+
+    def load(*sources: str | DataSource, limit: int | None = None) -> tuple[Pairs, Report]:
+        return load_pairs(sources, tokenizer, limit=limit, cache_dir=tmp_path / "cache")
+
+    mix = (DataSource(paths[0], limit=1), DataSource(paths[1], 2, 0.5), paths[2])
+    pairs, report = load(*mix)
+    ids = ["a.jsonl:1", "b.jsonl:1", "b.jsonl:2", "c.jsonl:2", "c.jsonl:3", "c.jsonl:4"]
+    assert pairs.ids == ids
+    assert pairs.weights.tolist() == [1.0, 1.5, 1.5, 1.0, 1.0, 1.0]
+    assert [tuple(source.values()) for source in report["by_source"]] == [
+        (paths[0], 1, 1.0, 1, 1),
+        (paths[1], 2, 0.5, 2, 2),
+        (paths[2], None, 1.0, 4, 3),
+    ]
+    assert f"  {paths[1]}: 2 of 2 rows, weight 0.5\n" in format_report(report)
+    assert load(*mix, limit=2)[0].ids == ids[:2]
+    assert load(mix[0], paths[1])[0].weights.tolist() == [1.0, 3.0, 3.0, 3.0]
+    with pytest.raises(BadInput, match="d.jsonl:1: `id` .* is also the id of"):
+        load(mix[0], DataSource(jsonl(tmp_path / "d.jsonl", [{**GOOD, "id": "a.jsonl:1"}])))
+    for wrong in (DataSource(paths[0], limit=0), DataSource(paths[0], weight=0.0)):
+        with pytest.raises(BadInput, match=r"a.jsonl: (limit|weight) is 0"):
+            load(wrong)
+    with pytest.raises(BadInput, match="weight is 2, expected 1: texts have no weight"):
+        load_texts([DataSource(paths[0], weight=2)], tokenizer)
 
 
 def test_processes_keep_the_order(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:

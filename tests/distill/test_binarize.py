@@ -386,7 +386,9 @@ def test_bad_feedback_is_refused_by_file_and_line(tmp_path: Path) -> None:
             made(tmp_path, [row(0), bad])
         assert sorted(path.name for path in tmp_path.iterdir()) == ["feedback.jsonl"]
     for rule in ("papr", "margin>=0", "margin>=x", "margin>1", "margin>=-1"):
-        with pytest.raises(BadInput, match="argilla, best-vs-worst, handbook, paper and margin>=K"):
+        with pytest.raises(
+            BadInput, match="argilla, best-vs-worst, delta, handbook, paper and margin>=K"
+        ):
             made(tmp_path, [row(0)], rule)
 
 

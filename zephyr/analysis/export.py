@@ -19,7 +19,7 @@ from zephyr.analysis.table import (
     visit_values,
 )
 from zephyr.analysis.visits import LOG_PROBS, Floats, Visits, read_visits
-from zephyr.config import BadInput
+from zephyr.config import BadInput, source_paths
 from zephyr.data.jsonl import require_output, save_report, write_rows
 from zephyr.data.tables import write_table
 
@@ -127,8 +127,7 @@ def require_rows_name(run: Run, out: Path | None) -> Path:
         raise BadInput(
             f"--out: --select writes rows, expected a name that ends in .jsonl, got {out}"
         )
-    sources = run.config.get("data.train")
-    require_output(out, [str(source) for source in sources] if isinstance(sources, list) else [])
+    require_output(out, source_paths(run.config.get("data.train")))
     return out
 
 

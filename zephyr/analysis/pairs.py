@@ -5,7 +5,7 @@ A row goes the way that it goes in training (`zephyr.data`): `data.columns`, the
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -13,12 +13,12 @@ from typing import NamedTuple
 from zephyr.analysis.runs import Run
 from zephyr.chat.messages import Message, Messages, calls_of, check_pair, words_of
 from zephyr.chat.names import plain
-from zephyr.config import BadInput
+from zephyr.config import BadInput, read_source
 from zephyr.data.keys import select
 from zephyr.data.ratings import side_ratings
 from zephyr.data.rows import Row, check_row, row_id
 from zephyr.data.shapes import pair_row
-from zephyr.data.sources import RawRow, open_sources
+from zephyr.data.sources import RawRow, Source, open_each
 from zephyr.progress import track
 
 SOURCES = ("source", "subset", "dataset")  # keys that say where a row comes from, the first counts
@@ -119,19 +119,26 @@ def _raw_rows(run: Run) -> Iterator[tuple[str, RawRow]]:
     if not isinstance(specs, list) or not specs:
         raise BadInput(f"{run.folder}/config.yaml: data.train is {specs!r}, expected a list")
     root = source_root(run)
+    entries = [read_source(entry) for entry in specs]
     rooted: list[str] = []
     moved: dict[str, str] = {}  # path from the run's root -> the path in the config
-    for spec in map(str, specs):
+    for spec in (entry.path for entry in entries):
         path = Path(spec if (root / spec).exists() else spec.partition(":")[0])
         is_below = not path.is_absolute() and (root / path).exists()
         rooted.append(str(root / spec) if is_below else spec)
         if is_below:
             moved[str(root / path)] = str(path)
-    for source in open_sources(rooted):
-        path_now = next((path for path in moved if source.name.startswith(path)), "")
-        for raw in source.rows():
-            id = moved.get(path_now, "") + raw.default_id.removeprefix(path_now)
-            yield source.name, raw._replace(default_id=id)
+    for entry, group in zip(entries, open_each(rooted)):
+        rows = (row for source in group for row in _moved_rows(source, moved))
+        yield from islice(rows, entry.limit)
+
+
+def _moved_rows(source: Source, moved: Mapping[str, str]) -> Iterator[tuple[str, RawRow]]:
+    """The rows of a source, with the default ids that they had where the run read them."""
+    path_now = next((path for path in moved if source.name.startswith(path)), "")
+    for raw in source.rows():
+        id = moved.get(path_now, "") + raw.default_id.removeprefix(path_now)
+        yield source.name, raw._replace(default_id=id)
 
 
 def _columns(run: Run) -> dict[str, str | None]:

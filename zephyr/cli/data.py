@@ -218,6 +218,49 @@ def binarize(
         str,
         Option(metavar="RULE", help="One of the rules above; K of margin>=K is a number > 0."),
     ] = "paper",
+    strong: Annotated[
+        list[str] | None,
+        Option(metavar="MODEL", help="Rule delta: its answers are chosen. Can be repeated."),
+    ] = None,
+    weak: Annotated[
+        list[str] | None,
+        Option(metavar="MODEL", help="Rule delta: its answers are rejected. Can be repeated."),
+    ] = None,
+    max_length_difference: Annotated[
+        int | None,
+        Option(metavar="N", help="Leave out pairs whose answers differ by more than N words."),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        Option(metavar="PATH", help="Count this tokenizer's tokens for it instead of words."),
+    ] = None,
+    take: Annotated[
+        list[str] | None,
+        Option(
+            metavar="SOURCE=N",
+            help="Write N pairs, drawn by --seed, of a SOURCE as it is given here, or of rows "
+            "whose source or dataset is SOURCE; all of the others. Can be repeated.",
+        ),
+    ] = None,
+    on_policy: Annotated[
+        list[str] | None,
+        Option(
+            metavar="MODEL",
+            help="The policy's name in the rows: every pair has one of its answers. Can be "
+            "repeated.",
+        ),
+    ] = None,
+    on_policy_side: Annotated[
+        Literal["any", "chosen", "rejected"], Option(help="Where the policy's answer stands.")
+    ] = "any",
+    mix: Annotated[
+        str | None,
+        Option(
+            metavar="on=N,off=M",
+            help="Write N pairs with an answer of --on-policy and M without, drawn by --seed, each "
+            "of another row.",
+        ),
+    ] = None,
     seed: Annotated[int, Option(help="Seed of the random choices of the rule.")] = 42,
     drop_source: Annotated[
         list[str] | None,
@@ -246,11 +289,18 @@ def binarize(
       argilla        highest mean score against a random one with a lower mean
       best-vs-worst  highest mean score against the lowest mean
       margin>=K      highest mean score against the highest that is lower by K or more
+      delta          an answer of a --strong model against one of a --weak model, no scores
 
     \b
-    example: zephyr binarize feedback.jsonl --rule paper --seed 42 --out pairs.jsonl
+    examples:
+      zephyr binarize feedback.jsonl --rule paper --seed 42 --out pairs.jsonl
+      zephyr binarize answers.jsonl --rule delta --strong qwen3-32b --weak qwen3-0.6b \\
+          --max-length-difference 100 --out delta.jsonl
+      zephyr binarize feedback.jsonl --rule argilla --on-policy sft --mix on=5000,off=15000 \\
+          --out mixed.jsonl
     """
     from zephyr.distill.binarize import binarize
+    from zephyr.distill.pair_options import PairOptions, read_mix, read_take
 
     report = binarize(
         sources,
@@ -259,6 +309,16 @@ def binarize(
         seed=seed,
         drop_sources=tuple(drop_source or ()),
         fix_overall=fix_overall,
+        options=PairOptions(
+            strong=tuple(strong or ()),
+            weak=tuple(weak or ()),
+            max_length_difference=max_length_difference,
+            tokenizer=tokenizer,
+            take=read_take(take or ()),
+            on_policy=tuple(on_policy or ()),
+            on_policy_side=on_policy_side,
+            mix=read_mix(mix),
+        ),
     )
     print_warnings(report)
     print_unread_keys(report)

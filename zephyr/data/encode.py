@@ -4,6 +4,7 @@ The walk of a row, each step in a module of its own: `__init__.py` lists them.""
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from pyarrow.ipc import RecordBatchStreamWriter
 
 from zephyr import chat
 from zephyr.chat import EncodedPair
-from zephyr.config import BadInput, Data
+from zephyr.config import BadInput, Data, DataSource, read_source
 from zephyr.data.keys import nearest_column
 from zephyr.data.report import (
     PAIR_SIDES,
@@ -29,7 +30,7 @@ from zephyr.data.report import (
     format_counts,
     report_warnings,
 )
-from zephyr.data.sources import Source, count_rows, open_sources
+from zephyr.data.sources import RawRow, Source, count_rows, open_each
 from zephyr.data.store import (
     PAIR_SCHEMA,
     TEXT_SCHEMA,
@@ -39,7 +40,7 @@ from zephyr.data.store import (
     encoding_digest,
     example_batch,
 )
-from zephyr.data.workers import Chunk, Options, empty_after_truncation, encoded_chunks
+from zephyr.data.workers import Chunk, Encoded, Options, empty_after_truncation, encoded_chunks
 from zephyr.progress import Bar
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ ENCODING_MODULES = (
 
 
 def load_pairs(
-    sources: Sequence[str],
+    sources: Sequence[str | DataSource],
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_tokens: int = 1024,
@@ -84,7 +85,8 @@ def load_pairs(
     """Encoded preference pairs of all sources, in the order of the rows.
 
     Args:
-        sources: `path-or-hub-id[:split]`, one or more.
+        sources: `path-or-hub-id[:split]`, one or more, or `DataSource`s with their own limit, and
+            a weight that multiplies those of their rows.
         tokenizer: with its `chat_template` set (`tokenizer.load_tokenizer`).
         max_tokens, max_prompt_tokens, truncation: as `chat.truncate_pair`.
         limit: rows read at most, of all sources together.
@@ -111,7 +113,7 @@ def load_pairs(
 
 
 def load_texts(
-    sources: Sequence[str],
+    sources: Sequence[str | DataSource],
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_tokens: int = 2048,
@@ -127,7 +129,7 @@ def load_texts(
     Args:
         targets: `assistant` or `all` (`chat.encode_messages`). In rows of plain text every token
             is a target.
-        Others: as `load_pairs`.
+        Others: as `load_pairs`; a `DataSource` has no other weight than 1.
     Returns: the texts, a sequence of `EncodedText`, and the report.
     Raises: BadInput as `load_pairs`."""
     options = Options(
@@ -144,7 +146,9 @@ def load_texts(
 
 
 def load_splits(
-    engine: Engine, data: Data, encode: Callable[[Sequence[str]], tuple[T, Report]]
+    engine: Engine,
+    data: Data,
+    encode: Callable[[Sequence[str | DataSource]], tuple[T, Report]],
 ) -> tuple[dict[str, T], dict[str, Report]]:
     """`encode(data.train)`, and `encode(data.eval)` if there is any; logs each report.
 
@@ -212,7 +216,7 @@ def _sorted(columns: Mapping[str, str | None] | None) -> tuple[tuple[str, str | 
 
 
 def _load(
-    specs: Sequence[str],
+    specs: Sequence[str | DataSource],
     tokenizer: PreTrainedTokenizerBase,
     options: Options,
     limit: int | None,
@@ -221,27 +225,64 @@ def _load(
 ) -> tuple[pa.Table, Report]:
     _check_options(specs, options, limit)
     _try_options(tokenizer, options)
-    sources = open_sources(specs)
-    key = _cache_key(tokenizer, options, limit, specs, sources)
+    entries = [read_source(spec) for spec in specs]
+    opened = open_each([entry.path for entry in entries])
+    key = _cache_key(tokenizer, options, limit, entries, opened)
 
     def encode(writer: RecordBatchStreamWriter) -> Report:
-        rows = (row for source in sources for row in source.rows())
+        tally = Tally(dropped=Counter({empty_after_truncation(options): 0}))
+        rows = _numbered_rows(entries, opened, tally)
         chunks = encoded_chunks(islice(rows, limit), tokenizer, options, workers)
         # closing ends its processes
-        with closing(chunks), Bar("encode", count_rows(sources, limit), "rows") as bar:
-            return _encode_all(sources, chunks, options, writer, bar)
+        with closing(chunks), Bar("encode", _total(entries, opened, limit), "rows") as bar:
+            _encode_all(entries, chunks, options, tally, writer, bar)
+        names = [source.name for group in opened for source in group]
+        return finish_report(entries, names, _sides(options), tally, options)
 
     schema = TEXT_SCHEMA if options.max_prompt_tokens is None else PAIR_SCHEMA
     return cached_table(None if cache_dir is None else Path(cache_dir) / key, schema, encode)
 
 
-def _check_options(specs: Sequence[str], options: Options, limit: int | None) -> None:
+def _numbered_rows(
+    entries: Sequence[DataSource], opened: Sequence[Sequence[Source]], tally: Tally
+) -> Iterator[RawRow]:
+    """The rows of each entry up to its own limit, counted, with the number of the entry."""
+    for number, (entry, group) in enumerate(zip(entries, opened)):
+        rows = (row for source in group for row in source.rows())
+        for row in islice(rows, entry.limit):
+            tally.read[number] += 1
+            yield row._replace(entry=number)
+
+
+def _total(
+    entries: Sequence[DataSource], opened: Sequence[Sequence[Source]], limit: int | None
+) -> int | None:
+    """About how many rows will be read; None if it is not known."""
+    counts = [count_rows(group, entry.limit) for entry, group in zip(entries, opened)]
+    known = [count for count in counts if count is not None]
+    if len(known) < len(counts):
+        return None
+    return sum(known) if limit is None else min(limit, sum(known))
+
+
+def _sides(options: Options) -> tuple[str, ...]:
+    return TEXT_SIDES if options.max_prompt_tokens is None else PAIR_SIDES
+
+
+def _check_options(specs: Sequence[str | DataSource], options: Options, limit: int | None) -> None:
     if options.on_bad_row not in ("error", "skip"):
         raise BadInput(f"on_bad_row is {options.on_bad_row!r}, expected 'error' or 'skip'")
     if limit is not None and limit < 1:
         raise BadInput(f"limit is {limit}, expected at least 1 row, or null")
     if isinstance(specs, str) or not specs:
         raise BadInput(f"the data sources are {specs!r}, expected a list of at least one")
+    for source in map(read_source, specs):
+        if source.limit is not None and source.limit < 1:
+            raise BadInput(f"{source.path}: limit is {source.limit}, expected at least 1, or None")
+        is_text = options.max_prompt_tokens is None
+        if not 0 < source.weight < math.inf or (is_text and source.weight != 1):
+            wanted = "1: texts have no weight" if is_text else "a finite number > 0"
+            raise BadInput(f"{source.path}: weight is {source.weight}, expected {wanted}")
     for name, _ in options.columns:
         hint = nearest_column(name)
         if hint is not None:
@@ -275,35 +316,37 @@ def _cache_key(
     tokenizer: PreTrainedTokenizerBase,
     options: Options,
     limit: int | None,
-    specs: Sequence[str],
-    sources: list[Source],
+    entries: Sequence[DataSource],
+    opened: Sequence[Sequence[Source]],
 ) -> str:
+    """The digest of all that decides the examples, each source's limit and weight included."""
     code = [
         *Path(chat.__file__).parent.glob("*.py"),
         *(Path(__file__).with_name(f"{name}.py") for name in ENCODING_MODULES),
     ]
-    parts = [repr(options), repr(limit), repr(list(specs))]
-    for source in sources:
-        parts += [source.name, source.digest]
+    parts = [repr(options), repr(limit), repr(list(entries))]
+    for group in opened:
+        for source in group:
+            parts += [source.name, source.digest]
     return encoding_digest(tokenizer, code, parts)
 
 
 def _encode_all(
-    sources: list[Source],
+    entries: Sequence[DataSource],
     chunks: Iterator[Chunk],
     options: Options,
+    tally: Tally,
     writer: RecordBatchStreamWriter,
     bar: Bar,
-) -> Report:
-    """Write every example, a batch per chunk; the report of all chunks."""
-    sides = TEXT_SIDES if options.max_prompt_tokens is None else PAIR_SIDES
-    tally = Tally(dropped=Counter({empty_after_truncation(options): 0}))
+) -> None:
+    """Write every example, a batch per chunk, and count it."""
+    sides = _sides(options)
     for chunk in chunks:
         rows = len(chunk.encoded) + len(chunk.skipped) + chunk.dropped.total()
         tally.totals["rows"] += rows
         tally.dropped.update(chunk.dropped)
         bad, kept, asked = list(chunk.skipped), [], []
-        for item in chunk.encoded:
+        for item in _weighted(chunk.encoded, entries):
             id = item.example.id
             if id in tally.places:
                 reason = (
@@ -323,4 +366,12 @@ def _encode_all(
         if kept:
             writer.write_batch(example_batch(kept, asked))
         bar.update(rows)
-    return finish_report([source.name for source in sources], sides, tally, options)
+
+
+def _weighted(items: Sequence[Encoded], entries: Sequence[DataSource]) -> Iterator[Encoded]:
+    """The items, the weights of pairs multiplied by those of their sources."""
+    for item in items:
+        if isinstance(item.example, EncodedPair):
+            weight = item.example.weight * entries[item.entry].weight
+            item = item._replace(example=item.example._replace(weight=weight))
+        yield item

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 
 from zephyr.chat import EncodedPair
-from zephyr.config import BadInput
+from zephyr.config import BadInput, DataSource
 from zephyr.data.workers import Encoded, Options
 
 if TYPE_CHECKING:
@@ -45,18 +45,30 @@ class SkippedRow(TypedDict):
     reason: str
 
 
+class SourceRows(TypedDict):
+    """An entry of `data.train` or `data.eval`, the rows that were read of it, and its examples."""
+
+    path: str
+    limit: int | None
+    weight: float
+    rows_read: int
+    examples: int
+
+
 class Report(TypedDict):
     """The report of a load, as JSON holds it (`data.json` in the run folder).
 
-    rows_read = examples + rows_skipped + all of `dropped`. scored: examples whose row rates both
-    answers. inverted: places of those whose chosen answer is rated lower. mean_preference: mean
-    margin of the scored examples. weighted: pairs with another weight than 1. weight: of all pairs
-    together. columns: rows in which each field of `data.columns` was found. keys_not_read: key ->
-    rows that have it. also_in_train, begins_in_train: of `data.eval` only
+    rows_read = examples + rows_skipped + all of `dropped`. by_source: the counts of each entry of
+    the list. scored: examples whose row rates both answers. inverted: places of those whose chosen
+    answer is rated lower. mean_preference: mean margin of the scored examples. weighted: pairs with
+    another weight than 1. weight: of all pairs together. columns: rows in which each field of
+    `data.columns` was found. keys_not_read: key -> rows that have it. also_in_train,
+    begins_in_train: of `data.eval` only
     (`encode.count_prompt_overlap`)."""
 
     kind: str
     sources: list[str]
+    by_source: list[SourceRows]
     rows_read: int
     examples: int
     rows_skipped: int
@@ -92,6 +104,8 @@ class Tally:
     weight_sum: float = 0.0  # of the pairs
     places: dict[str, str] = field(default_factory=dict)  # id -> place of the row
     seen: set[bytes] = field(default_factory=set)  # digests of examples: by ids, and by words
+    read: Counter[int] = field(default_factory=Counter)  # entry -> rows
+    kept: Counter[int] = field(default_factory=Counter)  # entry -> examples
 
     def warn(self, warning: str, place: str) -> None:
         """Count a warning; keep the place if it is one of the first `MAX_EXAMPLES`."""
@@ -103,6 +117,7 @@ class Tally:
     def add(self, item: Encoded, sides: tuple[str, ...]) -> None:
         """Count an example that is kept. sides: `PAIR_SIDES` or `TEXT_SIDES`."""
         self.totals["examples"] += 1
+        self.kept[item.entry] += 1
         self.unread.update(item.unread)
         self.found.update(item.found)
         if item.margins:
@@ -155,9 +170,13 @@ def _ids_digest(*sides: Sequence[int]) -> bytes:
 
 
 def finish_report(
-    sources: list[str], sides: tuple[str, ...], tally: Tally, options: Options
+    entries: Sequence[DataSource],
+    sources: list[str],
+    sides: tuple[str, ...],
+    tally: Tally,
+    options: Options,
 ) -> Report:
-    """The report of a load that is done.
+    """The report of a load that is done. sources: the names of all files and datasets.
 
     Raises: BadInput naming the sources if no example is left, or if no row has a field that
         `data.columns` names."""
@@ -180,6 +199,16 @@ def finish_report(
     return {
         "kind": "pairs" if sides == PAIR_SIDES else "texts",
         "sources": sources,
+        "by_source": [
+            {
+                "path": entry.path,
+                "limit": entry.limit,
+                "weight": entry.weight,
+                "rows_read": tally.read[n],
+                "examples": tally.kept[n],
+            }
+            for n, entry in enumerate(entries)
+        ],
         "rows_read": totals["rows"],
         "examples": totals["examples"],
         "rows_skipped": len(tally.skipped),
@@ -230,6 +259,12 @@ def _count_lines(report: Report) -> Iterator[str]:
     yield (
         f"{report['kind']}: {report['examples']:,} of {report['rows_read']:,} rows from {sources}"
     )
+    if len(report["by_source"]) > 1 or weighs_or_limits(report["by_source"][0]):
+        for source in report["by_source"]:
+            yield (
+                f"  {source['path']}: {source['examples']:,} of {source['rows_read']:,} rows, "
+                f"weight {source['weight']:g}"
+            )
     for side, cut in report["cut"].items():
         yield (
             f"  {side}: {report['tokens'][side]:,} tokens; cut in {cut['rows']:,} rows, "
@@ -247,6 +282,10 @@ def _count_lines(report: Report) -> Iterator[str]:
     if report["keys_not_read"]:
         keys = [f"{key} ({rows:,} rows)" for key, rows in report["keys_not_read"].items()]
         yield f"  keys not read: {', '.join(keys)}"
+
+
+def weighs_or_limits(source: SourceRows) -> bool:
+    return source["weight"] != 1 or source["limit"] is not None
 
 
 def report_warnings(report: Report) -> Iterator[str]:

@@ -32,11 +32,13 @@ class RawRow(NamedTuple):
     """A row as it was found.
 
     place: where it stands, for a person. default_id: `source:number`, from 1, for a row without an
-    id. value: the row, or the undecoded line of a .jsonl."""
+    id. value: the row, or the undecoded line of a .jsonl. entry: which entry of the config's list
+    it is of, from 0."""
 
     place: str
     default_id: str
     value: object
+    entry: int = 0
 
 
 class Source(NamedTuple):
@@ -60,11 +62,16 @@ def open_sources(specs: Sequence[str]) -> list[Source]:
 
     Raises: BadInput for a spec that does not exist, holds no data, has no such split or subset, or
     has several of which one must be named."""
-    sources = [source for spec in specs for source in _open(spec)]
-    names = {source.name for source in sources}
-    if len(names) < len(sources):  # files of one name: ids of rows need the whole path
-        sources = [source for spec in specs for source in _open(spec, whole_path=True)]
-    return sources
+    return [source for group in open_each(specs) for source in group]
+
+
+def open_each(specs: Sequence[str]) -> list[list[Source]]:
+    """As `open_sources`, the files or datasets of each spec in a list of their own."""
+    opened = [_open(spec) for spec in specs]
+    names = [source.name for group in opened for source in group]
+    if len(set(names)) < len(names):  # files of one name: ids of rows need the whole path
+        opened = [_open(spec, whole_path=True) for spec in specs]
+    return opened
 
 
 def held_out_split(source: Source) -> str:

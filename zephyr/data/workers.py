@@ -51,7 +51,8 @@ class Encoded(NamedTuple):
     `text_digests.prompt_digest`. text_digests: `conversation_digest` of a text, or of a pair's
     prompt, chosen and rejected. margins: by how much each rating prefers the chosen answer. unread:
     keys that nothing reads. found: fields of `data.columns` that the row has. suspicions: warnings
-    about its texts. has_targets: whether a text had a target before it was cut."""
+    about its texts. has_targets: whether a text had a target before it was cut. entry: of the
+    `RawRow`."""
 
     place: str
     example: EncodedPair | EncodedText
@@ -63,6 +64,7 @@ class Encoded(NamedTuple):
     found: tuple[str, ...] = ()
     suspicions: tuple[str, ...] = ()
     has_targets: bool = True
+    entry: int = 0
 
 
 class Chunk(NamedTuple):
@@ -207,7 +209,7 @@ def _encode_row(tokenizer: PreTrainedTokenizerBase, options: Options, row: RawRo
         encoded = _encode_text(tokenizer, options, fields, id, unread)
     else:
         encoded = _encode_pair(tokenizer, options, options.max_prompt_tokens, fields, id, unread)
-    return encoded._replace(place=row.place, found=tuple(found))
+    return encoded._replace(place=row.place, found=tuple(found), entry=row.entry)
 
 
 def _encode_pair(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
 
-from zephyr.config import NOT_YAML, BadInput, read_yaml
+from zephyr.config import NOT_YAML, BadInput, read_yaml, source_paths
 from zephyr.data.jsonl import read_rows, report_path
 from zephyr.teacher import Ledger
 from zephyr.teacher.rubric import ASPECTS
@@ -156,7 +156,7 @@ def pair_files(run: Path | None) -> list[Path]:
     train = data.get("train") if isinstance(data, dict) else None
     if not isinstance(train, list):
         raise BadInput(f"{run}: expected a list of sources in config.yaml, data.train: {train!r}")
-    return [Path(str(source)) for source in train]
+    return [Path(source) for source in source_paths(train)]
 
 
 def read_report(file: Path) -> Row:

@@ -276,7 +276,7 @@ def check_pieces(
 def raw_lines(sources: Sequence[Source]) -> Iterator[RawLine]:
     """Yield all rows as lines of JSON. Raises: BadInput for a row that JSON cannot hold."""
     for number, source in enumerate(sources):
-        for place, _, value in source.rows():
+        for place, _, value, _ in source.rows():
             if isinstance(value, bytes):
                 line = value.strip().removeprefix(BOM_UTF8) + b"\n"
             else:

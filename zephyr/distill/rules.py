@@ -12,6 +12,8 @@ from functools import partial
 from zephyr.config import BadInput
 
 Pick = tuple[int, int] | str
+DELTA = "delta"  # the rule that compares models, not scores
+NO_STRONG, NO_WEAK = "no answer of a --strong model", "no answer of a --weak model"
 Rule = Callable[[Sequence[float], Sequence[str], random.Random], Pick]
 
 
@@ -74,6 +76,31 @@ def lower(
     return "no other scores lower" if by == 0 else f"no other scores {by:g} lower"
 
 
+def delta(
+    models: Sequence[str | None],
+    texts: Sequence[str],
+    rng: random.Random,
+    *,
+    strong: Sequence[str],
+    weak: Sequence[str],
+) -> Pick:
+    """Delta learning (Geng et al. 2025, arXiv:2507.06187; OLMo 3, arXiv:2512.13961): an answer of a
+    stronger model against one of a weaker model. No score is read.
+
+    Where several answers could be either side, both are drawn uniformly at random. A weaker answer
+    with the chosen text is not a candidate.
+    """
+    of_strong = [i for i, model in enumerate(models) if model in strong]
+    of_weak = [i for i, model in enumerate(models) if model in weak]
+    if not of_strong:
+        return NO_STRONG
+    if not of_weak:
+        return NO_WEAK
+    chosen = rng.choice(of_strong)
+    others = [i for i in of_weak if texts[i] != texts[chosen]]
+    return (chosen, rng.choice(others)) if others else "texts equal"
+
+
 def indices_of_max(scores: Sequence[float]) -> list[int]:
     return [i for i, score in enumerate(scores) if score == max(scores)]
 
@@ -99,8 +126,8 @@ def rule_named(name: str) -> tuple[str, Rule]:
     if margin and float(margin[1]) > 0:
         return "mean", partial(lower, by=float(margin[1]), against=max)
     if name not in RULES:
+        known = ", ".join(sorted([*RULES, DELTA]))
         raise BadInput(
-            f"binarize: unknown rule {name!r}; known rules: {', '.join(sorted(RULES))} and "
-            "margin>=K with K > 0"
+            f"binarize: unknown rule {name!r}; known rules: {known} and margin>=K with K > 0"
         )
     return RULES[name]

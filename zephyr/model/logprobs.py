@@ -80,6 +80,7 @@ class LogProbContext(Protocol):
     """The type of autograd's `ctx`: what the forward of ChunkedLogProb keeps for its backward."""
 
     factor: float
+    needs_input_grad: tuple[bool, ...]
     saved_tensors: tuple[Tensor, ...]
 
     def save_for_backward(self, *tensors: Tensor) -> None: ...
@@ -92,7 +93,7 @@ class ChunkedLogProb(torch.autograd.Function):
 
     Backward: d logp / d logits = onehot(target) - softmax(logits), the logits with their factor.
     The backward keeps all exponentials of the forward or, above KEPT_ELEMENTS, computes all again.
-    The weight's gradient is summed over chunks in float32.
+    The weight's gradient is summed over chunks in float32; a frozen weight gets none.
 
     The second output is log sum_v p(v)^2, the log of the probability that two samples of a position
     are the same token. It has no gradient, and is empty unless it is asked for.
@@ -134,11 +135,13 @@ class ChunkedLogProb(torch.autograd.Function):
     @staticmethod
     def backward(
         ctx: LogProbContext, grad_T: Tensor, _grad_collision_T: Tensor
-    ) -> tuple[Tensor, Tensor, None, None, None]:
+    ) -> tuple[Tensor, Tensor | None, None, None, None]:
         hidden_TD, weight_VD, targets_T, max_T, sum_T, *kept = ctx.saved_tensors
         grad_T = grad_T * ctx.factor  # d (factor * logit) / d logit, in one place
         grad_hidden_TD = torch.empty_like(hidden_TD)
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=sum_T.dtype)
+        grad_weight_VD = None
+        if ctx.needs_input_grad[1]:
+            grad_weight_VD = torch.zeros_like(weight_VD, dtype=sum_T.dtype)
         # One for all chunks: on a CPU, fresh memory takes longer than the product.
         scratch_CV = torch.empty_like(kept[0]) if kept else None
         for i, rows in enumerate(chunks(len(targets_T), weight_VD)):
@@ -152,8 +155,11 @@ class ChunkedLogProb(torch.autograd.Function):
             grad_CV.scatter_add_(-1, targets_T[rows, None], grad_T[rows, None])
             grad_CV = grad_CV.to(hidden_TD.dtype)
             torch.mm(grad_CV, weight_VD, out=grad_hidden_TD[rows])
-            add_matmul(grad_weight_VD, grad_CV.t(), hidden_TD[rows])
-        return grad_hidden_TD, grad_weight_VD.to(weight_VD.dtype), None, None, None
+            if grad_weight_VD is not None:
+                add_matmul(grad_weight_VD, grad_CV.t(), hidden_TD[rows])
+        if grad_weight_VD is not None:
+            grad_weight_VD = grad_weight_VD.to(weight_VD.dtype)
+        return grad_hidden_TD, grad_weight_VD, None, None, None
 
 
 def chunked_logprob(

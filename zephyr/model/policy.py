@@ -40,11 +40,14 @@ class Policy(nn.Module):
         lm: a decoder from `build`, its weights filled.
         max_sequence_tokens: tokens of the longest sequence that its rotary frequencies, or its
             learned positions, are made for; None: any.
+        quantize: how its frozen matrices are kept, as `adapter.quantize`.
     """
 
-    def __init__(self, lm: PreTrainedModel, max_sequence_tokens: int | None = None) -> None:
+    def __init__(
+        self, lm: PreTrainedModel, max_sequence_tokens: int | None = None, quantize: str = "none"
+    ) -> None:
         super().__init__()
-        self.lm, self.max_sequence_tokens = lm, max_sequence_tokens
+        self.lm, self.max_sequence_tokens, self.quantize = lm, max_sequence_tokens, quantize
 
     def forward(self, batch: PackedBatch, collision: bool = False) -> Tensor:
         """Log-probabilities of the batch's targets, in nats.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from zephyr.config import DPOConfig, SFTConfig, to_yaml
+from zephyr.config import DPOConfig, SFTConfig, source_paths, to_yaml
 from zephyr.training.files import read_forced_resumes
 
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?::[\w.-]+)?")
@@ -23,7 +23,7 @@ def card(config: DPOConfig | SFTConfig, digests: Mapping[str, str]) -> str:
     run = Path(config.run.dir)
     method = "dpo" if isinstance(config, DPOConfig) else "sft"
     header = card_header(config, method)
-    sources = ", ".join(f"`{source}`" for source in config.data.train)
+    sources = ", ".join(f"`{source}`" for source in source_paths(config.data.train))
     files = "".join(f"- {name}: `{digest}`\n" for name, digest in digests.items())
     return (
         f"---\n{header}---\n\n# {run.name}\n\n"
@@ -43,7 +43,7 @@ def card_header(config: DPOConfig | SFTConfig, method: str) -> str:
     header: dict[str, object] = {}
     if models:
         header["base_model"] = models[0]
-    if datasets := hub_ids(config.data.train):
+    if datasets := hub_ids(source_paths(config.data.train)):
         header["datasets"] = datasets
     header["library_name"] = "transformers"
     header["pipeline_tag"] = "text-generation"

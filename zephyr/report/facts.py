@@ -5,6 +5,7 @@ from html import escape
 from importlib.metadata import distributions
 
 from zephyr.analysis.runs import Run
+from zephyr.config import read_source
 from zephyr.report.text import percent, plural, seconds_text, side_by_side
 
 
@@ -35,7 +36,7 @@ def updates(run: Run) -> int:
 def story(run: Run) -> str:
     """A sentence on what was trained on what, as HTML."""
     config = run.config
-    sources = ", ".join(f"<b>{escape(str(source))}</b>" for source in listed(config, "data.train"))
+    sources = ", ".join(map(source_as_html, listed(config, "data.train")))
     units = "preference pairs" if run.is_dpo else "texts"
     examples = run.data.get("train.examples")
     count = f"{examples:,} {units}" if isinstance(examples, int) else units
@@ -45,6 +46,16 @@ def story(run: Run) -> str:
     if isinstance(held_out, int):
         parts.append(f"{held_out:,} held out")
     return f"{', '.join(parts)}. {settings(run)}"
+
+
+def source_as_html(entry: object) -> str:
+    """A source of `data.train`, with its limit and weight where it has them, as HTML."""
+    source = read_source(entry)
+    text = f"<b>{escape(source.path)}</b>"
+    notes = [] if source.limit is None else [f"its first {source.limit:,} rows"]
+    if source.weight != 1:
+        notes.append(f"weight {source.weight:g}")
+    return f"{text} ({', '.join(notes)})" if notes else text
 
 
 def settings(run: Run) -> str:

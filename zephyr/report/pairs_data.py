@@ -23,6 +23,7 @@ from zephyr.analysis.flips import flip_suspicion
 from zephyr.analysis.pairs import PairText
 from zephyr.analysis.runs import Run
 from zephyr.analysis.visits import TOKENS, VALUES, Floats, Ints, Visits
+from zephyr.config import source_paths
 from zephyr.report.assets import compressed, compressed_json
 from zephyr.report.pair_figures import PairsOf
 
@@ -341,5 +342,4 @@ def cut_text(text: str) -> str:
 
 
 def train_files(run: Run) -> list[str]:
-    sources = run.config.get("data.train")
-    return [str(source) for source in sources] if isinstance(sources, list) else []
+    return source_paths(run.config.get("data.train"))

@@ -58,6 +58,9 @@ def identity(config: DPOConfig | SFTConfig, plan: Plan, more: Mapping[str, str])
             found["sft_weight"] = config.sft_weight
         if config.weighting != "none":
             found["weighting"] = config.weighting
+    if config.adapter is not None:
+        for key, value in dataclasses.asdict(config.adapter).items():
+            found[f"adapter.{key}"] = value
     found["run.seed"] = config.run.seed
     found["data.shuffle"] = config.data.shuffle
     found["hardware.dtype"] = config.hardware.dtype

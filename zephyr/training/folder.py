@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-from zephyr.config import BadInput, ConfigError, DPOConfig, SFTConfig
+from zephyr.config import BadInput, ConfigError, DPOConfig, SFTConfig, source_paths
 from zephyr.training.checkpoint import find_run_output
 from zephyr.training.files import IDENTITY, READ_ERRORS, read_json, write_atomic
 
@@ -186,8 +186,8 @@ def require_separate_paths(config: DPOConfig | SFTConfig) -> None:
     """
     models = {"model": [config.model], "tokenizer": [config.tokenizer or config.model]}
     rows = {
-        "data.train": config.data.train,
-        "data.eval": config.data.eval,
+        "data.train": source_paths(config.data.train),
+        "data.eval": source_paths(config.data.eval),
         "samples.prompts": config.samples.prompts,
     }
     stores = {"reference.dir": [config.reference.dir]} if isinstance(config, DPOConfig) else {}

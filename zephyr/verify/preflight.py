@@ -343,13 +343,13 @@ def require_disk(engine: Engine, run: Run) -> Finding:
     folder = Path(run.dir) / "checkpoints"
     held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     exported = sum(size for _, size in engine.parameter_bytes())
-    wanted = (run.keep + 1) * 12 * engine.num_parameters + exported - held
+    wanted = (run.keep + 1) * 12 * engine.num_trained_parameters + exported - held
     free = shutil.disk_usage(run.dir).free
     if free < wanted:
         raise BadInput(
             f"run.dir: {run.dir} has {format_bytes(free)} free; {format_bytes(wanted)} are wanted "
-            f"for run.keep + 1 = {run.keep + 1} checkpoints of 12 bytes a parameter, and the "
-            "exported model"
+            f"for run.keep + 1 = {run.keep + 1} checkpoints of 12 bytes a trained parameter, and "
+            "the exported model"
         )
     return {"wanted_bytes": wanted, "free_bytes": free}
 
@@ -379,6 +379,7 @@ def require_memory(engine: Engine, config: DPOConfig | SFTConfig, split: Split) 
         zero=zero,
         device=engine.device.type,
         gradient_dtype=engine.gradient_dtype,
+        adapters=engine.num_adapter_parameters,
     )
     free, wanted = engine.free_memory_bytes(), step_peak(parts)
     states = parts["moments"] + parts["update"]
