@@ -217,6 +217,9 @@ class Reference:
     dir: str = "runs/reference"
     """The folder that keeps the log-probs of the reference model. Runs may share it: a sweep over
     `beta` computes them once."""
+    model: str | None = None
+    """Path or hub id of the reference model, of the same architecture and vocabulary as the policy;
+    null: the model that the policy starts from."""
 
 
 @dataclass(frozen=True)
@@ -302,7 +305,8 @@ class Run:
 @dataclass(frozen=True)
 class DPOConfig:
     model: str
-    """Path or hub id of the dSFT model: the start of the policy, and the frozen reference."""
+    """Path or hub id of the dSFT model: the start of the policy, and the frozen reference unless
+    `reference.model` names another."""
     data: Data
     tokenizer: str | None = None
     """Path or hub id of the tokenizer; null: that of the model."""
@@ -438,7 +442,8 @@ LIMITS = [
 
 # The keys in which $VARIABLES are filled in.
 PATHS = frozenset(
-    "model tokenizer chat_template data.train data.eval reference.dir hardware.deepspeed "
+    "model tokenizer chat_template data.train data.eval reference.dir reference.model "
+    "hardware.deepspeed "
     "samples.prompts samples.judge run.dir "
     # of `zephyr rounds`
     "dir prompts.sources scoring.scorer scoring.templates train.config server.command eval.prompts "
