@@ -53,11 +53,12 @@ class Server(NamedTuple):
     concurrency: int
     timeout_seconds: float
     retries: int
+    known_as: str = ""
 
     @property
     def identity(self) -> str:
         """Model and URL: a model of the same name on another server is another teacher."""
-        return f"{self.model} at {self.base_url}"
+        return self.known_as or f"{self.model} at {self.base_url}"
 
 
 class Session(NamedTuple):
@@ -91,6 +92,7 @@ def endpoint(
     timeout_seconds: float = 120.0,
     retries: int = 6,
     key_variable: str = "OPENAI_API_KEY",
+    identity: str = "",
 ) -> Teacher:
     """Return a teacher behind any server with OpenAI's chat completions API: OpenAI, vLLM, SGLang,
     llama.cpp, `transformers serve`.
@@ -102,6 +104,8 @@ def endpoint(
         timeout_seconds: of one attempt as a whole.
         retries: of one request, after its first attempt.
         key_variable: the environment variable that holds the key. If it is not set, "none" is sent.
+        identity: of the teacher, in digests and messages; "": model and URL. For a server that is
+            started again on another port with the same weights.
     Raises:
         BadInput: for a bad URL or key, or if the openai package is not installed.
     """
@@ -118,7 +122,7 @@ def endpoint(
             f"{key_variable}: expected a key of printable ASCII characters without spaces, its "
             "value has others"
         )
-    server = Server(model, base_url, key, concurrency, timeout_seconds, retries)
+    server = Server(model, base_url, key, concurrency, timeout_seconds, retries, identity)
 
     def answer(requests: Sequence[Request], keep: Callable[[Reply], None], budget: Budget) -> None:
         budget.price(model)  # raises before any request is sent
