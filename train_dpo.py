@@ -10,6 +10,7 @@ response y_l (arXiv:2310.16944, Section 3):
   1. Compute the probability of y_w and y_l under the dSFT model: forward only, once, before step 0.
   2. Compute the probability of y_w and y_l under the dDPO model.
   3. Compute Eq. 1 and its gradient, and update the model. Repeat from 2.
+A loss without a reference (simpo, orpo, cpo) skips 1.
 """
 
 # Tensor names end in their shape. P: pairs of a micro-batch. R: their responses, all chosen ones
@@ -26,6 +27,7 @@ from zephyr.config import ConfigError, DPOConfig, check_arguments, nearest_name
 if __name__ == "__main__":
     check_arguments(DPOConfig, __doc__, sys.argv[1:])  # before the imports that take seconds
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -39,7 +41,7 @@ from zephyr.data.template import describe_first_prompt, load_run_tokenizer, save
 from zephyr.evaluation.samples import make_sampler
 from zephyr.model.fused import describe as describe_fused
 from zephyr.model.load import DTYPES, digest, load_policy, require_runnable
-from zephyr.model.logprobs import response_logprobs
+from zephyr.model.logprobs import aligned_logprobs, response_logprobs
 from zephyr.packing import PackedBatch, Plan, collate_pairs, plan_epochs, plan_pass
 from zephyr.reference import Reference, reference_logprobs
 from zephyr.report.finish import finish_run, worst_pairs
@@ -66,6 +68,8 @@ def train(engine: Engine, config: DPOConfig, folder: RunFolder | None) -> None:
         engine.print(engine.on_rank0(lambda: estimate(engine, config, pairs)))
         return
     engine.log(describe_plan(plan, engine.world_size))
+    for warning in losses.unusual_settings(config.loss, config.beta):
+        engine.warn(warning)
 
     # Compare with the run in the folder, if any, before the expensive parts start.
     save_chat_template(folder, config, tokenizer)
@@ -84,11 +88,11 @@ def train(engine: Engine, config: DPOConfig, folder: RunFolder | None) -> None:
     found = preflight.check_inputs(engine, config, pairs, training, reports, special_ids)
 
     # The reference log-probs of the same weights, before any checkpoint is restored.
-    training = with_reference(engine, config, training, pairs, identity)
+    training = with_objective(engine, config, training, pairs, identity)
     evaluation = None
     if "eval" in encoded:
         evaluation = split(engine, config, encoded["eval"], None)
-        evaluation = with_reference(engine, config, evaluation, encoded["eval"], identity)
+        evaluation = with_objective(engine, config, evaluation, encoded["eval"], identity)
 
     unpacked = partial(collate_one, pairs)
     preflight.check_model(engine, config, pairs, training, found, unpacked, folder.write_file)
@@ -97,19 +101,20 @@ def train(engine: Engine, config: DPOConfig, folder: RunFolder | None) -> None:
     finish_run(engine, config, tokenizer, training.identity)
 
 
-def dpo_objective(config: DPOConfig, reference: Reference) -> Objective:
+def dpo_objective(config: DPOConfig, reference: Reference | None) -> Objective:
     """The objective that `fit` minimizes.
 
-    It returns the loss summed over a micro-batch's pairs (the loop divides by the pairs of all
-    ranks) and each pair's statistics.
+    It returns the loss summed over a micro-batch's pairs, each times its weight (the loop divides
+    by the weight of the pairs of all ranks), and each pair's statistics.
+    Args: reference: None for a loss that has none.
     """
 
     def objective(policy: Engine, batch: PackedBatch) -> tuple[Tensor, Stats]:
         # 1. log pi_dSFT(y|x) of both responses, looked up.
-        ref_chosen_P, ref_rejected_P = reference(batch)
+        ref_chosen_P, ref_rejected_P = reference(batch) if reference else (None, None)
 
         # 2. log pi_dDPO(y|x) of both responses, each summed over its tokens.
-        chosen_P, rejected_P = response_logprobs(policy, batch)
+        chosen_P, rejected_P, wpo_weight_P = policy_logprobs(policy, batch, config.weighting)
 
         # 3. Eq. 1 (Eq. 7 of the DPO paper, arXiv:2305.18290). With `loss: sigmoid` it is
         #    -logsigmoid(beta * ((chosen_P - ref_chosen_P) - (rejected_P - ref_rejected_P))).
@@ -121,12 +126,18 @@ def dpo_objective(config: DPOConfig, reference: Reference) -> Objective:
             beta=config.beta,
             loss=config.loss,
             label_smoothing=config.label_smoothing,
+            sft_weight=config.sft_weight,
             chosen_tokens_P=batch.response_tokens_R[: batch.units],
             rejected_tokens_P=batch.response_tokens_R[batch.units :],
         )
-        accuracy_P = losses.reward_accuracy(chosen_P, rejected_P, ref_chosen_P, ref_rejected_P)
+        if ref_chosen_P is None:
+            accuracy_P = losses.reward_accuracy(terms.reward_chosen_P, terms.reward_rejected_P)
+        else:
+            accuracy_P = losses.reward_accuracy(chosen_P, rejected_P, ref_chosen_P, ref_rejected_P)
+        loss_P = wpo_weight_P * terms.loss_P  # 1 * loss, unless `weighting: wpo`
         stats = {
-            "loss": terms.loss_P.detach(),
+            "weight": batch.weight_P,
+            "loss": loss_P.detach(),
             "rewards/chosen": terms.reward_chosen_P,
             "rewards/rejected": terms.reward_rejected_P,
             "rewards/margins": terms.reward_chosen_P - terms.reward_rejected_P,
@@ -134,9 +145,26 @@ def dpo_objective(config: DPOConfig, reference: Reference) -> Objective:
             "logps/chosen": chosen_P.detach(),
             "logps/rejected": rejected_P.detach(),
         }
-        return terms.loss_P.sum(), stats
+        if config.weighting == "wpo":
+            stats["wpo_weight"] = wpo_weight_P
+        return (batch.weight_P * loss_P).sum(), stats
 
     return objective
+
+
+def policy_logprobs(
+    policy: Engine, batch: PackedBatch, weighting: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log pi(y|x) of the chosen and of the rejected responses, and the weights of WPO, [P] each.
+
+    The weights are 1 with `weighting: none`.
+    """
+    if weighting == "none":
+        return (*response_logprobs(policy, batch), torch.ones_like(batch.weight_P))
+    logp_R, alignment_R = aligned_logprobs(policy, batch)
+    pairs = batch.units
+    wpo_weight_P = losses.wpo_weight(alignment_R[:pairs], alignment_R[pairs:])
+    return logp_R[:pairs], logp_R[pairs:], wpo_weight_P
 
 
 def load_data(
@@ -193,6 +221,8 @@ def initialize_policy(engine: Engine, config: DPOConfig, plan: Plan) -> None:
         activation_checkpointing=hardware.activation_checkpointing,
         fused=hardware.fused,
         max_tokens=config.data.max_tokens,
+        adapter=config.adapter,
+        seed=config.run.seed,
     )
     engine.initialize(load, config.optim, micro_batches=most_micro_batches(plan))
     if hardware.fused != "none":
@@ -219,8 +249,9 @@ def split(engine: Engine, config: DPOConfig, pairs: Pairs, plan: Plan | None) ->
         "rejected_tokens": pairs.rejected_tokens,
     }
     lm, parameters = engine.policy.lm.config, engine.num_layer_parameters
+    adapters = engine.num_adapter_parameters
     flops = [
-        pair_flops(lm, parameters, *lengths, hardware.prefix_sharing)
+        pair_flops(lm, parameters, *lengths, hardware.prefix_sharing, adapters)
         for lengths in zip(*counts.values())
     ]
     return Split(
@@ -230,21 +261,23 @@ def split(engine: Engine, config: DPOConfig, pairs: Pairs, plan: Plan | None) ->
         ids=pairs.ids,
         tokens=tokens,
         units=[1] * len(pairs),
+        weights=pairs.weights.tolist(),
         unit_name="pairs",
         forward_flops=flops,
         identity={},
         ledger=counts,
-        initial_loss=math.log(2) if config.loss == "sigmoid" else None,
     )
 
 
-def with_reference(
+def with_objective(
     engine: Engine, config: DPOConfig, planned: Split, pairs: Pairs, identity: Mapping[str, str]
 ) -> Split:
-    """The split with its reference log-probs (step 1) and objective (steps 2 and 3).
+    """The split with its objective (steps 2 and 3), and its reference log-probs (step 1).
 
     Args: identity: digests of the model and the data, by name.
     """
+    if losses.find_loss(config.loss).reference_free:
+        return planned._replace(objective=dpo_objective(config, None), identity=identity)
     reference = reference_logprobs(
         engine,
         pairs,
@@ -257,23 +290,31 @@ def with_reference(
     return planned._replace(
         objective=dpo_objective(config, reference),
         identity={**identity, "reference": reference.digest()},
+        starts_at_reference=True,
+        initial_loss=math.log(2) if is_plain_dpo(config) else None,
     )
+
+
+def is_plain_dpo(config: DPOConfig) -> bool:
+    """Whether the loss of a pair is ln 2 while the policy is its reference."""
+    return config.loss == "sigmoid" and not config.sft_weight and config.weighting == "none"
 
 
 def check(config: DPOConfig) -> None:
     """Check what needs no process group.
 
-    Raises: BadInput for an unknown loss, a label_smoothing that the loss does not take, or a
-    setting that this machine can't run.
+    Raises: BadInput for an unknown loss, a setting that the loss does not take, or one that this
+    machine can't run.
     """
-    if config.loss not in losses.LOSSES:
-        nearest = nearest_name(config.loss, losses.LOSSES)
+    name = config.loss if isinstance(config.loss, str) else config.loss.get("name")
+    if name is not None and name not in losses.LOSSES:
+        nearest = nearest_name(str(name), losses.LOSSES)
         raise ConfigError(
-            f"loss: expected one of {', '.join(losses.LOSSES)}, got {config.loss!r}; the nearest "
-            f"is {nearest}"
+            f"loss: expected one of {', '.join(losses.LOSSES)}, got {name!r}; the nearest is "
+            f"{nearest}"
         )
     try:
-        losses.require_settings(config.loss, config.beta, config.label_smoothing)
+        losses.require_settings(config.loss, config.beta, config.label_smoothing, config.sft_weight)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     require_runnable(config)

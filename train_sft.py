@@ -137,6 +137,8 @@ def initialize_policy(engine: Engine, config: SFTConfig, plan: Plan) -> None:
         activation_checkpointing=hardware.activation_checkpointing,
         fused=hardware.fused,
         max_tokens=config.data.max_tokens,
+        adapter=config.adapter,
+        seed=config.run.seed,
     )
     engine.initialize(load, config.optim, micro_batches=most_micro_batches(plan))
     if hardware.fused != "none":
@@ -161,7 +163,8 @@ def split(
         budget_tokens = config.hardware.tokens_per_micro_batch
         plan = plan_pass(tokens, ranks=engine.world_size, budget_tokens=budget_tokens)
     lm, parameters = engine.policy.lm.config, engine.num_layer_parameters
-    flops = [text_flops(lm, parameters, *lengths) for lengths in zip(tokens, targets)]
+    adapters = engine.num_adapter_parameters
+    flops = [text_flops(lm, parameters, *lengths, adapters) for lengths in zip(tokens, targets)]
     return Split(
         plan=plan,
         collate=partial(collate_texts, texts),
@@ -169,6 +172,7 @@ def split(
         ids=texts.ids,
         tokens=tokens,
         units=targets,
+        weights=targets,
         unit_name="target_tokens",
         forward_flops=flops,
         identity=identity,

@@ -25,6 +25,7 @@ from transformers import AutoTokenizer
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from zephyr.chat import EncodedPair, EncodedText, encode_messages, encode_pair
+from zephyr.model.adapter import starting_values
 from zephyr.packing import Layout, best_fit
 
 Config = dict[str, "str | int | float | bool | list[str] | Config"]  # a YAML file as it is read
@@ -36,18 +37,42 @@ class Conversation(NamedTuple):
     is_target: list[bool]
 
 
-def pair_losses(
-    config: Config, chosen_ratio_P: Tensor, rejected_ratio_P: Tensor, pairs: Sequence[EncodedPair]
-) -> Tensor:
-    """The loss of the config for each pair's log pi - log pi_ref of both responses."""
-    expected = CLOSED_FORMS[config.get("loss", "sigmoid")]
-    if expected.length_averaged:
-        chosen_ratio_P = chosen_ratio_P / torch.tensor([len(pair.chosen_ids) for pair in pairs])
-        rejected_ratio_P = rejected_ratio_P / torch.tensor(
-            [len(pair.rejected_ids) for pair in pairs]
-        )
-    return expected.loss(
-        chosen_ratio_P, rejected_ratio_P, config["beta"], config.get("label_smoothing", 0.0)
+class PairTerms(NamedTuple):
+    """Of each pair [P]; both rewards without gradient."""
+
+    loss_P: Tensor
+    reward_chosen_P: Tensor
+    reward_rejected_P: Tensor
+
+
+def pair_terms(
+    config: Config,
+    logps: tuple[Tensor, Tensor],
+    reference_logps: tuple[Tensor, Tensor],
+    pairs: Sequence[EncodedPair],
+) -> PairTerms:
+    """The loss of the config, with its SFT term, and the rewards. Args: logps: of the chosen
+    responses [P], of the rejected ones."""
+    settings = config.get("loss", "sigmoid")
+    settings = {"name": settings} if isinstance(settings, str) else dict(settings)
+    form = CLOSED_FORMS[settings.pop("name")]
+    counts_P = (
+        torch.tensor([len(pair.chosen_ids) for pair in pairs]),
+        torch.tensor([len(pair.rejected_ids) for pair in pairs]),
+    )
+    ratios = tuple(
+        logp_P if form.reference_free else logp_P - ref_P
+        for logp_P, ref_P in zip(logps, reference_logps)
+    )
+    means = tuple(ratio_P / count_P for ratio_P, count_P in zip(ratios, counts_P))
+    taken = means if form.length_averaged else ratios
+    loss_P = form.loss(*taken, config["beta"], config.get("label_smoothing", 0.0), **settings)
+    sft_weight = config.get("sft_weight")
+    sft_weight = form.sft_weight if sft_weight is None else sft_weight
+    rewards = taken if form.reference_free else ratios
+    return PairTerms(
+        loss_P - sft_weight * logps[0] / counts_P[0],
+        *(config["beta"] * reward_P.detach() for reward_P in rewards),
     )
 
 
@@ -55,7 +80,7 @@ def dpo_trace(config: Config) -> Iterator[Record]:
     """A record per optimiser step of DPO, in the order of the data; keys as in metrics.jsonl."""
     lm = load(config)
     reference = copy.deepcopy(lm).eval()
-    pairs, optim, beta = read_pairs(config), config["optim"], config["beta"]
+    pairs, optim = read_pairs(config), config["optim"]
     starts = range(0, len(pairs), optim["pairs_per_step"])
     trainer = Trainer(lm, optim, total_steps=len(starts) * optim["epochs"])
     for epoch in range(optim["epochs"]):
@@ -64,24 +89,34 @@ def dpo_trace(config: Config) -> Iterator[Record]:
             both = [
                 conversation(pair, side) for side in ("chosen", "rejected") for pair in step_pairs
             ]
-            chosen_P, rejected_P = response_logps(lm, both).chunk(2)
+            logps = response_logps(lm, both).chunk(2)
             with torch.no_grad():
-                ref_chosen_P, ref_rejected_P = response_logps(reference, both).chunk(2)
-            reward_chosen_P, reward_rejected_P = (
-                beta * (chosen_P - ref_chosen_P),
-                beta * (rejected_P - ref_rejected_P),
+                reference_logps = response_logps(reference, both).chunk(2)
+            loss_P, reward_chosen_P, reward_rejected_P = pair_terms(
+                config, logps, reference_logps, step_pairs
             )
-            loss = pair_losses(
-                config, chosen_P - ref_chosen_P, rejected_P - ref_rejected_P, step_pairs
-            ).mean()
+            weight_P = torch.tensor([pair.weight for pair in step_pairs])
+            values = {
+                "rewards/chosen": reward_chosen_P,
+                "rewards/rejected": reward_rejected_P,
+                "rewards/margins": reward_chosen_P - reward_rejected_P,
+                "rewards/accuracies": (reward_chosen_P > reward_rejected_P).float(),
+                "logps/chosen": logps[0].detach(),
+                "logps/rejected": logps[1].detach(),
+            }
+            if config.get("weighting") == "wpo":
+                values["wpo_weight"] = wpo_weights(lm, both)
+                loss_P = values["wpo_weight"] * loss_P
+            loss = (weight_P * loss_P).sum() / weight_P.sum()
+            record = {
+                name: ((weight_P * value_P).sum() / weight_P.sum()).item()
+                for name, value_P in values.items()
+            }
+            if weight_P.sum() != len(step_pairs):
+                record["weight"] = weight_P.sum().item()
             yield {
+                **record,
                 "epoch": epoch + start / len(pairs),
-                "rewards/chosen": reward_chosen_P.mean().item(),
-                "rewards/rejected": reward_rejected_P.mean().item(),
-                "rewards/margins": (reward_chosen_P - reward_rejected_P).mean().item(),
-                "rewards/accuracies": (reward_chosen_P > reward_rejected_P).float().mean().item(),
-                "logps/chosen": chosen_P.mean().item(),
-                "logps/rejected": rejected_P.mean().item(),
                 "pairs": len(step_pairs),
                 "tokens": sum(
                     len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in step_pairs
@@ -126,7 +161,7 @@ class Trainer:
 
     def __init__(self, lm: nn.Module, optim: Config, total_steps: int) -> None:
         self.optim, self.total_steps, self.step = optim, total_steps, 0
-        self.parameters = list(lm.parameters())
+        self.parameters = [parameter for parameter in lm.parameters() if parameter.requires_grad]
         self.weights = [parameter.detach().float().clone() for parameter in self.parameters]
         groups = [
             {
@@ -179,9 +214,41 @@ def learning_rate(optim: Config, step: int, total_steps: int) -> float:
     return optim["lr_peak"] * factor[optim["schedule"]]
 
 
+def round_to_nf4(lm: nn.Module) -> None:
+    """Each matrix of a linear layer but the output layer becomes what NF4 keeps of it."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    for module in lm.modules():
+        if isinstance(module, nn.Linear) and module is not lm.get_output_embeddings():
+            packed, state = quantize_4bit(
+                module.weight.data, quant_type="nf4", blocksize=64, compress_statistics=True
+            )
+            module.weight.data.copy_(dequantize_4bit(packed, state))
+
+
 def response_logps(lm: nn.Module, conversations: Sequence[Conversation]) -> Tensor:
-    """Sum of log p of each conversation's target tokens, fp32 [B]: right-padded, all logits [B, L,
-    V]."""
+    """Sum of log p of each conversation's target tokens, fp32 [B]."""
+    logps_BLV, ids_BL, target_BL = next_token_logps(lm, conversations)
+    return (logps_BLV.gather(-1, ids_BL[..., None]).squeeze(-1) * target_BL).sum(-1)
+
+
+@torch.no_grad()
+def wpo_weights(lm: nn.Module, both: Sequence[Conversation]) -> Tensor:
+    """WPO's weight of each pair, fp32 [P]: of both responses the geometric mean over tokens of
+    p(token) / sum_v p(v)^2, multiplied; at most 1. Args: both: chosen ones, then rejected ones."""
+    logps_BLV, ids_BL, target_BL = next_token_logps(lm, both)
+    p_BLV = logps_BLV.double().exp()
+    p_BL = p_BLV.gather(-1, ids_BL[..., None]).squeeze(-1)
+    ratio_BL = torch.where(target_BL, p_BL / (p_BLV * p_BLV).sum(-1), 1.0)
+    chosen_P, rejected_P = (ratio_BL.log().sum(-1) / target_BL.sum(-1)).exp().chunk(2)
+    return (chosen_P * rejected_P).clamp(max=1.0).float()
+
+
+def next_token_logps(
+    lm: nn.Module, conversations: Sequence[Conversation]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All log-probs of the tokens after the first [B, L - 1, V], those tokens, and whether each is
+    a target: right-padded."""
     ids_BL = pad_sequence([torch.tensor(ids) for ids, _ in conversations], batch_first=True)
     real_BL = pad_sequence(
         [torch.ones(len(ids), dtype=torch.int64) for ids, _ in conversations], batch_first=True
@@ -195,8 +262,7 @@ def response_logps(lm: nn.Module, conversations: Sequence[Conversation]) -> Tens
         .float()
         .log_softmax(-1)
     )
-    logps_BL = logps_BLV.gather(-1, ids_BL[:, 1:, None]).squeeze(-1)
-    return (logps_BL * target_BL[:, 1:]).sum(-1)
+    return logps_BLV, ids_BL[:, 1:], target_BL[:, 1:]
 
 
 def conversation(pair: EncodedPair, side: str) -> Conversation:
@@ -213,7 +279,32 @@ def load(config: Config) -> nn.Module:
     lm = AutoModelForCausalLM.from_pretrained(
         config["model"], dtype=dtype, attn_implementation="eager"
     )
+    if config.get("adapter"):
+        lm = with_adapter(lm, config["adapter"], config["run"].get("seed", 42))
     return lm.train()
+
+
+def with_adapter(lm: nn.Module, adapter: Config, seed: int) -> nn.Module:
+    """peft's own model around the decoder, with B of zeros as peft makes it; A is given the values
+    that a run draws, which differ from those of peft's global random state."""
+    from peft import LoraConfig, get_peft_model
+
+    targets = adapter.get("targets", ["all-linear"])
+    settings = LoraConfig(
+        r=adapter["r"],
+        lora_alpha=adapter["alpha"],
+        target_modules="all-linear" if targets == ["all-linear"] else targets,
+        task_type="CAUSAL_LM",
+    )
+    if adapter.get("quantize") == "nf4":
+        round_to_nf4(lm)
+    model = get_peft_model(lm, settings)
+    for name, parameter in model.named_parameters():
+        if ".lora_A." in name:
+            plain = name.removeprefix("base_model.model.").replace(".default", "")
+            parameter.data.copy_(starting_values(plain, tuple(parameter.shape), seed))
+        parameter.data = parameter.data.to(lm.dtype)  # peft keeps adapters of bfloat16 in float32
+    return model
 
 
 def read_rows(config: Config) -> list[dict[str, object]]:

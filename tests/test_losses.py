@@ -6,10 +6,13 @@ take it from `closed_forms.closed_form`, which skips a loss without one and says
 """
 
 import math
+import random
+import re
+from collections.abc import Mapping
 
 import pytest
 import torch
-from closed_forms import CLOSED_FORMS, FAR, FAR_TOKENS, SMOOTHING, closed_form
+from closed_forms import CLOSED_FORMS, FAR, FAR_TOKENS, NEAR, SMOOTHING, closed_form
 from torch import Tensor
 
 from zephyr import losses
@@ -17,10 +20,17 @@ from zephyr.losses import LOSSES, DPOTerms, Loss, dpo
 
 PAIRS, BETA = 6, 0.3
 SMOOTHED = [name for name, entry in LOSSES.items() if entry.smoothing != "refused"]
+WITHOUT_REFERENCE = [name for name, entry in LOSSES.items() if entry.reference_free]
 
 
 def smoothing_for(name: str) -> float:
     return SMOOTHING if name in SMOOTHED else 0.0
+
+
+def with_settings(name: str) -> dict[str, object]:
+    """The loss with the settings of its closed form, none of which is a default."""
+    form = CLOSED_FORMS.get(name)
+    return {"name": name, **(form.settings if form else {})}
 
 
 def vectors(dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Tensor]:
@@ -41,23 +51,33 @@ def token_counts() -> tuple[Tensor, Tensor]:
 
 
 def run(
-    name: str, tensors: list[Tensor], *, beta: float = BETA, label_smoothing: float | None = None
+    name: str,
+    tensors: list[Tensor],
+    *,
+    beta: float = BETA,
+    label_smoothing: float | None = None,
+    loss: Mapping[str, object] | None = None,
+    sft_weight: float | None = None,
 ) -> DPOTerms:
     chosen_tokens_P, rejected_tokens_P = token_counts()
     return dpo(
         *tensors,
         beta=beta,
-        loss=name,
+        loss=with_settings(name) if loss is None else loss,
         label_smoothing=smoothing_for(name) if label_smoothing is None else label_smoothing,
+        sft_weight=sft_weight,
         chosen_tokens_P=chosen_tokens_P[: len(tensors[0])],
         rejected_tokens_P=rejected_tokens_P[: len(tensors[0])],
     )
 
 
 def ratios(name: str, tensors: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The log-ratios of every pair in float64, averaged over tokens where `name` averages."""
+    """What the loss takes of every pair, in float64: log-ratios, or log-probs where it has no
+    reference, averaged over tokens where `name` averages."""
     chosen_P, rejected_P, ref_chosen_P, ref_rejected_P = (t.detach().double() for t in tensors)
     chosen_tokens_P, rejected_tokens_P = token_counts()
+    if LOSSES[name].reference_free:
+        ref_chosen_P, ref_rejected_P = torch.zeros(2, len(chosen_P), dtype=torch.float64)
     if not LOSSES[name].length_averaged:
         return chosen_P - ref_chosen_P, rejected_P - ref_rejected_P
     return (
@@ -79,6 +99,11 @@ def test_the_table_says_what_the_closed_form_says(name: str) -> None:
     expected, entry = closed_form(name), LOSSES[name]
     assert entry.smoothing == expected.smoothing
     assert entry.length_averaged == expected.length_averaged
+    assert entry.reference_free == expected.reference_free
+    assert entry.sft_weight == expected.sft_weight
+    assert set(entry.settings) == set(expected.settings)
+    for key, setting in entry.settings.items():
+        assert setting.default != expected.settings[key], "a default could be used in its place"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -89,7 +114,8 @@ def test_values_are_those_of_the_closed_form(name: str, dtype: torch.dtype) -> N
     expected = closed_form(name)
     tensors = vectors(dtype)
     terms = run(name, tensors)
-    loss_P = expected.loss(*ratios(name, tensors), BETA, smoothing_for(name))
+    loss_P = expected.loss(*ratios(name, tensors), BETA, smoothing_for(name), **expected.settings)
+    loss_P -= expected.sft_weight * tensors[0].double() / token_counts()[0]
     tolerance = 1e-12 if dtype == torch.float64 else 2e-5
     torch.testing.assert_close(terms.loss_P, loss_P.to(dtype), rtol=tolerance, atol=tolerance)
     assert terms.loss_P.std() > 0.01  # the pairs differ, so a constant could not pass
@@ -114,12 +140,14 @@ def test_gradients_are_those_of_the_closed_form(name: str) -> None:
     tensors = vectors()
     leaves = [tensors[0].requires_grad_(), tensors[1].requires_grad_()]
     grads_P = torch.autograd.grad(run(name, tensors).loss_P.sum(), leaves)
-    expected_P = expected.gradient(*ratios(name, tensors), BETA, smoothing_for(name))
+    given = (*ratios(name, tensors), BETA, smoothing_for(name))
+    expected_P = expected.gradient(*given, **expected.settings)
     for side, tokens_P in enumerate(token_counts()):
         divisor_P = tokens_P if expected.length_averaged else torch.ones(PAIRS)
-        torch.testing.assert_close(
-            grads_P[side], expected_P[side] / divisor_P, rtol=1e-10, atol=1e-12
-        )
+        wanted_P = expected_P[side] / divisor_P
+        if side == 0:
+            wanted_P = wanted_P - expected.sft_weight / tokens_P.double()
+        torch.testing.assert_close(grads_P[side], wanted_P, rtol=1e-10, atol=1e-12)
         assert grads_P[side].abs().max() > 1e-3
 
 
@@ -143,9 +171,13 @@ def test_gradcheck(name: str) -> None:
 
 
 def far_off(name: str, dtype: torch.dtype) -> tuple[DPOTerms, list[Tensor]]:
-    """Terms and gradients of pairs with log-ratios of +-FAR on one side or both, at beta 1."""
+    """Terms and gradients of pairs with log-ratios of +-FAR on one side or both, at beta 1; for a
+    loss without a reference, with log-probs of -FAR, -NEAR and exactly 0."""
     far_P = torch.tensor([FAR, -FAR, FAR, -FAR, 0.0, 0.0], dtype=dtype)
     other_P = torch.tensor([-FAR, FAR, 0.0, 0.0, FAR, -FAR], dtype=dtype)
+    if LOSSES[name].reference_free:
+        far_P = torch.tensor([-NEAR, -FAR, 0.0, -FAR, 0.0, -FAR], dtype=dtype)
+        other_P = torch.tensor([-FAR, -NEAR, -FAR, 0.0, 0.0, -FAR], dtype=dtype)
     reference = [torch.zeros(PAIRS, dtype=dtype), torch.zeros(PAIRS, dtype=dtype)]
     tensors = [far_P.requires_grad_(), other_P.requires_grad_(), *reference]
     terms = run(name, tensors, beta=1.0)
@@ -170,11 +202,13 @@ def test_extreme_margins_keep_their_value(name: str, dtype: torch.dtype) -> None
     torch.testing.assert_close(terms.loss_P[:2], expected_P, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in WITHOUT_REFERENCE])
 def test_the_first_step(name: str) -> None:
     """Policy and reference are equal, as in the first record of a run: rewards are exactly 0, and
     the loss is a constant that is known before the run."""
-    expected = closed_form(name).at_reference(BETA, smoothing_for(name))
+    at_reference = closed_form(name).at_reference
+    assert at_reference is not None
+    expected = at_reference(BETA, smoothing_for(name))
     policy_P = vectors(torch.float32)[:2]
     terms = run(name, [*policy_P, *policy_P])
     torch.testing.assert_close(terms.loss_P, torch.full((PAIRS,), expected), rtol=1e-6, atol=0)
@@ -183,17 +217,16 @@ def test_the_first_step(name: str) -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_rewards(name: str) -> None:
-    """Rewards are beta times the summed log-ratio for every loss, detached. Fails where they are
-    averaged over tokens, so that losses could not be compared."""
+    """Rewards are beta times the summed log-ratio for every loss with a reference, detached. Fails
+    where they are averaged over tokens, so that losses could not be compared. Without a reference
+    they are beta times what the loss takes: SimPO's Eq. 4 averages over tokens."""
     tensors = vectors()
     terms = run(name, [tensors[0].requires_grad_(), tensors[1].requires_grad_(), *tensors[2:]])
-    chosen, rejected, ref_chosen, ref_rejected = (tensor_P.tolist() for tensor_P in tensors)
-    for reward_P, policy, ref in (
-        (terms[1], chosen, ref_chosen),
-        (terms[2], rejected, ref_rejected),
-    ):
-        wanted = [BETA * (x - y) for x, y in zip(policy, ref)]
-        torch.testing.assert_close(reward_P, torch.tensor(wanted, dtype=torch.float64))
+    wanted = (tensors[0] - tensors[2], tensors[1] - tensors[3])
+    if name in WITHOUT_REFERENCE:
+        wanted = ratios(name, tensors)
+    for reward_P, wanted_P in zip(terms[1:], wanted):
+        torch.testing.assert_close(reward_P, BETA * wanted_P.detach())
         assert not reward_P.requires_grad
     assert terms.loss_P.requires_grad
 
@@ -209,7 +242,7 @@ def test_pairs_do_not_touch_each_other(name: str) -> None:
         alone = dpo(
             *(tensor_P[i : i + 1] for tensor_P in tensors),
             beta=BETA,
-            loss=name,
+            loss=with_settings(name),
             label_smoothing=smoothing_for(name),
             chosen_tokens_P=counts_P[0][i : i + 1],
             rejected_tokens_P=counts_P[1][i : i + 1],
@@ -334,6 +367,207 @@ def test_a_loss_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
         rejected_tokens_P=counts_P[1],
     )
     torch.testing.assert_close(terms.loss_P, (BETA * margin_P - 1) ** 2)
+
+
+@pytest.mark.parametrize("name", WITHOUT_REFERENCE)
+def test_no_reference_is_read(name: str) -> None:
+    """Fails where a loss without a reference reads one: no reference pass is made for it."""
+    tensors = vectors()
+    without = run(name, tensors[:2])
+    assert all(a.tolist() == b.tolist() for a, b in zip(without, run(name, tensors)))
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in WITHOUT_REFERENCE])
+def test_a_reference_that_is_missing(name: str) -> None:
+    """Fails where a loss with a reference takes log-probs for log-ratios."""
+    for tensors in (vectors()[:2], vectors()[:3]):
+        with pytest.raises(ValueError, match=f"{name}.*ref_chosen_P and ref_rejected_P"):
+            run(name, tensors)
+
+
+def own_settings(name: str) -> dict[str, tuple[float, float]]:
+    """Two accepted values of each of a loss's own settings."""
+    return {key: (of.default, 1.5 * of.default + 0.1) for key, of in LOSSES[name].settings.items()}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_accepted_setting_changes_the_loss(name: str) -> None:
+    """Over random settings, a change of each one that the loss accepts changes the loss. Fails
+    where a setting is accepted and not used."""
+    rng = random.Random(name)
+    for seed in range(20):
+        tensors = vectors(seed=seed)
+        tensors[0][0] = tensors[2][0] - 1  # one chosen response has become less likely, at least
+        own = own_settings(name)
+        before: dict[str, object] = {
+            "beta": rng.uniform(0.02, 0.5),
+            "loss": {"name": name, **{key: rng.choice(values) for key, values in own.items()}},
+            "label_smoothing": rng.uniform(0.01, 0.2) if name in SMOOTHED else 0.0,
+            "sft_weight": rng.choice([0.0, 0.3]),
+        }
+        changes: list[dict[str, object]] = [
+            {"beta": before["beta"] * 1.7},
+            {"sft_weight": before["sft_weight"] + 0.5},
+        ]
+        if name in SMOOTHED:
+            changes.append({"label_smoothing": before["label_smoothing"] + 0.1})
+        for key, values in own.items():
+            other = values[0] if before["loss"][key] == values[1] else values[1]
+            changes.append({"loss": {**before["loss"], key: other}})
+        loss_P = run(name, tensors, **before).loss_P
+        for change in changes:
+            changed_P = run(name, tensors, **{**before, **change}).loss_P
+            assert (changed_P - loss_P).abs().max() > 1e-6, change
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_setting_of_another_loss_is_refused(name: str) -> None:
+    """Fails where a setting that the loss does not read is dropped without a word."""
+    others = {key for entry in LOSSES.values() for key in entry.settings} | {"alpha", "beta"}
+    for key in sorted(others - set(LOSSES[name].settings)):
+        with pytest.raises(ValueError, match=rf"^loss\.{key}: loss '{name}' has no such setting"):
+            run(name, vectors(), loss={"name": name, key: 1.0})
+
+
+def test_a_setting_not_given_has_its_default() -> None:
+    """Fails where the default of a setting is another than the entry says."""
+    tensors = vectors()
+    default = LOSSES["simpo"].settings["gamma"].default
+    plain, named = run("simpo", tensors, loss={"name": "simpo"}), {"name": "simpo"}
+    given = run("simpo", tensors, loss={**named, "gamma": default})
+    assert plain.loss_P.tolist() == given.loss_P.tolist()
+    assert (
+        run("simpo", tensors, loss={**named, "gamma": 9}).loss_P.tolist() != plain.loss_P.tolist()
+    )
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        ({"gamma": 1.0}, r"loss\.name: missing; expected one of sigmoid"),
+        ({"name": "simpoo"}, "loss must be one of sigmoid.*'simpoo'"),
+        ({"name": 1.0}, "loss must be one of sigmoid"),
+        ({"name": "simpo", "gama": 1.0}, r"loss\.gama: .*'simpo'.*its settings are gamma"),
+        ({"name": "sigmoid", "gamma": 1.0}, r"loss\.gamma: .*'sigmoid'.*it has no settings"),
+        ({"name": "simpo", "gamma": "1"}, r"loss\.gamma: expected a number, got '1'"),
+        ({"name": "simpo", "gamma": True}, r"loss\.gamma: expected a number, got True"),
+        ({"name": "simpo", "gamma": None}, r"loss\.gamma: expected a number, got None"),
+        ({"name": "simpo", "gamma": math.nan}, r"loss\.gamma: expected a finite number >= 0.*nan"),
+        ({"name": "simpo", "gamma": math.inf}, r"loss\.gamma: expected a finite number >= 0.*inf"),
+        ({"name": "simpo", "gamma": -0.1}, r"loss\.gamma: expected a finite number >= 0.*-0\.1"),
+        ({"name": "dpop", "penalty": -1}, r"loss\.penalty: expected a finite number >= 0, got -1"),
+    ],
+    ids=str,
+)
+def test_own_settings_that_make_no_sense(loss: dict[str, object], message: str) -> None:
+    """Fails where a wrong value trains something, or the message does not name it."""
+    with pytest.raises(ValueError, match=message):
+        run("simpo", vectors(), loss=loss)
+
+
+@pytest.mark.parametrize("weight", [-0.1, math.nan, math.inf])
+def test_sft_weights_that_make_no_sense(weight: float) -> None:
+    """Fails where such a weight is taken: a negative one would make chosen responses less
+    likely."""
+    with pytest.raises(ValueError, match="sft_weight must be >= 0 and finite, or null"):
+        run("sigmoid", vectors(), sft_weight=weight)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_sft_term(name: str) -> None:
+    """It is Pang et al.'s (Eq. 1): weight * -log pi(y_w|x) / |y_w|, beside every loss, with a
+    gradient of -weight / |y_w| on the chosen response alone. Fails where it takes sums over tokens,
+    the rejected response, or log-ratios."""
+    tensors, tokens_P = vectors(), token_counts()[0]
+    leaves = [tensors[0].requires_grad_(), tensors[1].requires_grad_()]
+    with_P = run(name, tensors, sft_weight=0.7).loss_P
+    term_P = with_P - run(name, tensors, sft_weight=0.0).loss_P
+    torch.testing.assert_close(term_P.detach(), -0.7 * tensors[0].detach() / tokens_P)
+    chosen_P, rejected_P = torch.autograd.grad(term_P.sum(), leaves)
+    torch.testing.assert_close(chosen_P, -0.7 / tokens_P.double())
+    assert rejected_P.abs().max() < 1e-12
+    own = run(name, tensors, sft_weight=LOSSES[name].sft_weight)
+    assert run(name, tensors).loss_P.tolist() == own.loss_P.tolist()
+
+
+def test_the_sft_term_needs_token_counts() -> None:
+    """Fails where the term is left out because the counts are."""
+    with pytest.raises(ValueError, match="sft_weight averages over tokens and needs chosen_tokens"):
+        dpo(*vectors(), beta=BETA, sft_weight=1.0)
+    with pytest.raises(ValueError, match="sft_weight averages over tokens and needs chosen_tokens"):
+        dpo(*vectors()[:2], beta=BETA, loss="cpo")
+
+
+# Loss, beta and settings of published runs: papers, their code, and model cards.
+PUBLISHED: list[tuple[str | dict[str, object], float]] = [
+    ("sigmoid", 0.1),  # Rafailov et al.; Zephyr
+    ("sigmoid", 0.01),  # the alignment handbook's later Zephyr
+    ("sigmoid", 0.5),  # Rafailov et al., summarization
+    ("robust", 0.1),
+    ("ipo", 0.1),
+    ("ipo", 0.01),
+    ("ipo", 0.5),
+    ("sigmoid_norm", 5.0),  # Tulu 3, OLMo 3
+    ("hinge", 0.1),
+    ("hinge", 1.0),
+    ("exo_pair", 0.1),
+    ("nca_pair", 0.01),
+    ("sppo_hard", 0.001),
+    ("apo_zero", 0.1),
+    ("apo_down", 0.1),
+    ({"name": "dpop", "penalty": 50}, 0.3),  # Smaug
+    ({"name": "dpop", "penalty": 5}, 0.1),
+    ({"name": "simpo", "gamma": 1.6}, 2.0),  # SimPO, Table 8 and the repository's README
+    ({"name": "simpo", "gamma": 0.3}, 2.5),
+    ({"name": "simpo", "gamma": 1.4}, 2.5),
+    ({"name": "simpo", "gamma": 3}, 10.0),
+    ({"name": "simpo", "gamma": 5}, 10.0),
+    ("orpo", 0.1),
+    ("orpo", 0.25),
+    ("cpo", 0.1),
+]
+# Values meant for the other kind of loss, sums in place of means and the other way round.
+CROSSED: list[tuple[str | dict[str, object], float, str]] = [
+    ("sigmoid", 5.0, "beta is 5: .*'sigmoid'.*sums over the tokens"),
+    ("robust", 2.5, "beta is 2.5: .*sums"),
+    ("cpo", 2.0, "beta is 2: .*sums"),
+    ({"name": "dpop", "penalty": 50}, 5.0, "beta is 5: .*sums"),
+    ("sigmoid_norm", 0.1, "beta is 0.1: .*'sigmoid_norm'.*means over the tokens"),
+    ({"name": "simpo", "gamma": 1.0}, 0.1, "beta is 0.1: .*means"),
+    ({"name": "simpo", "gamma": 50}, 2.0, r"loss\.gamma is 50: .*means"),
+    ("ipo", 5.0, "beta is 5: .*means"),
+]
+
+
+@pytest.mark.parametrize(("loss", "beta"), PUBLISHED, ids=str)
+def test_published_settings_are_not_warned_of(loss: str | dict[str, object], beta: float) -> None:
+    """Fails where a paper's own setting is called unusual."""
+    assert losses.unusual_settings(loss, beta) == []
+
+
+def test_published_settings_of_every_loss() -> None:
+    """Fails where a loss leaves the list above, so that its range is held by nothing."""
+    names = {name if isinstance(name, str) else name["name"] for name, _ in PUBLISHED}
+    assert len(names) >= 14 and names <= set(LOSSES)
+
+
+@pytest.mark.parametrize(("loss", "beta", "message"), CROSSED, ids=str)
+def test_a_beta_meant_for_the_other_kind_is_warned_of(
+    loss: str | dict[str, object], beta: float, message: str
+) -> None:
+    """Fails where a beta of sums goes unnoticed in a loss of means, or the other way round."""
+    (warning,) = losses.unusual_settings(loss, beta)
+    assert re.search(message, warning), warning
+
+
+def test_wpo_weights() -> None:
+    """WPO's weight is the product of both responses' probabilities, each the geometric mean over
+    its tokens; at most 1, without gradient. Fails where it is a sum, or carries a gradient."""
+    aligned = torch.tensor([[-0.5, 0.2, 1.0], [-0.25, -0.7, 1.0]], requires_grad=True)
+    weight_P = losses.wpo_weight(aligned[0], aligned[1])
+    wanted_P = torch.tensor([math.exp(-0.75), math.exp(-0.5), 1.0])
+    torch.testing.assert_close(weight_P, wanted_P)
+    assert not weight_P.requires_grad
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -15,20 +15,21 @@ from processes import ROOT
 
 NEW_LOSS = '''
 
-def square(chosen_P: Tensor, rejected_P: Tensor, *, beta: float) -> Tensor:
-    """The margin of the rewards is drawn to 1. Source: paper and equation."""
-    return (beta * (chosen_P - rejected_P) - 1).square()
+def square(chosen_P: Tensor, rejected_P: Tensor, *, beta: float, target: float) -> Tensor:
+    """The margin of the rewards is drawn to a target. Source: paper and equation."""
+    return (beta * (chosen_P - rejected_P) - target).square()
 
 
-LOSSES["square"] = Loss(square)
+LOSSES["square"] = Loss(square, settings={"target": Setting(1.0, least=0.0)})
 '''
 CLOSED_FORM = """
 
 CLOSED_FORMS["square"] = ClosedForm(
-    loss=lambda c, r, b, e: (b * c - b * r - 1) ** 2,
-    gradient=lambda c, r, b, e: of_margin(2 * b * (b * (c - r) - 1)),
-    at_reference=lambda b, e: 1.0,
-    far_off=((2 * FAR - 1) ** 2, (2 * FAR + 1) ** 2),
+    loss=lambda c, r, b, e, target: (b * c - b * r - target) ** 2,
+    gradient=lambda c, r, b, e, target: of_margin(2 * b * (b * (c - r) - target)),
+    at_reference=lambda b, e: 4.0,
+    far_off=((2 * FAR - 2) ** 2, (2 * FAR + 2) ** 2),
+    settings={"target": 2.0},
 )
 """
 TESTS_OF_LOSSES = (
@@ -43,7 +44,7 @@ TESTS_OF_LOSSES = (
 def run_tests_of_losses(copy: Path) -> str:
     """What pytest prints in the copy, with the reason of every skip. Fails where a test fails."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", *TESTS_OF_LOSSES],
+        [sys.executable, "-m", "pytest", "-vv", "-rs", "-p", "no:cacheprovider", *TESTS_OF_LOSSES],
         cwd=copy,
         env={**os.environ, "PYTHONPATH": str(copy), "PYTEST_ADDOPTS": "", "COLUMNS": "400"},
         capture_output=True,
@@ -61,8 +62,9 @@ def run_tests_of_losses(copy: Path) -> str:
     ],
 )
 def test_adding_a_loss_breaks_no_test(declared: bool, tmp_path: Path) -> None:
-    """Fails where a test lists the losses by hand, so that a new one breaks it; where a test skips
-    the new loss without a word; or where a declared closed form is not compared."""
+    """The loss has a setting of its own. Fails where a test lists the losses by hand, so that a new
+    one breaks it; where a test skips the new loss without a word; where a declared closed form is
+    not compared; or where its setting needs an edit of config or script."""
     for name in ("zephyr", "tests", "configs"):
         ignore = shutil.ignore_patterns("__pycache__", "*.png", "*.parquet")
         shutil.copytree(ROOT / name, tmp_path / name, ignore=ignore)
@@ -74,6 +76,6 @@ def test_adding_a_loss_breaks_no_test(declared: bool, tmp_path: Path) -> None:
         with (tmp_path / "tests" / "closed_forms.py").open("a") as file:
             file.write(CLOSED_FORM)
     printed = run_tests_of_losses(tmp_path)
-    assert "passed" in printed
+    assert "passed" in printed and "test_own_settings_through_a_config[square]" in printed
     missing = "loss 'square' declares no closed form: add CLOSED_FORMS['square']"
     assert (missing in printed) is not declared, printed[-2000:]

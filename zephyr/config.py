@@ -196,6 +196,23 @@ class SFTOptim:
 
 
 @dataclass(frozen=True)
+class Adapter:
+    r: int = 16
+    """The rank of LoRA: a matrix of n x m gets r * (n + m) trained numbers."""
+    alpha: int = 16
+    """The scale of LoRA: what the adapter adds to a matrix is multiplied by `alpha / r`."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """The linear layers that get an adapter, by the end of their names (`q_proj`), or `all-linear`:
+    all but the output layer."""
+    dropout: float = 0.0
+    """Dropout before the adapter; only 0 is possible: a shared prompt is computed once for both
+    responses, and a resumed run must repeat the steps exactly."""
+    quantize: Literal["none", "nf4"] = "none"
+    """`nf4` keeps the frozen matrices of linear layers in 4 bits (QLoRA, by the bitsandbytes
+    package), whole on every rank; `none` keeps them in `hardware.dtype`, sharded over ranks."""
+
+
+@dataclass(frozen=True)
 class Reference:
     dir: str = "runs/reference"
     """The folder that keeps the log-probs of the reference model. Runs may share it: a sweep over
@@ -297,14 +314,24 @@ class DPOConfig:
     beta: float = 0.1
     """The weight of the KL penalty: the smaller it is, the further the policy may move from the
     reference (`tau` in IPO)."""
-    loss: str = "sigmoid"
+    loss: str | dict[str, str | float] = "sigmoid"
     """The preference loss: `sigmoid` (DPO; with `label_smoothing` conservative DPO), `robust`,
-    `ipo`, `sigmoid_norm`, `hinge`, `exo_pair`, `nca_pair`, `sppo_hard`, `apo_zero` or `apo_down`
-    (`LOSSES` in `zephyr/losses.py`)."""
+    `ipo`, `sigmoid_norm`, `hinge`, `exo_pair`, `nca_pair`, `sppo_hard`, `apo_zero`, `apo_down`,
+    `dpop`, `simpo`, `orpo` or `cpo` (`LOSSES` in `zephyr/losses.py`); with settings of its own as a
+    group, `{name: simpo, gamma: 0.5}`."""
     label_smoothing: float = 0.0
-    """The probability that a preference is the wrong way round; taken by `sigmoid`, `sigmoid_norm`
-    and `robust`, required by `exo_pair`."""
+    """The probability that a preference is the wrong way round; taken by `sigmoid`, `sigmoid_norm`,
+    `robust` and `cpo`, required by `exo_pair`."""
+    sft_weight: float | None = None
+    """The weight of the SFT term, the mean negative log-likelihood a token of the chosen response;
+    null: the loss's own, 1 for `orpo` and `cpo`, else 0."""
+    weighting: Literal["none", "wpo"] = "none"
+    """`wpo` multiplies the loss of each pair with its probability under the policy (WPO), so that
+    responses of other models count as if the policy had sampled them."""
     optim: Optim = field(default_factory=Optim)
+    adapter: Adapter | None = None
+    """LoRA: only low-rank adapters beside the frozen weights are trained (`pip install
+    'zephyr[lora]'`); null: all weights are trained."""
     reference: Reference = field(default_factory=Reference)
     hardware: Hardware = field(default_factory=Hardware)
     samples: Samples = field(default_factory=Samples)
@@ -338,6 +365,9 @@ class SFTConfig:
     eos_token: str | None = None
     """The token that ends an assistant turn; null: the tokenizer's EOS."""
     optim: SFTOptim = field(default_factory=SFTOptim)
+    adapter: Adapter | None = None
+    """LoRA: only low-rank adapters beside the frozen weights are trained (`pip install
+    'zephyr[lora]'`); null: all weights are trained."""
     hardware: Hardware = field(default_factory=Hardware)
     samples: Samples = field(default_factory=Samples)
     run: SFTRun = field(default_factory=SFTRun)
@@ -358,6 +388,7 @@ class Limit(NamedTuple):
 LIMITS = [
     Limit("a number > 0", lambda v: v > 0, "beta optim.lr_peak data.train[].weight"),
     Limit("a number >= 0", lambda v: v >= 0, "optim.weight_decay optim.grad_clip"),
+    Limit("null or a number >= 0", lambda v: v is None or v >= 0, "sft_weight"),
     Limit("0 <= number < 0.5", lambda v: 0 <= v < 0.5, "label_smoothing"),
     Limit("0 <= number < 1", lambda v: 0 <= v < 1, "optim.warmup_fraction"),
     Limit(
@@ -366,6 +397,8 @@ LIMITS = [
         "optim.adam_betas",
     ),
     Limit("a list of at least one path or hub id", lambda v: len(v) > 0, "data.train"),
+    Limit("a list of at least one name", lambda v: len(v) > 0, "adapter.targets"),
+    Limit("0, the only value implemented", lambda v: v == 0, "adapter.dropout"),
     Limit(
         "null or 1 <= integer < 2**63",
         lambda v: v is None or 1 <= v < 2**63,
@@ -376,7 +409,7 @@ LIMITS = [
         "1 <= integer < 2**31",
         lambda v: 1 <= v < 2**31,
         "optim.epochs optim.pairs_per_step optim.windows_per_step run.log_every "
-        "run.eval_every run.save_every run.keep samples.max_new_tokens",
+        "run.eval_every run.save_every run.keep samples.max_new_tokens adapter.r adapter.alpha",
     ),
     Limit(
         "2 <= integer < 2**31",
@@ -589,10 +622,8 @@ def read_value(hint: object, value: Value, key: str) -> object:
         if not isinstance(value, dict):
             raise ConfigError(f"{key}: expected a group of keys, got {value!r}")
         return build(hint, value, f"{key}.")
-    if origin is types.UnionType:  # X | None, or a string | a group of keys
-        if is_dataclass(args[1]):
-            return read_value(args[1] if isinstance(value, dict) else args[0], value, key)
-        return None if value is None else read_value(args[0], value, key)
+    if origin is types.UnionType:
+        return read_union(args, value, key)
     if origin is Literal:
         if value not in args or type(value) not in map(type, args):
             raise ConfigError(f"{key}: expected {type_words(hint)}, got {value!r}")
@@ -615,6 +646,31 @@ def read_value(hint: object, value: Value, key: str) -> object:
     if not accepted:
         raise ConfigError(f"{key}: expected {type_words(hint)}, got {value!r}")
     return value
+
+
+def read_union(args: tuple[object, ...], value: Value, key: str) -> object:
+    """`value` as the type of `X | Y | None` that it has the form of.
+
+    Raises:
+        ConfigError: naming key, value and all types, where it has the form of none.
+    """
+    if value is None and types.NoneType in args:
+        return None
+    types_of_values = [arg for arg in args if arg is not types.NoneType]
+    fitting = [arg for arg in types_of_values if has_form(value, arg)]
+    if not fitting and len(types_of_values) > 1:
+        words = " or ".join(type_words(arg) for arg in types_of_values)
+        raise ConfigError(f"{key}: expected {words}, got {value!r}")
+    return read_value((fitting or types_of_values)[0], value, key)
+
+
+def has_form(value: Value, hint: object) -> bool:
+    """Whether a value of YAML has the form of a type: a mapping, a text, or a number."""
+    if isinstance(value, dict):
+        return get_origin(hint) is dict or (isinstance(hint, type) and is_dataclass(hint))
+    if isinstance(value, str):
+        return hint is (float if EXPONENT.fullmatch(value) else str)
+    return hint is float
 
 
 def read_list(args: tuple[object, ...], value: Value, key: str) -> tuple[object, ...]:
@@ -719,13 +775,22 @@ def nearest_name(name: str, names: Iterable[str]) -> str:
     return difflib.get_close_matches(name, list(names), n=1, cutoff=0.0)[0]
 
 
+def group_of(hint: object) -> type[DataclassInstance] | None:
+    """The dataclass of a group of keys, also of one that may be null; None: it is a single key."""
+    if get_origin(hint) is types.UnionType:
+        hint = get_args(hint)[0]
+    return hint if isinstance(hint, type) and is_dataclass(hint) else None
+
+
 def keys(kind: type[DataclassInstance], prefix: str) -> Iterator[str]:
-    """Every full key of a config dataclass, such as `optim.lr_peak`."""
+    """Every full key of a config dataclass, such as `optim.lr_peak`; a group that may be null is a
+    key too, beside those in it."""
     for name, hint in get_type_hints(kind).items():
-        if isinstance(hint, type) and is_dataclass(hint):
-            yield from keys(hint, f"{prefix}{name}.")
-        else:
+        group = group_of(hint)
+        if group is None or group is not hint:
             yield prefix + name
+        if group is not None:
+            yield from keys(group, f"{prefix}{name}.")
 
 
 def check(config: DPOConfig | SFTConfig) -> None:
@@ -737,7 +802,7 @@ def check(config: DPOConfig | SFTConfig) -> None:
     known = set(keys(type(config), ""))
     for limit in LIMITS:
         for key in limit.keys.split():
-            if key not in known:
+            if key not in known or is_absent(config, key):
                 continue
             value = attrgetter(key)(config)
             if not limit.accepts(value):
@@ -749,6 +814,12 @@ def check(config: DPOConfig | SFTConfig) -> None:
             f"data.max_prompt_tokens: expected less than data.max_tokens ({data.max_tokens}), got "
             f"{data.max_prompt_tokens}: no tokens would be left for a response"
         )
+
+
+def is_absent(config: DPOConfig | SFTConfig, key: str) -> bool:
+    """Whether the key is of a group that is null."""
+    group = key.rpartition(".")[0]
+    return group != "" and attrgetter(group)(config) is None
 
 
 def check_sources(config: DPOConfig | SFTConfig) -> None:
@@ -820,8 +891,11 @@ def describe_keys(kind: type[DataclassInstance], prefix: str = "") -> Iterator[K
     hints = get_type_hints(kind)
     for spec in fields(kind):
         hint, key = hints[spec.name], prefix + spec.name
-        if isinstance(hint, type) and is_dataclass(hint):
-            yield from describe_keys(hint, f"{key}.")
+        group = group_of(hint)
+        if group is not None and group is not hint:
+            yield Key(key, type_words(hint), yaml_of(spec.default), meaning(kind, spec.name))
+        if group is not None:
+            yield from describe_keys(group, f"{key}.")
             continue
         words = [limit.words for limit in LIMITS if key in limit.keys.split()]
         default = "required" if spec.default is MISSING else yaml_of(spec.default)
@@ -832,7 +906,7 @@ def type_words(hint: object) -> str:
     """The type of a key in words, as errors and the documentation name it."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is types.UnionType:
-        return f"{type_words(args[0])} or {'a group' if is_dataclass(args[1]) else 'null'}"
+        return " or ".join("null" if arg is types.NoneType else type_words(arg) for arg in args)
     if origin is Literal:
         return f"one of {', '.join(str(arg).lower() for arg in args)}"
     if origin is dict:
@@ -842,7 +916,7 @@ def type_words(hint: object) -> str:
         words = "a list of strings or groups" if of_groups else "a list of strings"
         return words if args[-1] is Ellipsis else f"a list of {len(args)} numbers"
     assert isinstance(hint, type), hint
-    return TYPE_WORDS[hint]
+    return "a group of keys" if is_dataclass(hint) else TYPE_WORDS[hint]
 
 
 def yaml_of(value: object) -> str:

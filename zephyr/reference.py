@@ -178,6 +178,10 @@ def store_profile(engine: Engine, weights: str) -> dict[str, str]:
         weights: digest of the weights.
     """
     profile = numerics(engine, weights)
+    quantize = engine.policy.quantize
+    if quantize != "none":  # the reference is the quantised base
+        profile["quantize"] = quantize
+        profile["bitsandbytes"] = version("bitsandbytes")
     longest = engine.policy.max_sequence_tokens
     if longest is not None:  # rotary frequencies are those of this length
         profile["rotary_tokens"] = str(longest)

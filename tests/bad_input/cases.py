@@ -162,6 +162,32 @@ CONFIG = {
         given("loss=ipo", "label_smoothing=0.1"), ("label_smoothing", "0.1", "'ipo'")
     ),
     "label_smoothing wanted": Case(given("loss=exo_pair"), ("'exo_pair'", "label_smoothing")),
+    "loss unknown in a group": Case(given("loss={name: simpoo}"), ("loss", "'simpoo'", "simpo")),
+    "loss without a name": Case(given("loss={gamma: 1}"), ("loss.name", "missing", "sigmoid")),
+    "loss null": Case(given("loss=null"), ("loss", "expected a string or a group", "None")),
+    "loss a list": Case(given("loss=[simpo]"), ("loss", "expected a string or a group")),
+    "loss a number": Case(given("loss=1"), ("loss", "expected a string or a group", "got 1")),
+    "setting of another loss": Case(
+        given("loss={name: sigmoid, gamma: 1}"), ("loss.gamma", "'sigmoid'", "no settings")
+    ),
+    "setting misspelt": Case(
+        given("loss={name: simpo, gama: 1}"), ("loss.gama", "'simpo'", "gamma")
+    ),
+    "setting a text": Case(
+        given("loss={name: simpo, gamma: high}"), ("loss.gamma", "a number", "'high'")
+    ),
+    "setting true": Case(
+        given("loss={name: simpo, gamma: true}"), ("loss.gamma", "number", "True")
+    ),
+    "setting nan": Case(given("loss={name: simpo, gamma: .nan}"), ("loss.gamma", "nan")),
+    "setting negative": Case(
+        given("loss={name: dpop, penalty: -1}"), ("loss.penalty", ">= 0", "-1")
+    ),
+    "setting a group": Case(given("loss={name: simpo, gamma: {a: 1}}"), ("loss.gamma", "'a': 1")),
+    "sft_weight negative": Case(given("sft_weight=-1"), ("sft_weight", ">= 0", "-1")),
+    "sft_weight nan": Case(given("sft_weight=.nan"), ("sft_weight", "nan")),
+    "sft_weight a text": Case(given("sft_weight=much"), ("sft_weight", "number", "'much'")),
+    "weighting unknown": Case(given("weighting=ipo"), ("weighting", "none, wpo", "'ipo'")),
     "override without a value": Case(given("beta"), ("override 'beta'", "key.sub=value")),
     "override without a key": Case(given("=0.1"), ("override '=0.1'", "key.sub=value")),
     "override with a part of a key": Case(

@@ -29,6 +29,7 @@ def toy(folder: Path, *options: str) -> dict[str, object]:
     return json.loads((folder / "learning.json").read_text())["result"]
 
 
+@pytest.mark.long
 def test_toy_learns_and_both_sides_agree(tmp_path: Path) -> None:
     """Both losses start at ln 2 and the model learns; TRL's curve is ours, or is said to be absent.
     Fails where the reference is not the start, an evaluation is left out or made at another step,

@@ -195,6 +195,7 @@ def drive(tmp_path: Path, patch: str, *options: str) -> subprocess.CompletedProc
     )
 
 
+@pytest.mark.long
 def test_a_cell_that_runs_out_of_memory_loses_no_other(tmp_path: Path) -> None:
     """The cells before it keep their figures, those after it are measured by a new process."""
     cells = ["ultrafeedback", "ultrafeedback:recompute=mlp", "sft"]
@@ -212,6 +213,7 @@ def test_a_cell_that_runs_out_of_memory_loses_no_other(tmp_path: Path) -> None:
     assert all(found[cell]["seconds"]["n"] == 1 for cell in (cells[0], cells[2]))
 
 
+@pytest.mark.long
 def test_fused_kernels_that_fail_leave_the_cells_to_the_next(tmp_path: Path) -> None:
     """Kernels that have never run on a card may fail there; the step is measured without them."""
     patch = (

@@ -104,6 +104,19 @@ def test_the_advice_fits_and_is_the_fastest(mistral: costs.Model, lengths: costs
     assert "fused" not in one["advice keys"] and one["remedies"] == []
 
 
+def test_settings_that_are_a_group_are_planned(
+    mistral: costs.Model, lengths: costs.Lengths
+) -> None:
+    """A loss with settings of its own, and renamed columns, are mappings: no set or dict holds such
+    a config. Fails where a layout is looked up by the config."""
+    config = replace(
+        CONFIG,
+        loss={"name": "simpo", "gamma": 1.0},
+        data=replace(CONFIG.data, columns={"prompt": "question"}),
+    )
+    assert predict(config, mistral, lengths[:64], 8, "a100-80")["reference hours"] == 0.0
+
+
 def test_auto_sums_in_bfloat16_only_if_every_step_has_one_micro_batch(
     mistral: costs.Model, lengths: costs.Lengths
 ) -> None:

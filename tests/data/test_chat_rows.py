@@ -103,8 +103,8 @@ def test_bad_conversation_names_the_turn(messages: object, message: str) -> None
 
 @pytest.mark.parametrize(
     "key",
-    "function_call functions prefix mask train_detail image images audio audios video "
-    "videos".split(),
+    "function_call function_calls functions prefix mask train_detail image images audio audios "
+    "video videos".split(),
 )
 def test_a_key_of_a_turn_that_cant_be_trained_is_refused(key: str) -> None:
     """Fails where one of these is passed over, or one that says nothing is refused."""

@@ -21,6 +21,7 @@ from zephyr.config import BadInput, Data
 from zephyr.data.encode import load_pairs, load_splits, load_texts
 from zephyr.data.ratings import margins
 from zephyr.data.report import format_report
+from zephyr.data.store import content_digest
 from zephyr.data.tokenizer import prepare_tokenizer
 from zephyr.data.workers import NO_TARGET
 
@@ -472,21 +473,29 @@ def test_masked_turns_are_no_targets(
     )
 
 
-def test_weights_are_kept_and_not_ignored(
-    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
-    """The loss that reads them is not there: the table holds them, and a run that would ignore them
-    does not start."""
+def test_weights_are_kept(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """Also through the cache, and the report counts them. Fails where a weight is lost, where a row
+    of weight 0 is trained, or where `data.columns.weight=null` does not leave weights out."""
     path = jsonl(
         tmp_path / "rows.jsonl",
-        [PAIR, {**PAIR, "prompt": "r", "weight": 0.3}, {**PAIR, "prompt": "s", "weight": 1}],
+        [
+            PAIR,
+            {**PAIR, "prompt": "r", "weight": 0.3},
+            {**PAIR, "prompt": "s", "weight": 1},
+            {**PAIR, "prompt": "t", "weight": 0},
+        ],
     )
     for cache in (None, tmp_path / "cache", tmp_path / "cache"):
-        pairs, _ = load_pairs([path], tokenizer, cache_dir=cache)
+        pairs, report = load_pairs([path], tokenizer, cache_dir=cache)
         assert pairs.weights.tolist() == [1, 0.3, 1] and pairs[1].weight == 0.3
-    with pytest.raises(BadInput, match=r"rows.jsonl:2: `weight` is not 1, in 1 rows"):
-        splits(tokenizer, [path])
-    splits(tokenizer, [path], columns={"weight": None})
+        assert report["weighted"] is not None and report["weighted"]["rows"] == 1
+        assert report["weight"] == 2.3 and report["dropped"]["weight 0"] == 1
+        assert "1 pairs have another weight than 1, the first at " in format_report(report)
+        assert "all together weigh 2.3" in format_report(report)
+    unweighted, report = load_pairs([path], tokenizer, columns={"weight": None})
+    assert unweighted.weights.tolist() == [1, 1, 1, 1] and report["weight"] == 4
+    assert "all together weigh" not in format_report(report)
+    assert content_digest(unweighted) != content_digest(pairs)
     with pytest.raises(
         BadInput, match="`weight` is float 0.5: rows of train_sft.py are not weighted"
     ):

@@ -447,6 +447,7 @@ def test_a_step_reads_its_values_once(engine: Engine, monkeypatch: pytest.Monkey
         list("abcd"),
         [8] * 4,
         [1] * 4,
+        [1.0] * 4,
         "pairs",
         [1.0] * 4,
         {},
@@ -488,7 +489,7 @@ def test_the_next_micro_batch_is_made_while_the_forward_runs(
         backward(loss, last=last)
 
     plan = Plan([Step(0.0, [[[0, 1], [2, 3], []]])], tokens=32, fill_ratio=1.0, imbalance=1.0)
-    split = Split(plan, collate, objective, [], [8] * 4, [1] * 4, "pairs", [1.0] * 4, {})
+    split = Split(plan, collate, objective, [], [8] * 4, [1] * 4, [1.0] * 4, "pairs", [1.0] * 4, {})
     monkeypatch.setattr(engine, "backward", noted)
     totals = forward_backward(engine, split, 0, None)
     norm = engine.discard_gradient()
@@ -759,6 +760,7 @@ def fitted(
         [p.id for p in MORE],
         TOKENS,
         [1] * 7,
+        [1.0] * 7,
         "pairs",
         [1.0] * 7,
         {"model": "w"},
@@ -1143,6 +1145,7 @@ def to_check(
         [p.id for p in MORE],
         TOKENS,
         [1] * 7,
+        [1.0] * 7,
         "pairs",
         [1.0] * 7,
         {},

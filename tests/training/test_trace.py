@@ -58,6 +58,7 @@ class Case(NamedTuple):
     adam_betas: tuple[float, float] = (0.8, 0.95)
     dtype: str = "float32"
     epochs: int = 2
+    adapter: dict[str, object] | None = None
 
 
 SMOOTHED = {name: 0.1 for name, form in CLOSED_FORMS.items() if form.smoothing != "refused"}
@@ -196,6 +197,7 @@ def base_config(
             "grad_clip": case.grad_clip,
             **optim,
         },
+        "adapter": case.adapter,
         "hardware": {
             "tokens_per_micro_batch": case.tokens_per_micro_batch,
             "dtype": case.dtype,

@@ -116,7 +116,9 @@ def test_counts_that_are_not_the_plans(kind: str) -> None:
         return collate_pairs(pairs, indices) if kind == "pairs" else collate_texts(texts, indices)
 
     plan = plan_pass(tokens, ranks=1, budget_tokens=100)
-    good = Split(plan, collate, lambda *_: None, ["a", "b"], tokens, units, "pairs", [], {}, ledger)
+    good = Split(
+        plan, collate, lambda *_: None, ["a", "b"], tokens, units, units, "pairs", [], {}, ledger
+    )
     assert require_counts(good, 0) == {"micro_batches": 1, "longest_tokens": max(tokens)}
     wrong = [
         good._replace(tokens=[8, 8]),

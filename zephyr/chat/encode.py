@@ -35,7 +35,7 @@ class EncodedPair(NamedTuple):
     """Token ids of a pair: `prompt_ids + chosen_ids` and `prompt_ids + rejected_ids` are its two
     conversations.
 
-    weight: the row's own, >= 0, which no loss reads yet (`data.load_splits` refuses others than 1).
+    weight: the row's own, >= 0: what the pair counts in sums and means of a step.
     """
 
     id: str

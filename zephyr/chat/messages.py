@@ -24,6 +24,7 @@ READ = ("role", "content", *TEMPLATE_KEYS, *MASKS)
 # Key of a turn that is refused -> what is expected in its place.
 REFUSED = {
     "function_call": "`tool_calls`",
+    "function_calls": "`tool_calls`",
     "functions": "the row's `tools`",
     "prefix": "a whole turn",
     "mask": "`train`: true or false",

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from zephyr import config as configs
-from zephyr.config import BadInput, DPOConfig, SFTConfig
+from zephyr.config import BadInput, ConfigError, DPOConfig, SFTConfig
 from zephyr.costs import work as costs
 from zephyr.costs.advice import each_policy, fastest, options, overrides, remedies
 from zephyr.costs.layouts import Case, layout, make_plan, sampler, scaling_tables
@@ -20,6 +20,7 @@ from zephyr.data.encode import encoding_resources, load_pairs, load_texts
 from zephyr.data.jsonl import read_rows
 from zephyr.data.store import Pairs, Texts
 from zephyr.data.tokenizer import load_tokenizer
+from zephyr.losses import find_loss
 from zephyr.packing import Plan
 from zephyr.training.deepspeed_settings import read_deepspeed
 from zephyr.training.devices import (
@@ -214,11 +215,9 @@ def predict(
     )
     of_case = partial(layout, case=case)
     longest = max(work.tokens)
-    tried = {
-        changed: each_policy(of_case, changed, ranks, longest) for changed in options(config, case)
-    }
-    policies = tried[config]
-    advice, best = fastest(policies), fastest([one for made in tried.values() for one in made])
+    tried = [each_policy(of_case, changed, ranks, longest) for changed in options(config, case)]
+    policies = tried[0]  # of the config's own options
+    advice, best = fastest(policies), fastest([one for made in tried for one in made])
     plan = make_plan(work, config, ranks, config.optim.epochs)
     return {
         "model": model.config.model_type,
@@ -251,9 +250,17 @@ def predict(
 
 
 def reference_seconds(plan: Plan, config: Config, case: Case) -> float:
-    """Seconds of the pass that scores all pairs under the reference; 0 for texts."""
+    """Seconds of the pass that scores all pairs under the reference; 0 where there is none.
+
+    Raises: ConfigError: the config's loss is unknown.
+    """
     if isinstance(config, SFTConfig):
         return 0.0
+    try:
+        if find_loss(config.loss).reference_free:
+            return 0.0
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     scoring = step_seconds(
         plan,
         case.work,

@@ -29,7 +29,6 @@ from zephyr.data.report import (
     finish_report,
     format_counts,
     report_warnings,
-    require_unweighted,
 )
 from zephyr.data.sources import RawRow, Source, count_rows, open_each
 from zephyr.data.store import (
@@ -161,7 +160,6 @@ def load_splits(
         if not sources:
             continue
         encoded[split], report = engine.local_rank0_first(partial(encode, sources))
-        require_unweighted(report)
         if split == "eval":
             overlap = count_prompt_overlap(encoded["train"], encoded["eval"])
             report["also_in_train"], report["begins_in_train"] = overlap

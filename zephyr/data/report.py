@@ -61,8 +61,9 @@ class Report(TypedDict):
     rows_read = examples + rows_skipped + all of `dropped`. by_source: the counts of each entry of
     the list. scored: examples whose row rates both answers. inverted: places of those whose chosen
     answer is rated lower. mean_preference: mean margin of the scored examples. weighted: pairs with
-    another weight than 1. columns: rows in which each field of `data.columns` was found.
-    keys_not_read: key -> rows that have it. also_in_train, begins_in_train: of `data.eval` only
+    another weight than 1. weight: of all pairs together. columns: rows in which each field of
+    `data.columns` was found. keys_not_read: key -> rows that have it. also_in_train,
+    begins_in_train: of `data.eval` only
     (`encode.count_prompt_overlap`)."""
 
     kind: str
@@ -76,6 +77,7 @@ class Report(TypedDict):
     inverted: list[str]
     mean_preference: float | None
     weighted: Warned | None
+    weight: float
     columns: dict[str, int]
     keys_not_read: dict[str, int]
     warnings: dict[str, Warned]
@@ -99,6 +101,7 @@ class Tally:
     skipped: list[SkippedRow] = field(default_factory=list)
     inverted: list[str] = field(default_factory=list)
     preference_sum: float = 0.0  # of the mean margin of each scored example
+    weight_sum: float = 0.0  # of the pairs
     places: dict[str, str] = field(default_factory=dict)  # id -> place of the row
     seen: set[bytes] = field(default_factory=set)  # digests of examples: by ids, and by words
     read: Counter[int] = field(default_factory=Counter)  # entry -> rows
@@ -129,8 +132,10 @@ class Tally:
         for suspicion in item.suspicions:
             self.warn(suspicion, item.place)
         self._warn_of_duplicates(item)
-        if isinstance(item.example, EncodedPair) and item.example.weight != 1:
-            self.warn(WEIGHTED, item.place)
+        if isinstance(item.example, EncodedPair):
+            self.weight_sum += item.example.weight
+            if item.example.weight != 1:
+                self.warn(WEIGHTED, item.place)
 
     def _warn_of_duplicates(self, item: Encoded) -> None:
         ids, words = _side_ids(item), item.text_digests
@@ -212,6 +217,7 @@ def finish_report(
         "inverted": tally.inverted,
         "mean_preference": mean_preference,
         "weighted": weighted,
+        "weight": tally.weight_sum,
         "columns": dict(tally.found),
         "keys_not_read": dict(sorted(tally.unread.items())),
         "warnings": warnings,
@@ -235,18 +241,6 @@ def _nothing_left(names: str, sides: tuple[str, ...], tally: Tally) -> str:
         first = tally.skipped[0]
         message += f"; the first bad row is {first['place']}: {first['reason']}"
     return message
-
-
-def require_unweighted(report: Report) -> None:
-    """Refuse pairs with a weight: the table keeps weights, but no loss applies them yet.
-
-    Raises: BadInput naming the first pair whose weight is not 1."""
-    weighted = report["weighted"]
-    if weighted:
-        raise BadInput(
-            f"{weighted['first'][0]}: `weight` is not 1, in {weighted['rows']} rows; training does "
-            "not apply weights, expected 1; data.columns.weight=null trains all pairs alike"
-        )
 
 
 def format_report(report: Report) -> str:
@@ -275,6 +269,12 @@ def _count_lines(report: Report) -> Iterator[str]:
         yield (
             f"  {side}: {report['tokens'][side]:,} tokens; cut in {cut['rows']:,} rows, "
             f"{cut['tokens']:,} tokens lost"
+        )
+    weighted = report["weighted"]
+    if weighted:
+        yield (
+            f"  weights: {weighted['rows']:,} pairs have another weight than 1, the first at "
+            f"{weighted['first'][0]}; all together weigh {report['weight']:,.6g}"
         )
     for reason, rows in report["dropped"].items():
         if rows:

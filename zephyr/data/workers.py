@@ -28,6 +28,7 @@ CHUNK_ROWS = 256  # rows that a process encodes at a time
 CHUNK_BYTES = 2**26  # a chunk of longer rows ends once they take this much
 WORKER_BYTES = 2**32  # a worker may allocate this beyond its fork: stops templates that explode
 MAX_KEY_CHARS = 80  # of a key in the report
+NO_WEIGHT = "weight 0"
 NO_TARGET = "no target: each of the assistant's turns is marked as not trained"
 
 
@@ -187,6 +188,8 @@ def _why_useless(item: Encoded, options: Options) -> str:
     """The reason to drop an example from which nothing is learned; "" for the others."""
     example = item.example
     if isinstance(example, EncodedPair):
+        if example.weight == 0:
+            return NO_WEIGHT
         useful = example.chosen_ids != example.rejected_ids
     elif not item.has_targets:
         return NO_TARGET

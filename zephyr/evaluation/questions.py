@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pyarrow as pa
 
 from zephyr import chat
-from zephyr.chat import EncodedPair
+from zephyr.chat import EncodedPair, Messages
 from zephyr.chat.names import plain
 from zephyr.config import BadInput
 from zephyr.data.keys import select
@@ -225,27 +225,40 @@ def encode_contest(tokenizer: PreTrainedTokenizerBase, contest: Contest) -> Enco
     texts = [*contest.better, *contest.worse]
     if len({answer.strip() for answer in texts}) < 2:
         raise chat.IdenticalAnswers("both sides equal but for white space")
+    turns: Messages = [{"role": "user", "content": contest.prompt}]
     prompt_ids: list[int] = []
     answers_ids: list[list[int]] = []
     for answer in texts:
-        if not answer.strip():
-            assert isinstance(tokenizer.eos_token_id, int), "prepare_tokenizer requires it"
-            answers_ids.append([tokenizer.eos_token_id])
-            continue
-        turns = [
-            {"role": "user", "content": contest.prompt},
-            {"role": "assistant", "content": answer},
-        ]
-        whole = chat.encode_messages(
-            tokenizer,
-            turns,
-            max_tokens=sys.maxsize,
-            template=template(tokenizer),
-            names=["prompt", "the answer"],
-        )
-        prompt_ids = whole.ids[: whole.is_target.index(True)]
-        answers_ids.append([id for id, mine in zip(whole.ids, whole.is_target) if mine])
+        ids, answer_ids = encode_answer(tokenizer, turns, answer)
+        prompt_ids = ids or prompt_ids
+        answers_ids.append(answer_ids)
     return Encoded(prompt_ids, answers_ids, len(contest.better))
+
+
+def encode_answer(
+    tokenizer: PreTrainedTokenizerBase, turns: Messages, answer: str
+) -> tuple[list[int], list[int]]:
+    """The ids of a prompt and of one answer to it, as those of a pair, not cut. An empty answer is
+    its EOS, and its prompt is not encoded: [].
+
+    Args: turns: of the prompt, the last the user's.
+    Raises: ValueError: for an empty prompt, or text that the template or the tokenizer refuses.
+    """
+    if not answer.strip():
+        assert isinstance(tokenizer.eos_token_id, int), "prepare_tokenizer requires it"
+        return [], [tokenizer.eos_token_id]
+    whole = chat.encode_messages(
+        tokenizer,
+        [*turns, {"role": "assistant", "content": answer}],
+        max_tokens=sys.maxsize,
+        template=template(tokenizer),
+        names=[*["prompt"] * len(turns), "the answer"],
+    )
+    # of several assistant turns only the last is the answer: the last run of targets
+    end = start = len(whole.ids) - whole.is_target[::-1].index(True)
+    while start and whole.is_target[start - 1]:
+        start -= 1
+    return whole.ids[:start], whole.ids[start:end]
 
 
 def cut_alike(encoded: Encoded, limits: Limits, bos_id: int | None) -> Encoded:

@@ -30,6 +30,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.initialization import no_init_weights
 
 from zephyr.config import ConfigError
+from zephyr.model.nf4 import Nf4Linear
 
 PACKAGES = {"triton": "triton", "liger": "liger-kernel"}  # of each choice, as pip names it
 # Before this version, its rotation reads past cos and sin where heads are rotated in part.
@@ -234,11 +235,16 @@ def computes_norm(module: nn.Module, norm: Norm, dtype: torch.dtype) -> bool:
 
 def is_swiglu(module: nn.Module) -> bool:
     """Whether a module is an MLP of `swiglu` between linear layers, gate and up apart or joint."""
-    linear = {name for name, child in module.named_children() if isinstance(child, nn.Linear)}
+    linear = {name for name, child in module.named_children() if is_linear(child)}
     joint = linear == {"gate_up_proj", "down_proj"}
     if not joint and linear != {"gate_proj", "up_proj", "down_proj"}:
         return False
     return all(computes_swiglu(module, joint, dtype) for dtype in PROBE_DTYPES)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer, also one with an adapter or a quantised matrix."""
+    return isinstance(getattr(module, "base_layer", module), (nn.Linear, Nf4Linear))
 
 
 def computes_swiglu(module: nn.Module, joint: bool, dtype: torch.dtype) -> bool:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -22,9 +22,19 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConf
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.initialization import no_init_weights
 
-from zephyr.config import BadInput, ConfigError, DPOConfig, SFTConfig
+from zephyr.config import Adapter, BadInput, ConfigError, DPOConfig, SFTConfig
+from zephyr.model import adapter as lora
 from zephyr.model import attention as kernels
 from zephyr.model import fused as fused_kernels
+from zephyr.model.adapter import WriteTensor
+from zephyr.model.adapter_files import (
+    AdapterFolder,
+    adapter_digest,
+    is_adapter,
+    merged,
+    read_adapter,
+    require_matrices,
+)
 from zephyr.model.packing_check import require_packable
 from zephyr.model.policy import MODEL_CONFIG_ERRORS, Policy, build, fix_rope, learned_positions
 from zephyr.model.recompute import checkpoint_activations
@@ -46,7 +56,6 @@ INACTIVE_VALUES = {
     "dropout": 0.0,
 }
 WEIGHT_DTYPES = ("BF16", "F16", "F32", "F64")  # as safetensors names them
-WriteTensor = Callable[[nn.Parameter, Callable[[], Tensor]], None]  # fills it with what is read
 
 
 def load_policy(
@@ -57,10 +66,14 @@ def load_policy(
     activation_checkpointing: bool | str = False,
     fused: str = "none",
     max_tokens: int | None = None,
+    adapter: Adapter | None = None,
+    seed: int = 0,
     init: AbstractContextManager[object] | None = None,
     write: WriteTensor | None = None,
 ) -> Policy:
     """Load a Hugging Face folder, or the snapshot of a hub id, as a Policy.
+
+    A folder of an adapter (peft's format) is loaded merged into its base.
 
     Args:
         path: folder or hub id (owner/name).
@@ -81,12 +94,14 @@ def load_policy(
         BadInput: config, safetensors or a tensor is missing or has another shape, or packed
             log-probs of this decoder would not be right; names the folder and the reason.
     """
-    folder = local_folder(path)
+    folder, adapters = base_folder(local_folder(path))
     config = read_config(folder)
     require_supported(folder, config)
     with init or nullcontext(), no_init_weights():
         try:
             lm = build(config, kernels.register_kernel(attention), dtype)
+            if adapter is not None:
+                lora.attach(lm, adapter, dtype)
         except MODEL_CONFIG_ERRORS as error:
             raise BadInput(
                 f"model {path}: no model can be made of its config.json: "
@@ -98,10 +113,12 @@ def load_policy(
             f"model {path}: {config.model_type} has {positions} learned positions, and sequences "
             f"have up to {max_tokens} tokens; set data.max_tokens to at most {positions}"
         )
-    load_weights(lm, folder, write or fill_parameter)
+    load_weights(lm, folder, write or fill_parameter, adapters)
+    lora.fill(lm, seed, write or fill_parameter)
     fused_kernels.fuse(lm, fused)
     checkpoint_activations(lm, activation_checkpointing)
-    return Policy(lm, positions if longest is None else longest)
+    quantize = "none" if adapter is None else adapter.quantize
+    return Policy(lm, positions if longest is None else longest, quantize)
 
 
 def fill_parameter(parameter: nn.Parameter, read: Callable[[], Tensor]) -> None:
@@ -136,9 +153,12 @@ def require_runnable(config: DPOConfig | SFTConfig) -> None:
     reason = fused_kernels.unavailable_reason(hardware.fused, device)
     if reason:
         raise ConfigError(f"hardware.fused: {reason}")
+    reason = lora.unavailable_reason(config.adapter)
+    if reason:
+        raise ConfigError(reason)
     # A hub id is fetched once a machine; its other ranks find it in the cache.
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        folder = local_folder(config.model)
+        folder, _ = base_folder(local_folder(config.model))
         lm_config = read_config(folder)
         require_supported(folder, lm_config)
         fused_kernels.require_served(lm_config, hardware.fused)
@@ -160,6 +180,7 @@ def local_folder(path: str | Path) -> Path:
     try:
         with library_bars():
             patterns = ["*.json", "model*.safetensors", "tokenizer*", "*.jinja"]
+            patterns.append("adapter_model.safetensors")
             return Path(snapshot_download(str(path), allow_patterns=patterns))
     except (HFValidationError, OSError) as error:  # the hub's other errors are OSErrors
         raise BadInput(
@@ -167,13 +188,35 @@ def local_folder(path: str | Path) -> Path:
         ) from None
 
 
+def base_folder(folder: Path) -> tuple[Path, list[AdapterFolder]]:
+    """The folder of the model below an adapter, and the adapters to merge into it, in order.
+
+    A folder of a whole model is its own base.
+
+    Raises:
+        BadInput: an adapter is not one that can be merged here, or its base is not found.
+    """
+    adapters: list[AdapterFolder] = []
+    while is_adapter(folder):
+        adapters.insert(0, read_adapter(folder))
+        if folder in [adapter.folder for adapter in adapters[1:]]:
+            raise BadInput(f"adapter {folder}: base_model_name_or_path leads back to it")
+        base = Path(adapters[0].base)
+        beside = folder / base
+        folder = beside if beside.is_dir() else local_folder(adapters[0].base)
+    return folder, adapters
+
+
 def read_config(folder: Path) -> PreTrainedConfig:
     """The model's config, checked for what the packed forward does not implement.
+
+    That of an adapter is its base's.
 
     Raises:
         BadInput: config.json is missing, broken, not a decoder's, quantised, or has a value that is
             not implemented (INACTIVE_VALUES).
     """
+    folder, _ = base_folder(folder)
     if not (folder / "config.json").is_file():
         raise BadInput(f"model {folder}: config.json is missing")
     try:
@@ -276,24 +319,48 @@ def tensor_names(path: Path) -> list[str]:
         raise BadInput(f"model {path.parent}: {path.name} is broken: {error}") from None
 
 
-def load_weights(lm: PreTrainedModel, folder: Path, write: WriteTensor) -> None:
-    """Fill every parameter from its file, one at a time.
+def load_weights(
+    lm: PreTrainedModel,
+    folder: Path,
+    write: WriteTensor,
+    adapters: Sequence[AdapterFolder] = (),
+) -> None:
+    """Fill every parameter from its file, one at a time, and quantised matrices.
 
     All checks come before the first write, which is a collective: an error leaves no rank waiting.
+
+    Args:
+        adapters: to merge into the weights.
 
     Raises:
         BadInput: a tensor is missing, left over, of another shape or dtype; names it.
     """
     files = weight_files(folder)
-    # A tied output layer appears once, under the embedding's name.
-    parameters = dict(lm.named_parameters())
-    tied = {name for name, _ in lm.named_parameters(remove_duplicate=False)} - set(parameters)
-    require_tensors(lm, folder, files, set(parameters), tied)
-    for name, parameter in parameters.items():
-        require_shape_and_dtype(folder, files[name], name, parameter)
+    # A tied output layer appears once, under the embedding's name. New adapters are in no file.
+    parameters = base_parameters(lm.named_parameters())
+    everywhere = base_parameters(lm.named_parameters(remove_duplicate=False))
+    tied = set(everywhere) - set(parameters)
+    quantized = lora.quantized_layers(lm)
+    require_tensors(lm, folder, files, {*parameters, *quantized}, tied)
+    shapes = {name: [*getattr(p, "ds_shape", p.shape)] for name, p in parameters.items()}
+    shapes |= {name: [layer.out_features, layer.in_features] for name, layer in quantized.items()}
+    for name, shape in shapes.items():
+        require_shape_and_dtype(folder, files[name], name, shape)
+    for adapter in adapters:
+        require_matrices(adapter, shapes)
     require_tied(lm, folder, files, sorted(tied & set(files)))
     for name, parameter in parameters.items():
-        write(parameter, partial(read_tensor, files[name], name))
+        write(parameter, partial(read_merged, files[name], name, adapters))
+    for name, layer in quantized.items():
+        try:
+            layer.quantize(read_merged(files[name], name, adapters))
+        except ValueError as error:
+            raise BadInput(f"model {folder}: {name} can't be quantised: {error}") from None
+
+
+def base_parameters(named: Iterable[tuple[str, nn.Parameter]]) -> dict[str, nn.Parameter]:
+    """Those of a decoder's parameters that its files hold, by the names that they have there."""
+    return {lora.plain_name(name): p for name, p in named if not lora.is_of_adapter(name)}
 
 
 def require_tensors(
@@ -317,15 +384,15 @@ def require_tensors(
     )
 
 
-def require_shape_and_dtype(folder: Path, path: Path, name: str, parameter: nn.Parameter) -> None:
+def require_shape_and_dtype(folder: Path, path: Path, name: str, shape: Sequence[int]) -> None:
     """Raises: BadInput: a tensor in a file has another shape than the model's, or is quantised."""
-    shape = list(getattr(parameter, "ds_shape", parameter.shape))  # ds_shape: before sharding
     with safe_open(path, framework="pt") as tensors:
         stored = tensors.get_slice(name)
         found, dtype = stored.get_shape(), stored.get_dtype()
-    if found != shape:
+    if found != list(shape):
         raise BadInput(
-            f"model {folder}: tensor {name} has shape {found}, expected {shape} by config.json"
+            f"model {folder}: tensor {name} has shape {found}, expected {list(shape)} by "
+            "config.json"
         )
     if dtype not in WEIGHT_DTYPES:
         raise BadInput(
@@ -345,8 +412,9 @@ def require_tied(
     Raises:
         BadInput: the two differ, so that one would be lost.
     """
-    first_of = {id(parameter): name for name, parameter in lm.named_parameters()}
-    for name, parameter in lm.named_parameters(remove_duplicate=False):
+    first_of = {id(p): name for name, p in base_parameters(lm.named_parameters()).items()}
+    everywhere = base_parameters(lm.named_parameters(remove_duplicate=False))
+    for name, parameter in everywhere.items():
         if name not in tied:
             continue
         first = first_of[id(parameter)]
@@ -373,12 +441,18 @@ def read_tensor(path: Path, name: str) -> Tensor:
     return tensor
 
 
+def read_merged(path: Path, name: str, adapters: Sequence[AdapterFolder]) -> Tensor:
+    """One tensor of a safetensors file with the updates of adapters, on the CPU."""
+    return merged(read_tensor(path, name), name, adapters)
+
+
 def digest(path: str | Path) -> str:
     """SHA-256 of what a model computes, for any sharding of the weights into files.
 
-    It covers the config, and the name, dtype, shape and bytes of every tensor.
+    It covers the config, and the name, dtype, shape and bytes of every tensor; of an adapter's
+    folder those of its base, and the adapter's scale and tensors.
     """
-    folder = local_folder(path)
+    folder, adapters = base_folder(local_folder(path))
     files = weight_files(folder)
 
     def tensor_digest(name: str) -> str:
@@ -392,4 +466,5 @@ def digest(path: str | Path) -> str:
         config.pop(key, None)
     with ThreadPoolExecutor() as threads:  # hashing releases Python's lock
         parts = [json.dumps(config, sort_keys=True), *threads.map(tensor_digest, sorted(files))]
+    parts += map(adapter_digest, adapters)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -36,8 +36,9 @@ BLOCK_ROWS = 8192
 class LogProbHead(nn.Linear):
     """The output layer of a decoder that also scores: `head(hidden_TD, targets_T)`.
 
-    With targets it returns log p(target) [T] in float32 (float64 for a float64 model). Without
-    targets it returns logits, as generation needs them.
+    With targets it returns log p(target) [T] in float32 (float64 for a float64 model); with
+    `collision` [2, T], the second row log sum_v p(v)^2, which has no gradient. Without targets it
+    returns logits, as generation needs them.
 
     It stands in the `lm_head` slot and owns the weight. So ZeRO-3 gathers and releases the weight
     around this one call, forward and backward, as for any other module.
@@ -45,10 +46,15 @@ class LogProbHead(nn.Linear):
 
     factor = 1.0  # of the logits that are scored; a decoder applies its own to those returned
 
-    def forward(self, hidden_TD: Tensor, targets_T: Tensor | None = None) -> Tensor:
+    def forward(
+        self, hidden_TD: Tensor, targets_T: Tensor | None = None, collision: bool = False
+    ) -> Tensor:
         if targets_T is None:
             return super().forward(hidden_TD)
-        return chunked_logprob(hidden_TD, self.weight, targets_T, self.factor)
+        logp_T, collision_T = chunked_logprob_and_collision(
+            hidden_TD, self.weight, targets_T, self.factor, collision
+        )
+        return torch.stack([logp_T, collision_T]) if collision else logp_T
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, factor: float = 1.0) -> "LogProbHead":
@@ -74,9 +80,12 @@ class LogProbContext(Protocol):
     """The type of autograd's `ctx`: what the forward of ChunkedLogProb keeps for its backward."""
 
     factor: float
+    needs_input_grad: tuple[bool, ...]
     saved_tensors: tuple[Tensor, ...]
 
     def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+    def mark_non_differentiable(self, *tensors: Tensor) -> None: ...
 
 
 class ChunkedLogProb(torch.autograd.Function):
@@ -84,7 +93,10 @@ class ChunkedLogProb(torch.autograd.Function):
 
     Backward: d logp / d logits = onehot(target) - softmax(logits), the logits with their factor.
     The backward keeps all exponentials of the forward or, above KEPT_ELEMENTS, computes all again.
-    The weight's gradient is summed over chunks in float32.
+    The weight's gradient is summed over chunks in float32; a frozen weight gets none.
+
+    The second output is log sum_v p(v)^2, the log of the probability that two samples of a position
+    are the same token. It has no gradient, and is empty unless it is asked for.
     """
 
     @staticmethod
@@ -94,11 +106,13 @@ class ChunkedLogProb(torch.autograd.Function):
         weight_VD: Tensor,
         targets_T: Tensor,
         factor: float = 1.0,
-    ) -> Tensor:
+        collision: bool = False,
+    ) -> tuple[Tensor, Tensor]:
         logp_T = hidden_TD.new_empty(
             len(targets_T), dtype=torch.promote_types(hidden_TD.dtype, torch.float32)
         )
         max_T, sum_T = torch.empty_like(logp_T), torch.empty_like(logp_T)
+        collision_T = torch.empty_like(logp_T) if collision else logp_T.new_empty(0)
         keep = len(targets_T) * len(weight_VD) <= KEPT_ELEMENTS
         kept = []
         for rows in chunks(len(targets_T), weight_VD):
@@ -108,18 +122,26 @@ class ChunkedLogProb(torch.autograd.Function):
             exp_CV = logits_CV.sub_(max_T[rows, None]).exp_()  # in the memory of the logits
             sum_T[rows] = exp_CV.sum(-1)
             logp_T[rows] = target_C - max_T[rows] - sum_T[rows].log()
+            if collision:
+                norm_C = torch.linalg.vector_norm(exp_CV, dim=-1)
+                collision_T[rows] = 2 * (norm_C.log() - sum_T[rows].log())
             if keep:
                 kept.append(exp_CV)
         ctx.factor = factor
         ctx.save_for_backward(hidden_TD, weight_VD, targets_T, max_T, sum_T, *kept)
-        return logp_T
+        ctx.mark_non_differentiable(collision_T)
+        return logp_T, collision_T
 
     @staticmethod
-    def backward(ctx: LogProbContext, grad_T: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(
+        ctx: LogProbContext, grad_T: Tensor, _grad_collision_T: Tensor
+    ) -> tuple[Tensor, Tensor | None, None, None, None]:
         hidden_TD, weight_VD, targets_T, max_T, sum_T, *kept = ctx.saved_tensors
         grad_T = grad_T * ctx.factor  # d (factor * logit) / d logit, in one place
         grad_hidden_TD = torch.empty_like(hidden_TD)
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=sum_T.dtype)
+        grad_weight_VD = None
+        if ctx.needs_input_grad[1]:
+            grad_weight_VD = torch.zeros_like(weight_VD, dtype=sum_T.dtype)
         # One for all chunks: on a CPU, fresh memory takes longer than the product.
         scratch_CV = torch.empty_like(kept[0]) if kept else None
         for i, rows in enumerate(chunks(len(targets_T), weight_VD)):
@@ -133,8 +155,11 @@ class ChunkedLogProb(torch.autograd.Function):
             grad_CV.scatter_add_(-1, targets_T[rows, None], grad_T[rows, None])
             grad_CV = grad_CV.to(hidden_TD.dtype)
             torch.mm(grad_CV, weight_VD, out=grad_hidden_TD[rows])
-            add_matmul(grad_weight_VD, grad_CV.t(), hidden_TD[rows])
-        return grad_hidden_TD, grad_weight_VD.to(weight_VD.dtype), None, None
+            if grad_weight_VD is not None:
+                add_matmul(grad_weight_VD, grad_CV.t(), hidden_TD[rows])
+        if grad_weight_VD is not None:
+            grad_weight_VD = grad_weight_VD.to(weight_VD.dtype)
+        return grad_hidden_TD, grad_weight_VD, None, None, None
 
 
 def chunked_logprob(
@@ -151,8 +176,19 @@ def chunked_logprob(
     Returns:
         Log-probabilities in nats, float32 (float64 for float64 inputs).
     """
-    apply: Callable[[Tensor, Tensor, Tensor, float], Tensor] = ChunkedLogProb.apply
-    return apply(hidden_TD, weight_VD, targets_T, factor)
+    return chunked_logprob_and_collision(hidden_TD, weight_VD, targets_T, factor, False)[0]
+
+
+def chunked_logprob_and_collision(
+    hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, factor: float, collision: bool
+) -> tuple[Tensor, Tensor]:
+    """As `chunked_logprob`, and log sum_v p(v)^2 [T] of the same softmax, without gradient.
+
+    Args:
+        collision: False: the second tensor is empty.
+    """
+    apply: Callable[..., tuple[Tensor, Tensor]] = ChunkedLogProb.apply
+    return apply(hidden_TD, weight_VD, targets_T, factor, collision)
 
 
 def chunks(tokens: int, weight_VD: Tensor) -> list[slice]:
@@ -215,6 +251,24 @@ def response_logprobs(
     """
     logp_R = sum_by_response(model(batch), batch)
     return logp_R[: batch.units], logp_R[batch.units :]
+
+
+def aligned_logprobs(model: Callable[..., Tensor], batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    """Log-probs of the responses, and how far each is from a sample of the model.
+
+    Args:
+        model, batch: as `response_logprobs`.
+
+    Returns:
+        logp_R: log p(response | prompt), summed over tokens, in nats; all chosen responses, then
+            all rejected ones.
+        alignment_R: log p(token) - log sum_v p(v)^2, averaged over the tokens of the response,
+            detached: 0 for a token as probable as the model's own samples are on average
+            (`zephyr.losses.wpo_weight`). Both float32 (float64 for a float64 model).
+    """
+    logp_T, collision_T = model(batch, collision=True)
+    alignment_R = sum_by_response(logp_T.detach() - collision_T, batch) / batch.response_tokens_R
+    return sum_by_response(logp_T, batch), alignment_R
 
 
 def sum_by_response(logp_T: Tensor, batch: PackedBatch) -> Tensor:

@@ -100,6 +100,7 @@ def step_memory(
     scored: int | None = None,
     keys: float = 1.0,
     gradient_dtype: str = "float32",
+    adapters: int = 0,
 ) -> dict[str, int]:
     """Estimated bytes of a rank's first step, beside the model shard that it holds already.
 
@@ -116,6 +117,7 @@ def step_memory(
         scored: tokens of the fullest micro-batch with a log-prob in the loss; default: all.
         keys: keys a token in it, > 1 where prompts are shared.
         gradient_dtype: in which gradients are summed over micro-batches: float32 or bfloat16.
+        adapters: parameters of adapters, the only ones that are trained; 0: all are.
 
     Returns:
         moments: Adam's, unless they are offloaded; then the gradient of the update.
@@ -125,9 +127,11 @@ def step_memory(
             the head.
         head: the log-prob head, forward and backward.
     """
-    share = parameters // ranks
-    head = head_memory(lm, tokens, tokens if scored is None else scored, hardware, device)
-    # And the gradient of the layer's largest matrix.
+    share = (adapters or parameters) // ranks
+    scored = tokens if scored is None else scored
+    head = head_memory(lm, tokens, scored, hardware, device, frozen=adapters > 0)
+    # And the gradient of the layer's largest matrix. A frozen matrix has none, but is dequantised
+    # where it was quantised.
     matrix = item_bytes(hardware) * inner_size(lm) * lm.hidden_size
     layer = tokens * backward_bytes(lm, hardware, keys) + matrix
     moments, update = 4 * share, 0
@@ -157,12 +161,21 @@ def step_peak(parts: Mapping[str, int]) -> int:
 
 
 def head_memory(
-    lm: PreTrainedConfig, tokens: int, scored: int, hardware: Hardware, device: str
+    lm: PreTrainedConfig,
+    tokens: int,
+    scored: int,
+    hardware: Hardware,
+    device: str,
+    frozen: bool = False,
 ) -> int:
-    """Bytes of the log-prob head (`zephyr.model.logprobs`), forward and backward."""
+    """Bytes of the log-prob head (`zephyr.model.logprobs`), forward and backward.
+
+    Args:
+        frozen: its weight has no gradient.
+    """
     item = item_bytes(hardware)
     logits = scored * lm.vocab_size
-    weight = lm.vocab_size * lm.hidden_size
+    weight = 0 if frozen else lm.vocab_size * lm.hidden_size
     chunk = min(logits, CHUNK_ELEMENTS[device])
     kept = 4 * logits if logits <= KEPT_ELEMENTS else 4 * chunk
     # A CPU multiplies bfloat16 tiles in float32.

@@ -40,14 +40,21 @@ class Policy(nn.Module):
         lm: a decoder from `build`, its weights filled.
         max_sequence_tokens: tokens of the longest sequence that its rotary frequencies, or its
             learned positions, are made for; None: any.
+        quantize: how its frozen matrices are kept, as `adapter.quantize`.
     """
 
-    def __init__(self, lm: PreTrainedModel, max_sequence_tokens: int | None = None) -> None:
+    def __init__(
+        self, lm: PreTrainedModel, max_sequence_tokens: int | None = None, quantize: str = "none"
+    ) -> None:
         super().__init__()
-        self.lm, self.max_sequence_tokens = lm, max_sequence_tokens
+        self.lm, self.max_sequence_tokens, self.quantize = lm, max_sequence_tokens, quantize
 
-    def forward(self, batch: PackedBatch) -> Tensor:
+    def forward(self, batch: PackedBatch, collision: bool = False) -> Tensor:
         """Log-probabilities of the batch's targets, in nats.
+
+        Args:
+            collision: return [2, T]; the second row is log sum_v p(v)^2 of each target's position,
+                without gradient.
 
         Raises:
             ValueError: a sequence of the batch is longer than `max_sequence_tokens`.
@@ -69,7 +76,7 @@ class Policy(nn.Module):
             layout=batch.layout,
         ).last_hidden_state[0]
         head: LogProbHead = self.lm.get_output_embeddings()
-        logp_T: Tensor = head(scored_hidden(hidden_ND, batch), batch.targets_T)
+        logp_T: Tensor = head(scored_hidden(hidden_ND, batch), batch.targets_T, collision)
         return logp_T
 
 

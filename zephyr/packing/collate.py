@@ -21,6 +21,7 @@ Shape letters:
     A  keys appended for the rejected responses of shared prompts; 0 where no prompt is shared
     M  keys of the row: its own keys, then the A appended ones; M = N where no prompt is shared
     T  scored tokens: those with a log-probability in the loss
+    P  preference pairs
     R  responses (two a pair, all chosen before all rejected) or texts: T is the sum over R
 """
 
@@ -89,7 +90,8 @@ class PackedBatch:
     # n: scored_T[:n] has no repeats, and neither has scored_T[n:]
     num_unique_scored: int
     indices: tuple[int, ...]  # of the examples, as the plan numbers them
-    units: int  # pairs, or target tokens: the loss is divided by their sum over all ranks
+    units: int  # pairs, or target tokens
+    weight_P: Tensor  # float32, of each pair in sums and means; empty for texts
 
     def to(self, device: torch.device | str) -> "PackedBatch":
         """The same batch with its tensors on a device."""
@@ -101,6 +103,7 @@ class PackedBatch:
             scored_T=copy_tensor(self.scored_T, device),
             targets_T=copy_tensor(self.targets_T, device),
             response_tokens_R=copy_tensor(self.response_tokens_R, device),
+            weight_P=copy_tensor(self.weight_P, device),
         )
 
 
@@ -162,6 +165,7 @@ def collate_pairs(
         num_unique_scored=sum(len(response) for response in responses[:num_pairs]),
         indices=indices,
         units=len(pairs),
+        weights=[pair.weight for pair in pairs],
     )
 
 
@@ -210,6 +214,7 @@ def pack(
     num_unique_scored: int,
     indices: Sequence[int],
     units: int,
+    weights: Sequence[float] = (),
 ) -> PackedBatch:
     """Turn Python lists into the tensors of a batch.
 
@@ -246,6 +251,7 @@ def pack(
         num_unique_scored=num_unique_scored,
         indices=tuple(indices),
         units=units,
+        weight_P=torch.tensor(weights, dtype=torch.float32),
     )
 
 

@@ -1,17 +1,22 @@
 """A trained policy becomes the results of its run: the export with its model card, and the page."""
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import cast
 
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from zephyr.analysis.pairs import read_texts
 from zephyr.analysis.runs import read_run
 from zephyr.analysis.table import pair_table
 from zephyr.analysis.visits import read_visits
-from zephyr.config import BadInput, DPOConfig, SFTConfig
-from zephyr.model.export import export
-from zephyr.model.load import local_folder
+from zephyr.config import Adapter, BadInput, DPOConfig, SFTConfig
+from zephyr.model import adapter as adapters
+from zephyr.model.adapter_files import write_adapter
+from zephyr.model.export import export, save_tokenizer
+from zephyr.model.load import base_folder, local_folder
 from zephyr.model.packing_check import original_rope_length
 from zephyr.report.card import card
 from zephyr.training.curves import Table
@@ -31,27 +36,72 @@ def finish_run(
     tokenizer: PreTrainedTokenizerBase,
     identity: Mapping[str, str],
 ) -> None:
-    """Write `model/` and `report.html` of the run folder. A collective.
+    """Write `model/` and `report.html` of the run folder, and `adapter/` where one was trained. A
+    collective.
 
     Logs a warning for each thing that the export could not keep.
     Args: identity: what the trajectory depends on, by name, for the card.
     """
     run_dir = Path(config.run.dir)
+    lm = cast(nn.Module, engine.policy.lm)
+    tensors = list(adapters.exported(lm))
+    source, _ = base_folder(local_folder(config.model))
+    if config.adapter is not None:
+        export_adapter(engine, config, config.adapter, tokenizer)
     notes = export(
         run_dir / "model",
-        engine.full_parameters(),
-        engine.parameter_bytes(),
+        engine.full_tensors(tensors),
+        [(tensor.name, tensor.bytes) for tensor in tensors],
         engine.policy.lm.config,
         tokenizer,
         engine.on_rank0(lambda: card(config, identity)),
         writes=engine.rank == 0,
-        source=local_folder(config.model),
-        notes=rope_warnings(engine),
+        source=source,
+        notes=[*rope_warnings(engine), *quantized_warnings(engine)],
     )
     for note in notes:
         engine.warn(note)
     engine.on_rank0(lambda: write_report(run_dir, engine.warn))
     engine.barrier()
+
+
+def export_adapter(
+    engine: Engine,
+    config: DPOConfig | SFTConfig,
+    adapter: Adapter,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Write `adapter/` of the run folder, in peft's format. A collective.
+
+    An export that is killed leaves the folder as it was.
+    """
+    lm = cast(nn.Module, engine.policy.lm)
+    tensors = dict(engine.full_tensors(adapters.adapter_parameters(lm)))
+
+    def write() -> None:
+        folder = Path(config.run.dir) / "adapter"
+        part = folder.with_name("adapter.part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        base = config.model
+        if Path(base).is_dir():
+            base = str(Path(base).resolve())
+        write_adapter(part, tensors, adapter, adapters.target_ends(lm), base)
+        save_tokenizer(tokenizer, part)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+
+    engine.on_rank0(write)
+
+
+def quantized_warnings(engine: Engine) -> list[str]:
+    """Say what the weights of an export are, if the frozen matrices were quantised in training."""
+    if engine.policy.quantize == "none":
+        return []
+    return [
+        "The adapters are merged into the dequantised NF4 matrices, with which they were trained. "
+        "Merged into the weights from before quantisation, they give another model."
+    ]
 
 
 def write_report(run: Path, log: Callable[[str], None]) -> None:

@@ -2,7 +2,7 @@
 torchrun divide."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -46,13 +46,34 @@ def local(
     from zephyr.model.load import digest
 
     version = digest(path)
-    identity = f"{path} {version}"
     load_once = cache(load)
+
+    def make_replies(share: Sequence[Request]) -> Iterator[Reply]:
+        return generate_replies(*load_once(), share, path, version)
+
+    return over_ranks(path, f"{path} {version}", make_replies, max_batch=max_batch)
+
+
+def over_ranks(
+    name: str,
+    identity: str,
+    make_replies: Callable[[Sequence[Request]], Iterable[Reply]],
+    *,
+    max_batch: int,
+) -> Teacher:
+    """Return a teacher on this machine whose requests the ranks of torchrun divide.
+
+    Args:
+        name: in rows and in the ledger.
+        identity: in the digests of requests; it changes with the weights.
+        make_replies: replies to some requests, in any order, on the rank that calls it.
+        max_batch: requests of one rank at once.
+    """
 
     def answer_share(share: Sequence[Request], keep: Callable[[Reply], None]) -> list[Reply]:
         if not share:
             return []
-        replies = list(generate_replies(*load_once(), share, path, version))
+        replies = list(make_replies(share))
         for reply in replies:
             keep(reply)
         return [reply._replace(text=None) for reply in replies]  # the counts are enough for ranks
@@ -76,7 +97,7 @@ def local(
         for start in range(0, len(ordered), step):
             answer_batch(ordered[start : start + step], keep, budget)
 
-    return Teacher(path, answer, shared=True, identity=identity)
+    return Teacher(name, answer, shared=True, identity=identity)
 
 
 def reserve_batch(

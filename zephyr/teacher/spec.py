@@ -67,12 +67,20 @@ def load_chat_model(path: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBas
     from zephyr.data.tokenizer import load_tokenizer
     from zephyr.model.load import load_policy
 
-    on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
-    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if on_gpu else "cpu"
-    policy = load_policy(path, attention="sdpa", dtype=torch.bfloat16 if on_gpu else torch.float32)
+    device = model_device()
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    policy = load_policy(path, attention="sdpa", dtype=dtype)
     tokenizer = load_tokenizer(path)
     end = end_of_turn_token(tokenizer, tokenizer.chat_template)
     if end not in (None, tokenizer.eos_token):
         tokenizer.add_special_tokens({"eos_token": end})
     policy.lm.to(device)  # type: ignore[arg-type]  # its decorator hides the signature
     return policy.lm, tokenizer
+
+
+def model_device() -> str:
+    """Return where this rank runs a model: its GPU if there is one, otherwise the CPU."""
+    import torch
+
+    on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if on_gpu else "cpu"

@@ -53,6 +53,14 @@ def identity(config: DPOConfig | SFTConfig, plan: Plan, more: Mapping[str, str])
         found["beta"] = config.beta
         found["loss"] = config.loss
         found["label_smoothing"] = config.label_smoothing
+        # Only where they are set: checkpoints from before these keys stay those of their run.
+        if config.sft_weight is not None:
+            found["sft_weight"] = config.sft_weight
+        if config.weighting != "none":
+            found["weighting"] = config.weighting
+    if config.adapter is not None:
+        for key, value in dataclasses.asdict(config.adapter).items():
+            found[f"adapter.{key}"] = value
     found["run.seed"] = config.run.seed
     found["data.shuffle"] = config.data.shuffle
     found["hardware.dtype"] = config.hardware.dtype

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from zephyr.packing import PackedBatch
@@ -16,6 +16,7 @@ class ZeroParameter(Protocol):
     ds_shape: torch.Size  # of the whole parameter
     ds_numel: int  # elements of the whole parameter
     ds_tensor: Tensor  # this rank's part, padded on the last rank
+    requires_grad: bool
 
     def element_size(self) -> int: ...
     def partition_numel(self) -> int: ...
@@ -29,6 +30,7 @@ class LanguageModel(Protocol):
 
     def parameters(self) -> Iterator[ZeroParameter]: ...
     def named_parameters(self) -> Iterator[tuple[str, ZeroParameter]]: ...
+    def modules(self) -> Iterator[nn.Module]: ...
 
 
 class Policy(Protocol):
@@ -36,6 +38,7 @@ class Policy(Protocol):
 
     lm: LanguageModel
     max_sequence_tokens: int | None
+    quantize: str  # how its frozen matrices are kept: none or nf4
     training: bool
 
     def parameters(self) -> Iterator[ZeroParameter]: ...
@@ -68,7 +71,7 @@ class DeepSpeedEngine(Protocol):
     module: Policy
     optimizer: ZeroOptimizer
 
-    def __call__(self, batch: PackedBatch) -> Tensor: ...
+    def __call__(self, batch: PackedBatch, *, collision: bool = ...) -> Tensor: ...
     def train(self, mode: bool) -> object: ...
     def backward(self, loss: Tensor) -> object: ...
     def step(self) -> object: ...

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
@@ -47,6 +47,17 @@ class LoadPolicy(Protocol):
         write: Callable[[nn.Parameter, Callable[[], Tensor]], None],
     ) -> nn.Module:
         """Make the parameters inside `init`, then fill each with `write(parameter, read)`."""
+
+
+class WholeTensor(Protocol):
+    """A tensor made of whole parameters, see `zephyr.model.adapter.Exported`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def parameters(self) -> Sequence[nn.Parameter]: ...
+    @property
+    def combine(self) -> Callable[[Sequence[Tensor]], Tensor]: ...
 
 
 class Engine:
@@ -208,12 +219,14 @@ class Engine:
         policy = cast(Policy, loaded)  # zero.Init partitioned its parameters
         # Only matrices decay, as in Hugging Face's trainer. ds_shape is the shape before
         # partitioning.
-        matrices = [p for p in policy.parameters() if len(p.ds_shape) > 1]
-        vectors = [p for p in policy.parameters() if len(p.ds_shape) <= 1]
+        trained = [p for p in policy.parameters() if p.requires_grad]
+        matrices = [p for p in trained if len(p.ds_shape) > 1]
+        vectors = [p for p in trained if len(p.ds_shape) <= 1]
         groups = [
             {"params": matrices, "weight_decay": optim.weight_decay},
             {"params": vectors, "weight_decay": 0.0},
         ]
+        groups = [group for group in groups if group["params"]]
         optimizer = torch.optim.AdamW(groups, lr=0.0, betas=optim.adam_betas, eps=1e-8, fused=True)
         self.engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
 
@@ -238,9 +251,10 @@ class Engine:
         """The module, for its config and names. Forward goes through the engine itself."""
         return self.engine.module
 
-    def __call__(self, batch: PackedBatch) -> Tensor:
-        """log p of each target of a micro-batch, float32 [T]."""
-        return self.engine(batch)
+    def __call__(self, batch: PackedBatch, *, collision: bool = False) -> Tensor:
+        """log p of each target of a micro-batch, float32 [T]; with `collision` [2, T], see
+        `zephyr.model.policy.Policy`."""
+        return self.engine(batch, collision=True) if collision else self.engine(batch)
 
     def train(self, mode: bool = True) -> None:
         """Set the policy to training, or to evaluation."""
@@ -290,16 +304,28 @@ class Engine:
 
     @property
     def num_parameters(self) -> int:
-        """Parameters of the whole policy."""
+        """Parameters of the whole policy; quantised matrices are none."""
         return sum(p.ds_numel for p in self.policy.lm.parameters())
 
     @property
+    def num_trained_parameters(self) -> int:
+        """Parameters that the optimizer updates."""
+        return sum(p.ds_numel for p in self.policy.lm.parameters() if p.requires_grad)
+
+    @property
+    def num_adapter_parameters(self) -> int:
+        """Parameters of adapters beside frozen layers; 0: all parameters are trained."""
+        trained = self.num_trained_parameters
+        return trained if trained < self.num_parameters else 0
+
+    @property
     def num_layer_parameters(self) -> int:
-        """Parameters outside embedding and output layer."""
-        return sum(
+        """Weights outside embedding and output layer, quantised ones too, without adapters."""
+        quantised = sum(getattr(m, "quantised_weights", 0) for m in self.policy.lm.modules())
+        return quantised + sum(
             p.ds_numel
             for name, p in self.policy.lm.named_parameters()
-            if "embed_tokens" not in name and "lm_head" not in name
+            if not any(part in name for part in ("embed_tokens", "lm_head", ".lora_"))
         )
 
     def non_finite_parameters(self) -> list[str]:
@@ -318,10 +344,7 @@ class Engine:
         return [name for name, _ in self.policy.lm.named_parameters() if name in found]
 
     def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Each parameter by name, gathered one at a time. A collective.
-
-        Yields: (name, values): whole on the CPU of rank 0, empty on other ranks.
-        """
+        """Each parameter by name, as `full_tensors`. A collective."""
         import deepspeed
 
         for name, parameter in self.policy.lm.named_parameters():
@@ -330,6 +353,22 @@ class Engine:
                     yield name, parameter.detach().cpu().clone()
                 else:
                     yield name, torch.empty(0)
+
+    def full_tensors(self, wanted: Iterable[WholeTensor]) -> Iterator[tuple[str, Tensor]]:
+        """Tensors made of whole parameters, which are gathered for one at a time. A collective.
+
+        Yields: (name, values): whole on the CPU of rank 0, empty on other ranks.
+        """
+        import deepspeed
+
+        for tensor in wanted:
+            gather = deepspeed.zero.GatheredParameters(list(tensor.parameters))
+            with gather if tensor.parameters else contextlib.nullcontext():
+                if self.rank == 0:
+                    values = [p.detach().cpu().clone() for p in tensor.parameters]
+                    yield tensor.name, tensor.combine(values)
+                else:
+                    yield tensor.name, torch.empty(0)
 
     def save_state(self, folder: Path) -> None:
         """Write this rank's shard of master weights and Adam's moments, as safetensors."""

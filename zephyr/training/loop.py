@@ -30,7 +30,8 @@ from zephyr.training.schedule import learning_rate
 Number = TypeVar("Number", int, float)
 Config = DPOConfig | SFTConfig
 Sums = dict[str, float]  # metric name -> its sum over the examples of all ranks
-Stats = Mapping[str, Tensor]  # metric name -> one value a pair [P], detached
+# Metric name -> one value a pair [P], detached. `weight` is that of each pair in every sum.
+Stats = Mapping[str, Tensor]
 Objective = Callable[[Engine, PackedBatch], tuple[Tensor, Stats]]
 # Generate answers to prompts after so many updates; returns metrics for the record.
 Sample = Callable[[int], Record]
@@ -38,6 +39,7 @@ Sample = Callable[[int], Record]
 # What `reduce_totals` returns beside sums over examples: these have no mean over examples.
 NOT_AVERAGED = {
     "units",
+    "total_weight",
     "tokens",
     "flops",
     "micro_batches",
@@ -58,12 +60,16 @@ class Split(NamedTuple):
     objective: Objective | None
     ids: Sequence[str]  # of each example
     tokens: Sequence[int]  # packed tokens of each example
-    units: Sequence[int]  # what losses are averaged over: 1 a pair, target tokens of a text
+    units: Sequence[int]  # 1 a pair, target tokens of a text
+    # Of each example in every mean: the weight of a pair, the target tokens of a text.
+    weights: Sequence[float]
     unit_name: str  # "pairs" or "target_tokens"
     forward_flops: Sequence[float]  # of each example
     identity: Mapping[str, str]  # digests that the trajectory depends on beside plan and config
     # Token counts that are logged with each visit of a pair, by name. None: no ledger is written.
     ledger: Mapping[str, Sequence[int]] | None = None
+    # Whether the policy starts as its own reference: all rewards are 0 before the first update.
+    starts_at_reference: bool = False
     # Loss of each pair while the policy is its reference. None: not checked.
     initial_loss: float | None = None
 
@@ -184,7 +190,7 @@ def train_step(
     Raises: BadInput before the first update (see `require_zero_rewards`).
     """
     totals = forward_backward(engine, split, step, ledger)
-    if step == 0 and ledger and isinstance(config, DPOConfig):
+    if step == 0 and ledger and split.starts_at_reference and isinstance(config, DPOConfig):
         examples = split.plan.steps[0].examples()
         require_zero_rewards(engine, ledger, config, examples, split.initial_loss)
     grad_norm = engine.step(rate)
@@ -199,11 +205,11 @@ def train_step(
 def forward_backward(engine: Engine, split: Split, step: int, ledger: Ledger | None) -> Totals:
     """Forward and backward of this rank's micro-batches of a step.
 
-    The gradient is that of the mean over the units of all ranks: each micro-batch's sum is divided
-    by the step's units, never by its own.
+    The gradient is that of the mean over the pairs, or target tokens, of all ranks: each
+    micro-batch's sum is divided by the weight of the whole step, never by its own.
     """
     epoch, ranks = split.plan.steps[step]
-    units = total(split.units, split.plan.steps[step].examples())
+    step_weight = total(split.weights, split.plan.steps[step].examples())
     totals = Totals()
     batches = (split.collate(indices).to(engine.device) for indices in ranks[engine.rank])
     batch = next(batches, None)
@@ -215,7 +221,7 @@ def forward_backward(engine: Engine, split: Split, step: int, ledger: Ledger | N
         # 0 * inf and 0 * nan are nan, so a loss that is not finite makes the whole gradient NaN.
         # `engine.step` then leaves the parameters as they are, and the host need not wait for the
         # loss before the update.
-        loss = loss_sum / units * (1 + 0 * loss_sum.detach())
+        loss = loss_sum / step_weight * (1 + 0 * loss_sum.detach())
         engine.backward(loss, last=following is None)
         totals.add(loss_sum, stats)
         if ledger:
@@ -243,6 +249,7 @@ def reduce_totals(
     planned = split.plan.steps[step]
     examples = planned.examples()
     sums["units"] = total(split.units, examples)
+    sums["total_weight"] = total(split.weights, examples)
     sums["tokens"] = total(split.tokens, examples)
     sums["flops"] = total(split.forward_flops, examples)
     sums["micro_batches"] = sum(1 for rank in planned.ranks for micro in rank if micro)
@@ -370,7 +377,7 @@ def write_train_record(
         "grad_norm": sums["grad_norm"],
         "update_ratio": update_ratio,
     }
-    beta = config.beta if isinstance(config, DPOConfig) else None
+    beta = config.beta if isinstance(config, DPOConfig) and "reference" in split.identity else None
     precision = torch.finfo(getattr(torch, config.hardware.dtype)).eps
     raised = alarms.training_alarms(metrics, beta, rates, precision)
     metrics.update(throughput_metrics(engine, interval, config.hardware.tokens_per_micro_batch))
@@ -391,11 +398,14 @@ def last_update_ratio(engine: Engine, sums: Sums, rate: float) -> float:
 
 
 def mean_metrics(sums: Sums, unit_name: str) -> dict[str, float]:
-    """Sums over examples as means over units, with the count of units and of packed tokens."""
-    means = {
-        name: value / sums["units"] for name, value in sums.items() if name not in NOT_AVERAGED
-    }
-    return {**means, unit_name: int(sums["units"]), "tokens": int(sums["tokens"])}
+    """Sums over examples as means over their weight, with the counts of units and packed tokens.
+
+    Where the weight is another number than the count, it is a metric too: `weight`.
+    """
+    units, weight = sums["units"], sums["total_weight"]
+    means = {name: value / weight for name, value in sums.items() if name not in NOT_AVERAGED}
+    counts: dict[str, float] = {unit_name: int(units), "tokens": int(sums["tokens"])}
+    return {**means, **counts} if weight == units else {**means, **counts, "weight": weight}
 
 
 def throughput_metrics(engine: Engine, interval: Interval, budget_tokens: int) -> dict[str, float]:

@@ -36,6 +36,7 @@ LEDGER = (
     "prompt_tokens",
     "chosen_tokens",
     "rejected_tokens",
+    "weight",
 )
 # What the progress bar and the log show of a record, under shorter names
 SHOWN = {
@@ -54,10 +55,19 @@ class Totals:
         self.sums: dict[str, Tensor] = {}
 
     def add(self, loss_sum: Tensor, stats: Mapping[str, Tensor]) -> None:
-        """Add a micro-batch: its loss sum, and vectors [P] by metric name."""
-        for name, value in {**stats, "loss": loss_sum}.items():
-            total = value.detach().double().sum()
-            self.sums[name] = self.sums[name] + total if name in self.sums else total
+        """Add a micro-batch: its loss sum, and vectors [P] by metric name.
+
+        Each pair counts with its weight: the vector `weight`, where there is one.
+        """
+        weight_P = stats.get("weight", torch.ones((), device=loss_sum.device)).double()
+        sums = {
+            name: (value_P.detach().double() * weight_P).sum()
+            for name, value_P in stats.items()
+            if name not in ("loss", "weight")
+        }
+        sums["loss"] = loss_sum.detach().double()
+        for name, value in sums.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
 
 
 class Recorder:

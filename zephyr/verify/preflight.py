@@ -115,7 +115,8 @@ def check_model(
         },
     )
     found = {**found, **of_model}
-    engine.log(describe_findings(found, isinstance(config, DPOConfig)))
+    pairs = isinstance(config, DPOConfig)
+    engine.log(describe_findings(found, pairs, split.starts_at_reference))
     write_file("preflight.json", json_bytes(found))
 
 
@@ -132,8 +133,11 @@ def run_checks(config: DPOConfig | SFTConfig, checks: Checks) -> dict[str, Findi
         raise BadInput(f"preflight: {error}; run.preflight=false trains without checks") from None
 
 
-def describe_findings(found: Mapping[str, Finding], pairs: bool) -> str:
-    """All findings as lines for the log, in human units. Args: pairs: DPO; False: SFT."""
+def describe_findings(found: Mapping[str, Finding], pairs: bool, at_reference: bool) -> str:
+    """All findings as lines for the log, in human units.
+
+    Args: pairs: DPO; False: SFT. at_reference: whether the policy starts as its own reference.
+    """
     plan, disk, memory, packed = (found[name] for name in ("plan", "disk", "memory", "packed"))
     scored, loss = found["labels"]["scored"], found["start"]["loss"]
     lines = [
@@ -151,15 +155,16 @@ def describe_findings(found: Mapping[str, Finding], pairs: bool) -> str:
         f"gradient: summed over ranks; its norm is off by {found['gradient']['difference']:.2g}",
     ]
     if pairs:
-        share = found["start"]["difference"]
         scores = f"{scored:,} pairs have scores" if scored else "no pair has scores"
-        lines += [
-            f"labels: no chosen response has a lower score ({scores})",
+        lines.append(f"labels: no chosen response has a lower score ({scores})")
+    if at_reference:
+        share = found["start"]["difference"]
+        lines.append(
             f"start: policy and reference agree, within {share:.0%} of what rounding may make; "
-            f"the loss is {loss:.4f}",
-        ]
+            f"the loss is {loss:.4f}"
+        )
     else:
-        lines.append(f"start: the loss is {loss:.4f} nats a target token")
+        lines.append(f"start: the loss is {loss:.4f} nats a {'pair' if pairs else 'target token'}")
     return "\n  ".join(lines)
 
 
@@ -338,13 +343,13 @@ def require_disk(engine: Engine, run: Run) -> Finding:
     folder = Path(run.dir) / "checkpoints"
     held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     exported = sum(size for _, size in engine.parameter_bytes())
-    wanted = (run.keep + 1) * 12 * engine.num_parameters + exported - held
+    wanted = (run.keep + 1) * 12 * engine.num_trained_parameters + exported - held
     free = shutil.disk_usage(run.dir).free
     if free < wanted:
         raise BadInput(
             f"run.dir: {run.dir} has {format_bytes(free)} free; {format_bytes(wanted)} are wanted "
-            f"for run.keep + 1 = {run.keep + 1} checkpoints of 12 bytes a parameter, and the "
-            "exported model"
+            f"for run.keep + 1 = {run.keep + 1} checkpoints of 12 bytes a trained parameter, and "
+            "the exported model"
         )
     return {"wanted_bytes": wanted, "free_bytes": free}
 
@@ -374,6 +379,7 @@ def require_memory(engine: Engine, config: DPOConfig | SFTConfig, split: Split) 
         zero=zero,
         device=engine.device.type,
         gradient_dtype=engine.gradient_dtype,
+        adapters=engine.num_adapter_parameters,
     )
     free, wanted = engine.free_memory_bytes(), step_peak(parts)
     states = parts["moments"] + parts["update"]
@@ -493,15 +499,15 @@ def initial_difference(
 ) -> Finding:
     """Compare the log-probs of policy and reference with the starting weights.
 
-    Returns: the largest difference as a share of `response_tolerance_nats` (SFT: 0), and the first
-    row's mean loss.
+    Returns: the largest difference as a share of `response_tolerance_nats` (0 where the policy does
+    not start as a reference), and the first row's mean loss.
     Raises: BadInput where that share is over 1.
     """
     shares, losses = [0.0], []
     for row in rows:
         loss_sum, stats = split.run_objective(engine, row)
-        losses.append(float(loss_sum) / row.units)
-        if isinstance(config, DPOConfig) and stats:
+        losses.append(float(loss_sum) / total(split.weights, row.indices))
+        if isinstance(config, DPOConfig) and split.starts_at_reference:
             shares += reference_differences(config, split, row, stats)
     worst = max(shares, key=lambda share: share if math.isfinite(share) else math.inf)
     if not worst <= 1:
