@@ -195,8 +195,9 @@ def feedback(
         --judge openai:gpt-4o@https://api.openai.com/v1
     """
     from zephyr.distill.feedback import collect_feedback
+    from zephyr.teacher.spec import split_specs
 
-    teachers = [asking.open_teacher(spec) for spec in answerers.split(",")]
+    teachers = [asking.open_teacher(spec) for spec in split_specs(answerers)]
     scorer = None if judge is None else asking.open_teacher(judge)
     with open_ask(asking, out) as (ask, spent):
         report = collect_feedback(

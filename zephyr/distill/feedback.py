@@ -151,7 +151,8 @@ def check_answerers(answerers: Sequence[Teacher], per_prompt: int) -> None:
     if not 2 <= per_prompt <= len(answerers) or len(set(names)) < len(names):
         raise BadInput(
             f"feedback compares answers: expected at least {max(2, per_prompt)} answerers of "
-            f"different names, got {', '.join(names)}"
+            f"different names, got {', '.join(names)}; servers of one model are one answerer: "
+            "pool:MODEL@URL,URL"
         )
 
 
