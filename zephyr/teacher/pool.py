@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
+from urllib.parse import urljoin
 
 from zephyr.config import BadInput
 from zephyr.teacher.endpoint import (
@@ -24,7 +26,11 @@ from zephyr.teacher.endpoint import (
 )
 from zephyr.teacher.request import Budget, Reply, Request, Teacher
 
-PROBE_SECONDS = 5.0  # between two health probes of a server that was taken out, and limit of one
+if TYPE_CHECKING:
+    import httpx
+
+PROBE_SECONDS = 5.0  # between two health probes of a server that was taken out
+PROBE_LIMIT_SECONDS = 5.0  # of one probe
 WAIT_SECONDS = 0.05  # between two looks for a server with room
 MOST_OUTS = 3  # times the number of servers: a request that fails so often ends the run
 MAX_REASON_CHARS = 480  # of all servers together in an error
@@ -64,8 +70,8 @@ def pool(
     not share a ledger.
 
     A request goes to the server with the fewest requests. After `retries` + 1 failed attempts in a
-    row a server is taken out, and its requests go to the others; it comes back when it answers
-    `GET base_url/models`.
+    row a server is taken out, and its requests go to the others; it comes back when it is
+    healthy again (`is_healthy`).
 
     Args:
         model: the name that the servers know.
@@ -191,28 +197,34 @@ async def is_answered(member: Member, request: Request) -> bool:
 
 async def probe_forever(members: Sequence[Member]) -> None:
     """Bring back each server that was taken out, once it answers."""
-    while True:
-        await asyncio.sleep(PROBE_SECONDS)
-        out = [member for member in members if member.out.is_set()]
-        answers = await asyncio.gather(*map(is_healthy, out))
-        for member, healthy in zip(out, answers):
-            if healthy:
-                member.failures = 0
-                member.out.clear()
+    import httpx
+
+    async with httpx.AsyncClient(timeout=PROBE_LIMIT_SECONDS) as client:
+        while True:
+            await asyncio.sleep(PROBE_SECONDS)
+            for member in members:
+                if member.out.is_set() and await is_healthy(member.session.server.base_url, client):
+                    member.failures = 0
+                    member.out.clear()
 
 
-async def is_healthy(member: Member) -> bool:
-    """Whether the server lists its models, or refuses to (4xx)."""
-    import openai
+async def is_healthy(base_url: str, client: "httpx.AsyncClient") -> bool:
+    """Whether a server says that it is healthy, or else lists its models or refuses to (4xx).
 
-    models = member.session.client.models.with_raw_response
-    try:
-        await asyncio.wait_for(models.list(timeout=PROBE_SECONDS), PROBE_SECONDS)
-    except openai.APIStatusError as error:
-        return error.status_code < 500
-    except (openai.APIError, BadInput, ValueError, asyncio.TimeoutError):
-        return False
-    return True
+    vLLM, SGLang, llama.cpp and `transformers serve` have /health beside /v1, others have not. No
+    key is sent, and no body is read.
+    """
+    import httpx
+
+    for url, best in ((urljoin(base_url, "/health"), 300), (f"{base_url.rstrip('/')}/models", 500)):
+        try:
+            async with client.stream("GET", url) as response:
+                status = response.status_code
+        except httpx.HTTPError:
+            continue
+        if status < best and not 300 <= status < 400:
+            return True
+    return False
 
 
 def failure_of_all(members: Sequence[Member], what: str) -> str:
