@@ -19,16 +19,10 @@ from scipy.stats import binom
 from zephyr import cli
 from zephyr.config import BadInput
 from zephyr.data.jsonl import read_rows, write_rows
+from zephyr.evaluation.answers import collect_answers, open_contender, read_stored
 from zephyr.evaluation.compare import Comparison, parse_verdict, summarise
 from zephyr.evaluation.statistics import agreement, length_controlled, mean_with_interval
-from zephyr.evaluation.win_rate import (
-    collect_answers,
-    compare_models,
-    judge_panel,
-    open_contender,
-    read_human_labels,
-    read_stored,
-)
+from zephyr.evaluation.win_rate import compare_models, judge_panel, read_human_labels
 from zephyr.teacher import Budget, Ledger, Request, ask, embedded
 from zephyr.teacher.panel import MAX_REASKS
 from zephyr.teacher.prompts import Row, read_prompts

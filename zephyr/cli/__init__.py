@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import zephyr
-from zephyr.cli import analysis, chat, data, evaluation, rounds, runs
+from zephyr.cli import analysis, benchmarks, chat, data, evaluation, rounds, runs
 from zephyr.cli.command import add_command
 from zephyr.config import BadInput
 
@@ -35,9 +35,12 @@ EVAL_COMMANDS: list[Callable[..., int | None]] = [
     evaluation.win_rate,
     evaluation.mt_bench,
     evaluation.alpaca_eval,
+    benchmarks.arena_hard,
+    benchmarks.ifeval,
+    benchmarks.best_of_n,
     evaluation.academic,
 ]
-EVAL = "Measure models: MT-Bench, AlpacaEval, academic tasks."
+EVAL = "Measure models: MT-Bench, AlpacaEval, Arena-Hard, IFEval, best of n, academic tasks."
 
 
 def make_app() -> typer.Typer:

@@ -134,6 +134,7 @@ def mt_bench(
         --judge openai:gpt-4@https://api.openai.com/v1
     """
     from zephyr.data.jsonl import read_rows
+    from zephyr.evaluation.answers import record_digests
     from zephyr.evaluation.benchmarks import evaluate_mt_bench, load_bench
     from zephyr.evaluation.mt_bench import score_judgments
     from zephyr.evaluation.results import print_scores
@@ -144,7 +145,8 @@ def mt_bench(
     categories = {row["question_id"]: str(row["category"]) for row in questions}
     if from_judgments is not None:
         scores = score_judgments(read_rows([from_judgments]), categories)
-        print_scores(scores, {}, out and out / "results.json", json)
+        about = {"records": record_digests([from_judgments])}
+        print_scores(scores, about, out and out / "results.json", json)
         return
     if not named or judge is None or out is None or bench is None:
         raise missing(
@@ -157,7 +159,7 @@ def mt_bench(
         )
     judging = asking.open_teacher(judge)
     with open_ask(asking, out) as (ask, _):
-        rows, judged_by = evaluate_mt_bench(
+        rows, about = evaluate_mt_bench(
             bench,
             named,
             judge=judging,
@@ -170,7 +172,7 @@ def mt_bench(
             judge_tokens=judge_tokens,
         )
     scores = score_judgments((("", row) for row in rows), categories)
-    print_scores(scores, judged_by, out / "results.json", json)
+    print_scores(scores, about, out / "results.json", json)
 
 
 def alpaca_eval(
@@ -218,6 +220,7 @@ def alpaca_eval(
     """
     from zephyr.data.jsonl import read_rows
     from zephyr.evaluation.alpaca import score_annotations
+    from zephyr.evaluation.answers import record_digests
     from zephyr.evaluation.benchmarks import alpaca_file, evaluate_alpaca
     from zephyr.evaluation.results import print_scores
 
@@ -225,7 +228,8 @@ def alpaca_eval(
         scores = score_annotations(
             read_rows([from_annotations]), length_controlled=length_controlled
         )
-        print_scores(scores, {}, out and out / "results.json", json)
+        about = {"records": record_digests([from_annotations])}
+        print_scores(scores, about, out and out / "results.json", json)
         return
     named = [*(models or ()), *(answers or ())]
     bench = bench_dir or (prompts and baseline)
@@ -236,7 +240,7 @@ def alpaca_eval(
     theirs = alpaca_file(bench_dir) if bench_dir else Path()
     judging = asking.open_teacher(judge)
     with open_ask(asking, out) as (ask, _):
-        rows, judged_by = evaluate_alpaca(
+        rows, about = evaluate_alpaca(
             named,
             prompts=prompts or theirs,
             baseline=baseline or f"baseline={theirs}",
@@ -252,7 +256,7 @@ def alpaca_eval(
         )
     annotations = (("", row) for row in rows)
     scores = score_annotations(annotations, length_controlled=length_controlled)
-    print_scores(scores, judged_by, out / "results.json", json)
+    print_scores(scores, about, out / "results.json", json)
 
 
 def missing(given: Mapping[str, object]) -> BadInput:

@@ -105,13 +105,13 @@ def load_policy(
     with init or nullcontext(), no_init_weights():
         try:
             lm = build(config, kernels.register_kernel(attention), dtype)
-            if adapter is not None:
-                lora.attach(lm, adapter, dtype)
         except MODEL_CONFIG_ERRORS as error:
             raise BadInput(
                 f"model {path}: no model can be made of its config.json: "
                 f"{type(error).__name__}: {error}"
             ) from error
+        if adapter is not None:
+            lora.attach(lm, adapter, dtype)
     longest, positions = fix_rope(lm, max_tokens), learned_positions(lm)
     if positions is not None and (max_tokens or 0) > positions:
         raise BadInput(
