@@ -323,8 +323,12 @@ def test_stored_answers(bench: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         "--json",
     )
     again = json.loads(capsys.readouterr().out)
+    records = {"judge_single.jsonl": again["good"]["records"]["judge_single.jsonl"]}
     assert again == {
-        model: {key: value for key, value in of.items() if key != "judge"}
+        model: {
+            **{key: value for key, value in of.items() if key not in ("judge", "answers")},
+            "records": records,
+        }
         for model, of in results.items()
     }
 

@@ -70,6 +70,17 @@ def read_annotation(place: str, row: Row) -> Annotation:
     )
 
 
+def annotated_answers(records: Iterable[tuple[str, Row]]) -> dict[str, dict[str, str]]:
+    """The models' outputs that the records are about, by model, and by prompt id, or by instruction
+    where there is none. Raises: BadInput for a bad row."""
+    found: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for place, row in records:
+        annotation = read_annotation(place, row)
+        key = str(row.get("prompt_id", row.get("instruction")))
+        found[annotation.generator_2][key] = annotation.output_2
+    return found
+
+
 def score_annotations(
     records: Iterable[tuple[str, Row]], *, length_controlled: bool = False
 ) -> dict[str, dict[str, object]]:
