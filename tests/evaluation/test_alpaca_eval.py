@@ -265,6 +265,17 @@ def test_stored_answers(bench: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert again == {
         key: value for key, value in results["good"].items() if key not in ("judge", "answers")
     }
+    stored = ("--from-annotations", tmp_path / "out/good/judge/annotations.json", "--answers")
+    run(*stored, f"good={tmp_path / 'good.json'}")
+    for name, said in (
+        ("good=same", "is about another answer than that in the file of good"),
+        ("same=same", "same: expected the file of .*about good"),
+        ("good=few", "good: no answer to 19 of 20 prompts"),
+    ):
+        (tmp_path / "few.json").write_text(json.dumps(rows[:1]))
+        given = f"{name.partition('=')[0]}={tmp_path / name.partition('=')[2]}.json"
+        with pytest.raises(BadInput, match=said):
+            run(*stored, given)
 
 
 @pytest.mark.parametrize(

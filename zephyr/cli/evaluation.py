@@ -276,7 +276,10 @@ def alpaca_eval(
         )
         about = {
             "records": record_digests([from_annotations]),
-            "answers": {name: answers_digest([*of], [*of.values()]) for name, of in judged.items()},
+            "answers": {
+                name: answers_digest([row["prompt_id"] for row, _ in of], [text for _, text in of])
+                for name, of in judged.items()
+            },
         }
         print_scores(scores, about, out and out / "results.json", json)
         return

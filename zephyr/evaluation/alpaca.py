@@ -70,14 +70,17 @@ def read_annotation(place: str, row: Row) -> Annotation:
     )
 
 
-def annotated_answers(records: Iterable[tuple[str, Row]]) -> dict[str, dict[str, str]]:
-    """The models' outputs that the records are about, by model, and by prompt id, or by instruction
-    where there is none. Raises: BadInput for a bad row."""
-    found: defaultdict[str, dict[str, str]] = defaultdict(dict)
+def annotated_answers(
+    records: Iterable[tuple[str, Row]],
+) -> dict[str, list[tuple[dict[str, object], str]]]:
+    """The models' outputs that the records are about, each with its prompt row, by model. The
+    instruction is the prompt's id where there is none. Raises: BadInput for a bad row."""
+    found: defaultdict[str, list[tuple[dict[str, object], str]]] = defaultdict(list)
     for place, row in records:
         annotation = read_annotation(place, row)
-        key = str(row.get("prompt_id", row.get("instruction")))
-        found[annotation.generator_2][key] = annotation.output_2
+        instruction = row.get("instruction", row.get("prompt"))
+        prompt = {"prompt_id": row.get("prompt_id", instruction), "prompt": instruction}
+        found[annotation.generator_2].append((prompt, annotation.output_2))
     return found
 
 

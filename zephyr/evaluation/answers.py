@@ -178,11 +178,13 @@ def answers_digest(ids: Sequence[object], texts: Sequence[object]) -> str:
 
 
 def require_answers_of(
-    records: str, judged: Mapping[str, Mapping[str, str]], contenders: Sequence[Contender]
+    records: str,
+    judged: Mapping[str, Sequence[tuple[Row, str]]],
+    contenders: Sequence[Contender],
 ) -> None:
     """Check that records are about the answers that the contenders' files hold.
 
-    Args: judged: the answers that the records are about, by model and prompt.
+    Args: judged: prompt rows and the answers to them that the records are about, by model.
 
     Raises: BadInput for a model that has no file, or that the records are not about; for a prompt
     that is missing in the file or in the records, and for another answer."""
@@ -192,12 +194,12 @@ def require_answers_of(
                 f"{name}: expected the file of a model's answers that {records} is about; it is "
                 f"about {', '.join(sorted(judged))}"
             )
-        prompts: list[Row] = [{"prompt_id": key, "prompt": key} for key in judged[name]]
-        for (key, shown), text in zip(judged[name].items(), find_stored(name, stored, prompts)):
+        texts = find_stored(name, stored, [row for row, _ in judged[name]])
+        for (row, shown), text in zip(judged[name], texts):
             if (text or "") != shown:
                 raise BadInput(
-                    f"{records}: its record at {key!r:.200} is about another answer than that in "
-                    f"the file of {name}: judge these answers again"
+                    f"{records}: its record at {prompt_id(row)!r:.200} is about another answer "
+                    f"than that in the file of {name}: judge these answers again"
                 )
 
 
