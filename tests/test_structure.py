@@ -24,6 +24,7 @@ MAP = [
     {"distill", "evaluation", "playground"},
     {"analysis"},
     {"report"},
+    {"rounds"},
     {"cli"},
     {"__main__"},
 ]
@@ -33,6 +34,7 @@ SCRIPTS = [Path("train_sft.py"), Path("train_dpo.py")]
 SCREEN = 60  # lines of a function, as `ruff format` lays it out; of a command in zephyr/cli without
 # its signature, which declares options and grows with them
 NOT_ON_IMPORT = {"wandb", "deepspeed", "datasets", "flash_attn", "liger_kernel"}
+NOT_ON_IMPORT |= {"peft", "bitsandbytes"}
 NEEDS_TRITON = Path("zephyr/model/triton_kernels.py")  # imported by who runs its kernels
 
 

@@ -222,7 +222,7 @@ def factors(layer: AdaptedLinear | None) -> list[nn.Parameter]:
     """A and B of a layer with an adapter."""
     if layer is None:
         return []
-    return [cast(nn.Parameter, half[NAME].weight) for half in (layer.lora_A, layer.lora_B)]
+    return [half[NAME].get_parameter("weight") for half in (layer.lora_A, layer.lora_B)]
 
 
 def only(values: Sequence[Tensor]) -> Tensor:
