@@ -388,7 +388,6 @@ MUTANTS: list[Mutant] = [
             'cache = Path(None or Path.home() / ".cache" / "zephyr")',
         ),
         ('"rows",\n    "sft_shapes",', '"rows",'),
-        ("        require_unweighted(report)\n", ""),
         ("same_prompt = sum(prompt in train_prompts for prompt in prompts)", "same_prompt = 0"),
         (
             "return same_prompt, same_first_turn - same_prompt",
@@ -455,8 +454,8 @@ MUTANTS: list[Mutant] = [
         ("        self.seen |= same\n", ""),
         ("for suspicion in item.suspicions:", "for suspicion in ():"),
         (
-            "if isinstance(item.example, EncodedPair) and item.example.weight != 1:",
-            "if isinstance(item.example, EncodedPair) and item.example.weight > 1:",
+            "            if item.example.weight != 1:",
+            "            if item.example.weight > 1:",
         ),
         (
             (
