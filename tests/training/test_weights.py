@@ -47,7 +47,7 @@ def test_weight_2_is_the_pair_twice(weighting: str, tiny: Path) -> None:
         totals.add(loss_sum, stats)
         means.append({name: float(value) / 3 for name, value in totals.sums.items()})
         gradients.append(torch.autograd.grad(loss_sum / 3, list(policy.parameters())))
-    assert means[0] == pytest.approx(means[1], rel=1e-5) and len(means[0]) >= 8
+    assert means[0] == pytest.approx(means[1], rel=1e-5) and len(means[0]) >= 7
     for a, b in zip(*gradients):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
 
