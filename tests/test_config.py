@@ -324,7 +324,9 @@ def test_shipped_configs_load_write_every_key_and_read_back(path: Path, tmp_path
             k
             for key, value in node.items()
             for k in (
-                leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key}
+                leaves(value, f"{prefix}{key}.")
+                if isinstance(value, dict) and key != "loss"  # a loss has settings of its own
+                else {prefix + key}
             )
         }
 
