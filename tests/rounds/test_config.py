@@ -89,3 +89,23 @@ def test_settings_that_exclude_each_other(monkeypatch: pytest.MonkeyPatch) -> No
     for changes in (["reference=first"], ["pairs.choose=random"], ["pairs.margin=1"]):
         with pytest.raises(ConfigError, match="method: sft"):
             load_rounds(str(SHIPPED), ["method=sft", *changes])
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        ("loss=simp", "loss must be one of"),
+        ("loss={name: simpo, gama: 1}", "loss.gama: loss 'simpo' has no such setting"),
+        ("loss=exo_pair", "label_smoothing is 0"),
+        ("loss=orpo", "loss orpo has no reference: expected reference: round, got first"),
+    ],
+)
+def test_a_loss_is_checked_before_answers_are_paid_for(
+    loss: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails where the training of a round refuses its loss only after the round's answers were
+    sampled and scored, or a fixed reference only in the second round."""
+    monkeypatch.chdir(ROOT)
+    changes = ["reference=first", f"train.overrides=['{loss}']"]
+    with pytest.raises(ConfigError, match=f"train.config .*{said}"):
+        load_training(load_rounds(str(SHIPPED), changes))

@@ -20,8 +20,9 @@ SPEC_FORMS = (
     "openai:MODEL@BASE_URL, pool:MODEL@BASE_URL,BASE_URL,..., hf:PATH, or world:NAME, "
     "world:NAME@FOLDER, world:NAME@SEED"
 )
+SPEC_START = re.compile("(?:openai|pool|hf|world):")
 # between two SPECs of a list; the URLs of a pool are also separated by commas
-BETWEEN_SPECS = re.compile(",(?=(?:openai|pool|hf|world):)")
+BETWEEN_SPECS = re.compile(f",(?={SPEC_START.pattern})")
 
 
 def open_teacher(
