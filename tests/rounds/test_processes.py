@@ -38,7 +38,8 @@ with open(sys.argv[1], "ab") as log, guarded(sys.argv[3:], log.fileno(), grace=f
 CHILD = """
 import os, signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+sleeping = [sys.executable, "-c", "import time; time.sleep(600)"]
+other = subprocess.Popen(sleeping, start_new_session=True)
 print(os.getpid(), other.pid, flush=True)
 time.sleep(600)
 """
