@@ -8,7 +8,16 @@ from collections import Counter
 
 import pytest
 
-from zephyr.rounds.choose import Answer, best_rows, choose_best, choose_pair, pair_rows, rng_of
+from zephyr.data.ratings import margins
+from zephyr.rounds.choose import (
+    Answer,
+    best_rows,
+    choose_best,
+    choose_pair,
+    mean_scores,
+    pair_rows,
+    rng_of,
+)
 from zephyr.rounds.config import PairRule
 
 NO_SCORE = math.nan
@@ -98,5 +107,11 @@ def test_rows_name_where_they_come_from() -> None:
     assert rows[0]["chosen"] == "b" and rows[0]["samples"][0] == 1
     assert rows[0]["calls"][0] == "call-1" and rows[0]["policy_digest"] == "w"
     assert rng_of(7, 2, "x").random() != rng_of(7, 1, "x").random()
+    assert mean_scores(rows)["mean_chosen"] == 5.0
+    # The control's scores are there, and training does not take them for ratings of the two sides.
+    control = list(pair_rows(PairRule(choose="random"), scored * 9, 2, 7, dropped))
+    assert not any(margins(row) for row in control) and all(margins(row) for row in rows)
+    assert any(low < high for low, high in (row["points"] for row in control))
     best = next(iter(best_rows(scored, 1, 7, dropped)))
+    assert mean_scores([best]) == {"mean_chosen": 5.0}
     assert best["messages"][-1] == {"role": "assistant", "content": "b"}
