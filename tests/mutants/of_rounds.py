@@ -35,7 +35,6 @@ MUTANTS: list[Mutant] = [
             SCORERS + "test_a_judge_scores_each_answer_by_itself",
             SCORERS + "test_a_reply_without_a_score_is_nan",
         ),
-        ("mask_BL[row, : len(ids)] = 1", "mask_BL[row] = 1"),
         ("lm.config.pad_token_id = padding", "lm.config.pad_token_id = own"),
         ("add_special_tokens=False", "add_special_tokens=True"),
         ("of_policy[pair, side] - of_reference", "of_reference[pair, side] - of_policy"),

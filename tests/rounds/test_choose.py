@@ -66,6 +66,14 @@ def test_the_control_looks_at_no_score() -> None:
     assert set(found) == {(i, j) for i in range(4) for j in range(4) if i != j}
     assert min(found.values()) > 20
     assert set(picks(PairRule(choose="random"), answers(("a", 2.0), ("b", 2.0)))) == {"tie"}
+    # The best of a prompt may be a text whose only worse one is the same text: of both or of none.
+    doubled = answers(("a", 5.0), ("a", 1.0), ("b", 5.0))
+    for seed in range(20):
+        found = [
+            choose_pair(PairRule(choose=choose), doubled, random.Random(seed)) == "tie"
+            for choose in ("random", "best_worst")
+        ]
+        assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("choose", ["best_worst", "best_random", "random"])
