@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import signal
@@ -138,7 +139,9 @@ def test_a_signal_saves_and_the_next_start_goes_on(
     pids = tree_of(process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(120) == 75, log.read_text()[-3000:]
-    assert not any(map(running, pids)) and "the run is saved" in log.read_text()
+    assert not any(map(running, pids)) and "the same command continues" in log.read_text()
+    status = json.loads((tmp_path / "rounds/round-1/dpo/status.json").read_text())
+    assert status["code"] == 75 and "the run is saved" in status["message"]
     assert list((tmp_path / "rounds/round-1/dpo/checkpoints").glob("step-*"))
 
 
