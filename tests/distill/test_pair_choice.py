@@ -83,6 +83,11 @@ def test_several_stronger_models_are_drawn_evenly(tmp_path: Path) -> None:
     options = {"strong": ("s1", "s2"), "weak": ("v", "w")}
     pairs, _ = made(tmp_path, rows, "delta", **options)
     assert set(Counter(models(pairs)).values()) <= set(range(70, 131))
+    for number in range(0, 400, 10):  # one of the weaker answers is the stronger one's text
+        for answer in rows[number]["completions"]:
+            answer["text"] = "other" if answer["model"] == "v" else "same"
+    assert len(made(tmp_path, rows, "delta", **options)[0]) == 400
+    pairs, _ = made(tmp_path, rows, "delta", **options)
     again, _ = made(tmp_path, random.Random(0).sample(rows, 400), "delta", **options)
     assert sorted(map(str, pairs)) == sorted(map(str, again))
 

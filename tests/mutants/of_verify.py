@@ -59,7 +59,10 @@ MUTANTS: list[Mutant] = [
             ("shares, losses = [0.0], []\n    for row in rows:"),
             ("shares, losses = [0.0], []\n    for row in rows[:1]:"),
         ),
-        ("losses.append(float(loss_sum) / row.units)", "losses.append(float(loss_sum))"),
+        (
+            "losses.append(float(loss_sum) / total(split.weights, row.indices))",
+            "losses.append(float(loss_sum))",
+        ),
         ('    for side in ("chosen", "rejected"):', '    for side in ("chosen",):'),
         (
             'nats_P = (stats[f"rewards/{side}"].abs() / config.beta).tolist()',
@@ -170,7 +173,10 @@ MUTANTS: list[Mutant] = [
         ("if count != planned[name]:", "if count < planned[name]:"),
         ("wanted = (run.keep + 1) * 12 *", "wanted = run.keep * 12 *"),
         ("wanted = (run.keep + 1) * 12 *", "wanted = (run.keep + 1) * 8 *"),
-        ("engine.num_parameters + exported - held", "engine.num_parameters + exported"),
+        (
+            "engine.num_trained_parameters + exported - held",
+            "engine.num_trained_parameters + exported",
+        ),
         ("if free < wanted:", "if free <= wanted:"),
         ("if states > free:", "if wanted > free:"),
         ("if states > free:", "if False:"),

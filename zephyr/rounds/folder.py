@@ -139,6 +139,21 @@ class RoundsFolder:
         return self.path / "ledger.jsonl"
 
 
+def wait_until_free(path: Path) -> None:
+    """Wait until nobody holds the lock on a file: ranks end some seconds after their launcher was
+    killed. Raises: BadInput after LOCK_SECONDS."""
+    until = time.monotonic() + LOCK_SECONDS
+    while path.exists():
+        with path.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise BadInput(f"{path} is in use by another process") from None
+        time.sleep(0.2)
+
+
 def is_alive(owner: str) -> bool:
     """Whether the process that wrote its name into a lock still runs, as far as can be known."""
     words = owner.split()

@@ -24,7 +24,7 @@ from zephyr.progress import info
 from zephyr.rounds import answers
 from zephyr.rounds.choose import best_rows, pair_rows
 from zephyr.rounds.config import RoundsConfig
-from zephyr.rounds.folder import RoundsFolder, is_done, read_rows_of
+from zephyr.rounds.folder import RoundsFolder, is_done, read_rows_of, wait_until_free
 from zephyr.rounds.processes import STOPPED, Job, Launch, Stopped
 from zephyr.rounds.server import serving
 from zephyr.teacher import Budget, Ledger, Reply, Teacher, ask
@@ -144,6 +144,7 @@ def score(rounds: Rounds, number: int, teacher: Teacher | None = None) -> None:
     out = rounds.folder.round(number) / SCORED
     if is_done(out):
         return
+    wait_until_free(rounds.folder.ledger)
     scorer = rounds.scorer(number)
     if teacher is None and scorer.partition(":")[0] in ("hf", "rm", "implicit"):
         # The models are loaded by processes that end; then all scores are in the ledger.
@@ -292,6 +293,7 @@ def train(rounds: Rounds, number: int) -> None:
     run = rounds.folder.run(rounds.config, number)
     if is_finished(run):
         return
+    wait_until_free(run / "lock")
     keys = training_keys(rounds, number)
     overrides = [f"{key}={json.dumps(value)}" for key, value in keys.items()]
     arguments = [str(rounds.folder.path / "train.yaml"), *overrides]

@@ -342,8 +342,8 @@ class Engine:
     @property
     def num_layer_parameters(self) -> int:
         """Weights outside embedding and output layer, quantised ones too, without adapters."""
-        quantised = sum(getattr(m, "quantised_weights", 0) for m in self.policy.lm.modules())
-        return quantised + sum(
+        quantized = sum(getattr(m, "quantized_weights", 0) for m in self.policy.lm.modules())
+        return quantized + sum(
             p.ds_numel
             for name, p in self.policy.lm.named_parameters()
             if not any(part in name for part in ("embed_tokens", "lm_head", ".lora_"))
