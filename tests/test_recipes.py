@@ -188,8 +188,15 @@ def test_a_shape_has_the_size_of_its_model(
     assert in_layers is None or f"{model.num_layer_parameters / 1e9:.2f}" == in_layers
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
+# A dry run takes a second or two: one of each new family in `make test`, all in `make test-long`.
+QUICK = ("tulu3-8b/dpo.yaml", "olmo3-7b/dpo.yaml", "qwen3-0.6b/sft.yaml")
+DRY_RUNS = [
+    pytest.param(path, id=name, marks=() if name in QUICK else pytest.mark.long)
+    for path, name in zip(CONFIGS, NAMES)
+]
+
+
+@pytest.mark.parametrize("path", DRY_RUNS)
 def test_a_dry_run_of_a_shipped_config(
     path: Path, models: dict[str, Path], launch: Launch, tmp_path: Path
 ) -> None:

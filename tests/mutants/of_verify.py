@@ -173,7 +173,10 @@ MUTANTS: list[Mutant] = [
         ("if count != planned[name]:", "if count < planned[name]:"),
         ("wanted = (run.keep + 1) * 12 *", "wanted = run.keep * 12 *"),
         ("wanted = (run.keep + 1) * 12 *", "wanted = (run.keep + 1) * 8 *"),
-        ("engine.num_parameters + exported - held", "engine.num_parameters + exported"),
+        (
+            "engine.num_trained_parameters + exported - held",
+            "engine.num_trained_parameters + exported",
+        ),
         ("if free < wanted:", "if free <= wanted:"),
         ("if states > free:", "if wanted > free:"),
         ("if states > free:", "if False:"),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -358,6 +359,40 @@ def test_dpo_equals_plain_pytorch(case: Case, tmp_path: Path, train_records: Run
     if case.dtype == "float32" or not (case.weights or CLOSED_FORMS[case.loss].sft_weight):
         first = wanted[0]["loss"]  # in bfloat16, an SFT term and WPO's weights are off by rounding
         assert abs(records[0]["loss"] - first) < 1e-6 * max(1, first)
+
+
+def against(config: oracle.Config, reference: Path | None, folder: Path) -> oracle.Config:
+    """The config with another reference, in a run folder of its own."""
+    model = None if reference is None else str(reference)
+    run = {**config["run"], "dir": str(folder)}
+    return {**config, "reference": {**config["reference"], "model": model}, "run": run}
+
+
+@pytest.mark.parametrize("persistent", [0, pytest.param(10**6, marks=pytest.mark.long)])
+def test_another_reference_equals_plain_pytorch(
+    persistent: int, tmp_path: Path, train_records: Run
+) -> None:
+    """`reference.model` on two ranks. Fails where the policy keeps a weight of the reference (also
+    one that every rank holds whole), or its log-probs are stored under the policy's address. A copy
+    of the policy's folder is the policy itself: rewards of 0, and its log-probs are to the bit
+    those of the policy after the other weights were in its place."""
+    config = dpo_config(tmp_path, Case(2, SMALL, False, beta=0.1, epochs=1))
+    settings = json.loads((ROOT / "configs/deepspeed/cpu.json").read_text())
+    settings["zero_optimization"]["stage3_param_persistence_threshold"] = persistent
+    (tmp_path / "zero3.json").write_text(json.dumps(settings))
+    config["hardware"]["deepspeed"] = str(tmp_path / "zero3.json")
+    copy = Path(shutil.copytree(config["model"], tmp_path / "copy"))
+    itself = train_records("train_dpo.py", against(config, copy, tmp_path / "itself"), 2)
+    other = against(config, tiny_model(tmp_path / "other", seed=9), tmp_path / "another")
+    records, wanted = train_records("train_dpo.py", other, 2), list(oracle.dpo_trace(other))
+    compare(records, wanted)
+    assert abs(wanted[0]["rewards/margins"]) > 0.01, "the references must differ"
+    assert itself[0]["rewards/chosen"] == 0.0
+    assert itself[0]["logps/chosen"] == records[0]["logps/chosen"]
+    if persistent:  # the long test: against a run that names no reference, step by step
+        plain = train_records("train_dpo.py", against(config, None, tmp_path / "plain"), 2)
+        for record, expected in zip(itself, plain, strict=True):
+            assert {name for name in expected if record[name] != expected[name]} <= ABOUT_SPEED
 
 
 @pytest.mark.parametrize(

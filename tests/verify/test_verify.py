@@ -155,13 +155,16 @@ def test_a_disk_or_a_memory_that_is_too_small(
         num_key_value_heads=1,
         vocab_size=10,
     )
+    decoder = torch.nn.Linear(1000, 1, bias=False)
+    decoder.config = lm
     engine = SimpleNamespace(
         num_parameters=1000,
-        parameter_bytes=lambda: [("w", 4000)],
+        num_trained_parameters=1000,
+        num_adapter_parameters=0,
         world_size=2,
         rank=1,
         free_memory_bytes=lambda: 6000,
-        policy=SimpleNamespace(lm=SimpleNamespace(config=lm)),
+        policy=SimpleNamespace(lm=decoder),
         settings={"zero_optimization": {}},
         gradient_dtype="float32",
         warn=said.append,
@@ -185,7 +188,8 @@ def test_a_disk_or_a_memory_that_is_too_small(
             ):
                 require_disk(engine, Run(dir=str(tmp_path)))
     split = SimpleNamespace(plan=plan_pass([30, 50], ranks=2, budget_tokens=100), tokens=[30, 50])
-    config = SimpleNamespace(hardware=Hardware(dtype="float32", activation_checkpointing=True))
+    hardware = Hardware(dtype="float32", activation_checkpointing=True)
+    config = SimpleNamespace(hardware=hardware, adapter=None)
     found = require_memory(engine, config, split)
     head = (
         4 * 500 + 4 * (500 + 40) + 50 * 4 * 16

@@ -2,9 +2,11 @@
 
 from zephyr.config import BadInput
 from zephyr.costs.work import Config, Model, Settings, Work
+from zephyr.model.adapter import kept_numbers
 from zephyr.model.export import SHARD_BYTES
 from zephyr.model.load import DTYPES
 from zephyr.model.memory import step_memory, zero_size
+from zephyr.model.nf4 import WEIGHT_BYTES
 from zephyr.packing import Plan
 from zephyr.training import shards
 from zephyr.training.deepspeed_settings import section_of
@@ -58,10 +60,11 @@ def predict_memory(
         sum(column[i] for i in fullest) for column in (work.tokens, work.scored, work.keys)
     )
     zero = section_of(settings, "zero_optimization")
-    item, share = DTYPES[config.hardware.dtype].itemsize, model.parameters // ranks
+    item, share = DTYPES[config.hardware.dtype].itemsize, model.trained // ranks
+    rank = config.adapter.r if config.adapter else 0
     parts = step_memory(
         model.config,
-        model.parameters,
+        model.shared,
         ranks=ranks,
         tokens=tokens,
         scored=scored,
@@ -70,10 +73,14 @@ def predict_memory(
         zero=zero,
         device=device,
         gradient_dtype=gradient_dtype,
+        adapters=model.adapters,
+        adapters_keep=kept_numbers(model.adapted, rank, config.hardware.activation_checkpointing),
     )
     on_device = not is_offloaded(settings, "offload_optimizer")
     held = (12 + SUM_BYTES[gradient_dtype]) if on_device else 0
-    states = share * (held + item * (not is_offloaded(settings, "offload_param")))
+    weights = item * (model.shared // ranks)
+    on_host = is_offloaded(settings, "offload_param")
+    states = share * held + weights * (not on_host) + int(WEIGHT_BYTES * model.quantized)
     update = parts["update"] if on_device else 0
     buckets = item * zero_size(zero, "reduce_bucket_size", 5e8)
     in_micro_batch = parts["gathered"] + parts["activations"] + parts["head"]
@@ -90,17 +97,18 @@ def predict_memory(
         "save_host": max(
             min(12 * share, shards.FILE_BYTES), min(item * model.parameters, SHARD_BYTES)
         ),
-        "host": min(ranks, RANKS_PER_NODE) * host_bytes(share, item, settings, gradient_dtype),
+        "host": min(ranks, RANKS_PER_NODE) * host_bytes(share, weights, settings, gradient_dtype),
     }
 
 
-def host_bytes(share: int, item: int, settings: Settings, gradient_dtype: str) -> int:
+def host_bytes(share: int, weights: int, settings: Settings, gradient_dtype: str) -> int:
     """Bytes of the host's memory that a rank's offloaded states take.
 
     In `offload_optimizer`: weights, both moments and the gradient of the update in float32, and
     the sums of gradients. In `offload_param`: the weights in the model's dtype. torch rounds each
     pinned block up to a power of two (the gradient of the update has a block for each sub-group).
-    Args: share: parameters of a rank. item: bytes of one in the model's dtype.
+    Args: share: trained parameters of a rank. weights: bytes of all its parameters in the model's
+    dtype.
     """
     total = 0
     zero = section_of(settings, "zero_optimization")
@@ -112,7 +120,7 @@ def host_bytes(share: int, item: int, settings: Settings, gradient_dtype: str) -
         total += 12 * share + sum(map(round_up, blocks) if pinned else blocks)
     if is_offloaded(settings, "offload_param"):
         pinned = is_pinned(settings, "offload_param")
-        total += round_up(item * share) if pinned else item * share
+        total += round_up(weights) if pinned else weights
     return total
 
 

@@ -72,7 +72,7 @@ def page(
     if host_memory is not None and host_memory <= 0:
         raise BadInput(f"--host-memory: GB > 0 are wanted, got {host_memory:g}")
     name, figures = choose_device(device, card or Card(), config.hardware.dtype, gpus)
-    model = costs.read_model(config.model, shape)
+    model = costs.read_model(config.model, shape, config.adapter)
     report = predict(
         config,
         model,
@@ -292,7 +292,7 @@ def estimate(engine: Engine, config: Config, examples: Pairs | Texts) -> str:
         device = measure_cpu(config.hardware.dtype, engine.world_size)
     report = predict(
         config,
-        costs.read_model(config.model, None),
+        costs.read_model(config.model, None, config.adapter),
         token_counts(examples),
         engine.world_size,
         name,

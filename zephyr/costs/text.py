@@ -32,7 +32,7 @@ COLUMNS = (
 VALIDATION_NOTE = (
     "Checked against measurements: memory and ratios of times on 1 and 2 CPU ranks; five steps at "
     "7B on one H200,\nwhose times were predicted 1 to 5 % too short and whose memory within 1 %. "
-    "Never checked: other GPUs, more GPUs than one,\nfused kernels, elementwise, offload."
+    "Never checked: other GPUs, more GPUs than one,\nfused kernels, elementwise, offload, adapters."
 )
 # All that the command prints, with the fields of the `Device`.
 Report = TypedDict(

@@ -27,6 +27,7 @@ from zephyr.costs.work import Config, Model, Settings, Work
 from zephyr.model.load import DTYPES
 from zephyr.model.logprobs import CHUNK_ELEMENTS
 from zephyr.model.memory import inner_size, query_and_key_sizes
+from zephyr.model.nf4 import WEIGHT_BYTES
 from zephyr.packing import Plan
 from zephyr.training.deepspeed_settings import section_of
 from zephyr.training.devices import Device
@@ -132,7 +133,10 @@ def example_seconds(
     products_rate = device.peak * device.efficiency
     policy = hardware.activation_checkpointing
     layers, head = 2.0 * model.num_layer_parameters, 2.0 * lm.hidden_size * lm.vocab_size
-    attention = np.array(work.forward) - layers * tokens - head * scored
+    adapters, frozen = 2.0 * model.adapters, model.adapters > 0
+    # Of frozen matrices `work.forward` holds two thirds (see `forward_flops`).
+    of_matrices = (layers * tokens + head * scored) * (2 / 3 if frozen else 1)
+    attention = np.array(work.forward) - of_matrices - adapters * tokens
     mlp = 6.0 * lm.num_hidden_layers * lm.hidden_size * inner_size(lm)
     times, repeated_products, repeated_attention = 1.0, 0.0, 0.0
     traffic = elementwise_traffic(lm, hardware)
@@ -142,16 +146,18 @@ def example_seconds(
         repeated_products = {"mlp": mlp, True: layers}.get(policy, 0.0)
         repeated_attention = ATTENTION_BACKWARD + (policy is True)
         moved = sum(traffic)
-    products = (times * layers + repeated_products) * tokens / products_rate
+    products = (times * (layers + adapters) + repeated_products) * tokens / products_rate
+    if training and frozen:  # no gradient of a frozen matrix
+        products -= layers * tokens / products_rate
     attention_seconds = (
         (1 + repeated_attention) * attention / flash_rate(attention, tokens, lm, device, kind)
     )
     elementwise = lm.num_hidden_layers * moved * tokens
     elementwise += key_bytes(lm, item, tokens, keys) * (1 + training + (policy is True) * training)
     logit_bytes = sum(LOGIT_BYTES) if training else LOGIT_BYTES[0]
-    if training:  # the gradient of the weight is read and written for each chunk of rows
+    if training and not frozen:  # the weight's gradient is read and written for each chunk of rows
         logit_bytes += 8 * lm.hidden_size * lm.vocab_size / CHUNK_ELEMENTS[kind]
-    head_seconds = (4 if training else 1) * head * scored / products_rate
+    head_seconds = (4 - frozen if training else 1) * head * scored / products_rate
     head_seconds += logit_bytes * lm.vocab_size * scored / memory_rate
     parts = (products, attention_seconds, elementwise / memory_rate, head_seconds)
     seconds_EC: Array = np.stack(parts, axis=1)
@@ -228,11 +234,12 @@ def communication_seconds(
     """
     item = DTYPES[config.hardware.dtype].itemsize
     gathers = 2 if training else 1
-    moved = gathers * item
+    share = model.shared / ranks
+    moved = gathers * item * share
     if training:
-        moved += 4 if settings.get("communication_data_type") == "fp32" else item
-    share = model.parameters / ranks
-    seconds = moved * share * (ranks - 1) / network_rate(device, ranks)
+        reduced = 4 if settings.get("communication_data_type") == "fp32" else item
+        moved += reduced * model.trained / ranks
+    seconds = moved * (ranks - 1) / network_rate(device, ranks)
     if is_offloaded(settings, "offload_param"):
         seconds += gathers * item * share / device.host
     return seconds
@@ -248,7 +255,7 @@ def offloaded_gradient_seconds(
     if not is_offloaded(settings, "offload_optimizer"):
         return 0.0
     moved = summed * (2 * micro_batches - 1) + 4
-    return moved * model.parameters / ranks / device.host
+    return moved * model.trained / ranks / device.host
 
 
 def network_rate(device: Device, ranks: int) -> float:
@@ -264,7 +271,7 @@ def update_seconds(
     model: Model, ranks: int, device: Device, settings: Settings, log_every: int
 ) -> tuple[float, float]:
     """Seconds of the update, and of `update_ratio` in a mean step."""
-    share = model.parameters / ranks
+    share = model.trained / ranks
     update, rate = UPDATE_BYTES * share, MEMORY_EFFICIENCY * device.memory_rate
     if is_offloaded(settings, "offload_optimizer"):
         update, rate = HOST_UPDATE_BYTES * share, HOST_RATE / min(ranks, RANKS_PER_NODE)
@@ -357,8 +364,12 @@ def copies(
     """Seconds of ZeRO-3's copies on the device in each micro-batch [M]."""
     item, summed = DTYPES[config.hardware.dtype].itemsize, SUM_BYTES[gradient_dtype]
     ranks, rate = len(plan.steps[0].ranks), MEMORY_EFFICIENCY * device.memory_rate
+    # Frozen weights are put together after each gather; quantised ones are read and written whole.
+    frozen = 4.0 * item * (model.shared - model.trained) * (ranks > 1)
+    passes = 2 if config.hardware.activation_checkpointing is False else 3
+    frozen += passes * (WEIGHT_BYTES + item) * model.quantized
     later, first = (
-        copy_bytes(model.parameters, ranks, item, summed, settings, first) / rate
+        (copy_bytes(model.trained, ranks, item, summed, settings, first) + frozen) / rate
         for first in (False, True)
     )
     return np.array(

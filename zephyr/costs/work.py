@@ -2,13 +2,17 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from zephyr.config import BadInput, DPOConfig, SFTConfig
+from zephyr.config import Adapter, BadInput, DPOConfig, SFTConfig
+from zephyr.model import adapter as adapters
+from zephyr.model.adapter_files import is_adapter
+from zephyr.model.load import base_folder
 from zephyr.model.policy import MODEL_CONFIG_ERRORS
 from zephyr.training.flops import pair_flops, text_flops
 
@@ -31,6 +35,19 @@ class Model(NamedTuple):
     config: PreTrainedConfig
     parameters: int
     num_layer_parameters: int  # of all layers together, without embedding and head
+    adapters: int = 0  # parameters of adapters, the only ones trained; 0: all are
+    adapted: tuple[int, ...] = ()  # outputs of each layer with an adapter
+    quantized: int = 0  # those of the parameters that are kept in 4 bits, whole on every rank
+
+    @property
+    def trained(self) -> int:
+        """Parameters that the optimizer updates."""
+        return self.adapters or self.parameters
+
+    @property
+    def shared(self) -> int:
+        """Parameters that ZeRO-3 shards over ranks."""
+        return self.parameters - self.quantized + self.adapters
 
 
 class Work(NamedTuple):
@@ -52,15 +69,17 @@ def require_model_folder(path: str) -> None:
         raise BadInput(f"model {path}: no such folder; with --shape and --lengths none is needed")
 
 
-def read_model(path: str, shape: str | None) -> Model:
+def read_model(path: str, shape: str | None, adapter: Adapter | None = None) -> Model:
     """Count the parameters of a model without its weights.
 
     Args: path: folder or hub id, whose config.json is read. shape: a model type, whose default
-    sizes replace the config.json.
+    sizes replace the config.json. adapter: as the config's.
     Raises: BadInput where there is no such config or transformers refuses it.
     """
     if not shape:
         require_model_folder(path)
+        if is_adapter(Path(path)):
+            path = str(base_folder(Path(path))[0])
     try:
         config = (
             AutoConfig.for_model(shape)
@@ -82,7 +101,22 @@ def read_model(path: str, shape: str | None) -> Model:
     outside = sum(
         size for name, size in sizes.items() if "embed_tokens" in name or "lm_head" in name
     )
-    return Model(config, sum(sizes.values()), sum(sizes.values()) - outside)
+    return with_adapters(
+        Model(config, sum(sizes.values()), sum(sizes.values()) - outside), lm, adapter
+    )
+
+
+def with_adapters(model: Model, lm: PreTrainedModel, adapter: Adapter | None) -> Model:
+    """The model with adapters beside its layers. Raises: ConfigError for a target of no layer."""
+    if adapter is None:
+        return model
+    shapes = adapters.layer_shapes(lm, adapter.targets)
+    linear = adapters.layer_shapes(lm, [adapters.ALL_LINEAR])
+    return model._replace(
+        adapters=sum(adapter.r * (inputs + outputs) for inputs, outputs in shapes),
+        adapted=tuple(outputs for _, outputs in shapes),
+        quantized=sum(i * o for i, o in linear) if adapter.quantize == "nf4" else 0,
+    )
 
 
 def profile_lengths(profile: str, config: Config) -> Lengths:
@@ -127,11 +161,12 @@ def example_work(lengths: Lengths, model: Model, config: Config) -> Work:
     if isinstance(config, SFTConfig):
         tokens = [n for n, _ in lengths]
         targets = [n for _, n in lengths]
-        return Work(tokens, targets, tokens, [text_flops(lm, layers, n, t) for n, t in lengths])
+        flops = [text_flops(lm, layers, n, t, model.adapters) for n, t in lengths]
+        return Work(tokens, targets, tokens, flops)
     shared = config.hardware.prefix_sharing
     return Work(
         [(2 - shared) * p + c + r for p, c, r in lengths],
         [c + r for _, c, r in lengths],
         [2 * p + c + r for p, c, r in lengths],
-        [pair_flops(lm, layers, p, c, r, shared) for p, c, r in lengths],
+        [pair_flops(lm, layers, p, c, r, shared, model.adapters) for p, c, r in lengths],
     )

@@ -173,8 +173,34 @@ def prompt_id(row: Row) -> str:
 def answers_digest(ids: Sequence[object], texts: Sequence[object]) -> str:
     """SHA-256 (hex) of a model's answers by prompt, whatever file or order they came from: it tells
     which answers a result is about."""
-    pairs = sorted([str(id), text] for id, text in zip(ids, texts, strict=True))
+    pairs = sorted([str(id), text or ""] for id, text in zip(ids, texts, strict=True))
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+
+
+def require_answers_of(
+    records: str,
+    judged: Mapping[str, Sequence[tuple[Row, str]]],
+    contenders: Sequence[Contender],
+) -> None:
+    """Check that records are about the answers that the contenders' files hold.
+
+    Args: judged: prompt rows and the answers to them that the records are about, by model.
+
+    Raises: BadInput for a model that has no file, or that the records are not about; for a prompt
+    that is missing in the file or in the records, and for another answer."""
+    for name, teacher, stored in contenders:
+        if teacher is not None or name not in judged:
+            raise BadInput(
+                f"{name}: expected the file of a model's answers that {records} is about; it is "
+                f"about {', '.join(sorted(judged))}"
+            )
+        texts = find_stored(name, stored, [row for row, _ in judged[name]])
+        for (row, shown), text in zip(judged[name], texts):
+            if (text or "") != shown:
+                raise BadInput(
+                    f"{records}: its record at {prompt_id(row)!r:.200} is about another answer "
+                    f"than that in the file of {name}: judge these answers again"
+                )
 
 
 def record_digests(sources: Sequence[str]) -> dict[str, str]:

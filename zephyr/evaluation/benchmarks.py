@@ -94,8 +94,26 @@ def evaluate_mt_bench(
     kind = "pair" if pairwise else "single"
     rows, by = judge_answers(kind, bench, answers, judge, ask, max_tokens=judge_tokens, seed=seed)
     write_rows(out / "model_judgment" / f"{file_name(judge)}_{kind}.jsonl", rows)
-    digest_of = {name: answers_digest([*of], [*of.values()]) for name, of in answers.items()}
-    return rows, {"judge": by, "answers": digest_of}
+    return rows, {"judge": by, "answers": turns_digests(answers)}
+
+
+def turns_digests(answers: Mapping[str, Turns]) -> dict[str, str]:
+    """`answers_digest` of each model, by its name."""
+    return {name: answers_digest([*of], [*of.values()]) for name, of in answers.items()}
+
+
+def stored_turns(arguments: Sequence[str]) -> dict[str, Turns]:
+    """The answers of `[NAME=]FILE` in FastChat's format, by model. Raises: BadInput for what is no
+    file."""
+    found: dict[str, Turns] = {}
+    for argument in arguments:
+        named = NAMED.fullmatch(argument)
+        path = Path(named[2] if named else argument)
+        if not path.is_file():
+            raise BadInput(f"{argument}: expected a file of the answers that were judged")
+        for model, turns in read_answers(path).items():
+            found[named[1] if named else model] = turns
+    return found
 
 
 def bench_answers(

@@ -222,9 +222,7 @@ def summarise(candidates: Candidates, prompts: Sequence[Row]) -> dict[str, objec
     }
 
 
-def write_candidates(
-    out: Path, prompts: Sequence[Row], candidates: Candidates, scorer: str
-) -> None:
+def write_candidates(out: Path, prompts: Sequence[Row], candidates: Candidates) -> None:
     """NAME.candidates.jsonl, all answers with their scores as `zephyr binarize` reads them, and
     NAME.jsonl, the chosen answers as every `zephyr eval` reads them."""
     assert candidates.scores is not None, "the answers are scored first"
@@ -232,10 +230,10 @@ def write_candidates(
     for row, texts, scores in zip(prompts, candidates.texts, candidates.scores):
         about = {"prompt_id": row["prompt_id"], "prompt": row["prompt"]}
         completions = [
-            {"model": candidates.name, "text": text, "overall": score}
+            {"model": candidates.name, "text": text, "scores": {"score": score}, "overall": score}
             for text, score in zip(texts, scores)
         ]
-        every.append({**about, "completions": completions, "scorer": scorer})
+        every.append({**about, "completions": completions})
         chosen.append({**about, **best_row(texts, scores)})
     for path, rows in zip(output_files(out, candidates.name), (every, chosen)):
         write_rows(path, rows)
@@ -308,7 +306,7 @@ def choose(
                 f"{candidates.name}: its answers have no stored scores (overall of each "
                 "completion), expected --scorer"
             )
-        write_candidates(out, prompts, candidates, scorer or "stored")
+        write_candidates(out, prompts, candidates)
         by = {"scorer": scorer or "stored"}
         results[candidates.name] = {**summarise(candidates, prompts), **by}
     return results

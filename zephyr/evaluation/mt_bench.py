@@ -193,6 +193,37 @@ def score_judgments(
     return results
 
 
+def require_turns(
+    records: Iterable[tuple[str, Row]], answers: Mapping[str, Mapping[object, Sequence[str]]]
+) -> None:
+    """Check that judgements are about the answers that files hold: the prompts that the records
+    keep must show them.
+
+    Args: answers: both turns by model and question id.
+
+    Raises: BadInput for a question without an answer, an answer without a judgement, or a prompt
+    that shows another answer."""
+    judged: defaultdict[str, set[object]] = defaultdict(set)
+    for place, row in records:
+        prompts = [str(row[key]) for key in ("user_prompt", "g1_user_prompt") if key in row]
+        for key in ("model", "model_1", "model_2"):
+            name, question = str(row.get(key)), row.get("question_id")
+            if name not in answers:
+                continue
+            judged[name].add(question)
+            turns = answers[name].get(question)
+            if turns is None:
+                raise BadInput(f"{place}: the file of {name} has no answer to question {question}")
+            if any(turns[int(row["turn"]) - 1] not in prompt for prompt in prompts):
+                raise BadInput(
+                    f"{place}: the judgement of question {question} is about another answer than "
+                    f"that in the file of {name}: judge these answers again"
+                )
+    for name, of_model in answers.items():
+        if extra := [question for question in of_model if question not in judged[name]]:
+            raise BadInput(f"{name}: no judgement of its answer to question {extra[0]!r}")
+
+
 def game_verdict(row: Row, game: int) -> str | None:
     """The verdict of game 1 or 2 as A, the answer shown first, B or tie; None: no verdict."""
     shown = ("model_1", "model_2") if game == 1 else ("model_2", "model_1")

@@ -36,6 +36,7 @@ class AdaptedLinear(Protocol):
     """What peft's layer around a linear layer has; the type of nn.Module does not show it."""
 
     base_layer: nn.Module
+    out_features: int
     lora_A: nn.ModuleDict
     lora_B: nn.ModuleDict
     scaling: dict[str, float]
@@ -183,6 +184,31 @@ def starting_values(name: str, shape: tuple[int, int], seed: int) -> Tensor:
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
 
+def layer_shapes(lm: PreTrainedModel, targets: Sequence[str]) -> list[tuple[int, int]]:
+    """Inputs and outputs of the layers that `adapter.targets` means, in a decoder without adapters.
+
+    Raises:
+        ConfigError: as `target_names`.
+    """
+    modules = (cast(nn.Linear, lm.get_submodule(name)) for name in target_names(lm, targets))
+    return [(module.in_features, module.out_features) for module in modules]
+
+
+def kept_numbers(outputs: Sequence[int], rank: int, checkpointing: bool | str) -> int:
+    """Numbers that adapters keep for the backward of a token, in all layers.
+
+    The output of A. Under "elementwise" also that of B, a matrix product. Where whole layers are
+    computed again: none.
+
+    Args:
+        outputs: of each layer with an adapter.
+        checkpointing: as `hardware.activation_checkpointing`.
+    """
+    if checkpointing is True:
+        return 0
+    return sum(rank + (size if checkpointing == "elementwise" else 0) for size in outputs)
+
+
 def exported(lm: nn.Module) -> Iterator[Exported]:
     """The tensors of a decoder as others know it: adapters merged, quantised matrices dequantised.
 
@@ -193,7 +219,7 @@ def exported(lm: nn.Module) -> Iterator[Exported]:
     for module_name, module in lm.named_modules():
         layer = adapted.get(id(module))
         if isinstance(module, Nf4Linear):
-            size = module.quantised_weights * module.dtype.itemsize
+            size = module.quantized_weights * module.dtype.itemsize
             name = plain_name(f"{module_name}.weight")
             yield Exported(name, size, factors(layer), partial(merge_quantized, module, layer))
         for leaf, parameter in module.named_parameters(recurse=False):

@@ -101,6 +101,7 @@ def step_memory(
     keys: float = 1.0,
     gradient_dtype: str = "float32",
     adapters: int = 0,
+    adapters_keep: int = 0,
 ) -> dict[str, int]:
     """Estimated bytes of a rank's first step, beside the model shard that it holds already.
 
@@ -118,6 +119,7 @@ def step_memory(
         keys: keys a token in it, > 1 where prompts are shared.
         gradient_dtype: in which gradients are summed over micro-batches: float32 or bfloat16.
         adapters: parameters of adapters, the only ones that are trained; 0: all are.
+        adapters_keep: numbers that they keep for the backward of a token.
 
     Returns:
         moments: Adam's, unless they are offloaded; then the gradient of the update.
@@ -145,6 +147,7 @@ def step_memory(
         live = min(parameters, zero_size(zero, "stage3_max_live_parameters"))
         gathered = item_bytes(hardware) * live
     keeps = tokens * lm.num_hidden_layers * layer_bytes(lm, hardware, keys)
+    keeps += tokens * item_bytes(hardware) * adapters_keep
     return {
         "moments": moments,
         "update": update,

@@ -69,7 +69,7 @@ class Nf4Linear(nn.Module):
         self.bias = linear.bias
 
     @property
-    def quantised_weights(self) -> int:
+    def quantized_weights(self) -> int:
         """Weights of the matrix."""
         return self.in_features * self.out_features
 

@@ -13,13 +13,14 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zephyr.chat import EncodedPair, EncodedText
 from zephyr.config import BadInput, DPOConfig, Run, SFTConfig
+from zephyr.model import adapter as adapters
 from zephyr.model.memory import step_memory, step_peak
 from zephyr.packing import PackedBatch
 from zephyr.training.engine import Engine
@@ -342,7 +343,7 @@ def require_disk(engine: Engine, run: Run) -> Finding:
     """
     folder = Path(run.dir) / "checkpoints"
     held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    exported = sum(size for _, size in engine.parameter_bytes())
+    exported = sum(tensor.bytes for tensor in adapters.exported(cast(nn.Module, engine.policy.lm)))
     wanted = (run.keep + 1) * 12 * engine.num_trained_parameters + exported - held
     free = shutil.disk_usage(run.dir).free
     if free < wanted:
@@ -380,6 +381,7 @@ def require_memory(engine: Engine, config: DPOConfig | SFTConfig, split: Split) 
         device=engine.device.type,
         gradient_dtype=engine.gradient_dtype,
         adapters=engine.num_adapter_parameters,
+        adapters_keep=kept_by_adapters(engine, config),
     )
     free, wanted = engine.free_memory_bytes(), step_peak(parts)
     states = parts["moments"] + parts["update"]
@@ -397,6 +399,17 @@ def require_memory(engine: Engine, config: DPOConfig | SFTConfig, split: Split) 
             "not suffice"
         )
     return {"predicted_bytes": wanted, "free_bytes": free}
+
+
+def kept_by_adapters(engine: Engine, config: DPOConfig | SFTConfig) -> int:
+    """Numbers that adapters keep for the backward of a token."""
+    if config.adapter is None:
+        return 0
+    layers = adapters.adapted_layers(cast(nn.Module, engine.policy.lm)).values()
+    outputs = [layer.out_features for layer in layers]
+    return adapters.kept_numbers(
+        outputs, config.adapter.r, config.hardware.activation_checkpointing
+    )
 
 
 def require_below(tolerance: float, complaint: str, difference: float) -> Finding:
