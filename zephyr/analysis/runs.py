@@ -55,8 +55,9 @@ class Run(NamedTuple):
     @property
     def starts_even(self) -> bool:
         """Whether every pair has the same loss before the first update."""
-        plain = not self.config.get("sft_weight") and self.config.get("weighting") != "wpo"
-        return self.has_reference and plain
+        config = self.config
+        plain = not config.get("sft_weight") and config.get("weighting") != "wpo"
+        return self.has_reference and plain and config.get("reference.model") is None
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
