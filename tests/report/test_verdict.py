@@ -244,9 +244,9 @@ def test_the_chosen_response_falls(reward: float, status: str, says: str) -> Non
 
 
 def test_a_loss_without_a_reference_is_told_by_its_own_start() -> None:
-    """SimPO, whose rewards are beta times mean log-probs: the chosen response has risen although its
-    reward is negative, margins and losses start where the held-out pairs were before the first
-    update. Fails where a reward is taken for a change, ln 2 or 0 for the start, or the first
+    """SimPO, whose rewards are beta times mean log-probs: the chosen response has risen, whatever
+    its reward; margins and losses start where the held-out pairs were before the first update.
+    Fails where a reward is taken for a change, ln 2 or 0 for the start, or the first
     step's loss for that of all pairs."""
     start = of_eval(0, 0.9, 0.4, **{"rewards/margins": -0.25, "logps/rejected": -70.0})
     last = of_eval(40, 0.6, **{"logps/chosen": -45.0, "logps/rejected": -75.0})
