@@ -21,6 +21,7 @@ import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from zephyr.config import ConfigError, DPOConfig, check_arguments, nearest_name
 
@@ -39,11 +40,12 @@ from zephyr.data.report import Report
 from zephyr.data.store import Pairs, content_digest
 from zephyr.data.template import describe_first_prompt, load_run_tokenizer, save_chat_template
 from zephyr.evaluation.samples import make_sampler
+from zephyr.evaluation.score import require_same_tokenizer
 from zephyr.model.fused import describe as describe_fused
 from zephyr.model.load import DTYPES, digest, load_policy, require_runnable
 from zephyr.model.logprobs import aligned_logprobs, response_logprobs
 from zephyr.packing import PackedBatch, Plan, collate_pairs, plan_epochs, plan_pass
-from zephyr.reference import Reference, reference_logprobs
+from zephyr.reference import Reference, reference_logprobs, reference_weights
 from zephyr.report.finish import finish_run, worst_pairs
 from zephyr.training import checkpoint
 from zephyr.training.engine import Engine
@@ -76,6 +78,9 @@ def train(engine: Engine, config: DPOConfig, folder: RunFolder | None) -> None:
     folder.write_file("data.json", json_bytes(reports))
     model_digest = engine.on_rank0(lambda: digest(config.model))
     identity = {"model": model_digest, "data": content_digest(pairs)}
+    other = other_reference(engine, config, tokenizer, model_digest)
+    if other:
+        identity["reference_model"] = other.digest
     template = tokenizer.chat_template
     if checkpoint.is_finished(engine, config, plan, identity, ["reference"], template):
         engine.log(f"{config.run.dir} holds this run, finished: nothing is left to do")
@@ -87,18 +92,42 @@ def train(engine: Engine, config: DPOConfig, folder: RunFolder | None) -> None:
     special_ids = (leading_bos(tokenizer), tokenizer.eos_token_id)
     found = preflight.check_inputs(engine, config, pairs, training, reports, special_ids)
 
-    # The reference log-probs of the same weights, before any checkpoint is restored.
-    training = with_objective(engine, config, training, pairs, identity)
+    # The reference log-probs, before any checkpoint is restored: of the same weights, or of others
+    # that take their place meanwhile.
     evaluation = None
-    if "eval" in encoded:
-        evaluation = split(engine, config, encoded["eval"], None)
-        evaluation = with_objective(engine, config, evaluation, encoded["eval"], identity)
+    with reference_weights(engine, other.model if other else None, config.model):
+        training = with_objective(engine, config, training, pairs, identity)
+        if "eval" in encoded:
+            evaluation = split(engine, config, encoded["eval"], None)
+            evaluation = with_objective(engine, config, evaluation, encoded["eval"], identity)
 
     unpacked = partial(collate_one, pairs)
     preflight.check_model(engine, config, pairs, training, found, unpacked, folder.write_file)
     worst = partial(worst_pairs, Path(config.run.dir), engine.warn)
     fit(engine, config, training, evaluation, sample, folder.claim, worst)
     finish_run(engine, config, tokenizer, training.identity)
+
+
+class OtherReference(NamedTuple):
+    """A reference that the policy does not start from, and the digest of its weights."""
+
+    model: str
+    digest: str
+
+
+def other_reference(
+    engine: Engine, config: DPOConfig, tokenizer: PreTrainedTokenizerBase, model_digest: str
+) -> OtherReference | None:
+    """The model of `reference.model`; None for the weights that the policy starts from.
+
+    Raises: BadInput: its tokenizer gives other ids to tokens.
+    """
+    model = config.reference.model
+    if model is None:
+        return None
+    engine.local_rank0_first(lambda: require_same_tokenizer(tokenizer, model))
+    found = engine.on_rank0(lambda: digest(model))
+    return None if found == model_digest else OtherReference(model, found)
 
 
 def dpo_objective(config: DPOConfig, reference: Reference | None) -> Objective:
@@ -284,13 +313,13 @@ def with_objective(
         planned.tokens,
         first_epoch=planned.plan,
         collate=planned.collate,
-        weights=identity["model"],
+        weights=identity.get("reference_model", identity["model"]),
         directory=config.reference.dir,
     )
     return planned._replace(
         objective=dpo_objective(config, reference),
         identity={**identity, "reference": reference.digest()},
-        starts_at_reference=True,
+        starts_at_reference="reference_model" not in identity,
         initial_loss=math.log(2) if is_plain_dpo(config) else None,
     )
 
@@ -317,6 +346,11 @@ def check(config: DPOConfig) -> None:
         losses.require_settings(config.loss, config.beta, config.label_smoothing, config.sft_weight)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    if config.reference.model is not None and losses.find_loss(config.loss).reference_free:
+        raise ConfigError(
+            f"reference.model: expected null, got {config.reference.model!r}: the loss {name} has "
+            "no reference"
+        )
     require_runnable(config)
 
 

@@ -85,7 +85,7 @@ def log_odds(c: Tensor) -> Tensor:
 
 
 def dpop_margin(c: Tensor, r: Tensor, b: float, penalty: float) -> Tensor:
-    return b * (c - r - penalty * (-c).clamp(min=0))
+    return b * (c - r - penalty * torch.where(c < 0, -c, 0.0))  # at c = 0 the penalty is off
 
 
 s = torch.sigmoid

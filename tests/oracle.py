@@ -79,7 +79,9 @@ def pair_terms(
 def dpo_trace(config: Config) -> Iterator[Record]:
     """A record per optimiser step of DPO, in the order of the data; keys as in metrics.jsonl."""
     lm = load(config)
-    reference = copy.deepcopy(lm).eval()
+    of_reference = config.get("reference", {}).get("model")
+    reference = load({**config, "model": of_reference}) if of_reference else copy.deepcopy(lm)
+    reference = reference.eval()
     pairs, optim = read_pairs(config), config["optim"]
     starts = range(0, len(pairs), optim["pairs_per_step"])
     trainer = Trainer(lm, optim, total_steps=len(starts) * optim["epochs"])

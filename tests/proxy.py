@@ -99,7 +99,7 @@ class Call(NamedTuple):
 class Proxy:
     """Each POST meets the next of `faults`, or all meet `always`; then, or without one, it goes to
     the server after `delay` seconds. `calls` are all that came, `passed` those that went on;
-    `most_in_flight`: at once.
+    `most_in_flight`: at once. A GET goes on while there is no `always`, and is not counted.
 
     Faults: 429 (Retry-After 1), 429-date, 429-day, 500, hang, drip (byte by byte), cut (in
     mid-body), drop (no answer), garbage (no JSON), empty (no choices), null (content null),
@@ -143,6 +143,10 @@ class Proxy:
             fields = dict(line.split(": ", 1) for line in head.decode().split("\r\n")[1:] if line)
             headers = {name.lower(): value for name, value in fields.items()}
             body = await reader.readexactly(int(headers.get("content-length", "0")))
+            if head.startswith(b"GET "):  # is it healthy?
+                if not self.always:
+                    await self._pass_on(head, body, writer, is_asked=False)
+                return
             fault = self.faults.popleft() if self.faults else self.always
             self.calls.append(Call(time.monotonic(), json.loads(body), fault))
             self.in_flight += 1
@@ -160,9 +164,11 @@ class Proxy:
         finally:
             writer.close()
 
-    async def _pass_on(self, head: bytes, body: bytes, writer: asyncio.StreamWriter) -> None:
+    async def _pass_on(
+        self, head: bytes, body: bytes, writer: asyncio.StreamWriter, *, is_asked: bool = True
+    ) -> None:
         await asyncio.sleep(self.delay)
-        self.passed += 1
+        self.passed += is_asked
         from_server, to_server = await asyncio.open_connection("127.0.0.1", self.upstream)
         lines = [
             line

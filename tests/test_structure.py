@@ -24,6 +24,7 @@ MAP = [
     {"distill", "evaluation", "playground"},
     {"analysis"},
     {"report"},
+    {"rounds"},
     {"cli"},
     {"__main__"},
 ]

@@ -217,6 +217,9 @@ class Reference:
     dir: str = "runs/reference"
     """The folder that keeps the log-probs of the reference model. Runs may share it: a sweep over
     `beta` computes them once."""
+    model: str | None = None
+    """Path or hub id of the reference model, of the same architecture and vocabulary as the policy;
+    null: the model that the policy starts from."""
 
 
 @dataclass(frozen=True)
@@ -302,7 +305,8 @@ class Run:
 @dataclass(frozen=True)
 class DPOConfig:
     model: str
-    """Path or hub id of the dSFT model: the start of the policy, and the frozen reference."""
+    """Path or hub id of the dSFT model: the start of the policy, and the frozen reference unless
+    `reference.model` names another."""
     data: Data
     tokenizer: str | None = None
     """Path or hub id of the tokenizer; null: that of the model."""
@@ -414,14 +418,36 @@ LIMITS = [
     Limit(
         "2 <= integer < 2**31",
         lambda v: 2 <= v < 2**31,
-        "data.max_tokens data.max_prompt_tokens hardware.tokens_per_micro_batch",
+        "data.max_tokens data.max_prompt_tokens hardware.tokens_per_micro_batch sampling.samples",
     ),
+    # of `zephyr rounds` (zephyr/rounds/config.py)
+    Limit(
+        "1 <= integer < 2**31",
+        lambda v: 1 <= v < 2**31,
+        "rounds sampling.max_new_tokens sampling.batch scoring.max_tokens scoring.concurrency "
+        "server.start_seconds server.request_seconds server.concurrency eval.max_new_tokens "
+        "train.processes",
+    ),
+    Limit(
+        "null or 1 <= integer < 2**63",
+        lambda v: v is None or 1 <= v < 2**63,
+        "prompts.per_round scoring.budget_requests scoring.budget_tokens",
+    ),
+    Limit("a list of at least one path or hub id", lambda v: len(v) > 0, "prompts.sources"),
+    Limit("0 <= integer < 2**31", lambda v: 0 <= v < 2**31, "seed"),
+    Limit("a number > 0", lambda v: v > 0, "sampling.temperature"),
+    Limit("a number >= 0", lambda v: v >= 0, "pairs.margin"),
+    Limit("0 < number <= 1", lambda v: 0 < v <= 1, "sampling.top_p"),
 ]
 
 # The keys in which $VARIABLES are filled in.
 PATHS = frozenset(
-    "model tokenizer chat_template data.train data.eval reference.dir hardware.deepspeed "
-    "samples.prompts samples.judge run.dir".split()
+    "model tokenizer chat_template data.train data.eval reference.dir reference.model "
+    "hardware.deepspeed "
+    "samples.prompts samples.judge run.dir "
+    # of `zephyr rounds`
+    "dir prompts.sources scoring.scorer scoring.templates train.config server.command eval.prompts "
+    "eval.judge".split()
 )
 # Which variables. The resolved config is kept beside the model and sent to wandb, so that one that
 # may hold a secret is refused.
@@ -505,6 +531,17 @@ def load(kind: type[C], path: str, overrides: Sequence[str] = ()) -> C:
             a wrong type, a value out of range, a combination that cannot work, or a file that
             cannot be read.
     """
+    config = build(kind, read_tree(path, overrides), "")
+    check(config)
+    return config
+
+
+def read_tree(path: str, overrides: Sequence[str] = ()) -> dict[str, Value]:
+    """The keys in a YAML file, with `key.sub=value` overrides.
+
+    Raises:
+        ConfigError: for a file that cannot be read or holds no mapping, or a bad override.
+    """
     try:
         tree = read_yaml(Path(path))
         repr(tree)  # raises for a number with thousands of digits, which no error could show
@@ -516,9 +553,7 @@ def load(kind: type[C], path: str, overrides: Sequence[str] = ()) -> C:
         raise ConfigError(f"config {path}: expected a mapping of keys, got {type(tree).__name__}")
     for override in overrides:
         set_key(tree, override)
-    config = build(kind, tree, "")
-    check(config)
-    return config
+    return tree
 
 
 def load_arguments(kind: type[C], arguments: Sequence[str]) -> C:
@@ -799,14 +834,7 @@ def check(config: DPOConfig | SFTConfig) -> None:
     Raises:
         ConfigError: naming the key, its value and what was expected.
     """
-    known = set(keys(type(config), ""))
-    for limit in LIMITS:
-        for key in limit.keys.split():
-            if key not in known or is_absent(config, key):
-                continue
-            value = attrgetter(key)(config)
-            if not limit.accepts(value):
-                raise ConfigError(f"{key}: expected {limit.words}, got {value!r}")
+    check_limits(config)
     check_sources(config)
     data = config.data
     if isinstance(config, DPOConfig) and data.max_prompt_tokens >= data.max_tokens:
@@ -816,7 +844,19 @@ def check(config: DPOConfig | SFTConfig) -> None:
         )
 
 
-def is_absent(config: DPOConfig | SFTConfig, key: str) -> bool:
+def check_limits(config: DataclassInstance) -> None:
+    """Check the range of each value. Raises: ConfigError, as `check`."""
+    known = set(keys(type(config), ""))
+    for limit in LIMITS:
+        for key in limit.keys.split():
+            if key not in known or is_absent(config, key):
+                continue
+            value = attrgetter(key)(config)
+            if not limit.accepts(value):
+                raise ConfigError(f"{key}: expected {limit.words}, got {value!r}")
+
+
+def is_absent(config: DataclassInstance, key: str) -> bool:
     """Whether the key is of a group that is null."""
     group = key.rpartition(".")[0]
     return group != "" and attrgetter(group)(config) is None
@@ -868,7 +908,7 @@ def source_paths(entries: object) -> list[str]:
     return [read_source(entry).path for entry in listed]
 
 
-def to_yaml(config: DPOConfig | SFTConfig) -> str:
+def to_yaml(config: DataclassInstance) -> str:
     """The resolved config, every key written: `config.yaml` of the run folder."""
     text: str = yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
     return text
@@ -933,16 +973,22 @@ def meaning(kind: type[DataclassInstance], name: str) -> str:
         LookupError: where there is none.
     """
     for parent in kind.__mro__:
-        if (parent.__name__, name) in field_docstrings():
-            return field_docstrings()[parent.__name__, name]
+        docstrings = field_docstrings(getattr(sys.modules[parent.__module__], "__file__", None))
+        if (parent.__name__, name) in docstrings:
+            return docstrings[parent.__name__, name]
     raise LookupError(f"{kind.__name__}.{name}: write its meaning as a string below the field")
 
 
-@lru_cache(maxsize=1)
-def field_docstrings() -> dict[tuple[str, str], str]:
-    """(dataclass, field) -> the string below the field, which Python itself does not keep."""
-    docstrings = {}
-    tree = ast.parse(Path(__file__).read_text(encoding="utf-8"))
+@lru_cache(maxsize=4)
+def field_docstrings(module: str | None = __file__) -> dict[tuple[str, str], str]:
+    """(dataclass, field) -> the string below the field, which Python itself does not keep.
+
+    Args: module: the file of the dataclass; None for one of Python's own, which has none.
+    """
+    docstrings: dict[tuple[str, str], str] = {}
+    if module is None:
+        return docstrings
+    tree = ast.parse(Path(module).read_text(encoding="utf-8"))
     for node in tree.body:
         if not isinstance(node, ast.ClassDef):
             continue

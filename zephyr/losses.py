@@ -170,7 +170,8 @@ def apo_down(chosen_P: Tensor, rejected_P: Tensor, *, beta: float) -> Tensor:
 def dpop(chosen_P: Tensor, rejected_P: Tensor, *, beta: float, penalty: float) -> Tensor:
     """DPO-Positive: a penalty where the chosen response is less likely than under the reference.
 
-    Pal et al. 2024 (Smaug, arXiv:2402.13228), Eq. 3, where penalty is called lambda.
+    Pal et al. 2024 (Smaug, arXiv:2402.13228), Eq. 3, where penalty is called lambda. It has no
+    gradient where policy and reference are equal, as at the start of a run.
     """
     lost_P = F.relu(-chosen_P)
     return -F.logsigmoid(beta * (chosen_P - rejected_P - penalty * lost_P))

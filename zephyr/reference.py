@@ -2,7 +2,8 @@
 
 DPO compares the policy with a reference model: the weights that training starts from (Rafailov et
 al. 2023, arXiv:2305.18290). So no second model is held in memory: before step 0 the policy itself
-computes log p(chosen) and log p(rejected) of every pair, and the values are stored.
+computes log p(chosen) and log p(rejected) of every pair, and the values are stored. For another
+reference (`reference.model`) it holds that model's weights meanwhile (`reference_weights`).
 `reference_logprobs` must run before a checkpoint is restored; a missing value is never computed
 from trained weights.
 
@@ -28,11 +29,12 @@ Shape letters:
     E  entries of the store
 """
 
+import contextlib
 import hashlib
 import json
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
 from itertools import chain, pairwise
@@ -48,6 +50,7 @@ from torch import Tensor
 from zephyr import model, packing, progress
 from zephyr.chat import EncodedPair
 from zephyr.config import BadInput
+from zephyr.model.load import replace_weights
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import PackedBatch, Plan, plan_pass
 from zephyr.packing.collate import copy_tensor
@@ -144,6 +147,28 @@ def reference_logprobs(
     return Reference(
         torch.tensor([known[key] for key in keys], dtype=torch.float32, device=engine.device)
     )
+
+
+@contextlib.contextmanager
+def reference_weights(engine: Engine, reference: str | None, policy: str) -> Iterator[None]:
+    """The engine's policy holds the weights of another reference inside, and its own again after.
+
+    One model is in memory at a time, and log-probs are computed as those of the policy are. It must
+    end before a checkpoint is restored. A collective.
+
+    Args:
+        reference: path or hub id; None: the policy is its own reference, and nothing is loaded.
+        policy: that the engine was initialized with.
+    Raises:
+        BadInput: the reference can't be loaded, or is of another architecture.
+    """
+    if reference is None:
+        yield
+        return
+    engine.log(f"reference: the weights of {reference} are loaded")
+    engine.fill_policy(partial(replace_weights, path=reference))
+    yield
+    engine.fill_policy(partial(replace_weights, path=policy))
 
 
 def missing_parts(

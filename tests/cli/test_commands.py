@@ -304,6 +304,9 @@ def test_no_command_writes_over_its_input(
         "eval win-rate",
         "eval mt-bench",
         "eval alpaca-eval",
+        "eval arena-hard",
+        "eval ifeval",
+        "eval best-of-n",
         "eval academic",
     ],
 )

@@ -289,6 +289,29 @@ def test_a_pool_is_drawn_from(tmp_path: Path) -> None:
     assert {completion["principle"] for row in plain for completion in row["completions"]} == {None}
 
 
+def test_without_a_judge_the_answers_are_written(tmp_path: Path) -> None:
+    """What delta learning needs. Fails where nobody's scores are written as null ratings, or other
+    answers are asked for than a judge would have seen."""
+    judged, _ = run(tmp_path)
+    with Ledger(tmp_path / "alone.ledger.jsonl") as ledger:
+        report = collect_feedback(
+            [str(tmp_path / "out-prompts.jsonl")],
+            tmp_path / "alone.jsonl",
+            answerers(4),
+            None,
+            lambda teacher, requests: ask(teacher, requests, ledger, Budget()),
+        )
+    rows = [row for _, row in read_rows([tmp_path / "alone.jsonl"])]
+    assert report["judge"] is None and all(
+        row.keys() == {"prompt_id", "prompt", "completions"} for row in rows
+    )
+    answered = ("model", "principle", "text", "call")
+    for row, other in zip(rows, judged, strict=True):
+        assert row["completions"] == [
+            {key: completion[key] for key in answered} for completion in other["completions"]
+        ]
+
+
 @pytest.mark.parametrize(
     "row,prompt",
     [

@@ -29,6 +29,7 @@ from zephyr.world.teacher import prompts_by_text
 
 WORLD = build_world(0)
 PROMPTS = list(prompts_by_text(WORLD).values())[:20]
+NAMES = ("a.json", "a.jsonl", "a.json.gz", "a.jsonl.gz")
 PUBLISHED = {
     "alpaca_eval_gpt4": "leaderboard_v1_alpaca_eval_gpt4.csv",
     "weighted_alpaca_eval_gpt4_turbo": "leaderboard_v2_weighted_gpt4_turbo.csv",
@@ -154,9 +155,11 @@ def test_files_of_annotations(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     for name in ("a.json", "a.jsonl"):
         (tmp_path / f"{name}.gz").write_bytes(gzip.compress((tmp_path / name).read_bytes()))
     printed = []
-    for name in ("a.json", "a.jsonl", "a.json.gz", "a.jsonl.gz"):
+    for name in NAMES:
         run("--from-annotations", tmp_path / name, "--json")
         printed.append(json.loads(capsys.readouterr().out))
+    read = [of.pop("records") for results in printed for of in results.values()]
+    assert [*map(list, read)] == [[name] for name in NAMES for _ in "ab"]
     assert all(results == printed[0] for results in printed)
     assert [of["win_rate"] for of in printed[0].values()] == pytest.approx([50, 250 / 3])
     several = score_annotations([("", annotation(1)), ("", annotation(2, annotator="k"))])
@@ -256,9 +259,23 @@ def test_stored_answers(bench: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     )
     capsys.readouterr()
     run("--from-annotations", tmp_path / "out/good/judge/annotations.json", "--json")
-    assert json.loads(capsys.readouterr().out)["good"] == {
-        key: value for key, value in results["good"].items() if key != "judge"
+    again = json.loads(capsys.readouterr().out)["good"]
+    assert again.pop("records").keys() == {"annotations.json"}
+    assert again.pop("answers")["good"] == results["good"]["answers"]["good"]
+    assert again == {
+        key: value for key, value in results["good"].items() if key not in ("judge", "answers")
     }
+    stored = ("--from-annotations", tmp_path / "out/good/judge/annotations.json", "--answers")
+    run(*stored, f"good={tmp_path / 'good.json'}")
+    for name, said in (
+        ("good=same", "is about another answer than that in the file of good"),
+        ("same=same", "same: expected the file of .*about good"),
+        ("good=few", "good: no answer to 19 of 20 prompts"),
+    ):
+        (tmp_path / "few.json").write_text(json.dumps(rows[:1]))
+        given = f"{name.partition('=')[0]}={tmp_path / name.partition('=')[2]}.json"
+        with pytest.raises(BadInput, match=said):
+            run(*stored, given)
 
 
 @pytest.mark.parametrize(

@@ -323,10 +323,28 @@ def test_stored_answers(bench: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         "--json",
     )
     again = json.loads(capsys.readouterr().out)
+    records = {"judge_single.jsonl": again["good"]["records"]["judge_single.jsonl"]}
     assert again == {
-        model: {key: value for key, value in of.items() if key != "judge"}
+        model: {
+            **{key: value for key, value in of.items() if key not in ("judge", "answers")},
+            "records": records,
+        }
         for model, of in results.items()
     }
+    stored = ("--from-judgments", tmp_path / "out/model_judgment/judge_single.jsonl", "--answers")
+    run(*stored, good, "--json")
+    answers = read_answers(bad)["bad"]
+    for turns, said in (
+        ({**answers, 81: ["Green.", "No."]}, "question 81 is about another answer than that"),
+        ({**answers, 99: ["x", "y"]}, "bad: no judgement of its answer to question 99"),
+        ({81: answers[81]}, "the file of bad has no answer to question 82"),
+    ):
+        write_rows(tmp_path / "other.jsonl", (fastchat(n, "bad", [*of]) for n, of in turns.items()))
+        with pytest.raises(BadInput, match=said):
+            run(*stored, tmp_path / "other.jsonl")
+    write_rows(tmp_path / "other.jsonl", [fastchat(99, "bad", ["x", "y"])])
+    with pytest.raises(BadInput, match="bad answers question 99, which is none of the 6"):
+        run("--answers", tmp_path / "other.jsonl", *arguments[4:-1])
 
 
 def pairwise(

@@ -19,16 +19,10 @@ from scipy.stats import binom
 from zephyr import cli
 from zephyr.config import BadInput
 from zephyr.data.jsonl import read_rows, write_rows
+from zephyr.evaluation.answers import collect_answers, open_contender, read_stored
 from zephyr.evaluation.compare import Comparison, parse_verdict, summarise
 from zephyr.evaluation.statistics import agreement, length_controlled, mean_with_interval
-from zephyr.evaluation.win_rate import (
-    collect_answers,
-    compare_models,
-    judge_panel,
-    open_contender,
-    read_human_labels,
-    read_stored,
-)
+from zephyr.evaluation.win_rate import compare_models, judge_panel, read_human_labels
 from zephyr.teacher import Budget, Ledger, Request, ask, embedded
 from zephyr.teacher.panel import MAX_REASKS
 from zephyr.teacher.prompts import Row, read_prompts
@@ -407,6 +401,47 @@ def test_command_on_the_embedded_world(of_world: Path, capsys: pytest.CaptureFix
     )  # as answer files; what the judge said is known
     again = json.loads((out / "results.json").read_text())["pairs"]
     assert len(again) == 1 and next(iter(again.values())) == pair and ledger.read_bytes() == replies
+
+
+def test_stored_verdicts_score_the_same(of_world: Path, tmp_path: Path) -> None:
+    """verdicts.jsonl with the files of answers gives the same figures without a judge, and not with
+    a changed answer, a missing prompt, one too many, or a missing verdict. Fails where a verdict
+    counts for an answer that it is not about."""
+    models = ("terse=world:terse", "expert=world:expert")
+    prompts = ("--prompts", of_world / "prompts.jsonl", "--by", "family")
+    out = tmp_path / "out"
+    command(*models, *prompts, "--judge", "world:judge", "--out", out)
+    results = json.loads((out / "results.json").read_text())
+    rows = {
+        name: [row for _, row in read_rows([out / f"{name}.jsonl"])]
+        for name in ("terse", "verdicts")
+    }
+    stored = (out / "terse.jsonl", f"expert={out / 'expert.jsonl'}", *prompts)
+    again = ("--from-verdicts", out / "verdicts.jsonl", "--out", tmp_path / "again")
+    command(f"terse={stored[0]}", *stored[1:], *again)
+    scored = json.loads((tmp_path / "again" / "results.json").read_text())
+    assert (scored["pairs"], scored["answers"]) == (results["pairs"], results["answers"])
+    assert list(scored["records"]) == ["verdicts.jsonl"] and "judge" not in scored
+    bad = tmp_path / "bad.jsonl"
+    changed = [{**row, "text": "x"} for row in rows["terse"]]
+    for answers, said in (
+        (changed, r"verdicts.jsonl:\d+: the verdict at prompt '.*' is about other answers"),
+        (rows["terse"][1:], "no answer to 1 of 60 prompts"),
+        ([*rows["terse"], {"prompt_id": "new", "text": "x"}], "to none of the 60 prompts.*'new'"),
+    ):
+        write_rows(bad, answers)
+        with pytest.raises(BadInput, match=said):
+            command(f"terse={bad}", *stored[1:], *again)
+    write_rows(bad, rows["verdicts"][1:])
+    with pytest.raises(BadInput, match="bad.jsonl: no verdict at prompt"):
+        command(f"terse={stored[0]}", *stored[1:], "--from-verdicts", bad, *again[2:])
+    for line, said in (
+        ((*models, *prompts, *again), "terse: it would be asked, expected a file"),
+        ((*models, *prompts, *again, "--scores"), "verdicts are no scores"),
+        ((*models, *prompts, *again[2:]), "--judge: required"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            command(*line)
 
 
 def test_a_folder_answers_as_generate_does(tiny: Path, tmp_path: Path) -> None:

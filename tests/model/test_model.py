@@ -248,6 +248,48 @@ def test_head_in_bfloat16_errs_at_most_twice_as_torch(
         assert (mine.double() - truth).abs().max() <= 2 * (theirs.double() - truth).abs().max()
 
 
+@pytest.mark.parametrize("factor", [1.0, 0.3])
+@pytest.mark.parametrize("keeps", [True, False])
+@pytest.mark.parametrize("elements", [1, 100, 10**6])
+def test_the_head_s_collision_is_that_of_the_full_softmax(
+    elements: int, keeps: bool, factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """log sum_v p(v)^2 in float64 against a whole softmax, for chunks of one row up to all. Fails
+    where the sum of the exponentials is not squared, where keeping them for the backward spoils
+    them, or where asking for it changes the log-probs, the gradients, or has a gradient itself."""
+    chunked(monkeypatch, elements, keeps=keeps)
+    head, hidden_TD, targets_T = head_inputs(13, 6, 50, torch.float64)
+    head.factor = factor
+    logp_T, collision_T = head(hidden_TD, targets_T, collision=True)
+    p_TV = (factor * (hidden_TD @ head.weight.t())).softmax(-1)
+    torch.testing.assert_close(collision_T, p_TV.square().sum(-1).log(), rtol=1e-12, atol=1e-12)
+    alone_T = head(hidden_TD, targets_T)
+    assert torch.equal(logp_T, alone_T) and collision_T.std() > 0.01
+    of = [hidden_TD, head.weight]
+    both = torch.autograd.grad((logp_T + 7 * collision_T).sum(), of)
+    assert all(map(torch.equal, both, torch.autograd.grad(alone_T.sum(), of)))
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_the_collision_errs_at_most_twice_as_torch(
+    keeps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16, against float64 of the same inputs, also where one token has nearly all the
+    probability and where a row's logits are hundreds. Fails where squares or sums are rounded to
+    bfloat16, or overflow."""
+    chunked(monkeypatch, 7 * 300, keeps=keeps)
+    head, hidden_TD, targets_T = head_inputs(64, 32, 300, torch.bfloat16)
+    with torch.no_grad():
+        hidden_TD[::9] *= 400
+    _, ours_T = head(hidden_TD, targets_T, collision=True)
+    logits_TV = (hidden_TD @ head.weight.t()).float()
+    theirs_T = logits_TV.softmax(-1).square().sum(-1).log().detach()
+    exact_TV = (hidden_TD.double() @ head.weight.double().t()).log_softmax(-1)
+    exact_T = (2 * exact_TV).logsumexp(-1).detach()
+    assert float(exact_T.max().exp()) > 0.99 and ours_T.dtype == torch.float32
+    assert (ours_T - exact_T).abs().max() <= 2 * (theirs_T - exact_T).abs().max()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("keeps", [True, False])
 def test_head_at_sure_predictions_errs_at_most_twice_as_torch(

@@ -264,6 +264,10 @@ MUTANTS: list[Mutant] = [
             'THINKING = ("reasoning_content", "thinking")',
         ),
         (
+            ('"function_calls": "`tool_calls`",\n    "functions": "the row\'s `tools`",'),
+            '"functions": "the row\'s `tools`",',
+        ),
+        (
             ('"functions": "the row\'s `tools`",\n    "prefix": "a whole turn",'),
             '"functions": "the row\'s `tools`",',
         ),

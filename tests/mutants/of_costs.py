@@ -51,6 +51,11 @@ MUTANTS: list[Mutant] = [
         ),
     ),
     *of(
+        "zephyr/costs/predict.py",
+        ("tests/costs/test_plan_command.py",),
+        ("policies = tried[0]", "policies = tried[-1]"),
+    ),
+    *of(
         "zephyr/costs/layouts.py",
         ("tests/costs/test_plan_command.py",),
         (

@@ -16,7 +16,7 @@ SHAPE_TESTS = (
     "tests/data/test_data_lost.py::test_half_of_a_prompt_is_no_prompt",
     ("tests/data/test_data_lost.py::test_other_names_for_bad_answers_and_the_system"),
     ("tests/data/test_data_fields.py::test_what_zephyrs_template_has_no_place_for_is_named"),
-    "tests/data/test_data_fields.py::test_weights_are_kept_and_not_ignored",
+    "tests/data/test_data_fields.py::test_weights_are_kept",
     "tests/data/test_data_fields.py::test_masked_turns_are_no_targets",
     "tests/data/test_data_fields.py::test_answers_called_bad_are_no_model",
     ("tests/data/test_data_fields.py::test_a_tools_result_is_in_the_prompt_and_no_target"),
@@ -34,7 +34,7 @@ LOAD_TESTS = (
     "tests/data/test_data.py::test_suspicions_are_of_every_side_but_of_no_tool",
     "tests/data/test_data.py::test_where_encoded_rows_are_kept",
     "tests/data/test_data.py::test_options_are_checked_before_rows",
-    "tests/data/test_data_fields.py::test_weights_are_kept_and_not_ignored",
+    "tests/data/test_data_fields.py::test_weights_are_kept",
     "tests/data/test_data_fields.py::test_prompts_of_eval_that_are_in_train",
     "tests/data/test_data_fields.py::test_the_same_question_in_other_dress",
     ("tests/data/test_data_fields.py::test_duplicates_and_contradictions_are_counted"),
@@ -388,7 +388,6 @@ MUTANTS: list[Mutant] = [
             'cache = Path(None or Path.home() / ".cache" / "zephyr")',
         ),
         ('"rows",\n    "sft_shapes",', '"rows",'),
-        ("        require_unweighted(report)\n", ""),
         ("same_prompt = sum(prompt in train_prompts for prompt in prompts)", "same_prompt = 0"),
         (
             "return same_prompt, same_first_turn - same_prompt",
@@ -399,18 +398,24 @@ MUTANTS: list[Mutant] = [
             "train_first_turns = train_prompts",
         ),
         (
-            "parts = [repr(options), repr(limit), repr(list(specs))]",
-            "parts = [repr(options), repr(list(specs))]",
+            "parts = [repr(options), repr(limit), repr(list(entries))]",
+            "parts = [repr(options), repr(list(entries))]",
         ),
         (
-            "parts = [repr(options), repr(limit), repr(list(specs))]",
-            "parts = [repr(limit), repr(list(specs))]",
+            "parts = [repr(options), repr(limit), repr(list(entries))]",
+            "parts = [repr(limit), repr(list(entries))]",
         ),
         (
-            "parts = [repr(options), repr(limit), repr(list(specs))]",
+            "parts = [repr(options), repr(limit), repr(list(entries))]",
             "parts = [repr(options), repr(limit)]",
         ),
         ("parts += [source.name, source.digest]", "parts += [source.name]"),
+        (
+            "weight = item.example.weight * entries[item.entry].weight",
+            "weight = item.example.weight",
+        ),
+        ("for row in islice(rows, entry.limit):", "for row in rows:"),
+        ("yield row._replace(entry=number)", "yield row"),
         ("if hint is not None:", "if False:"),
         (
             "rows = len(chunk.encoded) + len(chunk.skipped) + chunk.dropped.total()",
@@ -455,8 +460,8 @@ MUTANTS: list[Mutant] = [
         ("        self.seen |= same\n", ""),
         ("for suspicion in item.suspicions:", "for suspicion in ():"),
         (
-            "if isinstance(item.example, EncodedPair) and item.example.weight != 1:",
-            "if isinstance(item.example, EncodedPair) and item.example.weight > 1:",
+            "            if item.example.weight != 1:",
+            "            if item.example.weight > 1:",
         ),
         (
             (
@@ -523,7 +528,7 @@ MUTANTS: list[Mutant] = [
             "return Source(name, name, rows, split, len(dataset))",
         ),
         ('if re.search("[\\ud800-\\udfff]", name):', "if False:"),
-        ("if len(names) < len(sources):", "if False:"),
+        ("if len(set(names)) < len(names):", "if False:"),
         ('folder = parent if SPLIT_FOLDER.fullmatch(parent) else ""', "folder = parent"),
         (
             ("except (EOFError, OSError, zlib.error, UnicodeDecodeError, OverflowError) as error:"),
@@ -822,7 +827,7 @@ MUTANTS: list[Mutant] = [
             "tests/data/test_data.py::test_the_key_of_an_entry_is_of_all_that_makes_it",
             "tests/data/test_data.py::test_a_digest_of_examples_is_of_all_of_them",
             ("tests/data/test_data_sources.py::test_every_kind_of_file_gives_the_same_pairs"),
-            "tests/data/test_data_fields.py::test_weights_are_kept_and_not_ignored",
+            "tests/data/test_data_fields.py::test_weights_are_kept",
         ),
         ('("weight", pa.float64()),', '("weight", pa.float16()),'),
         ("if os.path.lexists(entry):", "if entry.is_dir():"),
@@ -1098,7 +1103,7 @@ MUTANTS: list[Mutant] = [
             "tests/data/test_data.py::test_suspicions_are_of_every_side_but_of_no_tool",
             "tests/data/test_data.py::test_names_and_keys_as_the_row_has_them",
             "tests/data/test_data.py::test_a_row_nested_too_deeply_is_left_out",
-            "tests/data/test_data_fields.py::test_weights_are_kept_and_not_ignored",
+            "tests/data/test_data_fields.py::test_weights_are_kept",
             ("tests/data/test_data_fields.py::test_a_tools_result_is_in_the_prompt_and_no_target"),
             "tests/data/test_data_shapes.py::test_ties_are_counted",
             "tests/chat/test_templates.py::test_rows_are_cut_as_pairs_are",

@@ -62,38 +62,38 @@ MUTANTS: list[Mutant] = [
         ),
         ('"ipo": Loss(ipo, length_averaged=True),', '"ipo": Loss(ipo),'),
         (
-            ('"sigmoid_norm": Loss(sigmoid, smoothing="accepted", length_averaged=True),'),
-            '"sigmoid_norm": Loss(sigmoid, smoothing="accepted"),',
+            'sigmoid, smoothing="accepted", length_averaged=True, usual_beta=(1.0, 50.0)',
+            'sigmoid, smoothing="accepted", usual_beta=(1.0, 50.0)',
         ),
         (
             '"exo_pair": Loss(exo_pair, smoothing="required"),',
             '"exo_pair": Loss(exo_pair, smoothing="accepted"),',
         ),
         (
-            "reward_chosen_P = (beta * chosen_ratio_P).detach()",
-            "reward_chosen_P = beta * chosen_ratio_P",
+            "DPOTerms(loss_P, reward_chosen_P.detach(), reward_rejected_P.detach())",
+            "DPOTerms(loss_P, reward_chosen_P, reward_rejected_P.detach())",
         ),
         (
-            "reward_chosen_P = (beta * chosen_ratio_P).detach()",
-            "reward_chosen_P = chosen_ratio_P.detach()",
+            "beta * chosen_ratio_P, beta * rejected_ratio_P\n    if entry.length_averaged",
+            "chosen_ratio_P, beta * rejected_ratio_P\n    if entry.length_averaged",
         ),
         (
-            "reward_rejected_P = (beta * rejected_ratio_P).detach()",
-            "reward_rejected_P = (beta * -rejected_ratio_P).detach()",
+            "        if entry.reference_free:\n            reward",
+            "        if True:\n            reward",
         ),
         (
             (
                 "chosen_ratio_P = chosen_P - ref_chosen_P\n"
-                "    rejected_ratio_P = rejected_P - ref_rejected_P"
+                "        rejected_ratio_P = rejected_P - ref_rejected_P"
             ),
             (
                 "chosen_ratio_P = chosen_P - ref_rejected_P\n"
-                "    rejected_ratio_P = rejected_P - ref_chosen_P"
+                "        rejected_ratio_P = rejected_P - ref_chosen_P"
             ),
         ),
         (
-            'loss, "rejected_tokens_P", rejected_tokens_P, chosen_P',
-            'loss, "rejected_tokens_P", chosen_tokens_P, chosen_P',
+            '"rejected_tokens_P", rejected_tokens_P, chosen_P',
+            '"rejected_tokens_P", chosen_tokens_P, chosen_P',
         ),
         (
             'settings["label_smoothing"] = label_smoothing',
@@ -118,5 +118,23 @@ MUTANTS: list[Mutant] = [
             ("if vector_P.dtype not in (torch.float32, torch.float64) or vector_P.ndim > 2:"),
         ),
         ("if tokens_P.shape != like_P.shape:", "if tokens_P.ndim != like_P.ndim:"),
+        ("lost_P = F.relu(-chosen_P)", "lost_P = F.relu(chosen_P)"),
+        (
+            "return -F.logsigmoid(beta * (chosen_P - rejected_P) - gamma)",
+            "return -F.logsigmoid(beta * (chosen_P - rejected_P - gamma))",
+        ),
+        ("logp_P.clamp(max=-torch.finfo(logp_P.dtype).eps / 2)", "logp_P.clamp(max=0)"),
+        (
+            '"cpo": Loss(cpo, smoothing="accepted", reference_free=True, sft_weight=1.0),',
+            '"cpo": Loss(cpo, smoothing="accepted", reference_free=True),',
+        ),
+        (
+            "loss_P = loss_P - sft_weight * (chosen_P / tokens_P)",
+            "loss_P = loss_P - sft_weight * chosen_P",
+        ),
+        (".detach().exp().clamp(max=1.0)", ".exp().clamp(max=1.0)"),
+        ("        values[key] = float(value)\n", ""),
+        ("        if key not in known:\n", "        if key not in known:\n            continue\n"),
+        ("        if not low <= values[key] <= high\n", "        if not values[key] <= high\n"),
     ),
 ]

@@ -484,7 +484,7 @@ MUTANTS: list[Mutant] = [
             "use_cache=False,",
         ),
         (
-            "head(scored_hidden(hidden_ND, batch), batch.targets_T)",
+            "head(scored_hidden(hidden_ND, batch), batch.targets_T, collision)",
             "head(scored_hidden(hidden_ND, batch))",
         ),
         (

@@ -34,7 +34,13 @@ MUTANTS: list[Mutant] = [
                 "        )"
             ),
         ),
-        ("return terms.loss_P.sum(), stats", "return terms.loss_P.mean(), stats"),
+        (
+            "return (batch.weight_P * loss_P).sum(), stats",
+            "return (batch.weight_P * loss_P).mean(), stats",
+        ),
+        ("return (batch.weight_P * loss_P).sum(), stats", "return loss_P.sum(), stats"),
+        ("sft_weight=config.sft_weight,", "sft_weight=None,"),
+        ("loss_P = wpo_weight_P * terms.loss_P", "loss_P = terms.loss_P"),
         (
             (
                 '"rewards/chosen": terms.reward_chosen_P,\n'

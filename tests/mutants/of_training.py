@@ -207,10 +207,13 @@ MUTANTS: list[Mutant] = [
             ),
         ),
         (
-            "loss = loss_sum / units * (1 + 0 * loss_sum.detach())",
+            "loss = loss_sum / step_weight * (1 + 0 * loss_sum.detach())",
             "loss = loss_sum / max(1, batch.units) * (1 + 0 * loss_sum.detach())",
         ),
-        ("loss = loss_sum / units * (1 + 0 * loss_sum.detach())", "loss = loss_sum / units"),
+        (
+            "loss = loss_sum / step_weight * (1 + 0 * loss_sum.detach())",
+            "loss = loss_sum / step_weight",
+        ),
         (
             "engine.backward(loss, last=following is None)",
             "engine.backward(loss, last=following is not None)",
@@ -273,7 +276,7 @@ MUTANTS: list[Mutant] = [
             "ledger.add(step, epoch, batch.indices, stats)",
             "ledger.add(step, epoch, batch.indices[::-1], stats)",
         ),
-        ('name: value / sums["units"] for name', 'name: value / sums["tokens"] for name'),
+        ("means = {name: value / weight for name", "means = {name: value / units for name"),
         (('    "stop",\n    "grad_norm",'), '    "grad_norm",'),
         ("            require_finite(engine, train, step, sums, ledger, recorder)\n", ""),
         (("        if not ids:\n            ids = "), "        ids = "),
@@ -462,10 +465,10 @@ MUTANTS: list[Mutant] = [
             ),
         ),
         ("row.update(zip(stats, of_pair))", "row.update(zip([*reversed(stats)], of_pair))"),
-        ("total = value.detach().double().sum()", "total = value.detach().double().mean()"),
+        ("name: (value_P.detach().double() * weight_P).sum()", "name: value_P.double().mean()"),
         (
-            "self.sums[name] = self.sums[name] + total if name in self.sums else total",
-            "self.sums[name] = total",
+            "self.sums[name] = self.sums[name] + value if name in self.sums else value",
+            "self.sums[name] = value",
         ),
         ("if step_number(path) > first_step:", "if step_number(path) >= first_step:"),
         ("if step_number(path) > first_step:", "if False:"),
@@ -897,8 +900,8 @@ MUTANTS: list[Mutant] = [
     *of(
         "zephyr/training/metrics.py",
         ("tests/training/test_metrics.py",),
-        ("total = value.detach().double().sum()", "total = value.double().sum()"),
-        ("total = value.detach().double().sum()", "total = value.detach().sum()"),
+        ('sums["loss"] = loss_sum.detach().double()', 'sums["loss"] = loss_sum.double()'),
+        ('sums["loss"] = loss_sum.detach().double()', 'sums["loss"] = loss_sum.detach()'),
         (("        if not active:\n            return\n"), ""),
         (
             'self.evaluations += [record for record in kept if record["split"] == "eval"]',

@@ -59,7 +59,10 @@ MUTANTS: list[Mutant] = [
             ("shares, losses = [0.0], []\n    for row in rows:"),
             ("shares, losses = [0.0], []\n    for row in rows[:1]:"),
         ),
-        ("losses.append(float(loss_sum) / row.units)", "losses.append(float(loss_sum))"),
+        (
+            "losses.append(float(loss_sum) / total(split.weights, row.indices))",
+            "losses.append(float(loss_sum))",
+        ),
         ('    for side in ("chosen", "rejected"):', '    for side in ("chosen",):'),
         (
             'nats_P = (stats[f"rewards/{side}"].abs() / config.beta).tolist()',

@@ -12,6 +12,7 @@ import of_chat
 import of_config
 import of_costs
 import of_data
+import of_distill
 import of_evaluation
 import of_losses
 import of_model
@@ -38,6 +39,7 @@ ROOMS = (
     of_training,
     of_verify,
     of_data,
+    of_distill,
     of_costs,
     of_report,
     of_evaluation,

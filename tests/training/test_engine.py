@@ -765,6 +765,7 @@ def fitted(
         [1.0] * 7,
         {"model": "w"},
         counts,
+        starts_at_reference=True,
     )
     evaluation = split._replace(plan=plan_pass(TOKENS, ranks=1, budget_tokens=30), ledger=None)
 
@@ -1150,6 +1151,7 @@ def to_check(
         [1.0] * 7,
         {},
         counts,
+        starts_at_reference=True,
     )
 
 

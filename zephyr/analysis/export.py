@@ -23,11 +23,6 @@ from zephyr.config import BadInput, source_paths
 from zephyr.data.jsonl import require_output, save_report, write_rows
 from zephyr.data.tables import write_table
 
-REFUSED = (
-    "train_dpo.py does not train on weights yet: it refuses rows whose weight is not 1 "
-    "(data.columns.weight=null trains all rows alike)"
-)
-
 
 class Wanted(NamedTuple):
     """Which columns a table of pairs gets beside those that cost nothing."""
@@ -105,7 +100,6 @@ def said_of_selection(
     lines = [f"{head}; the rule selects {report['selected']:,} of {report['pairs']:,} pairs"]
     if report["weight"] is not None:
         lines[0] += f", the others have weight {report['weight']:g}"
-        lines.append(f"warning: {REFUSED}")
     return [*lines, *(f"warning: {line}" for line in problems)]
 
 
@@ -155,9 +149,10 @@ def model_scores(run: Run, visits: Visits, wanted: Wanted) -> Scores:
 
 def reference_margins(run: Run, visits: Visits) -> tuple[Floats, Floats]:
     """By how much the reference prefers the chosen response [P]: log-prob less log-prob, of the
-    whole responses and of each per token."""
+    whole responses and of each per token. Without a reference, the policy at the first visit."""
     values = visit_values(run, visits)
-    of_sides = [np.asarray(values[f"ref_{logp}"][visits.first_P], np.float64) for logp in LOG_PROBS]
+    names = [f"ref_{logp}" if run.has_reference else logp for logp in LOG_PROBS]
+    of_sides = [np.asarray(values[name][visits.first_P], np.float64) for name in names]
     chosen_P, rejected_P = of_sides
     tokens = visits.tokens
     per_token_P = chosen_P / tokens["chosen_tokens"] - rejected_P / tokens["rejected_tokens"]

@@ -38,6 +38,26 @@ class Run(NamedTuple):
     def is_dpo(self) -> bool:
         return "beta" in self.config
 
+    @property
+    def loss(self) -> str:
+        """The name of the preference loss. Its own settings are `loss.SETTING` of the config."""
+        return str(self.config.get("loss.name", self.config.get("loss", "sigmoid")))
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether a reward is beta times a log-ratio to the model that training started from."""
+        if not self.is_dpo or self.loss == "sigmoid":  # known without torch, which takes seconds
+            return self.is_dpo
+        from zephyr.losses import LOSSES
+
+        return self.loss not in LOSSES or not LOSSES[self.loss].reference_free
+
+    @property
+    def starts_even(self) -> bool:
+        """Whether every pair has the same loss before the first update."""
+        plain = not self.config.get("sft_weight") and self.config.get("weighting") != "wpo"
+        return self.has_reference and plain
+
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
     """Read run folders, each under its last name or, where two share it, its path.

@@ -65,7 +65,8 @@ def pair_table(
     difference_P = visits.tokens["chosen_tokens"] - visits.tokens["rejected_tokens"]
     columns["length_difference"] = pa.array(difference_P[pair_K])
     for name, values_V in visit_values(run, visits).items():
-        columns[name] = pa.array(values_V[chosen_K])
+        missing_K = np.isnan(values_V[chosen_K]) if name in OF_REFERENCE else None
+        columns[name] = pa.array(values_V[chosen_K], mask=missing_K)
         if name in CHANGES:
             change_K = values_V[chosen_K] - values_V[before_K]
             columns[CHANGES[name]] = pa.array(change_K, mask=~has_before_K)
@@ -81,12 +82,14 @@ CHANGES = {
     "logps/chosen": "logps/chosen_change",
     "logps/rejected": "logps/rejected_change",
 }
+OF_REFERENCE = ("ref_logps/chosen", "ref_logps/rejected", "ref_margin")
 ORDER = (
     *("id", "source", "prompt", "chosen", "rejected", "chosen_model", "rejected_model"),
     *("score_chosen", "score_rejected"),
     *("prompt_tokens", "chosen_tokens", "rejected_tokens", "length_difference"),
-    *("visit", "step", "epoch", "loss", "rewards/chosen", "rewards/rejected", "rewards/margins"),
-    *("logps/chosen", "logps/rejected", "ref_logps/chosen", "ref_logps/rejected", "ref_margin"),
+    *("visit", "step", "epoch", "weight", "loss"),
+    *("rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected"),
+    *OF_REFERENCE,
     *CHANGES.values(),
     *("similarity", "ches", "ches_normalized", "flip_suspicion", "flip_suspicion_folds"),
 )
@@ -142,7 +145,8 @@ def visit_values(run: Run, visits: Visits) -> dict[str, Floats | Ints]:
 
     The reference's log-probs are log p - reward / beta: a reward is beta times the log-ratio of the
     whole response, whatever the loss (`losses.dpo`). They are taken from a pair's first visit,
-    where the reward is the smallest and its rounding too.
+    where the reward is the smallest and its rounding too. Of a loss without a reference they are
+    NaN.
     """
     beta = run.config["beta"]
     assert isinstance(beta, (int, float)), "the run's config was checked before it trained"
@@ -155,6 +159,8 @@ def visit_values(run: Run, visits: Visits) -> dict[str, Floats | Ints]:
     }
     for logp, reward in zip(LOG_PROBS, ("rewards/chosen", "rewards/rejected")):
         reference_V = visits.values[logp] - visits.values[reward] / beta
+        if not run.has_reference:
+            reference_V = np.full(len(visits.pair_V), np.nan)
         values[f"ref_{logp}"] = reference_V[visits.first_P][visits.pair_V]
     values["ref_margin"] = values["ref_logps/chosen"] - values["ref_logps/rejected"]
     return values

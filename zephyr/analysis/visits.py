@@ -18,6 +18,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 LOG_PROBS = ("logps/chosen", "logps/rejected")
 VALUES = ("loss", "rewards/chosen", "rewards/rejected", *LOG_PROBS)
+WEIGHT = "weight"  # 1 in ledgers that were written before pairs had weights
 TOKENS = ("prompt_tokens", "chosen_tokens", "rejected_tokens")
 
 
@@ -29,7 +30,7 @@ class Visits(NamedTuple):
     visit_V: Ints  # 0 for a pair's first visit
     step_V: Ints
     epoch_V: Floats
-    values: dict[str, Floats]  # each of VALUES, [V]
+    values: dict[str, Floats]  # each of VALUES, and WEIGHT, [V]
     tokens: dict[str, Ints]  # each of TOKENS, [P]
 
     @property
@@ -56,17 +57,20 @@ def read_visits(run: Path) -> Visits:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    names = ("id", "step", "epoch", *VALUES, *TOKENS)
+    names = ("id", "step", "epoch", *VALUES, WEIGHT, *TOKENS)
     parts = []
     for path in step_paths(run / "pairs", ".parquet"):
         try:
-            parts.append(pq.read_table(path).select(names))
+            table = pq.read_table(path)
+            if WEIGHT not in table.column_names:
+                table = table.append_column(WEIGHT, pa.array(np.ones(len(table))))
+            parts.append(table.select(names))
         except (pa.ArrowException, KeyError) as error:
             raise BadInput(f"{path}: visits of pairs can't be read: {error}") from None
     if not parts:
         empty_V = np.zeros(0, np.int64)
         floats_V = np.zeros(0)
-        no_values = dict.fromkeys(VALUES, floats_V)
+        no_values = dict.fromkeys((*VALUES, WEIGHT), floats_V)
         return Visits(
             [], empty_V, empty_V, empty_V, floats_V, no_values, dict.fromkeys(TOKENS, empty_V)
         )
@@ -83,6 +87,6 @@ def read_visits(run: Path) -> Visits:
         visit_V=np.arange(len(pair_V)) - starts_P[pair_V],
         step_V=columns["step"],
         epoch_V=columns["epoch"],
-        values={name: columns[name] for name in VALUES},
+        values={name: columns[name] for name in (*VALUES, WEIGHT)},
         tokens={name: columns[name][starts_P] for name in TOKENS},
     )

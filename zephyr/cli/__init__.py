@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import zephyr
-from zephyr.cli import analysis, chat, data, evaluation, runs
+from zephyr.cli import analysis, benchmarks, chat, data, evaluation, rounds, runs
 from zephyr.cli.command import add_command
 from zephyr.config import BadInput
 
@@ -21,6 +21,7 @@ COMMANDS: list[Callable[..., int | None]] = [
     data.prepare,
     data.feedback,
     data.binarize,
+    rounds.rounds,
     runs.plan,
     runs.verify,
     runs.report,
@@ -34,9 +35,12 @@ EVAL_COMMANDS: list[Callable[..., int | None]] = [
     evaluation.win_rate,
     evaluation.mt_bench,
     evaluation.alpaca_eval,
+    benchmarks.arena_hard,
+    benchmarks.ifeval,
+    benchmarks.best_of_n,
     evaluation.academic,
 ]
-EVAL = "Measure models: MT-Bench, AlpacaEval, academic tasks."
+EVAL = "Measure models: MT-Bench, AlpacaEval, Arena-Hard, IFEval, best of n, academic tasks."
 
 
 def make_app() -> typer.Typer:
@@ -74,6 +78,7 @@ def options_of_all(
       train_sft.py CONFIG.yaml         dSFT
       zephyr feedback, binarize        preference pairs for dDPO
       train_dpo.py CONFIG.yaml         dDPO
+      zephyr rounds CONFIG.yaml        dDPO on the policy's own answers, in rounds
       zephyr eval                      benchmarks
     """
 

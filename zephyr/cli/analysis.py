@@ -35,7 +35,7 @@ def pairs(
         Option(
             metavar="W",
             help="With --select: write all rows, with `weight` 1 where RULE selects and W "
-            "elsewhere. train_dpo.py does not train on weights yet.",
+            "elsewhere. train_dpo.py trains on the weights.",
         ),
     ] = None,
     similarity: Annotated[

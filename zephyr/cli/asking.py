@@ -16,7 +16,7 @@ from typer import Option
 if TYPE_CHECKING:  # the commands import what they need when they run, so that --help is fast
     from zephyr.teacher import Reply, Request, Teacher
 
-SPEC = "openai:MODEL@BASE_URL, hf:PATH, or world:NAME[@FOLDER]"
+SPEC = "openai:MODEL@BASE_URL, pool:MODEL@BASE_URL,BASE_URL,..., hf:PATH, or world:NAME[@FOLDER]"
 SAVED_AND_STOPPED = 75  # exit code, the same as of a training run that was saved and stopped
 
 
@@ -52,7 +52,8 @@ class Asking:
         Option(metavar="FILE", help="Where replies are kept. Default: OUT with .ledger.jsonl."),
     ] = None
     concurrency: Annotated[
-        int, Option(metavar="N", min=1, help="Requests to an endpoint at a time.")
+        int,
+        Option(metavar="N", min=1, help="Requests to an endpoint, or each of a pool, at a time."),
     ] = 16
     timeout_seconds: Annotated[
         int, Option(metavar="S", min=1, help="Time limit of one request.")

@@ -1,14 +1,18 @@
 """The commands that make data: a teacher's rows, clean rows, feedback, pairs, where each pair comes
 from, and the embedded world."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
 from zephyr.cli.asking import SPEC, Asking, open_ask
 from zephyr.cli.reports import format_counts, part, print_unread_keys, print_warnings, write_summary
+
+if TYPE_CHECKING:
+    from zephyr.teacher import Teacher
 
 
 def self_instruct(
@@ -161,8 +165,14 @@ def feedback(
     answerers: Annotated[
         str, Option(metavar="SPEC,SPEC,...", help=f"Who answers, each as {SPEC}.")
     ],
-    judge: Annotated[str, Option(metavar="SPEC", help=f"Who scores the answers: {SPEC}.")],
     out: Annotated[Path, Option(metavar="FILE", help="Feedback rows (.jsonl).")],
+    judge: Annotated[
+        str | None,
+        Option(
+            metavar="SPEC",
+            help=f"Who scores the answers: {SPEC}. Default: nobody, for rule delta of binarize.",
+        ),
+    ] = None,
     per_prompt: Annotated[
         int, Option(metavar="N", help="Answerers of a prompt, drawn from all.")
     ] = 4,
@@ -177,15 +187,18 @@ def feedback(
 ) -> None:
     """Let models answer prompts, and a judge score the answers.
 
+    Without --judge the rows hold the answers alone, which `zephyr binarize --rule delta` reads.
+
     \b
     example: zephyr feedback prompts.jsonl --out feedback.jsonl \\
         --answerers hf:runs/a,hf:runs/b,hf:runs/c,hf:runs/d \\
         --judge openai:gpt-4o@https://api.openai.com/v1
     """
     from zephyr.distill.feedback import collect_feedback
+    from zephyr.teacher.spec import split_specs
 
-    teachers = [asking.open_teacher(spec) for spec in answerers.split(",")]
-    scorer = asking.open_teacher(judge)
+    teachers = [asking.open_teacher(spec) for spec in split_specs(answerers)]
+    scorer = None if judge is None else asking.open_teacher(judge)
     with open_ask(asking, out) as (ask, spent):
         report = collect_feedback(
             prompts,
@@ -203,9 +216,16 @@ def feedback(
         write_summary(
             out,
             {**report, **spent()},
-            f"{report['rows']} prompts, each answered by {per_prompt} and judged by {scorer.name}; "
-            f"{report.get('unparsed', 0)} judgements could not be read",
+            f"{report['rows']} prompts, each answered by {per_prompt} and "
+            f"{judged_by(scorer, report)}",
         )
+
+
+def judged_by(judge: "Teacher | None", report: Mapping[str, object]) -> str:
+    """What the summary of `feedback` says of the judge."""
+    if judge is None:
+        return "judged by nobody"
+    return f"judged by {judge.name}; {report.get('unparsed', 0)} judgements could not be read"
 
 
 def binarize(
@@ -292,8 +312,10 @@ def binarize(
       delta          an answer of a --strong model against one of a --weak model, no scores
 
     \b
-    examples:
-      zephyr binarize feedback.jsonl --rule paper --seed 42 --out pairs.jsonl
+    example: zephyr binarize feedback.jsonl --rule paper --seed 42 --out pairs.jsonl
+
+    \b
+    delta learning, and a mix of on- and off-policy pairs:
       zephyr binarize answers.jsonl --rule delta --strong qwen3-32b --weak qwen3-0.6b \\
           --max-length-difference 100 --out delta.jsonl
       zephyr binarize feedback.jsonl --rule argilla --on-policy sft --mix on=5000,off=15000 \\

@@ -42,11 +42,22 @@ def win_rate(
     prompts: Annotated[
         list[str], Option(metavar="FILE", help="Rows with a prompt. Can be repeated.")
     ],
-    judge: Annotated[str, Option(metavar="SPEC", help=f"The judge: {SPEC}.")],
     out: Annotated[
         Path,
         Option(metavar="FOLDER", help="For NAME.jsonl of answers, verdicts.jsonl, results.json."),
     ],
+    judge: Annotated[
+        str | None,
+        Option(metavar="SPEC", help=f"The judge: {SPEC}. Required without --from-verdicts."),
+    ] = None,
+    from_verdicts: Annotated[
+        Path | None,
+        Option(
+            metavar="FILE",
+            help="Score the verdicts of this verdicts.jsonl, and ask nobody. Models are the files "
+            "of answers that it is about.",
+        ),
+    ] = None,
     by: Annotated[
         str | None,
         Option(metavar="FIELD", help="Also give all results for each value of this prompt field."),
@@ -76,9 +87,26 @@ def win_rate(
     example: zephyr eval win-rate dSFT=runs/sft/model dDPO=runs/dpo/model --prompts test.jsonl \\
         --judge openai:gpt-4o@https://api.openai.com/v1 --out runs/eval
     """
+    from zephyr.evaluation.answers import record_digests
     from zephyr.evaluation.results import print_results, win_rate_lines
-    from zephyr.evaluation.win_rate import evaluate_win_rate
+    from zephyr.evaluation.win_rate import evaluate_win_rate, score_verdicts
 
+    if from_verdicts is not None:
+        if scores:
+            raise BadInput("--scores: verdicts are no scores; ask a judge, without --from-verdicts")
+        again = score_verdicts(
+            models,
+            prompts=prompts,
+            verdicts=from_verdicts,
+            open_teacher=asking.open_teacher,
+            by=by,
+            labels=labels,
+        )
+        about = {"records": record_digests([str(from_verdicts)])}
+        print_results({**again, **about}, win_rate_lines(again), out / "results.json", json)
+        return
+    if judge is None:
+        raise missing({"--judge": judge})
     judging = asking.open_teacher(judge)
     with open_ask(asking, out) as (ask, spent):
         compared, judged_by = evaluate_win_rate(
@@ -134,8 +162,14 @@ def mt_bench(
         --judge openai:gpt-4@https://api.openai.com/v1
     """
     from zephyr.data.jsonl import read_rows
-    from zephyr.evaluation.benchmarks import evaluate_mt_bench, load_bench
-    from zephyr.evaluation.mt_bench import score_judgments
+    from zephyr.evaluation.answers import record_digests
+    from zephyr.evaluation.benchmarks import (
+        evaluate_mt_bench,
+        load_bench,
+        stored_turns,
+        turns_digests,
+    )
+    from zephyr.evaluation.mt_bench import require_turns, score_judgments
     from zephyr.evaluation.results import print_scores
 
     named = [*(models or ()), *(answers or ())]
@@ -143,8 +177,13 @@ def mt_bench(
     questions = bench.questions if bench else []
     categories = {row["question_id"]: str(row["category"]) for row in questions}
     if from_judgments is not None:
+        about = {"records": record_digests([from_judgments])}
+        stored = stored_turns(named)
+        if stored:
+            require_turns(read_rows([from_judgments]), stored)
+            about["answers"] = turns_digests(stored)
         scores = score_judgments(read_rows([from_judgments]), categories)
-        print_scores(scores, {}, out and out / "results.json", json)
+        print_scores(scores, about, out and out / "results.json", json)
         return
     if not named or judge is None or out is None or bench is None:
         raise missing(
@@ -157,7 +196,7 @@ def mt_bench(
         )
     judging = asking.open_teacher(judge)
     with open_ask(asking, out) as (ask, _):
-        rows, judged_by = evaluate_mt_bench(
+        rows, about = evaluate_mt_bench(
             bench,
             named,
             judge=judging,
@@ -170,7 +209,7 @@ def mt_bench(
             judge_tokens=judge_tokens,
         )
     scores = score_judgments((("", row) for row in rows), categories)
-    print_scores(scores, judged_by, out / "results.json", json)
+    print_scores(scores, about, out / "results.json", json)
 
 
 def alpaca_eval(
@@ -217,17 +256,33 @@ def alpaca_eval(
         --judge openai:gpt-4@https://api.openai.com/v1
     """
     from zephyr.data.jsonl import read_rows
-    from zephyr.evaluation.alpaca import score_annotations
+    from zephyr.evaluation.alpaca import annotated_answers, score_annotations
+    from zephyr.evaluation.answers import (
+        answers_digest,
+        open_contender,
+        record_digests,
+        require_answers_of,
+    )
     from zephyr.evaluation.benchmarks import alpaca_file, evaluate_alpaca
     from zephyr.evaluation.results import print_scores
 
+    named = [*(models or ()), *(answers or ())]
     if from_annotations is not None:
+        judged = annotated_answers(read_rows([from_annotations]))
+        contenders = [open_contender(one, asking.open_teacher) for one in named]
+        require_answers_of(from_annotations, judged, contenders)
         scores = score_annotations(
             read_rows([from_annotations]), length_controlled=length_controlled
         )
-        print_scores(scores, {}, out and out / "results.json", json)
+        about = {
+            "records": record_digests([from_annotations]),
+            "answers": {
+                name: answers_digest([row["prompt_id"] for row, _ in of], [text for _, text in of])
+                for name, of in judged.items()
+            },
+        }
+        print_scores(scores, about, out and out / "results.json", json)
         return
-    named = [*(models or ()), *(answers or ())]
     bench = bench_dir or (prompts and baseline)
     if not named or judge is None or out is None or not bench:
         raise missing(
@@ -236,7 +291,7 @@ def alpaca_eval(
     theirs = alpaca_file(bench_dir) if bench_dir else Path()
     judging = asking.open_teacher(judge)
     with open_ask(asking, out) as (ask, _):
-        rows, judged_by = evaluate_alpaca(
+        rows, about = evaluate_alpaca(
             named,
             prompts=prompts or theirs,
             baseline=baseline or f"baseline={theirs}",
@@ -252,7 +307,7 @@ def alpaca_eval(
         )
     annotations = (("", row) for row in rows)
     scores = score_annotations(annotations, length_controlled=length_controlled)
-    print_scores(scores, judged_by, out / "results.json", json)
+    print_scores(scores, about, out / "results.json", json)
 
 
 def missing(given: Mapping[str, object]) -> BadInput:

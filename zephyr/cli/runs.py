@@ -126,7 +126,7 @@ def config_and_overrides(words: list[str]) -> tuple[Path, list[str]]:
     configs = [word for word in words if "=" not in word or Path(word).is_file()]
     if len(configs) != 1:
         raise BadInput(
-            f"plan: expected one CONFIG and overrides like optim.epochs=2, got {' '.join(words)}"
+            f"expected one CONFIG and overrides like optim.epochs=2, got {' '.join(words)}"
         )
     rest = list(words)
     rest.remove(configs[0])

@@ -120,7 +120,8 @@ def length_in(tokenizer: str | None) -> Callable[[str], int]:
         return lambda text: len(text.split())
     from zephyr.data.tokenizer import read_tokenizer
 
-    encode = partial(read_tokenizer(tokenizer).encode, add_special_tokens=False)
+    # verbose: no warning of texts that are longer than the model's context
+    encode = partial(read_tokenizer(tokenizer).encode, add_special_tokens=False, verbose=False)
     return lambda text: len(encode(text))
 
 

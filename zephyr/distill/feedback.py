@@ -1,5 +1,5 @@
 """Prompts become feedback rows: several teachers answer each prompt, and a judge rates every answer
-in four aspects and as a whole.
+in four aspects and as a whole. Without a judge, rows hold the answers alone.
 
 As in UltraFeedback (Cui et al. 2023, arXiv:2310.01377): the answerers are drawn from a pool, each
 with a principle as its system turn; one request per aspect shows all answers in a random order; one
@@ -55,10 +55,14 @@ MAX_LISTED = 100  # prompt ids of `left_out` in the report
 
 @dataclass
 class FeedbackRun:
-    """Who answers and judges, and what was counted so far."""
+    """Who answers and judges, and what was counted so far. `panel`: None: nobody judges."""
 
     answerers: Sequence[Teacher]
-    panel: Panel
+    ask: Ask
+    panel: Panel | None
+    templates: Mapping[str, str]
+    seed: int
+    max_tokens: int
     per_prompt: int
     principles: bool
     counts: Counter[str] = field(default_factory=Counter)
@@ -89,7 +93,7 @@ def collect_feedback(
     sources: Sequence[str],
     out: Path,
     answerers: Sequence[Teacher],
-    judge: Teacher,
+    judge: Teacher | None,
     ask: Ask,
     *,
     per_prompt: int = 4,
@@ -104,7 +108,7 @@ def collect_feedback(
         sources: of the prompt rows, `path-or-hub-id[:split]`.
         out: a .jsonl file.
         answerers: the pool, of different names.
-        judge: rates the answers.
+        judge: rates the answers; None: the rows have no scores.
         ask: returns the replies of a teacher in the order of the requests.
         per_prompt: answers per prompt, at least 2.
         seed: of the draws of answerers, principles and orders, and of sampling.
@@ -121,15 +125,15 @@ def collect_feedback(
     check_answerers(answerers, per_prompt)
     texts = load_feedback_templates(templates)
     require_output(out, sources)
-    panel = Panel(judge, ask, texts, seed, max_tokens)
-    run = FeedbackRun(answerers, panel, per_prompt, principles)
+    panel = None if judge is None else Panel(judge, ask, texts, seed, max_tokens)
+    run = FeedbackRun(answerers, ask, panel, texts, seed, max_tokens, per_prompt, principles)
     run.counts["rows"] = write_rows(out, feedback_rows(run, sources))
     return {
         "command": "feedback",
         "sources": list(map(str, sources)),
         "digests": {source.name: source.digest for source in open_sources(list(sources))},
         "answerers": [answerer.identity or answerer.name for answerer in answerers],
-        "judge": judge.identity or judge.name,
+        "judge": None if judge is None else judge.identity or judge.name,
         "per_prompt": per_prompt,
         "seed": seed,
         "principles": principles,
@@ -147,7 +151,8 @@ def check_answerers(answerers: Sequence[Teacher], per_prompt: int) -> None:
     if not 2 <= per_prompt <= len(answerers) or len(set(names)) < len(names):
         raise BadInput(
             f"feedback compares answers: expected at least {max(2, per_prompt)} answerers of "
-            f"different names, got {', '.join(names)}"
+            f"different names, got {', '.join(names)}; servers of one model are one answerer: "
+            "pool:MODEL@URL,URL"
         )
 
 
@@ -164,7 +169,11 @@ def feedback_rows(run: FeedbackRun, sources: Sequence[str]) -> Iterator[Row]:
     """Yield the feedback rows of all prompts. Raises: BadInput if no prompt gets two answers."""
     prompts = read_prompts(sources, run.unread)
     while batch := list(islice(prompts, PROMPT_BATCH_SIZE)):
-        yield from judge_answers(run, collect_answers(run, batch))
+        answered = collect_answers(run, batch)
+        if run.panel is None:
+            yield from (answered_row(prompt) for prompt in answered)
+        else:
+            yield from judge_answers(run, run.panel, answered)
     if run.counts["prompts"] == run.counts["too_few_answers"]:
         raise BadInput(
             f"{', '.join(map(str, sources))}: no prompt got two answers: {json.dumps(run.counts)}"
@@ -182,7 +191,7 @@ def collect_answers(run: FeedbackRun, prompts: Iterable[Row]) -> list[AnsweredPr
             by_answerer.setdefault(draw.answerer, []).append(draw)
     for answerer, draws in by_answerer.items():
         requests = [draw.request for draw in draws]
-        replies = run.panel.ask(run.answerers[answerer], requests)
+        replies = run.ask(run.answerers[answerer], requests)
         for draw, reply in zip(draws, replies):
             add_reply(run, draw.completion, reply)
     answered = [
@@ -198,8 +207,8 @@ def collect_answers(run: FeedbackRun, prompts: Iterable[Row]) -> list[AnsweredPr
 
 def draw_answerers(run: FeedbackRun, row: Row) -> list[Draw]:
     """Draw the answerers of a prompt and their principles, by the seed and the prompt id only."""
-    rng = random.Random(f"{run.panel.seed}/{row['prompt_id']}/answerers")
-    lines = run.panel.templates["principles"].splitlines()
+    rng = random.Random(f"{run.seed}/{row['prompt_id']}/answerers")
+    lines = run.templates["principles"].splitlines()
     turns = turns_of(row["prompt"])
     with_principle = run.principles and turns[0]["role"] == "user"
     draws = []
@@ -208,9 +217,9 @@ def draw_answerers(run: FeedbackRun, row: Row) -> list[Draw]:
         system = [{"role": "system", "content": principle}] if with_principle else []
         request = Request(
             (*system, *turns),
-            max_tokens=run.panel.max_tokens,
+            max_tokens=run.max_tokens,
             temperature=1.0,
-            seed=run.panel.seed,
+            seed=run.seed,
             about={"task": "answer", "row": row},
         )
         completion: Row = {
@@ -234,7 +243,9 @@ def add_reply(run: FeedbackRun, completion: Row, reply: Reply) -> None:
     run.counts["empty"] += reply.text is not None and not text
 
 
-def judge_answers(run: FeedbackRun, prompts: Sequence[AnsweredPrompt]) -> Iterator[Row]:
+def judge_answers(
+    run: FeedbackRun, panel: Panel, prompts: Sequence[AnsweredPrompt]
+) -> Iterator[Row]:
     """Yield the feedback rows of answered prompts.
 
     The judge's requests of all prompts are made together: first the ratings, then the critiques.
@@ -242,7 +253,7 @@ def judge_answers(run: FeedbackRun, prompts: Sequence[AnsweredPrompt]) -> Iterat
     orders = [draw_orders(run, prompt) for prompt in prompts]
     rating_requests = [
         ratings_request(
-            run.panel,
+            panel,
             prompt.row,
             aspect,
             [str(prompt.completions[n]["text"]) for n in order[aspect]],
@@ -251,15 +262,16 @@ def judge_answers(run: FeedbackRun, prompts: Sequence[AnsweredPrompt]) -> Iterat
         for aspect in ASPECTS
     ]
     critique_requests = [
-        critique_request(run.panel, prompt.row, str(completion["text"]))
+        critique_request(panel, prompt.row, str(completion["text"]))
         for prompt in prompts
         for completion in prompt.completions
     ]
-    ratings = iter(ask_judge(run.panel, rating_requests, parse_all_ratings))
-    critiques = iter(ask_judge(run.panel, critique_requests, lambda text, _: parse_critique(text)))
+    ratings = iter(ask_judge(panel, rating_requests, parse_all_ratings))
+    critiques = iter(ask_judge(panel, critique_requests, lambda text, _: parse_critique(text)))
     for prompt, order in zip(prompts, orders):
         yield feedback_row(
             run,
+            panel.judge.name,
             prompt,
             order,
             {aspect: next(ratings) for aspect in ASPECTS},
@@ -278,13 +290,23 @@ def draw_orders(run: FeedbackRun, prompt: AnsweredPrompt) -> dict[str, list[int]
     """Draw the order in which the judge reads the completions, for each aspect."""
     count = len(prompt.completions)
     return {
-        aspect: random.Random(f"{run.panel.seed}/{prompt.id}/{aspect}").sample(range(count), count)
+        aspect: random.Random(f"{run.seed}/{prompt.id}/{aspect}").sample(range(count), count)
         for aspect in ASPECTS
     }
 
 
+def answered_row(prompt: AnsweredPrompt) -> Row:
+    """Return the row of a prompt that nobody has judged."""
+    row: Row = {"prompt_id": prompt.row["prompt_id"], "prompt": prompt.row["prompt"]}
+    for key in ("source", "reference"):
+        if key in prompt.row:
+            row[key] = prompt.row[key]
+    return {**row, "completions": prompt.completions}
+
+
 def feedback_row(
     run: FeedbackRun,
+    judge: str,
     prompt: AnsweredPrompt,
     order: dict[str, list[int]],
     ratings: dict[str, Judgement[list[Rating]]],
@@ -293,6 +315,7 @@ def feedback_row(
     """Return the row of a prompt.
 
     Args:
+        judge: its name.
         order: by aspect, the completions in the order in which the judge rated them.
         ratings: by aspect, in that order.
         critiques: in the order of the completions.
@@ -309,12 +332,8 @@ def feedback_row(
             by_aspect[aspect] = parsed[order[aspect].index(n)] if parsed else None
         add_judgements(completion, by_aspect, critique)
     run.counts["unparsed"] += len(unparsed)
-    row: Row = {"prompt_id": prompt.row["prompt_id"], "prompt": prompt.row["prompt"]}
-    for key in ("source", "reference"):
-        if key in prompt.row:
-            row[key] = prompt.row[key]
-    row["completions"] = prompt.completions
-    row["judge"] = run.panel.judge.name
+    row = answered_row(prompt)
+    row["judge"] = judge
     row["order"] = order
     row["calls"] = {aspect: ratings[aspect].calls for aspect in ASPECTS}
     if unparsed:

@@ -38,8 +38,9 @@ def trace_pair(
     yield f"pair {pair.get('id')} in {file}"
     yield f"  prompt    {cut(pair['prompt'])}"
     for side in ("chosen", "rejected"):
-        model, score = pair.get(f"{side}_model", "?"), pair.get(f"score_{side}", "?")
-        yield f"  {side:9} {model}, score {score}: {cut(pair[side])}"
+        model, score = pair.get(f"{side}_model", "?"), pair.get(f"score_{side}")
+        of_rule = "" if score is None else f", score {score}"
+        yield f"  {side:9} {model}{of_rule}: {cut(pair[side])}"
     report = read_report(file)
     sources = _strings(report.get("sources"))
     if report:
@@ -47,6 +48,7 @@ def trace_pair(
             f"  rule      {report.get('rule')}, seed {report.get('seed')}, from "
             f"{', '.join(sources)}"
         )
+        yield from describe_options(report)
     for source in map(Path, sources):
         if not source.exists():
             source = file.parent / source.name
@@ -59,6 +61,32 @@ def trace_pair(
             yield from trace_feedback(str(pair.get("prompt_id", pair.get("id"))), source, cut)
     if run:
         yield from training_steps(str(pair.get("id")), run)
+
+
+def describe_options(report: Row) -> Iterator[str]:
+    """Yield a line for each option of binarize that left pairs out, or chose among them."""
+    stages = _object(report, "stages")
+    made, within = (_object(stages, name).get("pairs") for name in ("made", "within_length"))
+    if "strong" in report:
+        strong, weak = (", ".join(_strings(report.get(side))) for side in ("strong", "weak"))
+        yield f"            stronger {strong}, weaker {weak}"
+    limit = _object(report, "max_length_difference")
+    if limit:
+        yield (
+            f"            lengths at most {limit.get('most')} {limit.get('unit')} apart: "
+            f"{within} of {made} pairs"
+        )
+    for name, number in _object(report, "take").items():
+        of = _object(_object(report, "by_source"), name).get("within_length", "the")
+        yield f"            {number} of {of} pairs of {name}"
+    policy = _object(report, "on_policy")
+    if policy:
+        counts = _object(policy, "pairs")
+        yield (
+            f"            on-policy {', '.join(_strings(policy.get('models')))} (side: "
+            f"{policy.get('side')}): {counts.get('on')} pairs with its answer, "
+            f"{counts.get('off')} without"
+        )
 
 
 def find_pair(name: str, files: Sequence[Path]) -> tuple[Path, Row]:
@@ -85,7 +113,7 @@ def trace_feedback(prompt_id: str, source: Path, cut: Cut) -> Iterator[str]:
     if row is None or "completions" not in row:
         return
     ledger = ledger_of(source)
-    yield f"  feedback  {source}, judged by {row.get('judge', '?')}"
+    yield f"  feedback  {source}, judged by {row.get('judge', 'nobody')}"
     completions = row["completions"]
     for n, completion in enumerate(completions if isinstance(completions, list) else ()):
         scores = _object(completion, "scores")
@@ -94,7 +122,8 @@ def trace_feedback(prompt_id: str, source: Path, cut: Cut) -> Iterator[str]:
             f"    answer {n} by {completion.get('model')} (principle "
             f"{completion.get('principle')}): {cut(completion.get('text'))}"
         )
-        yield f"      {listed}; overall {completion.get('overall')}"
+        if scores:
+            yield f"      {listed}; overall {completion.get('overall')}"
         for aspect, rationale in _object(completion, "rationales").items():
             yield f"      {aspect}: {cut(rationale)}"
         yield from describe_calls(ledger, "answered", [completion.get("call")])

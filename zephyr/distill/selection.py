@@ -111,13 +111,11 @@ def mix_kinds(database: sqlite3.Connection, options: PairOptions) -> None:
     )
     require_enough(on, off, Counts(only_on, only_off, either), ", ".join(options.on_policy))
     spare = either - max(0, off - only_off)  # rows of either kind that may be used for `on`
-    shared = round(on * either / max(1, only_on + either))
-    shared = min(max(shared, on - only_on), spare, on)
+    shared = min(round(on * either / max(1, only_on + either)), spare)
     mark(database, "on", f"{has_on} and {has_off}", shared)
     mark(database, "on", f"{has_on} and off_pair is null", on - shared)
     left = either - shared
     shared = round(off * left / max(1, only_off + left))
-    shared = min(max(shared, off - only_off), left, off)
     mark(database, "off", f"{has_on} and {has_off} and kept is null", shared)
     mark(database, "off", f"on_pair is null and {has_off}", off - shared)
 

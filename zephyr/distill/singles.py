@@ -87,10 +87,12 @@ def store_completion(
     """Store a completion until all rows are read. Raises: ValueError for a second one of the same
     prompt and model."""
     of = completion.prompt_id, completion.model
+    stored = completion._asdict()
+    del stored["prompt_id"]
     unique_id(json.dumps(of), raw.place, database, tally)
     database.execute(
         "insert into singles values (?, ?, ?, ?, ?)",
-        (*of, raw.place, raw.entry, json.dumps(completion._asdict())),
+        (*of, raw.place, raw.entry, json.dumps(stored)),
     )
     tally.add("shapes", "single completions")
 

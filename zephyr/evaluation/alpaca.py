@@ -70,6 +70,20 @@ def read_annotation(place: str, row: Row) -> Annotation:
     )
 
 
+def annotated_answers(
+    records: Iterable[tuple[str, Row]],
+) -> dict[str, list[tuple[dict[str, object], str]]]:
+    """The models' outputs that the records are about, each with its prompt row, by model. The
+    instruction is the prompt's id where there is none. Raises: BadInput for a bad row."""
+    found: defaultdict[str, list[tuple[dict[str, object], str]]] = defaultdict(list)
+    for place, row in records:
+        annotation = read_annotation(place, row)
+        instruction = row.get("instruction", row.get("prompt"))
+        prompt = {"prompt_id": row.get("prompt_id", instruction), "prompt": instruction}
+        found[annotation.generator_2].append((prompt, annotation.output_2))
+    return found
+
+
 def score_annotations(
     records: Iterable[tuple[str, Row]], *, length_controlled: bool = False
 ) -> dict[str, dict[str, object]]:

@@ -10,16 +10,16 @@ from typing import Any, NamedTuple
 
 from zephyr.config import BadInput
 from zephyr.data.jsonl import read_rows, write_json, write_rows
-from zephyr.evaluation.compare import FIRST_WON, parse_verdict
-from zephyr.evaluation.mt_bench import WITH_REFERENCE, judge_messages, parse_rating, temperature
-from zephyr.evaluation.win_rate import (
+from zephyr.evaluation.answers import (
     NAMED,
     OpenTeacher,
+    answers_digest,
     collect_answers,
-    judge_pairs,
-    judge_panel,
     open_contender,
 )
+from zephyr.evaluation.compare import FIRST_WON, parse_verdict
+from zephyr.evaluation.mt_bench import WITH_REFERENCE, judge_messages, parse_rating, temperature
+from zephyr.evaluation.win_rate import judge_pairs, judge_panel
 from zephyr.teacher import Reply, Request, Teacher
 from zephyr.teacher.panel import Ask, Panel
 from zephyr.teacher.prompts import format_prompt, read_prompts
@@ -71,7 +71,8 @@ def evaluate_mt_bench(
         out: folder for model_answer/NAME.jsonl and model_judgment/JUDGE_KIND.jsonl, as FastChat's.
         max_new_tokens, judge_tokens: limits of an answer and of a judgement.
 
-    Returns: the judgements as `mt_bench.score_judgments` reads them, and who judged with what.
+    Returns: the judgements as `mt_bench.score_judgments` reads them, and what they are about: who
+    judged with what, and digests of the answers.
 
     Raises: BadInput where two models have one name, or an answer is missing."""
     answers: dict[str, Turns] = {}
@@ -93,7 +94,26 @@ def evaluate_mt_bench(
     kind = "pair" if pairwise else "single"
     rows, by = judge_answers(kind, bench, answers, judge, ask, max_tokens=judge_tokens, seed=seed)
     write_rows(out / "model_judgment" / f"{file_name(judge)}_{kind}.jsonl", rows)
-    return rows, by
+    return rows, {"judge": by, "answers": turns_digests(answers)}
+
+
+def turns_digests(answers: Mapping[str, Turns]) -> dict[str, str]:
+    """`answers_digest` of each model, by its name."""
+    return {name: answers_digest([*of], [*of.values()]) for name, of in answers.items()}
+
+
+def stored_turns(arguments: Sequence[str]) -> dict[str, Turns]:
+    """The answers of `[NAME=]FILE` in FastChat's format, by model. Raises: BadInput for what is no
+    file."""
+    found: dict[str, Turns] = {}
+    for argument in arguments:
+        named = NAMED.fullmatch(argument)
+        path = Path(named[2] if named else argument)
+        if not path.is_file():
+            raise BadInput(f"{argument}: expected a file of the answers that were judged")
+        for model, turns in read_answers(path).items():
+            found[named[1] if named else model] = turns
+    return found
 
 
 def bench_answers(
@@ -110,12 +130,25 @@ def bench_answers(
     found = NAMED.fullmatch(argument)
     name, file = (found[1], Path(found[2])) if found else ("", Path(argument))
     if file.is_file():
-        return [(name or model, turns) for model, turns in read_answers(file).items()]
+        stored = read_answers(file)
+        require_questions(file, bench, stored)
+        return [(name or model, turns) for model, turns in stored.items()]
     name, teacher, _ = open_contender(argument, open_teacher)
     assert teacher is not None, "only a file has stored answers"
     rows = answer_questions(name, teacher, bench.questions, ask, max_tokens=max_tokens, seed=seed)
     write_rows(out / "model_answer" / f"{name}.jsonl", rows)
     return [(name, {row["question_id"]: row["choices"][0]["turns"] for row in rows})]
+
+
+def require_questions(path: Path, bench: Bench, stored: Mapping[str, Turns]) -> None:
+    """Raises: BadInput for an answer to a question that the bench does not have."""
+    known = {row["question_id"] for row in bench.questions}
+    for model, turns in stored.items():
+        if extra := [number for number in turns if number not in known]:
+            raise BadInput(
+                f"{path}: {model} answers question {extra[0]!r}, which is none of the "
+                f"{len(known)} of --bench-dir"
+            )
 
 
 def file_name(judge: Teacher) -> str:
@@ -389,7 +422,8 @@ def evaluate_alpaca(
         out: folder for NAME/model_outputs.json and NAME/JUDGE/annotations.json, as AlpacaEval's.
         max_new_tokens, judge_tokens: limits of an answer and of a judgement.
 
-    Returns: the annotations as `alpaca.score_annotations` reads them, and who judged with what."""
+    Returns: the annotations as `alpaca.score_annotations` reads them, and what they are about: who
+    judged with what, and digests of the answers."""
     rows = list(read_prompts([str(prompts)]))
     panel = judge_panel(judge, ask, templates=templates, seed=seed, max_tokens=judge_tokens)
     outputs = []
@@ -407,7 +441,11 @@ def evaluate_alpaca(
         write_json(out / name / file_name(judge) / "annotations.json", of_model)
         annotations += of_model
     used = {name: panel.templates[name] for name in ("judge_system", "compare")}
-    return annotations, {"name": judge.name, "templates": digests(used)}
+    ids = [row["prompt_id"] for row in rows]
+    return annotations, {
+        "judge": {"name": judge.name, "templates": digests(used)},
+        "answers": {name: answers_digest(ids, texts) for name, texts in outputs},
+    }
 
 
 def output_row(annotation: Row) -> Row:

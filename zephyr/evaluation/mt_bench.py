@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from zephyr.config import BadInput
 from zephyr.evaluation.compare import Comparison
-from zephyr.evaluation.statistics import mean_with_interval
+from zephyr.evaluation.statistics import clustered_mean
 
 Row = Mapping[str, Any]
 TEMPERATURES = {
@@ -122,14 +122,14 @@ def score_breakdown(
     """The mean, called `name`, with n, stderr, ci95 and unparsed: of all values, by turn, and by
     category if categories are known."""
     turns = sorted({value.turn for value in values})
-    found = clustered_mean(name, values)
+    found = mean_of_values(name, values)
     found["turns"] = {
-        str(turn): clustered_mean(name, [value for value in values if value.turn == turn])
+        str(turn): mean_of_values(name, [value for value in values if value.turn == turn])
         for turn in turns
     }
     if categories:
         found["categories"] = {
-            category: clustered_mean(
+            category: mean_of_values(
                 name, [value for value in values if categories.get(value.question) == category]
             )
             for category in sorted(set(categories.values()))
@@ -137,24 +137,12 @@ def score_breakdown(
     return found
 
 
-def clustered_mean(name: str, values: Sequence[Value]) -> dict[str, object]:
-    """The mean of the values that have points, where the turns of one question belong together.
-
-    stderr and ci95 are over questions, of the mean's linear expansion (Cochran 1977, chapter 6)."""
+def mean_of_values(name: str, values: Sequence[Value]) -> dict[str, object]:
+    """The mean of the values that have points, where the turns of one question belong together."""
     read = [(value.question, value.points) for value in values if value.points is not None]
-    mean = sum(points for _, points in read) / max(1, len(read))
-    distances: defaultdict[object, float] = defaultdict(float)
-    for question, points in read:
-        distances[question] += points - mean
-    over_questions = mean_with_interval(
-        name, [mean + distance * len(distances) / len(read) for distance in distances.values()]
-    )
-    return {
-        **over_questions,
-        "n": len(read),
-        "questions": len(distances),
-        "unparsed": len(values) - len(read),
-    }
+    found = clustered_mean(name, read)
+    questions = found.pop("clusters")
+    return {**found, "questions": questions, "unparsed": len(values) - len(read)}
 
 
 def score_judgments(
@@ -203,6 +191,37 @@ def score_judgments(
             "position_bias": score_breakdown("first_won", values, {}),
         }
     return results
+
+
+def require_turns(
+    records: Iterable[tuple[str, Row]], answers: Mapping[str, Mapping[object, Sequence[str]]]
+) -> None:
+    """Check that judgements are about the answers that files hold: the prompts that the records
+    keep must show them.
+
+    Args: answers: both turns by model and question id.
+
+    Raises: BadInput for a question without an answer, an answer without a judgement, or a prompt
+    that shows another answer."""
+    judged: defaultdict[str, set[object]] = defaultdict(set)
+    for place, row in records:
+        prompts = [str(row[key]) for key in ("user_prompt", "g1_user_prompt") if key in row]
+        for key in ("model", "model_1", "model_2"):
+            name, question = str(row.get(key)), row.get("question_id")
+            if name not in answers:
+                continue
+            judged[name].add(question)
+            turns = answers[name].get(question)
+            if turns is None:
+                raise BadInput(f"{place}: the file of {name} has no answer to question {question}")
+            if any(turns[int(row["turn"]) - 1] not in prompt for prompt in prompts):
+                raise BadInput(
+                    f"{place}: the judgement of question {question} is about another answer than "
+                    f"that in the file of {name}: judge these answers again"
+                )
+    for name, of_model in answers.items():
+        if extra := [question for question in of_model if question not in judged[name]]:
+            raise BadInput(f"{name}: no judgement of its answer to question {extra[0]!r}")
 
 
 def game_verdict(row: Row, game: int) -> str | None:

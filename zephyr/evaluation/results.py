@@ -11,14 +11,13 @@ Figures = Mapping[str, Any]  # names and numbers of one model or pair, as `resul
 
 
 def print_scores(
-    results: Mapping[str, Figures], judge: Figures, path: Path | None, as_json: bool
+    results: Mapping[str, Figures], about: Figures, path: Path | None, as_json: bool
 ) -> None:
     """Keep and print a benchmark's results: a line per model, or per pair of models.
 
-    Args: judge: who judged, added to the results of each; empty for records that were scored again.
-    path: as in `print_results`."""
-    if judge:
-        results = {name: {**of, "judge": judge} for name, of in results.items()}
+    Args: about: added to the results of each: who judged which answers, or which records were
+    scored again. path: as in `print_results`."""
+    results = {name: {**of, **about} for name, of in results.items()}
     lines = []
     for name, of in results.items():
         key = "score" if "score" in of else "win_rate"

@@ -11,8 +11,9 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from zephyr.config import BadInput, DPOConfig, SFTConfig
 from zephyr.data.jsonl import read_rows, write_rows
+from zephyr.evaluation.answers import prompt_id
 from zephyr.evaluation.compare import summarise
-from zephyr.evaluation.win_rate import judge_pairs, judge_panel, prompt_id
+from zephyr.evaluation.win_rate import judge_pairs, judge_panel
 from zephyr.model.generate import encode_within_limit, generate_from_ids
 from zephyr.model.load import local_folder, read_config
 from zephyr.teacher import Budget, Ledger, Teacher, ask

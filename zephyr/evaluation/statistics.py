@@ -2,6 +2,7 @@
 
 Shapes: B resamples, P prompts."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,15 +18,32 @@ def mean_with_interval(name: str, values: Sequence[float]) -> dict[str, object]:
     resampled prompts (Efron 1979). A number that so few values don't have is None."""
     rng, values_P, n = np.random.default_rng(0), np.array(values, dtype=float), len(values)
     if not n:
-        return _described(name, np.array([np.nan]), 0)
+        return described(name, np.array([np.nan]), 0)
     parts = [
         values_P[rng.integers(n, size=(100, n))].mean(axis=1) for _ in range(RESAMPLES // 100)
     ]  # in parts, for memory
     stderr = float(values_P.std(ddof=1) / n**0.5) if n > 1 else None
-    return _described(name, np.array([values_P.mean(), *np.ravel(parts)]), n) | {"stderr": stderr}
+    return described(name, np.array([values_P.mean(), *np.ravel(parts)]), n) | {"stderr": stderr}
 
 
-def _described(name: str, values_B: np.ndarray, n: int) -> dict[str, object]:
+def clustered_mean(name: str, values: Sequence[tuple[object, float]]) -> dict[str, object]:
+    """The form of `mean_with_interval` for the mean of all values, and `clusters`, their number.
+    Values of one cluster, e.g. of one question, belong together.
+
+    stderr and ci95 are over clusters, of the mean's linear expansion (Cochran 1977, chapter 6).
+
+    Args: values: pairs of cluster and value."""
+    mean = sum(value for _, value in values) / max(1, len(values))
+    distances: defaultdict[object, float] = defaultdict(float)
+    for cluster, value in values:
+        distances[cluster] += value - mean
+    over_clusters = mean_with_interval(
+        name, [mean + distance * len(distances) / len(values) for distance in distances.values()]
+    )
+    return {**over_clusters, "n": len(values), "clusters": len(distances)}
+
+
+def described(name: str, values_B: np.ndarray, n: int) -> dict[str, object]:
     """The form of `mean_with_interval` for the number `values_B[0]`, whose spread is that of its
     values in resamples, `values_B[1:]`."""
     drawn = values_B[1:][np.isfinite(values_B[1:])]
@@ -64,7 +82,7 @@ def length_controlled(points: Sequence[float], differences: Sequence[float]) -> 
         ).reshape(-1, 2, 2) + ridge_22
         slope_B2 = (weights_BP * (y_P - p_BP)) @ x_P2 - fit_B2 @ ridge_22
         fit_B2 += np.linalg.solve(curve_B22, slope_B2[..., None])[..., 0].clip(-2, 2)
-    return _described("win_rate", 1 / (1 + np.exp(-fit_B2[:, 0])), n)
+    return described("win_rate", 1 / (1 + np.exp(-fit_B2[:, 0])), n)
 
 
 def agreement(labels: Sequence[float], verdicts: Sequence[float]) -> dict[str, object]:
@@ -81,7 +99,7 @@ def agreement(labels: Sequence[float], verdicts: Sequence[float]) -> dict[str, o
     kappa_B = (same_B - chance_B) / np.where(chance_B < 1, 1 - chance_B, np.nan)
     return {
         "agreement": mean_with_interval("share", [float(place in (0, 4, 8)) for place in places]),
-        "kappa": _described("kappa", kappa_B, n),
+        "kappa": described("kappa", kappa_B, n),
     }
 
 

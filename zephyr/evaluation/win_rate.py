@@ -1,13 +1,22 @@
 """Several models answer prompts, and a judge compares each two answers in both orders."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
 from zephyr.config import BadInput
 from zephyr.data.jsonl import read_rows, write_rows
+from zephyr.evaluation.answers import (
+    Contender,
+    OpenTeacher,
+    answers_digest,
+    collect_answers,
+    open_contender,
+    prompt_id,
+    read_stored,
+)
 from zephyr.evaluation.compare import Comparison, parse_verdict, summarise
 from zephyr.evaluation.statistics import mean_with_interval
 from zephyr.teacher import Reply, Request, Teacher
@@ -19,25 +28,19 @@ from zephyr.teacher.panel import (
     critique_request,
     judge_request,
 )
-from zephyr.teacher.prompts import Row, format_prompt, read_prompts, turns_of
+from zephyr.teacher.prompts import Row, format_prompt, read_prompts
 from zephyr.teacher.rubric import Critique, parse_critique
-from zephyr.teacher.spec import SPEC_FORMS
 from zephyr.teacher.templates import digests, fill, load_templates
 
-OpenTeacher = Callable[[str], Teacher]  # opens the teacher of a SPEC
-
 TEMPLATES = ("judge_system", "judge_again", "compare", "critique")
-NAMED = re.compile(r"(\w[\w.-]*)=(.+)", re.DOTALL)
-RESERVED = ("results", "verdicts", "tie")  # files beside those of the models, and a label
 
 
-class Contender(NamedTuple):
-    """A model that answers, and its name in the results. Without a teacher its answers are stored:
-    by prompt id, or by the prompt's text."""
+class StoredVerdict(NamedTuple):
+    """A row of verdicts.jsonl: the verdict, and `text_digest` of the answers shown as A and B."""
 
-    name: str
-    teacher: Teacher | None
-    stored: Mapping[str, str | None]
+    place: str
+    verdict: str | None
+    digests: list[object]
 
 
 class Verdicts(NamedTuple):
@@ -103,11 +106,117 @@ def evaluate_win_rate(
         judge, ask_and_note_version, templates=templates, seed=seed, max_tokens=judge_tokens
     )
     results = compare_models(panel, rows, answers, by_people, out, by, scores)
+    results["answers"] = answer_digests(rows, answers)
     return results, {
         "name": judge.name,
         "versions": sorted(versions),
         "templates": digests(panel.templates),
     }
+
+
+def score_verdicts(
+    models: Sequence[str],
+    *,
+    prompts: Sequence[str],
+    verdicts: Path,
+    open_teacher: OpenTeacher,
+    by: str | None = None,
+    labels: Path | None = None,
+) -> dict[str, Row]:
+    """The results of `evaluate_win_rate` from its verdicts.jsonl, without asking anybody.
+
+    Args: models: files of the answers that were compared.
+
+    Raises: BadInput as `evaluate_win_rate`; for a model that would have to be asked, and for a
+    verdict that is missing or is about other answers."""
+    contenders = [open_contender(argument, open_teacher) for argument in models]
+    names = [contender.name for contender in contenders]
+    rows = list(read_prompts(prompts))
+    require_comparable(names, rows, by)
+    by_people = read_human_labels(labels, names, rows) if labels else [None] * len(rows)
+    answers = {contender.name: stored_only(contender, rows) for contender in contenders}
+    judged = read_verdicts(verdicts)
+    groups = group_prompts(rows, by)
+    pairs: Row = {}
+    for n, name in enumerate(names):
+        for other in names[:n]:
+            of_pair = {
+                (i, side): judged.get((name, other, prompt_id(row), side))
+                for i, row in enumerate(rows)
+                for side in "AB"
+            }
+            require_verdicts(verdicts, rows, answers[name], answers[other], of_pair)
+            compared = make_comparisons(
+                answers[name],
+                answers[other],
+                {at: row.verdict for at, row in of_pair.items() if row},
+            )
+            pairs[f"{name} over {other}"] = for_groups(
+                groups, partial(summarise_group, compared, by_people)
+            )
+    return {"pairs": pairs, "models": {}, "answers": answer_digests(rows, answers)}
+
+
+def stored_only(contender: Contender, prompts: Sequence[Row]) -> list[str | None]:
+    """The contender's stored answers. Raises: BadInput where it is no file of answers."""
+    if contender.teacher is not None:
+        raise BadInput(
+            f"{contender.name}: it would be asked, expected a file of the answers that the "
+            "verdicts are about"
+        )
+    return collect_answers(contender, prompts, lambda *_: [], max_tokens=0)
+
+
+def read_verdicts(path: Path) -> dict[tuple[str, str, str, str], StoredVerdict]:
+    """The rows of verdicts.jsonl by model, the model that it is compared with, prompt id, and the
+    side, A or B, that the first model's answer is shown as. Raises: BadInput naming the line."""
+    found: dict[tuple[str, str, str, str], StoredVerdict] = {}
+    rows: Iterator[tuple[str, Row]] = read_rows([path])
+    for place, row in rows:
+        keys = ("model", "over", "prompt_id", "shown_as")
+        verdict, texts = row.get("verdict", ""), row.get("digests")
+        is_read = verdict in ("A", "B", "tie", None)
+        if not isinstance(texts, list) or not is_read or not all(key in row for key in keys):
+            raise BadInput(
+                f"{place}: expected {', '.join(keys)}, verdict (A, B, tie or null) and digests of "
+                f"both answers, got {dict(row)!s:.200}"
+            )
+        model, over, of_prompt, shown_as = (str(row[key]) for key in keys)
+        found[model, over, of_prompt, shown_as] = StoredVerdict(
+            place, None if verdict is None else str(verdict), texts
+        )
+    return found
+
+
+def require_verdicts(
+    path: Path,
+    prompts: Sequence[Row],
+    ours: Sequence[str | None],
+    theirs: Sequence[str | None],
+    verdicts: Mapping[tuple[int, str], StoredVerdict | None],
+) -> None:
+    """Raises: BadInput for a question to the judge without a verdict, or with one that is about
+    other answers."""
+    for (i, side), shown in questions(ours, theirs).items():
+        verdict = verdicts.get((i, side))
+        if verdict is None:
+            raise BadInput(f"{path}: no verdict at prompt {prompt_id(prompts[i])!r}")
+        if verdict.digests != [text_digest(text) for text in shown]:
+            raise BadInput(
+                f"{verdict.place}: the verdict at prompt {prompt_id(prompts[i])!r} is about "
+                "other answers than those of the files: judge these again"
+            )
+
+
+def text_digest(text: str) -> str:
+    """The first half of an answer's SHA-256, as hex."""
+    return sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:32]
+
+
+def answer_digests(prompts: Sequence[Row], answers: Mapping[str, Sequence[str | None]]) -> Row:
+    """`answers_digest` of each model, by its name."""
+    ids = [prompt_id(row) for row in prompts]
+    return {name: answers_digest(ids, texts) for name, texts in answers.items()}
 
 
 def require_comparable(names: Sequence[str], prompts: Sequence[Row], by: str | None) -> None:
@@ -121,92 +230,6 @@ def require_comparable(names: Sequence[str], prompts: Sequence[Row], by: str | N
     lacking = [prompt_id(row) for row in prompts if by and by not in row]
     if lacking:
         raise BadInput(f"--by {by}: prompt {lacking[0]!r} has no such field")
-
-
-def open_contender(argument: str, open_teacher: OpenTeacher) -> Contender:
-    """The contender of `[NAME=]` and a teacher's spec, a model folder or a file of answers.
-
-    Raises: BadInput where it is none of these."""
-    found = None if Path(argument).exists() else NAMED.fullmatch(argument)
-    if found:
-        name, what = found[1], found[2]
-    else:
-        name, what = re.sub(r"[^\w.-]+", "_", argument).strip("_."), argument
-    if not name or name.lower() in RESERVED:
-        raise BadInput(
-            f"model {argument!r}: expected NAME=... before it, other than {', '.join(RESERVED)}"
-        )
-    if Path(what).is_file():
-        return Contender(name, None, read_stored(Path(what), "text", "output"))
-    if Path(what).is_dir():
-        return Contender(name, open_teacher(f"hf:{what}"), {})
-    if not re.match("(openai|hf|world):", what):
-        raise BadInput(
-            f"model {argument!r}: no such folder or file; expected a model folder, a file of "
-            f"answers, {SPEC_FORMS}"
-        )
-    return Contender(name, open_teacher(what), {})
-
-
-def read_stored(path: Path, *fields: str) -> dict[str, str | None]:
-    """The text that each row has in one of the fields (None: `unanswered`), by prompt id or by
-    AlpacaEval's `instruction`. Raises: BadInput naming file and line."""
-    found: dict[str, str | None] = {}
-    rows: Iterator[tuple[str, Row]] = read_rows([path])
-    for place, row in rows:
-        key = row.get("prompt_id", row.get("instruction"))
-        given = [row[field] for field in fields if field in row]
-        unanswered = not given and row.get("unanswered") is True
-        text = given[0] if given else None
-        is_text = isinstance(text, str) or (text is None and (bool(given) or unanswered))
-        if not isinstance(key, (str, int)) or not is_text or str(key) in found:
-            raise BadInput(
-                f"{place}: expected prompt_id (or instruction), each once, and "
-                f"{' or '.join(fields)}; got {dict(row)!s:.200}"
-            )
-        found[str(key)] = text if isinstance(text, str) else None
-    return found
-
-
-def collect_answers(
-    contender: Contender,
-    prompts: Sequence[Row],
-    ask: Ask,
-    *,
-    max_tokens: int,
-    temperature: float = 0.0,
-    seed: int = 0,
-) -> list[str | None]:
-    """The contender's answer to each prompt row; None where it refused.
-
-    Raises: BadInput where stored answers lack a prompt; whatever `ask` raises."""
-    if contender.teacher:
-        requests = [
-            Request(
-                tuple(turns_of(row["prompt"])),
-                max_tokens,
-                temperature,
-                seed=seed,
-                about={"task": "answer", "row": row},
-            )
-            for row in prompts
-        ]
-        return [reply.text for reply in ask(contender.teacher, requests)]
-    keys = [
-        prompt_id(row) if prompt_id(row) in contender.stored else str(row["prompt"])
-        for row in prompts
-    ]
-    lacking = [prompt_id(row) for row, key in zip(prompts, keys) if key not in contender.stored]
-    if lacking:
-        raise BadInput(
-            f"{contender.name}: no answer to {len(lacking)} of {len(prompts)} prompts in its file, "
-            f"the first is {lacking[0]!r}"
-        )
-    return [contender.stored[key] for key in keys]
-
-
-def prompt_id(row: Row) -> str:
-    return str(row["prompt_id"])
 
 
 def read_human_labels(
@@ -250,36 +273,59 @@ def judge_pairs(
 
     Equal texts are a tie without a call. A reply that can't be read is asked for again, as feedback
     does, and then left out."""
-    asked: dict[tuple[int, str], tuple[str, str]] = {}  # (prompt, side of the answer): texts shown
-    for i, (ours, theirs) in enumerate(zip(answers, others, strict=True)):
-        if ours is not None and theirs is not None and ours != theirs:
-            asked[i, "A"] = (ours, theirs)
-            asked[i, "B"] = (theirs, ours)
+    asked = questions(answers, others)
     requests = [
         compare_request(panel, prompts[i], first, second)
         for (i, _), (first, second) in asked.items()
     ]
     judged = dict(zip(asked, ask_judge(panel, requests, lambda text, _: parse_verdict(text))))
-    comparisons: list[Comparison | None] = []
-    for i, (ours, theirs) in enumerate(zip(answers, others)):
-        if ours is None or theirs is None:
-            comparisons.append(None)
-        elif ours == theirs:
-            comparisons.append(Comparison("tie", "tie", (len(ours), len(theirs)), False))
-        else:
-            first, second = judged[i, "A"].parsed, judged[i, "B"].parsed
-            comparisons.append(Comparison(first, second, (len(ours), len(theirs))))
+    comparisons = make_comparisons(
+        answers, others, {at: judgement.parsed for at, judgement in judged.items()}
+    )
     calls: list[Row] = [
         {
             "prompt_id": prompts[i]["prompt_id"],
             "shown_as": shown_as,
             "verdict": judgement.parsed,
+            "digests": [text_digest(text) for text in asked[i, shown_as]],
             "reply": judgement.text,
             "calls": judgement.calls,
         }
         for (i, shown_as), judgement in judged.items()
     ]
     return Verdicts(comparisons, calls)
+
+
+def questions(
+    ours: Sequence[str | None], theirs: Sequence[str | None]
+) -> dict[tuple[int, str], tuple[str, str]]:
+    """The texts to be shown as A and B for each prompt's index and the side of our answer; equal
+    texts and missing ones ask nothing."""
+    asked: dict[tuple[int, str], tuple[str, str]] = {}
+    for i, (our, their) in enumerate(zip(ours, theirs, strict=True)):
+        if our is not None and their is not None and our != their:
+            asked[i, "A"] = (our, their)
+            asked[i, "B"] = (their, our)
+    return asked
+
+
+def make_comparisons(
+    ours: Sequence[str | None],
+    theirs: Sequence[str | None],
+    verdicts: Mapping[tuple[int, str], str | None],
+) -> list[Comparison | None]:
+    """Verdicts by the prompt's index and the side of our answer become one comparison a prompt."""
+    found: list[Comparison | None] = []
+    for i, (our, their) in enumerate(zip(ours, theirs, strict=True)):
+        if our is None or their is None:
+            found.append(None)
+            continue
+        lengths = (len(our), len(their))
+        if our == their:
+            found.append(Comparison("tie", "tie", lengths, False))
+        else:
+            found.append(Comparison(verdicts[i, "A"], verdicts[i, "B"], lengths))
+    return found
 
 
 def compare_request(panel: Panel, prompt: Row, first: str, second: str) -> Request:

@@ -55,6 +55,11 @@ INACTIVE_VALUES = {
     "activation_dropout": 0.0,
     "dropout": 0.0,
 }
+# Keys of config.json that change no log-prob.
+NOT_OF_THE_DECODER = frozenset(
+    "_name_or_path architectures bos_token_id dtype eos_token_id pad_token_id torch_dtype "
+    "transformers_version use_cache".split()
+)
 WEIGHT_DTYPES = ("BF16", "F16", "F32", "F64")  # as safetensors names them
 
 
@@ -121,6 +126,33 @@ def load_policy(
     return Policy(lm, positions if longest is None else longest, quantize)
 
 
+def replace_weights(lm: PreTrainedModel, path: str | Path, write: WriteTensor) -> None:
+    """Fill a decoder that is loaded already with the weights of another folder. Adapters beside its
+    layers stay as they are.
+
+    Args:
+        path: folder or hub id, as of `load_policy`.
+        write: fills one parameter.
+
+    Raises:
+        BadInput: the folder holds no model, or one of another architecture.
+    """
+    folder, adapters = base_folder(local_folder(path))
+    require_same_decoder(lm.config, read_config(folder), folder)
+    load_weights(lm, folder, write, adapters)
+
+
+def require_same_decoder(own: PreTrainedConfig, other: PreTrainedConfig, folder: Path) -> None:
+    """Raises: BadInput: a key that decides what a decoder computes differs; names it."""
+    ours, theirs = own.to_dict(), other.to_dict()
+    for key in sorted({*ours, *theirs} - NOT_OF_THE_DECODER):
+        if ours.get(key) != theirs.get(key):
+            raise BadInput(
+                f"model {folder}: its config.json has {key} {theirs.get(key)!r}, the policy's has "
+                f"{ours.get(key)!r}, expected one architecture"
+            )
+
+
 def fill_parameter(parameter: nn.Parameter, read: Callable[[], Tensor]) -> None:
     """Fill a whole parameter with the tensor that `read` returns."""
     parameter.data.copy_(read())
@@ -163,6 +195,10 @@ def require_runnable(config: DPOConfig | SFTConfig) -> None:
         require_supported(folder, lm_config)
         fused_kernels.require_served(lm_config, hardware.fused)
         weight_files(folder)
+        if isinstance(config, DPOConfig) and config.reference.model is not None:
+            of_reference, _ = base_folder(local_folder(config.reference.model))
+            require_same_decoder(lm_config, read_config(of_reference), of_reference)
+            weight_files(of_reference)
 
 
 def local_folder(path: str | Path) -> Path:

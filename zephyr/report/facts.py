@@ -72,11 +72,25 @@ def settings(run: Run) -> str:
         words.append(f"learning rate {config['optim.lr_peak']} ({schedule})")
     if run.is_dpo:
         words.append(f"beta {config['beta']}")
-        words.append(f"{config.get('loss', 'sigmoid')} loss")
+        words.append(f"{run.loss} loss{own_settings(config)}")
+        if config.get("sft_weight") is not None:
+            words.append(f"SFT weight {config['sft_weight']}")
+        if config.get("weighting", "none") != "none":
+            words.append(f"{config['weighting']} weighting")
+    weighted, weight = run.data.get("train.weighted.rows"), run.data.get("train.weight")
+    if isinstance(weighted, int) and isinstance(weight, (int, float)):
+        words.append(f"{plural(weighted, 'pair')} with another weight than 1, {weight:,.6g} in all")
     done = f"{plural(updates(run), 'update')} made"
     time = duration(run)
     words.append(f"{done} in {seconds_text(time)}" if time else done)
     return escape(", ".join(words)[:1].upper() + ", ".join(words)[1:]) + "."
+
+
+def own_settings(config: Mapping[str, object]) -> str:
+    """` (gamma 0.5)`: the settings of the loss itself that the config names; "" for none."""
+    names = [key for key in config if key.startswith("loss.") and key != "loss.name"]
+    found = [f"{key.removeprefix('loss.')} {config[key]}" for key in names]
+    return f" ({', '.join(found)})" if found else ""
 
 
 def short(value: object) -> str:

@@ -74,15 +74,29 @@ def accuracy(run: Run, record: Record) -> float | None:
 
 
 def moved(side: str) -> Values:
-    """Change of the log-prob of a side since the start, in nats: reward / beta."""
+    """Change of the log-prob of a side since the start, in nats: reward / beta.
+
+    Without a reference only the held-out pairs have it, which are evaluated at the start too.
+    """
 
     def value(run: Run, record: Record) -> float | None:
+        if not run.has_reference:
+            return change_since_start(run, record, f"logps/{side}")
         beta, reward = run.config.get("beta"), record.values.get(f"rewards/{side}")
         if not isinstance(beta, (int, float)) or not beta or reward is None:
             return None
         return reward / beta
 
     return value
+
+
+def change_since_start(run: Run, record: Record, name: str) -> float | None:
+    """A metric of an evaluation less that of the evaluation before the first update."""
+    evaluations = run.records["eval"]
+    if not any(record is other for other in evaluations) or evaluations[0].step > 0:
+        return None
+    now, start = record.values.get(name), evaluations[0].values.get(name)
+    return None if now is None or start is None else now - start
 
 
 def downsample(points: Sequence[Point], most: int = MOST_POINTS) -> Sequence[Point]:
@@ -275,11 +289,12 @@ def learning_panels(runs: Sequence[Run]) -> list[Panel]:
     """Loss, accuracy, margins and rewards over steps: the paper's Figure 3 and what is beside."""
     dpo = any(run.is_dpo for run in runs)
     loss_note = (
-        "Mean over pairs. It starts at what a model that prefers neither response has (dotted)."
+        "Mean over pairs. Where the loss has a reference, it starts at what a model that prefers "
+        "neither response has (dotted)."
         if dpo
         else "Mean negative log-likelihood of a target token, in nats."
     )
-    start = initial_loss(runs) if dpo else None
+    start = initial_loss(runs) if all(run.starts_even for run in runs) else None
     found = [
         panel(runs, "loss", "Loss", loss_note, [Line("", None, metric("loss"))], line_at=start),
         panel(
@@ -335,7 +350,8 @@ def displacement_panels(runs: Sequence[Run]) -> list[Panel]:
             runs,
             "rewards",
             "Rewards of both responses",
-            "Beta times the change of the log-prob: what the loss sees.",
+            "Beta times the change of the log-prob, or times the log-prob where the loss has no "
+            "reference: what the loss sees.",
             [
                 Line("chosen", CHOSEN, metric("rewards/chosen")),
                 Line("rejected", REJECTED, metric("rewards/rejected")),

@@ -37,8 +37,8 @@ COLUMNS = (
     Column(
         "moved",
         "Moved",
-        "How far the margin went in all, up and down, from 0 where every margin starts (there, "
-        "the policy is the reference).",
+        "How far the margin went in all, up and down, from 0 on, where every margin starts if the "
+        "loss has a reference (there, the policy is the reference).",
         3,
     ),
     Column(

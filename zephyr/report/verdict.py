@@ -149,8 +149,9 @@ def answers_changed(run: Run, answers: Sequence[Answers]) -> list[Finding]:
 
 
 def learned(run: Run, visits: Visits) -> Finding:
-    """Held-out accuracy and margin after training; before it every margin is 0."""
-    last, start = last_of(run, "eval"), initial_loss(run.records)
+    """Held-out accuracy and margin after training; before it every margin is 0, unless the loss has
+    no reference."""
+    last, start = last_of(run, "eval"), held_out_start(run.records)
     question = "Did it learn?"
     if last is None or "rewards/accuracies" not in last:
         return learned_unseen(run, visits)
@@ -160,7 +161,7 @@ def learned(run: Run, visits: Visits) -> Finding:
     words = (
         f"The model prefers the chosen response in {percent(accuracy, 1)} of {n:,.0f} held-out "
         f"pairs (95 % interval {interval(low, high)}; chance is 50 %). "
-        f"{margin_words(last.get('rewards/margins'), visits, n)}"
+        f"{margin_words(run, last.get('rewards/margins'), visits, n)}"
     )
     if loss is not None and start is not None:
         words += f" Loss {loss:.3f}, from {start:.3f}."
@@ -211,17 +212,19 @@ def learned_unseen(run: Run, visits: Visits) -> Finding:
     return Finding("learned", question, status, answer, number, text, "margin-epoch", todo)
 
 
-def margin_words(margin: float | None, visits: Visits, n: float) -> str:
+def margin_words(run: Run, margin: float | None, visits: Visits, n: float) -> str:
     """The held-out margin, with an interval from the spread of the trained pairs' margins."""
     if margin is None:
         return ""
+    start = 0.0 if run.has_reference else at_start(run, "rewards/margins")
+    origin = "" if start is None else f", from {start:.3g}"
     last_P = visits.margin_V[visits.last_P]
     last_P = last_P[np.isfinite(last_P)]
     if len(last_P) < 2 or not n:
-        return f"Mean margin {signed(margin, 3)}, from 0."
+        return f"Mean margin {signed(margin, 3)}{origin}."
     half = 1.96 * float(last_P.std()) / math.sqrt(n)
     between = f"{signed(margin - half, 3)} to {signed(margin + half, 3)}"
-    return f"Mean margin {signed(margin, 3)}, from 0 (95 % interval {between})."
+    return f"Mean margin {signed(margin, 3)}{origin} (95 % interval {between})."
 
 
 def learned_text(run: Run) -> Finding:
@@ -358,6 +361,9 @@ def chosen_moved(run: Run, visits: Visits) -> Finding:
     names = ("rewards/chosen", "rewards/rejected", "logps/chosen")
     found = [None if values is None else values.get(name) for name in names]
     chosen, rejected, logp = found
+    if not run.has_reference:
+        chosen, rejected = held_out_change(run)
+        beta = 1.0
     if chosen is None or rejected is None or logp is None or not isinstance(beta, (int, float)):
         return Finding("chosen", question, "none", "Can't be told", "", "No log-probs yet.", "")
     chosen, rejected = chosen / beta, rejected / beta
@@ -384,6 +390,17 @@ def chosen_moved(run: Run, visits: Visits) -> Finding:
     number = f"{signed(chosen)} nats" if status == "good" else f"{signed(100 * share, 0)} %"
     todo = "" if status == "good" else "lower optim.lr_peak or optim.epochs, or raise beta"
     return Finding("chosen", question, status, answer, number, text, "displacement", todo)
+
+
+def held_out_change(run: Run) -> tuple[float | None, float | None]:
+    """Nats by which the held-out log-probs of both responses changed; None where they were not
+    evaluated before the first update and after it."""
+    last = last_of(run, "eval") or {}
+    changes = []
+    for side in ("chosen", "rejected"):
+        start, now = at_start(run, f"logps/{side}"), last.get(f"logps/{side}")
+        changes.append(None if start is None or now is None else now - start)
+    return changes[0], changes[1]
 
 
 # ---- does length explain the margins ----
@@ -507,7 +524,8 @@ def most_suspected(suspected_P: np.ndarray, visits: Visits, texts: Mapping[str, 
 def rate(run: Run) -> Finding:
     """How far the weights moved, and whether losses or gradients jumped."""
     question, train = "Was the learning rate right?", run.records["train"]
-    start = initial_loss(run.records)
+    # Other losses differ from pair to pair at the start: that of the first step is no measure.
+    start = initial_loss(run.records) if run.starts_even or not run.is_dpo else None
     moved = moved_weights(train)
     worse = losses_above(train, 1.05 * start) if start is not None else []
     spike = largest_spike(train)
@@ -632,11 +650,17 @@ def not_evaluated(run: Run, units: str) -> str:
 def held_out_start(records: Records) -> float | None:
     """The held-out loss before the first update; where it was not evaluated, the first train loss.
 
-    Both are the same for DPO, where every pair starts with the same loss.
+    Both are the same where every pair starts with the same loss (`Run.starts_even`).
     """
     first = next(iter(records["eval"]), None)
     loss = first.values.get("loss") if first and first.step == 0 else None
     return initial_loss(records) if loss is None else loss
+
+
+def at_start(run: Run, name: str) -> float | None:
+    """A held-out metric before the first update."""
+    first = next(iter(run.records["eval"]), None)
+    return first.values.get(name) if first and first.step == 0 else None
 
 
 def initial_loss(records: Records) -> float | None:

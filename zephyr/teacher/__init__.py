@@ -5,6 +5,7 @@ from zephyr.teacher.embedded import embedded
 from zephyr.teacher.endpoint import endpoint
 from zephyr.teacher.ledger import Ledger
 from zephyr.teacher.local import local
+from zephyr.teacher.pool import pool
 from zephyr.teacher.replies import ask
 from zephyr.teacher.request import Budget, BudgetSpent, Reply, Request, Teacher
 
@@ -19,4 +20,5 @@ __all__ = [
     "embedded",
     "endpoint",
     "local",
+    "pool",
 ]

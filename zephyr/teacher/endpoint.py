@@ -5,11 +5,12 @@ import asyncio
 import json
 import os
 import random
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
+from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urljoin, urlsplit
@@ -45,7 +46,10 @@ MAX_TOKEN_COUNT = 2**40  # of one request, as the server counts
 
 
 class Server(NamedTuple):
-    """An endpoint and how to call it."""
+    """An endpoint and how to call it.
+
+    known_as: its identity where that is not model and URL: of a pool of servers, or of a server
+        whose URL changes."""
 
     model: str
     base_url: str
@@ -53,11 +57,17 @@ class Server(NamedTuple):
     concurrency: int
     timeout_seconds: float
     retries: int
+    known_as: str = ""
+
+    @property
+    def place(self) -> str:
+        return f"{self.model} at {self.base_url}"
 
     @property
     def identity(self) -> str:
-        """Model and URL: a model of the same name on another server is another teacher."""
-        return f"{self.model} at {self.base_url}"
+        """Model and URL: a model of the same name on another server is another teacher, unless
+        `known_as` says otherwise."""
+        return self.known_as or self.place
 
 
 class Session(NamedTuple):
@@ -91,6 +101,7 @@ def endpoint(
     timeout_seconds: float = 120.0,
     retries: int = 6,
     key_variable: str = "OPENAI_API_KEY",
+    identity: str = "",
 ) -> Teacher:
     """Return a teacher behind any server with OpenAI's chat completions API: OpenAI, vLLM, SGLang,
     llama.cpp, `transformers serve`.
@@ -102,29 +113,42 @@ def endpoint(
         timeout_seconds: of one attempt as a whole.
         retries: of one request, after its first attempt.
         key_variable: the environment variable that holds the key. If it is not set, "none" is sent.
+        identity: of the teacher, in digests and messages; "": model and URL. For a server that is
+            started again on another port with the same weights.
     Raises:
         BadInput: for a bad URL or key, or if the openai package is not installed.
     """
-    try:
-        import openai  # noqa: F401 - only whether it is there
-    except ImportError:
-        raise BadInput(
-            f"teacher {model}: the openai package is not installed: pip install 'zephyr[teacher]'"
-        ) from None
-    key = os.environ.get(key_variable, "")
+    require_openai(model)
+    key = read_key(key_variable)
     require_url(model, base_url, key)
-    if not (key.isascii() and key.isprintable()) or " " in key:
-        raise BadInput(
-            f"{key_variable}: expected a key of printable ASCII characters without spaces, its "
-            "value has others"
-        )
-    server = Server(model, base_url, key, concurrency, timeout_seconds, retries)
+    server = Server(model, base_url, key, concurrency, timeout_seconds, retries, identity)
 
     def answer(requests: Sequence[Request], keep: Callable[[Reply], None], budget: Budget) -> None:
         budget.price(model)  # raises before any request is sent
         run_to_end(answer_all(server, requests, keep, budget))
 
     return Teacher(model, answer, identity=server.identity)
+
+
+def require_openai(model: str) -> None:
+    """Raises: BadInput if the openai package is not installed."""
+    try:
+        import openai  # noqa: F401 - only whether it is there
+    except ImportError:
+        raise BadInput(
+            f"teacher {model}: the openai package is not installed: pip install 'zephyr[teacher]'"
+        ) from None
+
+
+def read_key(variable: str) -> str:
+    """The key in an environment variable, "" if it is not set. Raises: BadInput for no key."""
+    key = os.environ.get(variable, "")
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise BadInput(
+            f"{variable}: expected a key of printable ASCII characters without spaces, its "
+            "value has others"
+        )
+    return key
 
 
 def run_to_end(coroutine: Coroutine[object, object, None]) -> None:
@@ -149,6 +173,15 @@ async def answer_all(
     Raises:
         BadInput, BudgetSpent: the first error of any worker, after all workers have ended.
     """
+    async with open_client(server) as client:
+        session = Session(server, client, keep, budget, asyncio.Event())
+        await share_out(
+            requests, partial(answer_request, session), session.stopped, server.concurrency
+        )
+
+
+def open_client(server: Server) -> "AsyncOpenAI":
+    """The client of one server. It follows no redirect, and limits the size of a reply."""
     import openai
 
     http_client = openai.DefaultAsyncHttpxClient(
@@ -157,20 +190,32 @@ async def answer_all(
         timeout=server.timeout_seconds,
         headers={"Accept-Encoding": "gzip, deflate"},
     )
-    async with openai.AsyncOpenAI(
+    return openai.AsyncOpenAI(
         api_key=server.key or "none",
         base_url=server.base_url,
         max_retries=0,
         timeout=server.timeout_seconds,
         http_client=http_client,
-    ) as client:
-        session = Session(server, client, keep, budget, asyncio.Event())
-        queue = takewhile(lambda _: not session.stopped.is_set(), requests)
-        count = min(server.concurrency, len(requests))
-        workers = [run_worker(session, queue) for _ in range(count)]
-        for error in await asyncio.gather(*workers, return_exceptions=True):
-            if error is not None:
-                raise error
+    )
+
+
+async def share_out(
+    requests: Sequence[Request],
+    answer: Callable[[Request], Awaitable[None]],
+    stopped: asyncio.Event,
+    workers: int,
+) -> None:
+    """Answer the requests, so many at a time, until one raises an error.
+
+    Raises:
+        BadInput, BudgetSpent: the first error of any worker, after all workers have ended.
+    """
+    queue = takewhile(lambda _: not stopped.is_set(), requests)
+    count = min(workers, len(requests))
+    running = [run_worker(answer, stopped, queue) for _ in range(count)]
+    for error in await asyncio.gather(*running, return_exceptions=True):
+        if error is not None:
+            raise error
 
 
 def require_url(model: str, base_url: str, key: str) -> None:
@@ -244,7 +289,9 @@ async def read_body(response: "Response") -> None:
     response._content = bytes(body)  # where `aread` leaves it
 
 
-async def run_worker(session: Session, queue: Iterator[Request]) -> None:
+async def run_worker(
+    answer: Callable[[Request], Awaitable[None]], stopped: asyncio.Event, queue: Iterator[Request]
+) -> None:
     """Answer requests from the queue until it is empty or any worker has met an error.
 
     Raises:
@@ -252,9 +299,9 @@ async def run_worker(session: Session, queue: Iterator[Request]) -> None:
     """
     try:
         for request in queue:
-            await answer_request(session, request)
+            await answer(request)
     except (BadInput, BudgetSpent):
-        session.stopped.set()
+        stopped.set()
         raise
 
 
@@ -267,38 +314,56 @@ async def answer_request(session: Session, request: Request) -> None:
     """
     server = session.server
     for attempts in range(1, server.retries + 2):
-        reservation = await reserve(session, request)
-        outcome = await attempt(session, request, reservation)
-        tokens = outcome.prompt_tokens, outcome.completion_tokens
-        price = session.budget.settle(reservation, *tokens)
+        outcome = await try_once(session, request)
         if isinstance(outcome, Reply):
-            session.keep(outcome._replace(price=price))
             return
-        session.keep(
-            Reply(
-                digest="",
-                text=None,
-                model=server.model,
-                version="",
-                prompt_tokens=outcome.prompt_tokens,
-                completion_tokens=outcome.completion_tokens,
-                price=price,
-                time=utc_now(),
-                finish_reason="",
-                error=outcome.reason,
-            )
-        )
         if attempts > server.retries or outcome.retry_after > MAX_RETRY_AFTER_SECONDS:
             raise BadInput(
-                f"teacher {server.identity}: {attempts} tries of one request failed, the last: "
+                f"teacher {server.place}: {attempts} tries of one request failed, the last: "
                 f"{outcome.reason}; the ledger holds all replies so far, and the run continues "
                 "from there"
             )
-        backoff = min(MAX_BACKOFF_SECONDS, 2.0 ** (attempts - 1))
-        pause = outcome.retry_after + random.Random().uniform(0, backoff)
         with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(session.stopped.wait(), pause)
+            await asyncio.wait_for(session.stopped.wait(), pause_seconds(outcome, attempts))
             return
+
+
+async def try_once(session: Session, request: Request) -> Reply | Failure:
+    """Make one attempt, and keep its reply or failure.
+
+    Raises:
+        BadInput, BudgetSpent: as `answer_request`.
+    """
+    reservation = await reserve(session, request)
+    outcome = await attempt(session, request, reservation)
+    tokens = outcome.prompt_tokens, outcome.completion_tokens
+    price = session.budget.settle(reservation, *tokens)
+    if isinstance(outcome, Reply):
+        outcome = outcome._replace(price=price)
+        session.keep(outcome)
+        return outcome
+    session.keep(
+        Reply(
+            digest="",
+            text=None,
+            model=session.server.model,
+            version="",
+            prompt_tokens=outcome.prompt_tokens,
+            completion_tokens=outcome.completion_tokens,
+            price=price,
+            time=utc_now(),
+            finish_reason="",
+            error=outcome.reason,
+        )
+    )
+    return outcome
+
+
+def pause_seconds(failure: Failure, attempts: int) -> float:
+    """The pause after so many failed attempts: back-off with jitter, after what the server asked
+    for."""
+    backoff = min(MAX_BACKOFF_SECONDS, 2.0 ** (attempts - 1))
+    return failure.retry_after + random.Random().uniform(0, backoff)
 
 
 async def reserve(session: Session, request: Request) -> Reservation:
@@ -344,12 +409,12 @@ async def attempt(session: Session, request: Request, reserved: Reservation) -> 
     except openai.APIConnectionError as error:
         cause = error.__cause__ or error
         if isinstance(cause, BadInput):
-            raise BadInput(f"teacher {server.identity}: {cause}") from None
+            raise BadInput(f"teacher {server.place}: {cause}") from None
         name = type(cause).__name__
         used = (0, 0) if name in CONNECTION_ERRORS else upper_bounds
         return Failure(redact_text(f"{name}: {cause}", server.key), *used)
     except BadInput as error:  # of `read_body`: newer clients do not wrap it
-        raise BadInput(f"teacher {server.identity}: {error}") from None
+        raise BadInput(f"teacher {server.place}: {error}") from None
     except asyncio.TimeoutError:
         return Failure(f"no whole reply within {server.timeout_seconds:g} s", *upper_bounds)
     except UnicodeEncodeError as error:
@@ -371,7 +436,7 @@ def read_error_status(error: "APIStatusError", server: Server, request: Request)
         return Failure(f"{reason} (Retry-After: {pause:.0f} s)", retry_after=pause)
     if error.status_code not in REFUSAL_STATUSES:
         raise BadInput(
-            f"teacher {server.identity}: {reason}; the ledger holds all replies so far"
+            f"teacher {server.place}: {reason}; the ledger holds all replies so far"
         ) from None
     return refusal(reason, error.body, server, request)
 

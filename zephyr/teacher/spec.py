@@ -1,5 +1,5 @@
-"""A SPEC becomes a teacher: `openai:MODEL@BASE_URL`, `hf:PATH`, or one of the embedded world,
-`world:NAME[@FOLDER or seed]`."""
+"""A SPEC becomes a teacher: `openai:MODEL@BASE_URL`, `pool:MODEL@BASE_URL,BASE_URL,...`, `hf:PATH`,
+or one of the embedded world, `world:NAME[@FOLDER or seed]`."""
 
 import os
 import re
@@ -9,13 +9,19 @@ from typing import TYPE_CHECKING
 from zephyr.config import BadInput
 from zephyr.teacher.endpoint import endpoint
 from zephyr.teacher.local import local
+from zephyr.teacher.pool import pool
 from zephyr.teacher.request import Teacher
 from zephyr.teacher.world import open_world_teacher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SPEC_FORMS = "openai:MODEL@BASE_URL, hf:PATH, or world:NAME, world:NAME@FOLDER, world:NAME@SEED"
+SPEC_FORMS = (
+    "openai:MODEL@BASE_URL, pool:MODEL@BASE_URL,BASE_URL,..., hf:PATH, or world:NAME, "
+    "world:NAME@FOLDER, world:NAME@SEED"
+)
+# between two SPECs of a list; the URLs of a pool are also separated by commas
+BETWEEN_SPECS = re.compile(",(?=(?:openai|pool|hf|world):)")
 
 
 def open_teacher(
@@ -30,7 +36,8 @@ def open_teacher(
 
     Args:
         spec: one of `SPEC_FORMS`.
-        concurrency, timeout_seconds, retries, key_variable: of an endpoint only, see `endpoint`.
+        concurrency, timeout_seconds, retries, key_variable: of endpoints only, see `endpoint` and
+            `pool`.
     Raises:
         BadInput: for a spec of another form, or if what it names does not exist.
     """
@@ -46,12 +53,27 @@ def open_teacher(
             retries=retries,
             key_variable=key_variable,
         )
+    if kind == "pool" and found:
+        model, base_urls = found.groups()
+        return pool(
+            model,
+            base_urls.split(","),
+            concurrency=concurrency,
+            timeout_seconds=timeout_seconds,
+            retries=retries,
+            key_variable=key_variable,
+        )
     if kind == "hf" and rest:
         return local(rest, load=partial(load_chat_model, rest))
     if kind == "world" and rest:
         name, _, where = rest.partition("@")
         return open_world_teacher(spec, name, where)
     raise BadInput(f"teacher {spec!r}: expected {SPEC_FORMS}")
+
+
+def split_specs(text: str) -> list[str]:
+    """The SPECs of a list that is separated by commas."""
+    return BETWEEN_SPECS.split(text)
 
 
 def load_chat_model(path: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":

@@ -54,7 +54,8 @@ def judge_reply(about: Mapping[str, object], prompt: Prompt, world: World) -> st
 
     Args:
         about: the question as fields. `task` is `rate` (with `aspect`, `texts`), `compare` (with
-            two `texts`), `grade` or `critique` (both with `text`).
+            two `texts`), `battle` (with two `texts`; the reply says by how much one is better),
+            `grade` or `critique` (both with `text`).
         prompt: the prompt that the texts answer.
     """
     task = about.get("task")
@@ -66,12 +67,10 @@ def judge_reply(about: Mapping[str, object], prompt: Prompt, world: World) -> st
             points = judge(row, text, world).scores[aspect]
             ratings.append(rubric.Rating(points, f"by the facts, {points} of 5 in {aspect}"))
         return rubric.format_ratings(ratings)
-    if task == "compare":
+    if task in ("compare", "battle"):
         first, second = (judge(row, text, world).overall for text in _texts(about))
-        better = "C"
-        if first != second:
-            better = "A" if first > second else "B"
-        return f"By the facts, {first} against {second}.\n[[{better}]]"
+        label = _label(first, second) if task == "battle" else _better(first, second)
+        return f"By the facts, {first} against {second}.\n[[{label}]]"
     verdict = judge(row, str(about["text"]), world)
     scores = ", ".join(f"{aspect} {points} of 5" for aspect, points in verdict.scores.items())
     reason = f"By the facts: {scores}."
@@ -79,6 +78,21 @@ def judge_reply(about: Mapping[str, object], prompt: Prompt, world: World) -> st
     if task == "grade":
         return f"{reason}\nRating: [[{overall}]]"
     return rubric.format_critique(rubric.Critique(overall, reason))
+
+
+def _better(first: float, second: float) -> str:
+    """The verdict of a comparison: A, B, or C for a tie."""
+    if first == second:
+        return "C"
+    return "A" if first > second else "B"
+
+
+def _label(first: float, second: float) -> str:
+    """The verdict in Arena-Hard's form; a clear win is one by a point or more."""
+    if first == second:
+        return "A=B"
+    sign = ">>" if abs(first - second) >= 1 else ">"
+    return f"A{sign}B" if first > second else f"B{sign}A"
 
 
 def _texts(about: Mapping[str, object]) -> Sequence[str]:

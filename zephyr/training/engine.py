@@ -32,7 +32,7 @@ from zephyr.training.deepspeed_settings import (
     read_deepspeed,
     slow_settings,
 )
-from zephyr.training.deepspeed_types import DeepSpeedEngine, Policy
+from zephyr.training.deepspeed_types import DeepSpeedEngine, LanguageModel, Policy
 
 T = TypeVar("T")
 
@@ -58,6 +58,18 @@ class WholeTensor(Protocol):
     def parameters(self) -> Sequence[nn.Parameter]: ...
     @property
     def combine(self) -> Callable[[Sequence[Tensor]], Tensor]: ...
+
+
+class FillPolicy(Protocol):
+    """A function that fills a decoder, see `zephyr.model.load.replace_weights`."""
+
+    def __call__(
+        self,
+        lm: LanguageModel,
+        *,
+        write: Callable[[nn.Parameter, Callable[[], Tensor]], None],
+    ) -> None:
+        """Fill each parameter with `write(parameter, read)`."""
 
 
 class Engine:
@@ -229,6 +241,15 @@ class Engine:
         groups = [group for group in groups if group["params"]]
         optimizer = torch.optim.AdamW(groups, lr=0.0, betas=optim.adam_betas, eps=1e-8, fused=True)
         self.engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
+
+    def fill_policy(self, load: FillPolicy) -> None:
+        """Give the parameters other values; the optimizer's own weights and state do not change.
+
+        For values that are needed for a while: an update makes the parameters from the optimizer's
+        weights. A collective. Raises: the BadInput of `load`, on every rank.
+        """
+        self.engine.optimizer._partition_all_parameters()  # no module keeps a gathered old value
+        self.on_all_ranks(lambda: load(self.policy.lm, write=fill_partition))
 
     def choose_gradient_dtype(self, micro_batches: int | None) -> GradientDtype:
         """See `zephyr.training.deepspeed_settings.gradient_dtype`."""

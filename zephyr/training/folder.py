@@ -190,6 +190,8 @@ def require_separate_paths(config: DPOConfig | SFTConfig) -> None:
         "data.eval": source_paths(config.data.eval),
         "samples.prompts": config.samples.prompts,
     }
+    if isinstance(config, DPOConfig) and config.reference.model is not None:
+        models["reference.model"] = [config.reference.model]
     stores = {"reference.dir": [config.reference.dir]} if isinstance(config, DPOConfig) else {}
     run_dir = resolve_path(config.run.dir)
     written = [run_dir / name for name in (*FOLDERS, *FILES)]

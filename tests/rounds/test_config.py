@@ -1,0 +1,91 @@
+"""The YAML of the rounds is checked as strictly as that of a training."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from zephyr.config import ConfigError, describe_keys, keys
+from zephyr.rounds.config import (
+    README_MARK,
+    RoundsConfig,
+    keys_as_markdown,
+    load_rounds,
+    load_training,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = ROOT / "configs" / "tiny" / "rounds.yaml"
+
+
+def test_the_shipped_config_writes_every_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where a key is missing or unknown, or its training config cannot be loaded."""
+    monkeypatch.chdir(ROOT)
+    config = load_rounds(str(SHIPPED))
+    tree = yaml.safe_load(SHIPPED.read_text())
+    leaves = {
+        f"{key}.{leaf}" if isinstance(value, dict) else key
+        for key, value in tree.items()
+        for leaf in (value if isinstance(value, dict) else [""])
+    }
+    assert leaves == set(keys(RoundsConfig, ""))
+    assert load_training(config).optim.epochs == 1
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    re.findall(r"^#   [a-z].*?   +(\w+[.=].*)$", SHIPPED.read_text(), re.MULTILINE),
+)
+def test_the_recipes_of_its_comments_load(overrides: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rejection sampling, self-rewarding, the control, a fixed reference."""
+    monkeypatch.chdir(ROOT)
+    config = load_rounds(str(SHIPPED), overrides.split())
+    assert config != load_rounds(str(SHIPPED))
+    load_training(config)
+
+
+def test_every_key_is_documented() -> None:
+    """Fails where a field has no text, or the README's table was not written again
+    (`python -m zephyr.rounds.config zephyr/rounds/README.md`)."""
+    for key in describe_keys(RoundsConfig):
+        assert len(key.meaning.split()) >= 3 and key.meaning.endswith("."), key
+    readme = (ROOT / "zephyr" / "rounds" / "README.md").read_text()
+    assert readme.endswith(README_MARK + "\n" + keys_as_markdown())
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("sampling.sample=3", "sampling.sample: unknown key; the nearest valid key is sampling.s"),
+        ("sampling.samples=1", "sampling.samples: expected 2 <= integer"),
+        ("sampling.temperature=0", "sampling.temperature: expected a number > 0"),
+        ("pairs.choose=best", "pairs.choose: expected one of best_worst"),
+        ("pairs.choose=margin", "pairs.margin: choose: margin needs a number > 0"),
+        ("prompts.per_round=0", "prompts.per_round: expected null or 1"),
+        ("prompts.sources=[]", "prompts.sources: expected a list of at least one"),
+        ("server.command=vllm", "server.command: expected {model} and {port}"),
+        ("train.overrides=[model=x]", "train.overrides: expected key.sub=value of a key that"),
+        (
+            "train.overrides=['run={dir: x}']",
+            "train.overrides: expected key.sub=value of a key that",
+        ),
+        ("eval.prompts=[]", "eval.judge: expected eval.prompts"),
+        ("scoring.scorer=null", "scoring.scorer: expected a string"),
+        ("scoring.scorer=openai:m@http://u:p@h/v1", "scoring.scorer: .* a user or password"),
+    ],
+)
+def test_bad_settings_are_named(override: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ConfigError, match=said):
+        load_rounds(str(SHIPPED), [override])
+
+
+def test_settings_that_exclude_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SFT has no reference and no rejected answers."""
+    monkeypatch.chdir(ROOT)
+    for changes in (["reference=first"], ["pairs.choose=random"], ["pairs.margin=1"]):
+        with pytest.raises(ConfigError, match="method: sft"):
+            load_rounds(str(SHIPPED), ["method=sft", *changes])
