@@ -22,7 +22,7 @@ SPEC_FORMS = (
 )
 SPEC_START = re.compile("(?:openai|pool|hf|world):")
 # between two SPECs of a list; the URLs of a pool are also separated by commas
-BETWEEN_SPECS = re.compile(f",(?={SPEC_START.pattern})")
+BETWEEN_SPECS = re.compile(r",(?=(?!https?:)[a-z]\w*:)")
 
 
 def open_teacher(
