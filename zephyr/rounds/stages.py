@@ -303,10 +303,11 @@ def train(rounds: Rounds, number: int) -> None:
 def training_keys(rounds: Rounds, number: int) -> dict[str, object]:
     """The keys of the training config that the rounds set."""
     config, folder = rounds.config, rounds.folder
+    # The newest first: `data.limit` of the training config leaves out the oldest.
     first = 1 if config.pairs.use == "all" else number
     keys: dict[str, object] = {
         "model": folder.policy(config, number - 1),
-        "data.train": [str(folder.round(k) / PAIRS) for k in range(first, number + 1)],
+        "data.train": [str(folder.round(k) / PAIRS) for k in range(number, first - 1, -1)],
         "run.dir": str(folder.run(config, number)),
         "run.resume": "auto",
     }
