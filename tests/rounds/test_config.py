@@ -17,8 +17,8 @@ from zephyr.rounds.config import (
     load_training,
 )
 from zephyr.rounds.folder import RoundsFolder
-from zephyr.rounds.processes import launcher
-from zephyr.rounds.stages import Rounds, training_keys
+from zephyr.rounds.processes import Job, launcher
+from zephyr.rounds.stages import Rounds, compare_with_start, training_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "configs" / "tiny" / "rounds.yaml"
@@ -134,3 +134,18 @@ def test_a_limit_of_pairs_keeps_the_newest(tmp_path: Path, monkeypatch: pytest.M
     rounds = Rounds(config, RoundsFolder(tmp_path), [], [], launcher(None))
     sources = training_keys(rounds, 3)["data.train"]
     assert sources == [str(tmp_path / f"round-{number}" / "pairs.jsonl") for number in (3, 2, 1)]
+
+
+def test_a_judge_that_is_a_model_is_asked_by_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails where the judge of the held-out answers is loaded in the process that goes on to start
+    the next training, beside which its memory would stay."""
+    monkeypatch.chdir(ROOT)
+    config = load_rounds(str(SHIPPED), ["eval.judge=hf:nowhere/model"])
+    jobs: list[Job] = []
+    (tmp_path / "round-1").mkdir()
+    rounds = Rounds(config, RoundsFolder(tmp_path), [], [], lambda job: jobs.append(job) or 0)
+    compare_with_start(rounds, 1)
+    (job,) = jobs
+    assert job.processes == 2 and list(job.arguments)[:3] == ["compare", str(tmp_path), "1"]
