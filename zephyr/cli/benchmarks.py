@@ -93,11 +93,14 @@ def arena_hard(
     from zephyr.evaluation.results import print_results
     from zephyr.evaluation.style import open_token_counter
 
+    if length_tokenizer is not None and not style_control:
+        raise BadInput("--length-tokenizer: nothing counts tokens, expected --style-control")
+    named = [*(models or ()), *(answers or ())]
     about: dict[str, object]
     if from_judgments:
         stored = arena_games.read_stored_judgments(
             from_judgments,
-            answers or (),
+            named,
             [folder for folder in (out, bench_dir) if folder],
             categories=category,
             count_tokens=open_token_counter(length_tokenizer) if length_tokenizer else None,
@@ -108,7 +111,6 @@ def arena_hard(
             "answers": arena_games.text_digests(stored.texts),
         }
     else:
-        named = [*(models or ()), *(answers or ())]
         if not named or judge is None or out is None or bench_dir is None:
             needed = {"--judge": judge, "--out": out, "--bench-dir": bench_dir}
             raise missing({"a MODEL or --answers": named, **needed})
