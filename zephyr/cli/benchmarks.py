@@ -218,7 +218,7 @@ def best_of_n(
             "a log-ratio. Default: the scores that are stored with --answers.",
         ),
     ] = None,
-    n: Annotated[int, Option("--n", metavar="N", min=1, help="Answers of each prompt.")] = 8,
+    samples: Annotated[int, Option(metavar="N", min=1, help="Answers of each prompt.")] = 8,
     max_new_tokens: AnswerTokens = 1024,
     judge_tokens: JudgeTokens = 1024,
     temperature: Temperature = 1.0,
@@ -231,7 +231,7 @@ def best_of_n(
     The mean score of the best of k answers is given for k = 1, 2, 4, ... and n.
 
     \b
-    example: zephyr eval best-of-n runs/dpo/model --prompts test.jsonl --n 16 \\
+    example: zephyr eval best-of-n runs/dpo/model --prompts test.jsonl --samples 16 \\
         --scorer rm:REWARD_MODEL --out runs/best
     """
     from zephyr.evaluation import best_of_n as best
@@ -249,7 +249,7 @@ def best_of_n(
             candidates = best.sample_answers(
                 argument,
                 rows,
-                n=n,
+                n=samples,
                 open_teacher=asking.open_teacher,
                 ask=ask,
                 max_tokens=max_new_tokens,
