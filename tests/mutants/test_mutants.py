@@ -20,6 +20,7 @@ import of_packing
 import of_pairs
 import of_reference
 import of_report
+import of_rounds
 import of_scripts
 import of_training
 import of_verify
@@ -42,6 +43,7 @@ ROOMS = (
     of_distill,
     of_costs,
     of_report,
+    of_rounds,
     of_evaluation,
     of_pairs,
 )

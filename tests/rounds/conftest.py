@@ -66,6 +66,7 @@ def talker(tiny: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory) 
             loss.backward()
             optimizer.step()
     folder = tmp_path_factory.mktemp("talker") / "model"
+    lm.generation_config.do_sample = True  # `transformers serve` samples only then
     lm.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

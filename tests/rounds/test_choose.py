@@ -8,7 +8,16 @@ from collections import Counter
 
 import pytest
 
-from zephyr.rounds.choose import Answer, best_rows, choose_best, choose_pair, pair_rows, rng_of
+from zephyr.data.ratings import margins
+from zephyr.rounds.choose import (
+    Answer,
+    best_rows,
+    choose_best,
+    choose_pair,
+    mean_scores,
+    pair_rows,
+    rng_of,
+)
 from zephyr.rounds.config import PairRule
 
 NO_SCORE = math.nan
@@ -29,8 +38,8 @@ def picks(rule: PairRule, given: list[Answer]) -> Counter[object]:
 def test_best_against_worst() -> None:
     """Always (b, c); an answer that was not scored, or is empty, is neither."""
     assert set(picks(PairRule(), FOUR)) == {(1, 2)}
-    more = answers(("a", 3.0), ("b", 5.0), ("c", 1.0), ("d", 4.0), (" ", 9.0), ("e", NO_SCORE))
-    assert set(picks(PairRule(), more)) == {(1, 2)}
+    more = answers((" ", 9.0), ("a", 3.0), ("b", 5.0), ("e", NO_SCORE), ("c", 1.0), ("d", 4.0))
+    assert set(picks(PairRule(), more)) == {(2, 4)}
 
 
 def test_best_against_a_random_other() -> None:
@@ -57,6 +66,14 @@ def test_the_control_looks_at_no_score() -> None:
     assert set(found) == {(i, j) for i in range(4) for j in range(4) if i != j}
     assert min(found.values()) > 20
     assert set(picks(PairRule(choose="random"), answers(("a", 2.0), ("b", 2.0)))) == {"tie"}
+    # The best of a prompt may be a text whose only worse one is the same text: of both or of none.
+    doubled = answers(("a", 5.0), ("a", 1.0), ("b", 5.0))
+    for seed in range(20):
+        found = [
+            choose_pair(PairRule(choose=choose), doubled, random.Random(seed)) == "tie"
+            for choose in ("random", "best_worst")
+        ]
+        assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("choose", ["best_worst", "best_random", "random"])
@@ -98,5 +115,11 @@ def test_rows_name_where_they_come_from() -> None:
     assert rows[0]["chosen"] == "b" and rows[0]["samples"][0] == 1
     assert rows[0]["calls"][0] == "call-1" and rows[0]["policy_digest"] == "w"
     assert rng_of(7, 2, "x").random() != rng_of(7, 1, "x").random()
+    assert mean_scores(rows)["mean_chosen"] == 5.0
+    # The control's scores are there, and training does not take them for ratings of the two sides.
+    control = list(pair_rows(PairRule(choose="random"), scored * 9, 2, 7, dropped))
+    assert not any(margins(row) for row in control) and all(margins(row) for row in rows)
+    assert any(low < high for low, high in (row["points"] for row in control))
     best = next(iter(best_rows(scored, 1, 7, dropped)))
+    assert mean_scores([best]) == {"mean_chosen": 5.0}
     assert best["messages"][-1] == {"role": "assistant", "content": "b"}

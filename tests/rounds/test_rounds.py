@@ -178,7 +178,7 @@ def test_lineage_of_a_pair(done: Done, capsys: pytest.CaptureFixture[str]) -> No
     said = capsys.readouterr().out
     assert str(done.folder / "round-1" / "dpo" / "model") in said
     assert f"score {pair['score_chosen']}" in said and "  step " in said
-    assert said.count("critique: judge") == 16
+    assert said.count(" scored: judge") == 16 and f"weights {pair['policy_digest'][:16]}" in said
 
 
 def test_costs_are_told_before(

@@ -116,6 +116,9 @@ def trace_feedback(prompt_id: str, source: Path, cut: Cut) -> Iterator[str]:
     yield f"  feedback  {source}, judged by {row.get('judge', 'nobody')}"
     completions = row["completions"]
     for n, completion in enumerate(completions if isinstance(completions, list) else ()):
+        if "sample" in completion:  # of a round: one score, whoever gave it
+            yield from describe_sample(ledger, row, completion, cut)
+            continue
         scores = _object(completion, "scores")
         listed = ", ".join(f"{aspect} {scores.get(aspect)}" for aspect in ASPECTS)
         yield (
@@ -133,6 +136,16 @@ def trace_feedback(prompt_id: str, source: Path, cut: Cut) -> Iterator[str]:
     for aspect, digests in _object(row, "calls").items():
         what = f"judged {aspect} in the order {orders[aspect]}"
         yield from describe_calls(ledger, what, _strings(digests))
+
+
+def describe_sample(ledger: Ledger | None, row: Row, completion: Row, cut: Cut) -> Iterator[str]:
+    """Yield what is known of an answer that a policy sampled in a round (`zephyr rounds`)."""
+    yield (
+        f"    answer {completion['sample']} by {completion.get('model')}, weights "
+        f"{str(row.get('weights'))[:16]}: {cut(completion.get('text'))}"
+    )
+    yield f"      score {completion.get('score')}: {cut(completion.get('critique'))}"
+    yield from describe_calls(ledger, "scored", _strings(completion.get("critique_calls")))
 
 
 def find_feedback(prompt_id: str, source: Path) -> Row | None:

@@ -9,6 +9,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from statistics import fmean
 from typing import NamedTuple
 
 from zephyr.chat import check_pair, without_space
@@ -139,10 +140,13 @@ def pair_rows(
         except ValueError as error:
             dropped[f"no pair: {error}"[:80]] += 1
             continue
+        # Under these names training checks that the chosen answer is not rated lower.
+        scores: dict[str, object] = {"score_chosen": chosen.score, "score_rejected": rejected.score}
+        if rule.choose == "random":
+            scores = {"points": [chosen.score, rejected.score]}
         yield {
             **pair,
-            "score_chosen": chosen.score,
-            "score_rejected": rejected.score,
+            **scores,
             "chosen_model": row["policy"],
             "rejected_model": row["policy"],
             "rule": rule.choose,
@@ -172,6 +176,19 @@ def best_rows(
             "score_chosen": best.score,
             "policy_digest": row["weights"],
         }
+
+
+def mean_scores(rows: Sequence[Row]) -> dict[str, float]:
+    """The mean score of the chosen answers of pairs, and of the rejected ones; of conversations
+    only the first."""
+    sides: dict[str, list[float]] = {"chosen": [], "rejected": []}
+    for row in rows:
+        points = row.get("points")
+        for place, side in enumerate(sides):
+            value = points[place] if isinstance(points, list) else row.get(f"score_{side}")
+            if isinstance(value, (int, float)):
+                sides[side].append(value)
+    return {f"mean_{side}": fmean(values) for side, values in sides.items() if values}
 
 
 def answers_of(row: Row) -> list[Answer]:

@@ -22,7 +22,7 @@ from zephyr.evaluation.scorers import Score, scored
 from zephyr.evaluation.win_rate import judge_pairs, judge_panel
 from zephyr.progress import info
 from zephyr.rounds import answers
-from zephyr.rounds.choose import best_rows, pair_rows
+from zephyr.rounds.choose import best_rows, mean_scores, pair_rows
 from zephyr.rounds.config import RoundsConfig
 from zephyr.rounds.folder import RoundsFolder, is_done, read_rows_of, wait_until_free
 from zephyr.rounds.processes import STOPPED, Job, Launch, Stopped
@@ -261,11 +261,6 @@ def choose(rounds: Rounds, number: int) -> None:
         raise BadInput(f"{path / SCORED}: no prompt gives a pair: {json.dumps(dict(dropped))}")
     write_rows(out, made)
     digest = str(read_json(path / "scored.report.json")["sha256"])
-    sides = {
-        side: fmean(float(str(row[f"score_{side}"])) for row in made)
-        for side in ("chosen", "rejected")
-        if f"score_{side}" in made[0]
-    }
     save_report(
         out,
         {
@@ -277,7 +272,7 @@ def choose(rounds: Rounds, number: int) -> None:
             "prompts": len(rows),
             "pairs": len(made),
             "dropped": dict(sorted(dropped.items())),
-            **{f"mean_{side}": mean for side, mean in sides.items()},
+            **mean_scores(made),
         },
     )
 
