@@ -65,13 +65,13 @@ def train(engine: Engine, config: DPOConfig, folder: RunFolder | None) -> None:
     pairs = encoded["train"]
     plan = make_plan(engine, config, pairs)
     sample = make_sampler(engine, config, tokenizer)
+    for warning in losses.unusual_settings(config.loss, config.beta):
+        engine.warn(warning)
     if folder is None:
         engine.print(describe_plan(plan, engine.world_size))
         engine.print(engine.on_rank0(lambda: estimate(engine, config, pairs)))
         return
     engine.log(describe_plan(plan, engine.world_size))
-    for warning in losses.unusual_settings(config.loss, config.beta):
-        engine.warn(warning)
 
     # Compare with the run in the folder, if any, before the expensive parts start.
     save_chat_template(folder, config, tokenizer)
