@@ -4,12 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SHELL := /bin/bash
 
-.PHONY: help quickstart findings real test test-long lint bench bench-peer gpu-check gpu-session gpu-wheels clean
+.PHONY: help quickstart losses findings real test test-long lint bench bench-peer gpu-check gpu-session gpu-wheels clean
 
 help:
 	@echo "make quickstart   the whole recipe on the embedded world (SEED=0): base, dSFT, feedback, dDPO, evaluation"
 	@echo "make findings     the paper's ablations on the embedded world, three seeds, 55 minutes of processor time (PLAN=short: one seed, 8)"
-	@echo "make sweep        after it: dDPO under three values of beta, compared on one page"
+	@echo "make sweep        after the quickstart: dDPO under three values of beta, compared on one page"
+	@echo "make losses       after the quickstart: dDPO with each loss, judged on the test prompts"
 	@echo "make real         dDPO of SmolLM2-135M on your pairs, measured on held-out ones: make real DATA=pairs.jsonl [MODEL=folder]"
 	@echo "make test         the tests, under ten minutes"
 	@echo "make test-long    the tests that take minutes: runs killed at random moments, every bad input, mutants of the core"
@@ -74,6 +75,12 @@ sweep: $(VENV)/.installed
 	    run.dir=runs/tiny/sweep/beta-$$beta; \
 	done
 	$(BIN)/zephyr report runs/tiny/sweep/beta-* --out runs/tiny/sweep.html
+
+# dDPO of the quickstart with each loss, configs/tiny/losses/, judged on the test prompts: experiments/2026-11-27-losses.md. What
+# has finished is skipped when it is run again; TUNE=1 compares more settings of each on the validation prompts.
+losses: $(VENV)/.installed
+	@test -d runs/tiny/sft/model || { echo "error: make losses starts from the models of make quickstart: run it first"; exit 2; }
+	$(BIN)/python experiments/losses.py $(if $(TUNE),--tune)
 
 # Table 3 and Figure 3 of the paper, beta and losses: experiments/2026-11-27-paper-findings.md. What has finished is skipped when
 # it is run again; PLAN=short trains one seed without the sweeps.

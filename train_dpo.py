@@ -326,7 +326,8 @@ def with_objective(
 
 def is_plain_dpo(config: DPOConfig) -> bool:
     """Whether the loss of a pair is ln 2 while the policy is its reference."""
-    return config.loss == "sigmoid" and not config.sft_weight and config.weighting == "none"
+    name, _ = losses.read_loss(config.loss)
+    return name == "sigmoid" and not config.sft_weight and config.weighting == "none"
 
 
 def check(config: DPOConfig) -> None:

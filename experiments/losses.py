@@ -26,14 +26,14 @@ import findings  # noqa: E402
 
 CONFIGS = ROOT / "configs" / "tiny" / "losses"
 OUT = findings.TINY / "losses"
-# Beside the config of each loss: rates for all of them, and settings of some.
-RATES = ("3.0e-5", "1.0e-4")
+# What --tune compares with the config of each loss: another rate, and settings of some.
+RATE = "3.0e-5"
 POINTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "ipo": (("beta=0.1",),),
     "sigmoid_norm": (("beta=1.0",),),
     "sppo_hard": (("beta=0.001",),),
     "dpop": (("loss={name: dpop, penalty: 50}",),),
-    "simpo": (("loss={name: simpo, gamma: 0.5}",), ("beta=10", "loss={name: simpo, gamma: 3}")),
+    "simpo": (("beta=10", "loss={name: simpo, gamma: 3}"),),
     "orpo": (("beta=1.0",),),
     "dpo_sft": (("sft_weight=0.1",),),
 }
@@ -51,8 +51,7 @@ def points(losses: list[str], tune: bool) -> list[Point]:
     """The runs to make: that of each config, then those with other settings."""
     found = [Point(loss, loss, ()) for loss in losses]
     if tune:
-        for rate in RATES:
-            found += [Point(f"{loss}-{rate}", loss, (f"optim.lr_peak={rate}",)) for loss in losses]
+        found += [Point(f"{loss}-{RATE}", loss, (f"optim.lr_peak={RATE}",)) for loss in losses]
         for loss in losses:
             others = enumerate(POINTS.get(loss, ()))
             found += [Point(f"{loss}-other-{i}", loss, overrides) for i, overrides in others]
@@ -93,6 +92,29 @@ def row(point: Point, split: str) -> dict[str, object]:
     }
 
 
+HEAD = (
+    "| config | score | one word | what nobody can know | win rate over dSFT | accuracy | "
+    "log-prob of chosen | of rejected |"
+)
+
+
+def table_row(of: dict) -> str:
+    """A line of the table. Log-probs are changes since the start, in nats, of held-out pairs."""
+    models, (pair,) = of["results"]["models"], of["results"]["pairs"].values()
+    model, start, last = models[of["name"]], of["eval"]["start"], of["eval"]["last"]
+    by_family = [model["by"][family]["score"] for family in ("one_word", "private")]
+    changes = [last[f"logps/{side}"] - start[f"logps/{side}"] for side in ("chosen", "rejected")]
+    cells = [
+        " ".join([f"`{of['name']}`", *(f"`{text}`" for text in of["overrides"])]),
+        "{:.2f} [{:.2f}, {:.2f}]".format(model["score"], *model["ci95"]),
+        *(f"{score:.2f}" for score in by_family),
+        "{:.3f} [{:.3f}, {:.3f}]".format(pair["win_rate"], *pair["ci95"]),
+        f"{last['rewards/accuracies']:.3f}",
+        *(f"{change:+.2f}" for change in changes),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME")
@@ -111,7 +133,7 @@ def main() -> None:
         findings.run_all(stages, workers=1)
     table = [row(point, split) for point in runs]
     (OUT / f"{split}.json").write_text(json.dumps(table, indent=1) + "\n")
-    print(f"{OUT / split}.json", flush=True)
+    print(HEAD, "|---" * 8 + "|", *map(table_row, table), sep="\n")
 
 
 if __name__ == "__main__":

@@ -309,7 +309,10 @@ def test_dpo_keys_are_no_sft_keys(tmp_path: Path) -> None:
 
 
 # tests/rounds has those of `zephyr rounds`
-SHIPPED = sorted(set(ROOT.glob("configs/*/*.yaml")) - set(ROOT.glob("configs/*/rounds*.yaml")))
+SHIPPED = sorted(
+    {*ROOT.glob("configs/*/*.yaml"), *ROOT.glob("configs/*/losses/*.yaml")}
+    - {*ROOT.glob("configs/*/rounds*.yaml")}
+)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: str(p.relative_to(ROOT)))

@@ -517,7 +517,7 @@ PUBLISHED: list[tuple[str | dict[str, object], float]] = [
     ("apo_down", 0.1),
     ({"name": "dpop", "penalty": 50}, 0.3),  # Smaug
     ({"name": "dpop", "penalty": 5}, 0.1),
-    ({"name": "simpo", "gamma": 1.6}, 2.0),  # SimPO, Table 8 and the repository's README
+    ({"name": "simpo", "gamma": 1.6}, 2.0),  # SimPO's paper and repository
     ({"name": "simpo", "gamma": 0.3}, 2.5),
     ({"name": "simpo", "gamma": 1.4}, 2.5),
     ({"name": "simpo", "gamma": 3}, 10.0),

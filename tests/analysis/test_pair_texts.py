@@ -41,6 +41,7 @@ def two_files_of_one_name(folder: Path) -> list[str]:
         {"id": 7, "prompt": "q", "chosen": "long answer", "rejected": "short"},
         {"question": "q2", "chosen": "c", "rejected": "r", "system": "Be kind."},
         "{broken",
+        {"id": "one", "prompt": "p", "chosen": "c", "rejected": "r", "weight": 0},  # not trained
         {"id": "one", "prompt": "p3", "chosen": "c", "rejected": "r"},  # the id of another
         {"prompt": "p", "chosen": "a b", "rejected": "ab"},  # equal but for white space
     ]
@@ -55,7 +56,7 @@ def two_files_of_one_name(folder: Path) -> list[str]:
             "preference_strength": 2,
         },
         {"prompt": "p", "response_1": "r1", "response_2": "r2", "preference_strength": 0},  # a tie
-        {"prompt": "p", "chosen": "last", "rejected": "cut off by a limit of nine or less"},
+        {"prompt": "p", "chosen": "last", "rejected": "cut off by a limit of ten or less"},
     ]
     return [
         jsonl(folder / "a" / "pairs.jsonl", first),
@@ -63,7 +64,7 @@ def two_files_of_one_name(folder: Path) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("limit", [None, 9, 1])
+@pytest.mark.parametrize("limit", [None, 10, 1])
 def test_ids_are_those_of_training(limit: int | None, tmp_path: Path) -> None:
     """Fails where a row that training skips is read, where a default id is another file's or
     line's, or where the limit counts rows otherwise."""
@@ -71,7 +72,7 @@ def test_ids_are_those_of_training(limit: int | None, tmp_path: Path) -> None:
     expected = trained_ids(sources, limit=limit)
     texts, problems = read_texts(run_of(tmp_path, sources, **{"data.limit": limit}))
     assert list(texts) == expected and not problems
-    assert len(expected) == {None: 6, 9: 5, 1: 1}[limit]
+    assert len(expected) == {None: 6, 10: 5, 1: 1}[limit]
 
 
 def test_sources_with_limits_of_their_own(tmp_path: Path) -> None:

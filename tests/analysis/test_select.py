@@ -92,6 +92,9 @@ def test_weights_are_those_of_rows(tmp_path: Path) -> None:
     selected = {"0": True, "1": False, "2": False}
     weights = [row["weight"] for row in selected_rows(run, selected, 0.2)]
     assert weights == [1.0, 0.2, 0.1]
+    mix = [{"path": str(tmp_path / "rows.jsonl"), "weight": 2.0, "limit": 2}]
+    weights = [row["weight"] for row in selected_rows(run_of(tmp_path, mix), selected, 0.2)]
+    assert weights == [2.0, 0.4]
     hidden = run_of(tmp_path, [], **{"data.columns.weight": None})
     with pytest.raises(BadInput, match="data.columns.weight is None"):
         list(selected_rows(hidden, selected, 0.2))

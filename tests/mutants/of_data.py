@@ -27,6 +27,7 @@ LOAD_TESTS = (
     "tests/data/test_data.py::test_ids_must_differ",
     "tests/data/test_data.py::test_truncation_is_counted",
     "tests/data/test_data.py::test_limit_counts_rows_of_all_sources",
+    "tests/data/test_data.py::test_sources_have_limits_and_weights_of_their_own",
     "tests/data/test_data.py::test_cache_is_of_these_rows_and_options",
     "tests/data/test_data.py::test_what_decides_an_example_is_in_the_key",
     ("tests/data/test_data.py::test_the_mean_preference_is_over_rows_with_ratings"),

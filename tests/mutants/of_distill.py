@@ -36,7 +36,7 @@ MUTANTS: list[Mutant] = [
     ),
     *of(
         "zephyr/distill/rules.py",
-        (PAIRS + "test_delta_needs_two_models_and_no_judge",),
+        (PAIRS + "test_several_stronger_models_are_drawn_evenly",),
         ("others = [i for i in of_weak if texts[i] != texts[chosen]]", "others = of_weak"),
     ),
     *of(

@@ -1,4 +1,4 @@
-"""The faults of `zephyr score`: see table.py."""
+"""The faults of `zephyr score` and of the benchmarks: see table.py."""
 
 from table import Mutant, of
 
@@ -19,7 +19,61 @@ SECTIONS = (f"{TESTS}test_reward_bench_weights_math_as_all_code",)
 TIES = (f"{TESTS}test_ties_by_hand",)
 WILSON = (f"{TESTS}test_interval_of_a_share_is_wilsons",)
 
+ARENA = "tests/evaluation/test_arena_hard.py::"
+BATTLES = (f"{ARENA}test_battles_are_arena_hard_autos",)
+CONTROLLED = (f"{ARENA}test_style_control_is_the_plain_fit",)
+IFEVAL = ("tests/evaluation/test_instruction_following.py::test_checks_are_those_of_the_harness",)
+BEST = ("tests/evaluation/test_best_of_n.py::",)
+SUBSETS = (f"{BEST[0]}test_the_estimate_is_the_mean_over_all_subsets",)
+CHOSEN = (f"{BEST[0]}test_the_best_answer",)
+VERDICTS = ("tests/evaluation/test_win_rate.py::test_stored_verdicts_score_the_same",)
+
 MUTANTS: list[Mutant] = [
+    *of(
+        "zephyr/evaluation/arena_hard.py",
+        BATTLES,
+        ("CLEAR = 3 ", "CLEAR = 2 "),
+        (
+            "return [1 - theirs] * count + [ours] * of_second",
+            "return [theirs] * count + [ours] * of_second",
+        ),
+    ),
+    *of(
+        "zephyr/evaluation/style.py",
+        CONTROLLED,
+        ("of[:, 1:] / (of[:, :1] + 1)", "of[:, 1:] / of[:, :1]"),
+        ("max(1.0, count_J.sum() - 1)", "len(count_J)"),
+        (
+            "won_J = np.array([sum(points) for points in battles_J])",
+            "won_J = np.array([points[0] * len(points) for points in battles_J])",
+        ),
+    ),
+    *of(
+        "zephyr/evaluation/instruction_following.py",
+        IFEVAL,
+        ("(lines[1:], lines[:-1], lines[1:-1])", "(lines[1:], lines[:-1])"),
+        (
+            "bool(text.strip() and checker.check_following(text))",
+            "bool(checker.check_following(text))",
+        ),
+    ),
+    *of(
+        "zephyr/evaluation/best_of_n.py",
+        SUBSETS,
+        ("math.comb(i, k - 1) / math.comb(n, k)", "math.comb(i + 1, k - 1) / math.comb(n, k)"),
+        ("np.sort(scores_PN, axis=1) @ share_N", "scores_PN @ share_N"),
+    ),
+    *of(
+        "zephyr/evaluation/best_of_n.py",
+        CHOSEN,
+        ("scored = [(score, -i) for", "scored = [(score, i) for"),
+        ("if None not in scores]", "]"),
+    ),
+    *of(
+        "zephyr/evaluation/win_rate.py",
+        VERDICTS,
+        ("if verdict.digests != [text_digest(text) for text in shown]:", "if False:"),
+    ),
     *of(
         "zephyr/evaluation/reward_rows.py",
         ROWS,

@@ -4,6 +4,29 @@ from table import Mutant, of
 
 MUTANTS: list[Mutant] = [
     *of(
+        "zephyr/model/adapter.py",
+        ("tests/model/test_adapter.py",),
+        ("bound = shape[1] ** -0.5", "bound = shape[0] ** -0.5"),
+        ("b_OR, layer.scaling[NAME])", "b_OR, 1.0)"),
+        ("weight_OI = module.dequantized().cpu()", "weight_OI = 2 * module.dequantized().cpu()"),
+        ("isinstance(module, nn.Linear) and module is not head", "isinstance(module, nn.Linear)"),
+        ('f"{seed} {name}"', 'f"{seed}"'),
+    ),
+    *of(
+        "zephyr/model/adapter_files.py",
+        ("tests/model/test_adapter.py",),
+        ('(math.sqrt(rank) if settings.get("use_rslora") else rank)', "rank"),
+        ("alpha=scale)", "alpha=1)"),
+        ("if key in READ | WITHOUT_EFFECT or not value", "if key != 'use_dora' or not value"),
+        ('hashlib.sha256(f"{adapter.scale!r}".encode())', "hashlib.sha256()"),
+    ),
+    *of(
+        "zephyr/model/nf4.py",
+        ("tests/model/test_adapter.py",),
+        ("offset=self.mean_scale", "offset=0 * self.mean_scale"),
+        ("y_NO if self.bias is None else y_NO + self.bias", "y_NO"),
+    ),
+    *of(
         "zephyr/model/logprobs.py",
         ("tests/model/test_model.py",),
         (
@@ -380,8 +403,8 @@ MUTANTS: list[Mutant] = [
             "return 4 * int(lm.hidden_size)",
         ),
         (
-            "share = parameters // ranks",
-            "share = parameters",
+            "share = (adapters or parameters) // ranks",
+            "share = adapters or parameters",
         ),
         (
             'if "offload_optimizer" not in zero:',
@@ -424,8 +447,8 @@ MUTANTS: list[Mutant] = [
             "kept = 4 * logits",
         ),
         (
-            "tokens if scored is None else scored, hardware",
-            "tokens, hardware",
+            "scored = tokens if scored is None else scored\n",
+            "scored = tokens\n",
         ),
         (
             '4 * chunk if item == 2 and device == "cpu" else 0',
@@ -857,12 +880,12 @@ MUTANTS: list[Mutant] = [
             "if positions is not None and (max_tokens or 0) >= positions:",
         ),
         (
-            "return Policy(lm, positions if longest is None else longest)",
-            "return Policy(lm, longest)",
+            "return Policy(lm, positions if longest is None else longest, quantize)",
+            "return Policy(lm, longest, quantize)",
         ),
         (
-            "return Policy(lm, positions if longest is None else longest)",
-            "return Policy(lm, positions)",
+            "return Policy(lm, positions if longest is None else longest, quantize)",
+            "return Policy(lm, positions, quantize)",
         ),
         (
             ("    checkpoint_activations(lm, activation_checkpointing)\n"),
@@ -960,7 +983,7 @@ MUTANTS: list[Mutant] = [
             "if not left_over:",
         ),
         (
-            "if found != shape:",
+            "if found != list(shape):",
             "if len(found) != len(shape):",
         ),
         (

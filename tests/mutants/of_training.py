@@ -39,8 +39,8 @@ MUTANTS: list[Mutant] = [
             '{"params": matrices, "weight_decay": 0.0},',
         ),
         (
-            "matrices = [p for p in policy.parameters() if len(p.ds_shape) > 1]",
-            "matrices = [p for p in policy.parameters() if p.ndim > 1]",
+            "matrices = [p for p in trained if len(p.ds_shape) > 1]",
+            "matrices = [p for p in trained if p.ndim > 1]",
         ),
         (
             (
@@ -115,15 +115,8 @@ MUTANTS: list[Mutant] = [
             "yield name, parameter.detach().cpu()[:1].clone()",
         ),
         (
-            (
-                "p.ds_numel\n"
-                "            for name, p in self.policy.lm.named_parameters()\n"
-                '            if "embed_tokens" not in name and "lm_head" not in name'
-            ),
-            (
-                'p.ds_numel for name, p in self.policy.lm.named_parameters() if "lm_head" '
-                "not in name"
-            ),
+            ('for part in ("embed_tokens", "lm_head", ".lora_")'),
+            ('for part in ("lm_head", ".lora_")'),
         ),
         ("raise own or BadInput(complaints[0])", "return None"),
         ("        move_buffers(loaded, self.device)\n", ""),
@@ -551,19 +544,16 @@ MUTANTS: list[Mutant] = [
         ),
         ("tokens = first + (rejected if prefix_sharing else both)", "tokens = first + both"),
         (
-            (
-                "return forward_flops(config, num_layer_parameters, tokens, chosen + "
-                "rejected, attended)"
-            ),
-            "return forward_flops(config, num_layer_parameters, tokens, tokens, attended)",
+            ("scored = chosen + rejected"),
+            "scored = tokens",
         ),
         (
-            ("return forward_flops(config, num_layer_parameters, tokens, targets, tokens**2 / 2)"),
-            ("return forward_flops(config, num_layer_parameters, tokens, tokens, tokens**2 / 2)"),
+            "num_layer_parameters, tokens, targets, attended, adapters)",
+            "num_layer_parameters, tokens, tokens, attended, adapters)",
         ),
         (
-            ("return forward_flops(config, num_layer_parameters, tokens, targets, tokens**2 / 2)"),
-            ("return forward_flops(config, num_layer_parameters, tokens, targets, targets**2 / 2)"),
+            "attended = tokens**2 / 2",
+            "attended = targets**2 / 2",
         ),
         (
             "return 3 * forward / (seconds * ranks * DEVICES[name].peak)",
@@ -690,7 +680,7 @@ MUTANTS: list[Mutant] = [
             'for name in (IDENTITY, "report.html")',
         ),
         (('    if step_paths(run_dir / "checkpoints"):\n        return "checkpoints/"\n'), ""),
-        ('for name in ("pairs", "model")', 'for name in ("pairs",)'),
+        ('for name in ("pairs", "model", "adapter")', 'for name in ("pairs",)'),
     ),
     *of(
         "zephyr/training/launch.py",

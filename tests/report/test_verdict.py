@@ -243,6 +243,36 @@ def test_the_chosen_response_falls(reward: float, status: str, says: str) -> Non
     assert found(of_run)["chosen"].status == "none"  # without rejected rewards
 
 
+def test_a_loss_without_a_reference_is_told_by_its_own_start() -> None:
+    """SimPO, whose rewards are beta times mean log-probs: the chosen response has risen, whatever
+    its reward; margins and losses start where the held-out pairs were before the first update.
+    Fails where a reward is taken for a change, ln 2 or 0 for the start, or the first
+    step's loss for that of all pairs."""
+    start = of_eval(0, 0.9, 0.4, **{"rewards/margins": -0.25, "logps/rejected": -70.0})
+    last = of_eval(40, 0.6, **{"logps/chosen": -45.0, "logps/rejected": -75.0})
+    train = [of_train(10 * n, loss) for n, loss in enumerate((0.6, 0.9, 0.8, 0.7, 0.7))]
+    config = {"beta": 2.0, "loss.name": "simpo", "loss.gamma": 0.5}
+    run = a_run(train, [start, last], **config)
+    assert run.loss == "simpo" and not run.has_reference and not run.starts_even
+    by_name = found(run)
+    assert "Mean margin +0.400, from -0.25" in by_name["learned"].text
+    assert "Loss 0.600, from 0.900" in by_name["learned"].text
+    assert (
+        by_name["chosen"].status == "good" and "rose by 5.00 nats, from" in by_name["chosen"].text
+    )
+    assert "rejected ones fell by 5.00" in by_name["chosen"].text
+    assert "above its start" not in by_name["rate"].text
+    without_start = found(a_run(train, [last], **config))
+    assert without_start["chosen"].answer == "Can't be told"
+    plain = a_run(train, [start, last])
+    assert plain.loss == "sigmoid" and plain.has_reference and plain.starts_even
+    assert "above its start" in found(plain)["rate"].text
+    for more in ({"sft_weight": 0.5}, {"weighting": "wpo"}, {"reference.model": "other"}):
+        weighted = a_run(train, [start, last], **more)
+        assert weighted.has_reference and not weighted.starts_even, more
+        assert weighted.starts_at_reference == ("reference.model" not in more)
+
+
 def test_length_that_explains_the_margins() -> None:
     """A correlation, labels that length alone predicts, and an accuracy that falls where length
     and label disagree. Fails where one of them is not looked at."""

@@ -104,12 +104,15 @@ def test_specs_of_pools() -> None:
     """Fails where the commas of a pool's URLs end its SPEC in a list of answerers, where its
     identity depends on hosts or ports, or a wrong URL is found only by the first request."""
     urls = "http://a:1/v1,http://b:2/v1"
-    listed = split_specs(f"hf:runs/a,pool:m@{urls},openai:n@http://c/v1,world:guess,pool:o@{urls}")
+    listed = split_specs(
+        f"hf:runs/a,pool:m@{urls},openai:n@http://c/v1,world:guess,mine:x,pool:o@{urls}"
+    )
     assert listed == [
         "hf:runs/a",
         f"pool:m@{urls}",
         "openai:n@http://c/v1",
         "world:guess",
+        "mine:x",
         f"pool:o@{urls}",
     ]
     made, elsewhere = open_teacher(listed[1]), open_teacher("pool:m@https://elsewhere:9/v1")

@@ -78,9 +78,9 @@ def read_texts(run: Run) -> tuple[dict[str, PairText], list[str]]:
 def pair_rows(run: Run) -> Iterator[PairRow]:
     """Read the rows of a run's `data.train` that are pairs, in their order.
 
-    Rows that training skips or drops are left out: bad ones, ties, and the second row with an id. A
-    relative path starts where the run was started, if its folder still lies under its `run.dir`
-    there; else at the current folder.
+    Rows that training skips or drops are left out: bad ones, ties, those of weight 0, and the
+    second row with an id. A relative path starts where the run was started, if its folder still
+    lies under its `run.dir` there; else at the current folder.
 
     Raises: BadInput for a source that can't be read; OSError.
     """
@@ -94,7 +94,7 @@ def pair_rows(run: Run) -> Iterator[PairRow]:
             text = _pair_text(fields, pair, source_name)
         except (ValueError, RecursionError):  # counted and listed in the run's data.json
             continue
-        if id not in seen:
+        if id not in seen and pair.get("weight", 1) != 0:
             seen.add(id)
             yield PairRow(id, raw, pair, text)
 
@@ -128,9 +128,10 @@ def _raw_rows(run: Run) -> Iterator[tuple[str, RawRow]]:
         rooted.append(str(root / spec) if is_below else spec)
         if is_below:
             moved[str(root / path)] = str(path)
-    for entry, group in zip(entries, open_each(rooted)):
+    for number, (entry, group) in enumerate(zip(entries, open_each(rooted))):
         rows = (row for source in group for row in _moved_rows(source, moved))
-        yield from islice(rows, entry.limit)
+        for name, raw in islice(rows, entry.limit):
+            yield name, raw._replace(entry=number)
 
 
 def _moved_rows(source: Source, moved: Mapping[str, str]) -> Iterator[tuple[str, RawRow]]:

@@ -45,7 +45,7 @@ class Run(NamedTuple):
 
     @property
     def has_reference(self) -> bool:
-        """Whether a reward is beta times a log-ratio to the model that training started from."""
+        """Whether a reward is beta times a log-ratio to a reference model."""
         if not self.is_dpo or self.loss == "sigmoid":  # known without torch, which takes seconds
             return self.is_dpo
         from zephyr.losses import LOSSES
@@ -53,10 +53,15 @@ class Run(NamedTuple):
         return self.loss not in LOSSES or not LOSSES[self.loss].reference_free
 
     @property
+    def starts_at_reference(self) -> bool:
+        """Whether the reference is the model that training starts from: all rewards start at 0."""
+        return self.has_reference and self.config.get("reference.model") is None
+
+    @property
     def starts_even(self) -> bool:
         """Whether every pair has the same loss before the first update."""
         plain = not self.config.get("sft_weight") and self.config.get("weighting") != "wpo"
-        return self.has_reference and plain
+        return self.starts_at_reference and plain
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:

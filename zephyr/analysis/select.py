@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from zephyr.analysis.pairs import pair_rows
 from zephyr.analysis.runs import Run
-from zephyr.config import BadInput
+from zephyr.config import BadInput, read_source
 from zephyr.data.rows import Row, parse_line
 from zephyr.data.sources import RawRow
 
@@ -135,7 +135,8 @@ def selected_rows(
         selected: of the id of each pair that was trained, whether the rule selects it. Other rows
             are left out.
         weight: None: selected rows only. A number: all rows that were trained, with `weight` 1
-            where the rule selects and this number elsewhere, times the weight that the row has.
+            where the rule selects and this number elsewhere, times the weights that the row and
+            its source have.
     Raises: BadInput as `pair_rows`, and for a value that JSON can't hold.
     """
     if weight is not None and "data.columns.weight" in run.config:
@@ -143,12 +144,15 @@ def selected_rows(
             f"--weight: the run's data.columns.weight is {run.config['data.columns.weight']!r}, so "
             "that training would not read the weights; expected a run without this key"
         )
+    entries = run.config.get("data.train")
+    sources = [read_source(entry) for entry in entries] if isinstance(entries, list) else []
     for row in pair_rows(run):
         if row.id not in selected or (weight is None and not selected[row.id]):
             continue
         whole = whole_row(row.raw)
         if weight is not None:
-            whole["weight"] = own_weight(whole) * (1.0 if selected[row.id] else weight)
+            given = own_weight(whole) * sources[row.raw.entry].weight
+            whole["weight"] = given * (1.0 if selected[row.id] else weight)
         yield whole
 
 

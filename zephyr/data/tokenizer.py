@@ -22,8 +22,9 @@ from zephyr.chat import (
 )
 from zephyr.chat.template_limits import TURNS
 from zephyr.config import BadInput
+from zephyr.model.adapter_files import is_adapter
 from zephyr.model.export import PROBES
-from zephyr.model.load import local_folder, read_config
+from zephyr.model.load import base_folder, local_folder, read_config
 
 if TYPE_CHECKING:
     # protobuf makes its classes at import, where mypy does not see them
@@ -46,7 +47,7 @@ def load_tokenizer(
 
 
 def read_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub id, unchanged.
+    """The tokenizer of a folder or hub id, unchanged; of an adapter without one, its base's.
 
     A folder with a SentencePiece `tokenizer.model` and without `tokenizer.json` is read by
     `from_sentencepiece` (needs sentencepiece and protobuf): transformers 5 would build a tokenizer
@@ -54,6 +55,8 @@ def read_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     Warns if AutoTokenizer makes other ids than the folder's tokenizer.json.
     Raises: BadInput if no tokenizer loads."""
     folder = Path(path)
+    if is_adapter(folder) and not any(folder.glob("tokenizer*")):
+        path = folder = base_folder(folder)[0]
     if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
         return from_sentencepiece(folder / "tokenizer.model")
     try:

@@ -3,6 +3,7 @@
 Where to add a benchmark:
 
 - A task of lm-evaluation-harness: one line in `BENCHMARKS` of `academic.py`.
+- Instructions that code checks: a package with IFEval's registry, in `instruction_following.py`.
 - A benchmark with a judge: a function like `evaluate_alpaca` in `benchmarks.py`, which asks models
   and judge and returns records; a function like `score_annotations` in `alpaca.py`, which makes
   figures of records; and its command in `zephyr/cli/evaluation.py`.

@@ -65,7 +65,7 @@ class Nf4Linear(nn.Module):
     def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.dtype = dtype
+        self.dtype, self.device = dtype, linear.weight.device
         self.bias = linear.bias
 
     @property
@@ -74,15 +74,17 @@ class Nf4Linear(nn.Module):
         return self.in_features * self.out_features
 
     def quantize(self, weight_OI: Tensor) -> None:
-        """Fill the layer with a matrix.
+        """Fill the layer with a matrix. It is quantised on the device that the layer was made for,
+        or has been moved to.
 
         Raises:
             ValueError: a weight is not finite.
         """
         if not weight_OI.isfinite().all():
             raise ValueError("a weight is not finite")
+        device = self.packed.device if "packed" in self._buffers else self.device
         packed, state = bitsandbytes().quantize_4bit(
-            weight_OI.to(self.dtype),
+            weight_OI.to(device, self.dtype),
             blocksize=BLOCK,
             compress_statistics=True,
             quant_type="nf4",

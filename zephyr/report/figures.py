@@ -76,11 +76,12 @@ def accuracy(run: Run, record: Record) -> float | None:
 def moved(side: str) -> Values:
     """Change of the log-prob of a side since the start, in nats: reward / beta.
 
-    Without a reference only the held-out pairs have it, which are evaluated at the start too.
+    Where training does not start at a reference, only the held-out pairs have it, which are
+    evaluated at the start too.
     """
 
     def value(run: Run, record: Record) -> float | None:
-        if not run.has_reference:
+        if not run.starts_at_reference:
             return change_since_start(run, record, f"logps/{side}")
         beta, reward = run.config.get("beta"), record.values.get(f"rewards/{side}")
         if not isinstance(beta, (int, float)) or not beta or reward is None:

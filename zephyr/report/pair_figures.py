@@ -287,7 +287,7 @@ def moved_panel(every: Sequence[PairsOf]) -> Panel | None:
     figure = go.Figure(None, violin_layout(len(every)))
     for number, of in enumerate(every):
         beta = of.run.config.get("beta")
-        if not isinstance(beta, (int, float)) or not beta or not of.run.has_reference:
+        if not isinstance(beta, (int, float)) or not beta or not of.run.starts_at_reference:
             continue
         sides = [
             (side, of.visits.values[f"rewards/{side}"][of.visits.last_P] / beta)

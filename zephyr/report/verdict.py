@@ -149,8 +149,8 @@ def answers_changed(run: Run, answers: Sequence[Answers]) -> list[Finding]:
 
 
 def learned(run: Run, visits: Visits) -> Finding:
-    """Held-out accuracy and margin after training; before it every margin is 0, unless the loss has
-    no reference."""
+    """Held-out accuracy and margin after training; before it every margin is 0 where the reference
+    is the model that training starts from."""
     last, start = last_of(run, "eval"), held_out_start(run.records)
     question = "Did it learn?"
     if last is None or "rewards/accuracies" not in last:
@@ -216,7 +216,7 @@ def margin_words(run: Run, margin: float | None, visits: Visits, n: float) -> st
     """The held-out margin, with an interval from the spread of the trained pairs' margins."""
     if margin is None:
         return ""
-    start = 0.0 if run.has_reference else at_start(run, "rewards/margins")
+    start = 0.0 if run.starts_at_reference else at_start(run, "rewards/margins")
     origin = "" if start is None else f", from {start:.3g}"
     last_P = visits.margin_V[visits.last_P]
     last_P = last_P[np.isfinite(last_P)]
@@ -361,7 +361,7 @@ def chosen_moved(run: Run, visits: Visits) -> Finding:
     names = ("rewards/chosen", "rewards/rejected", "logps/chosen")
     found = [None if values is None else values.get(name) for name in names]
     chosen, rejected, logp = found
-    if not run.has_reference:
+    if not run.starts_at_reference:
         chosen, rejected = held_out_change(run)
         beta = 1.0
     if chosen is None or rejected is None or logp is None or not isinstance(beta, (int, float)):

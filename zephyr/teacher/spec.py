@@ -21,7 +21,7 @@ SPEC_FORMS = (
     "world:NAME@FOLDER, world:NAME@SEED"
 )
 # between two SPECs of a list; the URLs of a pool are also separated by commas
-BETWEEN_SPECS = re.compile(",(?=(?:openai|pool|hf|world):)")
+BETWEEN_SPECS = re.compile(r",(?=(?!https?:)[a-z]\w*:)")
 
 
 def open_teacher(

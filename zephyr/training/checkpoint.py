@@ -194,7 +194,7 @@ def find_run_output(run_dir: Path) -> str:
     for name in (IDENTITY, "metrics.jsonl", "report.html"):
         if os.path.isfile(run_dir / name) and os.path.getsize(run_dir / name):
             return name
-    for name in ("pairs", "model"):
+    for name in ("pairs", "model", "adapter"):
         if os.path.isdir(run_dir / name) and any((run_dir / name).iterdir()):
             return f"{name}/"
     if step_paths(run_dir / "checkpoints"):

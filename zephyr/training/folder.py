@@ -30,7 +30,7 @@ FILES = (
     "samples.ledger.jsonl",
     "report.html",
 )
-EXPORT = ("model", "model.part")  # folders that are replaced
+EXPORT = ("model", "model.part", "adapter", "adapter.part")  # folders that are replaced
 FOLDERS = (*EXPORT, "checkpoints", "pairs")
 RANK0_LOST = (
     "rank 0 ended without a message, as when it is killed; started again, the run continues from "
