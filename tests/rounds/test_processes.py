@@ -145,6 +145,10 @@ def test_a_signal_saves_and_the_next_start_goes_on(
     assert list((tmp_path / "rounds/round-1/dpo/checkpoints").glob("step-*"))
 
 
+def prompts_of(path: Path) -> str:
+    return load_rounds(str(path)).prompts.sources[0]
+
+
 SERVE = (
     f"{sys.executable} -m transformers.cli.transformers serve {{model}} --device cpu "
     "--host 127.0.0.1 --port {port}"
@@ -168,7 +172,7 @@ def test_a_server_answers_as_the_policy(
     path = write_rounds(
         server__command=SERVE,
         scoring__scorer=f"rm:{tmp_path / 'rm'}",
-        eval__prompts=[load_rounds(str(write_rounds())).prompts.sources[0]],
+        eval__prompts=[prompts_of(write_rounds())],
         eval__max_new_tokens=24,
     )
     records = run_rounds(load_rounds(str(path)), forked)
@@ -217,8 +221,11 @@ def test_implicit_rewards_score_on_all_ranks(
     write_rounds: WriteRounds, forked: Launch, tmp_path: Path, tiny: Path, talker: Path
 ) -> None:
     """One round; a second start finds all scores."""
-    path = write_rounds(scoring__scorer=f"implicit:{talker}@{tiny}", rounds=1)
+    changes = {"eval__prompts": [prompts_of(write_rounds())], "eval__judge": f"hf:{tiny}"}
+    path = write_rounds(scoring__scorer=f"implicit:{talker}@{tiny}", rounds=1, **changes)
     (record,) = run_rounds(load_rounds(str(path)), forked)
     assert record["scores"] == 32 and record["mean_chosen"] > record["mean_rejected"]
+    # A judge on this machine that cannot judge: equal answers are ties, the others have no verdict.
+    assert record["win_rate"] in (None, 0.5)
     ranks = [tmp_path / "rounds" / name for name in ("ledger.jsonl", "ledger.rank1.jsonl")]
     assert all(len(read_rows_of(of)) > 2 for of in ranks)

@@ -329,16 +329,25 @@ def is_finished(run: Path) -> bool:
 def compare_with_start(rounds: Rounds, number: int) -> None:
     """Let the judge compare the held-out answers of the policy after a round with the first
     policy's, in both orders."""
-    config, folder = rounds.config, rounds.folder
-    out = folder.round(number) / WIN_RATE
-    if config.eval.judge is None or out.exists():
+    judge, out = rounds.config.eval.judge, rounds.folder.round(number) / WIN_RATE
+    if judge is None or out.exists():
         return
+    if judge.startswith("hf:"):  # loaded by processes that end: training needs the memory
+        run_job(rounds, out.parent, ["compare", str(rounds.folder.path), str(number)])
+    else:
+        write_win_rate(rounds, number)
+
+
+def write_win_rate(rounds: Rounds, number: int) -> None:
+    """Ask the judge, and write the win rate. A collective under torchrun."""
+    config, folder = rounds.config, rounds.folder
+    assert config.eval.judge is not None
     texts = [held_out_texts(folder.round(k) / HELD_OUT) for k in (number, 0)]
     judge = open_teacher(config.eval.judge, concurrency=config.scoring.concurrency)
     with ledger_of(rounds) as ask_judge:
         panel = judge_panel(judge, ask_judge, seed=config.seed)
         compared, _ = judge_pairs(panel, rounds.held_out, *texts)
-    write_json(out, summarise(compared, [None] * len(compared)))
+    write_json(folder.round(number) / WIN_RATE, summarise(compared, [None] * len(compared)))
 
 
 def held_out_texts(path: Path) -> list[str | None]:
