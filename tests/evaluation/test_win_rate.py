@@ -446,6 +446,16 @@ def test_stored_verdicts_score_the_same(of_world: Path, tmp_path: Path) -> None:
             command(*line)
 
 
+@pytest.mark.parametrize(
+    "spec", ["openai:m@http://h/v1", "pool:m@http://h/v1,http://i/v1", "hf:owner/m", "world:base"]
+)
+def test_every_kind_of_teacher_is_a_contender(spec: str) -> None:
+    """Fails where a form that the error lists is not read."""
+    opened: list[str] = []
+    contender = open_contender(f"name={spec}", lambda text: opened.append(text))  # type: ignore[func-returns-value, arg-type]
+    assert contender.name == "name" and opened == [spec]
+
+
 def test_a_folder_answers_as_generate_does(tiny: Path, tmp_path: Path) -> None:
     """A model folder is asked greedily with the ids of training's template. Fails where a prompt is
     encoded otherwise, or answers go to other prompts."""

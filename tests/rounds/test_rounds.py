@@ -112,6 +112,19 @@ def test_samples_do_not_depend_on_the_processes(done: Done, talker: Path, tmp_pa
     assert texts == expected and len(set(texts)) > 4
 
 
+def test_held_out_answers_change_no_batch_of_samples(done: Done, tmp_path: Path) -> None:
+    """Fails where a kill between both files, or a run of more rounds that finds the held-out
+    answers there, would sample in other batches, whose logits have other last digits."""
+    config = load_rounds(str(done.yaml))
+    rows = read_rows_of(Path(prompts_of(done)))
+    asked = answers.sampled_questions(config, rows, 1)
+    both = [*answers.held_out_questions(config, rows), *asked]
+    alone, beside = (
+        answers.read_requests(answers.prepare_parts(tmp_path, of, "w", 8)) for of in (asked, both)
+    )
+    assert beside[: len(alone)] == alone and len(beside) > len(alone)
+
+
 def test_nothing_is_done_twice(done: Done) -> None:
     """A second start launches nothing, and changes no file that a round made."""
     before = {path: path.read_bytes() for path in done.folder.rglob("*.jsonl")}

@@ -20,9 +20,11 @@ from zephyr.progress import info
 from zephyr.rounds.config import RoundsConfig
 from zephyr.training.files import READ_ERRORS, read_json, synced_digest, write_atomic
 
-# Settings that may differ when a run is continued: they change neither samples nor weights.
+# Settings that may differ when a run is continued: they change neither samples nor weights, or
+# their last digits only. The dtype changes more.
 FREE_KEYS = ("rounds", "train.config", "train.processes", "scoring.concurrency")
 FREE_GROUPS = ("server.", "scoring.budget_", "hardware.", "run.wandb.")
+FIXED_KEYS = ("hardware.dtype",)
 LOCK_SECONDS = 900  # to wait for what is left of a run that was killed and still saves
 IDENTITY = "identity.json"
 
@@ -115,6 +117,7 @@ class RoundsFolder:
             was, now = held.get(key), settings.get(key)
             now = list(now) if isinstance(now, tuple) else now
             is_free = key in FREE_KEYS or key.startswith(FREE_GROUPS)
+            is_free = is_free and key not in FIXED_KEYS
             if was != now and not is_free:
                 raise BadInput(
                     f"{self.path} holds rounds of other settings: {key} was {was!r}, it is "

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
 
             make_parts(Path(words[0]), words[1])
         else:
-            judge(task, Path(words[0]), int(words[1]))
+            ask_models(task, Path(words[0]), int(words[1]))
     except BadInput as error:
         print_bad_input(error)
         code, message = BAD_INPUT, str(error)
@@ -43,13 +43,14 @@ def main(arguments: Sequence[str]) -> int:
     return code
 
 
-def judge(task: str, path: Path, number: int) -> None:
-    """Score or compare the answers of a round, with the settings that its folder holds."""
+def ask_models(task: str, path: Path, number: int) -> None:
+    """Score the answers of a round, or compare its policy with the first, with the settings that
+    the folder of the rounds holds."""
     from zephyr.rounds.loop import open_rounds
     from zephyr.rounds.stages import write_scores, write_win_rate
 
-    do = write_scores if task == "score" else write_win_rate
-    do(open_rounds(path), number)
+    work = write_scores if task == "score" else write_win_rate
+    work(open_rounds(path), number)
 
 
 if __name__ == "__main__":
