@@ -23,11 +23,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "experiments")]
 
 import findings  # noqa: E402
+import yaml  # noqa: E402
 
 CONFIGS = ROOT / "configs" / "tiny" / "losses"
 OUT = findings.TINY / "losses"
-# What --tune compares with the config of each loss: another rate, and settings of some.
-RATE = "3.0e-5"
+# What --tune compares with the config of each loss: the other rate, and settings of some.
+RATES = ("1.5e-5", "3.0e-5")
 POINTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "ipo": (("beta=0.1",),),
     "sigmoid_norm": (("beta=1.0",),),
@@ -35,7 +36,8 @@ POINTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "dpop": (("loss={name: dpop, penalty: 50}",),),
     "simpo": (("beta=10", "loss={name: simpo, gamma: 3}"),),
     "orpo": (("beta=1.0",),),
-    "dpo_sft": (("sft_weight=0.1",),),
+    "dpo_sft": (("sft_weight=1.0",),),
+    "cpo": (("sft_weight=0.1",),),
 }
 
 
@@ -51,7 +53,10 @@ def points(losses: list[str], tune: bool) -> list[Point]:
     """The runs to make: that of each config, then those with other settings."""
     found = [Point(loss, loss, ()) for loss in losses]
     if tune:
-        found += [Point(f"{loss}-{RATE}", loss, (f"optim.lr_peak={RATE}",)) for loss in losses]
+        for loss in losses:
+            own = yaml.safe_load((CONFIGS / f"{loss}.yaml").read_text())["optim"]["lr_peak"]
+            (rate,) = [rate for rate in RATES if float(rate) != float(own)]
+            found.append(Point(f"{loss}-{rate}", loss, (f"optim.lr_peak={rate}",)))
         for loss in losses:
             others = enumerate(POINTS.get(loss, ()))
             found += [Point(f"{loss}-other-{i}", loss, overrides) for i, overrides in others]

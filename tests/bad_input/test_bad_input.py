@@ -177,6 +177,18 @@ def test_good_input_is_not_refused(fork_server: ForkServer, at: Path, tmp_path: 
     )  # code, no message, nothing said, a page
 
 
+def test_a_beta_meant_for_sums_is_warned_of(
+    fork_server: ForkServer, at: Path, tmp_path: Path
+) -> None:
+    """SimPO's own beta is silent, DPO's is not, before anything is trained. Fails where the warning
+    is not printed, or stops the run."""
+    for beta, warned in (("2.0", False), ("0.1", True)):
+        arguments = [str(at / "config.yaml"), "loss={name: simpo}", f"beta={beta}", "--dry-run"]
+        done = fork_server.run(arguments, environment(tmp_path), tmp_path)
+        assert done.code == 0 and "plan: 1 steps" in done.out, done.err
+        assert ("warning: beta is 0.1: published runs of loss 'simpo'" in done.err) is warned
+
+
 SAID = Done(2, "", "error: a.jsonl:2: wrong\n")
 
 

@@ -146,6 +146,10 @@ def test_a_signal_saves_and_the_next_start_goes_on(
     assert list((tmp_path / "rounds/round-1/dpo/checkpoints").glob("step-*"))
 
 
+def prompts_of(path: Path) -> str:
+    return load_rounds(str(path)).prompts.sources[0]
+
+
 SERVE = (
     f"{sys.executable} -m transformers.cli.transformers serve {{model}} --device cpu "
     "--host 127.0.0.1 --port {port}"
@@ -169,7 +173,7 @@ def test_a_server_answers_as_the_policy(
     path = write_rounds(
         server__command=SERVE,
         scoring__scorer=f"rm:{tmp_path / 'rm'}",
-        eval__prompts=[load_rounds(str(write_rounds())).prompts.sources[0]],
+        eval__prompts=[prompts_of(write_rounds())],
         eval__max_new_tokens=24,
     )
     records = run_rounds(load_rounds(str(path)), forked)

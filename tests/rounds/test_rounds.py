@@ -164,7 +164,7 @@ def test_a_changed_file_is_refused(done: Done, tmp_path: Path) -> None:
     Path(prompts_of(done)).rename(tmp_path / "kept")
     try:
         shutil.copy(more, prompts_of(done))
-        with pytest.raises(BadInput, match="prompts is not what the run began with: its digest"):
+        with pytest.raises(BadInput, match="prompts is not what the run began with: it was"):
             run_rounds(load_rounds(str(done.yaml)), never)
     finally:
         (tmp_path / "kept").rename(prompts_of(done))
@@ -257,3 +257,20 @@ def test_rejection_sampling(done: Done, forked: Launch, tmp_path: Path) -> None:
     of_sft = {row["prompt_id"]: row for row in rows}
     assert best and all(of_sft[id]["score_chosen"] == score for id, score in scores.items())
     assert (folder / "round-1" / "sft" / "model").is_dir()
+
+
+def test_a_scorer_is_opened_before_anything_is_sampled(done: Done, tmp_path: Path) -> None:
+    """A reward model that is not there, and a world's judge of other facts under the same SPEC."""
+    changes = [f"dir={tmp_path / 'new'}", "scoring.scorer=rm:./nowhere"]
+    with pytest.raises(BadInput, match=r"\./nowhere: no such folder"):
+        run_rounds(load_rounds(str(done.yaml), changes), never)
+    copy = Path(shutil.copytree(done.folder, tmp_path / "copy"))
+    for name in ("config.yaml", "identity.json"):
+        text = (copy / name).read_text().replace(str(done.folder), str(copy))
+        (copy / name).write_text(
+            text.replace('"scorer": "judge ', '"scorer": "judge of other facts ')
+        )
+    with pytest.raises(
+        BadInput, match="scorer is not what the run began with: it was judge of other"
+    ):
+        run_rounds(load_rounds(str(done.yaml), [f"dir={copy}"]), never)

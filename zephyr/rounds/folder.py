@@ -84,8 +84,8 @@ class RoundsFolder:
     ) -> None:
         """Write the settings, or compare them with those that the folder was started with.
 
-        Args: training: the config of train.config, resolved. identity: digests of the first model
-        and of the prompts, by name.
+        Args: training: the config of train.config, resolved. identity: digests of the first model,
+        the prompts, the scorer and the judge, by name.
         Raises: BadInput naming a setting with both values.
         """
         self.compare("config.yaml", flatten(asdict(config)))
@@ -95,8 +95,8 @@ class RoundsFolder:
         for name, digest in identity.items():
             if held.get(name) != digest:
                 raise BadInput(
-                    f"{self.path}: {name} is not what the run began with: its digest was "
-                    f"{held.get(name)}, it is {digest}; name another dir"
+                    f"{self.path}: {name} is not what the run began with: it was "
+                    f"{held.get(name)}, it is {digest} (digests); name another dir"
                 )
         if not path.exists():
             write_json(path, identity)
