@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass, replace
 
 import pytest
 
-from zephyr.config import Data, DPOConfig, SFTConfig, SFTData, keys
+from zephyr.config import Adapter, Data, DPOConfig, SFTConfig, SFTData, keys
 from zephyr.packing import Plan, plan_epochs
 from zephyr.training.checkpoint import identity
 
@@ -26,8 +26,9 @@ ELSEWHERE = (
     "run.",
 )
 DECIDES = {"run.seed", "data.shuffle", "hardware.dtype"}  # of these groups, they alone
-DPO, SFT = DPOConfig("m", Data(("rows",))), SFTConfig("m", SFTData(("rows",)))
-KEYS = [(kind, key) for kind in (DPO, SFT) for key in keys(type(kind), "")]
+DPO = DPOConfig("m", Data(("rows",)), adapter=Adapter())
+SFT = SFTConfig("m", SFTData(("rows",)), adapter=Adapter())
+KEYS = [(kind, key) for kind in (DPO, SFT) for key in keys(type(kind), "") if key != "adapter"]
 MORE = {"model": "of the weights", "data": "of the ids", "reference": "of the log-probs"}
 OTHERS: dict[type, object] = {
     str: "another",
@@ -69,6 +70,13 @@ def test_each_key_is_in_it_or_decided_elsewhere(config: DPOConfig | SFTConfig, k
     assert (before != after) == decides
     differing = {name for name in {*before, *after} if before.get(name) != after.get(name)}
     assert differing == ({key} if decides else set()), "the error names the key"
+
+
+@pytest.mark.parametrize("config", [DPO, SFT], ids=lambda value: type(value).__name__)
+def test_a_run_with_adapters_is_another(config: DPOConfig | SFTConfig) -> None:
+    """Fails where a run of all weights would go on as one of adapters, or the other way round."""
+    before, after = (identity(of, plan(), MORE) for of in (config, replace(config, adapter=None)))
+    assert {*before} - {*after} == {f"adapter.{of.name}" for of in fields(Adapter)}
 
 
 def test_it_holds_digests_and_the_plans_steps_whatever_the_machine() -> None:

@@ -196,7 +196,8 @@ def open_scorer(scorer: str) -> Teacher:
     policy, at, reference = rest.partition("@")
     if kind == "implicit" and policy and at and reference and "@" not in reference:
         return implicit_reward(policy, reference)
-    raise BadInput(f"scorer {scorer!r}: expected {SCORER_FORMS}")
+    hint = " (one @: paths have none)" if rest.count("@") > 1 else ""
+    raise BadInput(f"scorer {scorer!r}: expected {SCORER_FORMS}{hint}")
 
 
 def number_reply(
