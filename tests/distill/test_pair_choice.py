@@ -229,6 +229,23 @@ def test_options_that_contradict_each_other(tmp_path: Path) -> None:
             read_mix(text)
 
 
+def test_models_that_no_row_names(tmp_path: Path) -> None:
+    """A name with another spelling than the rows' own. Fails where its prompts are only counted as
+    left out, where one of several names may be wrong, or where the earlier file is replaced."""
+    rows = [row(0, {"big_model": None, "small": None})]
+    made(tmp_path, rows, "delta", strong=("big_model",), weak=("small",))
+    before = (tmp_path / "pairs.jsonl").read_bytes()
+    for rule, options, words in (
+        ("delta", {"strong": ("big-model",), "weak": ("small",)}, "--strong big-model: no row"),
+        ("delta", {"strong": ("big_model",), "weak": ("small", "tiny")}, "--weak tiny: no row"),
+        ("paper", {"on_policy": ("sft",)}, "--on-policy sft: no row"),
+        ("paper", {"on_policy": ("sft",), "mix": {"off": 1}}, "--on-policy sft: no row"),
+    ):
+        with pytest.raises(BadInput, match=f"{words} has an .* one of big_model, small"):
+            made(tmp_path, rows, rule, **options)
+    assert (tmp_path / "pairs.jsonl").read_bytes() == before
+
+
 def test_the_command_and_the_story_of_a_pair(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import random
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -374,9 +375,11 @@ def test_bad_input_is_named(bench: Path, tmp_path: Path, change: list[str], said
         run(*change, *bench_dir, "--judge", "world:judge", "--out", tmp_path / "out")
 
 
-def test_styles_that_are_not_there_are_named(bench: Path, tmp_path: Path) -> None:
-    """Stored judgments with control of style need every answer's metadata. Fails where it is taken
-    as zero."""
+def test_styles_that_are_not_there_are_named(
+    bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stored judgments with control of style take every answer's metadata, and without tiktoken no
+    other can be counted. Fails where a missing one is taken as zero."""
     row = {
         "uid": "u0",
         "category": "hard_prompt",
@@ -388,6 +391,22 @@ def test_styles_that_are_not_there_are_named(bench: Path, tmp_path: Path) -> Non
     write_rows(tmp_path / "j.jsonl", [row])
     with pytest.raises(BadInput, match="no answer of m to u0 with its style"):
         run("--from-judgments", tmp_path / "j.jsonl", "--bench-dir", bench, "--style-control")
+    for name, tokens in (("m", 9), ("o3-mini-2025-01-31", 7)):
+        styled = {**arena_row("u0", name, "x"), "metadata": {"token_len": tokens}}
+        styled["metadata"] |= markdown_counts("x")
+        write_rows(tmp_path / "out" / "model_answer" / f"{name}.jsonl", [styled])
+    stored = ("--from-judgments", tmp_path / "j.jsonl", "--out", tmp_path / "out")
+    run(*stored, "--style-control", "--json")
+    (of,) = json.loads(capsys.readouterr().out).values()
+    assert of["style_controlled"]["models_in_fit"] == 1 and of["answers"].keys() > {"m"}
+    monkeypatch.setitem(sys.modules, "tiktoken", None)
+    line = ("world:expert", "--bench-dir", bench, "--judge", "world:judge", "--out", tmp_path)
+    with pytest.raises(BadInput, match="counted by tiktoken: pip install"):
+        run(*line, "--style-control")
+    with pytest.raises(BadInput, match="nothing counts tokens, expected --style-control"):
+        run(*line, "--length-tokenizer", tmp_path)
+    with pytest.raises(BadInput, match="no judgment is about other; they are about m, o3-mini"):
+        run(*stored, "--answers", f"other={tmp_path / 'j.jsonl'}")
 
 
 @pytest.mark.long

@@ -93,7 +93,7 @@ def test_command_on_the_embedded_world(tmp_path: Path, capsys: pytest.CaptureFix
     write_rows(tmp_path / "prompts.jsonl", rows)
     prompts = ("--prompts", tmp_path / "prompts.jsonl")
     out = tmp_path / "out"
-    run("m=world:careless", *prompts, "--n", 4, "--scorer", "world:judge", "--out", out)
+    run("m=world:careless", *prompts, "--samples", 4, "--scorer", "world:judge", "--out", out)
     table = capsys.readouterr().out.splitlines()
     results = json.loads((out / "results.json").read_text())["m"]
     every = [row for _, row in read_rows([out / "m.candidates.jsonl"])]

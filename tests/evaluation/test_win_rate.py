@@ -408,7 +408,9 @@ def test_stored_verdicts_score_the_same(of_world: Path, tmp_path: Path) -> None:
     a changed answer, a missing prompt, one too many, or a missing verdict. Fails where a verdict
     counts for an answer that it is not about."""
     models = ("terse=world:terse", "expert=world:expert")
-    prompts = ("--prompts", of_world / "prompts.jsonl", "--by", "family")
+    asked = [row for _, row in read_rows([of_world / "prompts.jsonl"])][:15]
+    write_rows(tmp_path / "prompts.jsonl", asked)
+    prompts = ("--prompts", tmp_path / "prompts.jsonl", "--by", "family")
     out = tmp_path / "out"
     command(*models, *prompts, "--judge", "world:judge", "--out", out)
     results = json.loads((out / "results.json").read_text())
@@ -426,8 +428,8 @@ def test_stored_verdicts_score_the_same(of_world: Path, tmp_path: Path) -> None:
     changed = [{**row, "text": "x"} for row in rows["terse"]]
     for answers, said in (
         (changed, r"verdicts.jsonl:\d+: the verdict at prompt '.*' is about other answers"),
-        (rows["terse"][1:], "no answer to 1 of 60 prompts"),
-        ([*rows["terse"], {"prompt_id": "new", "text": "x"}], "to none of the 60 prompts.*'new'"),
+        (rows["terse"][1:], "no answer to 1 of 15 prompts"),
+        ([*rows["terse"], {"prompt_id": "new", "text": "x"}], "to none of the 15 prompts.*'new'"),
     ):
         write_rows(bad, answers)
         with pytest.raises(BadInput, match=said):
@@ -442,6 +444,16 @@ def test_stored_verdicts_score_the_same(of_world: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(BadInput, match=said):
             command(*line)
+
+
+@pytest.mark.parametrize(
+    "spec", ["openai:m@http://h/v1", "pool:m@http://h/v1,http://i/v1", "hf:owner/m", "world:base"]
+)
+def test_every_kind_of_teacher_is_a_contender(spec: str) -> None:
+    """Fails where a form that the error lists is not read."""
+    opened: list[str] = []
+    contender = open_contender(f"name={spec}", lambda text: opened.append(text))  # type: ignore[func-returns-value, arg-type]
+    assert contender.name == "name" and opened == [spec]
 
 
 def test_a_folder_answers_as_generate_does(tiny: Path, tmp_path: Path) -> None:

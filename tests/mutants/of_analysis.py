@@ -35,7 +35,11 @@ MUTANTS: list[Mutant] = [
             'id = moved.get(path_now, "") + raw.default_id.removeprefix(path_now)',
             "id = raw.default_id",
         ),
-        ("        if id not in seen:\n", "        if True:\n"),
+        (
+            'if id not in seen and pair.get("weight", 1) != 0:',
+            'if pair.get("weight", 1) != 0:',
+        ),
+        ('if id not in seen and pair.get("weight", 1) != 0:', "if id not in seen:"),
     ),
     *of(
         "zephyr/analysis/select.py",

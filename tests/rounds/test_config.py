@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from zephyr.config import ConfigError, describe_keys, keys
+from zephyr.config import BadInput, ConfigError, describe_keys, keys
 from zephyr.rounds.config import (
     README_MARK,
     RoundsConfig,
@@ -16,6 +16,9 @@ from zephyr.rounds.config import (
     load_rounds,
     load_training,
 )
+from zephyr.rounds.folder import RoundsFolder
+from zephyr.rounds.processes import Job, launcher
+from zephyr.rounds.stages import Rounds, compare_with_start, training_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "configs" / "tiny" / "rounds.yaml"
@@ -89,3 +92,60 @@ def test_settings_that_exclude_each_other(monkeypatch: pytest.MonkeyPatch) -> No
     for changes in (["reference=first"], ["pairs.choose=random"], ["pairs.margin=1"]):
         with pytest.raises(ConfigError, match="method: sft"):
             load_rounds(str(SHIPPED), ["method=sft", *changes])
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        ("loss=simp", "loss must be one of"),
+        ("loss={name: simpo, gama: 1}", "loss.gama: loss 'simpo' has no such setting"),
+        ("loss=exo_pair", "label_smoothing is 0"),
+        ("loss=orpo", "loss orpo has no reference: expected reference: round, got first"),
+    ],
+)
+def test_a_loss_is_checked_before_answers_are_paid_for(
+    loss: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails where the training of a round refuses its loss only after the round's answers were
+    sampled and scored, or a fixed reference only in the second round."""
+    monkeypatch.chdir(ROOT)
+    changes = ["reference=first", f"train.overrides=['{loss}']"]
+    with pytest.raises(ConfigError, match=f"train.config .*{said}"):
+        load_training(load_rounds(str(SHIPPED), changes))
+
+
+def test_the_dtype_of_the_trainings_stays(tmp_path: Path) -> None:
+    """Fails where a run is continued in another dtype, whose weights are others, or may not be
+    continued with another kernel."""
+    folder = RoundsFolder(tmp_path)
+    (tmp_path / "train.yaml").write_text("hardware: {dtype: float32, attention: sdpa}\n")
+    folder.compare(
+        "train.yaml", {"hardware.dtype": "float32", "hardware.attention": "torch_varlen"}
+    )
+    with pytest.raises(BadInput, match="hardware.dtype was 'float32', it is 'bfloat16'"):
+        folder.compare("train.yaml", {"hardware.dtype": "bfloat16", "hardware.attention": "sdpa"})
+
+
+def test_a_limit_of_pairs_keeps_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where `data.limit`, which counts from the first source, leaves out the pairs of the
+    round itself."""
+    monkeypatch.chdir(ROOT)
+    config = load_rounds(str(SHIPPED), ["pairs.use=all"])
+    rounds = Rounds(config, RoundsFolder(tmp_path), [], [], launcher(None))
+    sources = training_keys(rounds, 3)["data.train"]
+    assert sources == [str(tmp_path / f"round-{number}" / "pairs.jsonl") for number in (3, 2, 1)]
+
+
+def test_a_judge_that_is_a_model_is_asked_by_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails where the judge of the held-out answers is loaded in the process that goes on to start
+    the next training, beside which its memory would stay."""
+    monkeypatch.chdir(ROOT)
+    config = load_rounds(str(SHIPPED), ["eval.judge=hf:nowhere/model"])
+    jobs: list[Job] = []
+    (tmp_path / "round-1").mkdir()
+    rounds = Rounds(config, RoundsFolder(tmp_path), [], [], lambda job: jobs.append(job) or 0)
+    compare_with_start(rounds, 1)
+    (job,) = jobs
+    assert job.processes == 2 and list(job.arguments)[:3] == ["compare", str(tmp_path), "1"]

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -145,6 +146,10 @@ def test_a_signal_saves_and_the_next_start_goes_on(
     assert list((tmp_path / "rounds/round-1/dpo/checkpoints").glob("step-*"))
 
 
+def prompts_of(path: Path) -> str:
+    return load_rounds(str(path)).prompts.sources[0]
+
+
 SERVE = (
     f"{sys.executable} -m transformers.cli.transformers serve {{model}} --device cpu "
     "--host 127.0.0.1 --port {port}"
@@ -168,7 +173,7 @@ def test_a_server_answers_as_the_policy(
     path = write_rounds(
         server__command=SERVE,
         scoring__scorer=f"rm:{tmp_path / 'rm'}",
-        eval__prompts=[load_rounds(str(write_rounds())).prompts.sources[0]],
+        eval__prompts=[prompts_of(write_rounds())],
         eval__max_new_tokens=24,
     )
     records = run_rounds(load_rounds(str(path)), forked)
@@ -214,11 +219,21 @@ def test_the_policy_as_its_own_judge(
 
 @pytest.mark.long
 def test_implicit_rewards_score_on_all_ranks(
-    write_rounds: WriteRounds, forked: Launch, tmp_path: Path, tiny: Path, talker: Path
+    write_rounds: WriteRounds,
+    forked: Launch,
+    tmp_path: Path,
+    tiny: Path,
+    talker: Path,
+    prompts: Path,
 ) -> None:
-    """One round; a second start finds all scores."""
-    path = write_rounds(scoring__scorer=f"implicit:{talker}@{tiny}", rounds=1)
+    """One round; both ranks keep the scores that they made. A model as judge compares the
+    held-out answers on them too."""
+    judged = {"prompts": [str(prompts)], "judge": f"hf:{tiny}", "max_new_tokens": 8}
+    scorer = f"implicit:{talker}@{tiny}"
+    path = write_rounds(scoring__scorer=scorer, scoring__max_tokens=4, rounds=1, eval=judged)
     (record,) = run_rounds(load_rounds(str(path)), forked)
     assert record["scores"] == 32 and record["mean_chosen"] > record["mean_rejected"]
-    ranks = [tmp_path / "rounds" / name for name in ("ledger.jsonl", "ledger.rank1.jsonl")]
-    assert all(len(read_rows_of(of)) > 2 for of in ranks)
+    assert "win_rate" in record
+    for name in ("ledger.jsonl", "ledger.rank1.jsonl"):
+        asked = Counter(str(row["teacher"]) for row in read_rows_of(tmp_path / "rounds" / name))
+        assert asked[scorer] > 2

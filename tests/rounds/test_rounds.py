@@ -112,6 +112,19 @@ def test_samples_do_not_depend_on_the_processes(done: Done, talker: Path, tmp_pa
     assert texts == expected and len(set(texts)) > 4
 
 
+def test_held_out_answers_change_no_batch_of_samples(done: Done, tmp_path: Path) -> None:
+    """Fails where a kill between both files, or a run of more rounds that finds the held-out
+    answers there, would sample in other batches, whose logits have other last digits."""
+    config = load_rounds(str(done.yaml))
+    rows = read_rows_of(Path(prompts_of(done)))
+    asked = answers.sampled_questions(config, rows, 1)
+    both = [*answers.held_out_questions(config, rows), *asked]
+    alone, beside = (
+        answers.read_requests(answers.prepare_parts(tmp_path, of, "w", 8)) for of in (asked, both)
+    )
+    assert beside[: len(alone)] == alone and len(beside) > len(alone)
+
+
 def test_nothing_is_done_twice(done: Done) -> None:
     """A second start launches nothing, and changes no file that a round made."""
     before = {path: path.read_bytes() for path in done.folder.rglob("*.jsonl")}
@@ -151,7 +164,7 @@ def test_a_changed_file_is_refused(done: Done, tmp_path: Path) -> None:
     Path(prompts_of(done)).rename(tmp_path / "kept")
     try:
         shutil.copy(more, prompts_of(done))
-        with pytest.raises(BadInput, match="prompts is not what the run began with: its digest"):
+        with pytest.raises(BadInput, match="prompts is not what the run began with: it was"):
             run_rounds(load_rounds(str(done.yaml)), never)
     finally:
         (tmp_path / "kept").rename(prompts_of(done))
@@ -242,3 +255,20 @@ def test_rejection_sampling(done: Done, forked: Launch, tmp_path: Path) -> None:
     of_sft = {row["prompt_id"]: row for row in rows}
     assert best and all(of_sft[id]["score_chosen"] == score for id, score in scores.items())
     assert (folder / "round-1" / "sft" / "model").is_dir()
+
+
+def test_a_scorer_is_opened_before_anything_is_sampled(done: Done, tmp_path: Path) -> None:
+    """A reward model that is not there, and a world's judge of other facts under the same SPEC."""
+    changes = [f"dir={tmp_path / 'new'}", "scoring.scorer=rm:./nowhere"]
+    with pytest.raises(BadInput, match=r"\./nowhere: no such folder"):
+        run_rounds(load_rounds(str(done.yaml), changes), never)
+    copy = Path(shutil.copytree(done.folder, tmp_path / "copy"))
+    for name in ("config.yaml", "identity.json"):
+        text = (copy / name).read_text().replace(str(done.folder), str(copy))
+        (copy / name).write_text(
+            text.replace('"scorer": "judge ', '"scorer": "judge of other facts ')
+        )
+    with pytest.raises(
+        BadInput, match="scorer is not what the run began with: it was judge of other"
+    ):
+        run_rounds(load_rounds(str(done.yaml), [f"dir={copy}"]), never)

@@ -93,11 +93,14 @@ def arena_hard(
     from zephyr.evaluation.results import print_results
     from zephyr.evaluation.style import open_token_counter
 
+    if length_tokenizer is not None and not style_control:
+        raise BadInput("--length-tokenizer: nothing counts tokens, expected --style-control")
+    named = [*(models or ()), *(answers or ())]
     about: dict[str, object]
     if from_judgments:
         stored = arena_games.read_stored_judgments(
             from_judgments,
-            answers or (),
+            named,
             [folder for folder in (out, bench_dir) if folder],
             categories=category,
             count_tokens=open_token_counter(length_tokenizer) if length_tokenizer else None,
@@ -108,7 +111,6 @@ def arena_hard(
             "answers": arena_games.text_digests(stored.texts),
         }
     else:
-        named = [*(models or ()), *(answers or ())]
         if not named or judge is None or out is None or bench_dir is None:
             needed = {"--judge": judge, "--out": out, "--bench-dir": bench_dir}
             raise missing({"a MODEL or --answers": named, **needed})
@@ -216,7 +218,7 @@ def best_of_n(
             "a log-ratio. Default: the scores that are stored with --answers.",
         ),
     ] = None,
-    n: Annotated[int, Option("--n", metavar="N", min=1, help="Answers of each prompt.")] = 8,
+    samples: Annotated[int, Option(metavar="N", min=1, help="Answers of each prompt.")] = 8,
     max_new_tokens: AnswerTokens = 1024,
     judge_tokens: JudgeTokens = 1024,
     temperature: Temperature = 1.0,
@@ -229,7 +231,7 @@ def best_of_n(
     The mean score of the best of k answers is given for k = 1, 2, 4, ... and n.
 
     \b
-    example: zephyr eval best-of-n runs/dpo/model --prompts test.jsonl --n 16 \\
+    example: zephyr eval best-of-n runs/dpo/model --prompts test.jsonl --samples 16 \\
         --scorer rm:REWARD_MODEL --out runs/best
     """
     from zephyr.evaluation import best_of_n as best
@@ -247,7 +249,7 @@ def best_of_n(
             candidates = best.sample_answers(
                 argument,
                 rows,
-                n=n,
+                n=samples,
                 open_teacher=asking.open_teacher,
                 ask=ask,
                 max_tokens=max_new_tokens,

@@ -24,7 +24,7 @@ from zephyr.data.ratings import Tie, rating_keys
 from zephyr.data.rows import check_row, has_lone_surrogate, row_id
 from zephyr.data.shapes import pair_row
 from zephyr.data.sources import RawRow, Source, count_rows, open_each
-from zephyr.distill.binarize_report import Report, Tally, make_report
+from zephyr.distill.binarize_report import MAX_SOURCES, Report, Tally, make_report
 from zephyr.distill.completions import (
     ULTRAFEEDBACK,
     Answer,
@@ -54,6 +54,8 @@ from zephyr.distill.singles import (
 )
 from zephyr.distill.unique_ids import create_ids, unique_id
 from zephyr.progress import track
+
+MAX_LISTED_MODELS = 30  # names that an error lists
 
 
 class Side(NamedTuple):
@@ -201,6 +203,7 @@ def written_pairs(opened: Sequence[Sequence[Source]], run: BinarizeRun) -> Itera
         for pairs, sample in made:
             seen.add(sample or "")
             store_pairs(run.database, pairs, sample, run.seed)
+        require_models(run)
         require_seen(seen, run)
         outcomes = chosen_pairs(run.database, run.options)
     else:
@@ -211,6 +214,25 @@ def written_pairs(opened: Sequence[Sequence[Source]], run: BinarizeRun) -> Itera
         else:
             count_written(outcome, run)
             yield outcome.pair
+    require_models(run)  # here too, for rows that are not all read before the first pair
+
+
+def require_models(run: BinarizeRun) -> None:
+    """Raises: BadInput for a model of the options that no answer is of, with those that are
+    there."""
+    options, found = run.options, run.tally.counts["models"]
+    for option, models in (
+        ("--strong", options.strong),
+        ("--weak", options.weak),
+        ("--on-policy", options.on_policy),
+    ):
+        for model in models:
+            if model not in found and len(found) < MAX_SOURCES:
+                names = [name for name, _ in found.most_common(MAX_LISTED_MODELS) if name]
+                raise BadInput(
+                    f"binarize: {option} {model}: no row has an answer of this model, expected one "
+                    f"of {', '.join(names) or 'those that the rows name, which is none'}"
+                )
 
 
 def require_seen(seen: set[str], run: BinarizeRun) -> None:
@@ -453,6 +475,7 @@ def read_verdict(row: Row, raw: RawRow, run: BinarizeRun) -> Candidates:
     run.tally.add("shapes", shape)
     if isinstance(pair, str):
         return {"pair": pair}
+    run.tally.count_models(pair.models)
     if pair.shares is None and run.rule != DELTA:
         return {"pair": "no verdict"}
     asked = row.get("prompt_id", row.get("question_id"))
@@ -529,6 +552,7 @@ def picked_candidates(
     run: BinarizeRun,
 ) -> Candidates:
     """What the rule picks of the answers, for each kind of pair."""
+    run.tally.count_models([answer.model for answer in answers])
     usable = usable_answers(answers, run.picker, run.tally)
     candidates: Candidates = {}
     for kind in run.options.kinds:

@@ -16,7 +16,8 @@ MAX_DISAGREEMENT = 0.3
 MIN_COMPARABLE = 20
 MAX_LISTED = 5  # places or ids that the report lists of each fault
 MAX_LISTED_PROMPTS = 100  # places that the report lists of rows without an answer
-MAX_SOURCES = 1000  # names that pairs are counted under; rows of others count as OTHER_SOURCES
+MAX_SOURCES = 1000  # names that pairs are counted under; rows of others count as OTHER_SOURCES;
+# also of models that are counted
 OTHER_SOURCES = "(other sources)"
 # what is counted of pairs: all that could be made, those within the limit on the difference of
 # lengths, those that are written
@@ -35,6 +36,7 @@ class Tally:
         left out    completions without a text or score
         unread      rows by key that nothing reads
         judged      comparisons by model; their shares of the verdict are in `shares_won`
+        models      answers by model
         kinds       pairs that are written, with (`on`) or without an answer of the policy (`off`)
         STAGES      pairs, chosen, rejected, source, longer: see `count_stage`
         faults      overall scores that contradict the scores of the aspects
@@ -59,6 +61,13 @@ class Tally:
         """The name that rows of a source are counted under: its own, unless there are too many."""
         known = self.counts["rows source"]
         return name if name in known or len(known) < MAX_SOURCES else OTHER_SOURCES
+
+    def count_models(self, models: Sequence[str | None]) -> None:
+        """Count the models whose answers were found, up to `MAX_SOURCES` names."""
+        known = self.counts["models"]
+        for model in models:
+            if model in known or len(known) < MAX_SOURCES:
+                known[model or ""] += 1
 
     def count_stage(self, stage: str, made: Made) -> None:
         """Count a pair at one of `STAGES`: its source, both models, and by how much the chosen

@@ -13,7 +13,7 @@ from zephyr.data.sources import open_sources
 from zephyr.teacher import Request, Teacher
 from zephyr.teacher.panel import Ask
 from zephyr.teacher.prompts import Row, turns_of
-from zephyr.teacher.spec import SPEC_FORMS
+from zephyr.teacher.spec import SPEC_FORMS, SPEC_START
 
 OpenTeacher = Callable[[str], Teacher]  # opens the teacher of a SPEC
 
@@ -51,7 +51,7 @@ def open_contender(argument: str, open_teacher: OpenTeacher) -> Contender:
         return Contender(name, None, read_stored(Path(what), *TEXT_FIELDS))
     if Path(what).is_dir():
         return Contender(name, open_teacher(f"hf:{what}"), {})
-    if not re.match("(openai|hf|world):", what):
+    if not SPEC_START.match(what):
         raise BadInput(
             f"model {argument!r}: no such folder or file; expected a model folder, a file of "
             f"answers, {SPEC_FORMS}"

@@ -96,8 +96,17 @@ def own_settings(config: Mapping[str, object]) -> str:
 def short(value: object) -> str:
     """A value of a config in a sentence: of paths in a list their last parts."""
     if isinstance(value, list):
-        return ", ".join(str(item).rstrip("/").rpartition("/")[2] for item in value)
+        return ", ".join(map(short_source, value))
     return str(value)
+
+
+def short_source(entry: object) -> str:
+    """The last part of a path, with the limit and weight of a source that has them."""
+    source = read_source(entry)
+    notes = [] if source.limit is None else [f"limit {source.limit}"]
+    notes += [] if source.weight == 1 else [f"weight {source.weight:g}"]
+    last = source.path.rstrip("/").rpartition("/")[2]
+    return f"{last} ({', '.join(notes)})" if notes else last
 
 
 def listed(config: Mapping[str, object], key: str) -> list[object]:

@@ -144,13 +144,21 @@ def prepare_parts(folder: Path, questions: Sequence[Question], weights: str, bat
     """Write the requests in the order of their batches. Returns: the folder of this work, which
     belongs to these requests and weights.
 
+    No batch holds samples and held-out answers: the batches of either are the same where the
+    others are there already, after a kill or in a run of more rounds.
+
     Args: weights: digest of the policy. batch: requests of a part.
     """
-    order = sorted(questions, key=lambda question: batching_key(question.request))
-    lines = [json.dumps(question.request.payload()) for question in order]
-    key = hashlib.sha256("\n".join([weights, str(batch), *lines]).encode()).hexdigest()[:16]
+    rows: list[dict[str, object]] = []
+    first = 0
+    for is_held_out in (False, True):
+        group = [question.request for question in questions if (question.sample < 0) == is_held_out]
+        for number, request in enumerate(sorted(group, key=batching_key)):
+            part = first + number // batch
+            rows.append({**request.payload(), "part": part, "weights": weights})
+        first += -(-len(group) // batch)
+    key = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
     work = folder / PARTS / key
-    rows = [{**json.loads(line), "batch": batch, "weights": weights} for line in lines]
     if not (work / REQUESTS).exists():
         write_rows(work / REQUESTS, rows)
     return work
@@ -162,19 +170,19 @@ def part_path(work: Path, part: int) -> Path:
 
 def count_parts(work: Path) -> tuple[int, int]:
     """How many parts there are, and how many are done."""
-    requests, batch = read_requests(work)
-    count = -(-len(requests) // batch)
+    count = len(read_requests(work))
     return count, sum(part_path(work, part).exists() for part in range(count))
 
 
-def read_requests(work: Path) -> tuple[list[Request], int]:
-    """The requests that `prepare_parts` wrote, and how many of them make a part."""
-    rows = read_rows_of(work / REQUESTS)
+def read_requests(work: Path) -> list[list[Request]]:
+    """The requests of each part, as `prepare_parts` wrote them."""
     names = [name for name in Request._fields if name != "about"]
-    requests = [Request(**{name: row[name] for name in names}) for row in rows]  # type: ignore[arg-type]
-    batch = rows[0]["batch"]
-    assert isinstance(batch, int), "`prepare_parts` wrote it"
-    return requests, batch
+    parts: list[list[Request]] = []
+    for row in read_rows_of(work / REQUESTS):
+        if row["part"] == len(parts):
+            parts.append([])
+        parts[-1].append(Request(**{name: row[name] for name in names}))  # type: ignore[arg-type]
+    return parts
 
 
 def make_parts(work: Path, model: str) -> None:
@@ -183,9 +191,9 @@ def make_parts(work: Path, model: str) -> None:
     from zephyr.teacher.local import generate_replies
     from zephyr.teacher.spec import load_chat_model
 
-    requests, batch = read_requests(work)
+    parts = read_requests(work)
     weights = str(read_rows_of(work / REQUESTS)[0]["weights"])
-    numbers = range(ranks.rank(), -(-len(requests) // batch), ranks.world_size())
+    numbers = range(ranks.rank(), len(parts), ranks.world_size())
     missing = [part for part in numbers if not part_path(work, part).exists()]
     if not missing:
         return
@@ -194,7 +202,7 @@ def make_parts(work: Path, model: str) -> None:
     lm, tokenizer = load_chat_model(model)
     with Bar("sample", len(numbers), "batches", initial=len(numbers) - len(missing)) as bar:
         for part in bar.track(missing):
-            share = requests[part * batch : (part + 1) * batch]
+            share = parts[part]
             found = {r.digest: r for r in generate_replies(lm, tokenizer, share, model, weights)}
             identity = f"{model} {weights}"
             replies = [found[request.digest(identity)] for request in share]

@@ -200,9 +200,30 @@ def load_training(config: RoundsConfig) -> DPOConfig | SFTConfig:
     try:
         if config.method == "sft":
             return load(SFTConfig, config.train.config, overrides)
-        return load(DPOConfig, config.train.config, overrides)
+        training = load(DPOConfig, config.train.config, overrides)
+        check_loss(config, training)
     except ConfigError as error:
         raise ConfigError(f"train.config {config.train.config}: {error}") from None
+    return training
+
+
+def check_loss(config: RoundsConfig, training: DPOConfig) -> None:
+    """Check the loss before answers are sampled and paid for, as train_dpo.py does when it starts.
+
+    Raises: ConfigError for settings that it does not take, and for a fixed reference that it does
+    not read.
+    """
+    from zephyr.losses import read_loss, require_settings
+
+    try:
+        loss = require_settings(
+            training.loss, training.beta, training.label_smoothing, training.sft_weight
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if loss.reference_free and config.reference == "first":
+        name, _ = read_loss(training.loss)
+        raise ConfigError(f"loss {name} has no reference: expected reference: round, got first")
 
 
 README_MARK = "<!-- keys: written by `python -m zephyr.rounds.config`; do not edit -->\n"

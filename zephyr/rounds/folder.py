@@ -20,9 +20,11 @@ from zephyr.progress import info
 from zephyr.rounds.config import RoundsConfig
 from zephyr.training.files import READ_ERRORS, read_json, synced_digest, write_atomic
 
-# Settings that may differ when a run is continued: they change neither samples nor weights.
+# Settings that may differ when a run is continued: they change neither samples nor weights, or
+# their last digits only. The dtype changes more.
 FREE_KEYS = ("rounds", "train.config", "train.processes", "scoring.concurrency")
 FREE_GROUPS = ("server.", "scoring.budget_", "hardware.", "run.wandb.")
+FIXED_KEYS = ("hardware.dtype",)
 LOCK_SECONDS = 900  # to wait for what is left of a run that was killed and still saves
 IDENTITY = "identity.json"
 
@@ -82,8 +84,8 @@ class RoundsFolder:
     ) -> None:
         """Write the settings, or compare them with those that the folder was started with.
 
-        Args: training: the config of train.config, resolved. identity: digests of the first model
-        and of the prompts, by name.
+        Args: training: the config of train.config, resolved. identity: digests of the first model,
+        the prompts, the scorer and the judge, by name.
         Raises: BadInput naming a setting with both values.
         """
         self.compare("config.yaml", flatten(asdict(config)))
@@ -93,8 +95,8 @@ class RoundsFolder:
         for name, digest in identity.items():
             if held.get(name) != digest:
                 raise BadInput(
-                    f"{self.path}: {name} is not what the run began with: its digest was "
-                    f"{held.get(name)}, it is {digest}; name another dir"
+                    f"{self.path}: {name} is not what the run began with: it was "
+                    f"{held.get(name)}, it is {digest} (digests); name another dir"
                 )
         if not path.exists():
             write_json(path, identity)
@@ -115,6 +117,7 @@ class RoundsFolder:
             was, now = held.get(key), settings.get(key)
             now = list(now) if isinstance(now, tuple) else now
             is_free = key in FREE_KEYS or key.startswith(FREE_GROUPS)
+            is_free = is_free and key not in FIXED_KEYS
             if was != now and not is_free:
                 raise BadInput(
                     f"{self.path} holds rounds of other settings: {key} was {was!r}, it is "

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zephyr.config import DPOConfig, SFTConfig
+from zephyr.evaluation.scorers import is_judge, open_scorer
 from zephyr.progress import info
 from zephyr.rounds import stages
 from zephyr.rounds.answers import read_all_prompts
@@ -18,6 +19,7 @@ from zephyr.rounds.processes import Launch, launcher, stop_on_signals
 from zephyr.rounds.report import round_records, write_page, write_records
 from zephyr.rounds.stages import Rounds
 from zephyr.teacher.prompts import Row
+from zephyr.teacher.spec import open_teacher
 
 
 def run_rounds(config: RoundsConfig, launch: Launch | None = None) -> list[dict[str, object]]:
@@ -37,7 +39,11 @@ def run_rounds(config: RoundsConfig, launch: Launch | None = None) -> list[dict[
     folder = RoundsFolder(Path(config.dir))
     folder.open()
     try:
-        identity = {"model": digest(config.model), "prompts": content_digest([prompts, held_out])}
+        identity = {
+            "model": digest(config.model),
+            "prompts": content_digest([prompts, held_out]),
+            **teacher_identities(config),
+        }
         folder.claim(config, training, identity)
         rounds = Rounds(config, folder, prompts, held_out, launch or launcher(folder.lock_number))
         for line in cost_lines(config, training, prompts, held_out):
@@ -49,6 +55,22 @@ def run_rounds(config: RoundsConfig, launch: Launch | None = None) -> list[dict[
             return write_results(rounds)
     finally:
         folder.close()
+
+
+def teacher_identities(config: RoundsConfig) -> dict[str, str]:
+    """Who scores and who compares, with the digests of weights on this machine.
+
+    Raises: BadInput, before anything is sampled, for a scorer or a judge that can't be used.
+    """
+    found = {}
+    if config.scoring.scorer != "policy":
+        found["scorer"] = config.scoring.scorer
+    if config.eval.judge is not None:
+        found["judge"] = config.eval.judge
+    for name, spec in found.items():
+        opened = open_teacher(spec) if is_judge(spec) else open_scorer(spec)
+        found[name] = opened.identity or opened.name
+    return found
 
 
 def run_round(rounds: Rounds, number: int) -> None:

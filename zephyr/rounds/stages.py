@@ -146,11 +146,16 @@ def score(rounds: Rounds, number: int, teacher: Teacher | None = None) -> None:
         return
     wait_until_free(rounds.folder.ledger)
     scorer = rounds.scorer(number)
-    if teacher is None and scorer.partition(":")[0] in ("hf", "rm", "implicit"):
-        # The models are loaded by processes that end; then all scores are in the ledger.
+    if teacher is None and loads_models(scorer):
         run_job(rounds, out.parent, ["score", str(rounds.folder.path), str(number)])
     else:
         write_scores(rounds, number, teacher)
+
+
+def loads_models(scorer: str) -> bool:
+    """Whether a scorer or judge loads models on this machine. Processes that end ask it, so that
+    training has their memory; then all replies are in the ledger."""
+    return scorer.partition(":")[0] in ("hf", "rm", "implicit")
 
 
 def write_scores(rounds: Rounds, number: int, teacher: Teacher | None = None) -> None:
@@ -303,10 +308,11 @@ def train(rounds: Rounds, number: int) -> None:
 def training_keys(rounds: Rounds, number: int) -> dict[str, object]:
     """The keys of the training config that the rounds set."""
     config, folder = rounds.config, rounds.folder
+    # The newest first: `data.limit` of the training config leaves out the oldest.
     first = 1 if config.pairs.use == "all" else number
     keys: dict[str, object] = {
         "model": folder.policy(config, number - 1),
-        "data.train": [str(folder.round(k) / PAIRS) for k in range(first, number + 1)],
+        "data.train": [str(folder.round(k) / PAIRS) for k in range(number, first - 1, -1)],
         "run.dir": str(folder.run(config, number)),
         "run.resume": "auto",
     }
@@ -330,15 +336,26 @@ def compare_with_start(rounds: Rounds, number: int) -> None:
     """Let the judge compare the held-out answers of the policy after a round with the first
     policy's, in both orders."""
     config, folder = rounds.config, rounds.folder
-    out = folder.round(number) / WIN_RATE
-    if config.eval.judge is None or out.exists():
+    path = folder.round(number)
+    if config.eval.judge is None or (path / WIN_RATE).exists():
         return
+    wait_until_free(folder.ledger)
+    if loads_models(config.eval.judge):
+        run_job(rounds, path, ["compare", str(folder.path), str(number)])
+    else:
+        write_win_rate(rounds, number)
+
+
+def write_win_rate(rounds: Rounds, number: int) -> None:
+    """Ask the judge, and write the win rate. A collective under torchrun."""
+    config, folder = rounds.config, rounds.folder
+    assert config.eval.judge is not None
     texts = [held_out_texts(folder.round(k) / HELD_OUT) for k in (number, 0)]
     judge = open_teacher(config.eval.judge, concurrency=config.scoring.concurrency)
     with ledger_of(rounds) as ask_judge:
         panel = judge_panel(judge, ask_judge, seed=config.seed)
         compared, _ = judge_pairs(panel, rounds.held_out, *texts)
-    write_json(out, summarise(compared, [None] * len(compared)))
+    write_json(folder.round(number) / WIN_RATE, summarise(compared, [None] * len(compared)))
 
 
 def held_out_texts(path: Path) -> list[str | None]:

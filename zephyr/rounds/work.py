@@ -1,7 +1,8 @@
-"""What the processes of a round do that load models: sample answers, or score them.
+"""What the processes of a round do that load models: sample answers, score or compare them.
 
     python -m zephyr.rounds.work sample PARTS MODEL RESULT
     python -m zephyr.rounds.work score FOLDER ROUND RESULT
+    python -m zephyr.rounds.work compare FOLDER ROUND RESULT
 
 under torchrun where there are several. RESULT gets the exit code and a message, as `status.json` of
 a training does, because torchrun hides the code.
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
 
             make_parts(Path(words[0]), words[1])
         else:
-            score(Path(words[0]), int(words[1]))
+            ask_models(task, Path(words[0]), int(words[1]))
     except BadInput as error:
         print_bad_input(error)
         code, message = BAD_INPUT, str(error)
@@ -42,12 +43,14 @@ def main(arguments: Sequence[str]) -> int:
     return code
 
 
-def score(path: Path, number: int) -> None:
-    """Score the answers of a round, with the settings that its folder holds."""
+def ask_models(task: str, path: Path, number: int) -> None:
+    """Score the answers of a round, or compare its policy with the first, with the settings that
+    the folder of the rounds holds."""
     from zephyr.rounds.loop import open_rounds
-    from zephyr.rounds.stages import write_scores
+    from zephyr.rounds.stages import write_scores, write_win_rate
 
-    write_scores(open_rounds(path), number)
+    work = write_scores if task == "score" else write_win_rate
+    work(open_rounds(path), number)
 
 
 if __name__ == "__main__":

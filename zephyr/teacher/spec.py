@@ -20,6 +20,7 @@ SPEC_FORMS = (
     "openai:MODEL@BASE_URL, pool:MODEL@BASE_URL,BASE_URL,..., hf:PATH, or world:NAME, "
     "world:NAME@FOLDER, world:NAME@SEED"
 )
+SPEC_START = re.compile("(?:openai|pool|hf|world):")
 # between two SPECs of a list; the URLs of a pool are also separated by commas
 BETWEEN_SPECS = re.compile(r",(?=(?!https?:)[a-z]\w*:)")
 
