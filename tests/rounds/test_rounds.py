@@ -179,6 +179,8 @@ def test_records_and_page(done: Done) -> None:
         assert record["mean_chosen"] > record["mean_score"] > record["mean_rejected"]
         assert record["win_rate_n"] == 8 and 0 <= record["win_rate"] <= 1
         assert record["steps"] >= 1 and record["loss"] > 0
+        reasons = [row["finish_reason"] for row in done.rows(record["round"], "samples.jsonl")]
+        assert record["cut"] == reasons.count("length")
     page = (done.folder / "report.html").read_text()
     assert "round-2/dpo/report.html" in page and "win rate over the start" in page
     assert (done.folder / "round-2" / "dpo" / "report.html").exists()

@@ -117,7 +117,8 @@ def write_answers(
         write_rows(path, rows)
         tokens = sum(int(str(row["completion_tokens"])) for row in rows)
         refused = sum(row.get("unanswered", False) is True for row in rows)
-        counts = {"answers": len(rows), "refused": refused, "tokens": tokens}
+        cut = sum(row["finish_reason"] == "length" for row in rows)
+        counts = {"answers": len(rows), "refused": refused, "cut": cut, "tokens": tokens}
         save_report(path, {**report, **counts})
 
 

@@ -27,6 +27,7 @@ TRAINED = {  # metric of the last train record -> its name here
 # column of the table -> key of a record
 COLUMNS = {
     "answers": "answers",
+    "cut off": "cut",
     "sampled tokens": "tokens",
     "mean score": "mean_score",
     "of chosen": "mean_chosen",
@@ -56,6 +57,7 @@ def round_records(rounds: Rounds) -> list[Record]:
             "weights": sampled.get("weights"),
             "answers": sampled.get("answers"),
             "refused": sampled.get("refused"),
+            "cut": sampled.get("cut"),
             "tokens": sampled.get("tokens"),
             "scorer": scored.get("scorer"),
             "scores": scored.get("scores"),
