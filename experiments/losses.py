@@ -37,7 +37,7 @@ POINTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "simpo": (("beta=10", "loss={name: simpo, gamma: 3}"),),
     "orpo": (("beta=1.0",),),
     "dpo_sft": (("sft_weight=1.0",),),
-    "cpo": (("sft_weight=0.1",),),
+    "cpo": (("sft_weight=1.0",),),
 }
 
 

@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save
+from tiny import tiny_model
 
+import train_dpo
 from zephyr import reference
 from zephyr.chat import EncodedPair
-from zephyr.config import BadInput, Hardware
+from zephyr.config import BadInput, Data, DPOConfig, Hardware, Reference
+from zephyr.model.load import fill_parameter, load_policy, replace_weights
 from zephyr.training.initial_rewards import require_zero_rewards
 from zephyr.training.metrics import Ledger
 from zephyr.training.tolerance import response_tolerance_nats
@@ -254,3 +257,33 @@ def test_a_shift_of_all_pairs_is_no_rounding(side: int) -> None:
         started(*[rewards(0.0006)] * 3)
     with pytest.raises(BadInput, match="the rewards of 8 of 8 pairs are not 0"):
         started(*[rewards(0.0009), rewards(-0.0009)] * 4)
+
+
+def test_another_reference_takes_the_policys_place_whole(tiny: Path, tmp_path: Path) -> None:
+    """A loaded decoder with the weights of another folder is that other model, to the bit. Fails
+    where a tensor, as of a tied or a fused layer, keeps its old values."""
+    other = tiny_model(tmp_path / "other", seed=5)
+    policy, expected = load_policy(tiny), load_policy(other)
+    assert not torch.equal(policy.lm.lm_head.weight, expected.lm.lm_head.weight)
+    replace_weights(policy.lm, other, fill_parameter)
+    ours, theirs = dict(policy.lm.named_parameters()), dict(expected.lm.named_parameters())
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_reference_that_cannot_serve_is_named(tiny: Path, tmp_path: Path) -> None:
+    """Another architecture, a config key that changes log-probs and no tensor, and a loss without
+    a reference: each with the key or the folder."""
+    policy = load_policy(tiny)
+    with pytest.raises(BadInput, match="its config.json has .* expected one architecture"):
+        replace_weights(policy.lm, tiny_model(tmp_path / "qwen", family="qwen3"), fill_parameter)
+    bent = tiny_model(tmp_path / "bent")
+    text = (bent / "config.json").read_text()
+    assert '"rms_norm_eps": 1e-06' in text
+    (bent / "config.json").write_text(text.replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 0.1'))
+    with pytest.raises(BadInput, match="has rms_norm_eps 0.1, the policy's has 1e-06"):
+        replace_weights(policy.lm, bent, fill_parameter)
+    config = DPOConfig(
+        str(tiny), Data(("rows.jsonl",)), loss="simpo", reference=Reference(model=str(tiny))
+    )
+    with pytest.raises(BadInput, match="reference.model: expected null, got .* simpo has no"):
+        train_dpo.check(config)
