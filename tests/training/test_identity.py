@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass, replace
 
 import pytest
 
-from zephyr.config import Data, DPOConfig, SFTConfig, SFTData, keys
+from zephyr.config import Adapter, Data, DPOConfig, SFTConfig, SFTData, keys
 from zephyr.packing import Plan, plan_epochs
 from zephyr.training.checkpoint import identity
 
@@ -26,7 +26,8 @@ ELSEWHERE = (
     "run.",
 )
 DECIDES = {"run.seed", "data.shuffle", "hardware.dtype"}  # of these groups, they alone
-DPO, SFT = DPOConfig("m", Data(("rows",))), SFTConfig("m", SFTData(("rows",)))
+DPO = DPOConfig("m", Data(("rows",)), adapter=Adapter())
+SFT = SFTConfig("m", SFTData(("rows",)), adapter=Adapter())
 KEYS = [(kind, key) for kind in (DPO, SFT) for key in keys(type(kind), "")]
 MORE = {"model": "of the weights", "data": "of the ids", "reference": "of the log-probs"}
 OTHERS: dict[type, object] = {
@@ -36,6 +37,7 @@ OTHERS: dict[type, object] = {
     bool: False,
     tuple: (0.5, 0.25),
     type(None): "some",
+    Adapter: None,
 }
 
 
@@ -51,7 +53,7 @@ def changed(config: object, key: str) -> object:
     """The config with another value of one key."""
     first, _, rest = key.partition(".")
     value = getattr(config, first)
-    if is_dataclass(value):
+    if is_dataclass(value) and rest:
         return replace(config, **{first: changed(value, rest)})
     other = OTHERS[type(value)]
     return replace(config, **{first: other if other != value else not value})
