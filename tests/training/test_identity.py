@@ -28,7 +28,8 @@ ELSEWHERE = (
 DECIDES = {"run.seed", "data.shuffle", "hardware.dtype"}  # of these groups, they alone
 DPO = DPOConfig("m", Data(("rows",)), adapter=Adapter())
 SFT = SFTConfig("m", SFTData(("rows",)), adapter=Adapter())
-KEYS = [(kind, key) for kind in (DPO, SFT) for key in keys(type(kind), "")]
+# `adapter` itself is a group: its keys are compared.
+KEYS = [(of, key) for of in (DPO, SFT) for key in keys(type(of), "") if key != "adapter"]
 MORE = {"model": "of the weights", "data": "of the ids", "reference": "of the log-probs"}
 OTHERS: dict[type, object] = {
     str: "another",
