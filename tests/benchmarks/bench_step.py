@@ -312,7 +312,7 @@ def dpo_split(engine: Engine, args: argparse.Namespace, cell: str, folder: str) 
         plan = plan._replace(
             steps=[plan.steps[0]._replace(ranks=[[[i] for i in range(len(pairs))]])]
         )
-    return train_dpo.with_reference(
+    return train_dpo.with_objective(
         engine, config, train_dpo.split(engine, config, pairs, plan), pairs, {"model": "random"}
     )
 

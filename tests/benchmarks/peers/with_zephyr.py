@@ -143,13 +143,13 @@ def main() -> None:
     engine = kind(config.hardware, 0)
     train_dpo.initialize_policy(engine, config, plan)
     identity = {"model": digest(task.model)}
-    training = train_dpo.with_reference(
+    training = train_dpo.with_objective(
         engine, config, train_dpo.split(engine, config, pairs, plan), pairs, identity
     )
     if task.held_out:
         held_out = Pairs(pa.Table.from_batches([example_batch(task.held_out_pairs())]))
         planned = train_dpo.split(engine, config, held_out, None)
-        evaluation = train_dpo.with_reference(engine, config, planned, held_out, identity)
+        evaluation = train_dpo.with_objective(engine, config, planned, held_out, identity)
         rounds.evaluate = partial(evaluate, engine, evaluation)
     tell(rounds, profile)
     rounds.begin()
