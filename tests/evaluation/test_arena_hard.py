@@ -359,7 +359,7 @@ def test_command_on_the_embedded_world(
         (["--answers", "good=few.jsonl"], "good: no answer to 19 of 20 prompts.*'u1'"),
         (["--answers", "good=more.jsonl"], "1 answers in its file are to none of the 20.*'u99'"),
         (["world:expert", "--category", "poems"], "poems: no question has it; there are creative"),
-        (["o3-mini-2025-01-31=world:expert"], "a model and a baseline, have one name"),
+        (["o3-mini-2025-01-31=world:expert"], r"o3-mini-2025-01-31 \(a baseline\) and o3"),
         (["world:expert", "--bench-dir", "."], r"no question.jsonl; it comes from data/arena-hard"),
     ],
 )

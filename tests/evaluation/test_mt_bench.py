@@ -484,7 +484,7 @@ def test_bad_input(bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     refused(
         "no question.jsonl; it comes from fastchat/llm_judge", good, "--bench-dir", tmp_path, *rest
     )
-    refused("good has other answers already", good, "--answers", good, "--bench-dir", bench, *rest)
+    refused("two models have one name: good ", good, "--answers", good, "--bench-dir", bench, *rest)
     write_rows(tmp_path / "few.jsonl", [fastchat(81, "few", ["a"])])
     refused(
         "few.jsonl:1: expected question_id, model_id and choices.* of two texts",

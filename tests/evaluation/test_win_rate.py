@@ -525,7 +525,7 @@ def test_a_real_server_that_does_not_judge(
 @pytest.mark.parametrize(
     "change,said",
     [
-        (lambda line, folder: line.__setitem__(1, line[0]), "different names"),
+        (lambda line, folder: line.__setitem__(1, line[0]), "have one name"),
         (lambda line, folder: line.pop(1), "two or more"),
         (lambda line, folder: line.__setitem__(0, "results=world:terse"), "other than results"),
         (lambda line, folder: line.__setitem__(0, "runs/nothing"), "no such folder or file"),

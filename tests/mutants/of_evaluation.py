@@ -26,6 +26,10 @@ IFEVAL = ("tests/evaluation/test_instruction_following.py::test_checks_are_those
 BEST = ("tests/evaluation/test_best_of_n.py::",)
 SUBSETS = (f"{BEST[0]}test_the_estimate_is_the_mean_over_all_subsets",)
 CHOSEN = (f"{BEST[0]}test_the_best_answer",)
+NAMES = (
+    "tests/evaluation/test_answers.py::test_a_path_that_is_there_is_never_split",
+    "tests/evaluation/test_answers.py::test_stored_answers_have_names_of_their_own",
+)
 VERDICTS = ("tests/evaluation/test_win_rate.py::test_stored_verdicts_score_the_same",)
 
 MUTANTS: list[Mutant] = [
@@ -68,6 +72,15 @@ MUTANTS: list[Mutant] = [
         CHOSEN,
         ("scored = [(score, -i) for", "scored = [(score, i) for"),
         ("if None not in scores]", "]"),
+    ),
+    *of(
+        "zephyr/evaluation/answers.py",
+        NAMES,
+        (
+            "None if Path(argument).exists() else NAMED.fullmatch(argument)",
+            "NAMED.fullmatch(argument)",
+        ),
+        ("name.casefold(), f", "name, f"),
     ),
     *of(
         "zephyr/evaluation/win_rate.py",

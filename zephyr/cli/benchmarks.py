@@ -88,7 +88,7 @@ def arena_hard(
         --judge openai:gpt-4.1@https://api.openai.com/v1
     """
     from zephyr.evaluation import arena_games
-    from zephyr.evaluation.answers import record_digests
+    from zephyr.evaluation.answers import answer_digests, record_digests
     from zephyr.evaluation.arena_hard import result_lines, score_judgments
     from zephyr.evaluation.results import print_results
     from zephyr.evaluation.style import open_token_counter
@@ -108,7 +108,7 @@ def arena_hard(
         judgments, styles = stored.judgments, stored.styles
         about = {
             "records": record_digests(from_judgments),
-            "answers": arena_games.text_digests(stored.texts),
+            "answers": answer_digests({name: of.items() for name, of in stored.texts.items()}),
         }
     else:
         if not named or judge is None or out is None or bench_dir is None:
@@ -242,6 +242,7 @@ def best_of_n(
         raise BadInput("a MODEL or --answers: required")
     if models and scorer is None:
         raise BadInput("--scorer: required to score new answers")
+    best.require_candidate_names(answers or (), models or ())
     rows = list(read_prompts(prompts))
     with open_ask(asking, out) as (ask, _):
         found = [best.read_candidates(argument, rows, out) for argument in answers or ()]

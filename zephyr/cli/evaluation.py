@@ -162,13 +162,8 @@ def mt_bench(
         --judge openai:gpt-4@https://api.openai.com/v1
     """
     from zephyr.data.jsonl import read_rows
-    from zephyr.evaluation.answers import record_digests
-    from zephyr.evaluation.benchmarks import (
-        evaluate_mt_bench,
-        load_bench,
-        stored_turns,
-        turns_digests,
-    )
+    from zephyr.evaluation.answers import answer_digests, record_digests
+    from zephyr.evaluation.benchmarks import evaluate_mt_bench, load_bench, stored_turns
     from zephyr.evaluation.mt_bench import require_turns, score_judgments
     from zephyr.evaluation.results import print_scores
 
@@ -177,11 +172,11 @@ def mt_bench(
     questions = bench.questions if bench else []
     categories = {row["question_id"]: str(row["category"]) for row in questions}
     if from_judgments is not None:
-        about = {"records": record_digests([from_judgments])}
+        about: dict[str, object] = {"records": record_digests([from_judgments])}
         stored = stored_turns(named)
         if stored:
             require_turns(read_rows([from_judgments]), stored)
-            about["answers"] = turns_digests(stored)
+            about["answers"] = answer_digests({name: of.items() for name, of in stored.items()})
         scores = score_judgments(read_rows([from_judgments]), categories)
         print_scores(scores, about, out and out / "results.json", json)
         return
@@ -258,8 +253,8 @@ def alpaca_eval(
     from zephyr.data.jsonl import read_rows
     from zephyr.evaluation.alpaca import annotated_answers, score_annotations
     from zephyr.evaluation.answers import (
-        answers_digest,
-        open_contender,
+        answer_digests,
+        open_contenders,
         record_digests,
         require_answers_of,
     )
@@ -269,17 +264,19 @@ def alpaca_eval(
     named = [*(models or ()), *(answers or ())]
     if from_annotations is not None:
         judged = annotated_answers(read_rows([from_annotations]))
-        contenders = [open_contender(one, asking.open_teacher) for one in named]
+        contenders = open_contenders(named, asking.open_teacher)
         require_answers_of(from_annotations, judged, contenders)
         scores = score_annotations(
             read_rows([from_annotations]), length_controlled=length_controlled
         )
         about = {
             "records": record_digests([from_annotations]),
-            "answers": {
-                name: answers_digest([row["prompt_id"] for row, _ in of], [text for _, text in of])
-                for name, of in judged.items()
-            },
+            "answers": answer_digests(
+                {
+                    name: [(row["prompt_id"], text) for row, text in of]
+                    for name, of in judged.items()
+                }
+            ),
         }
         print_scores(scores, about, out and out / "results.json", json)
         return

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zephyr.config import BadInput
+from zephyr.evaluation.answers import require_own_names, split_name
 from zephyr.evaluation.results import Figures
 from zephyr.progress import library_bars
 
@@ -103,15 +104,9 @@ def model_folders(models: Sequence[str]) -> dict[str, str]:
     """The local folder of each model by its name. Raises: BadInput where two have one name."""
     from zephyr.model.load import local_folder
 
-    folders = {}
-    for argument in models:
-        name, _, model = ("", "", argument)
-        if not Path(argument).is_dir():
-            name, _, model = argument.rpartition("=")
-        folders[name or model] = str(local_folder(model.removeprefix("hf:")))
-    if len(folders) < len(models):
-        raise BadInput(f"two models have one name; give them a NAME=... each: {', '.join(models)}")
-    return folders
+    named = [(name or model, model) for name, model in map(split_name, models)]
+    require_own_names([name for name, _ in named], models)
+    return {name: str(local_folder(model.removeprefix("hf:"))) for name, model in named}
 
 
 def result_lines(results: Mapping[str, Mapping[str, Figures]]) -> Iterator[str]:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,19 +34,53 @@ class Contender(NamedTuple):
     stored: Mapping[str, str | None]
 
 
-def open_contender(argument: str, open_teacher: OpenTeacher) -> Contender:
-    """The contender of `[NAME=]` and a teacher's spec, a model folder or a file of answers.
-
-    Raises: BadInput where it is none of these."""
+def split_name(argument: str) -> tuple[str, str]:
+    """NAME, "" without one, and WHAT of `[NAME=]WHAT`. The path of a file or folder that is there
+    is a WHAT, whatever `=` it has."""
     found = None if Path(argument).exists() else NAMED.fullmatch(argument)
-    if found:
-        name, what = found[1], found[2]
-    else:
-        name, what = re.sub(r"[^\w.-]+", "_", argument).strip("_."), argument
+    return (found[1], found[2]) if found else ("", argument)
+
+
+def contender_name(argument: str) -> str:
+    """The name of `[NAME=]WHAT` in results and files: NAME, or one made from WHAT.
+
+    Raises: BadInput where there is none, or it is reserved."""
+    given, what = split_name(argument)
+    name = given or re.sub(r"[^\w.-]+", "_", what).strip("_.")
     if not name or name.lower() in RESERVED:
         raise BadInput(
             f"model {argument!r}: expected NAME=... before it, other than {', '.join(RESERVED)}"
         )
+    return name
+
+
+def require_own_names(names: Sequence[str], origins: Sequence[str]) -> None:
+    """Raises: BadInput where two models have one name, or names that differ in case only: some file
+    systems keep one file for both.
+
+    Args: origins: what each name stands for, as the message shows it."""
+    taken: dict[str, str] = {}
+    for name, origin in zip(names, origins, strict=True):
+        key, shown = name.casefold(), f"{name} ({origin})"
+        if key in taken:
+            raise BadInput(
+                f"two models have one name: {taken[key]} and {shown}; give one another NAME=..., "
+                "which differs in more than case"
+            )
+        taken[key] = shown
+
+
+def open_contenders(arguments: Sequence[str], open_teacher: OpenTeacher) -> list[Contender]:
+    """`open_contender` of each. Raises: BadInput, also where two have one name."""
+    require_own_names([contender_name(argument) for argument in arguments], arguments)
+    return [open_contender(argument, open_teacher) for argument in arguments]
+
+
+def open_contender(argument: str, open_teacher: OpenTeacher) -> Contender:
+    """The contender of `[NAME=]` and a teacher's spec, a model folder or a file of answers.
+
+    Raises: BadInput where it is none of these."""
+    name, (_, what) = contender_name(argument), split_name(argument)
     if Path(what).is_file():
         return Contender(name, None, read_stored(Path(what), *TEXT_FIELDS))
     if Path(what).is_dir():
@@ -170,11 +204,18 @@ def prompt_id(row: Row) -> str:
     return str(row["prompt_id"])
 
 
-def answers_digest(ids: Sequence[object], texts: Sequence[object]) -> str:
-    """SHA-256 (hex) of a model's answers by prompt, whatever file or order they came from: it tells
-    which answers a result is about."""
-    pairs = sorted([str(id), text or ""] for id, text in zip(ids, texts, strict=True))
+def answers_digest(answers: Iterable[tuple[object, object]]) -> str:
+    """SHA-256 (hex) of a model's answers, whatever file or order they came from: it tells which
+    answers a result is about.
+
+    Args: answers: pairs of a prompt's id and the answer to it: a text, several, or None."""
+    pairs = sorted([str(id), text or ""] for id, text in answers)
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+
+
+def answer_digests(answers: Mapping[str, Iterable[tuple[object, object]]]) -> dict[str, object]:
+    """`answers_digest` of each model, by its name."""
+    return {name: answers_digest(of_model) for name, of_model in answers.items()}
 
 
 def require_answers_of(

@@ -8,13 +8,16 @@ from typing import Any, NamedTuple
 from zephyr.config import BadInput
 from zephyr.data.jsonl import read_rows, write_rows
 from zephyr.evaluation.answers import (
-    NAMED,
     Contender,
     OpenTeacher,
+    answer_digests,
     answer_requests,
     answers_digest,
+    contender_name,
     find_stored,
     open_contender,
+    require_own_names,
+    split_name,
 )
 from zephyr.evaluation.arena_hard import (
     BASELINES,
@@ -134,13 +137,13 @@ def play(
     Returns: the judgments; what they are about: who judged with what, and digests of the answers;
     and the styles.
 
-    Raises: BadInput where two models have one name, or an answer is missing."""
+    Raises: BadInput where two models, or a model and a baseline, have one name, and where an answer
+    is missing."""
+    baselines = sorted({of.name for of in arena.baselines.values()})
+    names = [*baselines, *(contender_name(argument) for argument in models)]
+    require_own_names(names, [*("a baseline" for _ in baselines), *models])
     contenders = [open_contender(argument, open_teacher) for argument in models]
     everyone = {of.name: of for of in (*arena.baselines.values(), *contenders)}
-    baselines = {of.name for of in arena.baselines.values()}
-    if len(everyone) < len(contenders) + len(baselines):
-        names = ", ".join([*(of.name for of in contenders), *baselines])
-        raise BadInput(f"two models, or a model and a baseline, have one name: {names}")
     texts = load_templates(TEMPLATES, templates)
     answers: dict[str, Texts] = {}
     styles: dict[str, dict[str, Style]] = {}
@@ -159,7 +162,7 @@ def play(
         judgments += of_model
     about = {
         "judge": {"name": judge.name, "templates": digests(texts)},
-        "answers": text_digests(answers),
+        "answers": answer_digests({name: of.items() for name, of in answers.items()}),
     }
     return [read_judgment("", row) for row in judgments], about, styles
 
@@ -192,7 +195,7 @@ def answer_row(name: str, question: Row, text: str | None) -> Row:
     """A row of model_answer. A refused answer is an empty one there, and marked."""
     row: Row = {
         "uid": question["uid"],
-        "ans_id": answers_digest([question["uid"]], [text])[:22],
+        "ans_id": answers_digest([(question["uid"], text)])[:22],
         "model": name,
         "messages": [
             {"role": "user", "content": question["prompt"]},
@@ -248,7 +251,8 @@ def read_stored_judgments(
         categories: the judgments to keep; None: all.
         count_tokens: as `read_answers`.
 
-    Raises: BadInput as `read_judgments`, `read_answers`, and for a judgment of another answer."""
+    Raises: BadInput as `read_judgments`, `read_answers`; for two files of answers of one name, and
+    for a judgment of another answer."""
     placed = [
         (place, judgment)
         for place, judgment in read_judgments(read_rows([*records]))
@@ -256,11 +260,9 @@ def read_stored_judgments(
     ]
     judgments = [judgment for _, judgment in placed]
     names = sorted({name for of in judgments for name in (of.model, of.baseline)})
-    given: dict[str, Path] = {}
-    for argument in answers:
-        found = None if Path(argument).exists() else NAMED.fullmatch(argument)
-        path = Path(found[2] if found else argument)
-        given[found[1] if found else path.stem] = path
+    named = [(name or Path(path).stem, Path(path)) for name, path in map(split_name, answers)]
+    require_own_names([name for name, _ in named], answers)
+    given = dict(named)
     for folder in folders:
         for name in names:
             path = folder / "model_answer" / f"{name.rpartition('/')[2]}.jsonl"
@@ -304,11 +306,6 @@ def read_answers(
                 f"and metadata or none): {error!r}"
             ) from None
     return texts, styles
-
-
-def text_digests(texts: Mapping[str, Texts]) -> dict[str, str]:
-    """`answers_digest` of each model, by its name."""
-    return {name: answers_digest([*of], [*of.values()]) for name, of in texts.items()}
 
 
 def judge_model(

@@ -3,7 +3,6 @@ replies become records in the files of FastChat and AlpacaEval."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from hashlib import sha256
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,11 +10,14 @@ from typing import Any, NamedTuple
 from zephyr.config import BadInput
 from zephyr.data.jsonl import read_rows, write_json, write_rows
 from zephyr.evaluation.answers import (
-    NAMED,
     OpenTeacher,
-    answers_digest,
+    answer_digests,
     collect_answers,
+    contender_name,
     open_contender,
+    open_contenders,
+    require_own_names,
+    split_name,
 )
 from zephyr.evaluation.compare import FIRST_WON, parse_verdict
 from zephyr.evaluation.mt_bench import WITH_REFERENCE, judge_messages, parse_rating, temperature
@@ -75,80 +77,72 @@ def evaluate_mt_bench(
     judged with what, and digests of the answers.
 
     Raises: BadInput where two models have one name, or an answer is missing."""
+    entrants = read_entrants(models)
+    for _, origin, stored in entrants:
+        require_questions(origin, bench, stored or {})
     answers: dict[str, Turns] = {}
-    for argument in models:
-        for name, turns in bench_answers(
-            bench,
-            argument,
-            open_teacher=open_teacher,
-            ask=ask,
-            out=out,
-            max_tokens=max_new_tokens,
-            seed=seed,
-        ):
-            if name in answers:
-                raise BadInput(
-                    f"{argument}: {name} has other answers already; give it another NAME=..."
-                )
-            answers[name] = turns
+    for name, origin, stored in entrants:
+        if stored is None:
+            teacher = open_contender(origin, open_teacher).teacher
+            assert teacher is not None, "only a file has stored answers"
+            rows = answer_questions(
+                name, teacher, bench.questions, ask, max_tokens=max_new_tokens, seed=seed
+            )
+            write_rows(out / "model_answer" / f"{name}.jsonl", rows)
+            stored = {row["question_id"]: row["choices"][0]["turns"] for row in rows}
+        answers[name] = stored
     kind = "pair" if pairwise else "single"
     rows, by = judge_answers(kind, bench, answers, judge, ask, max_tokens=judge_tokens, seed=seed)
     write_rows(out / "model_judgment" / f"{file_name(judge)}_{kind}.jsonl", rows)
-    return rows, {"judge": by, "answers": turns_digests(answers)}
+    digested = {name: turns.items() for name, turns in answers.items()}
+    return rows, {"judge": by, "answers": answer_digests(digested)}
 
 
-def turns_digests(answers: Mapping[str, Turns]) -> dict[str, str]:
-    """`answers_digest` of each model, by its name."""
-    return {name: answers_digest([*of], [*of.values()]) for name, of in answers.items()}
+class Entrant(NamedTuple):
+    """A model, where it comes from, as error messages show it, and its stored answers; None: it is
+    asked."""
+
+    name: str
+    origin: str
+    stored: Turns | None
+
+
+def read_entrants(arguments: Sequence[str]) -> list[Entrant]:
+    """The models of `[NAME=]` and a model folder, a SPEC or a file in FastChat's format, which may
+    have the answers of several. Raises: BadInput where two have one name."""
+    found: list[Entrant] = []
+    for argument in arguments:
+        name, what = split_name(argument)
+        if Path(what).is_file():
+            found += [
+                Entrant(name or model, f"{what}: {model}", turns)
+                for model, turns in read_answers(Path(what)).items()
+            ]
+        else:
+            found.append(Entrant(contender_name(argument), argument, None))
+    require_own_names([of.name for of in found], [of.origin for of in found])
+    return found
 
 
 def stored_turns(arguments: Sequence[str]) -> dict[str, Turns]:
     """The answers of `[NAME=]FILE` in FastChat's format, by model. Raises: BadInput for what is no
-    file."""
+    file, and where two models have one name."""
     found: dict[str, Turns] = {}
-    for argument in arguments:
-        named = NAMED.fullmatch(argument)
-        path = Path(named[2] if named else argument)
-        if not path.is_file():
-            raise BadInput(f"{argument}: expected a file of the answers that were judged")
-        for model, turns in read_answers(path).items():
-            found[named[1] if named else model] = turns
+    for name, origin, stored in read_entrants(arguments):
+        if stored is None:
+            raise BadInput(f"{origin}: expected a file of the answers that were judged")
+        found[name] = stored
     return found
 
 
-def bench_answers(
-    bench: Bench,
-    argument: str,
-    *,
-    open_teacher: OpenTeacher,
-    ask: Ask,
-    out: Path,
-    max_tokens: int,
-    seed: int,
-) -> list[tuple[str, Turns]]:
-    """Names and answers: those of a file, or what a model answers now, which is also written."""
-    found = NAMED.fullmatch(argument)
-    name, file = (found[1], Path(found[2])) if found else ("", Path(argument))
-    if file.is_file():
-        stored = read_answers(file)
-        require_questions(file, bench, stored)
-        return [(name or model, turns) for model, turns in stored.items()]
-    name, teacher, _ = open_contender(argument, open_teacher)
-    assert teacher is not None, "only a file has stored answers"
-    rows = answer_questions(name, teacher, bench.questions, ask, max_tokens=max_tokens, seed=seed)
-    write_rows(out / "model_answer" / f"{name}.jsonl", rows)
-    return [(name, {row["question_id"]: row["choices"][0]["turns"] for row in rows})]
-
-
-def require_questions(path: Path, bench: Bench, stored: Mapping[str, Turns]) -> None:
+def require_questions(origin: str, bench: Bench, stored: Turns) -> None:
     """Raises: BadInput for an answer to a question that the bench does not have."""
     known = {row["question_id"] for row in bench.questions}
-    for model, turns in stored.items():
-        if extra := [number for number in turns if number not in known]:
-            raise BadInput(
-                f"{path}: {model} answers question {extra[0]!r}, which is none of the "
-                f"{len(known)} of --bench-dir"
-            )
+    if extra := [number for number in stored if number not in known]:
+        raise BadInput(
+            f"{origin} answers question {extra[0]!r}, which is none of the {len(known)} of "
+            "--bench-dir"
+        )
 
 
 def file_name(judge: Teacher) -> str:
@@ -321,7 +315,7 @@ def judge_answers(
     return rows, {
         "name": judge.name,
         "versions": sorted({reply.version for reply in replies}),
-        "templates": {name: sha256(text.encode()).hexdigest() for name, text in texts.items()},
+        "templates": digests(texts),
     }
 
 
@@ -422,13 +416,14 @@ def evaluate_alpaca(
         out: folder for NAME/model_outputs.json and NAME/JUDGE/annotations.json, as AlpacaEval's.
         max_new_tokens, judge_tokens: limits of an answer and of a judgement.
 
+    Raises: BadInput where two of the models and the baseline have one name.
+
     Returns: the annotations as `alpaca.score_annotations` reads them, and what they are about: who
     judged with what, and digests of the answers."""
     rows = list(read_prompts([str(prompts)]))
     panel = judge_panel(judge, ask, templates=templates, seed=seed, max_tokens=judge_tokens)
     outputs = []
-    for argument in (baseline, *models):
-        model = open_contender(argument, open_teacher)
+    for model in open_contenders([baseline, *models], open_teacher):
         answers = collect_answers(
             model, rows, ask, max_tokens=max_new_tokens, temperature=temperature, seed=seed
         )
@@ -444,7 +439,7 @@ def evaluate_alpaca(
     ids = [row["prompt_id"] for row in rows]
     return annotations, {
         "judge": {"name": judge.name, "templates": digests(used)},
-        "answers": {name: answers_digest(ids, texts) for name, texts in outputs},
+        "answers": answer_digests({name: zip(ids, texts) for name, texts in outputs}),
     }
 
 

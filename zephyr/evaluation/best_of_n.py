@@ -13,13 +13,15 @@ import numpy as np
 from zephyr.config import BadInput
 from zephyr.data.jsonl import read_rows, write_rows
 from zephyr.evaluation.answers import (
-    NAMED,
     OpenTeacher,
     answer_requests,
     answers_digest,
+    contender_name,
     open_contender,
     prompt_id,
+    require_own_names,
     require_same_prompts,
+    split_name,
 )
 from zephyr.evaluation.results import Figures, interval
 from zephyr.evaluation.scorers import score_answers
@@ -73,6 +75,19 @@ def sample_answers(
     return Candidates(name, [replies[i :: len(prompts)] for i in range(len(prompts))], None)
 
 
+def candidates_file(argument: str) -> tuple[str, Path]:
+    """The name and the path of `[NAME=]FILE`."""
+    name, path = split_name(argument)
+    return name or Path(path).stem.removesuffix(".candidates"), Path(path)
+
+
+def require_candidate_names(answers: Sequence[str], models: Sequence[str]) -> None:
+    """Raises: BadInput where two of the files of answers and of the models have one name."""
+    names = [candidates_file(argument)[0] for argument in answers]
+    names += [contender_name(argument) for argument in models]
+    require_own_names(names, [*answers, *models])
+
+
 def read_candidates(argument: str, prompts: Sequence[Row], out: Path) -> Candidates:
     """The answers of `[NAME=]FILE`: rows of prompt_id and completions, each with its `text`, as
     `zephyr feedback` and this command write them.
@@ -81,9 +96,7 @@ def read_candidates(argument: str, prompts: Sequence[Row], out: Path) -> Candida
 
     Raises: BadInput naming file and line; for a prompt that is missing or too many, for one with
     another number of answers than the others, and where the folder `out` has the file."""
-    found = None if Path(argument).exists() else NAMED.fullmatch(argument)
-    path = Path(found[2] if found else argument)
-    name = found[1] if found else path.stem.removesuffix(".candidates")
+    name, path = candidates_file(argument)
     if path.resolve() in {file.resolve() for file in output_files(out, name)}:
         raise BadInput(f"--out {out}: {path} would be written over, expected another folder")
     rows: dict[str, list[Mapping[str, object]]] = {}
@@ -218,7 +231,7 @@ def summarise(candidates: Candidates, prompts: Sequence[Row]) -> dict[str, objec
         "best_of": best_of,
         "n": n,
         "unscored": len(candidates.scores) - len(whole),
-        "answers": answers_digest([prompt_id(row) for row in prompts], candidates.texts),
+        "answers": answers_digest(zip(map(prompt_id, prompts), candidates.texts)),
     }
 
 
@@ -284,10 +297,7 @@ def choose(
 
     Returns: by model, see `summarise`.
 
-    Raises: BadInput where two models have one name, or there are no stored scores."""
-    names = [candidates.name for candidates in found]
-    if len(set(names)) < len(names):
-        raise BadInput(f"two models have one name, give them a NAME=...: {', '.join(names)}")
+    Raises: BadInput where there are no stored scores."""
     results = {}
     for candidates in found:
         if scorer is not None:

@@ -18,7 +18,7 @@ from zephyr.evaluation.answers import (
     OpenTeacher,
     answers_digest,
     collect_answers,
-    open_contender,
+    open_contenders,
 )
 from zephyr.evaluation.results import Figures, interval
 from zephyr.evaluation.statistics import clustered_mean, share_with_interval
@@ -178,11 +178,8 @@ def evaluate_instructions(
 
     Raises: BadInput as `load_checkers` and `check`, where two models have one name, and where an
     answer is missing."""
+    contenders = open_contenders(models, open_teacher)
     checkers, package = load_checkers(tasks)
-    contenders = [open_contender(argument, open_teacher) for argument in models]
-    names = [contender.name for contender in contenders]
-    if len(set(names)) < len(names):
-        raise BadInput(f"two models have one name, give them a NAME=...: {', '.join(names)}")
     results = {}
     for contender in contenders:
         texts = collect_answers(
@@ -194,7 +191,7 @@ def evaluate_instructions(
         results[contender.name] = {
             **summarise(tasks, texts, checked),
             "checkers": package,
-            "answers": answers_digest([task["prompt_id"] for task in tasks], texts),
+            "answers": answers_digest(zip((task["prompt_id"] for task in tasks), texts)),
         }
     return results
 

@@ -11,9 +11,9 @@ from zephyr.data.jsonl import read_rows, write_rows
 from zephyr.evaluation.answers import (
     Contender,
     OpenTeacher,
-    answers_digest,
+    answer_digests,
     collect_answers,
-    open_contender,
+    open_contenders,
     prompt_id,
     read_stored,
 )
@@ -83,12 +83,8 @@ def evaluate_win_rate(
 
     Returns: the results of `compare_models`, and who judged: name, versions, templates.
 
-    Raises: BadInput as `open_contender` and `require_comparable`."""
-    contenders = [open_contender(argument, open_teacher) for argument in models]
-    names = [contender.name for contender in contenders]
-    rows = list(read_prompts(prompts))
-    require_comparable(names, rows, by)
-    by_people = read_human_labels(labels, names, rows) if labels else [None] * len(rows)
+    Raises: BadInput as `read_matter`."""
+    contenders, rows, by_people = read_matter(models, prompts, open_teacher, by, labels)
     versions: set[str] = set()
 
     def ask_and_note_version(teacher: Teacher, requests: Sequence[Request]) -> list[Reply]:
@@ -106,7 +102,7 @@ def evaluate_win_rate(
         judge, ask_and_note_version, templates=templates, seed=seed, max_tokens=judge_tokens
     )
     results = compare_models(panel, rows, answers, by_people, out, by, scores)
-    results["answers"] = answer_digests(rows, answers)
+    results["answers"] = digest_answers(rows, answers)
     return results, {
         "name": judge.name,
         "versions": sorted(versions),
@@ -129,11 +125,8 @@ def score_verdicts(
 
     Raises: BadInput as `evaluate_win_rate`; for a model that would have to be asked, and for a
     verdict that is missing or is about other answers."""
-    contenders = [open_contender(argument, open_teacher) for argument in models]
+    contenders, rows, by_people = read_matter(models, prompts, open_teacher, by, labels)
     names = [contender.name for contender in contenders]
-    rows = list(read_prompts(prompts))
-    require_comparable(names, rows, by)
-    by_people = read_human_labels(labels, names, rows) if labels else [None] * len(rows)
     answers = {contender.name: stored_only(contender, rows) for contender in contenders}
     judged = read_verdicts(verdicts)
     groups = group_prompts(rows, by)
@@ -154,7 +147,32 @@ def score_verdicts(
             pairs[f"{name} over {other}"] = for_groups(
                 groups, partial(summarise_group, compared, by_people)
             )
-    return {"pairs": pairs, "models": {}, "answers": answer_digests(rows, answers)}
+    return {"pairs": pairs, "models": {}, "answers": digest_answers(rows, answers)}
+
+
+def read_matter(
+    models: Sequence[str],
+    prompts: Sequence[str],
+    open_teacher: OpenTeacher,
+    by: str | None,
+    labels: Path | None,
+) -> tuple[list[Contender], list[Row], list[float | None]]:
+    """What is compared: models, prompt rows, and what people prefer at each, see
+    `read_human_labels`. Raises: BadInput as `open_contenders` and `require_comparable`."""
+    contenders = open_contenders(models, open_teacher)
+    names = [contender.name for contender in contenders]
+    rows = list(read_prompts(prompts))
+    require_comparable(names, rows, by)
+    by_people: list[float | None] = [None] * len(rows)
+    if labels is not None:
+        by_people = read_human_labels(labels, names, rows)
+    return contenders, rows, by_people
+
+
+def digest_answers(prompts: Sequence[Row], answers: Mapping[str, Sequence[str | None]]) -> Row:
+    """`answer_digests` of the answers of each model to the prompts."""
+    ids = [prompt_id(row) for row in prompts]
+    return answer_digests({name: zip(ids, texts) for name, texts in answers.items()})
 
 
 def stored_only(contender: Contender, prompts: Sequence[Row]) -> list[str | None]:
@@ -213,18 +231,12 @@ def text_digest(text: str) -> str:
     return sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:32]
 
 
-def answer_digests(prompts: Sequence[Row], answers: Mapping[str, Sequence[str | None]]) -> Row:
-    """`answers_digest` of each model, by its name."""
-    ids = [prompt_id(row) for row in prompts]
-    return {name: answers_digest(ids, texts) for name, texts in answers.items()}
-
-
 def require_comparable(names: Sequence[str], prompts: Sequence[Row], by: str | None) -> None:
-    """Raises: BadInput for fewer than two models of distinct names, for no prompts, and for a
-    prompt without the field `by`."""
-    if len({name.lower() for name in names}) < max(2, len(names)) or not prompts:
+    """Raises: BadInput for fewer than two models, for no prompts, and for a prompt without the
+    field `by`."""
+    if len(names) < 2 or not prompts:
         raise BadInput(
-            f"expected two or more models of different names, and prompts; got {', '.join(names)}; "
+            f"expected two or more models, and prompts; got {', '.join(names)}; "
             f"{len(prompts)} prompts"
         )
     lacking = [prompt_id(row) for row in prompts if by and by not in row]
