@@ -23,8 +23,10 @@ from zephyr.training.files import READ_ERRORS, read_json, synced_digest, write_a
 # Settings that may differ when a run is continued: they change neither samples nor weights, or
 # their last digits only. The dtype changes more.
 # What the config and the overrides of the training say is compared as a whole, in train.yaml.
-FREE_KEYS = ("rounds", "train.config", "train.overrides", "train.processes", "scoring.concurrency")
-FREE_KEYS += ("scoring.timeout_seconds", "scoring.tries", "scoring.key_variable")
+FREE_KEYS = (
+    "rounds train.config train.overrides train.processes scoring.concurrency "
+    "scoring.timeout_seconds scoring.tries scoring.key_variable".split()
+)
 FREE_GROUPS = ("server.", "scoring.budget_", "hardware.", "run.wandb.")
 FIXED_KEYS = ("hardware.dtype",)
 LOCK_SECONDS = 900  # to wait for what is left of a run that was killed and still saves
