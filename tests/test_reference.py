@@ -28,6 +28,7 @@ from zephyr.training.tolerance import response_tolerance_nats
 def engine(**hardware: object) -> SimpleNamespace:
     return SimpleNamespace(
         hardware=Hardware(**{"dtype": "float32", "attention": "sdpa", **hardware}),
+        policy=SimpleNamespace(quantize="none"),
         device=torch.device("cpu"),
         world_size=1,
         rank=0,
@@ -66,20 +67,22 @@ def test_an_address_holds_all_that_decides_a_value(
         patch.setattr(torch, "__version__", "3.0")
         others.append(reference.numerics(engine(), "w"))
     modules = Path(reference.model.__file__).parent
-    for changed in ("attention", "logprobs", "policy", "fused", "triton_kernels", "export"):
+    for changed in ("attention", "logprobs", "policy", "fused", "triton_kernels", "nf4", "export"):
         copy = Path(shutil.copytree(modules, tmp_path / changed))
         (copy / f"{changed}.py").write_text("# other code")
         with monkeypatch.context() as patch:
             patch.setattr(reference.model, "__file__", str(copy / "__init__.py"))
             patch.setattr(reference, "version", lambda name: "1")
             fused = {"fused": "triton"} if changed in ("fused", "triton_kernels") else {}
-            others.append(reference.numerics(engine(**fused), "w"))
+            chosen = engine(**fused)
+            chosen.policy.quantize = "nf4" if changed == "nf4" else "none"
+            others.append(reference.numerics(chosen, "w"))
             unfused = reference.numerics(engine(), "w")
             # What writes the export computes no log-prob, nor do kernels that are not chosen.
-            if fused or changed == "export":
+            if fused or changed in ("nf4", "export"):
                 assert unfused == {**base, "transformers": "1"}
     others.pop()
-    assert len({tuple(sorted(of.items())) for of in [base, *others]}) == 1 + len(others) == 16
+    assert len({tuple(sorted(of.items())) for of in [base, *others]}) == 1 + len(others) == 17
     assert "fused" not in base
     assert reference.numerics(engine(tokens_per_micro_batch=7, prefix_sharing=False), "w") == base
 

@@ -35,7 +35,7 @@ class Setting(NamedTuple):
     """A setting of one loss, given as `loss: {name: LOSS, SETTING: value}`.
 
     default: its value where the config does not name it. least: the smallest value accepted.
-    usual: the smallest and the largest value of published runs; others are warned of.
+    usual: the smallest and the largest value that a run does not warn of.
     """
 
     default: float
@@ -56,7 +56,8 @@ class Loss(NamedTuple):
         first.
     reference_free: whether the function gets log-probs of the policy instead of log-ratios.
     sft_weight: of the SFT term, where the config does not name one.
-    usual_beta: the smallest and the largest beta of published runs; others are warned of.
+    usual_beta: the smallest and the largest beta that a run does not warn of: others are of a size
+        that is meant for means where the loss takes sums, or the other way round.
     settings: the loss's own settings by name.
     """
 
@@ -419,7 +420,7 @@ def require_settings(
 
 
 def unusual_settings(loss: str | Mapping[str, object], beta: float) -> list[str]:
-    """A sentence for each setting that is far from those of published runs.
+    """A sentence for each setting of a size that no published run of such a loss has.
 
     Losses of sums and losses of means over tokens need a beta, or a margin, of another size: a
     value that was meant for the other kind is found here.
@@ -431,8 +432,8 @@ def unusual_settings(loss: str | Mapping[str, object], beta: float) -> list[str]
     usual.update((f"loss.{key}", setting.usual) for key, setting in entry.settings.items())
     values = {"beta": beta, **{f"loss.{key}": value for key, value in settings.items()}}
     return [
-        f"{key} is {values[key]:g}: published runs of loss {name!r}, which takes {kind} over the "
-        f"tokens of a response, have {low:g} to {high:g}"
+        f"{key} is {values[key]:g}: loss {name!r} takes {kind} over the tokens of a response, for "
+        f"which {low:g} to {high:g} is usual"
         for key, (low, high) in usual.items()
         if not low <= values[key] <= high
     ]

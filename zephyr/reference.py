@@ -70,6 +70,7 @@ CODE_MODULES = ("attention", "logprobs", "policy")
 KERNELS = {"flash_attn": ["flash-attn"]}
 # The same by hardware.fused. With "none" nothing is added, so its entries keep their address.
 FUSED_CODE = {"liger": ["fused"], "triton": ["fused", "triton_kernels"]}
+QUANTIZED_CODE = ["nf4"]  # the same of frozen matrices in 4 bits
 FUSED_PACKAGES = {"liger": ["liger-kernel", "triton"], "triton": ["triton"]}
 
 
@@ -217,6 +218,8 @@ def numerics(engine: Engine, weights: str) -> dict[str, str]:
     """Weights, numerics and code that decide an entry's value, beside its token ids."""
     hardware = engine.hardware
     names = [*CODE_MODULES, *FUSED_CODE.get(hardware.fused, [])]
+    if engine.policy.quantize != "none":
+        names += QUANTIZED_CODE
     modules = [Path(model.__file__).with_name(f"{name}.py") for name in names]
     modules.append(Path(packing.__file__).with_name("collate.py"))
     code = hashlib.sha256()

@@ -1260,7 +1260,7 @@ def test_texts_have_no_reference_to_differ_from(
     def objective(policy: Engine, batch: PackedBatch) -> tuple[Tensor, Stats]:
         return torch.tensor(6.0 * batch.units if batch.units == 3 else 1.0), {}
 
-    split = to_check(engine, start, objective=objective)
+    split = to_check(engine, start, objective=objective)._replace(starts_at_reference=False)
     rows = [collate_pairs(MORE, indices) for indices in ([0, 1, 2], [3])]
     found = preflight.initial_difference(engine, config_of(tmp_path), split, rows)
     assert found == {"difference": 0.0, "loss": 6.0}

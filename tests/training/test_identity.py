@@ -54,7 +54,7 @@ def changed(config: object, key: str) -> object:
     value = getattr(config, first)
     if is_dataclass(value):
         return replace(config, **{first: changed(value, rest)})
-    other = OTHERS[type(value)]
+    other = "hinge" if key == "loss" else OTHERS[type(value)]
     return replace(config, **{first: other if other != value else not value})
 
 
@@ -77,6 +77,16 @@ def test_a_run_with_adapters_is_another(config: DPOConfig | SFTConfig) -> None:
     """Fails where a run of all weights would go on as one of adapters, or the other way round."""
     before, after = (identity(of, plan(), MORE) for of in (config, replace(config, adapter=None)))
     assert {*before} - {*after} == {f"adapter.{of.name}" for of in fields(Adapter)}
+
+
+def test_a_setting_of_a_loss_is_in_it_written_or_not() -> None:
+    """Fails where a run goes on under another gamma, or not under the default that it writes."""
+    written = {"name": "simpo", "gamma": 1.0}
+    of = [
+        identity(replace(DPO, loss=loss), plan(), MORE)
+        for loss in ("simpo", {"name": "simpo"}, written, {**written, "gamma": 0.5})
+    ]
+    assert of[0] == of[1] == of[2] != of[3] and of[0]["loss"] == written
 
 
 def test_it_holds_digests_and_the_plans_steps_whatever_the_machine() -> None:

@@ -123,11 +123,12 @@ def test_a_reference_free_run_with_weights_in_all_that_shows_it(
     weighted = tmp_path / "weighted.jsonl"
     rule = ("--select", "top 25% of rewards/margins", "--weight", ".5")
     assert main(["pairs", str(finished / "run"), *rule, "--out", str(weighted)]) == 0
-    config = write_config(tmp_path, tiny, weighted, data__eval=[str(weighted)], beta=2.0)
+    config = write_config(tmp_path, tiny, weighted, data__eval=[str(weighted)], beta=0.5)
     told = launch("train_dpo.py", config, "loss={name: simpo, gamma: 0.5}", "run.eval_every=3")
     run = tmp_path / "run"
     assert "weights: 15 pairs have another weight than 1" in told.stderr
     assert "all together weigh 12.5" in told.stderr and not (tmp_path / "reference").exists()
+    assert "warning: beta is 0.5: loss 'simpo' takes means" in told.stderr
     assert [r["weight"] for r in records(run, "eval")] == [12.5] * 3
     out = tmp_path / "p.parquet"
     assert main(["pairs", str(run), "--out", str(out), "--folds", "2"]) == 0
@@ -135,7 +136,7 @@ def test_a_reference_free_run_with_weights_in_all_that_shows_it(
     assert sorted({row["weight"] for row in found}) == [0.5, 1.0]
     for row in found:
         assert row["ref_logps/chosen"] is row["ref_logps/rejected"] is row["ref_margin"] is None
-        reward = 2 * row["logps/chosen"] / row["chosen_tokens"]
+        reward = 0.5 * row["logps/chosen"] / row["chosen_tokens"]
         assert row["rewards/chosen"] == pytest.approx(reward, rel=1e-5)
     page = (run / "report.html").read_text()
     assert "simpo loss (gamma 0.5)" in page and "15 pairs with another weight than 1" in page

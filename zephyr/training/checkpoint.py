@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from zephyr.config import BadInput, DPOConfig, SFTConfig
+from zephyr.losses import read_loss
 from zephyr.packing import Plan
 from zephyr.training.engine import Engine
 from zephyr.training.files import (
@@ -51,7 +52,8 @@ def identity(config: DPOConfig | SFTConfig, plan: Plan, more: Mapping[str, str])
         found[f"optim.{key}"] = value
     if isinstance(config, DPOConfig):
         found["beta"] = config.beta
-        found["loss"] = config.loss
+        name, settings = read_loss(config.loss)
+        found["loss"] = {"name": name, **settings} if settings else name
         found["label_smoothing"] = config.label_smoothing
         # Only where they are set: checkpoints from before these keys stay those of their run.
         if config.sft_weight is not None:
