@@ -425,8 +425,8 @@ LIMITS = [
         "1 <= integer < 2**31",
         lambda v: 1 <= v < 2**31,
         "rounds sampling.max_new_tokens sampling.batch scoring.max_tokens scoring.concurrency "
-        "server.start_seconds server.request_seconds server.concurrency eval.max_new_tokens "
-        "train.processes",
+        "scoring.timeout_seconds scoring.tries server.start_seconds server.request_seconds "
+        "server.concurrency eval.max_new_tokens train.processes",
     ),
     Limit(
         "null or 1 <= integer < 2**63",
@@ -434,6 +434,11 @@ LIMITS = [
         "prompts.per_round scoring.budget_requests scoring.budget_tokens",
     ),
     Limit("a list of at least one path or hub id", lambda v: len(v) > 0, "prompts.sources"),
+    Limit(
+        "a name of letters, digits and _",
+        lambda v: re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", v) is not None,
+        "scoring.key_variable",
+    ),
     Limit("0 <= integer < 2**31", lambda v: 0 <= v < 2**31, "seed"),
     Limit("a number > 0", lambda v: v > 0, "sampling.temperature"),
     Limit("a number >= 0", lambda v: v >= 0, "pairs.margin"),

@@ -3,6 +3,7 @@
 from table import Mutant, of
 
 CHOOSE = "tests/rounds/test_choose.py::"
+CONFIG = "tests/rounds/test_config.py::"
 SCORERS = "tests/evaluation/test_scorers.py::"
 MUTANTS: list[Mutant] = [
     *of(
@@ -25,6 +26,17 @@ MUTANTS: list[Mutant] = [
         ("return usable[chosen], usable[rejected]", "return chosen, rejected"),
         ('if rule.choose == "random":\n            scores', "if False:\n            scores"),
         ('json.dumps(["choose", seed, number, prompt_id])', 'json.dumps(["choose", seed])'),
+    ),
+    *of(
+        "zephyr/rounds/folder.py",
+        (CONFIG + "test_who_samples_stays",),
+        ("return was is not None and now is not None", "return True"),
+    ),
+    *of(
+        "zephyr/rounds/stages.py",
+        (CONFIG + "test_a_judge_behind_another_key",),
+        ("key_variable=scoring.key_variable", 'key_variable="OPENAI_API_KEY"'),
+        ("retries=scoring.tries - 1", "retries=scoring.tries"),
     ),
     *of(
         "zephyr/evaluation/scorers.py",

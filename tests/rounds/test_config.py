@@ -7,18 +7,22 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import WriteRounds
 
-from zephyr.config import BadInput, ConfigError, describe_keys, keys
+from zephyr.cli.asking import Asking
+from zephyr.config import BadInput, ConfigError, DPOConfig, describe_keys, keys
 from zephyr.rounds.config import (
     README_MARK,
     RoundsConfig,
+    Scoring,
     keys_as_markdown,
     load_rounds,
     load_training,
 )
 from zephyr.rounds.folder import RoundsFolder
+from zephyr.rounds.loop import describe, run_rounds
 from zephyr.rounds.processes import Job, launcher
-from zephyr.rounds.stages import Rounds, compare_with_start, training_keys
+from zephyr.rounds.stages import Rounds, compare_with_start, open_judge, training_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "configs" / "tiny" / "rounds.yaml"
@@ -76,6 +80,8 @@ def test_every_key_is_documented() -> None:
             "train.overrides: expected key.sub=value of a key that",
         ),
         ("eval.prompts=[]", "eval.judge: expected eval.prompts"),
+        ("scoring.tries=0", "scoring.tries: expected 1 <= integer"),
+        ("scoring.key_variable=sk-1", "scoring.key_variable: expected a name of letters"),
         ("scoring.scorer=null", "scoring.scorer: expected a string"),
         ("scoring.scorer=openai:m@http://u:p@h/v1", "scoring.scorer: .* a user or password"),
     ],
@@ -124,6 +130,85 @@ def test_the_dtype_of_the_trainings_stays(tmp_path: Path) -> None:
     )
     with pytest.raises(BadInput, match="hardware.dtype was 'float32', it is 'bfloat16'"):
         folder.compare("train.yaml", {"hardware.dtype": "bfloat16", "hardware.attention": "sdpa"})
+
+
+def test_who_samples_stays(tmp_path: Path) -> None:
+    """Fails where a run of its own sampling is continued by a server, or the other way round. The
+    command, and all else of a server, may change."""
+    folder = RoundsFolder(tmp_path)
+    own = {"server.command": None, "server.concurrency": 64}
+    served = {"server.command": "serve {model} {port}", "server.concurrency": 8}
+    for was, now in ((own, served), (served, own)):
+        held = {"server": {name.partition(".")[2]: value for name, value in was.items()}}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(held))
+        with pytest.raises(BadInput, match=r"server\.command was .*, it is "):
+            folder.compare("config.yaml", now)
+        other = now["server.command"] and "other {model} {port}"
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump({"server": {"command": other}}))
+        folder.compare("config.yaml", now)
+
+
+def test_a_judge_behind_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where a key of `scoring` does not reach the endpoint: its bad key is found in the
+    variable that the config names."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("JUDGE_KEY", "not a key")
+    config = load_rounds(str(SHIPPED), ["scoring.key_variable=JUDGE_KEY", "scoring.tries=1"])
+    with pytest.raises(BadInput, match="JUDGE_KEY: expected a key of printable"):
+        open_judge("openai:m@http://127.0.0.1:9/v1", config.scoring)
+    monkeypatch.setenv("JUDGE_KEY", "key")
+    given: dict[str, object] = {}
+    monkeypatch.setattr("zephyr.rounds.stages.open_teacher", lambda _, **of: given.update(of))
+    open_judge("openai:m@http://127.0.0.1:9/v1", config.scoring)
+    assert given == {
+        "concurrency": 16,
+        "timeout_seconds": 120,
+        "retries": 0,
+        "key_variable": "JUDGE_KEY",
+    }
+
+
+def test_defaults_are_those_of_feedback() -> None:
+    """A request is given up after as long, and as many tries, as that of `zephyr feedback`."""
+    ours, theirs = Scoring("world:judge"), Asking()
+    for name in ("concurrency", "timeout_seconds", "tries", "key_variable"):
+        assert getattr(ours, name) == getattr(theirs, name)
+
+
+def test_the_reference_is_not_that_of_the_training_config(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Fails where `reference.model` of the YAML stays in place of the policy of each round."""
+    monkeypatch.chdir(ROOT)
+    path = tmp_path / "dpo.yaml"
+    tree = yaml.safe_load((ROOT / "configs" / "tiny" / "dpo.yaml").read_text())
+    tree["reference"] = {**tree["reference"], "model": "another"}
+    path.write_text(yaml.safe_dump(tree))
+    training = load_training(load_rounds(str(SHIPPED), [f"train.config={path}"]))
+    assert isinstance(training, DPOConfig) and training.reference.model is None
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("hardware.attention=flash_attn", "hardware.attention: flash_attn"),
+        ("data.eval=[nowhere.jsonl]", "data.eval: 'nowhere.jsonl' does not exist"),
+        ("samples.prompts=[nowhere.jsonl]", "samples.prompts: 'nowhere.jsonl' does not exist"),
+        ("hardware.deepspeed=none.json", "hardware.deepspeed: no such file: none.json"),
+    ],
+)
+def test_what_a_training_refuses_is_refused_before_answers(
+    override: str, said: str, write_rounds: WriteRounds, tmp_path: Path
+) -> None:
+    """Fails where the first round's answers and scores are paid for, and its training then says
+    that it cannot start."""
+    config = load_rounds(str(write_rounds(train__overrides=[override])))
+    with pytest.raises(BadInput, match=f"^train.config .*: {said}"):
+        run_rounds(config, lambda job: pytest.fail(f"{job} is started"))
+    assert not (tmp_path / "rounds").exists()
+    if "attention" not in override:
+        with pytest.raises(BadInput, match=said):
+            describe(config)
 
 
 def test_a_limit_of_pairs_keeps_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +16,13 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+import yaml
 from conftest import WriteRounds
 from processes import ROOT
+from runs import records as records_of
 from runs import running, wait_for
 from safetensors.numpy import load_file
 
@@ -45,6 +50,9 @@ other = subprocess.Popen(sleep, start_new_session=True)
 print(os.getpid(), other.pid, flush=True)
 time.sleep(600)
 """
+
+
+Victims = Callable[[subprocess.Popen[bytes]], list[int]]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -82,50 +90,63 @@ def tree_of(process: subprocess.Popen[bytes]) -> list[int]:
         return []
 
 
-def group_of(process: subprocess.Popen[bytes]) -> list[int]:
+def process_of(process: subprocess.Popen[bytes]) -> list[int]:
     return [process.pid]
+
+
+def start_and_kill(path: Path, log: Path, seconds: float, victims: Victims) -> bool:
+    """Start the rounds, and send SIGKILL after so many seconds. Returns: False where they were
+    finished before."""
+    process = start(path, log)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        assert process.wait(seconds) == 0, log.read_text()[-3000:]
+        return False
+    for pid in victims(process):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+    return True
+
+
+def kill_ten_times(path: Path, log: Path, folder: Path, longest: float) -> list[int]:
+    """Kill the rounds ten times at random moments: in turn the process that the user started, whose
+    guards end the rest, and all processes at once. Rounds that are finished before the tenth kill
+    begin again from nothing, with shorter waits.
+
+    Args: longest: the most seconds from a start to its kill.
+    Returns: how many files `folder` held at each kill.
+    """
+    rng, files = random.Random(0), list[int]()
+    while len(files) < 10:
+        victims = (process_of, tree_of)[len(files) % 2]
+        if start_and_kill(path, log, rng.uniform(0, longest), victims):
+            files.append(sum(1 for _ in folder.rglob("*.*")))
+            continue
+        shutil.rmtree(folder)
+        files, longest = [], 0.7 * longest
+    return files
 
 
 @pytest.mark.long
 def test_ten_kills_end_with_the_same_weights(write_rounds: WriteRounds, tmp_path: Path) -> None:
-    """SIGKILL at ten random times: five of the process group, so that guards end the rest, and
-    five of every process at once. The weights are to the bit those of a run that nothing disturbed,
-    and every file of answers, scores and pairs is the same."""
-    path = write_rounds()
-    log = tmp_path / "log"
+    """SIGKILL at ten random times, five times of one process and five of all. Answers, scores and
+    pairs are to the byte, and the weights to the bit, those of a run that nothing disturbed."""
+    path, log = write_rounds(), tmp_path / "log"
+    before = time.monotonic()
     assert start(path, log).wait(600) == 0, log.read_text()[-3000:]
+    seconds = time.monotonic() - before
     folder = tmp_path / "rounds"
     undisturbed = folder.rename(tmp_path / "undisturbed")
-    rng, kills = random.Random(0), 0
-    victims: list[Callable[[subprocess.Popen[bytes]], list[int]]] = [group_of, tree_of]
-    while kills < 10:
-        process = start(path, log)
-        # later kills wait longer, so that the rounds get on
-        until = time.monotonic() + rng.uniform(1, 12 + 3 * kills)
-        while time.monotonic() < until and process.poll() is None:
-            time.sleep(0.05)
-        if process.poll() is not None:
-            assert process.returncode == 0, log.read_text()[-3000:]
-            break
-        for pid in victims[kills % 2](process):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        process.wait()
-        kills += 1
+    files = kill_ten_times(path, log, folder, 0.6 * seconds)
+    assert len(files) == 10 and len(set(files)) > 2, f"kills at few moments: {files}"
     assert start(path, log).wait(600) == 0, log.read_text()[-3000:]
-    assert kills >= 5, "the rounds were over before they were disturbed"
     for number in (1, 2):
         ours, theirs = (of / f"round-{number}" for of in (folder, undisturbed))
-        for name in ("samples.jsonl", "pairs.jsonl"):
-            assert without_paths(ours / name) == without_paths(theirs / name)
+        for name in ("samples.jsonl", "scored.jsonl", "pairs.jsonl"):
+            assert (ours / name).read_bytes() == (theirs / name).read_bytes()
         weights = [load_file(of / "dpo/model/model.safetensors") for of in (ours, theirs)]
+        assert weights[0].keys() == weights[1].keys()
         assert all((weights[0][name] == weights[1][name]).all() for name in weights[1])
-
-
-def without_paths(path: Path) -> list[dict[str, object]]:
-    """The rows of a file without what holds the path of the policy."""
-    named = ("chosen_model", "rejected_model", "call", "calls")
-    return [{k: v for k, v in row.items() if k not in named} for row in read_rows_of(path)]
 
 
 @pytest.mark.long
@@ -144,6 +165,37 @@ def test_a_signal_saves_and_the_next_start_goes_on(
     status = json.loads((tmp_path / "rounds/round-1/dpo/status.json").read_text())
     assert status["code"] == 75 and "the run is saved" in status["message"]
     assert list((tmp_path / "rounds/round-1/dpo/checkpoints").glob("step-*"))
+
+
+@pytest.mark.long
+def test_rounds_of_adapters(
+    write_rounds: WriteRounds, forked: Launch, talker: Path, tmp_path: Path
+) -> None:
+    """Two rounds of LoRA on two ranks. Fails where round 2 starts from the bare base or has the
+    adapter of round 1 for its reference, or a round changes other weights than its adapter's."""
+    adapter = "adapter={r: 4, alpha: 8, targets: [q_proj, v_proj], dropout: 0.0, quantize: none}"
+    records = run_rounds(load_rounds(str(write_rounds(train__overrides=[adapter]))), forked)
+    runs = [tmp_path / f"rounds/round-{number}/dpo" for number in (1, 2)]
+    starts = [talker, runs[0] / "model"]
+    assert [record["weights"] for record in records] == list(map(digest, starts))
+    for run, start in zip(runs, starts):
+        assert yaml.safe_load((run / "config.yaml").read_text())["model"] == str(start)
+        first = records_of(run)[0]
+        assert first["rewards/chosen"] == 0 and abs(first["loss"] - math.log(2)) < 1e-6
+        before, after = (load_file(of / "model.safetensors") for of in (start, run / "model"))
+        low_rank = load_file(run / "adapter" / "adapter_model.safetensors")
+        assert before.keys() == after.keys()
+        for name in before:
+            halves = [
+                f"base_model.model.{name.removesuffix('.weight')}.lora_{half}.weight"
+                for half in "BA"
+            ]
+            if "q_proj" not in name and "v_proj" not in name:
+                assert (after[name] == before[name]).all()
+                continue
+            change = 8 / 4 * low_rank[halves[0]] @ low_rank[halves[1]]
+            assert abs(change).max() > 1e-5
+            np.testing.assert_allclose(after[name] - before[name], change, rtol=0, atol=1e-6)
 
 
 def prompts_of(path: Path) -> str:

@@ -83,11 +83,20 @@ class Scoring:
     max_tokens: int = 1024
     """The most tokens of a judge's reply."""
     concurrency: int = 16
-    """Requests to an endpoint at a time."""
+    """Requests to an endpoint at a time, of the scorer or of `eval.judge`."""
+    timeout_seconds: int = 120
+    """Time limit in seconds of one request, to the scorer or to `eval.judge`."""
+    tries: int = 7
+    """Tries of a request that fails, to the scorer or to `eval.judge`."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key of the scorer's endpoint and of `eval.judge`'s; where
+    it is not set, no key is sent."""
     budget_requests: int | None = None
-    """Stop before more requests, of all rounds together; null: no limit."""
+    """Stop before more requests, of all rounds together, those of `eval.judge` included; null: no
+    limit."""
     budget_tokens: int | None = None
-    """Stop before more tokens of requests and replies, of all rounds together; null: no limit."""
+    """Stop before more tokens of requests and replies, of all rounds together, those of
+    `eval.judge` included; null: no limit."""
 
 
 @dataclass(frozen=True)
@@ -195,12 +204,11 @@ def load_training(config: RoundsConfig) -> DPOConfig | SFTConfig:
     Raises:
         ConfigError: as `zephyr.config.load`; the message begins with train.config.
     """
-    defaults = [f"model={config.model!r}", "data.train=[pairs.jsonl]"]
-    overrides = [*defaults, *config.train.overrides]
+    overrides = [f"model={config.model!r}", "data.train=[pairs.jsonl]", *config.train.overrides]
     try:
         if config.method == "sft":
             return load(SFTConfig, config.train.config, overrides)
-        training = load(DPOConfig, config.train.config, overrides)
+        training = load(DPOConfig, config.train.config, ["reference.model=null", *overrides])
         check_loss(config, training)
     except ConfigError as error:
         raise ConfigError(f"train.config {config.train.config}: {error}") from None

@@ -23,7 +23,10 @@ from zephyr.training.files import READ_ERRORS, read_json, synced_digest, write_a
 # Settings that may differ when a run is continued: they change neither samples nor weights, or
 # their last digits only. The dtype changes more.
 # What the config and the overrides of the training say is compared as a whole, in train.yaml.
-FREE_KEYS = ("rounds", "train.config", "train.overrides", "train.processes", "scoring.concurrency")
+FREE_KEYS = (
+    "rounds train.config train.overrides train.processes scoring.concurrency "
+    "scoring.timeout_seconds scoring.tries scoring.key_variable".split()
+)
 FREE_GROUPS = ("server.", "scoring.budget_", "hardware.", "run.wandb.")
 FIXED_KEYS = ("hardware.dtype",)
 LOCK_SECONDS = 900  # to wait for what is left of a run that was killed and still saves
@@ -117,9 +120,7 @@ class RoundsFolder:
         for key in dict.fromkeys([*held, *settings]):
             was, now = held.get(key), settings.get(key)
             now = list(now) if isinstance(now, tuple) else now
-            is_free = key in FREE_KEYS or key.startswith(FREE_GROUPS)
-            is_free = is_free and key not in FIXED_KEYS
-            if was != now and not is_free:
+            if was != now and not may_change(key, was, now):
                 raise BadInput(
                     f"{self.path} holds rounds of other settings: {key} was {was!r}, it is "
                     f"{now!r}; take the setting back, or name another dir"
@@ -141,6 +142,17 @@ class RoundsFolder:
     def ledger(self) -> Path:
         """Every reply of scorers and judges."""
         return self.path / "ledger.jsonl"
+
+
+def may_change(key: str, was: object, now: object) -> bool:
+    """Whether a run can be continued with another value of a setting.
+
+    The command of a server may become another one, but who samples stays: a server, or processes of
+    this package.
+    """
+    if key == "server.command":
+        return was is not None and now is not None
+    return key not in FIXED_KEYS and (key in FREE_KEYS or key.startswith(FREE_GROUPS))
 
 
 def wait_until_free(path: Path) -> None:

@@ -12,6 +12,7 @@ from zephyr.evaluation.scorers import is_judge, open_scorer
 from zephyr.progress import info
 from zephyr.rounds import stages
 from zephyr.rounds.answers import read_all_prompts
+from zephyr.rounds.checks import require_files, require_trainable
 from zephyr.rounds.config import RoundsConfig, load_rounds, load_training
 from zephyr.rounds.costs import cost_lines
 from zephyr.rounds.folder import RoundsFolder
@@ -19,7 +20,6 @@ from zephyr.rounds.processes import Launch, launcher, stop_on_signals
 from zephyr.rounds.report import round_records, write_page, write_records
 from zephyr.rounds.stages import Rounds
 from zephyr.teacher.prompts import Row
-from zephyr.teacher.spec import open_teacher
 
 
 def run_rounds(config: RoundsConfig, launch: Launch | None = None) -> list[dict[str, object]]:
@@ -37,6 +37,9 @@ def run_rounds(config: RoundsConfig, launch: Launch | None = None) -> list[dict[
     training = load_training(config)
     prompts, held_out = read_all(config)
     folder = RoundsFolder(Path(config.dir))
+    if not stages.is_finished(folder.run(config, config.rounds)):
+        require_files(config, training)
+        require_trainable(config, training)
     folder.open()
     try:
         identity = {
@@ -68,7 +71,8 @@ def teacher_identities(config: RoundsConfig) -> dict[str, str]:
     if config.eval.judge is not None:
         found["judge"] = config.eval.judge
     for name, spec in found.items():
-        opened = open_teacher(spec) if is_judge(spec) else open_scorer(spec)
+        is_asked = is_judge(spec)
+        opened = stages.open_judge(spec, config.scoring) if is_asked else open_scorer(spec)
         found[name] = opened.identity or opened.name
     return found
 
@@ -116,4 +120,5 @@ def describe(config: RoundsConfig) -> list[str]:
     """What a run would cost, as lines; nothing is started or written. Raises: BadInput."""
     prompts, held_out = read_all(config)
     training: DPOConfig | SFTConfig = load_training(config)
+    require_files(config, training)
     return cost_lines(config, training, prompts, held_out)

@@ -23,7 +23,7 @@ from zephyr.evaluation.win_rate import judge_pairs, judge_panel
 from zephyr.progress import info
 from zephyr.rounds import answers
 from zephyr.rounds.choose import best_rows, mean_scores, pair_rows
-from zephyr.rounds.config import RoundsConfig
+from zephyr.rounds.config import RoundsConfig, Scoring
 from zephyr.rounds.folder import RoundsFolder, is_done, read_rows_of, wait_until_free
 from zephyr.rounds.processes import STOPPED, Job, Launch, Stopped
 from zephyr.rounds.server import serving
@@ -172,7 +172,7 @@ def write_scores(rounds: Rounds, number: int, teacher: Teacher | None = None) ->
     scoring = config.scoring
 
     def judge(spec: str) -> Teacher:
-        return teacher or open_teacher(spec, concurrency=scoring.concurrency)
+        return teacher or open_judge(spec, scoring)
 
     with ledger_of(rounds) as ask_once:
         found = scored(
@@ -202,6 +202,17 @@ def write_scores(rounds: Rounds, number: int, teacher: Teacher | None = None) ->
                 "requests": sum(len(one.calls) for one in found),
             },
         )
+
+
+def open_judge(spec: str, scoring: Scoring) -> Teacher:
+    """The judge that scores or compares. Raises: BadInput, as `open_teacher`."""
+    return open_teacher(
+        spec,
+        concurrency=scoring.concurrency,
+        timeout_seconds=scoring.timeout_seconds,
+        retries=scoring.tries - 1,
+        key_variable=scoring.key_variable,
+    )
 
 
 def scored_rows(
@@ -351,7 +362,7 @@ def write_win_rate(rounds: Rounds, number: int) -> None:
     config, folder = rounds.config, rounds.folder
     assert config.eval.judge is not None
     texts = [held_out_texts(folder.round(k) / HELD_OUT) for k in (number, 0)]
-    judge = open_teacher(config.eval.judge, concurrency=config.scoring.concurrency)
+    judge = open_judge(config.eval.judge, config.scoring)
     with ledger_of(rounds) as ask_judge:
         panel = judge_panel(judge, ask_judge, seed=config.seed)
         compared, _ = judge_pairs(panel, rounds.held_out, *texts)
