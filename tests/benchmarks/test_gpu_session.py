@@ -151,6 +151,7 @@ def worker(script: str, folder: Path) -> gpu.Worker:
     return gpu.Worker(step, folder, {**os.environ, "PYTHONPATH": str(ROOT)})
 
 
+@pytest.mark.long
 def test_a_step_that_outlasts_its_limit_is_cut_and_its_result_kept(tmp_path: Path) -> None:
     """Its process group is ended, what it wrote stays, and the file of all results has it. Fails
     where one step takes the others' time, or a cut one passes for measured."""

@@ -69,7 +69,7 @@ def test_a_second_sigint_stops_at_once() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_a_killed_rank_ends_the_run_which_goes_on(
     rank: int, finished: Path, undisturbed: Path, launch: Launch, tmp_path: Path
 ) -> None:

@@ -245,11 +245,12 @@ runpy.run_path("train_dpo.py", run_name="__main__")
     [
         ("gradient", "on", "preflight: gradients are not added up over ranks"),
         ("start", "on", "preflight: policy and reference differ at step 0"),
-        (
+        pytest.param(
             "start",
             "off",
             "policy and reference differ before the first update: the rewards of 8 of 8 pairs are "
             "not 0: p",
+            marks=pytest.mark.long,  # tests/test_reference.py tests the same check without ranks
         ),
     ],
 )
