@@ -186,7 +186,7 @@ def test_a_beta_meant_for_sums_is_warned_of(
         arguments = [str(at / "config.yaml"), "loss={name: simpo}", f"beta={beta}", "--dry-run"]
         done = fork_server.run(arguments, environment(tmp_path), tmp_path)
         assert done.code == 0 and "plan: 1 steps" in done.out, done.err
-        assert ("warning: beta is 0.1: published runs of loss 'simpo'" in done.err) is warned
+        assert ("warning: beta is 0.1: loss 'simpo' takes means" in done.err) is warned
 
 
 SAID = Done(2, "", "error: a.jsonl:2: wrong\n")

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -46,14 +46,26 @@ WRITTEN = {
 TOY = "--model tiny --pairs 4 --longest 64 --budget 300 --rounds 1 --trace no --order cells"
 
 
+# The steps that `make test` rehearses; `make test-long` rehearses all.
+PART = ("card", "head", "step_7B")
+
+
+@pytest.fixture(scope="module")
+def rehearsed_in_part(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return rehearse(tmp_path_factory.mktemp("part"), "--steps", ",".join(PART))
+
+
 @pytest.fixture(scope="module")
 def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every step of the session on a CPU, where no git is found: the folder of results."""
-    out = tmp_path_factory.mktemp("rehearsal")
+    return rehearse(tmp_path_factory.mktemp("rehearsal"))
+
+
+def rehearse(out: Path, *options: str) -> Path:
+    """Steps of the session on a CPU, where no git is found: the folder of results."""
     # Slow machines get all the time they need.
     command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--rehearse", "--out", str(out)]
     done = subprocess.run(
-        [*command, "--seconds", "3000", "--patience", "20"],
+        [*command, "--seconds", "3000", "--patience", "20", *options],
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         | {"PATH": str(out)},
         capture_output=True,
@@ -65,6 +77,16 @@ def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "results"
 
 
+def test_some_steps_are_rehearsed(rehearsed_in_part: Path) -> None:
+    """As the two tests below, for fewer steps. Fails where a step ends with an error, its result is
+    empty, or lies in another folder."""
+    outcomes = json.loads((rehearsed_in_part / "session.json").read_text())["outcomes"]
+    logs = {name: (rehearsed_in_part / f"{name}.log").read_text()[-1500:] for name in PART}
+    assert {name: outcomes[name] for name in PART} == dict.fromkeys(PART, "measured"), logs
+    require_written(rehearsed_in_part, PART)
+
+
+@pytest.mark.long
 def test_every_step_is_rehearsed(rehearsed: Path) -> None:
     """Fails where a step ends with an error, is cut off, or leaves something out in silence."""
     outcomes = json.loads((rehearsed / "session.json").read_text())["outcomes"]
@@ -80,22 +102,29 @@ def test_every_step_is_rehearsed(rehearsed: Path) -> None:
         assert outcomes[step.name] == wanted, logs[step.name]
 
 
-def test_every_result_is_written(rehearsed: Path) -> None:
-    """Fails where a step passes and its result is empty, or lies in another folder."""
-    for name, keys in WRITTEN.items():
+def require_written(results: Path, names: Iterable[str]) -> None:
+    """Check that the result of each step has the keys of `WRITTEN`."""
+    for name in names:
         found = json.loads(
-            (rehearsed / f"{name}{'.gpu' * torch.cuda.is_available()}.json").read_text()
+            (results / f"{name}{'.gpu' * torch.cuda.is_available()}.json").read_text()
         )
         assert found["machine"]["commit"] == "unknown"  # there was no git
         value = found["result"]
-        for key in keys:
+        for key in WRITTEN[name]:
             assert key in value, f"{name}: {key} is not in {list(value)}"
             value = value[key]
         assert value, name
+
+
+@pytest.mark.long
+def test_every_result_is_written(rehearsed: Path) -> None:
+    """Fails where a step passes and its result is empty, or lies in another folder."""
+    require_written(rehearsed, WRITTEN)
     assert list(rehearsed.glob("CPU-torch-*.json"))  # of the tests in tests/gpu
     assert "..." in (rehearsed / "kernels.log").read_text()
 
 
+@pytest.mark.long
 def test_options_of_a_step_change_nothing(rehearsed: Path) -> None:
     """The first loss is ln 2, losses fall, a resumed run holds the same bits, and every option that
     ran gives the same losses. Fails where an option is compared with itself, or with other data."""

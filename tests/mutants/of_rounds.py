@@ -3,7 +3,7 @@
 from table import Mutant, of
 
 CHOOSE = "tests/rounds/test_choose.py::"
-CONFIG = "tests/rounds/test_config.py::"
+CONFIG = "tests/rounds/test_rounds_config.py::"
 SCORERS = "tests/evaluation/test_scorers.py::"
 MUTANTS: list[Mutant] = [
     *of(
