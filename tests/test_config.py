@@ -141,6 +141,10 @@ def test_what_people_type_is_taken(tmp_path: Path) -> None:
         ("optim.epochs=1.5", r"optim\.epochs: expected an integer, got 1\.5"),
         ("optim=3", r"optim: expected a group of keys, got 3"),
         (
+            "model.x=1",
+            r"model is not a group of keys, it is 'm'; override it whole, as model=\{KEY",
+        ),
+        (
             "optim.schedule=step",
             r"optim\.schedule: expected one of linear, cosine, constant, got 'step'",
         ),

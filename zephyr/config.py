@@ -626,7 +626,10 @@ def set_key(tree: dict[str, Value], override: str) -> None:
         if node is None:
             node = tree[parent] = {}
         if not isinstance(node, dict):
-            raise ConfigError(f"override {override!r}: {parent} is not a group of keys")
+            raise ConfigError(
+                f"override {override!r}: {parent} is not a group of keys, it is {node!r}; override "
+                f"it whole, as {parent}={{KEY: value, ...}}"
+            )
         tree = node
     tree[leaf] = value
 

@@ -19,6 +19,7 @@ from zephyr.data.jsonl import read_rows, write_rows
 from zephyr.evaluation.best_of_n import (
     Candidates,
     best_row,
+    choose,
     expected_best,
     kl_bound,
     sizes,
@@ -156,6 +157,14 @@ def test_bad_answers_are_named(
     prompts = ("--prompts", tmp_path / "prompts.jsonl", "--out", tmp_path / "out")
     with pytest.raises(BadInput, match=said):
         run("--answers", tmp_path / "m.jsonl", *prompts)
+
+
+def test_answers_without_a_score_are_no_result(tmp_path: Path) -> None:
+    """Fails where a table of nothing is printed, and the command ends as if all were well."""
+    prompts = [{"prompt_id": "a", "prompt": "What is it?"}]
+    found = Candidates("m", [["x", None]], [[3.0, None]])
+    with pytest.raises(BadInput, match="m: no prompt has answers and scores of all its samples"):
+        choose([found], prompts, None, lambda *_: [], tmp_path, open_teacher=lambda *_: None)
 
 
 def test_bad_options_are_named(tmp_path: Path) -> None:

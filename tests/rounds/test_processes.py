@@ -28,10 +28,11 @@ from safetensors.numpy import load_file
 
 from zephyr.config import BadInput
 from zephyr.model.load import digest
-from zephyr.rounds.config import load_rounds
+from zephyr.rounds.config import Server, load_rounds
 from zephyr.rounds.folder import read_rows_of
 from zephyr.rounds.loop import run_rounds
 from zephyr.rounds.processes import Launch
+from zephyr.rounds.server import serving
 
 PARENT = """
 import sys, time
@@ -200,6 +201,14 @@ def test_rounds_of_adapters(
 
 def prompts_of(path: Path) -> str:
     return load_rounds(str(path)).prompts.sources[0]
+
+
+def test_a_server_that_is_not_installed_is_named(tmp_path: Path) -> None:
+    """Fails where a user reads a traceback of the process that should start it."""
+    server = Server(command="no-such-server {model}")
+    with pytest.raises(BadInput, match="server.command: no program 'no-such-server'"):
+        with serving(server, "m", "w", tmp_path / "log", None):
+            pass
 
 
 SERVE = (

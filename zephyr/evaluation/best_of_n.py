@@ -297,7 +297,7 @@ def choose(
 
     Returns: by model, see `summarise`.
 
-    Raises: BadInput where there are no stored scores."""
+    Raises: BadInput where there are no stored scores, or no prompt has scores of all answers."""
     results = {}
     for candidates in found:
         if scorer is not None:
@@ -319,4 +319,9 @@ def choose(
         write_candidates(out, prompts, candidates)
         by = {"scorer": scorer or "stored"}
         results[candidates.name] = {**summarise(candidates, prompts), **by}
+        if results[candidates.name]["unscored"] == len(prompts):
+            raise BadInput(
+                f"{candidates.name}: no prompt has answers and scores of all its samples; `error` "
+                f"in {out}.ledger.jsonl has the reason of each"
+            )
     return results

@@ -14,7 +14,7 @@ from zephyr.analysis.table import pair_table
 from zephyr.analysis.visits import read_visits
 from zephyr.config import Adapter, BadInput, DPOConfig, SFTConfig
 from zephyr.model import adapter as adapters
-from zephyr.model.adapter_files import write_adapter
+from zephyr.model.adapter_files import is_adapter, write_adapter
 from zephyr.model.export import export, save_tokenizer
 from zephyr.model.load import base_folder, local_folder
 from zephyr.model.packing_check import original_rope_length
@@ -57,7 +57,7 @@ def finish_run(
         engine.on_rank0(lambda: card(config, identity)),
         writes=engine.rank == 0,
         source=source,
-        notes=[*rope_warnings(engine), *quantized_warnings(engine)],
+        notes=[*rope_warnings(engine), *quantized_warnings(engine), *adapter_warnings(config)],
     )
     for note in notes:
         engine.warn(note)
@@ -92,6 +92,16 @@ def export_adapter(
         part.rename(folder)
 
     engine.on_rank0(write)
+
+
+def adapter_warnings(config: DPOConfig | SFTConfig) -> list[str]:
+    """Say which base a new adapter belongs on, if training started from another adapter."""
+    if config.adapter is None or not is_adapter(local_folder(config.model)):
+        return []
+    return [
+        f"The new adapter belongs on {config.model} merged into its base. peft does not merge a "
+        "chain of adapters: give it the merged model, or take model/, which holds all of them."
+    ]
 
 
 def quantized_warnings(engine: Engine) -> list[str]:

@@ -28,7 +28,8 @@ def cost_lines(
     longest = config.sampling.max_new_tokens
     rounds = config.rounds
     lines = [
-        f"{rounds} rounds of {per_round:,} prompts, {config.sampling.samples} answers each: "
+        f"{rounds} round{'s' * (rounds > 1)} of {per_round:,} prompts, "
+        f"{config.sampling.samples} answers each: "
         f"{samples:,} answers a round, {samples * rounds:,} in all, at most "
         f"{samples * rounds * longest:,} tokens sampled",
         scoring_line(config, prompts, samples),

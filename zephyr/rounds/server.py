@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import shutil
 import socket
 import subprocess
 import time
@@ -42,6 +43,8 @@ def serving(
     port = free_port()
     words = shlex.split(server.command)
     command = [word.replace("{model}", model).replace("{port}", str(port)) for word in words]
+    if shutil.which(command[0]) is None:
+        raise BadInput(f"server.command: no program {command[0]!r} is found here")
     teacher = endpoint(
         server.name.replace("{model}", model),
         f"http://127.0.0.1:{port}/v1",
