@@ -206,9 +206,9 @@ def prompts_of(path: Path) -> str:
 def test_a_server_that_is_not_installed_is_named(tmp_path: Path) -> None:
     """Fails where a user reads a traceback of the process that should start it."""
     server = Server(command="no-such-server {model}")
-    with pytest.raises(BadInput, match="server.command: no program 'no-such-server'"):
-        with serving(server, "m", "w", tmp_path / "log", None):
-            pass
+    wanted = pytest.raises(BadInput, match="server.command: no program 'no-such-server'")
+    with wanted, serving(server, "m", "w", tmp_path / "log", None):
+        pass
 
 
 SERVE = (
