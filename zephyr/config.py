@@ -1087,16 +1087,25 @@ def markdown_row(name: str, dpo: Key | None, sft: Key | None) -> str:
     if dpo is not None and sft is not None and dpo.meaning != sft.meaning:
         text = f"train_dpo.py: {dpo.meaning} train_sft.py: {sft.meaning}"
     defaults = [f"`{key.default}`" if key else "-" for key in (dpo, sft)]
-    cells = [f"`{name}`", first.type, *defaults, text]
+    return table_row([f"`{name}`", first.type, *defaults, text])
+
+
+def table_row(cells: Iterable[str]) -> str:
+    """A row of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def write_readme(path: Path) -> None:
-    """Replace what follows `README_MARK` in the file by the tables of keys."""
-    before, mark, _ = path.read_text(encoding="utf-8").partition(README_MARK)
-    if not mark:
-        raise BadInput(f"{path}: expected the line {README_MARK.strip()}")
-    path.write_text(f"{before}{mark}\n{keys_as_markdown()}", encoding="utf-8")
+    """Replace what follows `README_MARK` in the file by the tables of keys. Raises: BadInput."""
+    write_tables(path, README_MARK, keys_as_markdown())
+
+
+def write_tables(path: Path, mark: str, tables: str) -> None:
+    """Replace what follows the line `mark` in the file. Raises: BadInput where it has none."""
+    before, found, _ = path.read_text(encoding="utf-8").partition(mark)
+    if not found:
+        raise BadInput(f"{path}: expected the line {mark.strip()}")
+    path.write_text(f"{before}{mark}\n{tables}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -111,8 +111,8 @@ MUTANTS: list[Mutant] = [
         ),
         ("except OSError as error:", "except FileExistsError as error:"),
         (
-            "yield name, parameter.detach().cpu().clone()",
-            "yield name, parameter.detach().cpu()[:1].clone()",
+            "values = [p.detach().cpu().clone() for p in tensor.parameters]",
+            "values = [p.detach().cpu()[:1].clone() for p in tensor.parameters]",
         ),
         (
             ('for part in ("embed_tokens", "lm_head", ".lora_")'),

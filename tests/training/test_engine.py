@@ -25,6 +25,7 @@ import train_dpo
 from zephyr import reference
 from zephyr.chat import EncodedPair
 from zephyr.config import BadInput, Data, DPOConfig, Hardware, Optim, Run, Wandb
+from zephyr.model.adapter import exported
 from zephyr.model.load import load_policy
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import PackedBatch, Plan, collate_pairs, plan_epochs, plan_pass
@@ -129,26 +130,30 @@ def test_master_weights_and_gradients_are_float32(engine: Engine) -> None:
 def test_parameters_come_back_as_they_were_read(engine: Engine, tiny: Path) -> None:
     """Fails where a gather returns a shard, another order, or a tied copy."""
     plain = dict(load_policy(tiny, dtype=torch.bfloat16).lm.named_parameters())
-    gathered = dict(engine.full_parameters())
-    assert list(gathered) == list(plain) == [name for name, _ in engine.parameter_bytes()]
+    gathered = dict(engine.full_tensors(exported(engine.policy.lm)))
+    assert list(gathered) == list(plain) == [of.name for of in exported(engine.policy.lm)]
     assert all(torch.equal(gathered[name], plain[name]) for name in plain)
-    assert [size for _, size in engine.parameter_bytes()] == [p.nbytes for p in plain.values()]
+    assert [of.bytes for of in exported(engine.policy.lm)] == [p.nbytes for p in plain.values()]
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing(engine: Engine) -> None:
     """The loss is finite, its gradient overflows. Fails where the update is made and the model is
     lost; and, as a control, where a finite step does not change it."""
-    before = {name: p.clone() for name, p in engine.full_parameters()}
+    before = {name: p.clone() for name, p in engine.full_tensors(exported(engine.policy.lm))}
     batch = collate_pairs(PAIRS, range(4))
     chosen_P, rejected_P = response_logprobs(engine, batch)
     difference = chosen_P.sum() - rejected_P.sum()
     engine.backward((difference - difference.detach()) * 1e38, last=True)
     assert engine.step(1e-3) == float("inf")
-    assert all(torch.equal(p, before[name]) for name, p in engine.full_parameters())
+    assert all(
+        torch.equal(p, before[name]) for name, p in engine.full_tensors(exported(engine.policy.lm))
+    )
     chosen_P, _ = response_logprobs(engine, batch)
     engine.backward(chosen_P.mean(), last=True)
     assert 0 < engine.step(1e-2) < 1e3
-    assert not all(torch.equal(p, before[name]) for name, p in engine.full_parameters())
+    assert not all(
+        torch.equal(p, before[name]) for name, p in engine.full_tensors(exported(engine.policy.lm))
+    )
 
 
 def test_a_discarded_gradient_changes_nothing(engine: Engine) -> None:
@@ -289,11 +294,13 @@ def test_state_on_disk_goes_on_as_if_nothing_had_been(engine: Engine, tmp_path: 
     update()
     update()
     engine.save_state(tmp_path)
-    in_use = {name: p.clone() for name, p in engine.full_parameters()}
+    in_use = {name: p.clone() for name, p in engine.full_tensors(exported(engine.policy.lm))}
     third = update()
     start_anew(engine)
     engine.load_state(tmp_path, 2)
-    assert all(torch.equal(p, in_use[name]) for name, p in engine.full_parameters())
+    assert all(
+        torch.equal(p, in_use[name]) for name, p in engine.full_tensors(exported(engine.policy.lm))
+    )
     assert all(torch.equal(values, third[name]) for name, values in update().items())
     start_anew(engine)
     engine.load_state(tmp_path, 0)

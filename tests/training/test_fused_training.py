@@ -17,6 +17,7 @@ from torch import Tensor
 from zephyr import losses
 from zephyr.chat import EncodedPair
 from zephyr.config import Hardware, Optim
+from zephyr.model.adapter import exported
 from zephyr.model.load import DTYPES, load_policy
 from zephyr.model.logprobs import response_logprobs
 from zephyr.packing import collate_pairs
@@ -63,7 +64,9 @@ def train(engine: Engine, folder: Path, steps: int, **hardware: object) -> Train
             engine.backward(terms.loss_P.sum() / 2, last=i == 1)
             found.append(terms.loss_P.detach())
         norms.append(engine.step(1e-3))
-    weights = torch.cat([p.float().flatten() for _, p in engine.full_parameters()])
+    weights = torch.cat(
+        [p.float().flatten() for _, p in engine.full_tensors(exported(engine.policy.lm))]
+    )
     return Training(torch.cat(found), torch.stack(norms), weights)
 
 

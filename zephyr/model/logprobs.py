@@ -51,7 +51,7 @@ class LogProbHead(nn.Linear):
     ) -> Tensor:
         if targets_T is None:
             return super().forward(hidden_TD)
-        logp_T, collision_T = chunked_logprob_and_collision(
+        logp_T, collision_T = chunked_logprob(
             hidden_TD, self.weight, targets_T, self.factor, collision
         )
         return torch.stack([logp_T, collision_T]) if collision else logp_T
@@ -163,29 +163,24 @@ class ChunkedLogProb(torch.autograd.Function):
 
 
 def chunked_logprob(
-    hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, factor: float = 1.0
-) -> Tensor:
-    """log softmax(factor * hidden W^T)[target] [T], differentiable in hidden and weight.
+    hidden_TD: Tensor,
+    weight_VD: Tensor,
+    targets_T: Tensor,
+    factor: float = 1.0,
+    collision: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """log softmax(factor * hidden W^T)[target] [T], differentiable in hidden and weight, and
+    log sum_v p(v)^2 [T] of the same softmax, without gradient.
 
     Args:
         hidden_TD: hidden states that predict the targets, any float dtype.
         weight_VD: of the output layer, same dtype.
         targets_T: token ids, int64.
         factor: of the logits.
+        collision: False: the second tensor is empty.
 
     Returns:
-        Log-probabilities in nats, float32 (float64 for float64 inputs).
-    """
-    return chunked_logprob_and_collision(hidden_TD, weight_VD, targets_T, factor, False)[0]
-
-
-def chunked_logprob_and_collision(
-    hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, factor: float, collision: bool
-) -> tuple[Tensor, Tensor]:
-    """As `chunked_logprob`, and log sum_v p(v)^2 [T] of the same softmax, without gradient.
-
-    Args:
-        collision: False: the second tensor is empty.
+        Both in nats, float32 (float64 for float64 inputs).
     """
     apply: Callable[..., tuple[Tensor, Tensor]] = ChunkedLogProb.apply
     return apply(hidden_TD, weight_VD, targets_T, factor, collision)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 from zephyr.config import (
-    BadInput,
     ConfigError,
     DPOConfig,
     SFTConfig,
@@ -22,6 +21,8 @@ from zephyr.config import (
     describe_keys,
     load,
     read_tree,
+    table_row,
+    write_tables,
 )
 
 # Keys of a training config that the rounds set themselves.
@@ -239,20 +240,12 @@ README_MARK = "<!-- keys: written by `python -m zephyr.rounds.config`; do not ed
 
 def keys_as_markdown() -> str:
     """A table of all keys."""
-    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
-    for key in describe_keys(RoundsConfig):
-        cells = (f"`{key.name}`", key.type, f"`{key.default}`", key.meaning)
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def write_readme(path: Path) -> None:
-    """Replace what follows `README_MARK` in the file by the table of keys. Raises: BadInput."""
-    before, mark, _ = path.read_text(encoding="utf-8").partition(README_MARK)
-    if not mark:
-        raise BadInput(f"{path}: expected the line {README_MARK.strip()}")
-    path.write_text(f"{before}{mark}\n{keys_as_markdown()}", encoding="utf-8")
+    rows = [
+        table_row([f"`{key.name}`", key.type, f"`{key.default}`", key.meaning])
+        for key in describe_keys(RoundsConfig)
+    ]
+    return "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows, ""])
 
 
 if __name__ == "__main__":
-    write_readme(Path(sys.argv[1]))
+    write_tables(Path(sys.argv[1]), README_MARK, keys_as_markdown())

@@ -318,11 +318,6 @@ class Engine:
         """
         return shards.update_and_weight_sq_norms(self.engine.optimizer, lr).to(self.device)
 
-    def parameter_bytes(self) -> list[tuple[str, int]]:
-        """Name and bytes of each whole parameter, in the order of `full_parameters`."""
-        parameters = self.policy.lm.named_parameters()
-        return [(name, p.ds_numel * p.element_size()) for name, p in parameters]
-
     @property
     def num_parameters(self) -> int:
         """Parameters of the whole policy; quantised matrices are none."""
@@ -363,17 +358,6 @@ class Engine:
                 mine.add(name)
         found: set[str] = set().union(*self.all_gather(mine))
         return [name for name, _ in self.policy.lm.named_parameters() if name in found]
-
-    def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Each parameter by name, as `full_tensors`. A collective."""
-        import deepspeed
-
-        for name, parameter in self.policy.lm.named_parameters():
-            with deepspeed.zero.GatheredParameters([parameter]):
-                if self.rank == 0:
-                    yield name, parameter.detach().cpu().clone()
-                else:
-                    yield name, torch.empty(0)
 
     def full_tensors(self, wanted: Iterable[WholeTensor]) -> Iterator[tuple[str, Tensor]]:
         """Tensors made of whole parameters, which are gathered for one at a time. A collective.
