@@ -129,9 +129,16 @@ class Data:
     max_prompt_tokens: int = 512
     """The most tokens that the prompt keeps when a pair is truncated, BOS included. train_sft.py
     accepts the key and ignores it."""
-    truncation: Literal["keep_end"] = "keep_end"
-    """Which part of a long prompt is kept; responses always lose their end. train_sft.py
-    accepts the key and ignores it."""
+    truncation: Literal["keep_end", "trl_0.7"] = "keep_end"
+    """How a long pair is cut: the prompt keeps its BOS and its end, responses lose their end;
+    `trl_0.7` as TRL did then: BOS is lost too, and responses are cut to `max_tokens` less
+    `max_prompt_tokens`, which reproduces a published quirk and is not for new work. train_sft.py
+    accepts `keep_end` and ignores it."""
+    encoding: Literal["zephyr", "handbook_a", "handbook_b"] = "zephyr"
+    """How a pair becomes ids: as generation continues its prompt (`zephyr`), or as the alignment
+    handbook and TRL did at commit e316174 (`handbook_a`) and at f0ffa0d (`handbook_b`),
+    which reproduces published quirks and is not for new work. train_sft.py accepts `zephyr` and
+    ignores it."""
     limit: int | None = None
     """Read at most so many rows of `data.train`, and as many of `data.eval`, over all their
     sources; null: all rows."""
@@ -150,6 +157,9 @@ class Data:
 
 @dataclass(frozen=True)
 class Optim:
+    optimizer: Literal["adamw", "rmsprop"] = "adamw"
+    """The optimizer: AdamW, or torch's RMSprop as one published recipe used it (alpha 0.99; it has
+    no betas and no weight decay here)."""
     lr_peak: float = 5.0e-7
     """The learning rate at the end of the warm-up."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -173,6 +183,9 @@ class Optim:
 
 @dataclass(frozen=True)
 class SFTOptim:
+    optimizer: Literal["adamw", "rmsprop"] = "adamw"
+    """The optimizer: AdamW, or torch's RMSprop as one published recipe used it (alpha 0.99; it has
+    no betas and no weight decay here)."""
     lr_peak: float = 2.0e-5
     """The learning rate at the end of the warm-up."""
     schedule: Literal["linear", "cosine", "constant"] = "cosine"
@@ -347,6 +360,11 @@ class SFTData(Data):
     max_tokens: int = 2048
     """The tokens of a window, into which whole conversations are packed; longer conversations are
     cut at their end."""
+    packing: Literal["best_fit", "constant_length"] = "best_fit"
+    """How windows are filled: with whole conversations that don't see each other (`best_fit`), or
+    as TRL's ConstantLengthDataset did (`constant_length`): all conversations joined by EOS and cut
+    every `max_tokens`, without isolation, which reproduces a published quirk and is not for new
+    work."""
 
 
 @dataclass(frozen=True)
@@ -849,6 +867,36 @@ def check(config: DPOConfig | SFTConfig) -> None:
         raise ConfigError(
             f"data.max_prompt_tokens: expected less than data.max_tokens ({data.max_tokens}), got "
             f"{data.max_prompt_tokens}: no tokens would be left for a response"
+        )
+    check_eras(config)
+
+
+def check_eras(config: DPOConfig | SFTConfig) -> None:
+    """Check the combinations of options that reproduce published quirks.
+
+    Raises:
+        ConfigError: naming the key, its value and what was expected.
+    """
+    data = config.data
+    if config.optim.optimizer == "rmsprop" and config.optim.weight_decay:
+        raise ConfigError(
+            f"optim.weight_decay: expected 0 with optim.optimizer: rmsprop, got "
+            f"{config.optim.weight_decay!r}: torch's RMSprop would add it to the gradient"
+        )
+    if isinstance(config, DPOConfig):
+        return
+    for key, value, wanted in (
+        ("truncation", data.truncation, "keep_end"),
+        ("encoding", data.encoding, "zephyr"),
+    ):
+        if value != wanted:
+            raise ConfigError(
+                f"data.{key}: expected {wanted}, got {value!r}: it is an option of train_dpo.py"
+            )
+    if config.data.packing == "constant_length" and data.targets != "all":
+        raise ConfigError(
+            f"data.targets: expected all with data.packing: constant_length, got {data.targets!r}: "
+            "the windows of those recipes counted every token"
         )
 
 
