@@ -316,6 +316,17 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Published:
+    eval_loss: float
+    """The loss on `data.eval` at the end of a published run, which the last evaluation is compared
+    with."""
+    source: str
+    """Where that loss is published, and of which run: a model card, a paper."""
+    within: float = 0.01
+    """The largest difference from `published.eval_loss` that counts as reached."""
+
+
+@dataclass(frozen=True)
 class DPOConfig:
     model: str
     """Path or hub id of the dSFT model: the start of the policy, and the frozen reference unless
@@ -353,6 +364,9 @@ class DPOConfig:
     hardware: Hardware = field(default_factory=Hardware)
     samples: Samples = field(default_factory=Samples)
     run: Run = field(default_factory=Run)
+    published: Published | None = None
+    """A published run of this config: its loss is compared with this run's last evaluation; null:
+    no comparison. It never changes the exit code."""
 
 
 @dataclass(frozen=True)
@@ -393,6 +407,9 @@ class SFTConfig:
     hardware: Hardware = field(default_factory=Hardware)
     samples: Samples = field(default_factory=Samples)
     run: SFTRun = field(default_factory=SFTRun)
+    published: Published | None = None
+    """A published run of this config: its loss is compared with this run's last evaluation; null:
+    no comparison. It never changes the exit code."""
 
 
 C = TypeVar("C", DPOConfig, SFTConfig)
@@ -408,8 +425,12 @@ class Limit(NamedTuple):
 
 
 LIMITS = [
-    Limit("a number > 0", lambda v: v > 0, "beta optim.lr_peak data.train[].weight"),
-    Limit("a number >= 0", lambda v: v >= 0, "optim.weight_decay optim.grad_clip"),
+    Limit(
+        "a number > 0",
+        lambda v: v > 0,
+        "beta optim.lr_peak data.train[].weight published.eval_loss",
+    ),
+    Limit("a number >= 0", lambda v: v >= 0, "optim.weight_decay optim.grad_clip published.within"),
     Limit("null or a number >= 0", lambda v: v is None or v >= 0, "sft_weight"),
     Limit("0 <= number < 0.5", lambda v: 0 <= v < 0.5, "label_smoothing"),
     Limit("0 <= number < 1", lambda v: 0 <= v < 1, "optim.warmup_fraction"),
@@ -867,6 +888,11 @@ def check(config: DPOConfig | SFTConfig) -> None:
         raise ConfigError(
             f"data.max_prompt_tokens: expected less than data.max_tokens ({data.max_tokens}), got "
             f"{data.max_prompt_tokens}: no tokens would be left for a response"
+        )
+    if config.published is not None and not data.eval:
+        raise ConfigError(
+            f"published: expected null without data.eval, got eval_loss "
+            f"{config.published.eval_loss}: name the rows that it is compared on in data.eval"
         )
     check_eras(config)
 

@@ -33,6 +33,7 @@ from zephyr.config import (
 from zephyr.training.engine import Engine, use_expandable_segments
 from zephyr.training.folder import RunFolder, require_separate_paths
 from zephyr.training.loop import Stopped
+from zephyr.training.published import Comparison, last_comparison
 
 STOPPED = 75  # exit code
 # A rank that lost another rank waits so long for rank 0 to write the end of the run.
@@ -94,13 +95,16 @@ def launch(
                 print(f"error: {why}", file=sys.stderr)
             finish_run(folder, 1, why)
             raise
-        return finish_run(folder, 0, "finished")
+        return finish_run(folder, 0, "finished", last_comparison(config.published, config.run.dir))
 
 
-def finish_run(folder: RunFolder | None, code: int, message: str) -> int:
+def finish_run(
+    folder: RunFolder | None, code: int, message: str, compared: Comparison | None = None
+) -> int:
     """Write the end into `status.json` and release the folder. Returns: the code."""
     if folder is not None:
-        folder.write_status(code, message)
+        more = {} if compared is None else {"published": compared.status()}
+        folder.write_status(code, message, more)
         folder.close()
     return code
 
