@@ -1122,8 +1122,24 @@ def check_arguments(kind: type[C], usage: str, arguments: Sequence[str]) -> None
 
 def print_bad_input(error: BadInput) -> None:
     """Print the line about bad input once a node."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if is_first_of_node():
         print(f"error: {error}", file=sys.stderr)
+
+
+def is_first_of_node() -> bool:
+    """Whether this process is the first of its node, of those that were started together.
+
+    LOCAL_RANK is the number of its GPU, which is 0 in every task that sees one GPU only: there
+    `zephyr.training.launchers` sets the first name. The last ones count before that.
+    """
+    names = (
+        "ZEPHYR_RANK_ON_NODE",
+        "LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "MPI_LOCALRANKID",
+        "SLURM_LOCALID",
+    )
+    return next((os.environ[name] for name in names if name in os.environ), "0") == "0"
 
 
 SOURCE_PREFIX = "data.train[]."  # of the keys of a group in `data.train` or `data.eval`
