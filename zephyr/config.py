@@ -266,6 +266,10 @@ class Hardware:
     gather: Literal["layer", "module"] = "layer"
     """ZeRO-3 gathers the weights of a whole decoder layer at once, or of each module in it. `layer`
     takes less time of the host."""
+    sequence_parallel: int = 1
+    """How many adjacent ranks compute a packed row together, each its share of the tokens, for rows
+    that one GPU does not hold. It divides the ranks and the model's attention heads, and does not
+    change the result."""
 
 
 @dataclass(frozen=True)
@@ -452,7 +456,8 @@ LIMITS = [
         "1 <= integer < 2**31",
         lambda v: 1 <= v < 2**31,
         "optim.epochs optim.pairs_per_step optim.windows_per_step run.log_every "
-        "run.eval_every run.save_every run.keep samples.max_new_tokens adapter.r adapter.alpha",
+        "run.eval_every run.save_every run.keep samples.max_new_tokens adapter.r adapter.alpha "
+        "hardware.sequence_parallel",
     ),
     Limit(
         "2 <= integer < 2**31",
