@@ -266,6 +266,10 @@ class Hardware:
     gather: Literal["layer", "module"] = "layer"
     """ZeRO-3 gathers the weights of a whole decoder layer at once, or of each module in it. `layer`
     takes less time of the host."""
+    sequence_parallel: int = 1
+    """How many adjacent ranks compute a packed row together, each its share of the tokens, for rows
+    that one GPU does not hold. It divides the ranks and the model's attention heads, and does not
+    change the result."""
 
 
 @dataclass(frozen=True)
@@ -316,6 +320,17 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Published:
+    eval_loss: float
+    """The loss on `data.eval` at the end of a published run, which the last evaluation is compared
+    with."""
+    source: str
+    """Where that loss is published, and of which run: a model card, a paper."""
+    within: float = 0.01
+    """The largest difference from `published.eval_loss` that counts as reached."""
+
+
+@dataclass(frozen=True)
 class DPOConfig:
     model: str
     """Path or hub id of the dSFT model: the start of the policy, and the frozen reference unless
@@ -353,6 +368,9 @@ class DPOConfig:
     hardware: Hardware = field(default_factory=Hardware)
     samples: Samples = field(default_factory=Samples)
     run: Run = field(default_factory=Run)
+    published: Published | None = None
+    """A published run of this config: its loss is compared with this run's last evaluation; null:
+    no comparison. It never changes the exit code."""
 
 
 @dataclass(frozen=True)
@@ -393,6 +411,9 @@ class SFTConfig:
     hardware: Hardware = field(default_factory=Hardware)
     samples: Samples = field(default_factory=Samples)
     run: SFTRun = field(default_factory=SFTRun)
+    published: Published | None = None
+    """A published run of this config: its loss is compared with this run's last evaluation; null:
+    no comparison. It never changes the exit code."""
 
 
 C = TypeVar("C", DPOConfig, SFTConfig)
@@ -408,8 +429,12 @@ class Limit(NamedTuple):
 
 
 LIMITS = [
-    Limit("a number > 0", lambda v: v > 0, "beta optim.lr_peak data.train[].weight"),
-    Limit("a number >= 0", lambda v: v >= 0, "optim.weight_decay optim.grad_clip"),
+    Limit(
+        "a number > 0",
+        lambda v: v > 0,
+        "beta optim.lr_peak data.train[].weight published.eval_loss",
+    ),
+    Limit("a number >= 0", lambda v: v >= 0, "optim.weight_decay optim.grad_clip published.within"),
     Limit("null or a number >= 0", lambda v: v is None or v >= 0, "sft_weight"),
     Limit("0 <= number < 0.5", lambda v: 0 <= v < 0.5, "label_smoothing"),
     Limit("0 <= number < 1", lambda v: 0 <= v < 1, "optim.warmup_fraction"),
@@ -431,7 +456,8 @@ LIMITS = [
         "1 <= integer < 2**31",
         lambda v: 1 <= v < 2**31,
         "optim.epochs optim.pairs_per_step optim.windows_per_step run.log_every "
-        "run.eval_every run.save_every run.keep samples.max_new_tokens adapter.r adapter.alpha",
+        "run.eval_every run.save_every run.keep samples.max_new_tokens adapter.r adapter.alpha "
+        "hardware.sequence_parallel",
     ),
     Limit(
         "2 <= integer < 2**31",
@@ -868,6 +894,11 @@ def check(config: DPOConfig | SFTConfig) -> None:
             f"data.max_prompt_tokens: expected less than data.max_tokens ({data.max_tokens}), got "
             f"{data.max_prompt_tokens}: no tokens would be left for a response"
         )
+    if config.published is not None and not data.eval:
+        raise ConfigError(
+            f"published: expected null without data.eval, got eval_loss "
+            f"{config.published.eval_loss}: name the rows that it is compared on in data.eval"
+        )
     check_eras(config)
 
 
@@ -1118,8 +1149,24 @@ def check_arguments(kind: type[C], usage: str, arguments: Sequence[str]) -> None
 
 def print_bad_input(error: BadInput) -> None:
     """Print the line about bad input once a node."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if is_first_of_node():
         print(f"error: {error}", file=sys.stderr)
+
+
+def is_first_of_node() -> bool:
+    """Whether this process is the first of its node, of those that were started together.
+
+    LOCAL_RANK is the number of its GPU, which is 0 in every task that sees one GPU only: there
+    `zephyr.training.launchers` sets the first name. The last ones count before that.
+    """
+    names = (
+        "ZEPHYR_RANK_ON_NODE",
+        "LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "MPI_LOCALRANKID",
+        "SLURM_LOCALID",
+    )
+    return next((os.environ[name] for name in names if name in os.environ), "0") == "0"
 
 
 SOURCE_PREFIX = "data.train[]."  # of the keys of a group in `data.train` or `data.eval`
