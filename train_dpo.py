@@ -86,7 +86,8 @@ def train(engine: Engine, config: DPOConfig, folder: RunFolder) -> None:
     # The dSFT model, from which the policy starts.
     initialize_policy(engine, config, plan)
     training = split(engine, config, pairs, plan)
-    special_ids = (leading_bos(tokenizer), tokenizer.eos_token_id)
+    bos_id = None if config.data.encoding == "handbook_a" else leading_bos(tokenizer)
+    special_ids = (bos_id, tokenizer.eos_token_id)
     found = preflight.check_inputs(engine, config, pairs, training, reports, special_ids)
 
     # The reference log-probs, before any checkpoint is restored: of the same weights, or of others
@@ -215,6 +216,7 @@ def load_data(
         max_tokens=config.data.max_tokens,
         max_prompt_tokens=config.data.max_prompt_tokens,
         truncation=config.data.truncation,
+        encoding=config.data.encoding,
         limit=config.data.limit,
         on_bad_row=config.data.on_bad_row,
         columns=config.data.columns,

@@ -986,6 +986,28 @@ def check_eras(config: DPOConfig | SFTConfig) -> None:
         )
 
 
+# Keys of options that reproduce published quirks -> the value of those that don't.
+USUAL = {
+    "data.encoding": "zephyr",
+    "data.truncation": "keep_end",
+    "data.packing": "best_fit",
+    "optim.optimizer": "adamw",
+}
+QUIRK = "reproduces published quirks; it is not for new work"
+
+
+def quirks(values: Mapping[str, object]) -> list[str]:
+    """The options that reproduce published quirks, as `key: value`. Args: values: by full key."""
+    on = [key for key, usual in USUAL.items() if values.get(key, usual) != usual]
+    return [f"{key}: {values[key]}" for key in on]
+
+
+def config_quirks(config: DPOConfig | SFTConfig) -> list[str]:
+    """`quirks` of a config."""
+    known = set(keys(type(config), ""))
+    return quirks({key: attrgetter(key)(config) for key in USUAL if key in known})
+
+
 def check_limits(config: DataclassInstance) -> None:
     """Check the range of each value. Raises: ConfigError, as `check`."""
     known = set(keys(type(config), ""))

@@ -28,10 +28,13 @@ MUTANTS: list[Mutant] = [
             "moved = summed * micro_batches",
         ),
         (
-            "HOST_UPDATE_BYTES * share, HOST_RATE / min(ranks, RANKS_PER_NODE)",
-            "HOST_UPDATE_BYTES * share, MEMORY_EFFICIENCY * device.memory_rate",
+            "rate = HOST_RATE / min(ranks, RANKS_PER_NODE)",
+            "rate = MEMORY_EFFICIENCY * device.memory_rate",
         ),
-        ("RATIO_BYTES * share / rate / log_every", "RATIO_BYTES * share / rate"),
+        (
+            "RATIO_BYTES[optimizer] * share / rate / log_every",
+            "RATIO_BYTES[optimizer] * share / rate",
+        ),
         (
             "slowest_M = seconds_MRC.sum(-1).argmax(1)",
             "slowest_M = seconds_MRC.sum(-1).argmin(1)",

@@ -337,14 +337,14 @@ MUTANTS: list[Mutant] = [
         ),
         ("offset += size", "offset += real"),
         (
-            "step=torch.tensor(float(adam_step), device=flat.device),",
-            "step=torch.tensor(0.0, device=flat.device),",
+            "state.update(new_state(zero.optimizer, flat.detach(), steps))",
+            "state.update(new_state(zero.optimizer, flat.detach(), 0))",
         ),
         (
             'values = flat.detach() if vector == "master" else state[vector]',
             'values = flat.detach() if vector == "master" else state["exp_avg"]',
         ),
-        ('VECTORS = ("master", "exp_avg", "exp_avg_sq")', 'VECTORS = ("master", "exp_avg")'),
+        ('for vector in ("master", *moments):', 'for vector in ("master", moments[0]):'),
         (
             'update = square.sqrt().add_(group["eps"] * unbias_sq.sqrt())',
             'update = square.sqrt().add_(group["eps"])',
