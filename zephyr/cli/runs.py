@@ -92,6 +92,22 @@ def plan(
         ),
     ] = False,
     json: Annotated[bool, Option("--json", help="Print everything as JSON.")] = False,
+    published: Annotated[
+        bool,
+        Option(
+            "--published",
+            help="Print the steps of the config on each release of Zephyr's sets, and those of "
+            "published runs, instead of a prediction; no data and no model are read.",
+        ),
+    ] = False,
+    compare: Annotated[
+        str | None,
+        Option(
+            metavar="STEP@EPOCH|FILE",
+            help="With --published: the last step of a run, as 272@0.67, or its "
+            "trainer_state.json; tells its rows, and whether its schedule was too long.",
+        ),
+    ] = None,
 ) -> None:
     """Predict the memory and time of a training run.
 
@@ -100,10 +116,20 @@ def plan(
     \b
     example: zephyr plan configs/zephyr-7b-beta/dpo.yaml optim.epochs=1 \\
         --shape mistral --lengths ultrafeedback --gpus 16 --device a100-80
+
+    \b
+    steps of published runs:
+      zephyr plan configs/zephyr-7b-beta/sft.yaml --published --compare 272@0.67
     """
     from zephyr.costs.predict import Card, page
+    from zephyr.costs.published import published_page
 
     config, changes = config_and_overrides([target, *(overrides or ())])
+    if compare is not None and not published:
+        raise BadInput(f"--compare {compare}: expected --published with it")
+    if published:
+        print(published_page(config, changes, stage=stage, compare=compare))
+        return
     print(
         page(
             config,

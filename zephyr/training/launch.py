@@ -16,6 +16,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -34,7 +35,9 @@ from zephyr.config import (
 )
 from zephyr.training.engine import Engine, use_expandable_segments
 from zephyr.training.folder import RunFolder, require_separate_paths
+from zephyr.training.launchers import use_launcher
 from zephyr.training.loop import Stopped
+from zephyr.training.published import Comparison, last_comparison
 
 STOPPED = 75  # exit code
 # A rank that lost another rank waits so long for rank 0 to write the end of the run.
@@ -78,6 +81,7 @@ def launch(
     with contextlib.ExitStack() as signals:
         try:
             config = load_arguments(kind, argv)
+            use_launcher()
             require_separate_paths(config)
             asked = read_dry_run(argv)
             with progress.quiet("--quiet" in argv):
@@ -107,13 +111,16 @@ def launch(
                 print(f"error: {why}", file=sys.stderr)
             finish_run(folder, 1, why)
             raise
-        return finish_run(folder, 0, "finished")
+        return finish_run(folder, 0, "finished", last_comparison(config.published, config.run.dir))
 
 
-def finish_run(folder: RunFolder | None, code: int, message: str) -> int:
+def finish_run(
+    folder: RunFolder | None, code: int, message: str, compared: Comparison | None = None
+) -> int:
     """Write the end into `status.json` and release the folder. Returns: the code."""
     if folder is not None:
-        folder.write_status(code, message)
+        more = {} if compared is None else {"published": compared.status()}
+        folder.write_status(code, message, more)
         folder.close()
     return code
 
@@ -153,6 +160,7 @@ def run(config: C, folder: RunFolder, train: Train[C], signals: contextlib.ExitS
     engine = Engine(config.hardware, config.run.seed)
     exit_with_torchrun()
     try:
+        require_one_config(engine, to_yaml(config))
         if engine.rank == 0:
             engine.on_all_ranks(partial(folder.open, config.run.resume))
         else:
@@ -172,6 +180,23 @@ def run(config: C, folder: RunFolder, train: Train[C], signals: contextlib.ExitS
         engine.close()
         raise
     engine.close()
+
+
+def require_one_config(engine: Engine, config: str) -> None:
+    """Compare the resolved config, as YAML, with rank 0's. A collective.
+
+    Raises: BadInput, on every rank, with the first line that differs on some rank.
+    """
+    configs = engine.all_gather(config)
+    for rank, other in enumerate(configs):
+        if other != configs[0]:
+            lines = zip_longest(configs[0].splitlines(), other.splitlines(), fillvalue="")
+            ours, theirs = next((a, b) for a, b in lines if a != b)
+            raise BadInput(
+                f"rank {rank} has another config than rank 0: {theirs.strip()!r} there, "
+                f"{ours.strip()!r} on rank 0. Start every rank with the same config and overrides; "
+                "start separate runs by launches of their own (in Slurm one srun each)"
+            )
 
 
 def watch_rank0(engine: Engine, folder: RunFolder) -> None:

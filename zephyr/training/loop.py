@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from zephyr.config import DPOConfig, Optim, SFTConfig, SFTOptim, to_yaml
+from zephyr.config import DPOConfig, Optim, Published, SFTConfig, SFTOptim, to_yaml
 from zephyr.packing import PackedBatch, Plan
 from zephyr.progress import track
 from zephyr.training import alarms, checkpoint
@@ -25,6 +25,7 @@ from zephyr.training.engine import Engine
 from zephyr.training.flops import mfu
 from zephyr.training.initial_rewards import require_zero_rewards
 from zephyr.training.metrics import Ledger, Record, Recorder, Totals
+from zephyr.training.published import compare
 from zephyr.training.schedule import learning_rate
 
 Number = TypeVar("Number", int, float)
@@ -162,6 +163,8 @@ def fit(
             if (evaluation or sample) and (updates % run.eval_every == 0 or last):
                 epoch = float(config.optim.epochs) if last else steps[updates].epoch
                 found = evaluate(engine, evaluation, sample, updates, epoch)
+                if last and evaluation and config.published:
+                    compare_with_published(engine, config.published, found)
                 record_evaluation(recorder, found)
             if saves or stop:
                 save_checkpoint(engine, config, updates, identity, ledger, recorder)
@@ -210,8 +213,8 @@ def forward_backward(engine: Engine, split: Split, step: int, ledger: Ledger | N
     """
     epoch, ranks = split.plan.steps[step]
     step_weight = total(split.weights, split.plan.steps[step].examples())
-    totals = Totals()
-    batches = (split.collate(indices).to(engine.device) for indices in ranks[engine.rank])
+    totals = Totals(engine.counts_rows)
+    batches = (engine.place(split.collate(indices)) for indices in ranks[engine.data_rank])
     batch = next(batches, None)
     while batch is not None:
         loss_sum, stats = split.run_objective(engine, batch)
@@ -224,7 +227,7 @@ def forward_backward(engine: Engine, split: Split, step: int, ledger: Ledger | N
         loss = loss_sum / step_weight * (1 + 0 * loss_sum.detach())
         engine.backward(loss, last=following is None)
         totals.add(loss_sum, stats)
-        if ledger:
+        if ledger and engine.counts_rows:
             ledger.add(step, epoch, batch.indices, stats)
         batch = following
     # Summed with the rest, so that all ranks learn of a signal at the same step.
@@ -271,11 +274,11 @@ def evaluate(
     """
     record: dict[str, object] = {"step": step, "split": "eval", "epoch": epoch}
     engine.train(False)
-    totals = Totals()
+    totals = Totals(engine.counts_rows)
     if split:
-        micro_batches = split.plan.steps[0].ranks[engine.rank]
+        micro_batches = split.plan.steps[0].ranks[engine.data_rank]
         for indices in track(micro_batches, "eval", "micro-batches"):
-            totals.add(*split.run_objective(engine, split.collate(indices).to(engine.device)))
+            totals.add(*split.run_objective(engine, engine.place(split.collate(indices))))
     engine.train()
     if split:
         sums = reduce_totals(engine, split, 0, totals)
@@ -283,6 +286,13 @@ def evaluate(
     if sample:
         record.update(sample(step))
     return record
+
+
+def compare_with_published(engine: Engine, published: Published, record: dict[str, object]) -> None:
+    """Log how the last evaluation compares with the published run, and add it to the record."""
+    compared = compare(published, cast(float, record["loss"]))
+    record.update(compared.metrics())
+    (engine.log if compared.is_reached else engine.warn)(compared.line())
 
 
 def record_evaluation(recorder: Recorder, record: dict[str, object]) -> None:
