@@ -202,6 +202,7 @@ def predict(
     name is not in DEVICES. host_memory: bytes of a machine; None: not known.
     Raises: BadInput where an example is over the config's budget.
     """
+    require_whole_groups(config, model, ranks)
     work = costs.example_work(lengths, model, config)
     ids = [f"number {i}" for i in range(1, len(lengths) + 1)]
     require_budget(work.tokens, ids, config.hardware.tokens_per_micro_batch)
@@ -248,6 +249,16 @@ def predict(
         "remedies": [] if advice else list(remedies(config, ranks, longest, case)),
         "tables": scaling_tables(of_case, config) if table else {},
     }
+
+
+def require_whole_groups(config: Config, model: Model, ranks: int) -> None:
+    """Check `hardware.sequence_parallel` as the engine does. Raises: ConfigError."""
+    size, heads = config.hardware.sequence_parallel, model.config.num_attention_heads
+    for count, what in ((ranks, "ranks"), (heads, "attention heads of the model")):
+        if count % size:
+            raise ConfigError(
+                f"hardware.sequence_parallel: expected a divisor of the {count} {what}, got {size}"
+            )
 
 
 def reference_seconds(plan: Plan, config: Config, case: Case) -> float:
