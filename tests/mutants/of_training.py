@@ -778,8 +778,8 @@ MUTANTS: list[Mutant] = [
             "except (BadInput, Stopped):",
         ),
         (
-            "raise\n    engine.close()\n\n\ndef watch_rank0",
-            "raise\n\n\ndef watch_rank0",
+            "raise\n    engine.close()\n\n\ndef require_one_config",
+            "raise\n\n\ndef require_one_config",
         ),
         ("while not folder.write_status_for_rank0(0):", "if not folder.write_status_for_rank0(0):"),
         (
