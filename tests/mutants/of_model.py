@@ -892,7 +892,7 @@ MUTANTS: list[Mutant] = [
             "",
         ),
         (
-            'if reason:\n        raise ConfigError(f"hardware.attention: {reason}")',
+            'if reason:\n        yield ConfigError(f"hardware.attention: {reason}")',
             'if False:\n        raise ConfigError(f"hardware.attention: {reason}")',
         ),
         (
@@ -900,8 +900,8 @@ MUTANTS: list[Mutant] = [
             "if True:",
         ),
         (
-            "fused_kernels.require_served(lm_config, hardware.fused)\n        weight_files(folder)",
-            "fused_kernels.require_served(lm_config, hardware.fused)",
+            "                yield from missing_weights(folder)",
+            "                pass",
         ),
         (
             ("lm_config = read_config(folder)\n        require_supported(folder, lm_config)"),

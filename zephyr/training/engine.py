@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from zephyr import progress
-from zephyr.config import BadInput, ConfigError, Hardware, Optim, SFTOptim
+from zephyr.config import BadInput, ConfigError, Hardware, Optim, SFTOptim, is_first_of_node
 from zephyr.packing import PackedBatch, SequenceGroup, share_of_row
 from zephyr.training import shards
 from zephyr.training.deepspeed_settings import (
@@ -149,7 +149,7 @@ class Engine:
 
         Raises: BadInput of any rank on all.
         """
-        first = os.environ["LOCAL_RANK"] == "0"
+        first = is_first_of_node()
         mine = self.on_all_ranks(make if first else None)
         others = self.on_all_ranks(make if not first else None)
         return cast(T, mine if first else others)  # the one that called `make`

@@ -16,6 +16,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -25,33 +26,44 @@ from zephyr.config import (
     BAD_INPUT,
     BadInput,
     C,
+    DryRun,
     help_text,
     load_arguments,
     print_bad_input,
+    read_dry_run,
     to_yaml,
 )
 from zephyr.training.engine import Engine, use_expandable_segments
 from zephyr.training.folder import RunFolder, require_separate_paths
+from zephyr.training.launchers import use_launcher
 from zephyr.training.loop import Stopped
+from zephyr.training.published import Comparison, last_comparison
 
 STOPPED = 75  # exit code
 # A rank that lost another rank waits so long for rank 0 to write the end of the run.
 RANK0_TIMEOUT_SECONDS = 10
-Train = Callable[[Engine, C, RunFolder | None], None]
+Train = Callable[[Engine, C, RunFolder], None]
+Predict = Callable[[Engine, C, DryRun], None]
 
 
 def launch(
-    kind: type[C], check: Callable[[C], None], train: Train[C], usage: str, argv: Sequence[str]
+    kind: type[C],
+    check: Callable[[C], None],
+    train: Train[C],
+    predict: Predict[C],
+    usage: str,
+    argv: Sequence[str],
 ) -> int:
-    """Run `train(engine, config, folder)` for `CONFIG.yaml [key.sub=value ...] [--dry-run]
-    [--quiet]`.
+    """Run `train(engine, config, folder)` for `CONFIG.yaml [key.sub=value ...] [--quiet]`, or
+    `predict(engine, config, asked)` where --dry-run is there.
 
     The arguments may stand in any order. Bad input is one line on standard error. `status.json`
     says the same as the exit code, unless the run folder holds another run.
 
     Args:
-        check: raises BadInput for what can be known before the process group starts.
-        train: its folder is None for a dry run.
+        check: raises BadInput for what can be known before the process group of a run starts.
+        train: the whole run.
+        predict: prints what a run will be; it does its own checks.
         usage: what `--help` prints before the keys of the config.
     Returns:
         The exit code: 0, 2 for bad input, 75 for a run that was asked to stop and has saved.
@@ -69,10 +81,15 @@ def launch(
     with contextlib.ExitStack() as signals:
         try:
             config = load_arguments(kind, argv)
+            use_launcher()
             require_separate_paths(config)
-            folder = None if "--dry-run" in argv else RunFolder(Path(config.run.dir))
-            check(config)
+            asked = read_dry_run(argv)
             with progress.quiet("--quiet" in argv):
+                if asked is not None:
+                    dry_run(config, asked, predict)
+                    return 0
+                folder = RunFolder(Path(config.run.dir))
+                check(config)
                 run(config, folder, train, signals)
         except BadInput as error:  # of any rank
             print_bad_input(error)
@@ -94,13 +111,16 @@ def launch(
                 print(f"error: {why}", file=sys.stderr)
             finish_run(folder, 1, why)
             raise
-        return finish_run(folder, 0, "finished")
+        return finish_run(folder, 0, "finished", last_comparison(config.published, config.run.dir))
 
 
-def finish_run(folder: RunFolder | None, code: int, message: str) -> int:
+def finish_run(
+    folder: RunFolder | None, code: int, message: str, compared: Comparison | None = None
+) -> int:
     """Write the end into `status.json` and release the folder. Returns: the code."""
     if folder is not None:
-        folder.write_status(code, message)
+        more = {} if compared is None else {"published": compared.status()}
+        folder.write_status(code, message, more)
         folder.close()
     return code
 
@@ -121,36 +141,62 @@ def exit_process(code: int) -> NoReturn:
     os._exit(code)
 
 
-def run(
-    config: C, folder: RunFolder | None, train: Train[C], signals: contextlib.ExitStack
-) -> None:
-    """Start the engine and train under the lock of the run folder (None for a dry run).
+def dry_run(config: C, asked: DryRun, predict: Predict[C]) -> None:
+    """Start the engine and print what a run will be; writes nothing."""
+    engine = Engine(config.hardware, config.run.seed)
+    try:
+        predict(engine, config, asked)
+    except BadInput:  # raised on all ranks; after other errors, closing could hang
+        engine.close()
+        raise
+    engine.close()
+
+
+def run(config: C, folder: RunFolder, train: Train[C], signals: contextlib.ExitStack) -> None:
+    """Start the engine and train under the lock of the run folder.
 
     Args: signals: gets the handlers of signals; they are there until it is closed.
     """
     engine = Engine(config.hardware, config.run.seed)
     exit_with_torchrun()
     try:
-        if folder is not None:
-            if engine.rank == 0:
-                engine.on_all_ranks(partial(folder.open, config.run.resume))
-            else:
-                engine.on_all_ranks(lambda: None)
-            folder.claimed = engine.broadcast(folder.claimed)
-            folder.write_file("config.yaml", to_yaml(config).encode())
-            folder.write_status(None, "running")
-            watch_rank0(engine, folder)
+        require_one_config(engine, to_yaml(config))
+        if engine.rank == 0:
+            engine.on_all_ranks(partial(folder.open, config.run.resume))
+        else:
+            engine.on_all_ranks(lambda: None)
+        folder.claimed = engine.broadcast(folder.claimed)
+        folder.write_file("config.yaml", to_yaml(config).encode())
+        folder.write_status(None, "running")
+        watch_rank0(engine, folder)
         signals.enter_context(handle_stop_signals(engine))
         try:
             train(engine, config, folder)
         except RuntimeError as error:
-            if folder is not None and engine.rank > 0 and is_lost_rank_error(error):
+            if engine.rank > 0 and is_lost_rank_error(error):
                 folder.write_status_for_rank0(RANK0_TIMEOUT_SECONDS)
             raise
     except (BadInput, Stopped):  # raised on all ranks; after other errors, closing could hang
         engine.close()
         raise
     engine.close()
+
+
+def require_one_config(engine: Engine, config: str) -> None:
+    """Compare the resolved config, as YAML, with rank 0's. A collective.
+
+    Raises: BadInput, on every rank, with the first line that differs on some rank.
+    """
+    configs = engine.all_gather(config)
+    for rank, other in enumerate(configs):
+        if other != configs[0]:
+            lines = zip_longest(configs[0].splitlines(), other.splitlines(), fillvalue="")
+            ours, theirs = next((a, b) for a, b in lines if a != b)
+            raise BadInput(
+                f"rank {rank} has another config than rank 0: {theirs.strip()!r} there, "
+                f"{ours.strip()!r} on rank 0. Start every rank with the same config and overrides; "
+                "start separate runs by launches of their own (in Slurm one srun each)"
+            )
 
 
 def watch_rank0(engine: Engine, folder: RunFolder) -> None:

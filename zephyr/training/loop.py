@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from zephyr.config import DPOConfig, Optim, SFTConfig, SFTOptim, to_yaml
+from zephyr.config import DPOConfig, Optim, Published, SFTConfig, SFTOptim, to_yaml
 from zephyr.packing import PackedBatch, Plan
 from zephyr.progress import track
 from zephyr.training import alarms, checkpoint
@@ -25,6 +25,7 @@ from zephyr.training.engine import Engine
 from zephyr.training.flops import mfu
 from zephyr.training.initial_rewards import require_zero_rewards
 from zephyr.training.metrics import Ledger, Record, Recorder, Totals
+from zephyr.training.published import compare
 from zephyr.training.schedule import learning_rate
 
 Number = TypeVar("Number", int, float)
@@ -162,6 +163,8 @@ def fit(
             if (evaluation or sample) and (updates % run.eval_every == 0 or last):
                 epoch = float(config.optim.epochs) if last else steps[updates].epoch
                 found = evaluate(engine, evaluation, sample, updates, epoch)
+                if last and evaluation and config.published:
+                    compare_with_published(engine, config.published, found)
                 record_evaluation(recorder, found)
             if saves or stop:
                 save_checkpoint(engine, config, updates, identity, ledger, recorder)
@@ -283,6 +286,13 @@ def evaluate(
     if sample:
         record.update(sample(step))
     return record
+
+
+def compare_with_published(engine: Engine, published: Published, record: dict[str, object]) -> None:
+    """Log how the last evaluation compares with the published run, and add it to the record."""
+    compared = compare(published, cast(float, record["loss"]))
+    record.update(compared.metrics())
+    (engine.log if compared.is_reached else engine.warn)(compared.line())
 
 
 def record_evaluation(recorder: Recorder, record: dict[str, object]) -> None:
