@@ -232,7 +232,7 @@ def make_plan(engine: Engine, config: DPOConfig, pairs: Pairs) -> Plan:
         packed_tokens(pairs, config),
         per_step=config.optim.pairs_per_step,
         epochs=config.optim.epochs,
-        ranks=engine.world_size,
+        ranks=engine.data_world_size,
         budget_tokens=config.hardware.tokens_per_micro_batch,
         seed=config.run.seed,
         shuffle=config.data.shuffle,
@@ -271,7 +271,7 @@ def split(engine: Engine, config: DPOConfig, pairs: Pairs, plan: Plan | None) ->
     hardware, tokens = config.hardware, packed_tokens(pairs, config)
     if plan is None:
         budget_tokens = hardware.tokens_per_micro_batch
-        plan = plan_pass(tokens, ranks=engine.world_size, budget_tokens=budget_tokens)
+        plan = plan_pass(tokens, ranks=engine.data_world_size, budget_tokens=budget_tokens)
     counts = {
         "prompt_tokens": pairs.prompt_tokens,
         "chosen_tokens": pairs.chosen_tokens,

@@ -118,7 +118,7 @@ def make_plan(engine: Engine, config: SFTConfig, texts: Texts) -> Plan:
         texts.tokens.tolist(),
         per_step=config.optim.windows_per_step,
         epochs=config.optim.epochs,
-        ranks=engine.world_size,
+        ranks=engine.data_world_size,
         budget_tokens=config.hardware.tokens_per_micro_batch,
         seed=config.run.seed,
         shuffle=config.data.shuffle,
@@ -161,7 +161,7 @@ def split(
     tokens, targets = texts.tokens.tolist(), texts.target_tokens.tolist()
     if plan is None:
         budget_tokens = config.hardware.tokens_per_micro_batch
-        plan = plan_pass(tokens, ranks=engine.world_size, budget_tokens=budget_tokens)
+        plan = plan_pass(tokens, ranks=engine.data_world_size, budget_tokens=budget_tokens)
     lm, parameters = engine.policy.lm.config, engine.num_layer_parameters
     adapters = engine.num_adapter_parameters
     flops = [text_flops(lm, parameters, *lengths, adapters) for lengths in zip(tokens, targets)]

@@ -341,7 +341,12 @@ def test_shipped_configs_load_write_every_key_and_read_back(path: Path, tmp_path
     other = (
         {"data.targets"}
         if kind is DPOConfig
-        else {"data.max_prompt_tokens", "data.truncation", "hardware.prefix_sharing"}
+        else {
+            "data.max_prompt_tokens",
+            "data.truncation",
+            "data.encoding",
+            "hardware.prefix_sharing",
+        }
     )
     # What only the other script reads may be left out; a group that is null has no keys below it.
     absent = {key for key in configs.keys(kind, "") if configs.is_absent(config, key)}

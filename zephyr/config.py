@@ -129,9 +129,16 @@ class Data:
     max_prompt_tokens: int = 512
     """The most tokens that the prompt keeps when a pair is truncated, BOS included. train_sft.py
     accepts the key and ignores it."""
-    truncation: Literal["keep_end"] = "keep_end"
-    """Which part of a long prompt is kept; responses always lose their end. train_sft.py
-    accepts the key and ignores it."""
+    truncation: Literal["keep_end", "trl_0.7"] = "keep_end"
+    """How a long pair is cut: the prompt keeps its BOS and its end, responses lose their end;
+    `trl_0.7` as TRL did then: BOS is lost too, and responses are cut to `max_tokens` less
+    `max_prompt_tokens`, which reproduces a published quirk and is not for new work. train_sft.py
+    accepts `keep_end` and ignores it."""
+    encoding: Literal["zephyr", "handbook_a", "handbook_b"] = "zephyr"
+    """How a pair becomes ids: as generation continues its prompt (`zephyr`), or as the alignment
+    handbook and TRL did at commit e316174 (`handbook_a`) and at f0ffa0d (`handbook_b`),
+    which reproduces published quirks and is not for new work. train_sft.py accepts `zephyr` and
+    ignores it."""
     limit: int | None = None
     """Read at most so many rows of `data.train`, and as many of `data.eval`, over all their
     sources; null: all rows."""
@@ -150,6 +157,9 @@ class Data:
 
 @dataclass(frozen=True)
 class Optim:
+    optimizer: Literal["adamw", "rmsprop"] = "adamw"
+    """The optimizer: AdamW, or torch's RMSprop as one published recipe used it (alpha 0.99; it has
+    no betas and no weight decay here)."""
     lr_peak: float = 5.0e-7
     """The learning rate at the end of the warm-up."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -173,6 +183,9 @@ class Optim:
 
 @dataclass(frozen=True)
 class SFTOptim:
+    optimizer: Literal["adamw", "rmsprop"] = "adamw"
+    """The optimizer: AdamW, or torch's RMSprop as one published recipe used it (alpha 0.99; it has
+    no betas and no weight decay here)."""
     lr_peak: float = 2.0e-5
     """The learning rate at the end of the warm-up."""
     schedule: Literal["linear", "cosine", "constant"] = "cosine"
@@ -253,6 +266,10 @@ class Hardware:
     gather: Literal["layer", "module"] = "layer"
     """ZeRO-3 gathers the weights of a whole decoder layer at once, or of each module in it. `layer`
     takes less time of the host."""
+    sequence_parallel: int = 1
+    """How many adjacent ranks compute a packed row together, each its share of the tokens, for rows
+    that one GPU does not hold. It divides the ranks and the model's attention heads, and does not
+    change the result."""
 
 
 @dataclass(frozen=True)
@@ -361,6 +378,11 @@ class SFTData(Data):
     max_tokens: int = 2048
     """The tokens of a window, into which whole conversations are packed; longer conversations are
     cut at their end."""
+    packing: Literal["best_fit", "constant_length"] = "best_fit"
+    """How windows are filled: with whole conversations that don't see each other (`best_fit`), or
+    as TRL's ConstantLengthDataset did (`constant_length`): all conversations joined by EOS and cut
+    every `max_tokens`, without isolation, which reproduces a published quirk and is not for new
+    work."""
 
 
 @dataclass(frozen=True)
@@ -434,7 +456,8 @@ LIMITS = [
         "1 <= integer < 2**31",
         lambda v: 1 <= v < 2**31,
         "optim.epochs optim.pairs_per_step optim.windows_per_step run.log_every "
-        "run.eval_every run.save_every run.keep samples.max_new_tokens adapter.r adapter.alpha",
+        "run.eval_every run.save_every run.keep samples.max_new_tokens adapter.r adapter.alpha "
+        "hardware.sequence_parallel",
     ),
     Limit(
         "2 <= integer < 2**31",
@@ -876,6 +899,36 @@ def check(config: DPOConfig | SFTConfig) -> None:
             f"published: expected null without data.eval, got eval_loss "
             f"{config.published.eval_loss}: name the rows that it is compared on in data.eval"
         )
+    check_eras(config)
+
+
+def check_eras(config: DPOConfig | SFTConfig) -> None:
+    """Check the combinations of options that reproduce published quirks.
+
+    Raises:
+        ConfigError: naming the key, its value and what was expected.
+    """
+    data = config.data
+    if config.optim.optimizer == "rmsprop" and config.optim.weight_decay:
+        raise ConfigError(
+            f"optim.weight_decay: expected 0 with optim.optimizer: rmsprop, got "
+            f"{config.optim.weight_decay!r}: torch's RMSprop would add it to the gradient"
+        )
+    if isinstance(config, DPOConfig):
+        return
+    for key, value, wanted in (
+        ("truncation", data.truncation, "keep_end"),
+        ("encoding", data.encoding, "zephyr"),
+    ):
+        if value != wanted:
+            raise ConfigError(
+                f"data.{key}: expected {wanted}, got {value!r}: it is an option of train_dpo.py"
+            )
+    if config.data.packing == "constant_length" and data.targets != "all":
+        raise ConfigError(
+            f"data.targets: expected all with data.packing: constant_length, got {data.targets!r}: "
+            "the windows of those recipes counted every token"
+        )
 
 
 def check_limits(config: DataclassInstance) -> None:
@@ -1074,8 +1127,24 @@ def check_arguments(kind: type[C], usage: str, arguments: Sequence[str]) -> None
 
 def print_bad_input(error: BadInput) -> None:
     """Print the line about bad input once a node."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if is_first_of_node():
         print(f"error: {error}", file=sys.stderr)
+
+
+def is_first_of_node() -> bool:
+    """Whether this process is the first of its node, of those that were started together.
+
+    LOCAL_RANK is the number of its GPU, which is 0 in every task that sees one GPU only: there
+    `zephyr.training.launchers` sets the first name. The last ones count before that.
+    """
+    names = (
+        "ZEPHYR_RANK_ON_NODE",
+        "LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "MPI_LOCALRANKID",
+        "SLURM_LOCALID",
+    )
+    return next((os.environ[name] for name in names if name in os.environ), "0") == "0"
 
 
 SOURCE_PREFIX = "data.train[]."  # of the keys of a group in `data.train` or `data.eval`

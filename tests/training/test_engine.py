@@ -1279,7 +1279,8 @@ class OfTwo:
     world_size = 2
 
     def __init__(self, engine: Engine, rank: int) -> None:
-        self.engine, self.rank = engine, rank
+        self.engine, self.data_rank = engine, rank
+        self.device, self.place = engine.device, engine.place
         self.brought: list[float] = []
 
     def __call__(self, batch: PackedBatch) -> Tensor:

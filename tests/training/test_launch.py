@@ -114,7 +114,8 @@ def test_an_end_that_is_nobodys_bug_is_a_line_and_a_code(
     assert "RANK" not in os.environ and not torch.distributed.is_initialized()
     assert capsys.readouterr().err.startswith(said)
     assert started.status()["code"] == code and started.status()["message"].startswith(kept)
-    monkeypatch.setenv("LOCAL_RANK" if isinstance(error, BadInput) else "RANK", "1")
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
     if not isinstance(error, OSError):
         monkeypatch.setattr(launching, "run", lambda *_: (_ for _ in ()).throw(error))
         assert started() == code and capsys.readouterr().err == ""
@@ -352,6 +353,7 @@ def test_a_rank_that_lost_another_waits_for_rank_0_s_end(
         rank=rank,
         stop_requested=False,
         on_all_ranks=lambda make: make(),
+        all_gather=lambda value: [value],
         broadcast=lambda _: True,
         close=lambda: pytest.fail("closed"),
     )

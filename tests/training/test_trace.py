@@ -63,6 +63,7 @@ class Case(NamedTuple):
     sft_weight: float | None = None  # the loss's own
     weighting: str = "none"
     weights: bool = False  # whether the rows have weights
+    sequence_parallel: int = 1
 
 
 SMOOTHED = {name: 0.1 for name, form in CLOSED_FORMS.items() if form.smoothing != "refused"}
@@ -122,6 +123,24 @@ SFT_CASES = [
     Case(1, LONGEST, False, schedule="cosine"),
     Case(2, SMALL, True, tied=True, sliding_window=24, dtype="bfloat16"),
 ]
+# Ranks that compute a row together: 4 query heads are divided, 2 key heads on 4 ranks are copied.
+TOGETHER = [
+    Case(
+        ranks,
+        budget,
+        checkpointing,
+        sequence_parallel=size,
+        sliding_window=window,
+        label_smoothing=0.1,
+        epochs=1,
+    )
+    for ranks, size, budget, checkpointing, window in (
+        (2, 2, SMALL, True, 24),
+        (4, 2, SMALL, "elementwise", None),
+        (4, 4, 8192, "mlp", 24),
+        (4, 4, SMALL, False, None),
+    )
+]
 # Adapters beside frozen weights, against peft's own model around Hugging Face's.
 LORA, NF4 = {"r": 4, "alpha": 32}, {"r": 4, "alpha": 8, "quantize": "nf4"}
 DPO_CASES += [Case(2, SMALL, "elementwise", family="qwen3", adapter=LORA, epochs=1)]
@@ -142,6 +161,7 @@ LONG_CASES += [
         (1, "elementwise", "qwen3", NF4, None),
     )
 ]
+LONG_CASES += TOGETHER
 LONG_SFT_CASES = [
     Case(ranks, SMALL, checkpointing, family=family, adapter=adapter, tied=family == "qwen3")
     for ranks, checkpointing, family, adapter in (
@@ -151,6 +171,7 @@ LONG_SFT_CASES = [
         (2, "elementwise", "qwen3", LORA),
     )
 ]
+LONG_SFT_CASES += [case._replace(epochs=2) for case in TOGETHER[:3]]
 # What rounding may do, beside 2e-4 of each number's size: measured, times three.
 TOLERANCE = {
     "float32": {},
@@ -249,6 +270,7 @@ def base_config(
             "dtype": case.dtype,
             "attention": "sdpa",
             "activation_checkpointing": case.activation_checkpointing,
+            "sequence_parallel": case.sequence_parallel,
             "deepspeed": str(ROOT / "configs/deepspeed/cpu.json"),
         },
         "run": {
@@ -340,6 +362,7 @@ def case_id(case: Case) -> str:
         f"tokens-checkpointing-{case.activation_checkpointing}-{case.family}"
         + (f"-lora-{case.adapter.get('quantize', 'none')}" if case.adapter else "")
         + ("-everything" if case.weights else "")
+        + (f"-{case.sequence_parallel}-together" if case.sequence_parallel > 1 else "")
     )
 
 

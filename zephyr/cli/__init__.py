@@ -20,6 +20,7 @@ COMMANDS: list[Callable[..., int | None]] = [
     data.self_instruct,
     data.prepare,
     data.feedback,
+    data.merge,
     data.binarize,
     rounds.rounds,
     runs.plan,

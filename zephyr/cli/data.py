@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
-from zephyr.cli.asking import SPEC, Asking, open_ask
+from zephyr.cli.asking import SPEC, Asking, ShardOption, open_ask, read_shard
 from zephyr.cli.reports import format_counts, part, print_unread_keys, print_warnings, write_summary
 
 if TYPE_CHECKING:
@@ -38,6 +38,16 @@ def self_instruct(
             "equal ones.",
         ),
     ] = 0.7,
+    batch: Annotated[
+        int,
+        Option(
+            metavar="N",
+            min=1,
+            help="Requests for instructions at a time. A larger number keeps more servers busy, "
+            "and makes other rows.",
+        ),
+    ] = 8,
+    shard: ShardOption = None,
     *,
     asking: Asking,
 ) -> None:
@@ -50,12 +60,14 @@ def self_instruct(
         --teacher openai:gpt-4o@https://api.openai.com/v1
     """
     from zephyr.distill.self_instruct import self_instruct
+    from zephyr.distill.shards import shard_path
 
-    writer = asking.open_teacher(teacher)
-    with open_ask(asking, out) as (ask, spent):
+    writer, part_of = asking.open_teacher(teacher), read_shard(shard)
+    written = shard_path(out, part_of) if part_of else out
+    with open_ask(asking, out, part_of, together=True) as (ask, spent):
         report = self_instruct(
             seeds,
-            out,
+            written,
             partial(ask, writer),
             n=n,
             seed=asking.seed,
@@ -64,9 +76,11 @@ def self_instruct(
             templates=asking.templates,
             instances=instances,
             largest_rouge_l=largest_rouge_l,
+            batch=batch,
+            shard=(part_of, writer) if part_of else None,
         )
         write_summary(
-            out,
+            written,
             {"command": "self-instruct", "teacher": writer.name, **report, **spent()},
             f"{report['rows']} rows in {report['rounds']} rounds",
         )
@@ -122,6 +136,7 @@ def prepare(
     workers: Annotated[
         int, Option(metavar="N", min=1, help="Processes. The result does not depend on it.")
     ] = 1,
+    shard: ShardOption = None,
 ) -> None:
     """Clean dialogues for train_sft.py.
 
@@ -132,7 +147,8 @@ def prepare(
     example: zephyr prepare HuggingFaceH4/ultrachat_200k:train_sft \\
         --decontaminate mt_bench.jsonl --out clean.jsonl
     """
-    from zephyr.distill.prepare import PrepareSettings, prepare
+    from zephyr.distill.prepare import PrepareSettings, check_shard, prepare
+    from zephyr.distill.shards import shard_path
 
     settings = PrepareSettings(
         truecase=not no_truecase,
@@ -149,6 +165,12 @@ def prepare(
         on_bad_row=on_bad_row,
         workers=workers,
     )
+    part_of = read_shard(shard)
+    if part_of is not None:
+        written = shard_path(out, part_of, ".arrow")
+        report = check_shard(sources, written, settings, part_of)
+        print(f"{written}: {report['rows']} rows checked")
+        return
     report = prepare(sources, out, settings)
     removed = {name: of["rows"] for name, of in part(report, "removed").items()}
     print(
@@ -182,6 +204,7 @@ def feedback(
     max_new_tokens: Annotated[
         int, Option(metavar="N", min=1, help="Limit of an answer or a judgement.")
     ] = 1024,
+    shard: ShardOption = None,
     *,
     asking: Asking,
 ) -> None:
@@ -195,14 +218,17 @@ def feedback(
         --judge openai:gpt-4o@https://api.openai.com/v1
     """
     from zephyr.distill.feedback import collect_feedback
+    from zephyr.distill.shards import shard_path
     from zephyr.teacher.spec import split_specs
 
+    part_of = read_shard(shard)
+    written = shard_path(out, part_of) if part_of else out
     teachers = [asking.open_teacher(spec) for spec in split_specs(answerers)]
     scorer = None if judge is None else asking.open_teacher(judge)
-    with open_ask(asking, out) as (ask, spent):
+    with open_ask(asking, out, part_of) as (ask, spent):
         report = collect_feedback(
             prompts,
-            out,
+            written,
             teachers,
             scorer,
             ask,
@@ -211,10 +237,11 @@ def feedback(
             principles=not no_principles,
             max_tokens=max_new_tokens,
             templates=asking.templates,
+            shard=part_of,
         )
         print_unread_keys(report)
         write_summary(
-            out,
+            written,
             {**report, **spent()},
             f"{report['rows']} prompts, each answered by {per_prompt} and "
             f"{judged_by(scorer, report)}",
@@ -226,6 +253,34 @@ def judged_by(judge: "Teacher | None", report: Mapping[str, object]) -> str:
     if judge is None:
         return "judged by nobody"
     return f"judged by {judge.name}; {report.get('unparsed', 0)} judgements could not be read"
+
+
+def merge(
+    out: Annotated[
+        Path, Argument(metavar="OUT", help="The output that --out named for every shard.")
+    ],
+    parts: Annotated[
+        list[Path] | None,
+        Argument(metavar="PART", help="What the shards wrote, in any order. Default: beside OUT."),
+    ] = None,
+) -> None:
+    """Make one file of the shards of self-instruct, prepare or feedback.
+
+    It writes OUT, its report and its ledger as one run without --shard does, and asks nobody. Run
+    it in the folder in which the shards ran: it reads the same sources.
+
+    \b
+    example: zephyr feedback prompts.jsonl ... --out feedback.jsonl --shard 0/2
+             zephyr feedback prompts.jsonl ... --out feedback.jsonl --shard 1/2
+             zephyr merge feedback.jsonl
+    """
+    from zephyr.distill.merge import merge, summary
+
+    report = merge(out, parts or [])
+    if "rows_kept" in report:  # of prepare, which has written it
+        print(f"{out}: {summary(report)}")
+    else:
+        write_summary(out, report, summary(report))
 
 
 def binarize(

@@ -22,7 +22,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConf
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.initialization import no_init_weights
 
-from zephyr.config import Adapter, BadInput, ConfigError, DPOConfig, SFTConfig
+from zephyr.config import Adapter, BadInput, ConfigError, DPOConfig, SFTConfig, is_first_of_node
 from zephyr.model import adapter as lora
 from zephyr.model import attention as kernels
 from zephyr.model import fused as fused_kernels
@@ -189,7 +189,7 @@ def require_runnable(config: DPOConfig | SFTConfig) -> None:
     if reason:
         raise ConfigError(reason)
     # A hub id is fetched once a machine; its other ranks find it in the cache.
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if is_first_of_node():
         folder, _ = base_folder(local_folder(config.model))
         lm_config = read_config(folder)
         require_supported(folder, lm_config)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from zephyr.packing import PackedBatch
+from zephyr.packing import PackedBatch, SequenceGroup
 
 
 class ZeroParameter(Protocol):
@@ -39,6 +39,7 @@ class Policy(Protocol):
     lm: LanguageModel
     max_sequence_tokens: int | None
     quantize: str  # how its frozen matrices are kept: none or nf4
+    sequence: SequenceGroup | None  # the ranks that compute a row together; None: each its own
     training: bool
 
     def parameters(self) -> Iterator[ZeroParameter]: ...

@@ -1,6 +1,7 @@
 """A policy sharded over all ranks by DeepSpeed ZeRO-3.
 
-With `shards.py` the only code that knows deepspeed and torch.distributed.
+With `shards.py` the only code that knows deepspeed, and with `zephyr.model.sequence` the only code
+that knows torch.distributed.
 
 `engine(batch)` is one forward of a micro-batch *through the DeepSpeed engine*. Through `.module` or
 a child of it, ZeRO-3 silently keeps only the last micro-batch's gradient.
@@ -21,8 +22,8 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from zephyr import progress
-from zephyr.config import BadInput, ConfigError, Hardware, Optim, SFTOptim
-from zephyr.packing import PackedBatch
+from zephyr.config import BadInput, ConfigError, Hardware, Optim, SFTOptim, is_first_of_node
+from zephyr.packing import PackedBatch, SequenceGroup, share_of_row
 from zephyr.training import shards
 from zephyr.training.deepspeed_settings import (
     GradientDtype,
@@ -107,6 +108,12 @@ class Engine:
         deepspeed.init_distributed(backend, timeout=timedelta(minutes=30), verbose=False)
         self.rank = torch.distributed.get_rank()
         self.world_size = torch.distributed.get_world_size()
+        self.sequence = sequence_group(hardware.sequence_parallel)
+        # Ranks that compute a row together have the same examples: one rank of the plan.
+        self.data_rank = self.rank // hardware.sequence_parallel
+        self.data_world_size = self.world_size // hardware.sequence_parallel
+        # One of them counts the row in sums over all ranks.
+        self.counts_rows = self.rank % hardware.sequence_parallel == 0
         settings = self.deepspeed_config(Optim(), "float32")
         try:
             deepspeed.DeepSpeedConfig(settings)
@@ -136,7 +143,7 @@ class Engine:
 
         Raises: BadInput of any rank on all.
         """
-        first = os.environ["LOCAL_RANK"] == "0"
+        first = is_first_of_node()
         mine = self.on_all_ranks(make if first else None)
         others = self.on_all_ranks(make if not first else None)
         return cast(T, mine if first else others)  # the one that called `make`
@@ -226,6 +233,9 @@ class Engine:
         settings = self.deepspeed_config(optim, self.gradient_dtype)
         loaded = self.on_all_ranks(lambda: load(init=zero_init(settings), write=fill_partition))
         move_buffers(loaded, self.device)
+        if self.sequence is not None:
+            require_divided_heads(cast(Policy, loaded), self.sequence.size)
+            cast(Policy, loaded).sequence = self.sequence
         if self.hardware.gather == "layer":
             deepspeed.utils.set_z3_leaf_modules(loaded, decoder_layers(loaded))
         policy = cast(Policy, loaded)  # zero.Init partitioned its parameters
@@ -272,9 +282,16 @@ class Engine:
         """The module, for its config and names. Forward goes through the engine itself."""
         return self.engine.module
 
+    def place(self, batch: PackedBatch) -> PackedBatch:
+        """A whole row becomes what this rank computes of it, on the device: all of it, or its share
+        where `hardware.sequence_parallel` is more than 1."""
+        if self.sequence is not None:
+            batch = share_of_row(batch, self.sequence.rank, self.sequence.size)
+        return batch.to(self.device)
+
     def __call__(self, batch: PackedBatch, *, collision: bool = False) -> Tensor:
         """log p of each target of a micro-batch, float32 [T]; with `collision` [2, T], see
-        `zephyr.model.policy.Policy`."""
+        `zephyr.model.policy.Policy`. Of a share (`place`): of all targets of its row."""
         return self.engine(batch, collision=True) if collision else self.engine(batch)
 
     def train(self, mode: bool = True) -> None:
@@ -410,6 +427,34 @@ class Engine:
 
         available: int = psutil.virtual_memory().available
         return available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def sequence_group(size: int) -> SequenceGroup | None:
+    """The ranks beside this one that compute its rows with it; None: size is 1. A collective.
+
+    Groups are of adjacent ranks, so that they lie within a node where their size divides its ranks.
+    Raises: ConfigError: the size does not divide the number of ranks.
+    """
+    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    if ranks % size:
+        raise ConfigError(
+            f"hardware.sequence_parallel: expected a divisor of the {ranks} ranks, got {size}"
+        )
+    if size == 1:
+        return None
+    blocks = [list(range(first, first + size)) for first in range(0, ranks, size)]
+    groups = [torch.distributed.new_group(block) for block in blocks]  # on every rank all of them
+    return SequenceGroup(groups[rank // size], rank % size, size)
+
+
+def require_divided_heads(policy: Policy, ranks: int) -> None:
+    """Check that so many ranks can share the model's attention heads. Raises: ConfigError."""
+    heads: int | None = getattr(policy.lm.config, "num_attention_heads", None)
+    if heads is not None and heads % ranks:
+        raise ConfigError(
+            f"hardware.sequence_parallel: expected a divisor of the model's {heads} attention "
+            f"heads, got {ranks}"
+        )
 
 
 @contextlib.contextmanager

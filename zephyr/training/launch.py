@@ -16,6 +16,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -32,6 +33,7 @@ from zephyr.config import (
 )
 from zephyr.training.engine import Engine, use_expandable_segments
 from zephyr.training.folder import RunFolder, require_separate_paths
+from zephyr.training.launchers import use_launcher
 from zephyr.training.loop import Stopped
 from zephyr.training.published import Comparison, last_comparison
 
@@ -70,6 +72,7 @@ def launch(
     with contextlib.ExitStack() as signals:
         try:
             config = load_arguments(kind, argv)
+            use_launcher()
             require_separate_paths(config)
             folder = None if "--dry-run" in argv else RunFolder(Path(config.run.dir))
             check(config)
@@ -135,6 +138,7 @@ def run(
     engine = Engine(config.hardware, config.run.seed)
     exit_with_torchrun()
     try:
+        require_one_config(engine, to_yaml(config))
         if folder is not None:
             if engine.rank == 0:
                 engine.on_all_ranks(partial(folder.open, config.run.resume))
@@ -155,6 +159,23 @@ def run(
         engine.close()
         raise
     engine.close()
+
+
+def require_one_config(engine: Engine, config: str) -> None:
+    """Compare the resolved config, as YAML, with rank 0's. A collective.
+
+    Raises: BadInput, on every rank, with the first line that differs on some rank.
+    """
+    configs = engine.all_gather(config)
+    for rank, other in enumerate(configs):
+        if other != configs[0]:
+            lines = zip_longest(configs[0].splitlines(), other.splitlines(), fillvalue="")
+            ours, theirs = next((a, b) for a, b in lines if a != b)
+            raise BadInput(
+                f"rank {rank} has another config than rank 0: {theirs.strip()!r} there, "
+                f"{ours.strip()!r} on rank 0. Start every rank with the same config and overrides; "
+                "start separate runs by launches of their own (in Slurm one srun each)"
+            )
 
 
 def watch_rank0(engine: Engine, folder: RunFolder) -> None:

@@ -213,8 +213,8 @@ def forward_backward(engine: Engine, split: Split, step: int, ledger: Ledger | N
     """
     epoch, ranks = split.plan.steps[step]
     step_weight = total(split.weights, split.plan.steps[step].examples())
-    totals = Totals()
-    batches = (split.collate(indices).to(engine.device) for indices in ranks[engine.rank])
+    totals = Totals(engine.counts_rows)
+    batches = (engine.place(split.collate(indices)) for indices in ranks[engine.data_rank])
     batch = next(batches, None)
     while batch is not None:
         loss_sum, stats = split.run_objective(engine, batch)
@@ -227,7 +227,7 @@ def forward_backward(engine: Engine, split: Split, step: int, ledger: Ledger | N
         loss = loss_sum / step_weight * (1 + 0 * loss_sum.detach())
         engine.backward(loss, last=following is None)
         totals.add(loss_sum, stats)
-        if ledger:
+        if ledger and engine.counts_rows:
             ledger.add(step, epoch, batch.indices, stats)
         batch = following
     # Summed with the rest, so that all ranks learn of a signal at the same step.
@@ -274,11 +274,11 @@ def evaluate(
     """
     record: dict[str, object] = {"step": step, "split": "eval", "epoch": epoch}
     engine.train(False)
-    totals = Totals()
+    totals = Totals(engine.counts_rows)
     if split:
-        micro_batches = split.plan.steps[0].ranks[engine.rank]
+        micro_batches = split.plan.steps[0].ranks[engine.data_rank]
         for indices in track(micro_batches, "eval", "micro-batches"):
-            totals.add(*split.run_objective(engine, split.collate(indices).to(engine.device)))
+            totals.add(*split.run_objective(engine, engine.place(split.collate(indices))))
     engine.train()
     if split:
         sums = reduce_totals(engine, split, 0, totals)

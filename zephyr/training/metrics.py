@@ -49,10 +49,15 @@ SHOWN = {
 
 
 class Totals:
-    """The sums of a step, float64 on the device; adding to them never waits for the device."""
+    """The sums of a step, float64 on the device; adding to them never waits for the device.
 
-    def __init__(self) -> None:
+    Args: counts: whether this rank's micro-batches are counted; False: another rank counts them,
+    and the sums are 0.
+    """
+
+    def __init__(self, counts: bool = True) -> None:
         self.sums: dict[str, Tensor] = {}
+        self.counts = counts
 
     def add(self, loss_sum: Tensor, stats: Mapping[str, Tensor]) -> None:
         """Add a micro-batch: its loss sum, and vectors [P] by metric name.
@@ -67,6 +72,7 @@ class Totals:
         }
         sums["loss"] = loss_sum.detach().double()
         for name, value in sums.items():
+            value = value if self.counts else torch.zeros_like(value)
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
 

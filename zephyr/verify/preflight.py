@@ -66,7 +66,7 @@ def check_inputs(
             "weights": lambda: require_weights(engine, config.model),
             "labels": lambda: engine.on_all_ranks(lambda: require_polarity(reports)),
             "ids": lambda: engine.on_rank0(check_ids),
-            "plan": lambda: engine.on_all_ranks(lambda: require_counts(split, engine.rank)),
+            "plan": lambda: engine.on_all_ranks(lambda: require_counts(split, engine.data_rank)),
             "disk": lambda: engine.on_rank0(lambda: require_disk(engine, config.run)),
             "memory": lambda: engine.on_all_ranks(lambda: require_memory(engine, config, split)),
         },
@@ -93,7 +93,7 @@ def check_model(
         return
     budget_tokens = config.hardware.tokens_per_micro_batch
     short, long = rows_to_pack(sample_indices(examples), split.tokens, budget_tokens)
-    rows = [split.collate(indices).to(engine.device) for indices in (short, long)]
+    rows = [split.collate(indices) for indices in (short, long)]
     dtype = config.hardware.dtype
 
     def check_packing() -> Finding:
@@ -467,7 +467,7 @@ def packed_difference(
 
 def logprobs_RT(engine: Engine, batch: PackedBatch) -> list[Tensor]:
     """Log-probs of each response's tokens, float64 [T] each."""
-    logp_T = engine(batch.to(engine.device)).double()
+    logp_T = engine(engine.place(batch)).double()
     return list(torch.split(logp_T, batch.response_tokens_R.tolist()))
 
 
@@ -518,7 +518,7 @@ def initial_difference(
     """
     shares, losses = [0.0], []
     for row in rows:
-        loss_sum, stats = split.run_objective(engine, row)
+        loss_sum, stats = split.run_objective(engine, engine.place(row))
         losses.append(float(loss_sum) / total(split.weights, row.indices))
         if isinstance(config, DPOConfig) and split.starts_at_reference:
             shares += reference_differences(config, split, row, stats)
@@ -550,16 +550,17 @@ def reference_differences(
 def gradient_difference(engine: Engine, row: PackedBatch) -> float:
     """Check that gradients are summed over ranks. A collective.
 
-    The same loss is brought twice: in equal parts by all ranks, then all of it by rank 0.
+    The same loss is brought twice: in equal parts by all ranks, each of which computes the whole
+    row, then all of it by rank 0, or by the ranks that compute a row together with it.
     Returns: the relative change of the gradient's norm, which is 0 where gradients are summed,
     wherever they are kept.
     """
 
-    def norm(share: float) -> float:
-        engine.backward(engine(row).sum() * share / len(row.targets_T), last=True)
+    def norm(batch: PackedBatch, part: float) -> float:
+        engine.backward(engine(batch).sum() * part / len(row.targets_T), last=True)
         return engine.discard_gradient()
 
-    equal = norm(1 / engine.world_size)
+    equal = norm(row.to(engine.device), 1 / engine.world_size)
     if not math.isfinite(equal):
         return equal
-    return abs(norm(float(engine.rank == 0)) - equal) / equal
+    return abs(norm(engine.place(row), float(engine.data_rank == 0)) - equal) / equal
