@@ -421,8 +421,8 @@ def test_failed_attempts_are_merged_once(tmp_path: Path) -> None:
 
 def test_costs_are_told_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`--dry-run` before and after a pilot of two of five prompts, with figures by hand: 2 answers,
-    4 ratings and 2 critiques a prompt. Fails where anything is asked or written, a paid reply is told
-    as missing, or a mean, a price or the share of a shard is wrong."""
+    4 ratings and 2 critiques a prompt. Fails where anything is asked or written, a paid reply is
+    told as missing, or a mean, a price or the share of a shard is wrong."""
     source, pilot, out = (tmp_path / name for name in ("p.jsonl", "pilot.jsonl", "f.jsonl"))
     drawn = {prompt.prompt: prompt for prompt in draw_prompts(build_world(0), "train", 12, 0)}
     rows = [prompt._asdict() for prompt in drawn.values()][:5]

@@ -32,13 +32,13 @@ class Load(NamedTuple):
 class Measured(NamedTuple):
     """Means over the replies of a teacher in ledgers.
 
-    seconds: of a reply, with as many requests at a time as were asked; 0 if it is not known.
+    seconds: of a reply, with as many requests at a time as were asked; None: not known.
     """
 
     replies: int
     reads: float
     writes: float
-    seconds: float
+    seconds: float | None
 
 
 class Forecast(NamedTuple):
@@ -74,7 +74,7 @@ def mean_of(replies: Sequence[tuple[float, int, int]]) -> Measured:
         count,
         sum(reads for _, reads, _ in replies) / count,
         sum(writes for _, _, writes in replies) / count,
-        sum(gaps) / len(gaps) if gaps else 0.0,
+        sum(gaps) / len(gaps) if gaps else None,
     )
 
 
@@ -84,7 +84,7 @@ def forecast(load: Load, measured: Measured | None) -> Forecast:
     if measured is None:
         longest = load.requests * load.max_tokens
         return Forecast(load.requests, load.reads, longest, most_writes, None)
-    seconds = load.requests * measured.seconds if measured.seconds else None
+    seconds = None if measured.seconds is None else load.requests * measured.seconds
     reads, writes = load.requests * measured.reads, load.requests * measured.writes
     return Forecast(load.requests, reads, writes, most_writes, seconds)
 
