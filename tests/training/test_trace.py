@@ -143,7 +143,7 @@ TOGETHER = [
 ]
 # Adapters beside frozen weights, against peft's own model around Hugging Face's.
 LORA, NF4 = {"r": 4, "alpha": 32}, {"r": 4, "alpha": 8, "quantize": "nf4"}
-DPO_CASES += [Case(2, SMALL, "elementwise", family="qwen3", adapter=LORA, epochs=1)]
+DPO_CASES += [Case(2, SMALL, "elementwise", "qwen3", adapter=LORA, epochs=1, sequence_parallel=2)]
 LONG_CASES += [
     Case(
         ranks,
@@ -161,7 +161,11 @@ LONG_CASES += [
         (1, "elementwise", "qwen3", NF4, None),
     )
 ]
-LONG_CASES += TOGETHER
+LONG_CASES += [
+    *TOGETHER,
+    TOGETHER[0]._replace(**EVERYTHING),
+    TOGETHER[1]._replace(family="qwen3", adapter=LORA),
+]
 LONG_SFT_CASES = [
     Case(ranks, SMALL, checkpointing, family=family, adapter=adapter, tied=family == "qwen3")
     for ranks, checkpointing, family, adapter in (

@@ -47,9 +47,9 @@ class Policy(Protocol):
 
 
 class ZeroOptimizer(Protocol):
-    """DeepSpeed's ZeRO-3 optimizer around torch's AdamW."""
+    """DeepSpeed's ZeRO-3 optimizer around one of torch."""
 
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     param_groups: list[dict[str, object]]
     fp16_groups: Sequence[Sequence[ZeroParameter]]  # whatever their dtype
     fp32_partitioned_groups_flat: Sequence[Tensor]
