@@ -158,8 +158,8 @@ def sft_trace(config: Config) -> Iterator[Record]:
 
 
 class Trainer:
-    """The optimizer on float32 weights, of which the model holds copies in its own dtype, with the schedule
-    of the config; counts the steps. Decay pulls matrices alone."""
+    """The optimizer on float32 weights, of which the model holds copies in its own dtype, with the
+    schedule of the config; counts the steps. Decay pulls matrices alone."""
 
     def __init__(self, lm: nn.Module, optim: Config, total_steps: int) -> None:
         self.optim, self.total_steps, self.step = optim, total_steps, 0
