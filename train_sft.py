@@ -3,7 +3,8 @@
     torchrun --nproc_per_node=8 train_sft.py CONFIG.yaml [key.sub=value ...] [--dry-run] [--quiet]
     python train_sft.py CONFIG.yaml [key.sub=value ...] [--dry-run] [--quiet]    (one process)
 
-CONFIG.yaml is for example configs/zephyr-7b-beta/sft.yaml. --dry-run prints the plan and exits.
+CONFIG.yaml is for example configs/zephyr-7b-beta/sft.yaml. --dry-run prints the plan, memory and
+time, and exits; with --gpus 16 --device a100-80 those of other GPUs than are here.
 
 Dialogues are packed into windows, and none attends to another. The loss is the mean of
 -log pi(token | the tokens before it in its dialogue) over the target tokens of a step: the
@@ -15,7 +16,7 @@ import sys
 from collections.abc import Mapping
 from functools import partial
 
-from zephyr.config import SFTConfig, check_arguments
+from zephyr.config import DryRun, SFTConfig, check_arguments
 
 if __name__ == "__main__":
     check_arguments(SFTConfig, __doc__, sys.argv[1:])  # before the imports that take seconds
@@ -24,7 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from zephyr.chat import leading_bos
-from zephyr.costs.predict import estimate
+from zephyr.costs.predict import estimate, require_model
 from zephyr.data.encode import encoding_resources, load_splits, load_texts
 from zephyr.data.report import Report
 from zephyr.data.store import Texts, content_digest
@@ -45,18 +46,14 @@ from zephyr.training.planner import describe_plan, most_micro_batches, require_b
 from zephyr.verify import preflight
 
 
-def train(engine: Engine, config: SFTConfig, folder: RunFolder | None) -> None:
-    """The whole run, on every rank. Args: folder: the run folder; None for a dry run."""
+def train(engine: Engine, config: SFTConfig, folder: RunFolder) -> None:
+    """The whole run, on every rank. Args: folder: the run folder."""
     # Dialogues as token ids, and the plan that assigns them to steps, ranks and micro-batches.
     config, tokenizer = load_run_tokenizer(engine, config)
     encoded, reports = load_data(engine, config, tokenizer)
     texts = encoded["train"]
     plan = make_plan(engine, config, texts)
     sample = make_sampler(engine, config, tokenizer)
-    if folder is None:
-        engine.print(describe_plan(plan, engine.world_size))
-        engine.print(engine.on_rank0(lambda: estimate(engine, config, texts)))
-        return
     engine.log(describe_plan(plan, engine.world_size))
 
     # Compare with the run in the folder, if any, before the expensive parts start.
@@ -83,6 +80,15 @@ def train(engine: Engine, config: SFTConfig, folder: RunFolder | None) -> None:
 
     fit(engine, config, training, evaluation, sample, folder.claim)
     finish_run(engine, config, tokenizer, training.identity)
+
+
+def predict(engine: Engine, config: SFTConfig, asked: DryRun) -> None:
+    """What `--dry-run` does, on every rank: print plan, memory and time of the run."""
+    lacks = require_model(engine, config)
+    config, tokenizer = load_run_tokenizer(engine, config)
+    make_sampler(engine, config, tokenizer)
+    load = partial(load_data, engine, config, tokenizer)
+    estimate(engine, config, asked, lacks, lambda: load()[0]["train"])
 
 
 def objective(policy: Engine, batch: PackedBatch) -> tuple[Tensor, Stats]:
@@ -183,4 +189,4 @@ def split(
 
 
 if __name__ == "__main__":
-    exit_process(launch(SFTConfig, require_runnable, train, __doc__, sys.argv[1:]))
+    exit_process(launch(SFTConfig, require_runnable, train, predict, __doc__, sys.argv[1:]))

@@ -55,6 +55,12 @@ MUTANTS: list[Mutant] = [
     ),
     *of(
         "zephyr/costs/predict.py",
+        ("tests/costs/test_dry_runs.py",),
+        ("ranks = asked.gpus or engine.world_size", "ranks = engine.world_size"),
+        ("for lack in find_lacks(config, dry_run=True)]", "for lack in ()]"),
+    ),
+    *of(
+        "zephyr/costs/predict.py",
         ("tests/costs/test_plan_command.py",),
         ("policies = tried[0]", "policies = tried[-1]"),
     ),

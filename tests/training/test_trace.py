@@ -158,7 +158,7 @@ TOGETHER = [
 ]
 # Adapters beside frozen weights, against peft's own model around Hugging Face's.
 LORA, NF4 = {"r": 4, "alpha": 32}, {"r": 4, "alpha": 8, "quantize": "nf4"}
-DPO_CASES += [Case(2, SMALL, "elementwise", family="qwen3", adapter=LORA, epochs=1)]
+DPO_CASES += [Case(2, SMALL, "elementwise", "qwen3", adapter=LORA, epochs=1, sequence_parallel=2)]
 LONG_CASES += [
     Case(
         ranks,
@@ -176,8 +176,10 @@ LONG_CASES += [
         (1, "elementwise", "qwen3", NF4, None),
     )
 ]
-LONG_CASES += TOGETHER
 LONG_CASES += [
+    *TOGETHER,
+    TOGETHER[0]._replace(**EVERYTHING),
+    TOGETHER[1]._replace(family="qwen3", adapter=LORA),
     Case(2, SMALL, True, dtype="bfloat16", **RMSPROP, **OF_B),
     Case(2, 8192, False, sliding_window=24, encoding="handbook_a", **RMSPROP),
     Case(1, SMALL, False, adapter=LORA, encoding="handbook_a", truncation="trl_0.7", **RMSPROP),

@@ -345,6 +345,22 @@ def binarize(
             "repeated.",
         ),
     ] = None,
+    drop_prompts: Annotated[
+        list[str] | None,
+        Option(
+            metavar="FILE",
+            help="Leave out the rows whose prompt is one of this file's, such as TruthfulQA's "
+            "questions. Can be repeated.",
+        ),
+    ] = None,
+    test_rows: Annotated[
+        int | None,
+        Option(
+            metavar="N",
+            help="Rule handbook: write the pairs of N rows to OUT's name with .test before the "
+            "ending, drawn as the published set's were (2000).",
+        ),
+    ] = None,
     fix_overall: Annotated[
         bool,
         Option(
@@ -368,6 +384,11 @@ def binarize(
 
     \b
     example: zephyr binarize feedback.jsonl --rule paper --seed 42 --out pairs.jsonl
+
+    \b
+    the script of HuggingFaceH4/ultrafeedback_binarized:
+      zephyr binarize openbmb/UltraFeedback --rule handbook --drop-source truthful_qa \\
+          --drop-prompts truthful_qa:generation:validation --test-rows 2000 --out pairs.jsonl
 
     \b
     delta learning, and a mix of on- and off-policy pairs:
@@ -395,6 +416,8 @@ def binarize(
             on_policy=tuple(on_policy or ()),
             on_policy_side=on_policy_side,
             mix=read_mix(mix),
+            drop_prompts=tuple(drop_prompts or ()),
+            test_rows=test_rows,
         ),
     )
     print_warnings(report)
@@ -403,6 +426,9 @@ def binarize(
         f"{out}: {report['pairs']} pairs of {report['rows']} rows; "
         f"left out: {format_counts(part(report, 'dropped'))}"
     )
+    if test_rows is not None:
+        test = part(report, "test")
+        print(f"{test['out']}: {test['pairs']} of these pairs, of {test['rows']} rows")
 
 
 def lineage(

@@ -26,7 +26,7 @@ from zephyr.costs.memory import RANKS_PER_NODE, SUM_BYTES, is_offloaded
 from zephyr.costs.work import Config, Model, Settings, Work
 from zephyr.model.load import DTYPES
 from zephyr.model.logprobs import CHUNK_ELEMENTS
-from zephyr.model.memory import inner_size, query_and_key_sizes
+from zephyr.model.memory import inner_size, key_copies, query_and_key_sizes
 from zephyr.model.nf4 import WEIGHT_BYTES
 from zephyr.packing import Plan
 from zephyr.training.deepspeed_settings import section_of
@@ -128,6 +128,7 @@ def example_seconds(
 
     Three forwards of the layers, three and a half of attention and four of the head (whose
     backward computes the logits again), and what the activation policy repeats. Not training: one.
+    Ranks that compute a row together divide all of it, and exchange heads around attention.
     """
     lm, hardware = model.config, config.hardware
     item = DTYPES[hardware.dtype].itemsize
@@ -163,8 +164,26 @@ def example_seconds(
     head_seconds = (4 - frozen if training else 1) * head * scored / products_rate
     head_seconds += logit_bytes * lm.vocab_size * scored / memory_rate
     parts = (products, attention_seconds, elementwise / memory_rate, head_seconds)
-    seconds_EC: Array = np.stack(parts, axis=1)
+    seconds_EC: Array = np.stack(parts, axis=1) / hardware.sequence_parallel
+    seconds_EC[:, 1] += tokens * exchange_seconds(lm, hardware, device, training)
     return seconds_EC
+
+
+def exchange_seconds(
+    lm: PreTrainedConfig, hardware: Hardware, device: Device, training: bool
+) -> float:
+    """Seconds of a row's token in the all-to-alls of `zephyr.model.sequence`; 0 for whole rows.
+
+    Queries, keys and values, then the output, in each forward, backward and repeated forward. They
+    hide behind nothing: attention waits for them.
+    """
+    ranks = hardware.sequence_parallel
+    query, key = query_and_key_sizes(lm)
+    sent = 2 * query + 2 * key * key_copies(lm, ranks)  # numbers of a token in a layer
+    passes = 1 + training * (1 + (hardware.activation_checkpointing in (True, "elementwise")))
+    layers: int = lm.num_hidden_layers
+    moved = passes * DTYPES[hardware.dtype].itemsize * layers * sent
+    return moved / ranks * (ranks - 1) / ranks / network_rate(device, ranks)
 
 
 def flash_rate(
@@ -322,7 +341,8 @@ def step_seconds(
     Args: kind: cuda or cpu. settings: those that DeepSpeed gets. gradient_dtype: of the sums.
     training: False for a pass that only computes log-probs.
     """
-    ranks, steps = len(plan.steps[0].ranks), len(plan.steps)
+    rows, steps = len(plan.steps[0].ranks), len(plan.steps)
+    ranks = rows * config.hardware.sequence_parallel
     seconds_EC = example_seconds(work, model, device, kind, config, training)
     seconds_MRC = micro_batch_sums(plan, seconds_EC)
     slowest_M = seconds_MRC.sum(-1).argmax(1)
@@ -358,7 +378,7 @@ def step_seconds(
         step=sum(parts.values()),
         parts=parts,
         busy=float(busy_M.sum() / steps),
-        ideal=float(seconds_MRC.sum() / ranks / steps),
+        ideal=float(seconds_MRC.sum() / rows / steps),
         communication=communication * len(busy_M) / steps,
         micro_batches=len(busy_M) / steps,
     )
@@ -374,7 +394,8 @@ def copies(
 ) -> Array:
     """Seconds of ZeRO-3's copies on the device in each micro-batch [M]."""
     item, summed = DTYPES[config.hardware.dtype].itemsize, SUM_BYTES[gradient_dtype]
-    ranks, rate = len(plan.steps[0].ranks), MEMORY_EFFICIENCY * device.memory_rate
+    ranks = len(plan.steps[0].ranks) * config.hardware.sequence_parallel
+    rate = MEMORY_EFFICIENCY * device.memory_rate
     # Frozen weights are put together after each gather; quantised ones are read and written whole.
     frozen = 4.0 * item * (model.shared - model.trained) * (ranks > 1)
     passes = 2 if config.hardware.activation_checkpointing is False else 3

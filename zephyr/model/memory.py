@@ -1,5 +1,6 @@
 """A model's shape and a micro-batch's tokens become the bytes that a step of one rank takes."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -29,6 +30,7 @@ def layer_bytes(lm: PreTrainedConfig, hardware: Hardware, keys: float = 1.0) -> 
     item, fused = item_bytes(hardware), hardware.fused != "none"
     hidden: int = lm.hidden_size
     query, key = (item * size for size in query_and_key_sizes(lm))
+    keys *= key_copies(lm, hardware.sequence_parallel)
     log_sum_exp: int = 4 * lm.num_attention_heads  # float32
     # sdpa copies its output. Rotated queries take the memory of queries.
     outputs = 2 if hardware.attention == "sdpa" else 1
@@ -82,6 +84,13 @@ def query_and_key_sizes(lm: PreTrainedConfig) -> tuple[int, int]:
     return heads * head_size, key_heads * head_size
 
 
+def key_copies(lm: PreTrainedConfig, ranks: int) -> int:
+    """Copies of each key head in attention, where so many ranks compute a row together
+    (`zephyr.model.sequence`)."""
+    key_heads: int = getattr(lm, "num_key_value_heads", None) or lm.num_attention_heads
+    return math.lcm(key_heads, ranks) // key_heads
+
+
 def inner_size(lm: PreTrainedConfig) -> int:
     """Inner size of the decoder's MLP."""
     size: int | None = getattr(lm, "intermediate_size", None)
@@ -113,7 +122,8 @@ def step_memory(
         parameters: of the whole model.
         ranks: processes that share them (ZeRO-3).
         tokens: of the fullest micro-batch.
-        hardware: dtype, attention, activation checkpointing, fused kernels.
+        hardware: dtype, attention, activation checkpointing, fused kernels, and the ranks that
+            compute a row together: each holds its share of the tokens.
         zero: `zero_optimization` of the DeepSpeed JSON.
         device: "cuda" or "cpu".
         scored: tokens of the fullest micro-batch with a log-prob in the loss; default: all.
@@ -134,6 +144,7 @@ def step_memory(
     """
     share = (adapters or parameters) // ranks
     scored = tokens if scored is None else scored
+    tokens, scored = (-(-count // hardware.sequence_parallel) for count in (tokens, scored))
     head = head_memory(lm, tokens, scored, hardware, device, frozen=adapters > 0)
     # And the gradient of the layer's largest matrix. A frozen matrix has none, but is dequantised
     # where it was quantised.

@@ -109,12 +109,7 @@ class Engine:
         deepspeed.init_distributed(backend, timeout=timedelta(minutes=30), verbose=False)
         self.rank = torch.distributed.get_rank()
         self.world_size = torch.distributed.get_world_size()
-        self.sequence = sequence_group(hardware.sequence_parallel)
-        # Ranks that compute a row together have the same examples: one rank of the plan.
-        self.data_rank = self.rank // hardware.sequence_parallel
-        self.data_world_size = self.world_size // hardware.sequence_parallel
-        # One of them counts the row in sums over all ranks.
-        self.counts_rows = self.rank % hardware.sequence_parallel == 0
+        self.set_sequence_parallel(hardware.sequence_parallel)
         settings = self.deepspeed_config(Optim(), "float32")
         try:
             deepspeed.DeepSpeedConfig(settings)
@@ -126,6 +121,17 @@ class Engine:
         self.host_group = torch.distributed.new_group(backend="gloo") if use_cuda else None
         torch.manual_seed(seed)
         self.stop_requested = False  # by a signal to this rank
+
+    def set_sequence_parallel(self, size: int) -> None:
+        """Let so many adjacent ranks compute each row together. A collective, before `initialize`.
+
+        Raises: ConfigError: the size does not divide the number of ranks.
+        """
+        self.sequence = sequence_group(size)
+        # These ranks have the same examples: to the plan they are one.
+        self.data_rank, self.data_world_size = self.rank // size, self.world_size // size
+        # One of them counts the row in sums over all ranks.
+        self.counts_rows = self.rank % size == 0
 
     def close(self) -> None:
         """Leave the process group, so that this process can start another engine."""
