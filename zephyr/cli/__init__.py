@@ -27,6 +27,7 @@ COMMANDS: list[Callable[..., int | None]] = [
     runs.verify,
     runs.report,
     analysis.pairs,
+    analysis.cards,
     evaluation.score,
     data.lineage,
     chat.chat,
