@@ -14,7 +14,11 @@ from processes import ROOT, free_port
 from runs import records, wait_for
 
 FOLDER = ROOT / "configs" / "cluster"
-SCRIPTS = sorted([*FOLDER.glob("*.sbatch"), *FOLDER.glob("*.sh")])
+SCRIPTS = [
+    path
+    for path in sorted([*FOLDER.glob("*.sbatch"), *FOLDER.glob("*.sh")])
+    if "RUN_FOLDER" in path.read_text(encoding="utf-8")  # those that train
+]
 README = (FOLDER / "README.md").read_text(encoding="utf-8")
 
 
@@ -68,7 +72,11 @@ def test_two_nodes_by_torchrun(numbered: bool, finished: Path, tmp_path: Path) -
     for node in ("0", "1"):
         environment = {
             **os.environ,
-            **{"NNODES": "2", "RANKS": "1", "HOST": "localhost", "PORT": port, "JOB": "test"},
+            "NNODES": "2",
+            "RANKS": "1",
+            "HOST": "localhost",
+            "PORT": port,
+            "JOB": "test",
             **({"NODE_RANK": node} if numbered else {}),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
