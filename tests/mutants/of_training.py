@@ -979,4 +979,21 @@ MUTANTS: list[Mutant] = [
         ("<= 1 + len(squares)", "<= len(squares)"),
         ("    if found:\n        raise", "    if False:\n        raise"),
     ),
+    *of(
+        "zephyr/training/launchers.py",
+        ("tests/training/test_launchers.py",),
+        ("if task.ranks == 1:", "if True:"),
+        ("device = 0 if gpus == 1 else task.local_rank", "device = task.local_rank"),
+        ("is_step = step.isdecimal() and int(step) < FIRST_SPECIAL_STEP", "is_step = bool(step)"),
+        ('if is_step and not (interactive and "SLURM_PTY_PORT" in environment):', "if is_step:"),
+        ("+ 7919 * number(environment", "+ 0 * number(environment"),
+        ("if gpus in (0, 1, task.local_ranks):", "if gpus <= task.local_ranks:"),
+        ('if same_size and environment["RANK"] != str(task.rank):', "if False:"),
+        ("    if gpus > 1:\n        nodes", "    if False:\n        nodes"),
+    ),
+    *of(
+        "zephyr/training/launch.py",
+        ("tests/training/test_launchers.py",),
+        ("if other != configs[0]:", "if rank == 1 and other != configs[0]:"),
+    ),
 ]
