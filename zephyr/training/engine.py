@@ -306,6 +306,7 @@ class Engine:
         weights. A collective. Raises: the BadInput of `load`, on every rank.
         """
         self.engine.optimizer._partition_all_parameters()  # no module keeps a gathered old value
+        shards.forget_second_copies(self.policy.parameters())
         self.on_all_ranks(lambda: load(self.policy.lm, write=fill_partition))
 
     def choose_gradient_dtype(self, micro_batches: int | None) -> GradientDtype:
