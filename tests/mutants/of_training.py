@@ -4,6 +4,15 @@ from table import Mutant, of
 
 MUTANTS: list[Mutant] = [
     *of(
+        "zephyr/training/metrics.py",
+        (
+            "tests/training/test_trace.py::test_dpo_equals_plain_pytorch"
+            "[sigmoid-float32-2-ranks-256-tokens-checkpointing-elementwise-qwen3-lora-none"
+            "-2-together]",
+        ),
+        ("value if self.counts else torch.zeros_like(value)", "value"),
+    ),
+    *of(
         "zephyr/progress.py",
         ("tests/test_progress.py",),
         (
@@ -266,8 +275,8 @@ MUTANTS: list[Mutant] = [
         ("if records or stop:", "if records:"),
         ("if first_step == 0 and (evaluation or sample):", "if evaluation or sample:"),
         (
-            "ledger.add(step, epoch, batch.indices, stats)",
-            "ledger.add(step, epoch, batch.indices[::-1], stats)",
+            "ledger.add(step, epoch, batch.indices, stats)\n        batch = following",
+            "ledger.add(step, epoch, batch.indices[::-1], stats)\n        batch = following",
         ),
         ("means = {name: value / weight for name", "means = {name: value / units for name"),
         (('    "stop",\n    "grad_norm",'), '    "grad_norm",'),
