@@ -416,9 +416,11 @@ def test_what_was_paid_for_is_merged_once(tmp_path: Path) -> None:
         line = shard_path(out, Shard(0, 2), ".ledger.jsonl").read_text().splitlines()[0]
         ledger.append_line(line.encode() + b"\n")  # a copy
     again = {**json.loads(line), "time": "2026-01-01T00:00:01.000+00:00", "prompt_tokens": 7}
-    with Ledger(shard_path(out, Shard(0, 2), ".ledger.jsonl")) as ledger:
-        ledger.append_line(json.dumps(again).encode() + b"\n")
-    copied = Spending(1, again["completion_tokens"] + json.loads(line)["prompt_tokens"], 0.0)
+    for path in shard_ledgers(out, 2):  # one is a copy
+        with Ledger(path) as ledger:
+            ledger.append_line(json.dumps(again).encode() + b"\n")
+    tokens = 2 * again["completion_tokens"] + json.loads(line)["prompt_tokens"] + 7
+    copied = Spending(2, tokens, 0.0)
     held = [Ledger(path, read_only=True).held for path in shard_ledgers(out, 2)]
     for _ in range(2):
         report = merge(out, [])
