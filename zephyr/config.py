@@ -272,6 +272,9 @@ class Hardware:
     """How many adjacent ranks compute a packed row together, each its share of the tokens, for rows
     that one GPU does not hold. It divides the ranks and the model's attention heads, and does not
     change the result."""
+    collective_timeout_seconds: int = 600
+    """The run ends where a rank is out of reach for so long, or a collective of the GPUs takes so
+    long; at least 20. Waiting for a rank that encodes rows or downloads does not count."""
 
 
 @dataclass(frozen=True)
@@ -465,6 +468,11 @@ LIMITS = [
         "2 <= integer < 2**31",
         lambda v: 2 <= v < 2**31,
         "data.max_tokens data.max_prompt_tokens hardware.tokens_per_micro_batch sampling.samples",
+    ),
+    Limit(
+        "20 <= integer < 2**31",
+        lambda v: 20 <= v < 2**31,
+        "hardware.collective_timeout_seconds",
     ),
     # of `zephyr rounds` (zephyr/rounds/config.py)
     Limit(

@@ -55,6 +55,7 @@ class ZeroOptimizer(Protocol):
     fp32_partitioned_groups_flat: Sequence[Tensor]
     sub_group_to_group_id: Mapping[int, int]
     persistent_parameters: Sequence["PersistentParameter"]
+    dp_process_group: torch.distributed.ProcessGroup
 
     def _partition_all_parameters(self) -> None: ...
     def _reassign_or_swap_out_partitioned_parameters(self, group: int) -> None: ...

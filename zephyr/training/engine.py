@@ -34,9 +34,15 @@ from zephyr.training.deepspeed_settings import (
     slow_settings,
 )
 from zephyr.training.deepspeed_types import DeepSpeedEngine, LanguageModel, Policy
+from zephyr.training.heartbeat import Heartbeat
 from zephyr.training.optimizers import make_optimizer
 
 T = TypeVar("T")
+# Ranks of one start may come so long after each other.
+START_TIMEOUT = timedelta(minutes=30)
+# Collectives of Python objects wait for work on the host of any length: the heartbeat ends the run
+# where a rank is lost.
+HOST_TIMEOUT = timedelta(days=30)
 
 
 class LoadPolicy(Protocol):
@@ -106,7 +112,7 @@ class Engine:
             # DeepSpeed would build this op with a C++ compiler, and crash where there is none.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         backend = "nccl" if use_cuda else "gloo"
-        deepspeed.init_distributed(backend, timeout=timedelta(minutes=30), verbose=False)
+        deepspeed.init_distributed(backend, timeout=START_TIMEOUT, verbose=False)
         self.rank = torch.distributed.get_rank()
         self.world_size = torch.distributed.get_world_size()
         self.set_sequence_parallel(hardware.sequence_parallel)
@@ -117,10 +123,18 @@ class Engine:
             raise ConfigError(f"hardware.deepspeed: {hardware.deepspeed}: {error}") from None
         for warning in slow_settings(self.settings, ranks=self.world_size, device=self.device.type):
             self.warn(f"{hardware.deepspeed}: {warning}")
-        # Python objects travel over gloo, so that they never wait for collectives of the GPU.
-        self.host_group = torch.distributed.new_group(backend="gloo") if use_cuda else None
+        self.start_heartbeat()
         torch.manual_seed(seed)
         self.stop_requested = False  # by a signal to this rank
+
+    def start_heartbeat(self) -> None:
+        """Make the groups beside DeepSpeed's, and tell other ranks from now on that this one is
+        alive."""
+        # Python objects travel over gloo, so that they never wait for collectives of the GPU.
+        self.host_group = torch.distributed.new_group(backend="gloo", timeout=HOST_TIMEOUT)
+        seconds = self.hardware.collective_timeout_seconds
+        set_timeout(torch.distributed.group.WORLD, seconds)
+        self.heartbeat = Heartbeat(seconds) if self.world_size > 1 else None
 
     def set_sequence_parallel(self, size: int) -> None:
         """Let so many adjacent ranks compute each row together. A collective, before `initialize`.
@@ -137,6 +151,8 @@ class Engine:
         """Leave the process group, so that this process can start another engine."""
         import deepspeed
 
+        if self.heartbeat is not None:
+            self.heartbeat.close()
         if torch.distributed.is_initialized():
             # Not torch's own: DeepSpeed keeps groups of its own, and would use them again.
             deepspeed.comm.destroy_process_group()
@@ -259,6 +275,10 @@ class Engine:
         groups = [group for group in groups if group["params"]]
         optimizer = make_optimizer(groups, optim)
         self.engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
+        # DeepSpeed makes a group of its own, with torch's default.
+        set_timeout(
+            self.engine.optimizer.dp_process_group, self.hardware.collective_timeout_seconds
+        )
 
     def fill_policy(self, load: FillPolicy) -> None:
         """Give the parameters other values; the optimizer's own weights and state do not change.
@@ -524,6 +544,11 @@ def fill_partition(parameter: nn.Parameter, read: Callable[[], Tensor]) -> None:
     with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
         if torch.distributed.get_rank() == 0:
             parameter.copy_(read())
+
+
+def set_timeout(group: torch.distributed.ProcessGroup | None, seconds: float) -> None:
+    """Set the time-out of a group's collectives."""
+    torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 def use_expandable_segments() -> None:
