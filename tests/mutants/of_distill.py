@@ -4,7 +4,7 @@ from table import Mutant, of
 
 PAIRS = "tests/distill/test_pair_choice.py::"
 POOL = "tests/teacher/test_pool.py::"
-SHARDS = "tests/distill/test_shards.py::"
+SHARDS = "tests/distill/test_sharded_sets.py::"
 MUTANTS: list[Mutant] = [
     *of(
         "zephyr/distill/selection.py",
