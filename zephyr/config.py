@@ -32,7 +32,9 @@ Value = None | bool | int | float | str | list["Value"] | dict[str, "Value"]  # 
 
 
 BAD_INPUT = 2  # exit code
-OPTIONS = ("--dry-run", "--quiet")  # of the training scripts, beside --help
+# Options of the training scripts, beside --help; the second kind takes a value.
+OPTIONS = ("--dry-run", "--quiet")
+DRY_RUN_OPTIONS = ("--gpus", "--device", "--lengths")
 
 
 class BadInput(ValueError):
@@ -270,6 +272,9 @@ class Hardware:
     """How many adjacent ranks compute a packed row together, each its share of the tokens, for rows
     that one GPU does not hold. It divides the ranks and the model's attention heads, and does not
     change the result."""
+    collective_timeout_seconds: int = 600
+    """The run ends where a rank is out of reach for so long, or a collective of the GPUs takes so
+    long; at least 20. Waiting for a rank that encodes rows or downloads does not count."""
 
 
 @dataclass(frozen=True)
@@ -464,6 +469,11 @@ LIMITS = [
         lambda v: 2 <= v < 2**31,
         "data.max_tokens data.max_prompt_tokens hardware.tokens_per_micro_batch sampling.samples",
     ),
+    Limit(
+        "20 <= integer < 2**31",
+        lambda v: 20 <= v < 2**31,
+        "hardware.collective_timeout_seconds",
+    ),
     # of `zephyr rounds` (zephyr/rounds/config.py)
     Limit(
         "1 <= integer < 2**31",
@@ -605,14 +615,67 @@ def read_tree(path: str, overrides: Sequence[str] = ()) -> dict[str, Value]:
     return tree
 
 
+class DryRun(NamedTuple):
+    """What a dry run predicts; None: the ranks and the device of this start, the config's rows."""
+
+    gpus: int | None = None  # ranks
+    device: str | None = None  # a name that `zephyr plan --device` knows
+    lengths: str | None = None  # as `zephyr plan --lengths`
+
+
 def load_arguments(kind: type[C], arguments: Sequence[str]) -> C:
     """The config that the arguments of a training script name, with their overrides.
 
     Raises:
-        ConfigError: as `split_arguments` and `load`.
+        ConfigError: as `split_arguments`, `read_dry_run` and `load`.
     """
-    path, overrides = split_arguments([a for a in arguments if a not in OPTIONS])
+    read_dry_run(arguments)
+    rest, _ = take_values(arguments)
+    path, overrides = split_arguments([a for a in rest if a not in OPTIONS])
     return load(kind, path, overrides)
+
+
+def read_dry_run(arguments: Sequence[str]) -> DryRun | None:
+    """What a training script's arguments ask a dry run to predict; None: no dry run.
+
+    Raises:
+        ConfigError: an option of a dry run has no value or a wrong one, or stands without it.
+    """
+    _, values = take_values(arguments)
+    if "--dry-run" not in arguments:
+        if values:
+            raise ConfigError(f"{next(iter(values))}: only a dry run takes it: add --dry-run")
+        return None
+    gpus = values.get("--gpus")
+    if gpus is not None and not (gpus.isascii() and gpus.isdigit() and 0 < int(gpus) <= 2**20):
+        raise ConfigError(f"--gpus: expected an integer from 1 to {2**20:,}, got {gpus!r}")
+    return DryRun(
+        None if gpus is None else int(gpus), values.get("--device"), values.get("--lengths")
+    )
+
+
+def take_values(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The arguments without DRY_RUN_OPTIONS (`--gpus 8` or `--gpus=8`), and the values of these.
+
+    Raises:
+        ConfigError: one has no value, or two.
+    """
+    rest: list[str] = []
+    values: dict[str, str] = {}
+    following = iter(arguments)
+    for argument in following:
+        name, equals, value = argument.partition("=")
+        if name not in DRY_RUN_OPTIONS:
+            rest.append(argument)
+            continue
+        if not equals:
+            value = next(following, "")
+        if not value or value.startswith("-"):
+            raise ConfigError(f"{name}: a value is wanted after it, got {value!r}")
+        if name in values:
+            raise ConfigError(f"{name}: given twice, {values[name]} and {value}")
+        values[name] = value
+    return rest, values
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[str, list[str]]:
@@ -931,6 +994,28 @@ def check_eras(config: DPOConfig | SFTConfig) -> None:
         )
 
 
+# Keys of options that reproduce published quirks -> the value of those that don't.
+USUAL = {
+    "data.encoding": "zephyr",
+    "data.truncation": "keep_end",
+    "data.packing": "best_fit",
+    "optim.optimizer": "adamw",
+}
+QUIRK = "reproduces published quirks; it is not for new work"
+
+
+def quirks(values: Mapping[str, object]) -> list[str]:
+    """The options that reproduce published quirks, as `key: value`. Args: values: by full key."""
+    on = [key for key, usual in USUAL.items() if values.get(key, usual) != usual]
+    return [f"{key}: {values[key]}" for key in on]
+
+
+def config_quirks(config: DPOConfig | SFTConfig) -> list[str]:
+    """`quirks` of a config."""
+    known = set(keys(type(config), ""))
+    return quirks({key: attrgetter(key)(config) for key in USUAL if key in known})
+
+
 def check_limits(config: DataclassInstance) -> None:
     """Check the range of each value. Raises: ConfigError, as `check`."""
     known = set(keys(type(config), ""))
@@ -1094,7 +1179,11 @@ def help_text(kind: type[DataclassInstance], usage: str) -> str:
         usage.strip(),
         "",
         "options, anywhere on the line:",
-        "  --dry-run        print the plan and exit",
+        "  --dry-run        print the plan, memory and time, and exit; needs no weights",
+        "  --gpus N         with --dry-run: of so many GPUs, not of those that are here",
+        "  --device NAME    with --dry-run: of these GPUs, as a100-80 or h100",
+        "  --lengths FILE   with --dry-run: token counts (.jsonl) in place of the rows, or those",
+        "                   of a published set: ultrafeedback, hh, tldr (pairs), ultrachat (texts)",
         "  --quiet          no progress and no log: only warnings, alarms and errors",
         "  -h, --help       print this and exit",
         "  key.sub=value    override a key of CONFIG.yaml; the value is read as YAML",

@@ -137,7 +137,7 @@ MUTANTS: list[Mutant] = [
         ),
         ("BAD_INPUT = 2  # exit code", "BAD_INPUT = 1  # exit code"),
         (
-            "split_arguments([a for a in arguments if a not in OPTIONS])",
+            "split_arguments([a for a in rest if a not in OPTIONS])",
             "split_arguments(arguments)",
         ),
         ('os.environ.get("LOCAL_RANK", "0") == "0"', "True"),

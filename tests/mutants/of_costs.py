@@ -28,10 +28,13 @@ MUTANTS: list[Mutant] = [
             "moved = summed * micro_batches",
         ),
         (
-            "HOST_UPDATE_BYTES * share, HOST_RATE / min(ranks, RANKS_PER_NODE)",
-            "HOST_UPDATE_BYTES * share, MEMORY_EFFICIENCY * device.memory_rate",
+            "rate = HOST_RATE / min(ranks, RANKS_PER_NODE)",
+            "rate = MEMORY_EFFICIENCY * device.memory_rate",
         ),
-        ("RATIO_BYTES * share / rate / log_every", "RATIO_BYTES * share / rate"),
+        (
+            "RATIO_BYTES[optimizer] * share / rate / log_every",
+            "RATIO_BYTES[optimizer] * share / rate",
+        ),
         (
             "slowest_M = seconds_MRC.sum(-1).argmax(1)",
             "slowest_M = seconds_MRC.sum(-1).argmin(1)",
@@ -49,6 +52,12 @@ MUTANTS: list[Mutant] = [
             "held = (12 + SUM_BYTES[gradient_dtype]) if on_device else 0",
             "held = 12 + SUM_BYTES[gradient_dtype]",
         ),
+    ),
+    *of(
+        "zephyr/costs/predict.py",
+        ("tests/costs/test_dry_runs.py",),
+        ("ranks = asked.gpus or engine.world_size", "ranks = engine.world_size"),
+        ("for lack in find_lacks(config, dry_run=True)]", "for lack in ()]"),
     ),
     *of(
         "zephyr/costs/predict.py",

@@ -1,9 +1,10 @@
-"""The faults of which pairs are written and of a pool of servers: see table.py."""
+"""The faults of which pairs are written, of a pool of servers and of shards: see table.py."""
 
 from table import Mutant, of
 
 PAIRS = "tests/distill/test_pair_choice.py::"
 POOL = "tests/teacher/test_pool.py::"
+SHARDS = "tests/distill/test_shards.py::"
 MUTANTS: list[Mutant] = [
     *of(
         "zephyr/distill/selection.py",
@@ -53,14 +54,57 @@ MUTANTS: list[Mutant] = [
         (
             POOL + "test_a_pool_answers_as_one_server_does",
             POOL + "test_a_server_comes_back_and_all_failing_names_each",
+            POOL + "test_all_servers_restart_at_once",
             POOL + "test_specs_of_pools",
         ),
         ('identity = f"{model} of a pool"', 'identity = f"{model} at {base_urls}"'),
         ("in_use = [member for member in members if not member.out.is_set()]", "in_use = members"),
-        ("                    member.out.clear()\n", "                    pass\n"),
+        ("        self.out.clear()\n", "        pass\n"),
+        ("if not in_use and out_seconds > MAX_OUT_SECONDS:", "if not in_use:"),
         (
             "                return\n        finally:",
             "                return\n            return\n        finally:",
+        ),
+    ),
+    *of(
+        "zephyr/teacher/shares.py",
+        (
+            SHARDS + "test_self_instruct_of_shards",
+            SHARDS + "test_a_shard_whose_others_are_away_ends",
+            SHARDS + "test_the_commands",
+        ),
+        ("number % len(self.paths)", "0"),
+        ("if owners[digest] == self.index]", "]"),
+        ("if waited > TOLD_SECONDS and not is_told:", "if False:"),
+        (
+            "            elif ranks.rank() == 0:\n",
+            "            else:\n                missing.append(request)\n",
+        ),
+    ),
+    *of(
+        "zephyr/distill/shards.py",
+        (SHARDS + "test_feedback_of_shards", SHARDS + "test_the_commands"),
+        ("numbers.setdefault(key, len(numbers))", "numbers.setdefault(len(numbers), len(numbers))"),
+        ("int(match[2]) != shard.of", "False"),
+    ),
+    *of(
+        "zephyr/distill/merge.py",
+        (
+            SHARDS + "test_a_wrong_set_of_shards_is_refused",
+            SHARDS + "test_failed_attempts_are_merged_once",
+            SHARDS + "test_feedback_of_shards",
+        ),
+        ("            if mine.get(key) != its.get(key):", "            if False:"),
+        ('or report.get("sha256") != synced_digest(path)', ""),
+        ("            if have[key]:\n", "            if False:\n"),
+        ("        if part.inputs.get(name) != found.get(name):", "        if False:"),
+    ),
+    *of(
+        "zephyr/distill/prepare.py",
+        (SHARDS + "test_prepare_of_shards",),
+        (
+            "turn, of_part = number // len(parts), number % len(parts)",
+            "of_part, turn = divmod(number, len(parts[0].pieces))",
         ),
     ),
 ]

@@ -892,16 +892,16 @@ MUTANTS: list[Mutant] = [
             "",
         ),
         (
-            'if reason:\n        raise ConfigError(f"hardware.attention: {reason}")',
+            'if reason:\n        yield ConfigError(f"hardware.attention: {reason}")',
             'if False:\n        raise ConfigError(f"hardware.attention: {reason}")',
         ),
         (
-            'if os.environ.get("LOCAL_RANK", "0") == "0":',
+            "if is_first_of_node():",
             "if True:",
         ),
         (
-            "fused_kernels.require_served(lm_config, hardware.fused)\n        weight_files(folder)",
-            "fused_kernels.require_served(lm_config, hardware.fused)",
+            "                yield from missing_weights(folder)",
+            "                pass",
         ),
         (
             ("lm_config = read_config(folder)\n        require_supported(folder, lm_config)"),

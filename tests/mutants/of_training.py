@@ -337,14 +337,14 @@ MUTANTS: list[Mutant] = [
         ),
         ("offset += size", "offset += real"),
         (
-            "step=torch.tensor(float(adam_step), device=flat.device),",
-            "step=torch.tensor(0.0, device=flat.device),",
+            "state.update(new_state(zero.optimizer, flat.detach(), steps))",
+            "state.update(new_state(zero.optimizer, flat.detach(), 0))",
         ),
         (
             'values = flat.detach() if vector == "master" else state[vector]',
             'values = flat.detach() if vector == "master" else state["exp_avg"]',
         ),
-        ('VECTORS = ("master", "exp_avg", "exp_avg_sq")', 'VECTORS = ("master", "exp_avg")'),
+        ('for vector in ("master", *moments):', 'for vector in ("master", moments[0]):'),
         (
             'update = square.sqrt().add_(group["eps"] * unbias_sq.sqrt())',
             'update = square.sqrt().add_(group["eps"])',
@@ -690,17 +690,8 @@ MUTANTS: list[Mutant] = [
             "tests/training/test_faults.py::test_a_second_sigint_stops_at_once",
         ),
         ("STOPPED = 75", "STOPPED = 1"),
-        (
-            'folder = None if "--dry-run" in argv else RunFolder(Path(config.run.dir))',
-            ('folder = None if "--dry-run" in overrides else RunFolder(Path(config.run.dir))'),
-        ),
-        (
-            (
-                'folder = None if "--dry-run" in argv else RunFolder(Path(config.run.dir))\n'
-                "            check(config)"
-            ),
-            'folder = None if "--dry-run" in argv else RunFolder(Path(config.run.dir))',
-        ),
+        ("if asked is not None:", "if asked is not None and asked.gpus is None:"),
+        ("check(config)\n                run(", "run("),
         ('if os.environ.get("RANK", "0") == "0":', "if True:"),
         (
             "print_bad_input(error)\n            return finish_run(folder, BAD_INPUT, str(error))",
@@ -761,14 +752,14 @@ MUTANTS: list[Mutant] = [
         (
             (
                 "folder.claimed = engine.broadcast(folder.claimed)\n"
-                '            folder.write_file("config.yaml", to_yaml(config).encode())'
+                '        folder.write_file("config.yaml", to_yaml(config).encode())'
             ),
             "folder.claimed = engine.broadcast(folder.claimed)",
         ),
         (
             (
                 'folder.write_file("config.yaml", to_yaml(config).encode())\n'
-                '            folder.write_status(None, "running")'
+                '        folder.write_status(None, "running")'
             ),
             'folder.write_file("config.yaml", to_yaml(config).encode())',
         ),
@@ -786,7 +777,10 @@ MUTANTS: list[Mutant] = [
             ),
             "except (BadInput, Stopped):",
         ),
-        (("raise\n    engine.close()"), "raise"),
+        (
+            "raise\n    engine.close()\n\n\ndef require_one_config",
+            "raise\n\n\ndef require_one_config",
+        ),
         ("while not folder.write_status_for_rank0(0):", "if not folder.write_status_for_rank0(0):"),
         (
             "while not folder.write_status_for_rank0(0):",
@@ -807,24 +801,24 @@ MUTANTS: list[Mutant] = [
         ("    sys.stdout.flush()\n", ""),
         ("os._exit(code)", "sys.exit(code)"),
         (
-            "if folder is not None and engine.rank > 0 and is_lost_rank_error(error):",
-            "if folder is not None and is_lost_rank_error(error):",
+            "if engine.rank > 0 and is_lost_rank_error(error):",
+            "if is_lost_rank_error(error):",
         ),
         (
-            "if folder is not None and engine.rank > 0 and is_lost_rank_error(error):",
-            "if folder is not None and engine.rank > 0:",
+            "if engine.rank > 0 and is_lost_rank_error(error):",
+            "if engine.rank > 0:",
         ),
         (
             "folder.write_status_for_rank0(RANK0_TIMEOUT_SECONDS)",
             "folder.write_status_for_rank0(0)",
         ),
         (
-            "            folder.claimed = engine.broadcast(folder.claimed)\n",
+            "        folder.claimed = engine.broadcast(folder.claimed)\n",
             "",
         ),
         (
-            "            if engine.rank == 0:\n                engine.on_all_ranks(partial",
-            "            if True:\n                engine.on_all_ranks(partial",
+            "        if engine.rank == 0:\n            engine.on_all_ranks(partial",
+            "        if True:\n            engine.on_all_ranks(partial",
         ),
         ("except (BadInput, Stopped):  # raised", "except BaseException:  # raised"),
     ),

@@ -358,7 +358,8 @@ class Leaking:
     `nats` too likely."""
 
     def __init__(self, engine: Engine, at: int, nats: float) -> None:
-        self.engine, self.device, self.at, self.nats = engine, engine.device, at, nats
+        self.engine, self.at, self.nats = engine, at, nats
+        self.place = engine.place
 
     def train(self, mode: bool = True) -> None:
         self.engine.train(mode)

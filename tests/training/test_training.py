@@ -826,7 +826,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(
     data = write_lines(tmp_path / "pairs.jsonl", [*rows(20), {**rows(1)[0], "id": "again"}])
     config = write_config(tmp_path, tiny, data)
     result = launch("train_dpo.py", config, "--dry-run", "--quiet", ranks=2)
-    assert result.stdout.startswith("plan: 6 steps") and not (tmp_path / "run").exists()
+    assert "plan: 6 steps" in result.stdout and not (tmp_path / "run").exists()
     assert [line.split(":")[0] for line in result.stderr.splitlines()] == ["warning"]
 
 

@@ -26,6 +26,7 @@ COMMANDS: list[Callable[..., int | None]] = [
     runs.plan,
     runs.verify,
     runs.report,
+    runs.push,
     analysis.pairs,
     analysis.cards,
     evaluation.score,
@@ -82,6 +83,7 @@ def options_of_all(
       train_dpo.py CONFIG.yaml         dDPO
       zephyr rounds CONFIG.yaml        dDPO on the policy's own answers, in rounds
       zephyr eval                      benchmarks
+      zephyr push RUN REPO_ID          the model on the Hub
     """
 
 

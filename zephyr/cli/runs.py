@@ -1,11 +1,12 @@
-"""The commands about training runs: what a run will take, what runs did, and whether a run depends
-on its layout."""
+"""The commands about training runs: what a run will take, what runs did, whether a run depends on
+its layout, and its model on the Hub."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 from typer import Argument, Option
 
+from zephyr import progress
 from zephyr.cli.reports import part
 from zephyr.config import BadInput
 
@@ -224,3 +225,61 @@ def report(
         raise BadInput(f"--out: expected a name that ends in .html for {len(runs)} runs, got {out}")
     write_html(runs, page)
     print(page)
+
+
+def push(
+    run: Annotated[
+        Path,
+        Argument(metavar="RUN", help="A run folder, or the folder of a model or an adapter."),
+    ],
+    repo_id: Annotated[
+        str, Argument(metavar="REPO_ID", help="NAMESPACE/NAME of the repository on the Hub.")
+    ],
+    adapter: Annotated[
+        bool, Option("--adapter", help="Upload RUN/adapter instead of RUN/model.")
+    ] = False,
+    private: Annotated[
+        bool, Option("--private", help="Make the repository private; refuse a public one.")
+    ] = False,
+    revision: Annotated[
+        str | None,
+        Option(metavar="BRANCH", help="The branch, made where it is missing. Default: main."),
+    ] = None,
+    license: Annotated[
+        str | None,
+        Option(metavar="ID", help="The license in the card, as the Hub writes it: apache-2.0."),
+    ] = None,
+    base_model: Annotated[
+        str | None,
+        Option(metavar="REPO_ID", help="The base model in the card, where the card names none."),
+    ] = None,
+    dataset: Annotated[
+        list[str] | None,
+        Option(metavar="REPO_ID", help="A dataset in the card; repeat it for several."),
+    ] = None,
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Check the export, list its files and sizes, and exit.")
+    ] = False,
+) -> None:
+    """Upload a trained model and its card to the Hugging Face Hub.
+
+    All files become one commit. A command that broke off is run again: large files that have
+    arrived are not sent twice. The token is that of `hf auth login`, or HF_TOKEN.
+
+    \b
+    example: zephyr push runs/dpo me/zephyr-7b-mine --private --license apache-2.0 --dry-run
+    """
+    from zephyr.report.publish import Tags, files_of, find_export, require_hub_id, upload
+
+    require_hub_id(repo_id, "REPO_ID")
+    folder = find_export(run, adapter=adapter)
+    files = files_of(folder, Tags(license, base_model, dataset or ()), progress.warn)
+    if dry_run:
+        for file in files:
+            progress.print_result(f"{file.size:>16,}  {file.name}")
+        total = sum(file.size for file in files)
+        progress.print_result(f"{total:>16,}  bytes in {len(files)} files, to {repo_id}")
+        return
+    with progress.library_bars():
+        url = upload(files, repo_id, private=private, revision=revision, info=progress.info)
+    progress.print_result(url)

@@ -79,6 +79,7 @@ def load_pairs(
     limit: int | None = None,
     on_bad_row: str = "error",
     columns: Mapping[str, str | None] | None = None,
+    encoding: str = "zephyr",
     cache_dir: str | Path | None = None,
     workers: int = 1,
 ) -> tuple[Pairs, Report]:
@@ -92,6 +93,7 @@ def load_pairs(
         limit: rows read at most, of all sources together.
         on_bad_row: `error`, or `skip` (bad rows are counted and listed in the report).
         columns: field -> path of its value in the rows (`answers.0`); None leaves the field out.
+        encoding: as `chat.encode_pair`.
         cache_dir: where encoded rows are kept, under a digest of data, tokenizer, options and
             code. None: in memory only.
         workers: processes that encode.
@@ -107,6 +109,7 @@ def load_pairs(
         _template_of(tokenizer),
         on_bad_row,
         _sorted(columns),
+        encoding,
     )
     table, report = _load(sources, tokenizer, options, limit, cache_dir, workers)
     return Pairs(table), report
@@ -121,6 +124,7 @@ def load_texts(
     limit: int | None = None,
     on_bad_row: str = "error",
     columns: Mapping[str, str | None] | None = None,
+    joined: bool = False,
     cache_dir: str | Path | None = None,
     workers: int = 1,
 ) -> tuple[Texts, Report]:
@@ -129,6 +133,7 @@ def load_texts(
     Args:
         targets: `assistant` or `all` (`chat.encode_messages`). In rows of plain text every token
             is a target.
+        joined: the texts are for `windows.joined_windows`: not cut, an EOS behind each.
         Others: as `load_pairs`; a `DataSource` has no other weight than 1.
     Returns: the texts, a sequence of `EncodedText`, and the report.
     Raises: BadInput as `load_pairs`."""
@@ -140,6 +145,7 @@ def load_texts(
         _template_of(tokenizer),
         on_bad_row,
         _sorted(columns),
+        joined=joined,
     )
     table, report = _load(sources, tokenizer, options, limit, cache_dir, workers)
     return Texts(table), report
@@ -149,20 +155,27 @@ def load_splits(
     engine: Engine,
     data: Data,
     encode: Callable[[Sequence[str | DataSource]], tuple[T, Report]],
+    pack: Callable[[T, Report, str], tuple[T, Report]] | None = None,
 ) -> tuple[dict[str, T], dict[str, Report]]:
     """`encode(data.train)`, and `encode(data.eval)` if there is any; logs each report.
 
-    The first rank of each node encodes, the others then read its cache. Raises: on every rank the
-    BadInput of `encode`."""
+    The first rank of each node encodes, the others then read its cache.
+    Args: pack: makes other examples of those of a split, whose name it is given.
+    Raises: on every rank the BadInput of `encode` and `pack`."""
+    rows: dict[str, T] = {}
     encoded: dict[str, T] = {}
     reports: dict[str, Report] = {}
     for split, sources in {"train": data.train, "eval": data.eval}.items():
         if not sources:
             continue
-        encoded[split], report = engine.local_rank0_first(partial(encode, sources))
+        rows[split], report = engine.local_rank0_first(partial(encode, sources))
         if split == "eval":
-            overlap = count_prompt_overlap(encoded["train"], encoded["eval"])
+            overlap = count_prompt_overlap(rows["train"], rows["eval"])
             report["also_in_train"], report["begins_in_train"] = overlap
+        encoded[split] = rows[split]
+        if pack:
+            packed = partial(pack, rows[split], report, split)
+            encoded[split], report = engine.local_rank0_first(packed)
         engine.log(format_counts(report))
         for warning in report_warnings(report):
             engine.warn(warning)
@@ -301,8 +314,15 @@ def _try_options(tokenizer: PreTrainedTokenizerBase, options: Options) -> None:
             raise ValueError(f"max_tokens is {options.max_tokens}, expected at least 2")
         chat.encode_messages(tokenizer, turns, targets=options.targets, template=options.template)
         if options.max_prompt_tokens is not None:
+            row = {"prompt": "a", "chosen": "b", "rejected": "c"}
+            pair = EncodedPair("", [0], [0], [0])
+            if options.encoding != "zephyr":
+                encoding = options.encoding
+                pair = chat.tokenize_pair(
+                    tokenizer, row, template=options.template, encoding=encoding
+                )
             chat.truncate_pair(
-                EncodedPair("", [0], [0], [0]),
+                pair,
                 max_tokens=options.max_tokens,
                 bos_id=None,
                 max_prompt_tokens=options.max_prompt_tokens,

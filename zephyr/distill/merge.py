@@ -6,7 +6,7 @@ shards' files. So it also writes the ledger and the report that one run would ha
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from zephyr.distill.self_instruct import self_instruct, self_instruct_inputs
 from zephyr.distill.shards import Shard, parts_beside, shard_path
 from zephyr.progress import track
 from zephyr.teacher import Budget, Ledger, Reply, Request, Teacher, ask
-from zephyr.teacher.ledger import MAX_LINE_BYTES, ledger_files, parse_reply
+from zephyr.teacher.ledger import ledger_lines, parse_reply
 from zephyr.teacher.shares import absent, open_existing, reusing
 from zephyr.training.files import READ_ERRORS, as_dict, read_json, synced_digest
 
@@ -177,23 +177,20 @@ def part_ledger(part: Part) -> Path:
 def copy_the_rest(ledger: Ledger, paths: Sequence[Path]) -> None:
     """Append what the shards paid for beside the replies that were used: failed attempts, and
     replies that two shards asked for. A second merge appends nothing."""
-    have = Counter(key for _, key in ledger_lines(ledger.path))
+    have = Counter(map(reply_key, ledger_lines(ledger.path)))
     for path in paths:
-        for line, key in track(ledger_lines(path), f"ledger {path.name}", "replies"):
+        for line in track(ledger_lines(path), f"ledger {path.name}", "replies"):
+            key = reply_key(line)
             if have[key]:
                 have[key] -= 1
             else:
                 ledger.append_line(line)
 
 
-def ledger_lines(path: Path) -> Iterator[tuple[bytes, tuple[str, ...]]]:
-    """Yield the whole lines of a ledger and its ranks', each with what tells it from the others."""
-    for file in ledger_files(path):
-        with file.open("rb") as lines:
-            for line in iter(lambda: lines.readline(MAX_LINE_BYTES), b""):
-                if line.endswith(b"\n"):
-                    reply = parse_reply(line)
-                    yield line, (reply.digest, reply.time, reply.model, reply.error)
+def reply_key(line: bytes) -> tuple[str, ...]:
+    """What tells a line of a ledger from the others."""
+    reply = parse_reply(line)
+    return reply.digest, reply.time, reply.model, reply.error
 
 
 def merge_feedback(out: Path, parts: Sequence[Part], ask: Ask) -> Report:

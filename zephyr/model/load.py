@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -176,33 +176,60 @@ def require_runnable(config: DPOConfig | SFTConfig) -> None:
     Raises:
         BadInput: the run would fail; gives the reason.
     """
+    for lack in find_lacks(config):
+        raise lack
+
+
+def find_lacks(config: DPOConfig | SFTConfig, *, dry_run: bool = False) -> Iterator[BadInput]:
+    """What this machine lacks for a run: kernels, libraries, weight files.
+
+    Args:
+        dry_run: a model of the hub is not fetched: it lacks no weights.
+
+    Raises:
+        BadInput: a model's folder or config would fail the run on any machine.
+    """
     hardware = config.hardware
     use_cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
     device = "cuda" if use_cuda else "cpu"
     reason = kernels.unavailable_reason(hardware.attention, DTYPES[hardware.dtype], device)
     if reason:
-        raise ConfigError(f"hardware.attention: {reason}")
+        yield ConfigError(f"hardware.attention: {reason}")
     reason = fused_kernels.unavailable_reason(hardware.fused, device)
     if reason:
-        raise ConfigError(f"hardware.fused: {reason}")
+        yield ConfigError(f"hardware.fused: {reason}")
     reason = lora.unavailable_reason(config.adapter)
     if reason:
-        raise ConfigError(reason)
+        yield ConfigError(reason)
     # A hub id is fetched once a machine; its other ranks find it in the cache.
     if is_first_of_node():
-        folder, _ = base_folder(local_folder(config.model))
+        folder, _ = base_folder(local_folder(config.model, weights=not dry_run))
         lm_config = read_config(folder)
         require_supported(folder, lm_config)
         fused_kernels.require_served(lm_config, hardware.fused)
-        weight_files(folder)
+        models = {config.model: folder}
         if isinstance(config, DPOConfig) and config.reference.model is not None:
-            of_reference, _ = base_folder(local_folder(config.reference.model))
-            require_same_decoder(lm_config, read_config(of_reference), of_reference)
-            weight_files(of_reference)
+            reference = config.reference.model
+            models[reference], _ = base_folder(local_folder(reference, weights=not dry_run))
+            require_same_decoder(lm_config, read_config(models[reference]), models[reference])
+        for model, folder in models.items():
+            if os.path.isdir(model) or not dry_run:
+                yield from missing_weights(folder)
 
 
-def local_folder(path: str | Path) -> Path:
+def missing_weights(folder: Path) -> Iterator[BadInput]:
+    """The error of `weight_files`, if there is one."""
+    try:
+        weight_files(folder)
+    except BadInput as error:
+        yield error
+
+
+def local_folder(path: str | Path, *, weights: bool = True) -> Path:
     """The folder itself, or a hub id's snapshot of config, tokenizer and safetensors.
+
+    Args:
+        weights: False: of a hub id, no safetensors are fetched.
 
     Raises:
         BadInput: there is no such folder, and the hub gives none.
@@ -215,8 +242,9 @@ def local_folder(path: str | Path) -> Path:
 
     try:
         with library_bars():
-            patterns = ["*.json", "model*.safetensors", "tokenizer*", "*.jinja"]
-            patterns.append("adapter_model.safetensors")
+            patterns = ["*.json", "tokenizer*", "*.jinja"]
+            if weights:
+                patterns += ["model*.safetensors", "adapter_model.safetensors"]
             return Path(snapshot_download(str(path), allow_patterns=patterns))
     except (HFValidationError, OSError) as error:  # the hub's other errors are OSErrors
         raise BadInput(

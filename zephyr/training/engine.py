@@ -34,8 +34,18 @@ from zephyr.training.deepspeed_settings import (
     slow_settings,
 )
 from zephyr.training.deepspeed_types import DeepSpeedEngine, LanguageModel, Policy
+<<<<<<< HEAD
+from zephyr.training.heartbeat import Heartbeat
+=======
+from zephyr.training.optimizers import make_optimizer
+>>>>>>> 86a79309b6cce7b3f05b0bbd3702656b648da9f4
 
 T = TypeVar("T")
+# Ranks of one start may come so long after each other.
+START_TIMEOUT = timedelta(minutes=30)
+# Collectives of Python objects wait for work on the host of any length: the heartbeat ends the run
+# where a rank is lost.
+HOST_TIMEOUT = timedelta(days=30)
 
 
 class LoadPolicy(Protocol):
@@ -105,15 +115,10 @@ class Engine:
             # DeepSpeed would build this op with a C++ compiler, and crash where there is none.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         backend = "nccl" if use_cuda else "gloo"
-        deepspeed.init_distributed(backend, timeout=timedelta(minutes=30), verbose=False)
+        deepspeed.init_distributed(backend, timeout=START_TIMEOUT, verbose=False)
         self.rank = torch.distributed.get_rank()
         self.world_size = torch.distributed.get_world_size()
-        self.sequence = sequence_group(hardware.sequence_parallel)
-        # Ranks that compute a row together have the same examples: one rank of the plan.
-        self.data_rank = self.rank // hardware.sequence_parallel
-        self.data_world_size = self.world_size // hardware.sequence_parallel
-        # One of them counts the row in sums over all ranks.
-        self.counts_rows = self.rank % hardware.sequence_parallel == 0
+        self.set_sequence_parallel(hardware.sequence_parallel)
         settings = self.deepspeed_config(Optim(), "float32")
         try:
             deepspeed.DeepSpeedConfig(settings)
@@ -121,15 +126,38 @@ class Engine:
             raise ConfigError(f"hardware.deepspeed: {hardware.deepspeed}: {error}") from None
         for warning in slow_settings(self.settings, ranks=self.world_size, device=self.device.type):
             self.warn(f"{hardware.deepspeed}: {warning}")
-        # Python objects travel over gloo, so that they never wait for collectives of the GPU.
-        self.host_group = torch.distributed.new_group(backend="gloo") if use_cuda else None
+        self.start_heartbeat()
         torch.manual_seed(seed)
         self.stop_requested = False  # by a signal to this rank
+
+<<<<<<< HEAD
+    def start_heartbeat(self) -> None:
+        """Make the groups beside DeepSpeed's, and tell other ranks from now on that this one is
+        alive."""
+        # Python objects travel over gloo, so that they never wait for collectives of the GPU.
+        self.host_group = torch.distributed.new_group(backend="gloo", timeout=HOST_TIMEOUT)
+        seconds = self.hardware.collective_timeout_seconds
+        set_timeout(torch.distributed.group.WORLD, seconds)
+        self.heartbeat = Heartbeat(seconds) if self.world_size > 1 else None
+=======
+    def set_sequence_parallel(self, size: int) -> None:
+        """Let so many adjacent ranks compute each row together. A collective, before `initialize`.
+
+        Raises: ConfigError: the size does not divide the number of ranks.
+        """
+        self.sequence = sequence_group(size)
+        # These ranks have the same examples: to the plan they are one.
+        self.data_rank, self.data_world_size = self.rank // size, self.world_size // size
+        # One of them counts the row in sums over all ranks.
+        self.counts_rows = self.rank % size == 0
+>>>>>>> 86a79309b6cce7b3f05b0bbd3702656b648da9f4
 
     def close(self) -> None:
         """Leave the process group, so that this process can start another engine."""
         import deepspeed
 
+        if self.heartbeat is not None:
+            self.heartbeat.close()
         if torch.distributed.is_initialized():
             # Not torch's own: DeepSpeed keeps groups of its own, and would use them again.
             deepspeed.comm.destroy_process_group()
@@ -219,8 +247,9 @@ class Engine:
     def initialize(
         self, load: LoadPolicy, optim: Optim | SFTOptim, *, micro_batches: int | None = None
     ) -> None:
-        """Load the policy under `zero.Init` (no rank holds all of it), with AdamW on fp32 weights.
+        """Load the policy under `zero.Init` (no rank holds all of it), with its optimizer.
 
+        The optimizer updates float32 weights.
         Args: load: is given how parameters are made and filled. micro_batches: the most of a step
         on one rank, which decides `gradient_dtype`; None: not known.
         Raises: the BadInput of `load`, on every rank; ConfigError where `hardware.gather` does not
@@ -249,8 +278,12 @@ class Engine:
             {"params": vectors, "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
-        optimizer = torch.optim.AdamW(groups, lr=0.0, betas=optim.adam_betas, eps=1e-8, fused=True)
+        optimizer = make_optimizer(groups, optim)
         self.engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
+        # DeepSpeed makes a group of its own, with torch's default.
+        set_timeout(
+            self.engine.optimizer.dp_process_group, self.hardware.collective_timeout_seconds
+        )
 
     def fill_policy(self, load: FillPolicy) -> None:
         """Give the parameters other values; the optimizer's own weights and state do not change.
@@ -308,7 +341,7 @@ class Engine:
         self.engine.backward(loss * self.world_size)
 
     def step(self, lr: float) -> Tensor:
-        """One AdamW update at learning rate `lr`.
+        """One update at learning rate `lr`.
 
         Returns: the gradient's global L2 norm before clipping, float64 on the device. Where it is
         not finite, DeepSpeed leaves the parameters as they were.
@@ -320,7 +353,7 @@ class Engine:
         return torch.as_tensor(norm, dtype=torch.float64, device=self.device)
 
     def discard_gradient(self) -> float:
-        """Discard the gradient and Adam's state: a step at rate 0 moves no weight.
+        """Discard the gradient and the optimizer's state: a step at rate 0 moves no weight.
 
         Returns: the gradient's global norm.
         """
@@ -393,7 +426,7 @@ class Engine:
                     yield tensor.name, torch.empty(0)
 
     def save_state(self, folder: Path) -> None:
-        """Write this rank's shard of master weights and Adam's moments, as safetensors."""
+        """Write this rank's shard of master weights and optimizer state, as safetensors."""
         shards.save_shards(self.live_shards(0), folder, self.rank)
 
     def load_state(self, folder: Path, step: int) -> None:
@@ -404,10 +437,10 @@ class Engine:
         self.on_all_ranks(lambda: shards.load_shards(self.live_shards(step), folder))
         shards.refresh_parameters(self.engine.optimizer)
 
-    def live_shards(self, adam_step: int) -> Iterator[shards.Shard]:
+    def live_shards(self, steps: int) -> Iterator[shards.Shard]:
         """This rank's shards, see `shards.live_shards`."""
         names = {parameter: name for name, parameter in self.policy.named_parameters()}
-        return shards.live_shards(self.engine.optimizer, names, self.rank, adam_step)
+        return shards.live_shards(self.engine.optimizer, names, self.rank, steps)
 
     def peak_memory_bytes(self) -> int:
         """The most memory this rank held: of its GPU, or of its process."""
@@ -516,6 +549,11 @@ def fill_partition(parameter: nn.Parameter, read: Callable[[], Tensor]) -> None:
     with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
         if torch.distributed.get_rank() == 0:
             parameter.copy_(read())
+
+
+def set_timeout(group: torch.distributed.ProcessGroup | None, seconds: float) -> None:
+    """Set the time-out of a group's collectives."""
+    torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 def use_expandable_segments() -> None:
