@@ -4,6 +4,17 @@ from table import Mutant, of
 
 MUTANTS: list[Mutant] = [
     *of(
+        "zephyr/training/published.py",
+        ("tests/training/test_published.py",),
+        (
+            "return abs(self.difference) <= self.within + 1e-9",
+            "return self.difference <= self.within + 1e-9",
+        ),
+        ("self.within + 1e-9", "self.within"),
+        ('if record["split"] == "eval" and record["step"] > 0:', 'if record["split"] == "eval":'),
+        ("if math.isfinite(self.eval_loss) else None", "if True else None"),
+    ),
+    *of(
         "zephyr/progress.py",
         ("tests/test_progress.py",),
         (
@@ -266,8 +277,8 @@ MUTANTS: list[Mutant] = [
         ("if records or stop:", "if records:"),
         ("if first_step == 0 and (evaluation or sample):", "if evaluation or sample:"),
         (
-            "ledger.add(step, epoch, batch.indices, stats)",
-            "ledger.add(step, epoch, batch.indices[::-1], stats)",
+            "ledger.add(step, epoch, batch.indices, stats)\n        batch = following",
+            "ledger.add(step, epoch, batch.indices[::-1], stats)\n        batch = following",
         ),
         ("means = {name: value / weight for name", "means = {name: value / units for name"),
         (('    "stop",\n    "grad_norm",'), '    "grad_norm",'),
@@ -715,11 +726,17 @@ MUTANTS: list[Mutant] = [
             'print(f"error: {why}", file=sys.stderr)',
         ),
         (("finish_run(folder, 1, why)\n            raise"), "return finish_run(folder, 1, why)"),
-        ('return finish_run(folder, 0, "finished")', "return 0"),
-        ("folder.write_status(code, message)", "folder.write_status(0, message)"),
         (
-            ("folder.write_status(code, message)\n        folder.close()"),
-            "folder.write_status(code, message)",
+            (
+                'return finish_run(folder, 0, "finished", '
+                "last_comparison(config.published, config.run.dir))"
+            ),
+            "return 0",
+        ),
+        ("folder.write_status(code, message, more)", "folder.write_status(0, message, more)"),
+        (
+            ("folder.write_status(code, message, more)\n        folder.close()"),
+            "folder.write_status(code, message, more)",
         ),
         (
             (
