@@ -34,11 +34,8 @@ from zephyr.training.deepspeed_settings import (
     slow_settings,
 )
 from zephyr.training.deepspeed_types import DeepSpeedEngine, LanguageModel, Policy
-<<<<<<< HEAD
 from zephyr.training.heartbeat import Heartbeat
-=======
 from zephyr.training.optimizers import make_optimizer
->>>>>>> 86a79309b6cce7b3f05b0bbd3702656b648da9f4
 
 T = TypeVar("T")
 # Ranks of one start may come so long after each other.
@@ -130,7 +127,6 @@ class Engine:
         torch.manual_seed(seed)
         self.stop_requested = False  # by a signal to this rank
 
-<<<<<<< HEAD
     def start_heartbeat(self) -> None:
         """Make the groups beside DeepSpeed's, and tell other ranks from now on that this one is
         alive."""
@@ -139,7 +135,7 @@ class Engine:
         seconds = self.hardware.collective_timeout_seconds
         set_timeout(torch.distributed.group.WORLD, seconds)
         self.heartbeat = Heartbeat(seconds) if self.world_size > 1 else None
-=======
+
     def set_sequence_parallel(self, size: int) -> None:
         """Let so many adjacent ranks compute each row together. A collective, before `initialize`.
 
@@ -150,7 +146,6 @@ class Engine:
         self.data_rank, self.data_world_size = self.rank // size, self.world_size // size
         # One of them counts the row in sums over all ranks.
         self.counts_rows = self.rank % size == 0
->>>>>>> 86a79309b6cce7b3f05b0bbd3702656b648da9f4
 
     def close(self) -> None:
         """Leave the process group, so that this process can start another engine."""

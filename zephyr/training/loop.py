@@ -132,9 +132,8 @@ def fit(
     ledger = open_ledger(engine, run_dir, train, first_step)
     held_out = open_ledger(engine, run_dir, evaluation, first_step, EVAL_PAIRS)
     digests = {name: identity[name] for name in (*train.identity, "plan")}
-    with contextlib.closing(
-        open_recorder(engine, config, first_step, len(steps), digests)
-    ) as recorder:
+    opened = open_recorder(engine, config, first_step, len(steps), digests)
+    with contextlib.closing(opened) as recorder:
         start = None
         if first_step == 0 and (evaluation or sample):
             # Where the held-out curves start: for DPO, loss ln 2 and the reference's log-probs.
