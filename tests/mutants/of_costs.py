@@ -5,7 +5,7 @@ from table import Mutant, of
 MUTANTS: list[Mutant] = [
     *of(
         "zephyr/costs/published.py",
-        ("tests/costs/test_published.py",),
+        ("tests/costs/test_published_steps.py",),
         ("per_epoch = math.ceil(rows / batch)", "per_epoch = rows // batch"),
         (
             "math.ceil(rows / micro_batch) // accumulation",

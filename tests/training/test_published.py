@@ -51,7 +51,13 @@ def test_a_run_tells_whether_it_reached_the_published_loss(
     or the pairs are not those of the record."""
     data = write_lines(tmp_path / "pairs.jsonl", rows(12))
     config = write_config(
-        tmp_path, tiny, data, data__eval=[str(data)], run__eval_every=1, run__preflight=False
+        tmp_path,
+        tiny,
+        data,
+        data__eval=[str(data)],
+        optim__epochs=1,
+        run__eval_every=1,
+        run__preflight=False,
     )
     target = "published={eval_loss: 5, source: a card, within: 0.5}"
     done = launch("train_dpo.py", config, target)
