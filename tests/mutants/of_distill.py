@@ -50,6 +50,29 @@ MUTANTS: list[Mutant] = [
         ("**({} if candidate.rule == DELTA else scores),", "**scores,"),
     ),
     *of(
+        "zephyr/distill/handbook.py",
+        ("tests/distill/test_handbook.py",),
+        (
+            "test, train = order[:test_rows], order[test_rows:]",
+            "train, test = order[:-test_rows], order[-test_rows:]",
+        ),
+        ("second = (test_rows + 1) // 2", "second = test_rows // 2"),
+    ),
+    *of(
+        "zephyr/distill/binarize.py",
+        ("tests/distill/test_handbook.py",),
+        ("if run.options.test_rows and made in KEPT_BY_SCRIPT:", "if False:"),
+        ("if isinstance(prompt, str) and prompt in run.left_out:", "if False:"),
+    ),
+    *of(
+        "zephyr/distill/picking.py",
+        ("tests/distill/test_binarize.py::test_handbook_replays_the_script",),
+        (
+            "texts = [(answer.text, answer.model) for answer in answers]",
+            "texts = [answer.text for answer in answers]",
+        ),
+    ),
+    *of(
         "zephyr/teacher/pool.py",
         (
             POOL + "test_a_pool_answers_as_one_server_does",
