@@ -4,7 +4,7 @@ from table import Mutant, of
 
 PAIRS = "tests/distill/test_pair_choice.py::"
 POOL = "tests/teacher/test_pool.py::"
-SHARDS = "tests/distill/test_shards.py::"
+SHARDS = "tests/distill/test_sharded_sets.py::"
 MUTANTS: list[Mutant] = [
     *of(
         "zephyr/distill/selection.py",
@@ -114,12 +114,13 @@ MUTANTS: list[Mutant] = [
         "zephyr/distill/merge.py",
         (
             SHARDS + "test_a_wrong_set_of_shards_is_refused",
-            SHARDS + "test_failed_attempts_are_merged_once",
+            SHARDS + "test_what_was_paid_for_is_merged_once",
             SHARDS + "test_feedback_of_shards",
         ),
         ("            if mine.get(key) != its.get(key):", "            if False:"),
         ('or report.get("sha256") != synced_digest(path)', ""),
-        ("            if have[key]:\n", "            if False:\n"),
+        ("            if not have[key]:\n", "            if True:\n"),
+        ("have[key] += is_reply", "pass"),
         ("        if part.inputs.get(name) != found.get(name):", "        if False:"),
     ),
     *of(
