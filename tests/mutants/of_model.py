@@ -896,7 +896,7 @@ MUTANTS: list[Mutant] = [
             'if False:\n        raise ConfigError(f"hardware.attention: {reason}")',
         ),
         (
-            'if os.environ.get("LOCAL_RANK", "0") == "0":',
+            "if is_first_of_node():",
             "if True:",
         ),
         (
