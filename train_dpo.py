@@ -3,7 +3,8 @@
     torchrun --nproc_per_node=8 train_dpo.py CONFIG.yaml [key.sub=value ...] [--dry-run] [--quiet]
     python train_dpo.py CONFIG.yaml [key.sub=value ...] [--dry-run] [--quiet]    (one process)
 
-CONFIG.yaml is for example configs/zephyr-7b-beta/dpo.yaml. --dry-run prints the plan and exits.
+CONFIG.yaml is for example configs/zephyr-7b-beta/dpo.yaml. --dry-run prints the plan, memory and
+time, and exits; with --gpus 16 --device a100-80 those of other GPUs than are here.
 
 The policy starts from the dSFT model. For each prompt x with a chosen response y_w and a rejected
 response y_l (arXiv:2310.16944, Section 3):
@@ -23,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from zephyr.config import ConfigError, DPOConfig, check_arguments, nearest_name
+from zephyr.config import ConfigError, DPOConfig, DryRun, check_arguments, nearest_name
 
 if __name__ == "__main__":
     check_arguments(DPOConfig, __doc__, sys.argv[1:])  # before the imports that take seconds
@@ -34,8 +35,9 @@ from transformers import PreTrainedTokenizerBase
 
 from zephyr import losses
 from zephyr.chat import leading_bos
-from zephyr.costs.predict import estimate
+from zephyr.costs.predict import estimate, require_model
 from zephyr.data.encode import encoding_resources, load_pairs, load_splits
+from zephyr.data.fetch import fetch_models
 from zephyr.data.report import Report
 from zephyr.data.store import Pairs, content_digest
 from zephyr.data.template import describe_first_prompt, load_run_tokenizer, save_chat_template
@@ -57,9 +59,10 @@ from zephyr.training.planner import describe_plan, most_micro_batches, require_b
 from zephyr.verify import preflight
 
 
-def train(engine: Engine, config: DPOConfig, folder: RunFolder | None) -> None:
-    """The whole run, on every rank. Args: folder: the run folder; None for a dry run."""
+def train(engine: Engine, config: DPOConfig, folder: RunFolder) -> None:
+    """The whole run, on every rank. Args: folder: the run folder."""
     # Preference pairs as token ids, and the plan that assigns them to steps, ranks, micro-batches.
+    fetch_models(engine, config)
     config, tokenizer = load_run_tokenizer(engine, config)
     encoded, reports = load_data(engine, config, tokenizer)
     pairs = encoded["train"]
@@ -67,10 +70,6 @@ def train(engine: Engine, config: DPOConfig, folder: RunFolder | None) -> None:
     sample = make_sampler(engine, config, tokenizer)
     for warning in losses.unusual_settings(config.loss, config.beta):
         engine.warn(warning)
-    if folder is None:
-        engine.print(describe_plan(plan, engine.world_size))
-        engine.print(engine.on_rank0(lambda: estimate(engine, config, pairs)))
-        return
     engine.log(describe_plan(plan, engine.world_size))
 
     # Compare with the run in the folder, if any, before the expensive parts start.
@@ -89,7 +88,8 @@ def train(engine: Engine, config: DPOConfig, folder: RunFolder | None) -> None:
     # The dSFT model, from which the policy starts.
     initialize_policy(engine, config, plan)
     training = split(engine, config, pairs, plan)
-    special_ids = (leading_bos(tokenizer), tokenizer.eos_token_id)
+    bos_id = None if config.data.encoding == "handbook_a" else leading_bos(tokenizer)
+    special_ids = (bos_id, tokenizer.eos_token_id)
     found = preflight.check_inputs(engine, config, pairs, training, reports, special_ids)
 
     # The reference log-probs, before any checkpoint is restored: of the same weights, or of others
@@ -106,6 +106,18 @@ def train(engine: Engine, config: DPOConfig, folder: RunFolder | None) -> None:
     worst = partial(worst_pairs, Path(config.run.dir), engine.warn)
     fit(engine, config, training, evaluation, sample, folder.claim, worst)
     finish_run(engine, config, tokenizer, training.identity)
+
+
+def predict(engine: Engine, config: DPOConfig, asked: DryRun) -> None:
+    """What `--dry-run` does, on every rank: print plan, memory and time of the run."""
+    engine.on_all_ranks(lambda: check_loss(config))
+    lacks = require_model(engine, config)
+    config, tokenizer = load_run_tokenizer(engine, config)
+    make_sampler(engine, config, tokenizer)
+    for warning in losses.unusual_settings(config.loss, config.beta):
+        engine.warn(warning)
+    load = partial(load_data, engine, config, tokenizer)
+    estimate(engine, config, asked, lacks, lambda: load()[0]["train"])
 
 
 class OtherReference(NamedTuple):
@@ -206,6 +218,7 @@ def load_data(
         max_tokens=config.data.max_tokens,
         max_prompt_tokens=config.data.max_prompt_tokens,
         truncation=config.data.truncation,
+        encoding=config.data.encoding,
         limit=config.data.limit,
         on_bad_row=config.data.on_bad_row,
         columns=config.data.columns,
@@ -232,7 +245,7 @@ def make_plan(engine: Engine, config: DPOConfig, pairs: Pairs) -> Plan:
         packed_tokens(pairs, config),
         per_step=config.optim.pairs_per_step,
         epochs=config.optim.epochs,
-        ranks=engine.world_size,
+        ranks=engine.data_world_size,
         budget_tokens=config.hardware.tokens_per_micro_batch,
         seed=config.run.seed,
         shuffle=config.data.shuffle,
@@ -271,7 +284,7 @@ def split(engine: Engine, config: DPOConfig, pairs: Pairs, plan: Plan | None) ->
     hardware, tokens = config.hardware, packed_tokens(pairs, config)
     if plan is None:
         budget_tokens = hardware.tokens_per_micro_batch
-        plan = plan_pass(tokens, ranks=engine.world_size, budget_tokens=budget_tokens)
+        plan = plan_pass(tokens, ranks=engine.data_world_size, budget_tokens=budget_tokens)
     counts = {
         "prompt_tokens": pairs.prompt_tokens,
         "chosen_tokens": pairs.chosen_tokens,
@@ -333,9 +346,14 @@ def is_plain_dpo(config: DPOConfig) -> bool:
 def check(config: DPOConfig) -> None:
     """Check what needs no process group.
 
-    Raises: BadInput for an unknown loss, a setting that the loss does not take, or one that this
-    machine can't run.
+    Raises: BadInput as `check_loss`, and for a setting that this machine can't run.
     """
+    check_loss(config)
+    require_runnable(config)
+
+
+def check_loss(config: DPOConfig) -> None:
+    """Raises: ConfigError for an unknown loss, or a setting that the loss does not take."""
     name = config.loss if isinstance(config.loss, str) else config.loss.get("name")
     if name is not None and name not in losses.LOSSES:
         nearest = nearest_name(str(name), losses.LOSSES)
@@ -352,8 +370,7 @@ def check(config: DPOConfig) -> None:
             f"reference.model: expected null, got {config.reference.model!r}: the loss {name} has "
             "no reference"
         )
-    require_runnable(config)
 
 
 if __name__ == "__main__":
-    exit_process(launch(DPOConfig, check, train, __doc__, sys.argv[1:]))
+    exit_process(launch(DPOConfig, check, train, predict, __doc__, sys.argv[1:]))

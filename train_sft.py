@@ -3,7 +3,8 @@
     torchrun --nproc_per_node=8 train_sft.py CONFIG.yaml [key.sub=value ...] [--dry-run] [--quiet]
     python train_sft.py CONFIG.yaml [key.sub=value ...] [--dry-run] [--quiet]    (one process)
 
-CONFIG.yaml is for example configs/zephyr-7b-beta/sft.yaml. --dry-run prints the plan and exits.
+CONFIG.yaml is for example configs/zephyr-7b-beta/sft.yaml. --dry-run prints the plan, memory and
+time, and exits; with --gpus 16 --device a100-80 those of other GPUs than are here.
 
 Dialogues are packed into windows, and none attends to another. The loss is the mean of
 -log pi(token | the tokens before it in its dialogue) over the target tokens of a step: the
@@ -15,7 +16,7 @@ import sys
 from collections.abc import Mapping
 from functools import partial
 
-from zephyr.config import SFTConfig, check_arguments
+from zephyr.config import DryRun, SFTConfig, check_arguments
 
 if __name__ == "__main__":
     check_arguments(SFTConfig, __doc__, sys.argv[1:])  # before the imports that take seconds
@@ -24,11 +25,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from zephyr.chat import leading_bos
-from zephyr.costs.predict import estimate
+from zephyr.costs.predict import estimate, require_model
 from zephyr.data.encode import encoding_resources, load_splits, load_texts
+from zephyr.data.fetch import fetch_models
 from zephyr.data.report import Report
 from zephyr.data.store import Texts, content_digest
 from zephyr.data.template import describe_first_prompt, load_run_tokenizer, save_chat_template
+from zephyr.data.windows import packer
 from zephyr.evaluation.samples import make_sampler
 from zephyr.model.fused import describe as describe_fused
 from zephyr.model.load import DTYPES, digest, load_policy, require_runnable
@@ -44,18 +47,15 @@ from zephyr.training.planner import describe_plan, most_micro_batches, require_b
 from zephyr.verify import preflight
 
 
-def train(engine: Engine, config: SFTConfig, folder: RunFolder | None) -> None:
-    """The whole run, on every rank. Args: folder: the run folder; None for a dry run."""
+def train(engine: Engine, config: SFTConfig, folder: RunFolder) -> None:
+    """The whole run, on every rank. Args: folder: the run folder."""
     # Dialogues as token ids, and the plan that assigns them to steps, ranks and micro-batches.
+    fetch_models(engine, config)
     config, tokenizer = load_run_tokenizer(engine, config)
     encoded, reports = load_data(engine, config, tokenizer)
     texts = encoded["train"]
     plan = make_plan(engine, config, texts)
     sample = make_sampler(engine, config, tokenizer)
-    if folder is None:
-        engine.print(describe_plan(plan, engine.world_size))
-        engine.print(engine.on_rank0(lambda: estimate(engine, config, texts)))
-        return
     engine.log(describe_plan(plan, engine.world_size))
 
     # Compare with the run in the folder, if any, before the expensive parts start.
@@ -74,13 +74,23 @@ def train(engine: Engine, config: SFTConfig, folder: RunFolder | None) -> None:
     evaluation = None
     if "eval" in encoded:
         evaluation = split(engine, config, encoded["eval"], None, identity)
-    special_ids = (leading_bos(tokenizer), tokenizer.eos_token_id)
+    bos_id = leading_bos(tokenizer) if config.data.packing == "best_fit" else None
+    special_ids = (bos_id, tokenizer.eos_token_id)
     found = preflight.check_inputs(engine, config, texts, training, reports, special_ids)
     unpacked = partial(collate_one, texts)
     preflight.check_model(engine, config, texts, training, found, unpacked, folder.write_file)
 
     fit(engine, config, training, evaluation, sample, folder.claim)
     finish_run(engine, config, tokenizer, training.identity)
+
+
+def predict(engine: Engine, config: SFTConfig, asked: DryRun) -> None:
+    """What `--dry-run` does, on every rank: print plan, memory and time of the run."""
+    lacks = require_model(engine, config)
+    config, tokenizer = load_run_tokenizer(engine, config)
+    make_sampler(engine, config, tokenizer)
+    load = partial(load_data, engine, config, tokenizer)
+    estimate(engine, config, asked, lacks, lambda: load()[0]["train"])
 
 
 def objective(policy: Engine, batch: PackedBatch) -> tuple[Tensor, Stats]:
@@ -103,9 +113,10 @@ def load_data(
         limit=config.data.limit,
         on_bad_row=config.data.on_bad_row,
         columns=config.data.columns,
+        joined=config.data.packing == "constant_length",
         **encoding_resources(),
     )
-    encoded, reports = load_splits(engine, config.data, encode)
+    encoded, reports = load_splits(engine, config.data, encode, packer(config))
     engine.log(describe_first_prompt(tokenizer, encoded["train"][0]))
     for texts in encoded.values():
         require_budget(texts.tokens.tolist(), texts.ids, config.hardware.tokens_per_micro_batch)
@@ -118,7 +129,7 @@ def make_plan(engine: Engine, config: SFTConfig, texts: Texts) -> Plan:
         texts.tokens.tolist(),
         per_step=config.optim.windows_per_step,
         epochs=config.optim.epochs,
-        ranks=engine.world_size,
+        ranks=engine.data_world_size,
         budget_tokens=config.hardware.tokens_per_micro_batch,
         seed=config.run.seed,
         shuffle=config.data.shuffle,
@@ -161,7 +172,7 @@ def split(
     tokens, targets = texts.tokens.tolist(), texts.target_tokens.tolist()
     if plan is None:
         budget_tokens = config.hardware.tokens_per_micro_batch
-        plan = plan_pass(tokens, ranks=engine.world_size, budget_tokens=budget_tokens)
+        plan = plan_pass(tokens, ranks=engine.data_world_size, budget_tokens=budget_tokens)
     lm, parameters = engine.policy.lm.config, engine.num_layer_parameters
     adapters = engine.num_adapter_parameters
     flops = [text_flops(lm, parameters, *lengths, adapters) for lengths in zip(tokens, targets)]
@@ -180,4 +191,4 @@ def split(
 
 
 if __name__ == "__main__":
-    exit_process(launch(SFTConfig, require_runnable, train, __doc__, sys.argv[1:]))
+    exit_process(launch(SFTConfig, require_runnable, train, predict, __doc__, sys.argv[1:]))

@@ -315,7 +315,7 @@ def test_dpo_keys_are_no_sft_keys(tmp_path: Path) -> None:
 # tests/rounds has those of `zephyr rounds`
 SHIPPED = sorted(
     {*ROOT.glob("configs/*/*.yaml"), *ROOT.glob("configs/*/losses/*.yaml")}
-    - {*ROOT.glob("configs/*/rounds*.yaml")}
+    - {*ROOT.glob("configs/*/rounds*.yaml"), *ROOT.glob("configs/cluster/*.yaml")}
 )
 
 
@@ -341,11 +341,17 @@ def test_shipped_configs_load_write_every_key_and_read_back(path: Path, tmp_path
     other = (
         {"data.targets"}
         if kind is DPOConfig
-        else {"data.max_prompt_tokens", "data.truncation", "hardware.prefix_sharing"}
+        else {
+            "data.max_prompt_tokens",
+            "data.truncation",
+            "data.encoding",
+            "hardware.prefix_sharing",
+        }
     )
     # What only the other script reads may be left out; a group that is null has no keys below it.
     absent = {key for key in configs.keys(kind, "") if configs.is_absent(config, key)}
-    group = set() if config.adapter is None else {"adapter"}
+    groups = ("adapter", "published")
+    group = {name for name in groups if getattr(config, name) is not None}
     assert leaves(tree) | other | absent | group == set(configs.keys(kind, "")) | other
     assert load(tmp_path, configs.to_yaml(config), kind=kind) == config
 
@@ -456,7 +462,7 @@ def test_documented_defaults_are_valid_values(tmp_path: Path, kind: type) -> Non
     described = [key for key in configs.describe_keys(kind) if key.default != "required"]
     optional = [f"{key.name}." for key in described if key.type == "a group of keys or null"]
     described = [key for key in described if not key.name.startswith(tuple(optional))]
-    assert optional == ["adapter."]
+    assert optional == ["adapter.", "published."]
     overrides = [f"{key.name}={key.default}" for key in described]
     assert load(tmp_path, MINIMAL, *overrides, kind=kind) == load(tmp_path, MINIMAL, kind=kind)
 

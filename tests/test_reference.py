@@ -30,8 +30,9 @@ def engine(**hardware: object) -> SimpleNamespace:
         hardware=Hardware(**{"dtype": "float32", "attention": "sdpa", **hardware}),
         policy=SimpleNamespace(quantize="none"),
         device=torch.device("cpu"),
-        world_size=1,
-        rank=0,
+        data_world_size=1,
+        data_rank=0,
+        place=lambda batch: batch,
         broadcast=lambda value: value,
         all_gather=lambda value: [value],
     )

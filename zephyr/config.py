@@ -32,7 +32,9 @@ Value = None | bool | int | float | str | list["Value"] | dict[str, "Value"]  # 
 
 
 BAD_INPUT = 2  # exit code
-OPTIONS = ("--dry-run", "--quiet")  # of the training scripts, beside --help
+# Options of the training scripts, beside --help; the second kind takes a value.
+OPTIONS = ("--dry-run", "--quiet")
+DRY_RUN_OPTIONS = ("--gpus", "--device", "--lengths")
 
 
 class BadInput(ValueError):
@@ -129,9 +131,16 @@ class Data:
     max_prompt_tokens: int = 512
     """The most tokens that the prompt keeps when a pair is truncated, BOS included. train_sft.py
     accepts the key and ignores it."""
-    truncation: Literal["keep_end"] = "keep_end"
-    """Which part of a long prompt is kept; responses always lose their end. train_sft.py
-    accepts the key and ignores it."""
+    truncation: Literal["keep_end", "trl_0.7"] = "keep_end"
+    """How a long pair is cut: the prompt keeps its BOS and its end, responses lose their end;
+    `trl_0.7` as TRL did then: BOS is lost too, and responses are cut to `max_tokens` less
+    `max_prompt_tokens`, which reproduces a published quirk and is not for new work. train_sft.py
+    accepts `keep_end` and ignores it."""
+    encoding: Literal["zephyr", "handbook_a", "handbook_b"] = "zephyr"
+    """How a pair becomes ids: as generation continues its prompt (`zephyr`), or as the alignment
+    handbook and TRL did at commit e316174 (`handbook_a`) and at f0ffa0d (`handbook_b`),
+    which reproduces published quirks and is not for new work. train_sft.py accepts `zephyr` and
+    ignores it."""
     limit: int | None = None
     """Read at most so many rows of `data.train`, and as many of `data.eval`, over all their
     sources; null: all rows."""
@@ -150,6 +159,9 @@ class Data:
 
 @dataclass(frozen=True)
 class Optim:
+    optimizer: Literal["adamw", "rmsprop"] = "adamw"
+    """The optimizer: AdamW, or torch's RMSprop as one published recipe used it (alpha 0.99; it has
+    no betas and no weight decay here)."""
     lr_peak: float = 5.0e-7
     """The learning rate at the end of the warm-up."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -173,6 +185,9 @@ class Optim:
 
 @dataclass(frozen=True)
 class SFTOptim:
+    optimizer: Literal["adamw", "rmsprop"] = "adamw"
+    """The optimizer: AdamW, or torch's RMSprop as one published recipe used it (alpha 0.99; it has
+    no betas and no weight decay here)."""
     lr_peak: float = 2.0e-5
     """The learning rate at the end of the warm-up."""
     schedule: Literal["linear", "cosine", "constant"] = "cosine"
@@ -253,6 +268,13 @@ class Hardware:
     gather: Literal["layer", "module"] = "layer"
     """ZeRO-3 gathers the weights of a whole decoder layer at once, or of each module in it. `layer`
     takes less time of the host."""
+    sequence_parallel: int = 1
+    """How many adjacent ranks compute a packed row together, each its share of the tokens, for rows
+    that one GPU does not hold. It divides the ranks and the model's attention heads, and does not
+    change the result."""
+    collective_timeout_seconds: int = 600
+    """The run ends where a rank is out of reach for so long, or a collective of the GPUs takes so
+    long; at least 20. Waiting for a rank that encodes rows or downloads does not count."""
 
 
 @dataclass(frozen=True)
@@ -303,6 +325,17 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Published:
+    eval_loss: float
+    """The loss on `data.eval` at the end of a published run, which the last evaluation is compared
+    with."""
+    source: str
+    """Where that loss is published, and of which run: a model card, a paper."""
+    within: float = 0.01
+    """The largest difference from `published.eval_loss` that counts as reached."""
+
+
+@dataclass(frozen=True)
 class DPOConfig:
     model: str
     """Path or hub id of the dSFT model: the start of the policy, and the frozen reference unless
@@ -340,6 +373,9 @@ class DPOConfig:
     hardware: Hardware = field(default_factory=Hardware)
     samples: Samples = field(default_factory=Samples)
     run: Run = field(default_factory=Run)
+    published: Published | None = None
+    """A published run of this config: its loss is compared with this run's last evaluation; null:
+    no comparison. It never changes the exit code."""
 
 
 @dataclass(frozen=True)
@@ -347,6 +383,11 @@ class SFTData(Data):
     max_tokens: int = 2048
     """The tokens of a window, into which whole conversations are packed; longer conversations are
     cut at their end."""
+    packing: Literal["best_fit", "constant_length"] = "best_fit"
+    """How windows are filled: with whole conversations that don't see each other (`best_fit`), or
+    as TRL's ConstantLengthDataset did (`constant_length`): all conversations joined by EOS and cut
+    every `max_tokens`, without isolation, which reproduces a published quirk and is not for new
+    work."""
 
 
 @dataclass(frozen=True)
@@ -375,6 +416,9 @@ class SFTConfig:
     hardware: Hardware = field(default_factory=Hardware)
     samples: Samples = field(default_factory=Samples)
     run: SFTRun = field(default_factory=SFTRun)
+    published: Published | None = None
+    """A published run of this config: its loss is compared with this run's last evaluation; null:
+    no comparison. It never changes the exit code."""
 
 
 C = TypeVar("C", DPOConfig, SFTConfig)
@@ -390,8 +434,12 @@ class Limit(NamedTuple):
 
 
 LIMITS = [
-    Limit("a number > 0", lambda v: v > 0, "beta optim.lr_peak data.train[].weight"),
-    Limit("a number >= 0", lambda v: v >= 0, "optim.weight_decay optim.grad_clip"),
+    Limit(
+        "a number > 0",
+        lambda v: v > 0,
+        "beta optim.lr_peak data.train[].weight published.eval_loss",
+    ),
+    Limit("a number >= 0", lambda v: v >= 0, "optim.weight_decay optim.grad_clip published.within"),
     Limit("null or a number >= 0", lambda v: v is None or v >= 0, "sft_weight"),
     Limit("0 <= number < 0.5", lambda v: 0 <= v < 0.5, "label_smoothing"),
     Limit("0 <= number < 1", lambda v: 0 <= v < 1, "optim.warmup_fraction"),
@@ -413,12 +461,18 @@ LIMITS = [
         "1 <= integer < 2**31",
         lambda v: 1 <= v < 2**31,
         "optim.epochs optim.pairs_per_step optim.windows_per_step run.log_every "
-        "run.eval_every run.save_every run.keep samples.max_new_tokens adapter.r adapter.alpha",
+        "run.eval_every run.save_every run.keep samples.max_new_tokens adapter.r adapter.alpha "
+        "hardware.sequence_parallel",
     ),
     Limit(
         "2 <= integer < 2**31",
         lambda v: 2 <= v < 2**31,
         "data.max_tokens data.max_prompt_tokens hardware.tokens_per_micro_batch sampling.samples",
+    ),
+    Limit(
+        "20 <= integer < 2**31",
+        lambda v: 20 <= v < 2**31,
+        "hardware.collective_timeout_seconds",
     ),
     # of `zephyr rounds` (zephyr/rounds/config.py)
     Limit(
@@ -561,14 +615,67 @@ def read_tree(path: str, overrides: Sequence[str] = ()) -> dict[str, Value]:
     return tree
 
 
+class DryRun(NamedTuple):
+    """What a dry run predicts; None: the ranks and the device of this start, the config's rows."""
+
+    gpus: int | None = None  # ranks
+    device: str | None = None  # a name that `zephyr plan --device` knows
+    lengths: str | None = None  # as `zephyr plan --lengths`
+
+
 def load_arguments(kind: type[C], arguments: Sequence[str]) -> C:
     """The config that the arguments of a training script name, with their overrides.
 
     Raises:
-        ConfigError: as `split_arguments` and `load`.
+        ConfigError: as `split_arguments`, `read_dry_run` and `load`.
     """
-    path, overrides = split_arguments([a for a in arguments if a not in OPTIONS])
+    read_dry_run(arguments)
+    rest, _ = take_values(arguments)
+    path, overrides = split_arguments([a for a in rest if a not in OPTIONS])
     return load(kind, path, overrides)
+
+
+def read_dry_run(arguments: Sequence[str]) -> DryRun | None:
+    """What a training script's arguments ask a dry run to predict; None: no dry run.
+
+    Raises:
+        ConfigError: an option of a dry run has no value or a wrong one, or stands without it.
+    """
+    _, values = take_values(arguments)
+    if "--dry-run" not in arguments:
+        if values:
+            raise ConfigError(f"{next(iter(values))}: only a dry run takes it: add --dry-run")
+        return None
+    gpus = values.get("--gpus")
+    if gpus is not None and not (gpus.isascii() and gpus.isdigit() and 0 < int(gpus) <= 2**20):
+        raise ConfigError(f"--gpus: expected an integer from 1 to {2**20:,}, got {gpus!r}")
+    return DryRun(
+        None if gpus is None else int(gpus), values.get("--device"), values.get("--lengths")
+    )
+
+
+def take_values(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The arguments without DRY_RUN_OPTIONS (`--gpus 8` or `--gpus=8`), and the values of these.
+
+    Raises:
+        ConfigError: one has no value, or two.
+    """
+    rest: list[str] = []
+    values: dict[str, str] = {}
+    following = iter(arguments)
+    for argument in following:
+        name, equals, value = argument.partition("=")
+        if name not in DRY_RUN_OPTIONS:
+            rest.append(argument)
+            continue
+        if not equals:
+            value = next(following, "")
+        if not value or value.startswith("-"):
+            raise ConfigError(f"{name}: a value is wanted after it, got {value!r}")
+        if name in values:
+            raise ConfigError(f"{name}: given twice, {values[name]} and {value}")
+        values[name] = value
+    return rest, values
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[str, list[str]]:
@@ -850,6 +957,63 @@ def check(config: DPOConfig | SFTConfig) -> None:
             f"data.max_prompt_tokens: expected less than data.max_tokens ({data.max_tokens}), got "
             f"{data.max_prompt_tokens}: no tokens would be left for a response"
         )
+    if config.published is not None and not data.eval:
+        raise ConfigError(
+            f"published: expected null without data.eval, got eval_loss "
+            f"{config.published.eval_loss}: name the rows that it is compared on in data.eval"
+        )
+    check_eras(config)
+
+
+def check_eras(config: DPOConfig | SFTConfig) -> None:
+    """Check the combinations of options that reproduce published quirks.
+
+    Raises:
+        ConfigError: naming the key, its value and what was expected.
+    """
+    data = config.data
+    if config.optim.optimizer == "rmsprop" and config.optim.weight_decay:
+        raise ConfigError(
+            f"optim.weight_decay: expected 0 with optim.optimizer: rmsprop, got "
+            f"{config.optim.weight_decay!r}: torch's RMSprop would add it to the gradient"
+        )
+    if isinstance(config, DPOConfig):
+        return
+    for key, value, wanted in (
+        ("truncation", data.truncation, "keep_end"),
+        ("encoding", data.encoding, "zephyr"),
+    ):
+        if value != wanted:
+            raise ConfigError(
+                f"data.{key}: expected {wanted}, got {value!r}: it is an option of train_dpo.py"
+            )
+    if config.data.packing == "constant_length" and data.targets != "all":
+        raise ConfigError(
+            f"data.targets: expected all with data.packing: constant_length, got {data.targets!r}: "
+            "the windows of those recipes counted every token"
+        )
+
+
+# Keys of options that reproduce published quirks -> the value of those that don't.
+USUAL = {
+    "data.encoding": "zephyr",
+    "data.truncation": "keep_end",
+    "data.packing": "best_fit",
+    "optim.optimizer": "adamw",
+}
+QUIRK = "reproduces published quirks; it is not for new work"
+
+
+def quirks(values: Mapping[str, object]) -> list[str]:
+    """The options that reproduce published quirks, as `key: value`. Args: values: by full key."""
+    on = [key for key, usual in USUAL.items() if values.get(key, usual) != usual]
+    return [f"{key}: {values[key]}" for key in on]
+
+
+def config_quirks(config: DPOConfig | SFTConfig) -> list[str]:
+    """`quirks` of a config."""
+    known = set(keys(type(config), ""))
+    return quirks({key: attrgetter(key)(config) for key in USUAL if key in known})
 
 
 def check_limits(config: DataclassInstance) -> None:
@@ -1015,7 +1179,11 @@ def help_text(kind: type[DataclassInstance], usage: str) -> str:
         usage.strip(),
         "",
         "options, anywhere on the line:",
-        "  --dry-run        print the plan and exit",
+        "  --dry-run        print the plan, memory and time, and exit; needs no weights",
+        "  --gpus N         with --dry-run: of so many GPUs, not of those that are here",
+        "  --device NAME    with --dry-run: of these GPUs, as a100-80 or h100",
+        "  --lengths FILE   with --dry-run: token counts (.jsonl) in place of the rows, or those",
+        "                   of a published set: ultrafeedback, hh, tldr (pairs), ultrachat (texts)",
         "  --quiet          no progress and no log: only warnings, alarms and errors",
         "  -h, --help       print this and exit",
         "  key.sub=value    override a key of CONFIG.yaml; the value is read as YAML",

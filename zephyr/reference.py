@@ -65,7 +65,7 @@ PROBE_PAIRS = 8  # stored pairs that every read computes again
 # Micro-batches of every rank between two parts of the store: a killed pass loses at most these.
 PART_MICRO_BATCHES = 64
 # Modules of zephyr.model whose code decides a log-prob.
-CODE_MODULES = ("attention", "logprobs", "policy")
+CODE_MODULES = ("attention", "logprobs", "policy", "sequence")
 # Packages whose version decides a log-prob, by hardware.attention; others are part of torch.
 KERNELS = {"flash_attn": ["flash-attn"]}
 # The same by hardware.fused. With "none" nothing is added, so its entries keep their address.
@@ -190,7 +190,7 @@ def missing_parts(
     parts = []
     for start in range(0, len(todo), PART_MICRO_BATCHES):
         part = todo[start : start + PART_MICRO_BATCHES]
-        parts.append([micro_batches[engine.rank] for micro_batches in part])
+        parts.append([micro_batches[engine.data_rank] for micro_batches in part])
     return parts
 
 
@@ -221,7 +221,7 @@ def numerics(engine: Engine, weights: str) -> dict[str, str]:
     if engine.policy.quantize != "none":
         names += QUANTIZED_CODE
     modules = [Path(model.__file__).with_name(f"{name}.py") for name in names]
-    modules.append(Path(packing.__file__).with_name("collate.py"))
+    modules += [Path(packing.__file__).with_name(f"{name}.py") for name in ("collate", "share")]
     code = hashlib.sha256()
     for path in modules:
         code.update(hashlib.sha256(path.read_bytes()).digest())
@@ -336,7 +336,7 @@ def forward_pass(
     indices: list[int] = []
     logp = [torch.zeros(0, 2, device=engine.device)]
     for micro_batch in micro_batches:
-        batch = collate(micro_batch).to(engine.device)
+        batch = engine.place(collate(micro_batch))
         logp.append(torch.stack(response_logprobs(engine, batch), dim=-1))
         indices += batch.indices
     engine.train()
@@ -391,11 +391,11 @@ def verify_sample(
     rng = random.Random(engine.broadcast(random.SystemRandom().getrandbits(64)))
     plan = plan_pass(
         lengths,
-        ranks=engine.world_size,
+        ranks=engine.data_world_size,
         budget_tokens=engine.hardware.tokens_per_micro_batch,
         indices=sample_over_lengths(stored, lengths, rng),
     )
-    logp = forward_pass(engine, plan.steps[0].ranks[engine.rank], collate)
+    logp = forward_pass(engine, plan.steps[0].ranks[engine.data_rank], collate)
     require_finite_logprobs(engine, examples, logp)
     for i, fresh in sorted(logp.items()):
         pair = examples[i]

@@ -4,6 +4,30 @@ from table import Mutant, of
 
 MUTANTS: list[Mutant] = [
     *of(
+        "zephyr/training/metrics.py",
+        (
+            "tests/training/test_trace.py::test_dpo_equals_plain_pytorch"
+            "[sigmoid-float32-2-ranks-256-tokens-checkpointing-elementwise-qwen3-lora-none"
+            "-2-together]",
+        ),
+        ("value if self.counts else torch.zeros_like(value)", "value"),
+    ),
+    *of(
+        "zephyr/training/published.py",
+        (
+            "tests/training/test_published_loss.py::test_a_loss_is_reached_from_both_sides",
+            "tests/training/test_published_loss.py::test_a_loss_that_is_not_finite_is_not_reached",
+            "tests/training/test_published_loss.py::test_records_that_cannot_be_read_are_no_failure",
+        ),
+        (
+            "return abs(self.difference) <= self.within + 1e-9",
+            "return self.difference <= self.within + 1e-9",
+        ),
+        ("self.within + 1e-9", "self.within"),
+        ('if record["split"] == "eval" and record["step"] > 0:', 'if record["split"] == "eval":'),
+        ("if math.isfinite(self.eval_loss) else None", "if True else None"),
+    ),
+    *of(
         "zephyr/progress.py",
         ("tests/test_progress.py",),
         (
@@ -266,8 +290,8 @@ MUTANTS: list[Mutant] = [
         ("if records or stop:", "if records:"),
         ("if first_step == 0 and (evaluation or sample):", "if evaluation or sample:"),
         (
-            "ledger.add(step, epoch, batch.indices, stats)",
-            "ledger.add(step, epoch, batch.indices[::-1], stats)",
+            "ledger.add(step, epoch, batch.indices, stats)\n        batch = following",
+            "ledger.add(step, epoch, batch.indices[::-1], stats)\n        batch = following",
         ),
         ("means = {name: value / weight for name", "means = {name: value / units for name"),
         (('    "stop",\n    "grad_norm",'), '    "grad_norm",'),
@@ -337,14 +361,14 @@ MUTANTS: list[Mutant] = [
         ),
         ("offset += size", "offset += real"),
         (
-            "step=torch.tensor(float(adam_step), device=flat.device),",
-            "step=torch.tensor(0.0, device=flat.device),",
+            "state.update(new_state(zero.optimizer, flat.detach(), steps))",
+            "state.update(new_state(zero.optimizer, flat.detach(), 0))",
         ),
         (
             'values = flat.detach() if vector == "master" else state[vector]',
             'values = flat.detach() if vector == "master" else state["exp_avg"]',
         ),
-        ('VECTORS = ("master", "exp_avg", "exp_avg_sq")', 'VECTORS = ("master", "exp_avg")'),
+        ('for vector in ("master", *moments):', 'for vector in ("master", moments[0]):'),
         (
             'update = square.sqrt().add_(group["eps"] * unbias_sq.sqrt())',
             'update = square.sqrt().add_(group["eps"])',
@@ -690,17 +714,8 @@ MUTANTS: list[Mutant] = [
             "tests/training/test_faults.py::test_a_second_sigint_stops_at_once",
         ),
         ("STOPPED = 75", "STOPPED = 1"),
-        (
-            'folder = None if "--dry-run" in argv else RunFolder(Path(config.run.dir))',
-            ('folder = None if "--dry-run" in overrides else RunFolder(Path(config.run.dir))'),
-        ),
-        (
-            (
-                'folder = None if "--dry-run" in argv else RunFolder(Path(config.run.dir))\n'
-                "            check(config)"
-            ),
-            'folder = None if "--dry-run" in argv else RunFolder(Path(config.run.dir))',
-        ),
+        ("if asked is not None:", "if asked is not None and asked.gpus is None:"),
+        ("check(config)\n                run(", "run("),
         ('if os.environ.get("RANK", "0") == "0":', "if True:"),
         (
             "print_bad_input(error)\n            return finish_run(folder, BAD_INPUT, str(error))",
@@ -724,11 +739,17 @@ MUTANTS: list[Mutant] = [
             'print(f"error: {why}", file=sys.stderr)',
         ),
         (("finish_run(folder, 1, why)\n            raise"), "return finish_run(folder, 1, why)"),
-        ('return finish_run(folder, 0, "finished")', "return 0"),
-        ("folder.write_status(code, message)", "folder.write_status(0, message)"),
         (
-            ("folder.write_status(code, message)\n        folder.close()"),
-            "folder.write_status(code, message)",
+            (
+                'return finish_run(folder, 0, "finished", '
+                "last_comparison(config.published, config.run.dir))"
+            ),
+            "return 0",
+        ),
+        ("folder.write_status(code, message, more)", "folder.write_status(0, message, more)"),
+        (
+            ("folder.write_status(code, message, more)\n        folder.close()"),
+            "folder.write_status(code, message, more)",
         ),
         (
             (
@@ -761,14 +782,14 @@ MUTANTS: list[Mutant] = [
         (
             (
                 "folder.claimed = engine.broadcast(folder.claimed)\n"
-                '            folder.write_file("config.yaml", to_yaml(config).encode())'
+                '        folder.write_file("config.yaml", to_yaml(config).encode())'
             ),
             "folder.claimed = engine.broadcast(folder.claimed)",
         ),
         (
             (
                 'folder.write_file("config.yaml", to_yaml(config).encode())\n'
-                '            folder.write_status(None, "running")'
+                '        folder.write_status(None, "running")'
             ),
             'folder.write_file("config.yaml", to_yaml(config).encode())',
         ),
@@ -786,7 +807,10 @@ MUTANTS: list[Mutant] = [
             ),
             "except (BadInput, Stopped):",
         ),
-        (("raise\n    engine.close()"), "raise"),
+        (
+            "raise\n    engine.close()\n\n\ndef require_one_config",
+            "raise\n\n\ndef require_one_config",
+        ),
         ("while not folder.write_status_for_rank0(0):", "if not folder.write_status_for_rank0(0):"),
         (
             "while not folder.write_status_for_rank0(0):",
@@ -807,24 +831,24 @@ MUTANTS: list[Mutant] = [
         ("    sys.stdout.flush()\n", ""),
         ("os._exit(code)", "sys.exit(code)"),
         (
-            "if folder is not None and engine.rank > 0 and is_lost_rank_error(error):",
-            "if folder is not None and is_lost_rank_error(error):",
+            "if engine.rank > 0 and is_lost_rank_error(error):",
+            "if is_lost_rank_error(error):",
         ),
         (
-            "if folder is not None and engine.rank > 0 and is_lost_rank_error(error):",
-            "if folder is not None and engine.rank > 0:",
+            "if engine.rank > 0 and is_lost_rank_error(error):",
+            "if engine.rank > 0:",
         ),
         (
             "folder.write_status_for_rank0(RANK0_TIMEOUT_SECONDS)",
             "folder.write_status_for_rank0(0)",
         ),
         (
-            "            folder.claimed = engine.broadcast(folder.claimed)\n",
+            "        folder.claimed = engine.broadcast(folder.claimed)\n",
             "",
         ),
         (
-            "            if engine.rank == 0:\n                engine.on_all_ranks(partial",
-            "            if True:\n                engine.on_all_ranks(partial",
+            "        if engine.rank == 0:\n            engine.on_all_ranks(partial",
+            "        if True:\n            engine.on_all_ranks(partial",
         ),
         ("except (BadInput, Stopped):  # raised", "except BaseException:  # raised"),
     ),

@@ -19,7 +19,7 @@ MUTANTS: list[Mutant] = [
             (
                 "),\n"
                 '            "plan": lambda: engine.on_all_ranks(lambda: '
-                "require_counts(split, engine.rank)),"
+                "require_counts(split, engine.data_rank)),"
             ),
             "),",
         ),
@@ -90,17 +90,20 @@ MUTANTS: list[Mutant] = [
             'return {"difference": worst, "loss": losses[-1]}',
         ),
         (
-            "engine.backward(engine(row).sum() * share / len(row.targets_T), last=True)",
-            "engine.backward(engine(row).sum() / len(row.targets_T), last=True)",
-        ),
-        ("equal = norm(1 / engine.world_size)", "equal = norm(1.0)"),
-        (
-            "return abs(norm(float(engine.rank == 0)) - equal) / equal",
-            "return abs(norm(1.0) - equal) / equal",
+            "engine.backward(engine(batch).sum() * part / len(row.targets_T), last=True)",
+            "engine.backward(engine(batch).sum() / len(row.targets_T), last=True)",
         ),
         (
-            "return abs(norm(float(engine.rank == 0)) - equal) / equal",
-            "return abs(norm(float(engine.rank == 0)) - equal)",
+            "equal = norm(row.to(engine.device), 1 / engine.world_size)",
+            "equal = norm(row.to(engine.device), 1.0)",
+        ),
+        (
+            "return abs(norm(engine.place(row), float(engine.data_rank == 0)) - equal) / equal",
+            "return abs(norm(engine.place(row), 1.0) - equal) / equal",
+        ),
+        (
+            "return abs(norm(engine.place(row), float(engine.data_rank == 0)) - equal) / equal",
+            "return abs(norm(engine.place(row), float(engine.data_rank == 0)) - equal)",
         ),
     ),
     *of(

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -84,6 +85,7 @@ def test_a_server_comes_back_and_all_failing_names_each(
     """Fails where a server that answers its health probe again gets no requests, the run goes on
     when no server is left, or the error hides one of them."""
     monkeypatch.setattr(sys.modules["zephyr.teacher.pool"], "PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(sys.modules["zephyr.teacher.pool"], "MAX_OUT_SECONDS", 0.1)
     first, second = proxies[:2]
     first.faults.extend(["500"] * 2)  # healthy by its probe, once it was taken out
     second.delay = 0.5
@@ -98,6 +100,35 @@ def test_a_server_comes_back_and_all_failing_names_each(
     with pytest.raises(BadInput, match="no server of the pool answers: .*no whole reply within"):
         pool_alone = pool_of([first], timeout_seconds=0.3)
         asked_of(pool_alone, questions(1, first=60), tmp_path / "b.jsonl")
+
+
+def test_all_servers_restart_at_once(
+    proxies: list[Proxy],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Both drop all requests in flight, which takes both out, and are back a second later. Fails
+    where the run ends although its servers come back, a reply is lost or paid for twice, or nobody
+    is told which server failed."""
+    monkeypatch.setattr(sys.modules["zephyr.teacher.pool"], "PROBE_SECONDS", 0.1)
+    down = proxies[:2]
+    for proxy in down:
+        proxy.always = "drop"
+
+    def restart() -> None:
+        for proxy in down:
+            proxy.always = ""
+
+    timer = threading.Timer(1.0, restart)
+    timer.start()
+    replies = asked_of(pool_of(down), questions(6), tmp_path / "a.jsonl")
+    timer.join()
+    assert all(reply.text for reply in replies) and sum(proxy.passed for proxy in down) == 6
+    told = capsys.readouterr().err
+    for proxy in down:
+        assert f"{proxy.url} gets no more requests" in told
+        assert f"{proxy.url} answers again" in told
 
 
 def test_specs_of_pools() -> None:

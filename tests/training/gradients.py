@@ -2,9 +2,10 @@
 
     python tests/training/gradients.py MODEL CASES.json OUT.pt
 
-CASES.json maps names to cases: `hardware` (keys of the config), `micro_batches` of each rank in
-each step, `steps`, and optionally `load` or `save` (a folder of training state, and the updates
-after which it is made) and `skip_mlp` (the step in which the MLP of the last layer is skipped).
+CASES.json maps names to cases: `hardware` (keys of the config), `micro_batches` of each rank (or of
+the ranks that compute a row together) in each step, `steps`, and optionally `load` or `save` (a
+folder of training state, and the updates after which it is made) and `skip_mlp` (the step in which
+the MLP of the last layer is skipped).
 OUT.pt maps the names to the gradients of each step and the weights at the end, by parameter.
 """
 
@@ -48,6 +49,7 @@ def trajectory(engine: Engine, model: Path, case: dict[str, Any]) -> dict[str, A
         dtype=DTYPES[hardware.dtype],
         activation_checkpointing=hardware.activation_checkpointing,
     )
+    engine.set_sequence_parallel(hardware.sequence_parallel)
     engine.initialize(load, Optim(grad_clip=0.5, weight_decay=0.1), micro_batches=count)
     if "load" in case:
         folder, first = case["load"]
@@ -58,7 +60,8 @@ def trajectory(engine: Engine, model: Path, case: dict[str, Any]) -> dict[str, A
         if step == case.get("skip_mlp"):
             skipped.forward = torch.zeros_like
         for m in range(count):
-            batch = collate_pairs(PAIRS, micro_batch(engine.rank, engine.world_size, m, count))
+            mine = micro_batch(engine.data_rank, engine.data_world_size, m, count)
+            batch = engine.place(collate_pairs(PAIRS, mine))
             engine.backward(engine(batch).sum() / len(PAIRS), last=m == count - 1)
         named = list(engine.policy.lm.named_parameters())
         gradients.append({name: safe_get_full_grad(p).clone() for name, p in named})

@@ -210,7 +210,7 @@ def test_the_shipped_json_leaves_the_gradients_dtype_to_the_yaml(name: str) -> N
     not hasattr(torch._C, "_accelerator_getAllocatorSettings"),
     reason="this torch does not say what it has read (2.13 does)",
 )
-def test_a_run_asks_torch_for_expandable_segments() -> None:
+def test_a_run_asks_torch_for_expandable_segments(tmp_path: Path) -> None:
     """By what torch itself has read when a launched run checks its config, which may start CUDA.
     Fails where that is too late, or torch knows another name."""
     code = (
@@ -220,7 +220,8 @@ def test_a_run_asks_torch_for_expandable_segments() -> None:
         "def check(config):\n"
         "    print(torch._C._accelerator_getAllocatorSettings())\n"
         "    raise ConfigError('enough')\n"
-        "launch(DPOConfig, check, None, '', ['configs/tiny/dpo.yaml', '--dry-run'])\n"
+        f"argv = ['configs/tiny/dpo.yaml', 'run.dir={tmp_path}']\n"
+        "launch(DPOConfig, check, None, None, '', argv)\n"
     )
     environment = {name: value for name, value in os.environ.items() if "ALLOC_CONF" not in name}
     done = subprocess.run(

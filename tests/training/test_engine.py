@@ -358,7 +358,8 @@ class Leaking:
     `nats` too likely."""
 
     def __init__(self, engine: Engine, at: int, nats: float) -> None:
-        self.engine, self.device, self.at, self.nats = engine, engine.device, at, nats
+        self.engine, self.at, self.nats = engine, at, nats
+        self.place = engine.place
 
     def train(self, mode: bool = True) -> None:
         self.engine.train(mode)
@@ -1279,7 +1280,8 @@ class OfTwo:
     world_size = 2
 
     def __init__(self, engine: Engine, rank: int) -> None:
-        self.engine, self.rank = engine, rank
+        self.engine, self.data_rank = engine, rank
+        self.device, self.place = engine.device, engine.place
         self.brought: list[float] = []
 
     def __call__(self, batch: PackedBatch) -> Tensor:

@@ -20,14 +20,22 @@ RANKS = (1, 2)
 Found = dict[str, dict[str, Any]]  # what gradients.py writes
 
 
-def cases(folder: Path) -> dict[str, dict[str, Any]]:
-    """All trajectories of one process (or two)."""
+def cases(folder: Path, ranks: int) -> dict[str, dict[str, Any]]:
+    """All trajectories of so many processes."""
     plain = {"dtype": "float32", "gather": "layer"}
     found: dict[str, dict[str, Any]] = {}
     for gather in ("layer", "module"):
         for policy in POLICIES:
             hardware = {**plain, "gather": gather, "activation_checkpointing": policy}
             found[f"{gather} {policy}"] = {"hardware": hardware, "micro_batches": 2, "steps": 1}
+    for size in [size for size in (2, 4) if size <= ranks]:
+        for policy in POLICIES:
+            hardware = {**plain, "sequence_parallel": size, "activation_checkpointing": policy}
+            found[f"{size} together {policy}"] = {
+                "hardware": hardware,
+                "micro_batches": 2,
+                "steps": 1,
+            }
     found["skipped"] = {"hardware": plain, "micro_batches": 1, "steps": 2, "skip_mlp": 1}
     one = {"micro_batches": 1, "steps": 3}
     for dtype, count in (("float32", 1), ("auto", 1), ("bfloat16", 4), ("auto", 4)):
@@ -54,7 +62,7 @@ def found(
     def get(ranks: int) -> Found:
         if ranks not in made:
             folder = tmp_path_factory.mktemp("gradients")
-            (folder / "cases.json").write_text(json.dumps(cases(folder)))
+            (folder / "cases.json").write_text(json.dumps(cases(folder, ranks)))
             arguments = (tiny, folder / "cases.json", folder / "out.pt")
             launch("tests/training/gradients.py", *arguments, ranks=ranks)
             made[ranks] = torch.load(folder / "out.pt")
@@ -95,6 +103,25 @@ def test_a_gathered_layer_has_the_gradients_of_plain_pytorch(
     for name, gradient in wanted.items():
         assert gradient.any() and torch.equal(layer[name], gradient), name
         assert (module[name] - gradient).norm() <= 2e-6 * gradient.norm(), name
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+@pytest.mark.parametrize(
+    "ranks, size",
+    [(2, 2), *(pytest.param(4, size, marks=pytest.mark.long) for size in (2, 4))],
+)
+def test_ranks_that_compute_a_row_together_have_the_gradients_of_plain_pytorch(
+    ranks: int, size: int, policy: bool | str, found: Callable[[int], Found], tiny: Path
+) -> None:
+    """To rounding: each rank adds up the gradients of its own tokens. Fails where a row is counted
+    once for each of its ranks, where a key's gradient from other ranks' queries is lost, where
+    recomputation exchanges in another order, or where a token that pads a share has a gradient. On
+    4 ranks the two key heads are copied."""
+    wanted = plain_gradients(tiny, ranks // size, 2)
+    together = found(ranks)[f"{size} together {policy}"]["gradients"][0]
+    for name, gradient in wanted.items():
+        assert gradient.any(), name
+        assert (together[name] - gradient).norm() <= 2e-6 * gradient.norm(), name
 
 
 @pytest.mark.parametrize("ranks", RANKS)

@@ -20,7 +20,7 @@ import yaml
 from processes import ROOT
 from runs import write_config
 
-from zephyr.config import BadInput, DPOConfig, help_text, load
+from zephyr.config import BadInput, DPOConfig, DryRun, help_text, load
 from zephyr.training import launch as launching
 from zephyr.training.engine import Engine
 from zephyr.training.folder import RunFolder
@@ -35,21 +35,25 @@ class Started:
         self.run = folder / "run"
         self.config = write_config(folder, folder / "model", folder / "rows.jsonl")
         self.checked: list[DPOConfig] = []
-        self.trained: list[tuple[Engine, DPOConfig, RunFolder | None]] = []
+        self.trained: list[tuple[Engine, DPOConfig, RunFolder]] = []
+        self.predicted: list[tuple[Engine, DPOConfig, DryRun]] = []
         self.signals: object = None
 
     def __call__(self, *arguments: str, ends: BaseException | None = None) -> int:
-        def train(engine: Engine, config: DPOConfig, folder: RunFolder | None) -> None:
+        def train(engine: Engine, config: DPOConfig, folder: RunFolder) -> None:
             self.trained.append((engine, config, folder))
             self.signals = signal.getsignal(signal.SIGUSR1)
-            if folder is not None:
-                assert self.status() == {"code": None, "message": "running"}
+            assert self.status() == {"code": None, "message": "running"}
             if ends is not None:
                 raise ends
 
-        return launch(
-            DPOConfig, self.checked.append, train, "the usage", [str(self.config), *arguments]
-        )
+        def predict(engine: Engine, config: DPOConfig, asked: DryRun) -> None:
+            self.predicted.append((engine, config, asked))
+            if ends is not None:
+                raise ends
+
+        argv = [str(self.config), *arguments]
+        return launch(DPOConfig, self.checked.append, train, predict, "the usage", argv)
 
     def status(self) -> dict[str, object]:
         return json.loads((self.run / "status.json").read_text())
@@ -196,10 +200,12 @@ def test_which_errors_are_of_a_lost_rank() -> None:
 
 
 def test_a_dry_run_has_no_folder(started: Started) -> None:
-    """Fails where it leaves a trace, or the flag is taken for an override."""
-    assert started("--dry-run", "beta=0.2") == 0
-    ((_, config, folder),) = started.trained
-    assert folder is None and config.beta == 0.2 and not started.run.exists()
+    """Fails where it trains, leaves a trace, is refused what only a run needs, or an option is
+    taken for an override."""
+    assert started("--dry-run", "beta=0.2", "--gpus", "16") == 0
+    ((_, config, asked),) = started.predicted
+    assert asked == DryRun(gpus=16) and config.beta == 0.2 and not started.run.exists()
+    assert not started.trained and not started.checked
     assert started("--dry-run", ends=BadInput("x")) == 2 and not started.run.exists()
 
 
@@ -212,7 +218,9 @@ def test_what_is_known_before_a_process_group_ends_before_it(
     def refuse(_: DPOConfig) -> None:
         raise BadInput("no such model")
 
-    assert launch(DPOConfig, refuse, pytest.fail, "the usage", [str(started.config)]) == 2
+    assert (
+        launch(DPOConfig, refuse, pytest.fail, pytest.fail, "the usage", [str(started.config)]) == 2
+    )
     assert capsys.readouterr().err == "error: no such model\n"
     assert started.status() == {"code": 2, "message": "no such model"}
     assert started("run.resume=never") == 0, "a start that failed is no run"
@@ -223,14 +231,16 @@ def test_what_is_known_before_a_process_group_ends_before_it(
 @pytest.mark.parametrize("arguments", [("--help",), ("x.yaml", "-h")])
 def test_usage(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     """Fails where help trains, or does not list the keys."""
-    assert launch(DPOConfig, pytest.fail, pytest.fail, "the usage", list(arguments)) == 0
+    assert (
+        launch(DPOConfig, pytest.fail, pytest.fail, pytest.fail, "the usage", list(arguments)) == 0
+    )
     assert capsys.readouterr().out == help_text(DPOConfig, "the usage") + "\n"
 
 
 def test_no_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     """One line says what is expected. Fails where a call without a config is a success, or prints
     pages of help."""
-    assert launch(DPOConfig, pytest.fail, pytest.fail, "the usage", []) == 2
+    assert launch(DPOConfig, pytest.fail, pytest.fail, pytest.fail, "the usage", []) == 2
     shown = capsys.readouterr()
     assert shown.out == "" and shown.err.startswith("error: expected CONFIG.yaml")
     assert shown.err.count("\n") == 1
@@ -239,14 +249,14 @@ def test_no_arguments(capsys: pytest.CaptureFixture[str]) -> None:
 def test_overrides_stand_anywhere(started: Started) -> None:
     """Fails where an override or `--dry-run` in front of the config is taken for the config."""
     arguments = ["beta=0.2", "--dry-run", str(started.config), "data.limit=4", "optim.epochs=1"]
-    trained: list[DPOConfig] = []
+    predicted: list[DPOConfig] = []
 
-    def train(_: Engine, config: DPOConfig, folder: RunFolder | None) -> None:
-        assert folder is None
-        trained.append(config)
+    def predict(_: Engine, config: DPOConfig, asked: DryRun) -> None:
+        assert asked == DryRun()
+        predicted.append(config)
 
-    assert launch(DPOConfig, lambda _: None, train, "the usage", arguments) == 0
-    (config,) = trained
+    assert launch(DPOConfig, pytest.fail, pytest.fail, predict, "the usage", arguments) == 0
+    (config,) = predicted
     assert (config.beta, config.data.limit, config.optim.epochs) == (0.2, 4, 1)
 
 
@@ -350,6 +360,7 @@ def test_a_rank_that_lost_another_waits_for_rank_0_s_end(
     accepted."""
     waits: list[float] = []
     engine = SimpleNamespace(
+        heartbeat=None,
         rank=rank,
         stop_requested=False,
         on_all_ranks=lambda make: make(),

@@ -20,12 +20,15 @@ COMMANDS: list[Callable[..., int | None]] = [
     data.self_instruct,
     data.prepare,
     data.feedback,
+    data.merge,
     data.binarize,
     rounds.rounds,
     runs.plan,
     runs.verify,
     runs.report,
+    runs.push,
     analysis.pairs,
+    analysis.cards,
     evaluation.score,
     data.lineage,
     chat.chat,
@@ -80,6 +83,7 @@ def options_of_all(
       train_dpo.py CONFIG.yaml         dDPO
       zephyr rounds CONFIG.yaml        dDPO on the policy's own answers, in rounds
       zephyr eval                      benchmarks
+      zephyr push RUN REPO_ID          the model on the Hub
     """
 
 

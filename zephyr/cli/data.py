@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
-from zephyr.cli.asking import SPEC, Asking, open_ask
+from zephyr.cli.asking import (
+    SPEC,
+    Asking,
+    DryRun,
+    ShardOption,
+    open_ask,
+    read_shard,
+    shard_files,
+)
 from zephyr.cli.reports import format_counts, part, print_unread_keys, print_warnings, write_summary
 
 if TYPE_CHECKING:
@@ -38,6 +46,17 @@ def self_instruct(
             "equal ones.",
         ),
     ] = 0.7,
+    batch: Annotated[
+        int,
+        Option(
+            metavar="N",
+            min=1,
+            help="Requests for instructions at a time. A larger number keeps more servers busy, "
+            "and makes other rows.",
+        ),
+    ] = 8,
+    shard: ShardOption = None,
+    dry_run: DryRun = False,
     *,
     asking: Asking,
 ) -> None:
@@ -49,13 +68,23 @@ def self_instruct(
     example: zephyr self-instruct --seeds seeds.jsonl --n 1000 --out rows.jsonl \\
         --teacher openai:gpt-4o@https://api.openai.com/v1
     """
+    from zephyr.distill.costs import self_instruct_costs
     from zephyr.distill.self_instruct import self_instruct
+    from zephyr.distill.shards import shard_path
 
-    writer = asking.open_teacher(teacher)
-    with open_ask(asking, out) as (ask, spent):
+    writer, part_of = asking.open_teacher(teacher), read_shard(shard)
+    written = shard_path(out, part_of) if part_of else out
+    if dry_run:
+        of, (own, paid, _) = part_of.of if part_of else 1, shard_files(asking, out, part_of)
+        for line in self_instruct_costs(
+            out, writer.name, n, variant, turns, [own, *paid], asking.prices(), of
+        ):
+            print(line)
+        return
+    with open_ask(asking, out, part_of, together=True) as (ask, spent):
         report = self_instruct(
             seeds,
-            out,
+            written,
             partial(ask, writer),
             n=n,
             seed=asking.seed,
@@ -64,9 +93,11 @@ def self_instruct(
             templates=asking.templates,
             instances=instances,
             largest_rouge_l=largest_rouge_l,
+            batch=batch,
+            shard=(part_of, writer) if part_of else None,
         )
         write_summary(
-            out,
+            written,
             {"command": "self-instruct", "teacher": writer.name, **report, **spent()},
             f"{report['rows']} rows in {report['rounds']} rounds",
         )
@@ -122,6 +153,7 @@ def prepare(
     workers: Annotated[
         int, Option(metavar="N", min=1, help="Processes. The result does not depend on it.")
     ] = 1,
+    shard: ShardOption = None,
 ) -> None:
     """Clean dialogues for train_sft.py.
 
@@ -132,7 +164,8 @@ def prepare(
     example: zephyr prepare HuggingFaceH4/ultrachat_200k:train_sft \\
         --decontaminate mt_bench.jsonl --out clean.jsonl
     """
-    from zephyr.distill.prepare import PrepareSettings, prepare
+    from zephyr.distill.prepare import PrepareSettings, check_shard, prepare
+    from zephyr.distill.shards import shard_path
 
     settings = PrepareSettings(
         truecase=not no_truecase,
@@ -149,6 +182,12 @@ def prepare(
         on_bad_row=on_bad_row,
         workers=workers,
     )
+    part_of = read_shard(shard)
+    if part_of is not None:
+        written = shard_path(out, part_of, ".arrow")
+        report = check_shard(sources, written, settings, part_of)
+        print(f"{written}: {report['rows']} rows checked")
+        return
     report = prepare(sources, out, settings)
     removed = {name: of["rows"] for name, of in part(report, "removed").items()}
     print(
@@ -182,6 +221,8 @@ def feedback(
     max_new_tokens: Annotated[
         int, Option(metavar="N", min=1, help="Limit of an answer or a judgement.")
     ] = 1024,
+    shard: ShardOption = None,
+    dry_run: DryRun = False,
     *,
     asking: Asking,
 ) -> None:
@@ -194,15 +235,34 @@ def feedback(
         --answerers hf:runs/a,hf:runs/b,hf:runs/c,hf:runs/d \\
         --judge openai:gpt-4o@https://api.openai.com/v1
     """
+    from zephyr.distill.costs import feedback_costs, plan_feedback
     from zephyr.distill.feedback import collect_feedback
+    from zephyr.distill.shards import shard_path
     from zephyr.teacher.spec import split_specs
 
+    part_of = read_shard(shard)
+    written = shard_path(out, part_of) if part_of else out
     teachers = [asking.open_teacher(spec) for spec in split_specs(answerers)]
     scorer = None if judge is None else asking.open_teacher(judge)
-    with open_ask(asking, out) as (ask, spent):
+    if dry_run:
+        own, paid, _ = shard_files(asking, out, part_of)
+        run = plan_feedback(
+            teachers,
+            scorer,
+            per_prompt=per_prompt,
+            seed=asking.seed,
+            principles=not no_principles,
+            max_tokens=max_new_tokens,
+            templates=asking.templates,
+            shard=part_of,
+        )
+        for line in feedback_costs(run, prompts, [own, *paid], asking.prices()):
+            print(line)
+        return
+    with open_ask(asking, out, part_of) as (ask, spent):
         report = collect_feedback(
             prompts,
-            out,
+            written,
             teachers,
             scorer,
             ask,
@@ -211,10 +271,11 @@ def feedback(
             principles=not no_principles,
             max_tokens=max_new_tokens,
             templates=asking.templates,
+            shard=part_of,
         )
         print_unread_keys(report)
         write_summary(
-            out,
+            written,
             {**report, **spent()},
             f"{report['rows']} prompts, each answered by {per_prompt} and "
             f"{judged_by(scorer, report)}",
@@ -226,6 +287,34 @@ def judged_by(judge: "Teacher | None", report: Mapping[str, object]) -> str:
     if judge is None:
         return "judged by nobody"
     return f"judged by {judge.name}; {report.get('unparsed', 0)} judgements could not be read"
+
+
+def merge(
+    out: Annotated[
+        Path, Argument(metavar="OUT", help="The output that --out named for every shard.")
+    ],
+    parts: Annotated[
+        list[Path] | None,
+        Argument(metavar="PART", help="What the shards wrote, in any order. Default: beside OUT."),
+    ] = None,
+) -> None:
+    """Make one file of the shards of self-instruct, prepare or feedback.
+
+    It writes OUT, its report and its ledger as one run without --shard does, and asks nobody. Run
+    it in the folder in which the shards ran: it reads the same sources.
+
+    \b
+    example: zephyr feedback prompts.jsonl ... --out feedback.jsonl --shard 0/2
+             zephyr feedback prompts.jsonl ... --out feedback.jsonl --shard 1/2
+             zephyr merge feedback.jsonl
+    """
+    from zephyr.distill.merge import merge, summary
+
+    report = merge(out, parts or [])
+    if "rows_kept" in report:  # of prepare, which has written it
+        print(f"{out}: {summary(report)}")
+    else:
+        write_summary(out, report, summary(report))
 
 
 def binarize(
@@ -290,6 +379,22 @@ def binarize(
             "repeated.",
         ),
     ] = None,
+    drop_prompts: Annotated[
+        list[str] | None,
+        Option(
+            metavar="FILE",
+            help="Leave out the rows whose prompt is one of this file's, such as TruthfulQA's "
+            "questions. Can be repeated.",
+        ),
+    ] = None,
+    test_rows: Annotated[
+        int | None,
+        Option(
+            metavar="N",
+            help="Rule handbook: write the pairs of N rows to OUT's name with .test before the "
+            "ending, drawn as the published set's were (2000).",
+        ),
+    ] = None,
     fix_overall: Annotated[
         bool,
         Option(
@@ -313,6 +418,11 @@ def binarize(
 
     \b
     example: zephyr binarize feedback.jsonl --rule paper --seed 42 --out pairs.jsonl
+
+    \b
+    the script of HuggingFaceH4/ultrafeedback_binarized:
+      zephyr binarize openbmb/UltraFeedback --rule handbook --drop-source truthful_qa \\
+          --drop-prompts truthful_qa:generation:validation --test-rows 2000 --out pairs.jsonl
 
     \b
     delta learning, and a mix of on- and off-policy pairs:
@@ -340,6 +450,8 @@ def binarize(
             on_policy=tuple(on_policy or ()),
             on_policy_side=on_policy_side,
             mix=read_mix(mix),
+            drop_prompts=tuple(drop_prompts or ()),
+            test_rows=test_rows,
         ),
     )
     print_warnings(report)
@@ -348,6 +460,9 @@ def binarize(
         f"{out}: {report['pairs']} pairs of {report['rows']} rows; "
         f"left out: {format_counts(part(report, 'dropped'))}"
     )
+    if test_rows is not None:
+        test = part(report, "test")
+        print(f"{test['out']}: {test['pairs']} of these pairs, of {test['rows']} rows")
 
 
 def lineage(

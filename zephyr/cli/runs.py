@@ -1,11 +1,12 @@
-"""The commands about training runs: what a run will take, what runs did, and whether a run depends
-on its layout."""
+"""The commands about training runs: what a run will take, what runs did, whether a run depends on
+its layout, and its model on the Hub."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 from typer import Argument, Option
 
+from zephyr import progress
 from zephyr.cli.reports import part
 from zephyr.config import BadInput
 
@@ -92,6 +93,22 @@ def plan(
         ),
     ] = False,
     json: Annotated[bool, Option("--json", help="Print everything as JSON.")] = False,
+    published: Annotated[
+        bool,
+        Option(
+            "--published",
+            help="Print the steps of the config on each release of Zephyr's sets, and those of "
+            "published runs, instead of a prediction; no data and no model are read.",
+        ),
+    ] = False,
+    compare: Annotated[
+        str | None,
+        Option(
+            metavar="STEP@EPOCH|FILE",
+            help="With --published: the last step of a run, as 272@0.67, or its "
+            "trainer_state.json; tells its rows, and whether its schedule was too long.",
+        ),
+    ] = None,
 ) -> None:
     """Predict the memory and time of a training run.
 
@@ -100,10 +117,20 @@ def plan(
     \b
     example: zephyr plan configs/zephyr-7b-beta/dpo.yaml optim.epochs=1 \\
         --shape mistral --lengths ultrafeedback --gpus 16 --device a100-80
+
+    \b
+    steps of published runs:
+      zephyr plan configs/zephyr-7b-beta/sft.yaml --published --compare 272@0.67
     """
     from zephyr.costs.predict import Card, page
+    from zephyr.costs.published import published_page
 
     config, changes = config_and_overrides([target, *(overrides or ())])
+    if compare is not None and not published:
+        raise BadInput(f"--compare {compare}: expected --published with it")
+    if published:
+        print(published_page(config, changes, stage=stage, compare=compare))
+        return
     print(
         page(
             config,
@@ -198,3 +225,61 @@ def report(
         raise BadInput(f"--out: expected a name that ends in .html for {len(runs)} runs, got {out}")
     write_html(runs, page)
     print(page)
+
+
+def push(
+    run: Annotated[
+        Path,
+        Argument(metavar="RUN", help="A run folder, or the folder of a model or an adapter."),
+    ],
+    repo_id: Annotated[
+        str, Argument(metavar="REPO_ID", help="NAMESPACE/NAME of the repository on the Hub.")
+    ],
+    adapter: Annotated[
+        bool, Option("--adapter", help="Upload RUN/adapter instead of RUN/model.")
+    ] = False,
+    private: Annotated[
+        bool, Option("--private", help="Make the repository private; refuse a public one.")
+    ] = False,
+    revision: Annotated[
+        str | None,
+        Option(metavar="BRANCH", help="The branch, made where it is missing. Default: main."),
+    ] = None,
+    license: Annotated[
+        str | None,
+        Option(metavar="ID", help="The license in the card, as the Hub writes it: apache-2.0."),
+    ] = None,
+    base_model: Annotated[
+        str | None,
+        Option(metavar="REPO_ID", help="The base model in the card, where the card names none."),
+    ] = None,
+    dataset: Annotated[
+        list[str] | None,
+        Option(metavar="REPO_ID", help="A dataset in the card; repeat it for several."),
+    ] = None,
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Check the export, list its files and sizes, and exit.")
+    ] = False,
+) -> None:
+    """Upload a trained model and its card to the Hugging Face Hub.
+
+    All files become one commit. A command that broke off is run again: large files that have
+    arrived are not sent twice. The token is that of `hf auth login`, or HF_TOKEN.
+
+    \b
+    example: zephyr push runs/dpo me/zephyr-7b-mine --private --license apache-2.0 --dry-run
+    """
+    from zephyr.report.publish import Tags, files_of, find_export, require_hub_id, upload
+
+    require_hub_id(repo_id, "REPO_ID")
+    folder = find_export(run, adapter=adapter)
+    files = files_of(folder, Tags(license, base_model, dataset or ()), progress.warn)
+    if dry_run:
+        for file in files:
+            progress.print_result(f"{file.size:>16,}  {file.name}")
+        total = sum(file.size for file in files)
+        progress.print_result(f"{total:>16,}  bytes in {len(files)} files, to {repo_id}")
+        return
+    with progress.library_bars():
+        url = upload(files, repo_id, private=private, revision=revision, info=progress.info)
+    progress.print_result(url)

@@ -89,6 +89,7 @@ def remedies(config: Config, ranks: int, longest: int, case: Case) -> Iterator[R
             bits = changed.hardware.gradient_dtype != config.hardware.gradient_dtype
             note = "sums of gradients lose bits" if bits else "where it serves the model"
             yield remedy(describe_options(config, changed), note, best)
+    yield from shared_rows(of_case, config, ranks, longest, case.model.config.num_attention_heads)
     yield from more_ranks(of_case, config, ranks, longest)
     if not is_offloaded(case.settings, "offload_optimizer"):
         offloaded = partial(layout, case=case._replace(settings=read_deepspeed(OFFLOAD)))
@@ -108,14 +109,15 @@ def smaller_budget(make: MakeLayout, config: Config, ranks: int, longest: int) -
 
 def more_ranks(make: MakeLayout, config: Config, ranks: int, longest: int) -> Iterator[Remedy]:
     """The fewest ranks that fit."""
+    together = config.hardware.sequence_parallel
 
-    def best_of(count: int) -> Layout | None:
-        return fastest(each_policy(make, config, count, longest))
+    def best_of(groups: int) -> Layout | None:
+        return fastest(each_policy(make, config, groups * together, longest))
 
-    too_few, enough = ranks, 2 * ranks
+    too_few, enough = ranks // together, 2 * ranks // together
     while best_of(enough) is None:
         too_few, enough = enough, 2 * enough
-        if enough > MOST_RANKS:
+        if enough * together > MOST_RANKS:
             return
     while enough - too_few > 1:
         middle = (too_few + enough) // 2
@@ -124,7 +126,23 @@ def more_ranks(make: MakeLayout, config: Config, ranks: int, longest: int) -> It
         else:
             too_few = middle
     if best := best_of(enough):
-        yield remedy(f"--gpus {enough}", f"{enough / ranks:.3g} times as many", best)
+        count = enough * together
+        yield remedy(f"--gpus {count}", f"{count / ranks:.3g} times as many", best)
+
+
+def shared_rows(
+    make: MakeLayout, config: Config, ranks: int, longest: int, heads: int
+) -> Iterator[Remedy]:
+    """The fewest ranks to a row that fit. Args: heads: attention heads, which they divide."""
+    for size in range(config.hardware.sequence_parallel + 1, ranks + 1):
+        if ranks % size or heads % size:
+            continue
+        changed = with_hardware(config, sequence_parallel=size)
+        if best := fastest(each_policy(make, changed, ranks, longest)):
+            yield remedy(
+                f"hardware.sequence_parallel={size}", f"a rank has 1/{size} of a row's tokens", best
+            )
+            return
 
 
 def larger_card(config: Config, ranks: int, longest: int, case: Case) -> Iterator[Remedy]:

@@ -78,7 +78,7 @@ def make_plan(work: Work, config: Config, ranks: int, epochs: int) -> Plan:
         work.tokens,
         per_step=step_size(config),
         epochs=epochs,
-        ranks=ranks,
+        ranks=ranks // config.hardware.sequence_parallel,
         seed=config.run.seed,
         budget_tokens=config.hardware.tokens_per_micro_batch,
         shuffle=config.data.shuffle,
@@ -213,8 +213,14 @@ def layout(config: Config, ranks: int, plan: Plan | None = None, *, case: Case) 
 def scaling_tables(make: MakeLayout, config: Config) -> dict[str, list[Layout]]:
     """Layouts of up to 1,024 ranks: with the config's step (strong), and with a step that grows
     with the ranks (weak)."""
-    strong = [2**k for k in range(11)]
-    weak = [(each, ranks) for each in (2, 4, 16) for ranks in (16, 64, 256, 1024)]
+    together = config.hardware.sequence_parallel
+    strong = [together * 2**k for k in range(11) if together * 2**k <= 1024]
+    weak = [
+        (each, ranks)
+        for each in (2, 4, 16)
+        for ranks in (16, 64, 256, 1024)
+        if ranks % together == 0
+    ]
     with Bar("layouts", len(strong) + len(weak), "layouts") as bar:
 
         def made(of_config: Config, ranks: int) -> Layout:

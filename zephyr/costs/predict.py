@@ -1,7 +1,7 @@
 """`zephyr plan`: a config becomes a prediction of its run and advice for its `hardware` keys."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from zephyr import config as configs
-from zephyr.config import BadInput, ConfigError, DPOConfig, SFTConfig
+from zephyr.config import BadInput, ConfigError, DPOConfig, DryRun, SFTConfig, config_quirks
 from zephyr.costs import work as costs
 from zephyr.costs.advice import each_policy, fastest, options, overrides, remedies
 from zephyr.costs.layouts import Case, layout, make_plan, sampler, scaling_tables
@@ -20,7 +20,9 @@ from zephyr.data.encode import encoding_resources, load_pairs, load_texts
 from zephyr.data.jsonl import read_rows
 from zephyr.data.store import Pairs, Texts
 from zephyr.data.tokenizer import load_tokenizer
+from zephyr.data.windows import packer
 from zephyr.losses import find_loss
+from zephyr.model.load import find_lacks
 from zephyr.packing import Plan
 from zephyr.training.deepspeed_settings import read_deepspeed
 from zephyr.training.devices import (
@@ -103,7 +105,7 @@ def choose_device(name: str | None, card: Card, dtype: str, ranks: int) -> tuple
                 f"expected three numbers > 0 and no --device, got {got}"
             )
         return "described GPU", described_device(*values)
-    name = name or "a100-80"
+    name = {None: "a100-80", "a100": "a100-80"}.get(name, name)
     if name == "cpu":
         return name, measure_cpu(dtype, ranks)
     if name in WITHOUT_BFLOAT16:
@@ -140,6 +142,8 @@ def read_lengths(named: str | None, config: Config) -> Lengths:
         found.append(tuple(whole))
     if not found:
         raise BadInput(f"{named}: a row at least is wanted")
+    if isinstance(config, SFTConfig) and config.data.packing == "constant_length":
+        return costs.window_lengths([tokens for tokens, _ in found], config.data.max_tokens)
     return found
 
 
@@ -151,7 +155,7 @@ def load_examples(config: Config) -> Pairs | Texts:
         config.tokenizer or config.model, config.chat_template, config.eos_token
     )
     if isinstance(config, SFTConfig):
-        return load_texts(
+        texts, report = load_texts(
             data.train,
             tokenizer,
             max_tokens=data.max_tokens,
@@ -159,14 +163,18 @@ def load_examples(config: Config) -> Pairs | Texts:
             limit=data.limit,
             on_bad_row=data.on_bad_row,
             columns=data.columns,
+            joined=config.data.packing == "constant_length",
             **encoding_resources(),
-        )[0]
+        )
+        pack = packer(config)
+        return pack(texts, report, "train")[0] if pack else texts
     return load_pairs(
         data.train,
         tokenizer,
         max_tokens=data.max_tokens,
         max_prompt_tokens=config.data.max_prompt_tokens,
         truncation=config.data.truncation,
+        encoding=config.data.encoding,
         limit=data.limit,
         on_bad_row=data.on_bad_row,
         columns=data.columns,
@@ -201,6 +209,7 @@ def predict(
     name is not in DEVICES. host_memory: bytes of a machine; None: not known.
     Raises: BadInput where an example is over the config's budget.
     """
+    require_whole_groups(config, model, ranks)
     work = costs.example_work(lengths, model, config)
     ids = [f"number {i}" for i in range(1, len(lengths) + 1)]
     require_budget(work.tokens, ids, config.hardware.tokens_per_micro_batch)
@@ -237,6 +246,7 @@ def predict(
         "longest": longest,
         "steps": len(plan.steps),
         "plan": describe_plan(plan, ranks),
+        "quirks": config_quirks(config),
         "reference hours": reference_seconds(plan, config, case) / 3600,
         "config": of_case(config, ranks, plan),
         "policies": policies,
@@ -247,6 +257,16 @@ def predict(
         "remedies": [] if advice else list(remedies(config, ranks, longest, case)),
         "tables": scaling_tables(of_case, config) if table else {},
     }
+
+
+def require_whole_groups(config: Config, model: Model, ranks: int) -> None:
+    """Check `hardware.sequence_parallel` as the engine does. Raises: ConfigError."""
+    size, heads = config.hardware.sequence_parallel, model.config.num_attention_heads
+    for count, what in ((ranks, "ranks"), (heads, "attention heads of the model")):
+        if count % size:
+            raise ConfigError(
+                f"hardware.sequence_parallel: expected a divisor of the {count} {what}, got {size}"
+            )
 
 
 def reference_seconds(plan: Plan, config: Config, case: Case) -> float:
@@ -274,29 +294,68 @@ def reference_seconds(plan: Plan, config: Config, case: Case) -> float:
     return scoring.step * len(plan.steps) / config.optim.epochs
 
 
-def estimate(engine: Engine, config: Config, examples: Pairs | Texts) -> str:
-    """The command's page for a script's dry run: of its own rows, its ranks, and this device."""
+def require_model(engine: Engine, config: Config) -> list[str]:
+    """What a dry run can do without: the kernels, libraries and weights that this machine lacks.
+
+    A collective. Raises: BadInput for a model that no machine could train.
+    """
+    return engine.on_rank0(lambda: [str(lack) for lack in find_lacks(config, dry_run=True)])
+
+
+def estimate(
+    engine: Engine,
+    config: Config,
+    asked: DryRun,
+    lacks: Sequence[str],
+    load: Callable[[], Pairs | Texts],
+) -> None:
+    """Print the command's page for a script's dry run. A collective.
+
+    Args: lacks: of `require_model`. load: reads and encodes the config's rows; called where `asked`
+    names no lengths.
+    Raises: BadInput.
+    """
+    lengths = None if asked.lengths else token_counts(load())
+    engine.print(engine.on_rank0(lambda: dry_run_page(engine, config, asked, lengths)))
+    if lacks:
+        engine.print("\n".join(["\nNot checked, because this machine lacks it:", *lacks]))
+
+
+def dry_run_page(engine: Engine, config: Config, asked: DryRun, lengths: Lengths | None) -> str:
+    """The page of the ranks and the device that a dry run asks for, else of those that are here.
+
+    Args: lengths: of the config's rows; None: those that are asked for.
+    """
     import psutil  # type: ignore[import-untyped]  # its stubs are another package
 
-    name, device = "cpu", None
-    if engine.device.type == "cuda":
+    ranks = asked.gpus or engine.world_size
+    if lengths is None:
+        lengths = read_lengths(asked.lengths, config)
+    model = costs.read_model(config.model, None, config.adapter)
+    if asked.device is not None:
+        name, device = choose_device(asked.device, Card(), config.hardware.dtype, ranks)
+    elif engine.device.type == "cuda":
         gpu = torch.cuda.get_device_name(engine.device)
         known = find_device(gpu)
         if known is None:
+            work = costs.example_work(lengths, model, config)
+            plan = make_plan(work, config, ranks, config.optim.epochs)
             return (
-                f"no prediction: the figures of {gpu} are not known, those of {', '.join(DEVICES)} "
-                "are; zephyr plan takes --memory, --bandwidth and --rate"
+                f"{describe_plan(plan, ranks)}\nno prediction: the figures of {gpu} are not known, "
+                f"those of {', '.join(DEVICES)} are: name one with --device; zephyr plan takes "
+                "--memory, --bandwidth and --rate"
             )
-        name = known
+        name, device = known, DEVICES[known]
     else:
-        device = measure_cpu(config.hardware.dtype, engine.world_size)
+        name, device = "cpu", measure_cpu(config.hardware.dtype, ranks)
+    here = asked.device is None
     report = predict(
         config,
-        costs.read_model(config.model, None, config.adapter),
-        token_counts(examples),
-        engine.world_size,
+        model,
+        lengths,
+        ranks,
         name,
         device=device,
-        host_memory=psutil.virtual_memory().total,
+        host_memory=psutil.virtual_memory().total if here else None,
     )
-    return "\n".join(line for line in format_prediction(report) if line != report["plan"])
+    return "\n".join(format_prediction(report))

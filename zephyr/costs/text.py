@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple, TypedDict
 
+from zephyr.config import QUIRK
 from zephyr.costs.advice import Remedy
 from zephyr.costs.layouts import USABLE_HOST_FRACTION, USABLE_MEMORY_FRACTION, Layout
 from zephyr.costs.times import COMPONENTS
@@ -55,6 +56,7 @@ Report = TypedDict(
         "longest": int,
         "steps": int,
         "plan": str,
+        "quirks": list[str],
         "reference hours": float,
         "config": Layout,
         "policies": list[Layout],
@@ -96,6 +98,9 @@ def format_config(report: Report, units: Mapping[str, "Unit"]) -> Iterator[str]:
         f"{report['longest']:,} in the longest"
     )
     yield report["plan"]
+    if report["quirks"]:
+        yield f"{', '.join(report['quirks'])}: {QUIRK}"
+    yield summary(report)
     yield (
         "\nThe config as it is. gradients: dtype of their sum over micro-batches; tokens: of a "
         "micro-batch; micro: micro-batches a step;\ncritical: the most loaded rank's work against "
@@ -113,6 +118,17 @@ def format_config(report: Report, units: Mapping[str, "Unit"]) -> Iterator[str]:
         "node offload"
     )
     yield format_table([{name: size / gb * memory.factor for name, size in own["memory"].items()}])
+
+
+def summary(report: Report) -> str:
+    """Steps, memory and time in one line."""
+    own = report["config"]
+    verdict = "fits" if own["fits"] == "yes" else "does not fit"
+    return (
+        f"in short: {report['steps']:,} steps of {format_seconds(own['step s'])}, "
+        f"{format_hours(own['hours'] + report['reference hours'])} in all; "
+        f"{own['peak GB']:.1f} GB of the {report['memory'] / 1e9:.1f} GB of each, which {verdict}"
+    )
 
 
 def format_host(report: Report) -> Iterator[str]:

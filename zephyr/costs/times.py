@@ -22,11 +22,16 @@ from numpy.typing import NDArray
 from transformers import PreTrainedConfig
 
 from zephyr.config import Hardware
+from zephyr.costs.collectives import (
+    collective_seconds,
+    micro_batch_collectives,
+    network_rate,
+)
 from zephyr.costs.memory import RANKS_PER_NODE, SUM_BYTES, is_offloaded
 from zephyr.costs.work import Config, Model, Settings, Work
 from zephyr.model.load import DTYPES
 from zephyr.model.logprobs import CHUNK_ELEMENTS
-from zephyr.model.memory import inner_size, query_and_key_sizes
+from zephyr.model.memory import inner_size, key_copies, query_and_key_sizes
 from zephyr.model.nf4 import WEIGHT_BYTES
 from zephyr.packing import Plan
 from zephyr.training.deepspeed_settings import section_of
@@ -48,9 +53,12 @@ ATTENTION_BACKWARD = 2.5
 LOGIT_BYTES = (28, 32)
 # Bytes a parameter of the update, counted in DeepSpeed's ZeRO-3: sums to a flat float32 gradient
 # 8, norm in float64 20, clip 8, torch's fused AdamW 28, weights to the model's dtype 6.
-UPDATE_BYTES = 70
-HOST_UPDATE_BYTES = 42  # on the host: clip, AdamW, weights to the model's dtype
-RATIO_BYTES = 44  # of `update_ratio`, where a record is written: update again, two norms
+# RMSprop's kernels, which are not fused, 52; and the norm of its update 40.
+UPDATE_BYTES = {"adamw": 70, "rmsprop": 134}
+# on the host: clip, optimizer, weights to the model's dtype
+HOST_UPDATE_BYTES = {"adamw": 42, "rmsprop": 106}
+# of `update_ratio`, where a record is written: update again, two norms
+RATIO_BYTES = {"adamw": 44, "rmsprop": 4}
 # Bytes/s that AdamW reaches on a machine's memory, all its ranks together. An estimate: 0.36 s for
 # 1e9 parameters; DeepSpeed's CPU-Adam took 0.25 s (Ren et al. 2021, arXiv:2101.06840, Table 4).
 HOST_RATE = 120e9
@@ -125,6 +133,7 @@ def example_seconds(
 
     Three forwards of the layers, three and a half of attention and four of the head (whose
     backward computes the logits again), and what the activation policy repeats. Not training: one.
+    Ranks that compute a row together divide all of it, and exchange heads around attention.
     """
     lm, hardware = model.config, config.hardware
     item = DTYPES[hardware.dtype].itemsize
@@ -160,8 +169,26 @@ def example_seconds(
     head_seconds = (4 - frozen if training else 1) * head * scored / products_rate
     head_seconds += logit_bytes * lm.vocab_size * scored / memory_rate
     parts = (products, attention_seconds, elementwise / memory_rate, head_seconds)
-    seconds_EC: Array = np.stack(parts, axis=1)
+    seconds_EC: Array = np.stack(parts, axis=1) / hardware.sequence_parallel
+    seconds_EC[:, 1] += tokens * exchange_seconds(lm, hardware, device, training)
     return seconds_EC
+
+
+def exchange_seconds(
+    lm: PreTrainedConfig, hardware: Hardware, device: Device, training: bool
+) -> float:
+    """Seconds of a row's token in the all-to-alls of `zephyr.model.sequence`; 0 for whole rows.
+
+    Queries, keys and values, then the output, in each forward, backward and repeated forward. They
+    hide behind nothing: attention waits for them.
+    """
+    ranks = hardware.sequence_parallel
+    query, key = query_and_key_sizes(lm)
+    sent = 2 * query + 2 * key * key_copies(lm, ranks)  # numbers of a token in a layer
+    passes = 1 + training * (1 + (hardware.activation_checkpointing in (True, "elementwise")))
+    layers: int = lm.num_hidden_layers
+    moved = passes * DTYPES[hardware.dtype].itemsize * layers * sent
+    return moved / ranks * (ranks - 1) / ranks / network_rate(device, ranks)
 
 
 def flash_rate(
@@ -232,16 +259,11 @@ def communication_seconds(
 
     All weights are gathered twice, and gradients are reduced (forward only: gathered once).
     """
-    item = DTYPES[config.hardware.dtype].itemsize
-    gathers = 2 if training else 1
-    share = model.shared / ranks
-    moved = gathers * item * share
-    if training:
-        reduced = 4 if settings.get("communication_data_type") == "fp32" else item
-        moved += reduced * model.trained / ranks
-    seconds = moved * (ranks - 1) / network_rate(device, ranks)
+    collectives = micro_batch_collectives(model, ranks, config, settings, training)
+    seconds = sum(collective_seconds(one, device) for one in collectives)
     if is_offloaded(settings, "offload_param"):
-        seconds += gathers * item * share / device.host
+        item = DTYPES[config.hardware.dtype].itemsize
+        seconds += (2 if training else 1) * item * model.shared / ranks / device.host
     return seconds
 
 
@@ -258,24 +280,21 @@ def offloaded_gradient_seconds(
     return moved * model.trained / ranks / device.host
 
 
-def network_rate(device: Device, ranks: int) -> float:
-    """Bytes/s of a collective: in a node up to 8 ranks, else across nodes, slower past 64 ranks."""
-    if ranks <= RANKS_PER_NODE:
-        return device.node
-    if ranks <= 64:
-        return device.across
-    return device.across * (0.85 if ranks <= 256 else 0.7)
-
-
 def update_seconds(
-    model: Model, ranks: int, device: Device, settings: Settings, log_every: int
+    model: Model,
+    ranks: int,
+    device: Device,
+    settings: Settings,
+    log_every: int,
+    optimizer: str = "adamw",
 ) -> tuple[float, float]:
     """Seconds of the update, and of `update_ratio` in a mean step."""
     share = model.trained / ranks
-    update, rate = UPDATE_BYTES * share, MEMORY_EFFICIENCY * device.memory_rate
+    update, rate = UPDATE_BYTES[optimizer] * share, MEMORY_EFFICIENCY * device.memory_rate
     if is_offloaded(settings, "offload_optimizer"):
-        update, rate = HOST_UPDATE_BYTES * share, HOST_RATE / min(ranks, RANKS_PER_NODE)
-    return update / rate, RATIO_BYTES * share / rate / log_every
+        update = HOST_UPDATE_BYTES[optimizer] * share
+        rate = HOST_RATE / min(ranks, RANKS_PER_NODE)
+    return update / rate, RATIO_BYTES[optimizer] * share / rate / log_every
 
 
 def micro_batch_sums(plan: Plan, values_EC: Array) -> Array:
@@ -313,7 +332,8 @@ def step_seconds(
     Args: kind: cuda or cpu. settings: those that DeepSpeed gets. gradient_dtype: of the sums.
     training: False for a pass that only computes log-probs.
     """
-    ranks, steps = len(plan.steps[0].ranks), len(plan.steps)
+    rows, steps = len(plan.steps[0].ranks), len(plan.steps)
+    ranks = rows * config.hardware.sequence_parallel
     seconds_EC = example_seconds(work, model, device, kind, config, training)
     seconds_MRC = micro_batch_sums(plan, seconds_EC)
     slowest_M = seconds_MRC.sum(-1).argmax(1)
@@ -335,7 +355,9 @@ def step_seconds(
     overlaps = section_of(settings, "zero_optimization").get("overlap_comm", True)
     shown = HIDDEN if overlaps else 1.0
     whole_M = np.maximum(taken_M, communication) + shown * np.minimum(taken_M, communication)
-    update, ratio = update_seconds(model, ranks, device, settings, config.run.log_every)
+    update, ratio = update_seconds(
+        model, ranks, device, settings, config.run.log_every, config.optim.optimizer
+    )
     parts = dict(zip(DEVICE_PARTS, (parts_MC.sum(0) / steps).tolist())) | {
         "copies": float(copies_M.sum() / steps),
         "update": update * training,
@@ -347,7 +369,7 @@ def step_seconds(
         step=sum(parts.values()),
         parts=parts,
         busy=float(busy_M.sum() / steps),
-        ideal=float(seconds_MRC.sum() / ranks / steps),
+        ideal=float(seconds_MRC.sum() / rows / steps),
         communication=communication * len(busy_M) / steps,
         micro_batches=len(busy_M) / steps,
     )
@@ -363,7 +385,8 @@ def copies(
 ) -> Array:
     """Seconds of ZeRO-3's copies on the device in each micro-batch [M]."""
     item, summed = DTYPES[config.hardware.dtype].itemsize, SUM_BYTES[gradient_dtype]
-    ranks, rate = len(plan.steps[0].ranks), MEMORY_EFFICIENCY * device.memory_rate
+    ranks = len(plan.steps[0].ranks) * config.hardware.sequence_parallel
+    rate = MEMORY_EFFICIENCY * device.memory_rate
     # Frozen weights are put together after each gather; quantised ones are read and written whole.
     frozen = 4.0 * item * (model.shared - model.trained) * (ranks > 1)
     passes = 2 if config.hardware.activation_checkpointing is False else 3

@@ -97,7 +97,7 @@ def describe_id_mismatch(tokenizer: PreTrainedTokenizerBase, folder: Path) -> st
 def require_vocabulary(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
     """Raises: BadInput if the tokenizer makes ids for which the model of that folder or hub id has
     no embedding."""
-    vocabulary = read_config(local_folder(model)).vocab_size
+    vocabulary = read_config(local_folder(model, weights=False)).vocab_size
     if len(tokenizer) > vocabulary:
         raise BadInput(
             f"the tokenizer has {len(tokenizer)} tokens, expected at most {vocabulary}, the "

@@ -29,6 +29,7 @@ from typing import NamedTuple
 from zephyr.config import BadInput
 from zephyr.data.jsonl import require_output, write_rows
 from zephyr.data.sources import open_sources
+from zephyr.distill.shards import Shard, describe_shard, prompts_of_shard
 from zephyr.teacher import Reply, Request, Teacher
 from zephyr.teacher.panel import (
     Ask,
@@ -65,6 +66,7 @@ class FeedbackRun:
     max_tokens: int
     per_prompt: int
     principles: bool
+    shard: Shard | None = None  # None: all prompts
     counts: Counter[str] = field(default_factory=Counter)
     left_out: list[str] = field(default_factory=list)  # ids of prompts with too few answers
     unread: Counter[str] = field(default_factory=Counter)  # rows by key that nothing reads
@@ -101,6 +103,7 @@ def collect_feedback(
     principles: bool = True,
     max_tokens: int = 1024,
     templates: Path | None = None,
+    shard: Shard | None = None,
 ) -> Row:
     """Write one feedback row per prompt to `out`. The same replies give the same file to the byte.
 
@@ -116,6 +119,8 @@ def collect_feedback(
             its own gets none.
         max_tokens: of each answer and each reply of the judge.
         templates: a folder of the user's templates.
+        shard: answer its prompts only. The file and the report are those of a shard, which
+            `merge.merge` reads.
     Returns:
         The report.
     Raises:
@@ -126,9 +131,9 @@ def collect_feedback(
     texts = load_feedback_templates(templates)
     require_output(out, sources)
     panel = None if judge is None else Panel(judge, ask, texts, seed, max_tokens)
-    run = FeedbackRun(answerers, ask, panel, texts, seed, max_tokens, per_prompt, principles)
+    run = FeedbackRun(answerers, ask, panel, texts, seed, max_tokens, per_prompt, principles, shard)
     run.counts["rows"] = write_rows(out, feedback_rows(run, sources))
-    return {
+    report: Row = {
         "command": "feedback",
         "sources": list(map(str, sources)),
         "digests": {source.name: source.digest for source in open_sources(list(sources))},
@@ -143,6 +148,38 @@ def collect_feedback(
         "left_out": run.left_out[:MAX_LISTED],
         "keys_not_read": dict(sorted(run.unread.items())),
     }
+    if shard is not None:
+        report["shard"] = shard_entry(run, shard, sources, judge, templates)
+    return report
+
+
+def shard_entry(
+    run: FeedbackRun,
+    shard: Shard,
+    sources: Sequence[str],
+    judge: Teacher | None,
+    templates: Path | None,
+) -> Row:
+    """What a shard's report says of the call of `collect_feedback`, for `merge.merge`."""
+    call = {
+        "command": "feedback",
+        "sources": list(map(str, sources)),
+        "answerers": [[teacher.name, teacher.identity] for teacher in run.answerers],
+        "judge": None if judge is None else [judge.name, judge.identity],
+        "per_prompt": run.per_prompt,
+        "seed": run.seed,
+        "principles": run.principles,
+        "max_tokens": run.max_tokens,
+        "templates": None if templates is None else str(templates),
+    }
+    return describe_shard(shard, call, feedback_inputs(sources, templates))
+
+
+def feedback_inputs(sources: Sequence[str], templates: Path | None) -> dict[str, str]:
+    """The digests of what `collect_feedback` reads, by name."""
+    of_sources = {source.name: source.digest for source in open_sources(list(sources))}
+    texts = digests(load_feedback_templates(templates))
+    return {**of_sources, **{f"template {name}": digest for name, digest in texts.items()}}
 
 
 def check_answerers(answerers: Sequence[Teacher], per_prompt: int) -> None:
@@ -166,18 +203,26 @@ def load_feedback_templates(folder: Path | None) -> dict[str, str]:
 
 
 def feedback_rows(run: FeedbackRun, sources: Sequence[str]) -> Iterator[Row]:
-    """Yield the feedback rows of all prompts. Raises: BadInput if no prompt gets two answers."""
+    """Yield the feedback rows of all prompts, or of those of the shard.
+
+    Raises: BadInput if no prompt gets two answers. A shard may have none.
+    """
     prompts = read_prompts(sources, run.unread)
+    if run.shard is not None:
+        prompts = prompts_of_shard(prompts, run.shard)
     while batch := list(islice(prompts, PROMPT_BATCH_SIZE)):
-        answered = collect_answers(run, batch)
-        if run.panel is None:
-            yield from (answered_row(prompt) for prompt in answered)
-        else:
-            yield from judge_answers(run, run.panel, answered)
-    if run.counts["prompts"] == run.counts["too_few_answers"]:
+        yield from rows_of_answers(run, collect_answers(run, batch))
+    if run.shard is None and run.counts["prompts"] == run.counts["too_few_answers"]:
         raise BadInput(
             f"{', '.join(map(str, sources))}: no prompt got two answers: {json.dumps(run.counts)}"
         )
+
+
+def rows_of_answers(run: FeedbackRun, answered: Sequence[AnsweredPrompt]) -> Iterator[Row]:
+    """Return the feedback rows of answered prompts, judged if there is a judge."""
+    if run.panel is None:
+        return (answered_row(prompt) for prompt in answered)
+    return judge_answers(run, run.panel, answered)
 
 
 def collect_answers(run: FeedbackRun, prompts: Iterable[Row]) -> list[AnsweredPrompt]:

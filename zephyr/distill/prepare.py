@@ -17,13 +17,21 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
 
 from zephyr.config import BadInput
-from zephyr.data.jsonl import json_line, read_rows, report_path, require_output, write_json
+from zephyr.data.jsonl import (
+    json_line,
+    read_rows,
+    report_path,
+    require_output,
+    save_report,
+    write_json,
+)
 from zephyr.data.sources import Source, count_rows, held_out_split, open_sources
 from zephyr.distill import clean, dialogue_index, row_checks
 from zephyr.distill.clean import Row
@@ -36,7 +44,11 @@ from zephyr.distill.row_checks import (
     check_line,
 )
 from zephyr.distill.row_checks import PrepareSettings as PrepareSettings  # as part of this module
+from zephyr.distill.shards import Shard, describe_shard
 from zephyr.progress import Bar, library_bars, track
+
+if TYPE_CHECKING:
+    from datasets import Features
 
 Report = dict[str, object]
 FILTERS = (
@@ -70,7 +82,19 @@ class RawLine(NamedTuple):
     line: bytes
 
 
-def prepare(sources: Sequence[str], out: Path, settings: PrepareSettings) -> Report:
+class CheckedPart(NamedTuple):
+    """The checked rows of a shard: an Arrow file, and how many of them are of each piece."""
+
+    path: Path
+    pieces: Sequence[int]
+
+
+def prepare(
+    sources: Sequence[str],
+    out: Path,
+    settings: PrepareSettings,
+    parts: Sequence[CheckedPart] = (),
+) -> Report:
     """Write the rows that no filter removes, in their order.
 
     The rows of training, or of the only split, go to `out`. If a spec, file or folder calls a split
@@ -82,6 +106,7 @@ def prepare(sources: Sequence[str], out: Path, settings: PrepareSettings) -> Rep
     Args:
         sources: of the rows, `path-or-hub-id[:split]`.
         out: a .jsonl file.
+        parts: of all shards in their order (`check_shard`); rows are checked here without any.
     Returns:
         The report, which is also written beside `out`. A row counts under the first of `FILTERS`
         that removes it.
@@ -98,28 +123,94 @@ def prepare(sources: Sequence[str], out: Path, settings: PrepareSettings) -> Rep
     for path in [out, *outs.values()]:
         require_output(path, sources)
     report = describe_inputs(opened, settings)
-    work = out.with_name(out.name + ".work") / work_digest(sources, report)
-    remove_other_work(work)
+    work = open_work(out, sources, report)
     done = work / "done"
-    done.mkdir(parents=True, exist_ok=True)
-    benchmark_ngrams(settings.decontaminate, settings.ngram)  # before the processes are forked
+    done.mkdir(exist_ok=True)
     index = DialogueIndex(work / "index.sqlite", settings.near_duplicates)
     index.add_held_out(held_out_digests(settings.held_out))
-    files, num_rows = check_pieces(opened, work, settings)
+    if parts:
+        rows, num_rows = partial(read_parts, parts), sum(sum(part.pieces) for part in parts)
+    else:
+        benchmark_ngrams(settings.decontaminate, settings.ngram)  # before the processes are forked
+        files, counts = check_pieces(opened, work, settings)
+        rows, num_rows = partial(read_checked, files), sum(counts)
     if any(splits):
-        index.add_held_out(split_digests(files, splits))
+        index.add_held_out(split_digests(rows(), splits))
     done_paths = {split: done / path.name for split, path in outs.items()}
-    report.update(filter_rows(files, num_rows, splits, index, done_paths))
+    report.update(filter_rows(rows(), num_rows, splits, index, done_paths))
     if not report["rows_kept"]:
         raise BadInput(f"{', '.join(map(str, sources))}: no row is left; {removed_counts(report)}")
     for split, path in outs.items():
         os.replace(done_paths[split], path)
     write_json(report_path(out), report)
     index.close()
+    close_work(work)
+    return report
+
+
+def check_shard(
+    sources: Sequence[str], out: Path, settings: PrepareSettings, shard: Shard
+) -> Report:
+    """Check the rows of a shard, every `shard.of`-th piece of all rows, and write them to an Arrow
+    file for `merge.merge`, which compares them with each other.
+
+    Args: out: the Arrow file. Others: as `prepare`.
+    Returns: the report beside it.
+    Raises: BadInput: as `prepare`.
+    """
+    opened = open_sources(list(sources))
+    check_settings(settings)
+    require_output(out, sources)
+    inputs = describe_inputs(opened, settings)
+    work = open_work(out, sources, inputs)
+    benchmark_ngrams(settings.decontaminate, settings.ngram)  # before the processes are forked
+    files, counts = check_pieces(opened, work, settings, shard)
+    schema = checked_features().arrow_schema
+    with pa.OSFile(str(work / "done"), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
+        for path in files:
+            with pa.OSFile(path) as piece, pa.ipc.open_stream(piece) as batches:
+                for batch in batches:
+                    stream.write_batch(batch.cast(schema))
+    os.replace(work / "done", out)
+    call = {
+        "command": "prepare",
+        "sources": list(map(str, sources)),
+        "settings": inputs["settings"],
+    }
+    entry = describe_shard(shard, call, prepare_inputs(sources, settings))
+    report: Report = {"command": "prepare", "rows": sum(counts), "pieces": counts, "shard": entry}
+    report = save_report(out, report)
+    close_work(work)
+    return report
+
+
+def prepare_inputs(sources: Sequence[str], settings: PrepareSettings) -> dict[str, str]:
+    """The digests of what `prepare` reads, by name, and the versions of what it uses."""
+    described = describe_inputs(open_sources(list(sources)), settings)
+    found = {
+        str(of["name"]): str(of["digest"])
+        for kind in ("sources", "benchmarks", "held_out")
+        for of in described[kind]  # type: ignore[attr-defined]  # lists, see `describe_inputs`
+    }
+    versions = described["versions"]
+    assert isinstance(versions, dict)
+    code = hashlib.sha256("".join(code_texts()).encode()).hexdigest()
+    return {**found, **versions, "the code of prepare": code}
+
+
+def open_work(out: Path, sources: Sequence[str], report: Report) -> Path:
+    """The folder of work in progress; that of other inputs is removed. Raises: BadInput naming a
+    file that no run made."""
+    work = out.with_name(out.name + ".work") / work_digest(sources, report)
+    remove_other_work(work)
+    work.mkdir(parents=True, exist_ok=True)
+    return work
+
+
+def close_work(work: Path) -> None:
     shutil.rmtree(work)
     with suppress(OSError):  # another program put a file there meanwhile
         work.parent.rmdir()
-    return report
 
 
 def output_paths(out: Path, splits: Sequence[str]) -> dict[str, Path]:
@@ -195,9 +286,13 @@ def describe_inputs(sources: Sequence[Source], settings: PrepareSettings) -> Rep
 
 def work_digest(sources: Sequence[str], report: Report) -> str:
     """Return the name of the work folder: work of other inputs or other code is not continued."""
-    code = [Path(str(file)).read_text("utf-8") for file in CODE]
-    key = json.dumps([list(map(str, sources)), report, *code])
+    key = json.dumps([list(map(str, sources)), report, *code_texts()])
     return hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
+def code_texts() -> list[str]:
+    """The files of `CODE`."""
+    return [Path(str(file)).read_text("utf-8") for file in CODE]
 
 
 def remove_other_work(work: Path) -> None:
@@ -258,19 +353,21 @@ def row_digests(row: Row) -> tuple[bytes, bytes]:
 
 
 def check_pieces(
-    sources: Sequence[Source], work: Path, settings: PrepareSettings
-) -> tuple[list[str], int]:
-    """Check all rows, piece by piece. Return the Arrow files of the checked rows, in order, and the
-    number of rows.
+    sources: Sequence[Source], work: Path, settings: PrepareSettings, shard: Shard | None = None
+) -> tuple[list[str], list[int]]:
+    """Check all rows, or those of a shard, piece by piece. Return the Arrow files of the checked
+    rows, in order, and the number of rows of each piece.
 
     Pieces that an earlier run finished are used again.
     """
-    files = []
+    files, counts = [], []
     with Bar("check", count_rows(sources), "rows") as bar, library_bars(hide=True):
         for number, piece in enumerate(pieces(raw_lines(sources))):
-            files += check_piece(piece, work / f"piece-{number:05d}.arrow", settings)
+            if shard is None or number % shard.of == shard.number:
+                files += check_piece(piece, work / f"piece-{number:05d}.arrow", settings)
+                counts.append(len(piece))
             bar.update(len(piece))
-    return files, bar.done
+    return files, counts
 
 
 def raw_lines(sources: Sequence[Source]) -> Iterator[RawLine]:
@@ -308,9 +405,9 @@ def check_piece(piece: Sequence[RawLine], path: Path, settings: PrepareSettings)
     Raises:
         BadInput: for the first bad row, unless bad rows are skipped.
     """
-    from datasets import Dataset, Features, Value
+    from datasets import Dataset, Features
 
-    features = Features({name: Value(kind) for name, kind in COLUMNS.items()})
+    features = checked_features()
     raw = Dataset.from_dict(
         {
             "source": [line.source for line in piece],
@@ -338,6 +435,13 @@ def check_piece(piece: Sequence[RawLine], path: Path, settings: PrepareSettings)
     return [file["filename"] for file in checked.cache_files]
 
 
+def checked_features() -> "Features":
+    """The columns of checked rows."""
+    from datasets import Features, Value
+
+    return Features({name: Value(kind) for name, kind in COLUMNS.items()})
+
+
 def read_checked(files: Iterable[str]) -> Iterator[CheckedRow]:
     """Yield checked rows. The files are read and not mapped: pages of a mapped file count as memory
     of the process."""
@@ -347,30 +451,38 @@ def read_checked(files: Iterable[str]) -> Iterator[CheckedRow]:
                 yield from batch.to_pylist()
 
 
-def split_digests(files: Iterable[str], splits: Sequence[str]) -> Iterator[bytes]:
+def read_parts(parts: Sequence[CheckedPart]) -> Iterator[CheckedRow]:
+    """Yield the checked rows of all shards in the order of the sources: piece by piece, in turn."""
+    readers = [read_checked([str(part.path)]) for part in parts]
+    for number in range(sum(len(part.pieces) for part in parts)):
+        turn, of_part = number // len(parts), number % len(parts)
+        yield from islice(readers[of_part], parts[of_part].pieces[turn])
+
+
+def split_digests(rows: Iterable[CheckedRow], splits: Sequence[str]) -> Iterator[bytes]:
     """Yield the digests of the rows of held-out splits."""
-    for row in read_checked(files):
+    for row in rows:
         if splits[row["source"]]:
             yield row["dialogue"] or b""
             yield row["opening"] or b""
 
 
 def filter_rows(
-    files: Iterable[str],
+    rows: Iterable[CheckedRow],
     num_rows: int,
     splits: Sequence[str],
     index: DialogueIndex,
     outs: Mapping[str, Path],
 ) -> Report:
     """Write the rows that stay, and return the counts of the report, with examples of what each
-    filter removed. num_rows: in the files."""
+    filter removed. num_rows: how many there are."""
     rows_removed: Counter[str] = Counter()
     rows_kept: Counter[str] = Counter()
     examples: dict[str, list[dict[str, str]]] = {name: [] for name in FILTERS}
     rows_read = num_truecased = 0
     with ExitStack() as stack:
         opened = {split: stack.enter_context(path.open("wb")) for split, path in outs.items()}
-        for row in track(read_checked(files), "filter", "rows", total=num_rows):
+        for row in track(rows, "filter", "rows", total=num_rows):
             split = splits[row["source"]]
             name, reason = row["filter"], row["reason"]
             if not name:

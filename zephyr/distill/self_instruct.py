@@ -28,6 +28,7 @@ from zephyr.config import BadInput
 from zephyr.data.jsonl import read_rows, require_output, write_rows
 from zephyr.data.rows import row_id
 from zephyr.data.sources import open_sources
+from zephyr.distill.shards import Shard, describe_shard
 from zephyr.distill.task_pool import (
     LONE_SURROGATE,
     GenerationRun,
@@ -48,7 +49,7 @@ from zephyr.distill.tasks import (
     write_instances,
 )
 from zephyr.progress import Bar
-from zephyr.teacher import Reply, Request
+from zephyr.teacher import Reply, Request, Teacher
 from zephyr.teacher.templates import digests, load_templates
 
 Rows = list[dict[str, object]]
@@ -96,6 +97,7 @@ def self_instruct(
     batch: int = 8,
     patience: int = 20,
     largest_rouge_l: float = 0.7,
+    shard: tuple[Shard, Teacher] | None = None,
 ) -> dict[str, object]:
     """Write up to `n` rows to `out`.
 
@@ -112,6 +114,8 @@ def self_instruct(
         batch: requests for instructions per round.
         patience: rounds in a row without a new row after which the run ends.
         largest_rouge_l: largest similarity of an instruction to one that was kept before.
+        shard: a shard and the teacher, for the report. All shards make all rows: `ask` divides the
+            requests (`shares.Shares`).
     Returns:
         The report. Its `counts` are by stage and name. `parsed` is the sum of filters and `kept`.
     Raises:
@@ -128,7 +132,7 @@ def self_instruct(
         raise BadInput(
             f"no row could be made of {seeds} in {rounds} rounds: {json.dumps(run.counts)}"
         )
-    return {
+    report = {
         "rows": write_rows(out, rows[:n]),
         "wanted": n,
         "variant": variant,
@@ -142,6 +146,41 @@ def self_instruct(
         "largest_rouge_l": largest_rouge_l,
         "counts": run.counts,
     }
+    if shard is not None:
+        more = {"n": n, "batch": batch, "patience": patience}
+        report["shard"] = shard_entry(*shard, run, seeds, templates, more)
+    return report
+
+
+def shard_entry(
+    shard: Shard,
+    teacher: Teacher,
+    run: GenerationRun,
+    seeds: Path,
+    templates: Path | None,
+    more: Mapping[str, int],
+) -> dict[str, object]:
+    """What a shard's report says of the call of `self_instruct`, for `merge.merge`."""
+    call = {
+        "command": "self-instruct",
+        "seeds": str(seeds),
+        "teacher": [teacher.name, teacher.identity],
+        "variant": run.variant,
+        "seed": run.seed,
+        "turns": run.turns,
+        "instances": run.instances,
+        "largest_rouge_l": run.largest_rouge_l,
+        "templates": None if templates is None else str(templates),
+        **more,
+    }
+    return describe_shard(shard, call, self_instruct_inputs(seeds, run.variant, templates))
+
+
+def self_instruct_inputs(seeds: Path, variant: str, templates: Path | None) -> dict[str, str]:
+    """The digests of what `self_instruct` reads, by name."""
+    of_seeds = {source.name: source.digest for source in open_sources([str(seeds)])}
+    texts = digests(load_templates(find_variant(variant).templates, templates))
+    return {**of_seeds, **{f"template {name}": digest for name, digest in texts.items()}}
 
 
 def find_variant(name: str) -> Variant:

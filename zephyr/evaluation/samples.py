@@ -39,9 +39,8 @@ def make_sampler(
     judge = engine.on_all_ranks(lambda: open_teacher(spec)) if spec else None
     limit = config.samples.max_new_tokens
     path = Path(config.run.dir) / "samples.jsonl"
-    encoded = engine.on_all_ranks(
-        lambda: encode(read_config(local_folder(config.model)), tokenizer, prompts, limit)
-    )
+    folder = partial(local_folder, config.model, weights=False)
+    encoded = engine.on_all_ranks(lambda: encode(read_config(folder()), tokenizer, prompts, limit))
 
     def sample(step: int) -> dict[str, float | int | str]:
         texts = generate_answers(engine, tokenizer, encoded, limit)

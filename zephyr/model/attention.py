@@ -31,7 +31,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from zephyr.packing import Layout
+from zephyr.model.sequence import attention_inputs, own_tokens
+from zephyr.packing import Layout, SequenceGroup
 
 # query_NHE, key_MKE, value_MKE, layout, scale, window -> output_NHE. `scale`: factor of the scores
 # before the softmax. `window`: each query sees its last `window` keys, its own included; None: all.
@@ -182,6 +183,7 @@ def attend(
     scaling: float | None = None,
     dropout: float = 0.0,
     layout: Layout | None = None,
+    sequence: SequenceGroup | None = None,
     sliding_window: int | None = None,
     **unknown: object,
 ) -> tuple[Tensor, None]:
@@ -196,6 +198,8 @@ def attend(
         scaling: factor of the scores; None: 1 / sqrt(E).
         dropout: of the attention weights; with a layout it must be 0.
         layout: segments of the packed row; None: an ordinary batch, by transformers' sdpa.
+        sequence: the ranks that compute the row together: queries, keys and values are those of
+            this rank's tokens; None: they are those of the whole row.
         sliding_window: each query sees so many keys at most, its own included; None: all.
         unknown: other arguments of the model; with a layout, only None or those IGNORED.
 
@@ -230,6 +234,10 @@ def attend(
     query_NHE = rearrange(query, "1 h n e -> n h e")
     key_NKE = rearrange(key, "1 k n e -> n k e")
     value_NKE = rearrange(value, "1 k n e -> n k e")
+    if sequence is not None:
+        query_NHE, key_NKE, value_NKE = attention_inputs(
+            query_NHE, key_NKE, value_NKE, layout, sequence
+        )
     if sliding_window is not None and sliding_window >= layout.max_key:
         sliding_window = None  # longer than every segment; kernels are faster without a window
     output_NHE = kernel(
@@ -240,6 +248,8 @@ def attend(
         query.shape[-1] ** -0.5 if scaling is None else scaling,
         sliding_window,
     )
+    if sequence is not None:
+        output_NHE = own_tokens(output_NHE, sequence)
     return output_NHE.unsqueeze(0), None
 
 

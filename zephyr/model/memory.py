@@ -1,5 +1,6 @@
 """A model's shape and a micro-batch's tokens become the bytes that a step of one rank takes."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -29,6 +30,7 @@ def layer_bytes(lm: PreTrainedConfig, hardware: Hardware, keys: float = 1.0) -> 
     item, fused = item_bytes(hardware), hardware.fused != "none"
     hidden: int = lm.hidden_size
     query, key = (item * size for size in query_and_key_sizes(lm))
+    keys *= key_copies(lm, hardware.sequence_parallel)
     log_sum_exp: int = 4 * lm.num_attention_heads  # float32
     # sdpa copies its output. Rotated queries take the memory of queries.
     outputs = 2 if hardware.attention == "sdpa" else 1
@@ -82,6 +84,13 @@ def query_and_key_sizes(lm: PreTrainedConfig) -> tuple[int, int]:
     return heads * head_size, key_heads * head_size
 
 
+def key_copies(lm: PreTrainedConfig, ranks: int) -> int:
+    """Copies of each key head in attention, where so many ranks compute a row together
+    (`zephyr.model.sequence`)."""
+    key_heads: int = getattr(lm, "num_key_value_heads", None) or lm.num_attention_heads
+    return math.lcm(key_heads, ranks) // key_heads
+
+
 def inner_size(lm: PreTrainedConfig) -> int:
     """Inner size of the decoder's MLP."""
     size: int | None = getattr(lm, "intermediate_size", None)
@@ -102,6 +111,7 @@ def step_memory(
     gradient_dtype: str = "float32",
     adapters: int = 0,
     adapters_keep: int = 0,
+    moments: int = 2,
 ) -> dict[str, int]:
     """Estimated bytes of a rank's first step, beside the model shard that it holds already.
 
@@ -112,7 +122,8 @@ def step_memory(
         parameters: of the whole model.
         ranks: processes that share them (ZeRO-3).
         tokens: of the fullest micro-batch.
-        hardware: dtype, attention, activation checkpointing, fused kernels.
+        hardware: dtype, attention, activation checkpointing, fused kernels, and the ranks that
+            compute a row together: each holds its share of the tokens.
         zero: `zero_optimization` of the DeepSpeed JSON.
         device: "cuda" or "cpu".
         scored: tokens of the fullest micro-batch with a log-prob in the loss; default: all.
@@ -120,10 +131,12 @@ def step_memory(
         gradient_dtype: in which gradients are summed over micro-batches: float32 or bfloat16.
         adapters: parameters of adapters, the only ones that are trained; 0: all are.
         adapters_keep: numbers that they keep for the backward of a token.
+        moments: vectors of the optimizer's state: 2 of AdamW, 1 of RMSprop.
 
     Returns:
-        moments: Adam's, unless they are offloaded; then the gradient of the update.
-        update: the gradient of the update of one sub-group of parameters, unless it is offloaded.
+        moments: the optimizer's, unless they are offloaded; then the gradient of the update.
+        update: the gradient of the update of one sub-group of parameters, and the denominator that
+            an optimizer of several kernels (RMSprop) makes of it, unless it is offloaded.
         gathered: parameters gathered from other ranks.
         activations: what all layers keep, and the backward of one layer where it takes more than
             the head.
@@ -131,17 +144,19 @@ def step_memory(
     """
     share = (adapters or parameters) // ranks
     scored = tokens if scored is None else scored
+    tokens, scored = (-(-count // hardware.sequence_parallel) for count in (tokens, scored))
     head = head_memory(lm, tokens, scored, hardware, device, frozen=adapters > 0)
     # And the gradient of the layer's largest matrix. A frozen matrix has none, but is dequantised
     # where it was quantised.
     matrix = item_bytes(hardware) * inner_size(lm) * lm.hidden_size
     layer = tokens * backward_bytes(lm, hardware, keys) + matrix
-    moments, update = 4 * share, 0
+    state, update = 4 * share, 0
     if "offload_optimizer" not in zero:
-        moments = 8 * share
+        state = 4 * moments * share
         # Gradients in bfloat16 are joined before they are widened.
         joined = 2 if gradient_dtype == "bfloat16" else 0
-        update = (4 + joined) * min(share, zero_size(zero, "sub_group_size"))
+        denominator = 4 if moments == 1 else 0
+        update = (4 + joined + denominator) * min(share, zero_size(zero, "sub_group_size"))
     gathered = 0
     if ranks > 1 or "offload_param" in zero:
         live = min(parameters, zero_size(zero, "stage3_max_live_parameters"))
@@ -149,7 +164,7 @@ def step_memory(
     keeps = tokens * lm.num_hidden_layers * layer_bytes(lm, hardware, keys)
     keeps += tokens * item_bytes(hardware) * adapters_keep
     return {
-        "moments": moments,
+        "moments": state,
         "update": update,
         "gathered": gathered,
         "activations": int(keeps + max(0, layer - head)),

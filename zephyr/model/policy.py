@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from zephyr.model.logprobs import LogProbHead, scored_hidden
-from zephyr.packing import PackedBatch
+from zephyr.model.sequence import all_scored
+from zephyr.packing import PackedBatch, SequenceGroup
 
 # What transformers raises for a value of the wrong type or size in config.json.
 MODEL_CONFIG_ERRORS = (
@@ -41,7 +42,13 @@ class Policy(nn.Module):
         max_sequence_tokens: tokens of the longest sequence that its rotary frequencies, or its
             learned positions, are made for; None: any.
         quantize: how its frozen matrices are kept, as `adapter.quantize`.
+
+    Attributes:
+        sequence: the ranks that compute a row together, if the batch is a share of it. Set by the
+            training engine.
     """
+
+    sequence: SequenceGroup | None = None
 
     def __init__(
         self, lm: PreTrainedModel, max_sequence_tokens: int | None = None, quantize: str = "none"
@@ -74,10 +81,14 @@ class Policy(nn.Module):
             attention_mask=no_mask,
             use_cache=False,
             layout=batch.layout,
+            **({} if batch.share is None else {"sequence": self.sequence}),
         ).last_hidden_state[0]
         head: LogProbHead = self.lm.get_output_embeddings()
         logp_T: Tensor = head(scored_hidden(hidden_ND, batch), batch.targets_T, collision)
-        return logp_T
+        if batch.share is None:
+            return logp_T
+        assert self.sequence is not None, "a share of a row needs the ranks that have the others"
+        return all_scored(logp_T, batch, self.sequence)
 
 
 def build(config: PreTrainedConfig, attention: str, dtype: torch.dtype) -> PreTrainedModel:

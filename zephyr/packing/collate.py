@@ -73,6 +73,15 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class Share:
+    """Which scored tokens of a row a batch has, where several ranks compute the row together
+    (`zephyr.packing.share`)."""
+
+    places_T: Tensor  # int64, ascending: of this rank's scored tokens among all of the row
+    row_scored: int  # all scored tokens of the row
+
+
+@dataclass(frozen=True)
 class PackedBatch:
     """One micro-batch: a row of tokens, and the tokens whose log-probabilities the loss needs.
 
@@ -92,9 +101,13 @@ class PackedBatch:
     indices: tuple[int, ...]  # of the examples, as the plan numbers them
     units: int  # pairs, or target tokens
     weight_P: Tensor  # float32, of each pair in sums and means; empty for texts
+    share: Share | None = None  # None: tokens and scored tokens are those of the whole row
 
     def to(self, device: torch.device | str) -> "PackedBatch":
         """The same batch with its tensors on a device."""
+        share = self.share
+        if share is not None:
+            share = replace(share, places_T=copy_tensor(share.places_T, device))
         return replace(
             self,
             tokens_N=copy_tensor(self.tokens_N, device),
@@ -104,6 +117,7 @@ class PackedBatch:
             targets_T=copy_tensor(self.targets_T, device),
             response_tokens_R=copy_tensor(self.response_tokens_R, device),
             weight_P=copy_tensor(self.weight_P, device),
+            share=share,
         )
 
 

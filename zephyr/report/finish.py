@@ -47,7 +47,7 @@ def finish_run(
     tensors = list(adapters.exported(lm))
     source, _ = base_folder(local_folder(config.model))
     if config.adapter is not None:
-        export_adapter(engine, config, config.adapter, tokenizer)
+        export_adapter(engine, config, config.adapter, tokenizer, identity)
     notes = export(
         run_dir / "model",
         engine.full_tensors(tensors),
@@ -70,6 +70,7 @@ def export_adapter(
     config: DPOConfig | SFTConfig,
     adapter: Adapter,
     tokenizer: PreTrainedTokenizerBase,
+    identity: Mapping[str, str],
 ) -> None:
     """Write `adapter/` of the run folder, in peft's format. A collective.
 
@@ -88,6 +89,8 @@ def export_adapter(
             base = str(Path(base).resolve())
         write_adapter(part, tensors, adapter, adapters.target_ends(lm), base)
         save_tokenizer(tokenizer, part)
+        text = card(config, identity, adapter=True)
+        (part / "README.md").write_text(text, encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
 

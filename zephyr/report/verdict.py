@@ -92,7 +92,8 @@ def verdict(
         return [Finding("learned", "Did it learn?", "none", "No record yet", "", "", "")]
     better = answers_changed(run, answers)
     if not run.is_dpo:
-        return [*better, learned_text(run), overfit_text(run), rate(run), raised(run)]
+        found = [*better, learned_text(run), overfit_text(run), rate(run), raised(run)]
+        return [*found, *reached_published(run)]
     return [
         *better,
         learned(run, visits),
@@ -102,6 +103,7 @@ def verdict(
         flips(run, visits, texts),
         rate(run),
         raised(run),
+        *reached_published(run),
     ]
 
 
@@ -624,6 +626,34 @@ def stretches(records: Records, alarm: str) -> Iterator[str]:
                 yield f"{split} {steps[0]} to {steps[-1]}"
             elif is_raised:
                 yield f"{split} {steps[0]}"
+
+
+# ---- is it the published run ----
+
+
+def reached_published(run: Run) -> list[Finding]:
+    """How the last evaluation compares with the published run of the config; [] before the end,
+    and where the config names none."""
+    last = last_of(run, "eval") or {}
+    target, difference = last.get("published/eval_loss"), last.get("published/difference")
+    if target is None:
+        return []
+    question, source = "Is it the published loss?", run.config.get("published.source", "")
+    within = run.config.get("published.within", "")
+    if difference is None:
+        text = f"The last held-out loss is not finite; published: {target:.4f} ({source})."
+        return [Finding("published", question, "bad", "No", "", text, "loss")]
+    reached = bool(last.get("published/reached"))
+    answer = "Yes" if reached else "No: higher" if difference > 0 else "No: lower"
+    text = (
+        f"The last held-out loss is {target + difference:.4f}; published: {target:.4f} ({source}); "
+        f"a difference of up to {within} counts as reached. Compare losses, not rewards: cards "
+        "from before 2025 show the rewards of one rank's pairs only."
+    )
+    todo = "compare config, data and number of steps with those of the published run"
+    status: Graded = "good" if reached else "watch"
+    number, todo = signed(difference, 4), "" if reached else todo
+    return [Finding("published", question, status, answer, number, text, "loss", todo)]
 
 
 # ---- shared ----

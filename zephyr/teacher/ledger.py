@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import time
+from collections.abc import Iterator
 from glob import escape
 from io import FileIO
 from pathlib import Path
@@ -88,9 +89,8 @@ class Ledger:
         Raises:
             BadInput: with file and line of a broken one.
         """
-        of_ranks = escape(self.path.stem) + f".rank*{self.path.suffix}"
-        for path in [self.path, *sorted(self.path.parent.glob(of_ranks))]:
-            if path.is_file() and path.stat().st_size > self._read_to.get(path, 0):
+        for path in ledger_files(self.path):
+            if path.stat().st_size > self._read_to.get(path, 0):
                 self._read_new_lines(path)
 
     def _read_new_lines(self, path: Path) -> None:
@@ -149,10 +149,16 @@ class Ledger:
         Raises:
             BadInput: if the file cannot be written.
         """
-        assert self._file is not None, "the ledger is open for reading only"
         payload = None if request is None else request.payload()
         row = {**reply._asdict(), "teacher": teacher, "request": payload}
-        line = json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+        self.append_line(
+            json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+        )
+
+    def append_line(self, line: bytes) -> None:
+        """Write a line of a ledger at the end of this rank's file. Raises: BadInput if it cannot be
+        written."""
+        assert self._file is not None, "the ledger is open for reading only"
         try:
             if self._file.write(line) < len(line):
                 raise OSError(0, "the disk is full")
@@ -177,6 +183,21 @@ class Ledger:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def ledger_files(path: Path) -> list[Path]:
+    """The file of a ledger and those of its other ranks, as far as they exist."""
+    of_ranks = escape(path.stem) + f".rank*{path.suffix}"
+    return [file for file in (path, *sorted(path.parent.glob(of_ranks))) if file.is_file()]
+
+
+def ledger_lines(path: Path) -> Iterator[bytes]:
+    """Yield the whole lines of a ledger and of its other ranks."""
+    for file in ledger_files(path):
+        with file.open("rb") as lines:
+            for line in iter(lambda: lines.readline(MAX_LINE_BYTES), b""):
+                if line.endswith(b"\n"):
+                    yield line
 
 
 def parse_reply(line: bytes) -> Reply:

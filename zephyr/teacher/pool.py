@@ -2,6 +2,7 @@
 back once it answers again."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urljoin
 
 from zephyr.config import BadInput
+from zephyr.progress import info
 from zephyr.teacher.endpoint import (
     MAX_RETRY_AFTER_SECONDS,
     Server,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 PROBE_SECONDS = 5.0  # between two health probes of a server that was taken out
 PROBE_LIMIT_SECONDS = 5.0  # of one probe
 WAIT_SECONDS = 0.05  # between two looks for a server with room
+MAX_OUT_SECONDS = 60.0  # that all servers may be out at once: one that is restarted comes back
 MOST_OUTS = 3  # times the number of servers: a request that fails so often ends the run
 MAX_REASON_CHARS = 480  # of all servers together in an error
 
@@ -45,6 +48,7 @@ class Member:
         failures: failed attempts since its last reply.
         reason: the last failure.
         out: set while it gets no requests.
+        out_since: when it was taken out last.
     """
 
     session: Session
@@ -52,6 +56,19 @@ class Member:
     failures: int = 0
     reason: str = ""
     out: asyncio.Event = field(default_factory=asyncio.Event)
+    out_since: float = 0.0
+
+    def take_out(self) -> None:
+        """Send it no requests until `probe_forever` finds it healthy."""
+        if not self.out.is_set():
+            self.out.set()
+            self.out_since = time.monotonic()
+            info(f"{self.session.server.base_url} gets no more requests: {self.reason:.200}")
+
+    def bring_back(self) -> None:
+        self.failures = 0
+        self.out.clear()
+        info(f"{self.session.server.base_url} answers again")
 
 
 def pool(
@@ -71,7 +88,7 @@ def pool(
 
     A request goes to the server with the fewest requests. After `retries` + 1 failed attempts in a
     row a server is taken out, and its requests go to the others; it comes back when it is
-    healthy again (`is_healthy`).
+    healthy again (`is_healthy`). While all are out, requests wait for `MAX_OUT_SECONDS`.
 
     Args:
         model: the name that the servers know.
@@ -133,7 +150,7 @@ async def answer_request(members: Sequence[Member], request: Request) -> None:
     """Ask one server after the other until there is a reply.
 
     Raises:
-        BadInput: if every server was taken out, or this request failed `MOST_OUTS` times at each.
+        BadInput: if every server stays out, or this request failed `MOST_OUTS` times at each.
         BudgetSpent: if another attempt could exceed the budget.
     """
     outs: Counter[str] = Counter()  # by URL, how often the server was taken out under this request
@@ -157,10 +174,11 @@ async def member_with_room(members: Sequence[Member], outs: Counter[str]) -> Mem
     the fewest requests comes first.
 
     Returns: None if the run was stopped.
-    Raises: BadInput if all servers were taken out."""
+    Raises: BadInput if all servers have been out for `MAX_OUT_SECONDS`."""
     while not members[0].session.stopped.is_set():
         in_use = [member for member in members if not member.out.is_set()]
-        if not in_use:
+        out_seconds = time.monotonic() - max(member.out_since for member in members)
+        if not in_use and out_seconds > MAX_OUT_SECONDS:
             raise BadInput(failure_of_all(members, "no server of the pool answers"))
         free = [m for m in in_use if m.in_flight < m.session.server.concurrency]
         if free:
@@ -184,7 +202,7 @@ async def is_answered(member: Member, request: Request) -> bool:
         member.reason = outcome.reason
         too_long = outcome.retry_after > MAX_RETRY_AFTER_SECONDS
         if max(attempts, member.failures) > session.server.retries or too_long:
-            member.out.set()
+            member.take_out()
             return False
         waits = [asyncio.create_task(event.wait()) for event in (member.out, session.stopped)]
         await asyncio.wait(
@@ -202,10 +220,11 @@ async def probe_forever(members: Sequence[Member]) -> None:
     async with httpx.AsyncClient(timeout=PROBE_LIMIT_SECONDS) as client:
         while True:
             await asyncio.sleep(PROBE_SECONDS)
-            for member in members:
-                if member.out.is_set() and await is_healthy(member.session.server.base_url, client):
-                    member.failures = 0
-                    member.out.clear()
+            out = [member for member in members if member.out.is_set()]
+            probes = [is_healthy(member.session.server.base_url, client) for member in out]
+            for member, healthy in zip(out, await asyncio.gather(*probes)):
+                if healthy:
+                    member.bring_back()
 
 
 async def is_healthy(base_url: str, client: "httpx.AsyncClient") -> bool:

@@ -49,7 +49,9 @@ def identity(config: DPOConfig | SFTConfig, plan: Plan, more: Mapping[str, str])
     """
     found: Identity = {}
     for key, value in dataclasses.asdict(config.optim).items():
-        found[f"optim.{key}"] = value
+        # Not the usual optimizer: checkpoints from before the key stay those of their run.
+        if key != "optimizer" or value != "adamw":
+            found[f"optim.{key}"] = value
     if isinstance(config, DPOConfig):
         found["beta"] = config.beta
         name, settings = read_loss(config.loss)

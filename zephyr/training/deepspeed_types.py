@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from zephyr.packing import PackedBatch
+from zephyr.packing import PackedBatch, SequenceGroup
 
 
 class ZeroParameter(Protocol):
@@ -16,6 +16,7 @@ class ZeroParameter(Protocol):
     ds_shape: torch.Size  # of the whole parameter
     ds_numel: int  # elements of the whole parameter
     ds_tensor: Tensor  # this rank's part, padded on the last rank
+    ds_secondary_tensor: Tensor | None  # of hierarchical partitioning
     requires_grad: bool
 
     def element_size(self) -> int: ...
@@ -39,6 +40,7 @@ class Policy(Protocol):
     lm: LanguageModel
     max_sequence_tokens: int | None
     quantize: str  # how its frozen matrices are kept: none or nf4
+    sequence: SequenceGroup | None  # the ranks that compute a row together; None: each its own
     training: bool
 
     def parameters(self) -> Iterator[ZeroParameter]: ...
@@ -46,14 +48,15 @@ class Policy(Protocol):
 
 
 class ZeroOptimizer(Protocol):
-    """DeepSpeed's ZeRO-3 optimizer around torch's AdamW."""
+    """DeepSpeed's ZeRO-3 optimizer around one of torch."""
 
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     param_groups: list[dict[str, object]]
     fp16_groups: Sequence[Sequence[ZeroParameter]]  # whatever their dtype
     fp32_partitioned_groups_flat: Sequence[Tensor]
     sub_group_to_group_id: Mapping[int, int]
     persistent_parameters: Sequence["PersistentParameter"]
+    dp_process_group: torch.distributed.ProcessGroup
 
     def _partition_all_parameters(self) -> None: ...
     def _reassign_or_swap_out_partitioned_parameters(self, group: int) -> None: ...

@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
@@ -31,7 +32,7 @@ FILES = (
     "report.html",
 )
 EXPORT = ("model", "model.part", "adapter", "adapter.part")  # folders that are replaced
-FOLDERS = (*EXPORT, "checkpoints", "pairs")
+FOLDERS = (*EXPORT, "checkpoints", "pairs", "eval_pairs")
 RANK0_LOST = (
     "rank 0 ended without a message, as when it is killed; started again, the run continues from "
     "its last checkpoint"
@@ -129,13 +130,15 @@ class RunFolder:
                 f"run.dir: {self.path / name} can't be written: {error.strerror}"
             ) from None
 
-    def write_status(self, code: int | None, message: str) -> None:
+    def write_status(
+        self, code: int | None, message: str, more: Mapping[str, object] | None = None
+    ) -> None:
         """Write `status.json`: the exit code, which torchrun hides, and a message.
 
         A disk that refuses is not an error here: the folder may be what the message is about.
-        Args: code: None while the run is running.
+        Args: code: None while the run is running. more: further fields.
         """
-        content = json_bytes({"code": code, "message": message})
+        content = json_bytes({"code": code, "message": message, **(more or {})})
         # Where the start failed before it took the lock
         if self.writes and self.lock is None and not self.contains_run():
             with contextlib.suppress(BadInput):

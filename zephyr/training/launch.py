@@ -26,34 +26,45 @@ from zephyr.config import (
     BAD_INPUT,
     BadInput,
     C,
+    DryRun,
     help_text,
     load_arguments,
     print_bad_input,
+    read_dry_run,
     to_yaml,
 )
 from zephyr.training.engine import Engine, use_expandable_segments
 from zephyr.training.folder import RunFolder, require_separate_paths
+from zephyr.training.heartbeat import lost_message
 from zephyr.training.launchers import use_launcher
 from zephyr.training.loop import Stopped
+from zephyr.training.published import Comparison, last_comparison
 
 STOPPED = 75  # exit code
 # A rank that lost another rank waits so long for rank 0 to write the end of the run.
 RANK0_TIMEOUT_SECONDS = 10
-Train = Callable[[Engine, C, RunFolder | None], None]
+Train = Callable[[Engine, C, RunFolder], None]
+Predict = Callable[[Engine, C, DryRun], None]
 
 
 def launch(
-    kind: type[C], check: Callable[[C], None], train: Train[C], usage: str, argv: Sequence[str]
+    kind: type[C],
+    check: Callable[[C], None],
+    train: Train[C],
+    predict: Predict[C],
+    usage: str,
+    argv: Sequence[str],
 ) -> int:
-    """Run `train(engine, config, folder)` for `CONFIG.yaml [key.sub=value ...] [--dry-run]
-    [--quiet]`.
+    """Run `train(engine, config, folder)` for `CONFIG.yaml [key.sub=value ...] [--quiet]`, or
+    `predict(engine, config, asked)` where --dry-run is there.
 
     The arguments may stand in any order. Bad input is one line on standard error. `status.json`
     says the same as the exit code, unless the run folder holds another run.
 
     Args:
-        check: raises BadInput for what can be known before the process group starts.
-        train: its folder is None for a dry run.
+        check: raises BadInput for what can be known before the process group of a run starts.
+        train: the whole run.
+        predict: prints what a run will be; it does its own checks.
         usage: what `--help` prints before the keys of the config.
     Returns:
         The exit code: 0, 2 for bad input, 75 for a run that was asked to stop and has saved.
@@ -73,9 +84,13 @@ def launch(
             config = load_arguments(kind, argv)
             use_launcher()
             require_separate_paths(config)
-            folder = None if "--dry-run" in argv else RunFolder(Path(config.run.dir))
-            check(config)
+            asked = read_dry_run(argv)
             with progress.quiet("--quiet" in argv):
+                if asked is not None:
+                    dry_run(config, asked, predict)
+                    return 0
+                folder = RunFolder(Path(config.run.dir))
+                check(config)
                 run(config, folder, train, signals)
         except BadInput as error:  # of any rank
             print_bad_input(error)
@@ -90,27 +105,28 @@ def launch(
                 return finish_run(folder, BAD_INPUT, str(error))
             why = "".join(traceback.format_exception_only(error)).strip()
             if is_lost_rank_error(error):
-                why = (
-                    "another rank ended or cannot be reached; start the run again, it resumes from "
-                    f"its last checkpoint ({why})"
-                )
+                why = lost_message("another rank", why)
                 print(f"error: {why}", file=sys.stderr)
             finish_run(folder, 1, why)
             raise
-        return finish_run(folder, 0, "finished")
+        return finish_run(folder, 0, "finished", last_comparison(config.published, config.run.dir))
 
 
-def finish_run(folder: RunFolder | None, code: int, message: str) -> int:
+def finish_run(
+    folder: RunFolder | None, code: int, message: str, compared: Comparison | None = None
+) -> int:
     """Write the end into `status.json` and release the folder. Returns: the code."""
     if folder is not None:
-        folder.write_status(code, message)
+        more = {} if compared is None else {"published": compared.status()}
+        folder.write_status(code, message, more)
         folder.close()
     return code
 
 
 def is_lost_rank_error(error: BaseException) -> bool:
     """Whether gloo or NCCL raised the error because another rank ended or does not answer."""
-    return isinstance(error, RuntimeError) and re.search("peer|NCCL", str(error)) is not None
+    found = re.search("peer|NCCL|timed out|No route to host|Broken pipe", str(error), re.IGNORECASE)
+    return isinstance(error, RuntimeError) and found is not None
 
 
 def exit_process(code: int) -> NoReturn:
@@ -124,10 +140,19 @@ def exit_process(code: int) -> NoReturn:
     os._exit(code)
 
 
-def run(
-    config: C, folder: RunFolder | None, train: Train[C], signals: contextlib.ExitStack
-) -> None:
-    """Start the engine and train under the lock of the run folder (None for a dry run).
+def dry_run(config: C, asked: DryRun, predict: Predict[C]) -> None:
+    """Start the engine and print what a run will be; writes nothing."""
+    engine = Engine(config.hardware, config.run.seed)
+    try:
+        predict(engine, config, asked)
+    except BadInput:  # raised on all ranks; after other errors, closing could hang
+        engine.close()
+        raise
+    engine.close()
+
+
+def run(config: C, folder: RunFolder, train: Train[C], signals: contextlib.ExitStack) -> None:
+    """Start the engine and train under the lock of the run folder.
 
     Args: signals: gets the handlers of signals; they are there until it is closed.
     """
@@ -135,20 +160,21 @@ def run(
     exit_with_torchrun()
     try:
         require_one_config(engine, to_yaml(config))
-        if folder is not None:
-            if engine.rank == 0:
-                engine.on_all_ranks(partial(folder.open, config.run.resume))
-            else:
-                engine.on_all_ranks(lambda: None)
-            folder.claimed = engine.broadcast(folder.claimed)
-            folder.write_file("config.yaml", to_yaml(config).encode())
-            folder.write_status(None, "running")
-            watch_rank0(engine, folder)
+        if engine.rank == 0:
+            engine.on_all_ranks(partial(folder.open, config.run.resume))
+        else:
+            engine.on_all_ranks(lambda: None)
+        folder.claimed = engine.broadcast(folder.claimed)
+        folder.write_file("config.yaml", to_yaml(config).encode())
+        folder.write_status(None, "running")
+        watch_rank0(engine, folder)
+        if engine.heartbeat is not None:
+            engine.heartbeat.on_lost = partial(write_lost_rank, engine, folder)
         signals.enter_context(handle_stop_signals(engine))
         try:
             train(engine, config, folder)
         except RuntimeError as error:
-            if folder is not None and engine.rank > 0 and is_lost_rank_error(error):
+            if engine.rank > 0 and is_lost_rank_error(error):
                 folder.write_status_for_rank0(RANK0_TIMEOUT_SECONDS)
             raise
     except (BadInput, Stopped):  # raised on all ranks; after other errors, closing could hang
@@ -172,6 +198,14 @@ def require_one_config(engine: Engine, config: str) -> None:
                 f"{ours.strip()!r} on rank 0. Start every rank with the same config and overrides; "
                 "start separate runs by launches of their own (in Slurm one srun each)"
             )
+
+
+def write_lost_rank(engine: Engine, folder: RunFolder, why: str) -> None:
+    """Write the end of the run where a rank was lost; another rank does if rank 0 has ended."""
+    if engine.rank == 0:
+        folder.write_status(1, why)
+    else:
+        folder.write_status_for_rank0(RANK0_TIMEOUT_SECONDS)
 
 
 def watch_rank0(engine: Engine, folder: RunFolder) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Record = Mapping[str, object]  # a line of metrics.jsonl
 Row = dict[str, float | int | str]  # a row of the ledger
+EVAL_PAIRS = "eval_pairs"  # the folder of the evaluations' ledger; that of the steps is `pairs`
 # The ledger's columns beside id, step and epoch
 LEDGER = (
     "loss",
@@ -49,10 +50,15 @@ SHOWN = {
 
 
 class Totals:
-    """The sums of a step, float64 on the device; adding to them never waits for the device."""
+    """The sums of a step, float64 on the device; adding to them never waits for the device.
 
-    def __init__(self) -> None:
+    Args: counts: whether this rank's micro-batches are counted; False: another rank counts them,
+    and the sums are 0.
+    """
+
+    def __init__(self, counts: bool = True) -> None:
         self.sums: dict[str, Tensor] = {}
+        self.counts = counts
 
     def add(self, loss_sum: Tensor, stats: Mapping[str, Tensor]) -> None:
         """Add a micro-batch: its loss sum, and vectors [P] by metric name.
@@ -67,6 +73,7 @@ class Totals:
         }
         sums["loss"] = loss_sum.detach().double()
         for name, value in sums.items():
+            value = value if self.counts else torch.zeros_like(value)
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
 
@@ -205,13 +212,14 @@ class Ledger:
         token_counts: Mapping[str, Sequence[int]],
         first_step: int,
         writes: bool,
+        name: str = "pairs",
     ) -> None:
-        """Open the ledger in `run_dir`/pairs.
+        """Open the ledger in the folder `name` of a run.
 
         Args: first_step: parts of later steps are removed, these steps will run again. writes: true
         on one rank.
         """
-        self.folder, self.writes = run_dir / "pairs", writes
+        self.folder, self.writes = run_dir / name, writes
         self.ids, self.token_counts = ids, token_counts
         self.visits: list[Visit] = []
         for path in step_paths(self.folder, ".parquet") if writes else ():
@@ -249,7 +257,7 @@ class Ledger:
         return rows
 
     def commit(self, step: int, rows: list[Row]) -> None:
-        """Write the part that belongs to the checkpoint at `step`, whole or not at all."""
+        """Write the part of `step`, of its checkpoint or evaluation, whole or not at all."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 

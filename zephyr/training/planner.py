@@ -20,11 +20,17 @@ def require_budget(tokens: Sequence[int], ids: Sequence[str], budget_tokens: int
 
 
 def describe_plan(plan: Plan, ranks: int) -> str:
-    """The plan as a line of the log."""
+    """The plan as a line of the log.
+
+    Args: ranks: all processes; more than the plan's where several compute a row together.
+    """
     examples = len(plan.steps[0].examples())
     micro_batches = sum(len(step.ranks[0]) for step in plan.steps)
     per_step = micro_batches / len(plan.steps)
     rank_text = "1 rank" if ranks == 1 else f"{ranks} ranks"
+    together = ranks // len(plan.steps[0].ranks)
+    if together > 1:
+        rank_text += f", {together} of them to a row"
     parts = [
         f"plan: {len(plan.steps)} steps, {examples} examples in the first, "
         f"{plan.tokens:,} tokens in all",
