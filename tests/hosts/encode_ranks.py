@@ -42,7 +42,8 @@ def slowly(*arguments: object) -> object:
 
 encode.encoded_chunks = slowly
 tokenizer = prepare_tokenizer(tiny_tokenizer(), "zephyr")
-rows = str(folder / f"node-{node}" / "rows.jsonl")
+own = 0 if shared else node  # a path is part of the key of an entry
+rows = str(folder / f"node-{own}" / "rows.jsonl")
 try:
     found, _ = load_splits(
         engine,
