@@ -51,6 +51,15 @@ MUTANTS: list[Mutant] = [
         ),
     ),
     *of(
+        "zephyr/costs/collectives.py",
+        ("tests/training/test_many_ranks.py",),
+        ("group if group > 1 else ranks, calls", "ranks, calls"),
+        (
+            'gathers = [Collective("gather, forward", whole, ranks',
+            'gathers = [Collective("gather, forward", whole, 8',
+        ),
+    ),
+    *of(
         "zephyr/costs/predict.py",
         ("tests/costs/test_dry_runs.py",),
         ("ranks = asked.gpus or engine.world_size", "ranks = engine.world_size"),

@@ -57,3 +57,19 @@ def network_rate(device: Device, ranks: int) -> float:
     if ranks <= 64:
         return device.across
     return device.across * (0.85 if ranks <= 256 else 0.7)
+
+
+def collective_table(
+    model: Model, device: Device, config: Config, settings: Settings
+) -> list[dict[str, float]]:
+    """What a rank sends for a micro-batch on 8 to 1,024 ranks: GB by collective, and milliseconds
+    of all."""
+    rows = []
+    for ranks in (2**k for k in range(3, 11)):
+        made = micro_batch_collectives(model, ranks, config, settings, training=True)
+        row: dict[str, float] = {"ranks": ranks}
+        for one in made:
+            row[f"{one.name} GB"] = one.size * (one.ranks - 1) / one.ranks / 1e9
+        row["ms"] = 1e3 * sum(collective_seconds(one, device) for one in made)
+        rows.append(row)
+    return rows
