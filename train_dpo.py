@@ -37,6 +37,7 @@ from zephyr import losses
 from zephyr.chat import leading_bos
 from zephyr.costs.predict import estimate, require_model
 from zephyr.data.encode import encoding_resources, load_pairs, load_splits
+from zephyr.data.fetch import fetch_models
 from zephyr.data.report import Report
 from zephyr.data.store import Pairs, content_digest
 from zephyr.data.template import describe_first_prompt, load_run_tokenizer, save_chat_template
@@ -61,6 +62,7 @@ from zephyr.verify import preflight
 def train(engine: Engine, config: DPOConfig, folder: RunFolder) -> None:
     """The whole run, on every rank. Args: folder: the run folder."""
     # Preference pairs as token ids, and the plan that assigns them to steps, ranks, micro-batches.
+    fetch_models(engine, config)
     config, tokenizer = load_run_tokenizer(engine, config)
     encoded, reports = load_data(engine, config, tokenizer)
     pairs = encoded["train"]
@@ -86,7 +88,8 @@ def train(engine: Engine, config: DPOConfig, folder: RunFolder) -> None:
     # The dSFT model, from which the policy starts.
     initialize_policy(engine, config, plan)
     training = split(engine, config, pairs, plan)
-    special_ids = (leading_bos(tokenizer), tokenizer.eos_token_id)
+    bos_id = None if config.data.encoding == "handbook_a" else leading_bos(tokenizer)
+    special_ids = (bos_id, tokenizer.eos_token_id)
     found = preflight.check_inputs(engine, config, pairs, training, reports, special_ids)
 
     # The reference log-probs, before any checkpoint is restored: of the same weights, or of others
@@ -215,6 +218,7 @@ def load_data(
         max_tokens=config.data.max_tokens,
         max_prompt_tokens=config.data.max_prompt_tokens,
         truncation=config.data.truncation,
+        encoding=config.data.encoding,
         limit=config.data.limit,
         on_bad_row=config.data.on_bad_row,
         columns=config.data.columns,

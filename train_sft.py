@@ -27,9 +27,11 @@ from transformers import PreTrainedTokenizerBase
 from zephyr.chat import leading_bos
 from zephyr.costs.predict import estimate, require_model
 from zephyr.data.encode import encoding_resources, load_splits, load_texts
+from zephyr.data.fetch import fetch_models
 from zephyr.data.report import Report
 from zephyr.data.store import Texts, content_digest
 from zephyr.data.template import describe_first_prompt, load_run_tokenizer, save_chat_template
+from zephyr.data.windows import packer
 from zephyr.evaluation.samples import make_sampler
 from zephyr.model.fused import describe as describe_fused
 from zephyr.model.load import DTYPES, digest, load_policy, require_runnable
@@ -48,6 +50,7 @@ from zephyr.verify import preflight
 def train(engine: Engine, config: SFTConfig, folder: RunFolder) -> None:
     """The whole run, on every rank. Args: folder: the run folder."""
     # Dialogues as token ids, and the plan that assigns them to steps, ranks and micro-batches.
+    fetch_models(engine, config)
     config, tokenizer = load_run_tokenizer(engine, config)
     encoded, reports = load_data(engine, config, tokenizer)
     texts = encoded["train"]
@@ -71,7 +74,8 @@ def train(engine: Engine, config: SFTConfig, folder: RunFolder) -> None:
     evaluation = None
     if "eval" in encoded:
         evaluation = split(engine, config, encoded["eval"], None, identity)
-    special_ids = (leading_bos(tokenizer), tokenizer.eos_token_id)
+    bos_id = leading_bos(tokenizer) if config.data.packing == "best_fit" else None
+    special_ids = (bos_id, tokenizer.eos_token_id)
     found = preflight.check_inputs(engine, config, texts, training, reports, special_ids)
     unpacked = partial(collate_one, texts)
     preflight.check_model(engine, config, texts, training, found, unpacked, folder.write_file)
@@ -109,9 +113,10 @@ def load_data(
         limit=config.data.limit,
         on_bad_row=config.data.on_bad_row,
         columns=config.data.columns,
+        joined=config.data.packing == "constant_length",
         **encoding_resources(),
     )
-    encoded, reports = load_splits(engine, config.data, encode)
+    encoded, reports = load_splits(engine, config.data, encode, packer(config))
     engine.log(describe_first_prompt(tokenizer, encoded["train"][0]))
     for texts in encoded.values():
         require_budget(texts.tokens.tolist(), texts.ids, config.hardware.tokens_per_micro_batch)

@@ -272,6 +272,9 @@ class Hardware:
     """How many adjacent ranks compute a packed row together, each its share of the tokens, for rows
     that one GPU does not hold. It divides the ranks and the model's attention heads, and does not
     change the result."""
+    collective_timeout_seconds: int = 600
+    """The run ends where a rank is out of reach for so long, or a collective of the GPUs takes so
+    long; at least 20. Waiting for a rank that encodes rows or downloads does not count."""
 
 
 @dataclass(frozen=True)
@@ -465,6 +468,11 @@ LIMITS = [
         "2 <= integer < 2**31",
         lambda v: 2 <= v < 2**31,
         "data.max_tokens data.max_prompt_tokens hardware.tokens_per_micro_batch sampling.samples",
+    ),
+    Limit(
+        "20 <= integer < 2**31",
+        lambda v: 20 <= v < 2**31,
+        "hardware.collective_timeout_seconds",
     ),
     # of `zephyr rounds` (zephyr/rounds/config.py)
     Limit(
@@ -984,6 +992,28 @@ def check_eras(config: DPOConfig | SFTConfig) -> None:
             f"data.targets: expected all with data.packing: constant_length, got {data.targets!r}: "
             "the windows of those recipes counted every token"
         )
+
+
+# Keys of options that reproduce published quirks -> the value of those that don't.
+USUAL = {
+    "data.encoding": "zephyr",
+    "data.truncation": "keep_end",
+    "data.packing": "best_fit",
+    "optim.optimizer": "adamw",
+}
+QUIRK = "reproduces published quirks; it is not for new work"
+
+
+def quirks(values: Mapping[str, object]) -> list[str]:
+    """The options that reproduce published quirks, as `key: value`. Args: values: by full key."""
+    on = [key for key, usual in USUAL.items() if values.get(key, usual) != usual]
+    return [f"{key}: {values[key]}" for key in on]
+
+
+def config_quirks(config: DPOConfig | SFTConfig) -> list[str]:
+    """`quirks` of a config."""
+    known = set(keys(type(config), ""))
+    return quirks({key: attrgetter(key)(config) for key in USUAL if key in known})
 
 
 def check_limits(config: DataclassInstance) -> None:

@@ -4,6 +4,17 @@ from table import Mutant, of
 
 MUTANTS: list[Mutant] = [
     *of(
+        "zephyr/costs/published.py",
+        ("tests/costs/test_published_steps.py",),
+        ("per_epoch = math.ceil(rows / batch)", "per_epoch = rows // batch"),
+        (
+            "math.ceil(rows / micro_batch) // accumulation",
+            "math.ceil(rows / micro_batch / accumulation)",
+        ),
+        ("if epoch >= whole or", "if"),
+        ("warmup = math.ceil(warmup_fraction * schedule_steps)", "warmup = 0"),
+    ),
+    *of(
         "zephyr/costs/times.py",
         ("tests/costs/test_step_times.py",),
         (
@@ -28,10 +39,13 @@ MUTANTS: list[Mutant] = [
             "moved = summed * micro_batches",
         ),
         (
-            "HOST_UPDATE_BYTES * share, HOST_RATE / min(ranks, RANKS_PER_NODE)",
-            "HOST_UPDATE_BYTES * share, MEMORY_EFFICIENCY * device.memory_rate",
+            "rate = HOST_RATE / min(ranks, RANKS_PER_NODE)",
+            "rate = MEMORY_EFFICIENCY * device.memory_rate",
         ),
-        ("RATIO_BYTES * share / rate / log_every", "RATIO_BYTES * share / rate"),
+        (
+            "RATIO_BYTES[optimizer] * share / rate / log_every",
+            "RATIO_BYTES[optimizer] * share / rate",
+        ),
         (
             "slowest_M = seconds_MRC.sum(-1).argmax(1)",
             "slowest_M = seconds_MRC.sum(-1).argmin(1)",

@@ -4,6 +4,14 @@ from table import Mutant, of
 
 MUTANTS: list[Mutant] = [
     *of(
+        "zephyr/packing/share.py",
+        ("tests/model/test_sequence.py::test_shares_are_the_row",),
+        ("scored_T=batch.scored_T[is_own_T] // ranks,", "scored_T=batch.scored_T[is_own_T],"),
+        ("num_unique_scored=int(is_own_T[:unique].sum()),", "num_unique_scored=unique,"),
+        ("F.pad(row_N, (0, -len(row_N) % ranks))", "F.pad(row_N, (0, 0))"),
+        ("targets_T=batch.targets_T[is_own_T],", "targets_T=batch.targets_T,"),
+    ),
+    *of(
         "zephyr/packing/collate.py",
         ("tests/packing/test_packing.py",),
         (

@@ -360,6 +360,7 @@ def test_a_rank_that_lost_another_waits_for_rank_0_s_end(
     accepted."""
     waits: list[float] = []
     engine = SimpleNamespace(
+        heartbeat=None,
         rank=rank,
         stop_requested=False,
         on_all_ranks=lambda make: make(),

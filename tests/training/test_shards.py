@@ -15,6 +15,7 @@ from zephyr.config import BadInput
 from zephyr.training import shards
 
 # On some rank of three b is all padding while c, behind it in the same flat vector, is not.
+VECTORS = ("master", "exp_avg", "exp_avg_sq")
 SIZES = {"a.weight": 7, "b.weight": 4, "c.weight": 9}
 
 
@@ -24,7 +25,7 @@ def of_rank(rank: int, ranks: int, values: dict[str, Tensor]) -> SimpleNamespace
     layout is read by tests/training/test_engine.py."""
     groups, flats, state = [], [], {}
     for names in (["a.weight"], ["b.weight", "c.weight"]):
-        parts = {vector: [] for vector in shards.VECTORS}
+        parts = {vector: [] for vector in VECTORS}
         group = []
         for name in names:
             size = -(-SIZES[name] // ranks)
@@ -69,7 +70,7 @@ def values() -> dict[str, Tensor]:
     return {
         f"{name}.{vector}": torch.randn(size, generator=generator)
         for name, size in SIZES.items()
-        for vector in shards.VECTORS
+        for vector in VECTORS
     }
 
 

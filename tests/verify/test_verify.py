@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from transformers import MistralConfig
 
 from zephyr.chat import EncodedPair, EncodedText
-from zephyr.config import BadInput, ConfigError, DPOConfig, Hardware, Run
+from zephyr.config import BadInput, ConfigError, Data, DPOConfig, Hardware, Run
 from zephyr.packing import collate_pairs, collate_texts, plan_pass
 from zephyr.training.loop import Split
 from zephyr.training.tolerance import TOKEN_TOLERANCE
@@ -41,6 +41,7 @@ from zephyr.verify.preflight import (
 )
 
 BOS, EOS = 1, 2
+DATA = Data((), max_tokens=20)
 GOOD = EncodedPair("p", [BOS, 5, EOS, 6], [7, EOS], [8, EOS])
 FAULTS = [
     (GOOD._replace(prompt_ids=[5, 6]), "starts with id .5., not BOS 1"),
@@ -57,7 +58,7 @@ FAULTS = [
 def test_a_fault_is_named(example: EncodedPair | EncodedText, complaint: str) -> None:
     """Fails where the fault passes, or is told without the example's id."""
     with pytest.raises(BadInput, match=rf"example 1 \({example.id}\) {complaint}"):
-        require_ids([1], [GOOD, example], (BOS, EOS), max_tokens=20)
+        require_ids([1], [GOOD, example], (BOS, EOS), DATA)
 
 
 def test_good_examples_pass() -> None:
@@ -68,10 +69,15 @@ def test_good_examples_pass() -> None:
         GOOD._replace(chosen_ids=[7] * 16),
         EncodedText("t", [BOS, 5, EOS], [False, True, True]),
     ]
-    assert require_ids([0, 1, 2], good, (BOS, EOS), 20) == {"examples": 3}
-    require_ids([0], [GOOD._replace(prompt_ids=[5, 6])], (None, EOS), 20)
-    require_ids([0], [GOOD._replace(prompt_ids=[BOS, 5, BOS, 6])], (BOS, EOS), 20)
-    require_ids([0], [EncodedText("t", [BOS, 5, 6], [False, True, True])], (BOS, EOS), 3)
+    assert require_ids([0, 1, 2], good, (BOS, EOS), DATA) == {"examples": 3}
+    require_ids([0], [GOOD._replace(prompt_ids=[5, 6])], (None, EOS), DATA)
+    require_ids([0], [GOOD._replace(prompt_ids=[BOS, 5, BOS, 6])], (BOS, EOS), DATA)
+    require_ids(
+        [0],
+        [EncodedText("t", [BOS, 5, 6], [False, True, True])],
+        (BOS, EOS),
+        Data((), max_tokens=3),
+    )
 
 
 def test_labels_the_wrong_way_round(tiny: Path, tmp_path: Path) -> None:
@@ -170,6 +176,8 @@ def test_a_disk_or_a_memory_that_is_too_small(
         warn=said.append,
         device=torch.device("cpu"),
     )
+    hardware = Hardware(dtype="float32", activation_checkpointing=True)
+    config = DPOConfig("m", DATA, hardware=hardware, run=Run(dir=str(tmp_path)))
     Usage = namedtuple("Usage", "free")
     for free, held, enough in (
         (40_000, 0, True),
@@ -181,15 +189,13 @@ def test_a_disk_or_a_memory_that_is_too_small(
         (tmp_path / "checkpoints" / "step-1" / "rank").write_bytes(b"x" * held)
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: Usage(free))
         if enough:
-            assert require_disk(engine, Run(dir=str(tmp_path)))["wanted_bytes"] == 40_000 - held
+            assert require_disk(engine, config)["wanted_bytes"] == 40_000 - held
         else:
             with pytest.raises(
                 BadInput, match=rf"has {free / 1024:.2f} KiB free; {(40_000 - held) / 1024:.2f} KiB"
             ):
-                require_disk(engine, Run(dir=str(tmp_path)))
+                require_disk(engine, config)
     split = SimpleNamespace(plan=plan_pass([30, 50], ranks=2, budget_tokens=100), tokens=[30, 50])
-    hardware = Hardware(dtype="float32", activation_checkpointing=True)
-    config = SimpleNamespace(hardware=hardware, adapter=None)
     found = require_memory(engine, config, split)
     head = (
         4 * 500 + 4 * (500 + 40) + 50 * 4 * 16

@@ -94,12 +94,20 @@ def encoded_pairs(run: Run, tokenizer: PreTrainedTokenizerBase) -> Iterator[Enco
     for row in pair_rows(run):
         try:
             whole = chat.tokenize_pair(
-                tokenizer, {**row.fields, "id": row.id}, template=template, left_out=[]
+                tokenizer,
+                {**row.fields, "id": row.id},
+                template=template,
+                left_out=[],
+                encoding=str(run.config.get("data.encoding", "zephyr")),
             )
         except ValueError:  # a bad row, which the run has refused or skipped
             continue
         pair = chat.truncate_pair(
-            whole, max_tokens=max_tokens, max_prompt_tokens=max_prompt_tokens, bos_id=bos_id
+            whole,
+            max_tokens=max_tokens,
+            max_prompt_tokens=max_prompt_tokens,
+            truncation=str(run.config.get("data.truncation", "keep_end")),
+            bos_id=bos_id,
         )
         if pair.chosen_ids != pair.rejected_ids:
             yield pair

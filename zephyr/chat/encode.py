@@ -14,8 +14,17 @@ from functools import lru_cache, partial
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
-from zephyr.chat.messages import Message, Messages, Tool, check_messages, check_pair, words_of
-from zephyr.chat.template import render, template_of
+from zephyr.chat import eras
+from zephyr.chat.messages import (
+    Message,
+    Messages,
+    PairTexts,
+    Tool,
+    check_messages,
+    check_pair,
+    words_of,
+)
+from zephyr.chat.template import HANDBOOK_TEMPLATE, render, template_of
 from zephyr.chat.template_check import require_rendered
 
 if TYPE_CHECKING:
@@ -65,6 +74,7 @@ def encode_pair(
     max_prompt_tokens: int = 512,
     truncation: str = "keep_end",
     template: str | None = None,
+    encoding: str = "zephyr",
 ) -> EncodedPair:
     """Ids of a preference row, truncated to `max_tokens`.
 
@@ -77,12 +87,13 @@ def encode_pair(
         pair: the row, of any shape that `check_pair` reads.
         max_tokens, max_prompt_tokens, truncation: as of `truncate_pair`.
         template: jinja; None: the tokenizer's own, else Zephyr's.
+        encoding: `zephyr`; `handbook_a` and `handbook_b` reproduce published quirks (`eras`).
     Raises:
         ValueError: naming what is wrong with the row, the template or the limits.
     """
     template = template_of(tokenizer, template)
     return truncate_pair(
-        tokenize_pair(tokenizer, pair, template=template),
+        tokenize_pair(tokenizer, pair, template=template, encoding=encoding),
         max_tokens=max_tokens,
         max_prompt_tokens=max_prompt_tokens,
         truncation=truncation,
@@ -96,8 +107,9 @@ def tokenize_pair(
     *,
     template: str | None = None,
     left_out: list[str] | None = None,
+    encoding: str = "zephyr",
 ) -> EncodedPair:
-    """`encode_pair` without truncation.
+    """`encode_pair` without truncation. Rows are checked alike in every encoding.
 
     Args:
         left_out: extended by the parts that the template does not write (`require_rendered`).
@@ -128,7 +140,26 @@ def tokenize_pair(
     if left_out is not None:
         left_out += lost
     prompt_ids = _with_bos(tokenizer, _ids(tokenizer, prompt))
-    return EncodedPair(str(pair.get("id", "")), prompt_ids, sides[0], sides[1], weight)
+    encoded = EncodedPair(str(pair.get("id", "")), prompt_ids, sides[0], sides[1], weight)
+    if encoding == "zephyr":
+        return encoded
+    return encoded._replace(**_era_sides(tokenizer, texts, template, encoding)._asdict())
+
+
+def _era_sides(
+    tokenizer: PreTrainedTokenizerBase, texts: PairTexts, template: str, encoding: str
+) -> eras.Sides:
+    """The ids of prompt and responses in another encoding than `zephyr`."""
+    eras.require_handbook_template(encoding, template)
+    tools = eras.Tools(
+        write=lambda messages, answer: render(
+            tokenizer, messages, HANDBOOK_TEMPLATE, answer=answer
+        ),
+        tokenize=partial(_tokenize, tokenizer),
+        bos_id=_bos_id(tokenizer),
+        eos_id=_eos_id(tokenizer),
+    )
+    return eras.encode_as(encoding, tools, texts.prompt, (texts.chosen, texts.rejected))
 
 
 def truncate_pair(
@@ -146,25 +177,31 @@ def truncate_pair(
     one; an answer that is cut has no EOS. The two answers may become equal, which teaches nothing.
 
     Args:
+        truncation: `trl_0.7` as TRL 0.7 cut: the prompt keeps its last `max_prompt_tokens` ids,
+            without BOS; if the pair is still too long, each answer keeps `max_tokens -
+            max_prompt_tokens`, however short the prompt is.
         bos_id: that of `template_bos`.
     Raises:
-        ValueError: for a truncation other than `keep_end`, or limits that leave no tokens for an
-            answer.
+        ValueError: for another truncation, or limits that leave no tokens for an answer.
     """
-    if truncation != "keep_end":
-        raise ValueError(f"truncation is {truncation!r}, expected 'keep_end'")
+    if truncation not in ("keep_end", "trl_0.7"):
+        raise ValueError(f"truncation is {truncation!r}, expected 'keep_end' or 'trl_0.7'")
     if not 2 <= max_prompt_tokens < max_tokens:
         raise ValueError(
             f"max_prompt_tokens is {max_prompt_tokens} and max_tokens {max_tokens}, expected "
             "2 <= max_prompt_tokens < max_tokens: an answer needs tokens too"
         )
     prompt = pair.prompt_ids
-    if len(prompt) + max(len(pair.chosen_ids), len(pair.rejected_ids)) <= max_tokens:
+    longest_answer = max(len(pair.chosen_ids), len(pair.rejected_ids))
+    if len(prompt) + longest_answer <= max_tokens:
         return pair
     if len(prompt) > max_prompt_tokens:
-        kept_bos = prompt[:1] if prompt[0] == bos_id else []
+        keeps_bos = truncation == "keep_end" and prompt[0] == bos_id
+        kept_bos = prompt[:1] if keeps_bos else []
         prompt = kept_bos + prompt[len(prompt) - max_prompt_tokens + len(kept_bos) :]
     left = max_tokens - len(prompt)
+    if truncation == "trl_0.7" and longest_answer > left:
+        left = max_tokens - max_prompt_tokens
     return pair._replace(
         prompt_ids=prompt, chosen_ids=pair.chosen_ids[:left], rejected_ids=pair.rejected_ids[:left]
     )

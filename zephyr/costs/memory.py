@@ -10,6 +10,7 @@ from zephyr.model.nf4 import WEIGHT_BYTES
 from zephyr.packing import Plan
 from zephyr.training import shards
 from zephyr.training.deepspeed_settings import hpz_ranks, section_of
+from zephyr.training.optimizers import MOMENTS
 
 RANKS_PER_NODE = 8  # at most
 SUM_BYTES = {"float32": 4, "bfloat16": 2}  # hardware.gradient_dtype
@@ -75,9 +76,11 @@ def predict_memory(
         gradient_dtype=gradient_dtype,
         adapters=model.adapters,
         adapters_keep=kept_numbers(model.adapted, rank, config.hardware.activation_checkpointing),
+        moments=len(MOMENTS[config.optim.optimizer]),
     )
     on_device = not is_offloaded(settings, "offload_optimizer")
-    held = (12 + SUM_BYTES[gradient_dtype]) if on_device else 0
+    state = 4 * (1 + len(MOMENTS[config.optim.optimizer]))  # bytes of weights and moments
+    held = (state + SUM_BYTES[gradient_dtype]) if on_device else 0
     weights = item * (model.shared // ranks)
     on_host = is_offloaded(settings, "offload_param")
     if (group := min(hpz_ranks(settings), ranks)) > 1:  # the second copy of hpZ
@@ -97,20 +100,23 @@ def predict_memory(
         "peak": states + buckets + max(update, in_micro_batch),
         "save": item * lm.vocab_size * lm.hidden_size,
         "save_host": max(
-            min(12 * share, shards.FILE_BYTES), min(item * model.parameters, SHARD_BYTES)
+            min(state * share, shards.FILE_BYTES), min(item * model.parameters, SHARD_BYTES)
         ),
-        "host": min(ranks, RANKS_PER_NODE) * host_bytes(share, weights, settings, gradient_dtype),
+        "host": min(ranks, RANKS_PER_NODE)
+        * host_bytes(share, weights, settings, gradient_dtype, state),
     }
 
 
-def host_bytes(share: int, weights: int, settings: Settings, gradient_dtype: str) -> int:
+def host_bytes(
+    share: int, weights: int, settings: Settings, gradient_dtype: str, state: int = 12
+) -> int:
     """Bytes of the host's memory that a rank's offloaded states take.
 
-    In `offload_optimizer`: weights, both moments and the gradient of the update in float32, and
+    In `offload_optimizer`: weights, moments and the gradient of the update in float32, and
     the sums of gradients. In `offload_param`: the weights in the model's dtype. torch rounds each
     pinned block up to a power of two (the gradient of the update has a block for each sub-group).
     Args: share: trained parameters of a rank. weights: bytes of all its parameters in the model's
-    dtype.
+    dtype. state: bytes a parameter of float32 weights and moments.
     """
     total = 0
     zero = section_of(settings, "zero_optimization")
@@ -119,7 +125,7 @@ def host_bytes(share: int, weights: int, settings: Settings, gradient_dtype: str
         blocks = [4 * group] * (share // group) + [4 * (share % group)]
         blocks.append(SUM_BYTES[gradient_dtype] * share)
         pinned = is_pinned(settings, "offload_optimizer")
-        total += 12 * share + sum(map(round_up, blocks) if pinned else blocks)
+        total += state * share + sum(map(round_up, blocks) if pinned else blocks)
     if is_offloaded(settings, "offload_param"):
         pinned = is_pinned(settings, "offload_param")
         total += round_up(weights) if pinned else weights

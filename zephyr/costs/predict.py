@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from zephyr import config as configs
-from zephyr.config import BadInput, ConfigError, DPOConfig, DryRun, SFTConfig
+from zephyr.config import BadInput, ConfigError, DPOConfig, DryRun, SFTConfig, config_quirks
 from zephyr.costs import work as costs
 from zephyr.costs.advice import each_policy, fastest, options, overrides, remedies
 from zephyr.costs.collectives import collective_table
@@ -21,6 +21,7 @@ from zephyr.data.encode import encoding_resources, load_pairs, load_texts
 from zephyr.data.jsonl import read_rows
 from zephyr.data.store import Pairs, Texts
 from zephyr.data.tokenizer import load_tokenizer
+from zephyr.data.windows import packer
 from zephyr.losses import find_loss
 from zephyr.model.load import find_lacks
 from zephyr.packing import Plan
@@ -142,6 +143,8 @@ def read_lengths(named: str | None, config: Config) -> Lengths:
         found.append(tuple(whole))
     if not found:
         raise BadInput(f"{named}: a row at least is wanted")
+    if isinstance(config, SFTConfig) and config.data.packing == "constant_length":
+        return costs.window_lengths([tokens for tokens, _ in found], config.data.max_tokens)
     return found
 
 
@@ -153,7 +156,7 @@ def load_examples(config: Config) -> Pairs | Texts:
         config.tokenizer or config.model, config.chat_template, config.eos_token
     )
     if isinstance(config, SFTConfig):
-        return load_texts(
+        texts, report = load_texts(
             data.train,
             tokenizer,
             max_tokens=data.max_tokens,
@@ -161,14 +164,18 @@ def load_examples(config: Config) -> Pairs | Texts:
             limit=data.limit,
             on_bad_row=data.on_bad_row,
             columns=data.columns,
+            joined=config.data.packing == "constant_length",
             **encoding_resources(),
-        )[0]
+        )
+        pack = packer(config)
+        return pack(texts, report, "train")[0] if pack else texts
     return load_pairs(
         data.train,
         tokenizer,
         max_tokens=data.max_tokens,
         max_prompt_tokens=config.data.max_prompt_tokens,
         truncation=config.data.truncation,
+        encoding=config.data.encoding,
         limit=data.limit,
         on_bad_row=data.on_bad_row,
         columns=data.columns,
@@ -240,6 +247,7 @@ def predict(
         "longest": longest,
         "steps": len(plan.steps),
         "plan": describe_plan(plan, ranks),
+        "quirks": config_quirks(config),
         "reference hours": reference_seconds(plan, config, case) / 3600,
         "config": of_case(config, ranks, plan),
         "policies": policies,

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple, TypedDict
 
+from zephyr.config import QUIRK
 from zephyr.costs.advice import Remedy
 from zephyr.costs.layouts import USABLE_HOST_FRACTION, USABLE_MEMORY_FRACTION, Layout
 from zephyr.costs.times import COMPONENTS
@@ -55,6 +56,7 @@ Report = TypedDict(
         "longest": int,
         "steps": int,
         "plan": str,
+        "quirks": list[str],
         "reference hours": float,
         "config": Layout,
         "policies": list[Layout],
@@ -100,6 +102,8 @@ def format_config(report: Report, units: Mapping[str, "Unit"]) -> Iterator[str]:
         f"{report['longest']:,} in the longest"
     )
     yield report["plan"]
+    if report["quirks"]:
+        yield f"{', '.join(report['quirks'])}: {QUIRK}"
     yield summary(report)
     yield (
         "\nThe config as it is. gradients: dtype of their sum over micro-batches; tokens: of a "

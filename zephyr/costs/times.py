@@ -53,9 +53,12 @@ ATTENTION_BACKWARD = 2.5
 LOGIT_BYTES = (28, 32)
 # Bytes a parameter of the update, counted in DeepSpeed's ZeRO-3: sums to a flat float32 gradient
 # 8, norm in float64 20, clip 8, torch's fused AdamW 28, weights to the model's dtype 6.
-UPDATE_BYTES = 70
-HOST_UPDATE_BYTES = 42  # on the host: clip, AdamW, weights to the model's dtype
-RATIO_BYTES = 44  # of `update_ratio`, where a record is written: update again, two norms
+# RMSprop's kernels, which are not fused, 52; and the norm of its update 40.
+UPDATE_BYTES = {"adamw": 70, "rmsprop": 134}
+# on the host: clip, optimizer, weights to the model's dtype
+HOST_UPDATE_BYTES = {"adamw": 42, "rmsprop": 106}
+# of `update_ratio`, where a record is written: update again, two norms
+RATIO_BYTES = {"adamw": 44, "rmsprop": 4}
 # Bytes/s that AdamW reaches on a machine's memory, all its ranks together. An estimate: 0.36 s for
 # 1e9 parameters; DeepSpeed's CPU-Adam took 0.25 s (Ren et al. 2021, arXiv:2101.06840, Table 4).
 HOST_RATE = 120e9
@@ -278,14 +281,20 @@ def offloaded_gradient_seconds(
 
 
 def update_seconds(
-    model: Model, ranks: int, device: Device, settings: Settings, log_every: int
+    model: Model,
+    ranks: int,
+    device: Device,
+    settings: Settings,
+    log_every: int,
+    optimizer: str = "adamw",
 ) -> tuple[float, float]:
     """Seconds of the update, and of `update_ratio` in a mean step."""
     share = model.trained / ranks
-    update, rate = UPDATE_BYTES * share, MEMORY_EFFICIENCY * device.memory_rate
+    update, rate = UPDATE_BYTES[optimizer] * share, MEMORY_EFFICIENCY * device.memory_rate
     if is_offloaded(settings, "offload_optimizer"):
-        update, rate = HOST_UPDATE_BYTES * share, HOST_RATE / min(ranks, RANKS_PER_NODE)
-    return update / rate, RATIO_BYTES * share / rate / log_every
+        update = HOST_UPDATE_BYTES[optimizer] * share
+        rate = HOST_RATE / min(ranks, RANKS_PER_NODE)
+    return update / rate, RATIO_BYTES[optimizer] * share / rate / log_every
 
 
 def micro_batch_sums(plan: Plan, values_EC: Array) -> Array:
@@ -346,7 +355,9 @@ def step_seconds(
     overlaps = section_of(settings, "zero_optimization").get("overlap_comm", True)
     shown = HIDDEN if overlaps else 1.0
     whole_M = np.maximum(taken_M, communication) + shown * np.minimum(taken_M, communication)
-    update, ratio = update_seconds(model, ranks, device, settings, config.run.log_every)
+    update, ratio = update_seconds(
+        model, ranks, device, settings, config.run.log_every, config.optim.optimizer
+    )
     parts = dict(zip(DEVICE_PARTS, (parts_MC.sum(0) / steps).tolist())) | {
         "copies": float(copies_M.sum() / steps),
         "update": update * training,

@@ -129,10 +129,26 @@ def profile_lengths(profile: str, config: Config) -> Lengths:
     if isinstance(config, SFTConfig):
         random = np.random.default_rng(0)
         drawn = random.lognormal(np.log(1060), 0.62, data.limit or 207865)
+        if config.data.packing == "constant_length":
+            return window_lengths(drawn.astype(int).tolist(), data.max_tokens)
         tokens = drawn.clip(16, data.max_tokens).astype(int).tolist()
         return [(n, n - 1) for n in tokens]
     pairs = data.limit or PROFILES[profile][2]
     return pair_lengths(profile, pairs, 0, data.max_prompt_tokens, data.max_tokens)
+
+
+def window_lengths(tokens: Sequence[int], window_tokens: int) -> Lengths:
+    """Token counts of the windows that texts fill when they are joined (`data.windows`).
+
+    Raises: BadInput where they fill none.
+    """
+    windows = sum(tokens) // window_tokens
+    if not windows:
+        raise BadInput(
+            f"data.packing: constant_length: {sum(tokens)} tokens fill no window of "
+            f"data.max_tokens ({window_tokens})"
+        )
+    return [(window_tokens, window_tokens - 1)] * windows
 
 
 def pair_lengths(

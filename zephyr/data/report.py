@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 
 from zephyr.chat import EncodedPair
-from zephyr.config import BadInput, DataSource
+from zephyr.config import QUIRK, BadInput, DataSource, quirks
 from zephyr.data.workers import Encoded, Options
 
 if TYPE_CHECKING:
@@ -45,6 +45,14 @@ class SkippedRow(TypedDict):
     reason: str
 
 
+class Windows(TypedDict):
+    """Windows of `windows.joined_windows`, all tokens of the texts, and those that fill none."""
+
+    windows: int
+    tokens: int
+    tokens_left_out: int
+
+
 class SourceRows(TypedDict):
     """An entry of `data.train` or `data.eval`, the rows that were read of it, and its examples."""
 
@@ -64,7 +72,8 @@ class Report(TypedDict):
     another weight than 1. weight: of all pairs together. columns: rows in which each field of
     `data.columns` was found. keys_not_read: key -> rows that have it. also_in_train,
     begins_in_train: of `data.eval` only
-    (`encode.count_prompt_overlap`)."""
+    (`encode.count_prompt_overlap`). quirks: options that reproduce published quirks, where one is
+    on. windows: where texts were joined."""
 
     kind: str
     sources: list[str]
@@ -86,6 +95,8 @@ class Report(TypedDict):
     cut: dict[str, CutRows]
     also_in_train: NotRequired[int]
     begins_in_train: NotRequired[int]
+    quirks: NotRequired[list[str]]
+    windows: NotRequired[Windows]
 
 
 @dataclass
@@ -196,7 +207,9 @@ def finish_report(
     }
     weighted = warnings.pop(WEIGHTED, None)
     mean_preference = tally.preference_sum / totals["scored"] if totals["scored"] else None
-    return {
+    truncation = options.truncation or "keep_end"  # texts have none
+    on = quirks({"data.encoding": options.encoding, "data.truncation": truncation})
+    report: Report = {
         "kind": "pairs" if sides == PAIR_SIDES else "texts",
         "sources": sources,
         "by_source": [
@@ -228,6 +241,9 @@ def finish_report(
             for side in sides
         },
     }
+    if on:
+        report["quirks"] = on
+    return report
 
 
 def _nothing_left(names: str, sides: tuple[str, ...], tally: Tally) -> str:
@@ -270,6 +286,12 @@ def _count_lines(report: Report) -> Iterator[str]:
             f"  {side}: {report['tokens'][side]:,} tokens; cut in {cut['rows']:,} rows, "
             f"{cut['tokens']:,} tokens lost"
         )
+    windows = report.get("windows")
+    if windows:
+        yield (
+            f"  joined and cut into {windows['windows']:,} windows; {windows['tokens_left_out']:,} "
+            "tokens at the end left out"
+        )
     weighted = report["weighted"]
     if weighted:
         yield (
@@ -291,6 +313,8 @@ def weighs_or_limits(source: SourceRows) -> bool:
 def report_warnings(report: Report) -> Iterator[str]:
     """What in the rows may not be meant so, a sentence each."""
     examples, inverted = report["examples"], report["inverted"]
+    for quirk in report.get("quirks", []):
+        yield f"{quirk} {QUIRK}"
     for warning, rows in report["warnings"].items():
         yield f"{warning}: {rows['rows']:,} rows, the first at {rows['first'][0]}"
     if inverted:

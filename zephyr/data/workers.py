@@ -33,7 +33,10 @@ NO_TARGET = "no target: each of the assistant's turns is marked as not trained"
 
 
 class Options(NamedTuple):
-    """What decides the ids of a row, beside the tokenizer. max_prompt_tokens: None for SFT rows."""
+    """What decides the ids of a row, beside the tokenizer.
+
+    max_prompt_tokens: None for SFT rows. encoding: of pairs, as `chat.encode_pair`. joined: texts
+    are for `windows.joined_windows`: not cut, an EOS behind each, and its first token a target."""
 
     max_tokens: int
     max_prompt_tokens: int | None
@@ -42,6 +45,8 @@ class Options(NamedTuple):
     template: str
     on_bad_row: str
     columns: tuple[tuple[str, str | None], ...] = ()
+    encoding: str = "zephyr"
+    joined: bool = False
 
 
 class Encoded(NamedTuple):
@@ -224,7 +229,11 @@ def _encode_pair(
     row, keys = pair_row(fields)
     unread += keys
     whole = chat.tokenize_pair(
-        tokenizer, {**row, "id": id}, template=options.template, left_out=unread
+        tokenizer,
+        {**row, "id": id},
+        template=options.template,
+        left_out=unread,
+        encoding=options.encoding,
     )
     pair = chat.truncate_pair(
         whole,
@@ -278,6 +287,11 @@ def _encode_text(
             left_out=unread,
         )
     limit = options.max_tokens
+    if options.joined:
+        # Plain text has its EOS already, as there.
+        eos_ids = [] if isinstance(made, str) else [tokenizer.eos_token_id]
+        flags = [True, *whole.is_target[1:], *[True for _ in eos_ids]]
+        whole, limit = EncodedText(id, whole.ids + eos_ids, flags), sys.maxsize
     return Encoded(
         place="",
         example=EncodedText(id, whole.ids[:limit], whole.is_target[:limit]),

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,6 +30,13 @@ from zephyr.distill.completions import (
     Answer,
     read_answers,
     row_format,
+)
+from zephyr.distill.handbook import (
+    KEPT_BY_SCRIPT,
+    read_prompts,
+    split_rows,
+    store_row,
+    test_file,
 )
 from zephyr.distill.pair_options import ALL_PAIRS, PairOptions, check_options
 from zephyr.distill.pairwise import PairwiseRow, Row, parse_pairwise, read_keys
@@ -105,11 +112,13 @@ class BinarizeRun:
     tally: Tally = field(default_factory=Tally)
     picker: Picker = field(init=False)
     length: Callable[[str], int] = field(init=False)
+    left_out: frozenset[str] = field(init=False)  # prompts
     database: sqlite3.Connection = field(init=False)
 
     def __post_init__(self) -> None:
         self.picker = Picker(self.rule, self.seed, self.options)
         self.length = length_in(self.options.tokenizer)
+        self.left_out = read_prompts(self.options.drop_prompts)
         self.database = sqlite3.connect("")
         create_ids(self.database)
         create_singles(self.database)
@@ -156,7 +165,7 @@ def binarize(
         sources: of the rows, `path-or-hub-id[:split]`.
         out: a .jsonl file.
         rule: a name in `rules.RULES`, `margin>=K`, or `delta`.
-        seed: of the rule's draws and of samples.
+        seed: of the rule's draws, of samples and of the test rows.
         drop_sources: rows whose `source` or `dataset` is one of these are left out.
         fix_overall: correct UltraFeedback's overall scores of 10 that should be 1
             (`completions.read_answers`).
@@ -173,11 +182,14 @@ def binarize(
     run = BinarizeRun(rule, seed, drop_sources, fix_overall, options, names)
     opened = open_each(names)
     require_output(out, sources)
+    if options.test_rows:
+        require_output(test_file(out), sources)
     with closing(run.database):
         pairs = written_pairs(opened, run)
         first = list(islice(pairs, 1))
         if first:  # without a pair, an earlier file is not replaced
             write_rows(out, chain(first, pairs))
+            test = write_test_rows(out, run) if options.test_rows else {}
     digests = {source.name: source.digest for group in opened for source in group}
     counts = make_report(
         run.tally,
@@ -192,13 +204,27 @@ def binarize(
             f"{', '.join(digests)}: no pair could be made; left out: "
             f"{json.dumps(counts['dropped'])}"
         )
-    return save_report(out, {"sources": names, "digests": digests, **counts})
+    return save_report(out, {"sources": names, "digests": digests, **counts, **test})
+
+
+def write_test_rows(out: Path, run: BinarizeRun) -> Report:
+    """Write the pairs of the test rows beside the others; returns what the report says of them."""
+    assert run.options.test_rows
+    file = test_file(out)
+    _, test = split_rows(run.database, run.options.test_rows, run.seed)
+    number = write_rows(file, counted(test, run))
+    return {"test": {"out": str(file), "rows": run.options.test_rows, "pairs": number}}
 
 
 def written_pairs(opened: Sequence[Sequence[Source]], run: BinarizeRun) -> Iterator[Row]:
     """Yield the pairs that are written. A row without one is counted with its reason."""
     made = made_pairs(opened, run)
-    if run.options.take or run.options.mix:
+    outcomes: Iterable[Made | str]
+    if run.options.test_rows:
+        for pairs, _ in made:
+            store_row(run.database, next(iter(pairs.values())))
+        outcomes, _ = split_rows(run.database, run.options.test_rows, run.seed)
+    elif run.options.take or run.options.mix:
         seen: set[str] = set()
         for pairs, sample in made:
             seen.add(sample or "")
@@ -208,13 +234,18 @@ def written_pairs(opened: Sequence[Sequence[Source]], run: BinarizeRun) -> Itera
         outcomes = chosen_pairs(run.database, run.options)
     else:
         outcomes = (next(iter(pairs.values())) for pairs, _ in made)
+    yield from counted(outcomes, run)
+    require_models(run)  # here too, for rows that are not all read before the first pair
+
+
+def counted(outcomes: Iterable[Made | str], run: BinarizeRun) -> Iterator[Row]:
+    """Yield the pairs among the outcomes, and count them and the reasons of the others."""
     for outcome in outcomes:
         if isinstance(outcome, str):
             run.tally.add("dropped", outcome)
         else:
             count_written(outcome, run)
             yield outcome.pair
-    require_models(run)  # here too, for rows that are not all read before the first pair
 
 
 def require_models(run: BinarizeRun) -> None:
@@ -270,6 +301,8 @@ def made_pairs(
         run.tally.add("total", "rows")
         if isinstance(made, str):
             run.tally.add("dropped", made)
+            if run.options.test_rows and made in KEPT_BY_SCRIPT:
+                store_row(run.database, None)
         else:
             source = next(iter(made.values())).source
             named = [run.sources[raw.entry], source]
@@ -298,6 +331,9 @@ def pairs_of_row(row: Row, raw: RawRow, run: BinarizeRun) -> dict[str, Made] | s
     run.tally.add("rows source", name)
     if source in run.drop_sources:
         return f"source {source}"
+    prompt = row.get(row_format(row).prompt)
+    if isinstance(prompt, str) and prompt in run.left_out:
+        return "a prompt of --drop-prompts"
     if "completions" in row:
         candidates = read_feedback(row, raw.place, run)
     else:

@@ -147,6 +147,8 @@ def options_of(tally: Tally, rule: str, options: PairOptions) -> Report:
         }
     if options.take:
         found["take"] = dict(options.take)
+    if options.drop_prompts:
+        found["drop_prompts"] = list(options.drop_prompts)
     if options.on_policy:
         kinds = tally.counts["kinds"]
         found["on_policy"] = {

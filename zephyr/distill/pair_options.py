@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from zephyr.config import BadInput
-from zephyr.distill.rules import DELTA
+from zephyr.distill.rules import DELTA, HANDBOOK
 
 Side = Literal["any", "chosen", "rejected"]
 NO_COUNTS: Mapping[str, int] = MappingProxyType({})
@@ -29,6 +29,8 @@ class PairOptions:
             if `mix` does not say otherwise.
         on_policy_side: where that answer stands.
         mix: number of pairs with an answer of `on_policy` (`on`) and without (`off`).
+        drop_prompts: files of prompts; rows with one of them are left out before any draw.
+        test_rows: rule `handbook` only: how many rows go to a test file of their own.
     """
 
     strong: tuple[str, ...] = ()
@@ -39,6 +41,8 @@ class PairOptions:
     on_policy: tuple[str, ...] = ()
     on_policy_side: Side = "any"
     mix: Mapping[str, int] = field(default_factory=lambda: NO_COUNTS)
+    drop_prompts: tuple[str, ...] = ()
+    test_rows: int | None = None
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -81,10 +85,28 @@ def check_options(rule: str, options: PairOptions) -> None:
             "binarize: --mix and --on-policy-side: expected --on-policy MODEL, the policy's name "
             "in the rows"
         )
+    if options.test_rows is not None:
+        check_test_rows(rule, options)
     if options.mix and options.take:
         raise BadInput(
             "binarize: --take and --mix both fix how many pairs are written, expected one of them; "
             "run binarize once for each source, and name the files in data.train"
+        )
+
+
+def check_test_rows(rule: str, options: PairOptions) -> None:
+    """Raises: BadInput for test rows where the split of the handbook's script can't be made."""
+    if rule != HANDBOOK:
+        raise BadInput(
+            f"binarize: --test-rows splits as the script of rule {HANDBOOK} does, the rule is "
+            f"{rule}; for other rules split with --take, or hold rows out beforehand"
+        )
+    if options.test_rows is not None and options.test_rows < 1:
+        raise BadInput(f"binarize: --test-rows: expected an integer >= 1, got {options.test_rows}")
+    if options.take or options.on_policy:
+        raise BadInput(
+            "binarize: --test-rows repeats a script that has no --take and no --on-policy; give "
+            "one or the other"
         )
 
 

@@ -10,7 +10,7 @@ from zephyr.chat import without_space
 from zephyr.distill.binarize_report import Tally
 from zephyr.distill.completions import Answer
 from zephyr.distill.pair_options import PairOptions
-from zephyr.distill.rules import DELTA, Pick, Rule, delta, rule_named
+from zephyr.distill.rules import DELTA, HANDBOOK, Pick, Rule, delta, rule_named
 
 
 class Picked(NamedTuple):
@@ -87,9 +87,10 @@ def apply_rule(
             strong=picker.options.strong,
             weak=picker.options.weak,
         )
-    elif picker.rule == "handbook":  # as its script: exact texts, one generator for all rows
+    elif picker.rule == HANDBOOK:  # as its script: exact texts, one generator for all rows
         scores = [scored(answer, picker) for answer in answers]
-        picked = picker.by_score(scores, [answer.text for answer in answers], picker.rng)
+        texts = [(answer.text, answer.model) for answer in answers]
+        picked = picker.by_score(scores, texts, picker.rng)
     else:
         scores = [scored(answer, picker) for answer in answers]
         picked = picker.by_score(scores, [without_space(answer.text) for answer in answers], rng)

@@ -13,11 +13,13 @@ from zephyr.config import BadInput
 
 Pick = tuple[int, int] | str
 DELTA = "delta"  # the rule that compares models, not scores
+HANDBOOK = "handbook"  # the rule whose draws depend on the order of the rows
 NO_STRONG, NO_WEAK = "no answer of a --strong model", "no answer of a --weak model"
-Rule = Callable[[Sequence[float], Sequence[str], random.Random], Pick]
+# scores, what two completions are compared by (their texts), generator -> the pick
+Rule = Callable[[Sequence[float], Sequence[object], random.Random], Pick]
 
 
-def paper(scores: Sequence[float], texts: Sequence[str], rng: random.Random) -> Pick:
+def paper(scores: Sequence[float], texts: Sequence[object], rng: random.Random) -> Pick:
     """Zephyr (arXiv:2310.16944, section 3.3): the highest mean score of the aspects against a
     uniformly random other completion.
 
@@ -29,25 +31,29 @@ def paper(scores: Sequence[float], texts: Sequence[str], rng: random.Random) -> 
     return (chosen, rng.choice(others)) if others else "texts equal"
 
 
-def handbook(scores: Sequence[float], texts: Sequence[str], rng: random.Random) -> Pick:
-    """The alignment handbook's script: the first of the highest overall scores against a random
-    completion with another (text, score), which may have the same score.
+def handbook(scores: Sequence[float], texts: Sequence[object], rng: random.Random) -> Pick:
+    """The script of ultrafeedback_binarized: the first of the highest overall scores against a
+    random completion with another (score, text, model), which may have the same score.
 
-    One generator serves all rows in their order, as the script's global one does.
+    One generator serves all rows in their order, as the script's global one does in one process.
+    The published set was made by several: Python seeds the generator of each forked process anew
+    from the system, so that nobody can repeat its rejected sides. Its chosen sides can be.
+
+    Args: texts: text and model of each completion.
     """
-    both = list(zip(texts, scores))
+    known = list(zip(scores, texts))
     chosen = scores.index(max(scores))
-    if both.count(both[chosen]) == len(both):
+    if known.count(known[chosen]) == len(known):
         return "texts equal"
-    rejected = rng.choice(range(len(both)))
-    while both[rejected] == both[chosen]:
-        rejected = rng.choice(range(len(both)))
+    rejected = rng.choice(range(len(known)))
+    while known[rejected] == known[chosen]:
+        rejected = rng.choice(range(len(known)))
     return chosen, rejected
 
 
 def lower(
     scores: Sequence[float],
-    texts: Sequence[str],
+    texts: Sequence[object],
     rng: random.Random,
     *,
     by: float = 0.0,
@@ -108,7 +114,7 @@ def indices_of_max(scores: Sequence[float]) -> list[int]:
 # name -> the score that the rule compares (`mean` of the aspects, or `overall`), and the rule
 RULES: dict[str, tuple[str, Rule]] = {
     "paper": ("mean", paper),
-    "handbook": ("overall", handbook),
+    HANDBOOK: ("overall", handbook),
     "argilla": ("mean", lower),
     "best-vs-worst": ("mean", partial(lower, against=min)),
 }

@@ -111,6 +111,7 @@ def step_memory(
     gradient_dtype: str = "float32",
     adapters: int = 0,
     adapters_keep: int = 0,
+    moments: int = 2,
 ) -> dict[str, int]:
     """Estimated bytes of a rank's first step, beside the model shard that it holds already.
 
@@ -130,10 +131,12 @@ def step_memory(
         gradient_dtype: in which gradients are summed over micro-batches: float32 or bfloat16.
         adapters: parameters of adapters, the only ones that are trained; 0: all are.
         adapters_keep: numbers that they keep for the backward of a token.
+        moments: vectors of the optimizer's state: 2 of AdamW, 1 of RMSprop.
 
     Returns:
-        moments: Adam's, unless they are offloaded; then the gradient of the update.
-        update: the gradient of the update of one sub-group of parameters, unless it is offloaded.
+        moments: the optimizer's, unless they are offloaded; then the gradient of the update.
+        update: the gradient of the update of one sub-group of parameters, and the denominator that
+            an optimizer of several kernels (RMSprop) makes of it, unless it is offloaded.
         gathered: parameters gathered from other ranks.
         activations: what all layers keep, and the backward of one layer where it takes more than
             the head.
@@ -147,12 +150,13 @@ def step_memory(
     # where it was quantised.
     matrix = item_bytes(hardware) * inner_size(lm) * lm.hidden_size
     layer = tokens * backward_bytes(lm, hardware, keys) + matrix
-    moments, update = 4 * share, 0
+    state, update = 4 * share, 0
     if "offload_optimizer" not in zero:
-        moments = 8 * share
+        state = 4 * moments * share
         # Gradients in bfloat16 are joined before they are widened.
         joined = 2 if gradient_dtype == "bfloat16" else 0
-        update = (4 + joined) * min(share, zero_size(zero, "sub_group_size"))
+        denominator = 4 if moments == 1 else 0
+        update = (4 + joined + denominator) * min(share, zero_size(zero, "sub_group_size"))
     gathered = 0
     if ranks > 1 or "offload_param" in zero:
         live = min(parameters, zero_size(zero, "stage3_max_live_parameters"))
@@ -160,7 +164,7 @@ def step_memory(
     keeps = tokens * lm.num_hidden_layers * layer_bytes(lm, hardware, keys)
     keeps += tokens * item_bytes(hardware) * adapters_keep
     return {
-        "moments": moments,
+        "moments": state,
         "update": update,
         "gathered": gathered,
         "activations": int(keeps + max(0, layer - head)),

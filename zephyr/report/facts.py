@@ -5,7 +5,7 @@ from html import escape
 from importlib.metadata import distributions
 
 from zephyr.analysis.runs import Run
-from zephyr.config import read_source
+from zephyr.config import QUIRK, quirks, read_source
 from zephyr.report.text import percent, plural, seconds_text, side_by_side
 
 
@@ -77,6 +77,8 @@ def settings(run: Run) -> str:
             words.append(f"SFT weight {config['sft_weight']}")
         if config.get("weighting", "none") != "none":
             words.append(f"{config['weighting']} weighting")
+    on = quirks(config)
+    words += [f"{', '.join(on)} ({QUIRK})"] if on else []
     weighted, weight = run.data.get("train.weighted.rows"), run.data.get("train.weight")
     if isinstance(weighted, int) and isinstance(weight, (int, float)):
         words.append(f"{plural(weighted, 'pair')} with another weight than 1, {weight:,.6g} in all")

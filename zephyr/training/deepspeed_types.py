@@ -48,14 +48,15 @@ class Policy(Protocol):
 
 
 class ZeroOptimizer(Protocol):
-    """DeepSpeed's ZeRO-3 optimizer around torch's AdamW."""
+    """DeepSpeed's ZeRO-3 optimizer around one of torch."""
 
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     param_groups: list[dict[str, object]]
     fp16_groups: Sequence[Sequence[ZeroParameter]]  # whatever their dtype
     fp32_partitioned_groups_flat: Sequence[Tensor]
     sub_group_to_group_id: Mapping[int, int]
     persistent_parameters: Sequence["PersistentParameter"]
+    dp_process_group: torch.distributed.ProcessGroup
 
     def _partition_all_parameters(self) -> None: ...
     def _reassign_or_swap_out_partitioned_parameters(self, group: int) -> None: ...

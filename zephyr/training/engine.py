@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from zephyr import progress
-from zephyr.config import BadInput, ConfigError, Hardware, Optim, SFTOptim, is_first_of_node
+from zephyr import hub, progress
+from zephyr.config import BadInput, ConfigError, Hardware, Optim, SFTOptim
 from zephyr.packing import PackedBatch, SequenceGroup, share_of_row
 from zephyr.training import shards
 from zephyr.training.deepspeed_settings import (
@@ -34,8 +34,15 @@ from zephyr.training.deepspeed_settings import (
     slow_settings,
 )
 from zephyr.training.deepspeed_types import DeepSpeedEngine, LanguageModel, Policy
+from zephyr.training.heartbeat import Heartbeat
+from zephyr.training.optimizers import make_optimizer
 
 T = TypeVar("T")
+# Ranks of one start may come so long after each other.
+START_TIMEOUT = timedelta(minutes=30)
+# Collectives of Python objects wait for work on the host of any length: the heartbeat ends the run
+# where a rank is lost.
+HOST_TIMEOUT = timedelta(days=30)
 
 
 class LoadPolicy(Protocol):
@@ -105,7 +112,7 @@ class Engine:
             # DeepSpeed would build this op with a C++ compiler, and crash where there is none.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         backend = "nccl" if use_cuda else "gloo"
-        deepspeed.init_distributed(backend, timeout=timedelta(minutes=30), verbose=False)
+        deepspeed.init_distributed(backend, timeout=START_TIMEOUT, verbose=False)
         self.rank = torch.distributed.get_rank()
         self.world_size = torch.distributed.get_world_size()
         self.set_sequence_parallel(hardware.sequence_parallel)
@@ -116,17 +123,30 @@ class Engine:
             raise ConfigError(f"hardware.deepspeed: {hardware.deepspeed}: {error}") from None
         for warning in slow_settings(self.settings, ranks=self.world_size, device=self.device.type):
             self.warn(f"{hardware.deepspeed}: {warning}")
-        # Python objects travel over gloo, so that they never wait for collectives of the GPU.
-        self.host_group = torch.distributed.new_group(backend="gloo") if use_cuda else None
+        self.start_heartbeat()
         torch.manual_seed(seed)
         self.stop_requested = False  # by a signal to this rank
+
+    def start_heartbeat(self) -> None:
+        """Make the groups beside DeepSpeed's, learn which ranks share a node, and tell the others
+        from now on that this rank is alive."""
+        # Python objects travel over gloo, so that they never wait for collectives of the GPU.
+        self.host_group = torch.distributed.new_group(backend="gloo", timeout=HOST_TIMEOUT)
+        self.hosts = self.all_gather(socket.gethostname())  # of each rank
+        # Containers may share a name: torchrun's number of the node tells them apart.
+        nodes = self.all_gather((socket.gethostname(), os.environ.get("GROUP_RANK")))
+        self.first_of_node = nodes.index(nodes[self.rank])  # the lowest rank of this node
+        self.num_nodes = len(set(nodes))
+        seconds = self.hardware.collective_timeout_seconds
+        set_timeout(torch.distributed.group.WORLD, seconds)
+        self.heartbeat = Heartbeat(seconds, self.hosts) if self.world_size > 1 else None
 
     def set_sequence_parallel(self, size: int) -> None:
         """Let so many adjacent ranks compute each row together. A collective, before `initialize`.
 
         Raises: ConfigError: the size does not divide the number of ranks.
         """
-        self.sequence = sequence_group(size)
+        self.sequence = sequence_group(size, self.hardware.collective_timeout_seconds)
         # These ranks have the same examples: to the plan they are one.
         self.data_rank, self.data_world_size = self.rank // size, self.world_size // size
         # One of them counts the row in sums over all ranks.
@@ -136,6 +156,8 @@ class Engine:
         """Leave the process group, so that this process can start another engine."""
         import deepspeed
 
+        if self.heartbeat is not None:
+            self.heartbeat.close()
         if torch.distributed.is_initialized():
             # Not torch's own: DeepSpeed keeps groups of its own, and would use them again.
             deepspeed.comm.destroy_process_group()
@@ -145,14 +167,27 @@ class Engine:
     # -- ranks ------------------------------------------------------------------------------------
 
     def local_rank0_first(self, make: Callable[[], T]) -> T:
-        """`make()` on the first rank of each node, then on the others, which find its caches.
+        """`make()` on the first rank of each node, then on the others, which find its caches and
+        ask no hub.
 
         Raises: BadInput of any rank on all.
         """
-        first = is_first_of_node()
+        first = self.rank == self.first_of_node
         mine = self.on_all_ranks(make if first else None)
-        others = self.on_all_ranks(make if not first else None)
+        with contextlib.nullcontext() if first else hub.offline():
+            others = self.on_all_ranks(make if not first else None)
         return cast(T, mine if first else others)  # the one that called `make`
+
+    def require_same(self, what: str, value: object) -> None:
+        """Compare a value with rank 0's. A collective. Raises: BadInput, naming a host with
+        another."""
+        values = self.all_gather(value)
+        for host, other in zip(self.hosts, values):
+            if other != values[0]:
+                raise BadInput(
+                    f"{what} on host {host} is not that on host {self.hosts[0]}, expected the same "
+                    f"files on every node: {other} there, {values[0]} on {self.hosts[0]}"
+                )
 
     @overload
     def on_all_ranks(self, make: Callable[[], T]) -> T: ...
@@ -175,9 +210,10 @@ class Engine:
         except OSError as error:
             own = BadInput(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         messages = self.all_gather("" if own is None else str(own))
-        complaints = [message for message in messages if message]
+        complaints = [(host, message) for host, message in zip(self.hosts, messages) if message]
         if complaints:
-            raise own or BadInput(complaints[0])
+            host, message = complaints[0]
+            raise own or BadInput(f"on host {host}: {message}" if self.num_nodes > 1 else message)
         return result
 
     def on_rank0(self, make: Callable[[], T]) -> T:
@@ -225,8 +261,9 @@ class Engine:
     def initialize(
         self, load: LoadPolicy, optim: Optim | SFTOptim, *, micro_batches: int | None = None
     ) -> None:
-        """Load the policy under `zero.Init` (no rank holds all of it), with AdamW on fp32 weights.
+        """Load the policy under `zero.Init` (no rank holds all of it), with its optimizer.
 
+        The optimizer updates float32 weights.
         Args: load: is given how parameters are made and filled. micro_batches: the most of a step
         on one rank, which decides `gradient_dtype`; None: not known.
         Raises: the BadInput of `load`, on every rank; ConfigError where `hardware.gather` does not
@@ -255,8 +292,12 @@ class Engine:
             {"params": vectors, "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
-        optimizer = torch.optim.AdamW(groups, lr=0.0, betas=optim.adam_betas, eps=1e-8, fused=True)
+        optimizer = make_optimizer(groups, optim)
         self.engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
+        # DeepSpeed makes a group of its own, with torch's default.
+        set_timeout(
+            self.engine.optimizer.dp_process_group, self.hardware.collective_timeout_seconds
+        )
 
     def fill_policy(self, load: FillPolicy) -> None:
         """Give the parameters other values; the optimizer's own weights and state do not change.
@@ -315,7 +356,7 @@ class Engine:
         self.engine.backward(loss * self.world_size)
 
     def step(self, lr: float) -> Tensor:
-        """One AdamW update at learning rate `lr`.
+        """One update at learning rate `lr`.
 
         Returns: the gradient's global L2 norm before clipping, float64 on the device. Where it is
         not finite, DeepSpeed leaves the parameters as they were.
@@ -327,7 +368,7 @@ class Engine:
         return torch.as_tensor(norm, dtype=torch.float64, device=self.device)
 
     def discard_gradient(self) -> float:
-        """Discard the gradient and Adam's state: a step at rate 0 moves no weight.
+        """Discard the gradient and the optimizer's state: a step at rate 0 moves no weight.
 
         Returns: the gradient's global norm.
         """
@@ -400,7 +441,7 @@ class Engine:
                     yield tensor.name, torch.empty(0)
 
     def save_state(self, folder: Path) -> None:
-        """Write this rank's shard of master weights and Adam's moments, as safetensors."""
+        """Write this rank's shard of master weights and optimizer state, as safetensors."""
         shards.save_shards(self.live_shards(0), folder, self.rank)
 
     def load_state(self, folder: Path, step: int) -> None:
@@ -411,10 +452,10 @@ class Engine:
         self.on_all_ranks(lambda: shards.load_shards(self.live_shards(step), folder))
         shards.refresh_parameters(self.engine.optimizer)
 
-    def live_shards(self, adam_step: int) -> Iterator[shards.Shard]:
+    def live_shards(self, steps: int) -> Iterator[shards.Shard]:
         """This rank's shards, see `shards.live_shards`."""
         names = {parameter: name for name, parameter in self.policy.named_parameters()}
-        return shards.live_shards(self.engine.optimizer, names, self.rank, adam_step)
+        return shards.live_shards(self.engine.optimizer, names, self.rank, steps)
 
     def peak_memory_bytes(self) -> int:
         """The most memory this rank held: of its GPU, or of its process."""
@@ -436,7 +477,7 @@ class Engine:
         return available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def sequence_group(size: int) -> SequenceGroup | None:
+def sequence_group(size: int, timeout_seconds: float) -> SequenceGroup | None:
     """The ranks beside this one that compute its rows with it; None: size is 1. A collective.
 
     Groups are of adjacent ranks, so that they lie within a node where their size divides its ranks.
@@ -450,7 +491,9 @@ def sequence_group(size: int) -> SequenceGroup | None:
     if size == 1:
         return None
     blocks = [list(range(first, first + size)) for first in range(0, ranks, size)]
-    groups = [torch.distributed.new_group(block) for block in blocks]  # on every rank all of them
+    timeout = timedelta(seconds=timeout_seconds)
+    # Every rank makes all of them.
+    groups = [torch.distributed.new_group(block, timeout=timeout) for block in blocks]
     return SequenceGroup(groups[rank // size], rank % size, size)
 
 
@@ -523,6 +566,11 @@ def fill_partition(parameter: nn.Parameter, read: Callable[[], Tensor]) -> None:
     with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
         if torch.distributed.get_rank() == 0:
             parameter.copy_(read())
+
+
+def set_timeout(group: torch.distributed.ProcessGroup | None, seconds: float) -> None:
+    """Set the time-out of a group's collectives."""
+    torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 def use_expandable_segments() -> None:

@@ -35,6 +35,7 @@ from zephyr.config import (
 )
 from zephyr.training.engine import Engine, use_expandable_segments
 from zephyr.training.folder import RunFolder, require_separate_paths
+from zephyr.training.heartbeat import lost_message
 from zephyr.training.launchers import use_launcher
 from zephyr.training.loop import Stopped
 from zephyr.training.published import Comparison, last_comparison
@@ -104,10 +105,7 @@ def launch(
                 return finish_run(folder, BAD_INPUT, str(error))
             why = "".join(traceback.format_exception_only(error)).strip()
             if is_lost_rank_error(error):
-                why = (
-                    "another rank ended or cannot be reached; start the run again, it resumes from "
-                    f"its last checkpoint ({why})"
-                )
+                why = lost_message("another rank", why)
                 print(f"error: {why}", file=sys.stderr)
             finish_run(folder, 1, why)
             raise
@@ -127,7 +125,8 @@ def finish_run(
 
 def is_lost_rank_error(error: BaseException) -> bool:
     """Whether gloo or NCCL raised the error because another rank ended or does not answer."""
-    return isinstance(error, RuntimeError) and re.search("peer|NCCL", str(error)) is not None
+    found = re.search("peer|NCCL|timed out|No route to host|Broken pipe", str(error), re.IGNORECASE)
+    return isinstance(error, RuntimeError) and found is not None
 
 
 def exit_process(code: int) -> NoReturn:
@@ -169,6 +168,8 @@ def run(config: C, folder: RunFolder, train: Train[C], signals: contextlib.ExitS
         folder.write_file("config.yaml", to_yaml(config).encode())
         folder.write_status(None, "running")
         watch_rank0(engine, folder)
+        if engine.heartbeat is not None:
+            engine.heartbeat.on_lost = partial(write_lost_rank, engine, folder)
         signals.enter_context(handle_stop_signals(engine))
         try:
             train(engine, config, folder)
@@ -197,6 +198,14 @@ def require_one_config(engine: Engine, config: str) -> None:
                 f"{ours.strip()!r} on rank 0. Start every rank with the same config and overrides; "
                 "start separate runs by launches of their own (in Slurm one srun each)"
             )
+
+
+def write_lost_rank(engine: Engine, folder: RunFolder, why: str) -> None:
+    """Write the end of the run where a rank was lost; another rank does if rank 0 has ended."""
+    if engine.rank == 0:
+        folder.write_status(1, why)
+    else:
+        folder.write_status_for_rank0(RANK0_TIMEOUT_SECONDS)
 
 
 def watch_rank0(engine: Engine, folder: RunFolder) -> None:

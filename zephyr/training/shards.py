@@ -1,8 +1,9 @@
 """The ZeRO-3 optimizer's state becomes safetensors, and is loaded again on any number of ranks.
 
-Every parameter has three float32 vectors: master weights and both moments of Adam. A rank holds and
-writes the same range of all three. The files record these ranges, so that another number of ranks
-can read the ranges that it needs. No pickle is written or read.
+Every parameter has float32 vectors: master weights, and the optimizer's state (both moments of
+AdamW, one of RMSprop). A rank holds and writes the same range of each. The files record these
+ranges, so that another number of ranks can read the ranges that it needs. No pickle is written or
+read.
 """
 
 import json
@@ -18,10 +19,15 @@ from torch import Tensor
 
 from zephyr.config import BadInput
 from zephyr.training.deepspeed_types import ZeroOptimizer, ZeroParameter
+from zephyr.training.optimizers import (
+    CHUNK_ELEMENTS,
+    UPDATE_SQ_NORM,
+    moments_of,
+    new_state,
+    sum_of_squares,
+)
 
 FILE_BYTES = 2 * 2**30  # of a file, at most
-CHUNK_ELEMENTS = 2**23  # of a vector at a time: few enough to stay in a GPU's cache
-VECTORS = ("master", "exp_avg", "exp_avg_sq")
 
 
 class Shard(NamedTuple):
@@ -49,26 +55,23 @@ class HeldSlice(NamedTuple):
 
 
 def live_shards(
-    zero: ZeroOptimizer, names: Mapping[ZeroParameter, str], rank: int, adam_step: int
+    zero: ZeroOptimizer, names: Mapping[ZeroParameter, str], rank: int, steps: int
 ) -> Iterator[Shard]:
     """This rank's shards of DeepSpeed's ZeRO-3 optimizer.
 
-    Where no step has made Adam's state yet, it is made here, as of `adam_step` updates.
+    Where no step has made the optimizer's state yet, it is made here, as of `steps` updates.
     """
+    moments = moments_of(zero.optimizer)
     for parameters, flat in zip(zero.fp16_groups, zero.fp32_partitioned_groups_flat):
         state = zero.optimizer.state[flat]
-        if "exp_avg" not in state:
-            state.update(
-                step=torch.tensor(float(adam_step), device=flat.device),
-                exp_avg=torch.zeros_like(flat),
-                exp_avg_sq=torch.zeros_like(flat),
-            )
+        if moments[0] not in state:
+            state.update(new_state(zero.optimizer, flat.detach(), steps))
         offset = 0
         for parameter in parameters:
             size = parameter.partition_numel()
             start = rank * size
             real = max(0, min(size, parameter.ds_numel - start))
-            for vector in VECTORS:
+            for vector in ("master", *moments):
                 values = flat.detach() if vector == "master" else state[vector]
                 own = values[offset : offset + real]
                 yield Shard(f"{names[parameter]}.{vector}", own, start, parameter.ds_numel)
@@ -76,12 +79,14 @@ def live_shards(
 
 
 def update_and_weight_sq_norms(zero: ZeroOptimizer, lr: float) -> Tensor:
-    """Sums of squares over this rank's part, float64 [2]: of AdamW's last update and the weights.
+    """Sums of squares over this rank's part, float64 [2]: of the last update and the weights.
 
-    The update is computed again from the moments, some elements at a time, so that no copy of the
-    weights is ever made.
+    AdamW's update is computed again from the moments, some elements at a time, so that no copy of
+    the weights is ever made; RMSprop's was kept (`optimizers.keep_update_sq_norm`).
     Args: lr: the rate of the update.
     """
+    if isinstance(zero.optimizer, torch.optim.RMSprop):
+        return rmsprop_sq_norms(zero)
     norms: list[Tensor] = []
     for index, flat in enumerate(zero.fp32_partitioned_groups_flat):
         state = zero.optimizer.state[flat]
@@ -100,6 +105,17 @@ def update_and_weight_sq_norms(zero: ZeroOptimizer, lr: float) -> Tensor:
             norms += [update.norm(), weight.norm()]
     squares: Tensor = torch.stack(norms).double().square_().view(-1, 2).sum(0)
     return squares
+
+
+def rmsprop_sq_norms(zero: ZeroOptimizer) -> Tensor:
+    """`update_and_weight_sq_norms` of RMSprop."""
+    squares = []
+    for flat in zero.fp32_partitioned_groups_flat:
+        nothing = flat.new_zeros((), dtype=torch.float64)  # the first update was refused
+        norms = [chunk.norm() for chunk in flat.detach().split(CHUNK_ELEMENTS)]
+        update = zero.optimizer.state[flat].get(UPDATE_SQ_NORM, nothing)
+        squares.append(torch.stack([update, sum_of_squares(norms)]))
+    return torch.stack(squares).sum(0)
 
 
 def save_shards(shards: Iterator[Shard], folder: Path, rank: int) -> None:

@@ -183,8 +183,11 @@ def variants(config: DPOConfig | SFTConfig, ranks: int, longest: int) -> dict[st
     }
     backend = next((name for name, reason in others.items() if reason is None), "")
     many = "" if ranks > 1 or device == "cpu" else "this machine has one GPU"
+    if fewer % hardware.sequence_parallel:
+        many = f"{hardware.sequence_parallel} ranks compute a row together"
     found = {
         "world_size": Variant(f"{fewer} ranks for {ranks}", fewer, {}, many),
+        **whole_rows(config, ranks, longest),
         "micro_batch": Variant(
             f"micro-batches of {budget} tokens for {hardware.tokens_per_micro_batch}",
             ranks,
@@ -215,6 +218,21 @@ def variants(config: DPOConfig | SFTConfig, ranks: int, longest: int) -> dict[st
             },
         )
     return found
+
+
+def whole_rows(config: DPOConfig | SFTConfig, ranks: int, longest: int) -> dict[str, Variant]:
+    """Each rank its own rows, where the config's ranks compute rows together; else nothing.
+
+    A rank's rows are as long as its shares were, or as the longest example.
+    """
+    together, budget = config.hardware.sequence_parallel, config.hardware.tokens_per_micro_batch
+    if together == 1:
+        return {}
+    changes: dict[str, object] = {
+        "hardware.sequence_parallel": 1,
+        "hardware.tokens_per_micro_batch": max(longest, budget // together),
+    }
+    return {"sequence": Variant(f"whole rows for {together} ranks to a row", ranks, changes)}
 
 
 def fused_variant(config: DPOConfig | SFTConfig, ranks: int, device: str) -> Variant:

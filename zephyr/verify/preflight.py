@@ -19,13 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from zephyr.chat import EncodedPair, EncodedText
-from zephyr.config import BadInput, DPOConfig, Run, SFTConfig
+from zephyr.config import QUIRK, BadInput, Data, DPOConfig, SFTConfig, config_quirks
 from zephyr.model import adapter as adapters
 from zephyr.model.memory import step_memory, step_peak
 from zephyr.packing import PackedBatch
 from zephyr.training.engine import Engine
 from zephyr.training.folder import json_bytes
 from zephyr.training.loop import Split, Stats, total
+from zephyr.training.optimizers import MOMENTS
 from zephyr.training.tolerance import (
     GRADIENT_TOLERANCE,
     RESPONSE_TOLERANCE,
@@ -58,7 +59,7 @@ def check_inputs(
 
     def check_ids() -> Finding:
         sample = sample_indices(examples)
-        return require_ids(sample, examples, special_ids, config.data.max_tokens)
+        return require_ids(sample, examples, special_ids, config.data)
 
     return run_checks(
         config,
@@ -67,7 +68,7 @@ def check_inputs(
             "labels": lambda: engine.on_all_ranks(lambda: require_polarity(reports)),
             "ids": lambda: engine.on_rank0(check_ids),
             "plan": lambda: engine.on_all_ranks(lambda: require_counts(split, engine.data_rank)),
-            "disk": lambda: engine.on_rank0(lambda: require_disk(engine, config.run)),
+            "disk": lambda: engine.on_rank0(lambda: require_disk(engine, config)),
             "memory": lambda: engine.on_all_ranks(lambda: require_memory(engine, config, split)),
         },
     )
@@ -116,6 +117,8 @@ def check_model(
         },
     )
     found = {**found, **of_model}
+    if on := config_quirks(config):
+        found["quirks"] = dict.fromkeys(on, 1)
     pairs = isinstance(config, DPOConfig)
     engine.log(describe_findings(found, pairs, split.starts_at_reference))
     write_file("preflight.json", json_bytes(found))
@@ -166,6 +169,8 @@ def describe_findings(found: Mapping[str, Finding], pairs: bool, at_reference: b
         )
     else:
         lines.append(f"start: the loss is {loss:.4f} nats a {'pair' if pairs else 'target token'}")
+    if on := found.get("quirks"):
+        lines.append(f"quirks: {', '.join(on)}: {QUIRK}")
     return "\n  ".join(lines)
 
 
@@ -243,7 +248,7 @@ def require_ids(
     sample: Sequence[int],
     examples: Examples,
     special_ids: tuple[int | None, int],
-    max_tokens: int,
+    data: Data,
 ) -> Finding:
     """Check the token ids of some examples.
 
@@ -254,9 +259,9 @@ def require_ids(
     for index in sample:
         example = examples[index]
         if isinstance(example, EncodedPair):
-            complaints = pair_complaints(example, special_ids, max_tokens)
+            complaints = pair_complaints(example, special_ids, data)
         else:
-            complaints = text_complaints(example, special_ids, max_tokens)
+            complaints = text_complaints(example, special_ids, data.max_tokens)
         for complaint, holds in complaints.items():
             if holds:
                 raise BadInput(f"example {index} ({example.id}) {complaint}")
@@ -264,18 +269,19 @@ def require_ids(
 
 
 def pair_complaints(
-    pair: EncodedPair, special_ids: tuple[int | None, int], max_tokens: int
+    pair: EncodedPair, special_ids: tuple[int | None, int], data: Data
 ) -> dict[str, bool]:
     """What may be wrong with a pair, and whether it is."""
-    _, eos = special_ids
+    bos, eos = special_ids
     answers = [pair.chosen_ids, pair.rejected_ids]
-    cut_off = [
-        answer[-1:] != [eos] and len(pair.prompt_ids) + len(answer) < max_tokens
-        for answer in answers
-    ]
+    as_trl = data.truncation == "trl_0.7"
+    # The shortest that a cut answer may be.
+    least = data.max_tokens - (data.max_prompt_tokens if as_trl else len(pair.prompt_ids))
+    cut_off = [answer[-1:] != [eos] and len(answer) < least for answer in answers]
+    loses_bos = as_trl and len(pair.prompt_ids) == data.max_prompt_tokens
     return {
         "is empty": not pair.prompt_ids or not all(answers),
-        **bos_complaints(pair.prompt_ids, special_ids[0]),
+        **bos_complaints(pair.prompt_ids, None if loses_bos else bos),
         "has an answer without EOS that was not cut": any(cut_off),
         "has two equal answers": pair.chosen_ids == pair.rejected_ids,
     }
@@ -335,22 +341,24 @@ def require_counts(split: Split, rank: int) -> Finding:
     return {"micro_batches": len(micro_batches), "longest_tokens": max(split.tokens)}
 
 
-def require_disk(engine: Engine, run: Run) -> Finding:
+def require_disk(engine: Engine, config: DPOConfig | SFTConfig) -> Finding:
     """Check that the disk has space for the checkpoints and the export.
 
     These are `run.keep` checkpoints and the one being written, less those that are there already.
     Raises: BadInput with the space that is free and needed.
     """
+    run = config.run
+    state = 4 * (1 + len(MOMENTS[config.optim.optimizer]))  # bytes a parameter: weights, moments
     folder = Path(run.dir) / "checkpoints"
     held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     exported = sum(tensor.bytes for tensor in adapters.exported(cast(nn.Module, engine.policy.lm)))
-    wanted = (run.keep + 1) * 12 * engine.num_trained_parameters + exported - held
+    wanted = (run.keep + 1) * state * engine.num_trained_parameters + exported - held
     free = shutil.disk_usage(run.dir).free
     if free < wanted:
         raise BadInput(
             f"run.dir: {run.dir} has {format_bytes(free)} free; {format_bytes(wanted)} are wanted "
-            f"for run.keep + 1 = {run.keep + 1} checkpoints of 12 bytes a trained parameter, and "
-            "the exported model"
+            f"for run.keep + 1 = {run.keep + 1} checkpoints of {state} bytes a trained parameter, "
+            "and the exported model"
         )
     return {"wanted_bytes": wanted, "free_bytes": free}
 
@@ -382,6 +390,7 @@ def require_memory(engine: Engine, config: DPOConfig | SFTConfig, split: Split) 
         gradient_dtype=engine.gradient_dtype,
         adapters=engine.num_adapter_parameters,
         adapters_keep=kept_by_adapters(engine, config),
+        moments=len(MOMENTS[config.optim.optimizer]),
     )
     free, wanted = engine.free_memory_bytes(), step_peak(parts)
     states = parts["moments"] + parts["update"]
