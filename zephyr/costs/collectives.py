@@ -21,7 +21,7 @@ class Collective(NamedTuple):
     name: str
     size: float  # bytes of the whole tensors, before they are cut into the parts of the ranks
     ranks: int  # that take part
-    calls: int | None  # None: DeepSpeed's buckets decide
+    most_calls: int | None  # DeepSpeed joins neighbours in buckets; None: only they decide
 
 
 def micro_batch_collectives(
@@ -29,8 +29,8 @@ def micro_batch_collectives(
 ) -> list[Collective]:
     """The collectives of a micro-batch; not training: of a forward alone.
 
-    calls: with `hardware.gather: layer` one a decoder layer, and one each for the embedding, the
-    last norm and the output layer (which a model with tied embeddings gathers too).
+    most_calls: with `hardware.gather: layer` one a decoder layer, and one each for the embedding,
+    the last norm and the output layer.
     """
     item = DTYPES[config.hardware.dtype].itemsize
     whole = float(item * model.shared)
