@@ -169,7 +169,9 @@ MUTANTS: list[Mutant] = [
     ),
     *of(
         "zephyr/training/deepspeed_settings.py",
-        ("tests/training/test_deepspeed_settings.py",),
+        ("tests/training/test_deepspeed_settings.py", "tests/training/test_many_ranks.py"),
+        ("if size < 1 or (ranks > size and ranks % size):", "if size < 1:"),
+        ("        if zero.get(key):\n            raise", "        if False:\n            raise"),
         ('"gradient_clipping": optim.grad_clip,', '"gradient_clipping": 1.0,'),
         (
             '"gradient_accumulation_steps": 1,\n        "gradient_clipping": optim.grad_clip,',
