@@ -181,18 +181,24 @@ MUTANTS: list[Mutant] = [
             "if taken > 0:",
         ),
         (
-            (
-                "heapq.heappush(least_loaded, (cost + costs[i], count + 1, rank))\n"
-                "    rebalance(of_rank, costs)"
-            ),
-            "heapq.heappush(least_loaded, (cost + costs[i], count + 1, rank))",
+            "        rebalance(of_rank, costs)\n",
+            "        pass\n",
         ),
         (
-            (
-                "        micro_batches += [[] for _ in range(most - len(micro_batches))]\n"
-                "    return packed"
-            ),
-            ("        micro_batches += []\n    return packed"),
+            "return packed + [idle] * (ranks - busy)",
+            "return packed",
+        ),
+        (
+            "gifts_R[loaded] = np.inf",
+            "gifts_R[loaded] = left",
+        ),
+        (
+            "step.rank[step.example == taken] = loaded",
+            "pass",
+        ),
+        (
+            ("        micro_batches += [[] for _ in range(most - len(micro_batches))]\n    idle"),
+            ("        micro_batches += []\n    idle"),
         ),
         (
             "units = sorted(sorted(order[j] for j in window) for window in windows)",
@@ -211,15 +217,12 @@ MUTANTS: list[Mutant] = [
             "indices = range(len(lengths))",
         ),
         (
-            (
-                "micro_batches = [micro for step in steps for rank in step.ranks for micro "
-                "in rank if micro]"
-            ),
-            ("micro_batches = [micro for step in steps for rank in step.ranks for micro in rank]"),
+            "for rank in step.ranks for micro in rank if micro)",
+            "for rank in step.ranks for micro in rank)",
         ),
         (
-            "imbalance=sum(max(load) for load in loads) / mean_load,",
-            "imbalance=sum(min(load) for load in loads) / mean_load,",
+            "most_load += max(loads)",
+            "most_load += min(loads)",
         ),
         (
             '"epochs": epochs, "ranks": ranks,',
