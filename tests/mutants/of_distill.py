@@ -4,7 +4,7 @@ from table import Mutant, of
 
 PAIRS = "tests/distill/test_pair_choice.py::"
 POOL = "tests/teacher/test_pool.py::"
-SHARDS = "tests/distill/test_shards.py::"
+SHARDS = "tests/distill/test_sharded_sets.py::"
 MUTANTS: list[Mutant] = [
     *of(
         "zephyr/distill/selection.py",
@@ -48,6 +48,29 @@ MUTANTS: list[Mutant] = [
         ),
         ("if most is not None and abs(made.longer) > most:", "if most and made.longer > most:"),
         ("**({} if candidate.rule == DELTA else scores),", "**scores,"),
+    ),
+    *of(
+        "zephyr/distill/handbook.py",
+        ("tests/distill/test_handbook.py",),
+        (
+            "test, train = order[:test_rows], order[test_rows:]",
+            "train, test = order[:-test_rows], order[-test_rows:]",
+        ),
+        ("second = (test_rows + 1) // 2", "second = test_rows // 2"),
+    ),
+    *of(
+        "zephyr/distill/binarize.py",
+        ("tests/distill/test_handbook.py",),
+        ("if run.options.test_rows and made in KEPT_BY_SCRIPT:", "if False:"),
+        ("if isinstance(prompt, str) and prompt in run.left_out:", "if False:"),
+    ),
+    *of(
+        "zephyr/distill/picking.py",
+        ("tests/distill/test_binarize.py::test_handbook_replays_the_script",),
+        (
+            "texts = [(answer.text, answer.model) for answer in answers]",
+            "texts = [answer.text for answer in answers]",
+        ),
     ),
     *of(
         "zephyr/teacher/pool.py",
