@@ -48,6 +48,12 @@ LOAD_TESTS = (
 )
 MUTANTS: list[Mutant] = [
     *of(
+        "zephyr/data/windows.py",
+        ("tests/chat/test_eras.py",),
+        ("ids, flags = ids[whole:], flags[whole:]", "ids, flags = ids[:0], flags[:0]"),
+        ("targets[:, 0] = False", "targets[:, 0] = True"),
+    ),
+    *of(
         "zephyr/data/ratings.py",
         (
             "tests/chat/test_names.py",

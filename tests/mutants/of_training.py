@@ -4,6 +4,12 @@ from table import Mutant, of
 
 MUTANTS: list[Mutant] = [
     *of(
+        "zephyr/training/optimizers.py",
+        ("tests/training/test_trace.py",),
+        ("lr=0.0, alpha=0.99, eps=1e-8)", "lr=0.0, alpha=0.9, eps=1e-8)"),
+        ('sum_of_squares(norms) * group["lr"] ** 2', 'sum_of_squares(norms) * group["lr"]'),
+    ),
+    *of(
         "zephyr/progress.py",
         ("tests/test_progress.py",),
         (
