@@ -43,14 +43,14 @@ MUTANTS: list[Mutant] = [
     *of(
         "zephyr/costs/memory.py",
         ("tests/costs/test_step_times.py",),
-        ("total += 12 * share + sum", "total += 8 * share + sum"),
+        ("total += state * share + sum", "total += 8 * share + sum"),
         (
-            "min(ranks, RANKS_PER_NODE) * host_bytes(",
-            "ranks * host_bytes(",
+            '"host": min(ranks, RANKS_PER_NODE)\n',
+            '"host": ranks\n',
         ),
         (
-            "held = (12 + SUM_BYTES[gradient_dtype]) if on_device else 0",
-            "held = 12 + SUM_BYTES[gradient_dtype]",
+            "held = (state + SUM_BYTES[gradient_dtype]) if on_device else 0",
+            "held = state + SUM_BYTES[gradient_dtype]",
         ),
     ),
     *of(

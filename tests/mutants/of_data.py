@@ -1148,12 +1148,12 @@ MUTANTS: list[Mutant] = [
         ("useful = any(example.is_target)", "useful = all(example.is_target)"),
         ("useful = example.chosen_ids != example.rejected_ids", "useful = True"),
         (
-            'tokenizer, {**row, "id": id}, template=options.template, left_out=unread',
-            "tokenizer, row, template=options.template, left_out=unread",
+            '{**row, "id": id},\n        template=options.template',
+            "row,\n        template=options.template",
         ),
         (
-            'tokenizer, {**row, "id": id}, template=options.template, left_out=unread',
-            'tokenizer, {**row, "id": id}, template=options.template',
+            "        left_out=unread,\n        encoding=options.encoding,",
+            "        encoding=options.encoding,",
         ),
         ("len(whole.prompt_ids) - len(pair.prompt_ids),", "0,"),
         ("tools=made.tools,", "tools=None,"),
