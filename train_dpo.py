@@ -37,6 +37,7 @@ from zephyr import losses
 from zephyr.chat import leading_bos
 from zephyr.costs.predict import estimate, require_model
 from zephyr.data.encode import encoding_resources, load_pairs, load_splits
+from zephyr.data.fetch import fetch_models
 from zephyr.data.report import Report
 from zephyr.data.store import Pairs, content_digest
 from zephyr.data.template import describe_first_prompt, load_run_tokenizer, save_chat_template
@@ -61,6 +62,7 @@ from zephyr.verify import preflight
 def train(engine: Engine, config: DPOConfig, folder: RunFolder) -> None:
     """The whole run, on every rank. Args: folder: the run folder."""
     # Preference pairs as token ids, and the plan that assigns them to steps, ranks, micro-batches.
+    fetch_models(engine, config)
     config, tokenizer = load_run_tokenizer(engine, config)
     encoded, reports = load_data(engine, config, tokenizer)
     pairs = encoded["train"]

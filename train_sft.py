@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from zephyr.chat import leading_bos
 from zephyr.costs.predict import estimate, require_model
 from zephyr.data.encode import encoding_resources, load_splits, load_texts
+from zephyr.data.fetch import fetch_models
 from zephyr.data.report import Report
 from zephyr.data.store import Texts, content_digest
 from zephyr.data.template import describe_first_prompt, load_run_tokenizer, save_chat_template
@@ -49,6 +50,7 @@ from zephyr.verify import preflight
 def train(engine: Engine, config: SFTConfig, folder: RunFolder) -> None:
     """The whole run, on every rank. Args: folder: the run folder."""
     # Dialogues as token ids, and the plan that assigns them to steps, ranks and micro-batches.
+    fetch_models(engine, config)
     config, tokenizer = load_run_tokenizer(engine, config)
     encoded, reports = load_data(engine, config, tokenizer)
     texts = encoded["train"]

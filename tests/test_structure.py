@@ -16,7 +16,7 @@ from lone_imports import failed_imports
 ROOT = Path(__file__).resolve().parents[1]
 # The rooms of each level. A room imports from lower levels, never from its own or a higher one.
 MAP = [
-    {"config", "chat", "losses", "progress"},
+    {"config", "chat", "losses", "progress", "hub"},
     {"packing", "world"},
     {"model", "training"},
     {"reference", "verify", "data"},
@@ -195,6 +195,14 @@ def test_long_functions_are_seen() -> None:
         f"f: {SCREEN + 1} lines"
     ]
     assert not long_functions(ast.parse("def f():\n" + lines))
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """pytest imports test files by their bare names: two of one name in different rooms end the run
+    of all tests, while each room's tests alone pass."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) > 50
+    assert not sorted({name for name in names if names.count(name) > 1})
 
 
 def run_alone(code: str) -> None:

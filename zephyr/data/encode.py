@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, TypeVar
+from typing import TYPE_CHECKING, TypedDict, TypeVar, cast
 
 import pyarrow as pa
 from pyarrow.ipc import RecordBatchStreamWriter
@@ -37,8 +38,10 @@ from zephyr.data.store import (
     Pairs,
     Texts,
     cached_table,
+    content_digest,
     encoding_digest,
     example_batch,
+    open_entry,
 )
 from zephyr.data.workers import Chunk, Encoded, Options, empty_after_truncation, encoded_chunks
 from zephyr.progress import Bar
@@ -111,8 +114,8 @@ def load_pairs(
         _sorted(columns),
         encoding,
     )
-    table, report = _load(sources, tokenizer, options, limit, cache_dir, workers)
-    return Pairs(table), report
+    table, report, entry = _load(sources, tokenizer, options, limit, cache_dir, workers)
+    return Pairs(table, entry), report
 
 
 def load_texts(
@@ -147,8 +150,8 @@ def load_texts(
         _sorted(columns),
         joined=joined,
     )
-    table, report = _load(sources, tokenizer, options, limit, cache_dir, workers)
-    return Texts(table), report
+    table, report, entry = _load(sources, tokenizer, options, limit, cache_dir, workers)
+    return Texts(table, entry), report
 
 
 def load_splits(
@@ -159,28 +162,69 @@ def load_splits(
 ) -> tuple[dict[str, T], dict[str, Report]]:
     """`encode(data.train)`, and `encode(data.eval)` if there is any; logs each report.
 
-    The first rank of each node encodes, the others then read its cache.
+    One rank encodes for all ranks that share a cache (`once_a_node`), and the ids of all are
+    compared.
     Args: pack: makes other examples of those of a split, whose name it is given.
-    Raises: on every rank the BadInput of `encode` and `pack`."""
+    Raises: on every rank the BadInput of `encode` and `pack`, and BadInput where a host has other
+        ids."""
     rows: dict[str, T] = {}
     encoded: dict[str, T] = {}
     reports: dict[str, Report] = {}
     for split, sources in {"train": data.train, "eval": data.eval}.items():
         if not sources:
             continue
-        rows[split], report = engine.local_rank0_first(partial(encode, sources))
+        rows[split], report = once_a_node(engine, partial(encode, sources))
         if split == "eval":
             overlap = count_prompt_overlap(rows["train"], rows["eval"])
             report["also_in_train"], report["begins_in_train"] = overlap
         encoded[split] = rows[split]
         if pack:
             packed = partial(pack, rows[split], report, split)
-            encoded[split], report = engine.local_rank0_first(packed)
+            encoded[split], report = once_a_node(engine, packed)
+        engine.require_same(
+            f"data.{split}: digest of the token ids", content_digest(encoded[split])
+        )
         engine.log(format_counts(report))
         for warning in report_warnings(report):
             engine.warn(warning)
         reports[split] = report
     return encoded, reports
+
+
+def once_a_node(engine: Engine, make: Callable[[], tuple[T, Report]]) -> tuple[T, Report]:
+    """`make()` on the first rank of each node; the other ranks of the node map the entry of the
+    cache that it made. Where other nodes share rank 0's cache, they wait and then find its entry.
+
+    Ranks may wait for hours: the time-out of collectives does not count here. Raises: on every rank
+    the BadInput of `make`."""
+    first = engine.rank == engine.first_of_node
+    shared = shares_cache_of_rank0(engine, encoding_resources()["cache_dir"])
+    waits = first and shared
+    made = engine.on_all_ranks(make if first and not waits else None)
+    made = engine.on_all_ranks(make if waits else None) or made
+    entries = engine.all_gather(None if made is None else made[0].entry)
+    entry = entries[engine.first_of_node]
+    read: Callable[[], object] = make if entry is None else partial(open_entry, entry)
+    others = engine.on_all_ranks(None if first else read)
+    return cast("tuple[T, Report]", made or others)
+
+
+def shares_cache_of_rank0(engine: Engine, cache_dir: Path) -> bool:
+    """Whether this rank is of another node than rank 0 and sees the same cache folder."""
+    if engine.num_nodes == 1:
+        return False
+
+    def touch() -> str:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        file, name = tempfile.mkstemp(prefix=".rank-0-", dir=cache_dir)
+        os.close(file)
+        return Path(name).name
+
+    name = engine.on_rank0(touch)
+    seen = (cache_dir / name).exists()
+    engine.barrier()
+    engine.on_rank0((cache_dir / name).unlink)
+    return seen and engine.first_of_node != 0
 
 
 class EncodingResources(TypedDict):
@@ -235,7 +279,7 @@ def _load(
     limit: int | None,
     cache_dir: str | Path | None,
     workers: int,
-) -> tuple[pa.Table, Report]:
+) -> tuple[pa.Table, Report, Path | None]:
     _check_options(specs, options, limit)
     _try_options(tokenizer, options)
     entries = [read_source(spec) for spec in specs]
@@ -253,7 +297,8 @@ def _load(
         return finish_report(entries, names, _sides(options), tally, options)
 
     schema = TEXT_SCHEMA if options.max_prompt_tokens is None else PAIR_SCHEMA
-    return cached_table(None if cache_dir is None else Path(cache_dir) / key, schema, encode)
+    entry = None if cache_dir is None else Path(cache_dir) / key
+    return (*cached_table(entry, schema, encode), entry)
 
 
 def _numbered_rows(

@@ -61,8 +61,10 @@ class Pairs(Sequence[EncodedPair]):
     ids: of the rows. prompt_tokens, chosen_tokens, rejected_tokens: int64 [len(self)]. weights:
     float64 [len(self)]."""
 
-    def __init__(self, table: pa.Table) -> None:
-        self.table = table
+    def __init__(self, table: pa.Table, entry: Path | None = None) -> None:
+        """Args: entry: the folder of the cache that holds the table; None: it is in memory."""
+        self.table, self.entry = table, entry
+        self.digest: str | None = None  # see `content_digest`
         self.ids: list[str] = table["id"].to_pylist()
         self.prompt_tokens = _lengths(table, "prompt_ids")
         self.chosen_tokens = _lengths(table, "chosen_ids")
@@ -88,8 +90,10 @@ class Texts(Sequence[EncodedText]):
     ids: of the rows. tokens, target_tokens: all tokens of each text, and its targets, int64
     [len(self)]."""
 
-    def __init__(self, table: pa.Table) -> None:
-        self.table = table
+    def __init__(self, table: pa.Table, entry: Path | None = None) -> None:
+        """Args: entry: the folder of the cache that holds the table; None: it is in memory."""
+        self.table, self.entry = table, entry
+        self.digest: str | None = None  # see `content_digest`
         self.ids: list[str] = table["id"].to_pylist()
         self.tokens = _lengths(table, "ids")
         self.target_tokens: npt.NDArray[np.int64] = table["target_tokens"].to_numpy()
@@ -145,8 +149,21 @@ def cached_table(
                 file=sys.stderr,
             )
         _write_entry(entry, schema, fill)
+    return read_entry(entry)
+
+
+def read_entry(entry: Path) -> tuple[pa.Table, Report]:
+    """The table of an entry of the cache, and its report. The table is mapped: all processes of a
+    node that read it share its memory."""
     report = json.loads((entry / REPORT_FILE).read_text(encoding="utf-8"))
     return pa.ipc.open_stream(pa.memory_map(str(entry / ROWS_FILE))).read_all(), report
+
+
+def open_entry(entry: Path) -> tuple[Pairs | Texts, Report]:
+    """The examples of an entry that another process of this node has just written or checked."""
+    table, report = read_entry(entry)
+    kind = Pairs if table.schema.equals(PAIR_SCHEMA) else Texts
+    return kind(table, entry), report
 
 
 def _write_entry(
@@ -238,7 +255,14 @@ def encoding_digest(
 
 
 def content_digest(examples: Pairs | Texts) -> str:
-    """SHA-256 over all columns but the prompts' digests, in the order of the examples."""
+    """SHA-256 over all columns but the prompts' digests, in the order of the examples; computed
+    once."""
+    if examples.digest is None:
+        examples.digest = _content_digest(examples)
+    return examples.digest
+
+
+def _content_digest(examples: Pairs | Texts) -> str:
     digest = hashlib.sha256()
     for column in examples.table.drop_columns("asked").columns:
         for chunk in column.chunks:

@@ -77,7 +77,7 @@ def joined_windows(
     key = hashlib.sha256("\n".join(parts).encode("utf-8", "backslashreplace")).hexdigest()
     entry = None if cache_dir is None else Path(cache_dir) / key
     table, whole = cached_table(entry, TEXT_SCHEMA, write)
-    return Texts(table), whole
+    return Texts(table, entry), whole
 
 
 def packer(config: SFTConfig) -> Callable[[Texts, Report, str], tuple[Texts, Report]] | None:

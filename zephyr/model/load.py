@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
@@ -201,20 +200,40 @@ def find_lacks(config: DPOConfig | SFTConfig, *, dry_run: bool = False) -> Itera
     reason = lora.unavailable_reason(config.adapter)
     if reason:
         yield ConfigError(reason)
-    # A hub id is fetched once a machine; its other ranks find it in the cache.
-    if is_first_of_node():
-        folder, _ = base_folder(local_folder(config.model, weights=not dry_run))
-        lm_config = read_config(folder)
-        require_supported(folder, lm_config)
-        fused_kernels.require_served(lm_config, hardware.fused)
-        models = {config.model: folder}
-        if isinstance(config, DPOConfig) and config.reference.model is not None:
-            reference = config.reference.model
-            models[reference], _ = base_folder(local_folder(reference, weights=not dry_run))
-            require_same_decoder(lm_config, read_config(models[reference]), models[reference])
-        for model, folder in models.items():
-            if os.path.isdir(model) or not dry_run:
-                yield from missing_weights(folder)
+    # Ranks that must wait for a download do so in `zephyr.data.fetch`, in a process group.
+    alone = dry_run or os.environ.get("WORLD_SIZE", "1") == "1"
+    if is_first_of_node() and (alone or not asks_hub(config)):
+        yield from find_model_lacks(config, dry_run=dry_run)
+
+
+def asks_hub(config: DPOConfig | SFTConfig) -> bool:
+    """Whether a model is a hub id, or may lead to one: an adapter names its base."""
+    models = [config.model]
+    if isinstance(config, DPOConfig) and config.reference.model is not None:
+        models.append(config.reference.model)
+    return any(is_hub_id(model) or is_adapter(Path(model)) for model in models)
+
+
+def is_hub_id(path: str | Path) -> bool:
+    """Whether this is no folder here and has the form of a hub id, owner/name."""
+    text = str(path)
+    return not os.path.isdir(path) and not text.startswith((".", "/", "~")) and text.count("/") == 1
+
+
+def find_model_lacks(config: DPOConfig | SFTConfig, *, dry_run: bool = False) -> Iterator[BadInput]:
+    """As `find_lacks`, of the models only, which are fetched where they are hub ids."""
+    folder, _ = base_folder(local_folder(config.model, weights=not dry_run))
+    lm_config = read_config(folder)
+    require_supported(folder, lm_config)
+    fused_kernels.require_served(lm_config, config.hardware.fused)
+    models = {config.model: folder}
+    if isinstance(config, DPOConfig) and config.reference.model is not None:
+        reference = config.reference.model
+        models[reference], _ = base_folder(local_folder(reference, weights=not dry_run))
+        require_same_decoder(lm_config, read_config(models[reference]), models[reference])
+    for model, folder in models.items():
+        if os.path.isdir(model) or not dry_run:
+            yield from missing_weights(folder)
 
 
 def missing_weights(folder: Path) -> Iterator[BadInput]:
@@ -236,20 +255,46 @@ def local_folder(path: str | Path, *, weights: bool = True) -> Path:
     """
     if os.path.isdir(path):
         return Path(path)
-    if str(path).startswith((".", "/", "~")) or str(path).count("/") != 1:
+    if not is_hub_id(path):
         raise BadInput(f"model {path}: no such folder, and not a hub id (owner/name)")
+    return hub_snapshot(str(path), weights)
+
+
+# (hub id, whether with weights) -> its snapshot: a process asks the hub once, and sees one commit
+_snapshots: dict[tuple[str, bool], Path] = {}
+
+
+def hub_snapshot(repo: str, weights: bool) -> Path:
+    """The snapshot of a hub id, which the hub is asked for once.
+
+    Raises: BadInput: the hub does not give it.
+    """
+    known = _snapshots.get((repo, True)) or _snapshots.get((repo, weights))
+    if known is not None:
+        return known
     from huggingface_hub import snapshot_download
 
+    patterns = ["*.json", "tokenizer*", "*.jinja"]
+    if weights:
+        patterns += ["model*.safetensors", "adapter_model.safetensors"]
     try:
         with library_bars():
-            patterns = ["*.json", "tokenizer*", "*.jinja"]
-            if weights:
-                patterns += ["model*.safetensors", "adapter_model.safetensors"]
-            return Path(snapshot_download(str(path), allow_patterns=patterns))
-    except (HFValidationError, OSError) as error:  # the hub's other errors are OSErrors
+            folder = Path(snapshot_download(repo, allow_patterns=patterns))
+    except Exception as error:  # of the hub, or of httpx: which package that is differs by version
         raise BadInput(
-            f"model {path}: no such folder, and the hub did not give it: {error}"
+            f"model {repo}: no such folder, and the hub did not give it: "
+            f"{str(error) or type(error).__name__}"
         ) from None
+    _snapshots[repo, weights] = folder
+    return folder
+
+
+def describe_files(path: str | Path) -> str:
+    """Which files of a model this node has: the commit of a hub id, and a digest of the config."""
+    folder, _ = base_folder(local_folder(path))
+    config = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()[:16]
+    commit = f"commit {folder.name}, " if is_hub_id(path) else ""
+    return f"{commit}config.json with SHA-256 {config}..."
 
 
 def base_folder(folder: Path) -> tuple[Path, list[AdapterFolder]]:

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from zephyr import progress
-from zephyr.config import BadInput, ConfigError, Hardware, Optim, SFTOptim, is_first_of_node
+from zephyr import hub, progress
+from zephyr.config import BadInput, ConfigError, Hardware, Optim, SFTOptim
 from zephyr.packing import PackedBatch, SequenceGroup, share_of_row
 from zephyr.training import shards
 from zephyr.training.deepspeed_settings import (
@@ -128,20 +128,25 @@ class Engine:
         self.stop_requested = False  # by a signal to this rank
 
     def start_heartbeat(self) -> None:
-        """Make the groups beside DeepSpeed's, and tell other ranks from now on that this one is
-        alive."""
+        """Make the groups beside DeepSpeed's, learn which ranks share a node, and tell the others
+        from now on that this rank is alive."""
         # Python objects travel over gloo, so that they never wait for collectives of the GPU.
         self.host_group = torch.distributed.new_group(backend="gloo", timeout=HOST_TIMEOUT)
+        self.hosts = self.all_gather(socket.gethostname())  # of each rank
+        # Containers may share a name: torchrun's number of the node tells them apart.
+        nodes = self.all_gather((socket.gethostname(), os.environ.get("GROUP_RANK")))
+        self.first_of_node = nodes.index(nodes[self.rank])  # the lowest rank of this node
+        self.num_nodes = len(set(nodes))
         seconds = self.hardware.collective_timeout_seconds
         set_timeout(torch.distributed.group.WORLD, seconds)
-        self.heartbeat = Heartbeat(seconds) if self.world_size > 1 else None
+        self.heartbeat = Heartbeat(seconds, self.hosts) if self.world_size > 1 else None
 
     def set_sequence_parallel(self, size: int) -> None:
         """Let so many adjacent ranks compute each row together. A collective, before `initialize`.
 
         Raises: ConfigError: the size does not divide the number of ranks.
         """
-        self.sequence = sequence_group(size)
+        self.sequence = sequence_group(size, self.hardware.collective_timeout_seconds)
         # These ranks have the same examples: to the plan they are one.
         self.data_rank, self.data_world_size = self.rank // size, self.world_size // size
         # One of them counts the row in sums over all ranks.
@@ -162,14 +167,27 @@ class Engine:
     # -- ranks ------------------------------------------------------------------------------------
 
     def local_rank0_first(self, make: Callable[[], T]) -> T:
-        """`make()` on the first rank of each node, then on the others, which find its caches.
+        """`make()` on the first rank of each node, then on the others, which find its caches and
+        ask no hub.
 
         Raises: BadInput of any rank on all.
         """
-        first = is_first_of_node()
+        first = self.rank == self.first_of_node
         mine = self.on_all_ranks(make if first else None)
-        others = self.on_all_ranks(make if not first else None)
+        with contextlib.nullcontext() if first else hub.offline():
+            others = self.on_all_ranks(make if not first else None)
         return cast(T, mine if first else others)  # the one that called `make`
+
+    def require_same(self, what: str, value: object) -> None:
+        """Compare a value with rank 0's. A collective. Raises: BadInput, naming a host with
+        another."""
+        values = self.all_gather(value)
+        for host, other in zip(self.hosts, values):
+            if other != values[0]:
+                raise BadInput(
+                    f"{what} on host {host} is not that on host {self.hosts[0]}, expected the same "
+                    f"files on every node: {other} there, {values[0]} on {self.hosts[0]}"
+                )
 
     @overload
     def on_all_ranks(self, make: Callable[[], T]) -> T: ...
@@ -192,9 +210,10 @@ class Engine:
         except OSError as error:
             own = BadInput(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         messages = self.all_gather("" if own is None else str(own))
-        complaints = [message for message in messages if message]
+        complaints = [(host, message) for host, message in zip(self.hosts, messages) if message]
         if complaints:
-            raise own or BadInput(complaints[0])
+            host, message = complaints[0]
+            raise own or BadInput(f"on host {host}: {message}" if self.num_nodes > 1 else message)
         return result
 
     def on_rank0(self, make: Callable[[], T]) -> T:
@@ -287,6 +306,7 @@ class Engine:
         weights. A collective. Raises: the BadInput of `load`, on every rank.
         """
         self.engine.optimizer._partition_all_parameters()  # no module keeps a gathered old value
+        shards.forget_second_copies(self.policy.parameters())
         self.on_all_ranks(lambda: load(self.policy.lm, write=fill_partition))
 
     def choose_gradient_dtype(self, micro_batches: int | None) -> GradientDtype:
@@ -457,7 +477,7 @@ class Engine:
         return available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def sequence_group(size: int) -> SequenceGroup | None:
+def sequence_group(size: int, timeout_seconds: float) -> SequenceGroup | None:
     """The ranks beside this one that compute its rows with it; None: size is 1. A collective.
 
     Groups are of adjacent ranks, so that they lie within a node where their size divides its ranks.
@@ -471,7 +491,9 @@ def sequence_group(size: int) -> SequenceGroup | None:
     if size == 1:
         return None
     blocks = [list(range(first, first + size)) for first in range(0, ranks, size)]
-    groups = [torch.distributed.new_group(block) for block in blocks]  # on every rank all of them
+    timeout = timedelta(seconds=timeout_seconds)
+    # Every rank makes all of them.
+    groups = [torch.distributed.new_group(block, timeout=timeout) for block in blocks]
     return SequenceGroup(groups[rank // size], rank % size, size)
 
 

@@ -8,15 +8,16 @@ within the time-out, also where the main threads hang in a collective of NCCL.
 
 import os
 import re
-import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import torch
 import torch.distributed as distributed
+
+from zephyr.config import is_first_of_node
 
 BEAT_SECONDS = 5.0  # between two meetings, so a rank is missed at most so long after it was lost
 # Rank 0 waits for a meeting so much less than the time-out, the others half as much less: the run
@@ -29,17 +30,16 @@ GRACE_SECONDS = 15.0
 class Heartbeat:
     """Owns the thread, and the group in which it meets those of the other ranks. A collective.
 
-    on_lost: called by the thread with a message before it ends the process. hosts: the name of the
-    host of each rank.
+    on_lost: called by the thread with a message before it ends the process.
     """
 
-    def __init__(self, timeout_seconds: float) -> None:
+    def __init__(self, timeout_seconds: float, hosts: Sequence[str]) -> None:
+        """Args: hosts: the name of the host of each rank."""
         self.on_lost: Callable[[str], None] = lambda _: None
         self.limit = timedelta(seconds=timeout_seconds - MARGIN_SECONDS)
         limit_of_others = self.limit + timedelta(seconds=MARGIN_SECONDS / 2)
         self.group = distributed.new_group(backend="gloo", timeout=limit_of_others)
-        self.hosts = [""] * distributed.get_world_size()
-        distributed.all_gather_object(self.hosts, socket.gethostname(), group=self.group)
+        self.hosts = hosts
         self.closing = threading.Event()
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
@@ -76,7 +76,7 @@ class Heartbeat:
         if seconds < self.limit.total_seconds():
             reason = "its connection was closed"
         why = lost_message(named or "another rank", reason)
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if is_first_of_node():
             print(f"error: {why}", file=sys.stderr, flush=True)
         self.on_lost(why)
         os._exit(1)

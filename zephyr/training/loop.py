@@ -132,9 +132,8 @@ def fit(
     ledger = open_ledger(engine, run_dir, train, first_step)
     held_out = open_ledger(engine, run_dir, evaluation, first_step, EVAL_PAIRS)
     digests = {name: identity[name] for name in (*train.identity, "plan")}
-    with contextlib.closing(
-        open_recorder(engine, config, first_step, len(steps), digests)
-    ) as recorder:
+    opened = open_recorder(engine, config, first_step, len(steps), digests)
+    with contextlib.closing(opened) as recorder:
         start = None
         if first_step == 0 and (evaluation or sample):
             # Where the held-out curves start: for DPO, loss ln 2 and the reference's log-probs.
@@ -164,8 +163,7 @@ def fit(
             if (evaluation or sample) and (updates % run.eval_every == 0 or last):
                 epoch = float(config.optim.epochs) if last else steps[updates].epoch
                 found = evaluate(engine, evaluation, sample, updates, epoch, held_out)
-                if last and evaluation and config.published:
-                    compare_with_published(engine, config.published, found)
+                compare_with_published(engine, config.published if last else None, found)
                 record_evaluation(engine, recorder, found, held_out)
             if saves or stop:
                 save_checkpoint(engine, config, updates, identity, ledger, recorder)
@@ -296,8 +294,13 @@ def evaluate(
     return record
 
 
-def compare_with_published(engine: Engine, published: Published, record: dict[str, object]) -> None:
-    """Log how the last evaluation compares with the published run, and add it to the record."""
+def compare_with_published(
+    engine: Engine, published: Published | None, record: dict[str, object]
+) -> None:
+    """Log how the last evaluation compares with the published run, if there is one, and add it to
+    the record."""
+    if published is None:
+        return
     compared = compare(published, cast(float, record["loss"]))
     record.update(compared.metrics())
     (engine.log if compared.is_reached else engine.warn)(compared.line())

@@ -27,6 +27,7 @@ from zephyr.distill.self_instruct import self_instruct
 from zephyr.distill.shards import Shard, parse_shard, shard_ledgers, shard_path
 from zephyr.teacher import Budget, Ledger, Reply, Request, ask, embedded
 from zephyr.teacher import shares as shares_module
+from zephyr.teacher.request import Spending
 from zephyr.teacher.rubric import Critique, Rating, format_critique, format_ratings
 from zephyr.teacher.shares import ShardsAway, Shares
 from zephyr.world.facts import build_world
@@ -400,9 +401,9 @@ def test_the_commands(
     assert "expected no --ledger" in errors and "'3/2' is no shard I/N" in errors
 
 
-def test_failed_attempts_are_merged_once(tmp_path: Path) -> None:
-    """The costs of a merge are those of all shards, failed attempts too. Fails where they vanish,
-    or are counted again by a second merge."""
+def test_what_was_paid_for_is_merged_once(tmp_path: Path) -> None:
+    """The costs of a merge are those of all shards: failed attempts too, a reply that two asked for
+    twice, the copies of one reply once. Fails where any vanishes, or a second merge adds to it."""
     source, out = tmp_path / "prompts.jsonl", tmp_path / "f.jsonl"
     write_rows(source, [{"prompt": f"what about {n}?"} for n in range(3)])
     for number in range(2):
@@ -412,10 +413,18 @@ def test_failed_attempts_are_merged_once(tmp_path: Path) -> None:
     with Ledger(one) as ledger:
         ledger.append(failed, "a", None)
         ledger.append(failed, "a", None)
+        line = shard_path(out, Shard(0, 2), ".ledger.jsonl").read_text().splitlines()[0]
+        ledger.append_line(line.encode() + b"\n")  # a copy
+    again = {**json.loads(line), "time": "2026-01-01T00:00:01.000+00:00", "prompt_tokens": 7}
+    for path in shard_ledgers(out, 2):  # one is a copy
+        with Ledger(path) as ledger:
+            ledger.append_line(json.dumps(again).encode() + b"\n")
+    tokens = 2 * again["completion_tokens"] + json.loads(line)["prompt_tokens"] + 7
+    copied = Spending(2, tokens, 0.0)
     held = [Ledger(path, read_only=True).held for path in shard_ledgers(out, 2)]
     for _ in range(2):
         report = merge(out, [])
-        assert report["spent"] == held[0].plus(held[1])._asdict()
+        assert report["spent"] == held[0].plus(held[1]).minus(copied)._asdict()
         assert report["spent"]["cost"] == 1.0
 
 
