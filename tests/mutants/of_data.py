@@ -48,6 +48,12 @@ LOAD_TESTS = (
 )
 MUTANTS: list[Mutant] = [
     *of(
+        "zephyr/data/windows.py",
+        ("tests/chat/test_eras.py",),
+        ("ids, flags = ids[whole:], flags[whole:]", "ids, flags = ids[:0], flags[:0]"),
+        ("targets[:, 0] = False", "targets[:, 0] = True"),
+    ),
+    *of(
         "zephyr/data/ratings.py",
         (
             "tests/chat/test_names.py",
@@ -1142,12 +1148,12 @@ MUTANTS: list[Mutant] = [
         ("useful = any(example.is_target)", "useful = all(example.is_target)"),
         ("useful = example.chosen_ids != example.rejected_ids", "useful = True"),
         (
-            'tokenizer, {**row, "id": id}, template=options.template, left_out=unread',
-            "tokenizer, row, template=options.template, left_out=unread",
+            '{**row, "id": id},\n        template=options.template',
+            "row,\n        template=options.template",
         ),
         (
-            'tokenizer, {**row, "id": id}, template=options.template, left_out=unread',
-            'tokenizer, {**row, "id": id}, template=options.template',
+            "        left_out=unread,\n        encoding=options.encoding,",
+            "        encoding=options.encoding,",
         ),
         ("len(whole.prompt_ids) - len(pair.prompt_ids),", "0,"),
         ("tools=made.tools,", "tools=None,"),

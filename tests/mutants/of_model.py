@@ -421,8 +421,8 @@ MUTANTS: list[Mutant] = [
             'if "offload_param" not in zero:',
         ),
         (
-            'update = (4 + joined) * min(share, zero_size(zero, "sub_group_size"))',
-            "update = (4 + joined) * share",
+            '(4 + joined + denominator) * min(share, zero_size(zero, "sub_group_size"))',
+            "(4 + joined + denominator) * share",
         ),
         (
             'joined = 2 if gradient_dtype == "bfloat16" else 0',

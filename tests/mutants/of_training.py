@@ -4,6 +4,19 @@ from table import Mutant, of
 
 MUTANTS: list[Mutant] = [
     *of(
+        "zephyr/training/optimizers.py",
+        ("tests/training/test_engine.py",),
+        ("betas=optim.adam_betas, eps=1e-8, fused=True", "eps=1e-8, fused=True"),
+        ("betas=optim.adam_betas,", "betas=optim.adam_betas[::-1],"),
+        ("betas=optim.adam_betas, eps=1e-8,", "betas=optim.adam_betas, eps=1e-6,"),
+    ),
+    *of(
+        "zephyr/training/optimizers.py",
+        ("tests/training/test_trace.py",),
+        ("lr=0.0, alpha=0.99, eps=1e-8)", "lr=0.0, alpha=0.9, eps=1e-8)"),
+        ('sum_of_squares(norms) * group["lr"] ** 2', 'sum_of_squares(norms) * group["lr"]'),
+    ),
+    *of(
         "zephyr/training/metrics.py",
         (
             "tests/training/test_trace.py::test_dpo_equals_plain_pytorch"
@@ -65,35 +78,6 @@ MUTANTS: list[Mutant] = [
         (
             "matrices = [p for p in trained if len(p.ds_shape) > 1]",
             "matrices = [p for p in trained if p.ndim > 1]",
-        ),
-        (
-            (
-                "optimizer = torch.optim.AdamW(groups, lr=0.0, betas=optim.adam_betas, "
-                "eps=1e-8, fused=True)"
-            ),
-            "optimizer = torch.optim.AdamW(groups, lr=0.0, eps=1e-8, fused=True)",
-        ),
-        (
-            (
-                "optimizer = torch.optim.AdamW(groups, lr=0.0, betas=optim.adam_betas, "
-                "eps=1e-8, fused=True)"
-            ),
-            (
-                "optimizer = torch.optim.AdamW(\n"
-                "            groups, lr=0.0, betas=optim.adam_betas[::-1], eps=1e-8, "
-                "fused=True\n"
-                "        )"
-            ),
-        ),
-        (
-            (
-                "optimizer = torch.optim.AdamW(groups, lr=0.0, betas=optim.adam_betas, "
-                "eps=1e-8, fused=True)"
-            ),
-            (
-                "optimizer = torch.optim.AdamW(groups, lr=0.0, betas=optim.adam_betas, "
-                "eps=1e-6, fused=True)"
-            ),
         ),
         (
             "self.engine.backward(loss * self.world_size)",
