@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SHELL := /bin/bash
 
-.PHONY: help quickstart losses findings real test test-long lint bench bench-peer gpu-check gpu-session gpu-wheels clean
+.PHONY: help quickstart losses findings real test test-long test-matrix lint bench bench-peer gpu-check gpu-session gpu-wheels clean
 
 help:
 	@echo "make quickstart   the whole recipe on the embedded world (SEED=0): base, dSFT, feedback, dDPO, evaluation"
@@ -14,13 +14,14 @@ help:
 	@echo "make real         dDPO of SmolLM2-135M on your pairs, measured on held-out ones: make real DATA=pairs.jsonl [MODEL=folder]"
 	@echo "make test         the tests, under ten minutes"
 	@echo "make test-long    the tests that take minutes: runs killed at random moments, every bad input, mutants of the core"
+	@echo "make test-matrix  the core's tests under the oldest and newest versions and each Python here: MATRIX=oldest,newest PYTHONS=3.10,3.13"
 	@echo "make lint         ruff format --check, ruff check, mypy on zephyr/"
 	@echo "make bench        each part of a training step against its bound, on the CPU"
 	@echo "make bench-peer   side by side with TRL, installed into .venv-bench: make bench-peer MODEL=A PROFILE=ultrafeedback"
 	@echo "make gpu-session  check and measure on a GPU in ten minutes: make gpu-session OUT=folder [WHEELS=folder] [REHEARSE=1]"
 	@echo "make gpu-check    of that session, what must be right: kernels, head, options: make gpu-check OUT=folder"
 	@echo "make gpu-wheels   the packages that a bare machine with a GPU lacks: make gpu-wheels WHEELS=folder [SMOLLM2=1]"
-	@echo "make clean        remove $(VENV); trained models under runs/ stay"
+	@echo "make clean        remove the environments; trained models under runs/ stay"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -115,6 +116,13 @@ lint: $(VENV)/.installed-test
 test-long: $(VENV)/.installed-test .venv-transformers4/.installed
 	$(BIN)/python -m pytest -m long -n 2 --dist loadfile
 
+# The core's tests under sets of versions (oldest, torch2.11, tested, newest) and each Python of this machine, as a table. An
+# environment takes gigabytes and is removed after its tests; KEEP=1 keeps all of them below .venv-matrix.
+MATRIX ?= oldest,newest
+PYTHONS ?= 3.10,3.11,3.12,3.13
+test-matrix:
+	$(PYTHON) tests/matrix/matrix.py --sets "$(MATRIX)" --pythons "$(PYTHONS)" $(if $(TESTS),--tests $(TESTS)) $(if $(KEEP),--keep)
+
 # Each part of a step against its bound, in CPU seconds of one thread.
 BENCH := OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks
 ROWS := row:1024,row:2048,row:4096,row:8192,row:16384,row:32768
@@ -171,4 +179,4 @@ configs-readme: $(VENV)/.installed
 	$(BIN)/python -m zephyr.config configs/README.md
 
 clean:
-	rm -rf $(VENV) .venv-transformers4
+	rm -rf $(VENV) .venv-transformers4 .venv-matrix

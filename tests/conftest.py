@@ -16,6 +16,7 @@ if os.environ["DS_ACCELERATOR"] == "cpu":
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import hypothesis
 import pytest
 import torch
 
@@ -25,6 +26,10 @@ sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 from forkserver import ForkServer  # noqa: E402
 from processes import ROOT, Launch, free_port  # noqa: E402
 from proxy import Proxy, Server  # noqa: E402
+
+# No test is timed: a machine may be busy.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)

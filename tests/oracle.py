@@ -1,5 +1,5 @@
 """What training must compute, in the plainest PyTorch: padded batches, Hugging Face's own forward,
-torch's own AdamW.
+torch's own AdamW or RMSprop.
 
 No packing, no prefix sharing, no DeepSpeed, one process. Of the package it takes token ids
 (`zephyr.chat`, which has golden tests of its own) and, for SFT, which rows share a window
@@ -158,8 +158,8 @@ def sft_trace(config: Config) -> Iterator[Record]:
 
 
 class Trainer:
-    """AdamW on float32 weights, of which the model holds copies in its own dtype, with the schedule
-    of the config; counts the steps. Decay pulls matrices alone."""
+    """The optimizer on float32 weights, of which the model holds copies in its own dtype, with the
+    schedule of the config; counts the steps. Decay pulls matrices alone."""
 
     def __init__(self, lm: nn.Module, optim: Config, total_steps: int) -> None:
         self.optim, self.total_steps, self.step = optim, total_steps, 0
@@ -175,7 +175,11 @@ class Trainer:
                 "weight_decay": 0.0,
             },
         ]
-        self.adamw = torch.optim.AdamW(groups, lr=0.0, betas=tuple(optim["adam_betas"]), eps=1e-8)
+        if optim.get("optimizer", "adamw") == "rmsprop":  # torch's defaults, as transformers took
+            self.optimizer: torch.optim.Optimizer = torch.optim.RMSprop(groups, lr=1e-2)
+        else:
+            betas = tuple(optim["adam_betas"])
+            self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=1e-8)
 
     def update(self, loss: Tensor) -> Record:
         """Backward, clip, step. Returns the metrics that belong to the update."""
@@ -186,10 +190,10 @@ class Trainer:
         for weight, gradient in zip(self.weights, gradients):
             weight.grad = gradient * factor
         lr = learning_rate(self.optim, self.step, self.total_steps)
-        for group in self.adamw.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = lr
         before = [weight.double() for weight in self.weights]
-        self.adamw.step()
+        self.optimizer.step()
         self.step += 1
         for parameter, weight in zip(self.parameters, self.weights):
             parameter.data.copy_(weight)
@@ -320,16 +324,27 @@ def read_rows(config: Config) -> list[dict[str, object]]:
 def read_pairs(config: Config) -> list[EncodedPair]:
     tokenizer, data = AutoTokenizer.from_pretrained(config["model"]), config["data"]
     limits = {key: data[key] for key in ("max_tokens", "max_prompt_tokens", "truncation")}
-    return [encode_pair(tokenizer, row, **limits) for row in read_rows(config)]
+    limits["encoding"] = data.get("encoding", "zephyr")
+    pairs = [encode_pair(tokenizer, row, **limits) for row in read_rows(config)]
+    return [pair for pair in pairs if pair.chosen_ids != pair.rejected_ids]  # cut, both may be one
 
 
 def read_texts(config: Config) -> list[EncodedText]:
     tokenizer, data = AutoTokenizer.from_pretrained(config["model"]), config["data"]
-    return [
-        encode_messages(
-            tokenizer, row["messages"], max_tokens=data["max_tokens"], targets=data["targets"]
-        )
+    joined = data.get("packing") == "constant_length"
+    most = 10**6 if joined else data["max_tokens"]
+    texts = [
+        encode_messages(tokenizer, row["messages"], max_tokens=most, targets=data["targets"])
         for row in read_rows(config)
+    ]
+    if not joined:
+        return texts
+    size, stream = data["max_tokens"], []
+    for text in texts:
+        stream += [*text.ids, tokenizer.eos_token_id]
+    return [
+        EncodedText("", stream[i : i + size], [False] + [True] * (size - 1))
+        for i in range(0, len(stream) - size + 1, size)
     ]
 
 

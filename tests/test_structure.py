@@ -197,6 +197,14 @@ def test_long_functions_are_seen() -> None:
     assert not long_functions(ast.parse("def f():\n" + lines))
 
 
+def test_test_files_have_names_of_their_own() -> None:
+    """pytest imports test files by their bare names: two of one name in different rooms end the run
+    of all tests, while each room's tests alone pass."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) > 50
+    assert not sorted({name for name in names if names.count(name) > 1})
+
+
 def run_alone(code: str) -> None:
     """Run code in a new interpreter; fails where it raises."""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

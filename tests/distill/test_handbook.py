@@ -1,5 +1,5 @@
-"""The replay of ultrafeedback_binarized's script, against its steps by `datasets` itself on real
-prompts, answers and GPT-4 scores."""
+"""The replay of ultrafeedback_binarized's script, against its steps by `datasets` itself, on made
+rows and on real prompts, answers and GPT-4 scores."""
 
 from __future__ import annotations
 
@@ -24,34 +24,48 @@ Row = dict[str, object]
 FILES = ("mt_bench_4models_gpt4_scores", "vicuna80_4models_gpt4_scores")
 
 
-def ultrafeedback_rows(real_data: Path) -> list[Row]:
-    """The prompts of feedback4 in UltraFeedback's shape, with the mean of the three scores as the
-    overall one; every seventh of another source, and some that the script leaves out."""
-    rows: list[Row] = []
+def made_rows() -> list[list[Row]]:
+    """Four answers to each of 140 prompts, with few scores, so that ties are frequent."""
+    rng = random.Random(3)
+    return [
+        [
+            {"idx": n, "response_source": f"m{m}", "prompt": f"Question {n}?"}
+            | {"response": f"Answer {n} {m}.", "gpt4_score": [rng.randint(1, 4)] * 3}
+            for m in range(4)
+        ]
+        for n in range(140)
+    ]
+
+
+def real_rows(real_data: Path) -> list[list[Row]]:
+    """The answers of feedback4 to each of its prompts."""
+    found = []
     for name in FILES:
         with gzip.open(real_data / "feedback4" / f"{name}.jsonl.gz", "rt", encoding="utf-8") as f:
             lines = [json.loads(line) for line in f]
         lines.sort(key=lambda line: line["idx"])
-        for _, group in groupby(lines, key=lambda line: line["idx"]):
-            answers = list(group)
-            completions = [
-                {
-                    "model": answer["response_source"],
-                    "response": answer["response"],
-                    "overall_score": sum(answer["gpt4_score"]) / 3,
-                    "annotations": {},
-                }
-                for answer in answers
-            ]
-            source = "truthful_qa" if len(rows) % 7 == 3 else "flan"
-            completions = completions[:1] if len(rows) % 20 == 9 else completions
-            rows.append(
-                {
-                    "source": source,
-                    "instruction": answers[0]["prompt"],
-                    "completions": completions,
-                }
-            )
+        found += [list(group) for _, group in groupby(lines, key=lambda line: line["idx"])]
+    return found
+
+
+def ultrafeedback_rows(answered: list[list[Row]]) -> list[Row]:
+    """Prompts with their answers in UltraFeedback's shape, with the mean of the three scores as the
+    overall one; every seventh of another source, and some that the script leaves out."""
+    rows: list[Row] = []
+    for answers in answered:
+        completions = [
+            {
+                "model": answer["response_source"],
+                "response": answer["response"],
+                "overall_score": sum(answer["gpt4_score"]) / 3,
+                "annotations": {},
+            }
+            for answer in answers
+        ]
+        source = "truthful_qa" if len(rows) % 7 == 3 else "flan"
+        completions = completions[:1] if len(rows) % 20 == 9 else completions
+        prompt = answers[0]["prompt"]
+        rows.append({"source": source, "instruction": prompt, "completions": completions})
     return rows
 
 
@@ -89,15 +103,23 @@ def read(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_the_script_is_replayed_on_real_rows(
-    real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("kind", ["made", "real"])
+def test_the_script_is_replayed(
+    kind: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The command against the script: the same rows in the same order in both splits. Fails where
     a row that is left out takes a draw, a row with two equal sides does not count for the split,
     the order of a split is another, or a prompt id is."""
-    rows = ultrafeedback_rows(real_data)
-    with (real_data / "eval" / "TruthfulQA.csv").open(encoding="utf-8") as file:
-        questions = [row["Question"] for row in csv.DictReader(file)]
+    answered, questions = made_rows(), ["Why?", "Who?", "Where?"]
+    if kind == "real":
+        real_data = request.getfixturevalue("real_data")
+        answered = real_rows(real_data)
+        with (real_data / "eval" / "TruthfulQA.csv").open(encoding="utf-8") as file:
+            questions = [row["Question"] for row in csv.DictReader(file)]
+    rows = ultrafeedback_rows(answered)
     for position, question in zip((2, 40, 90), questions):
         rows[position]["instruction"] = question
     same = rows[55]["completions"]

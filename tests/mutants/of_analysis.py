@@ -4,6 +4,17 @@ from table import Mutant, of
 
 MUTANTS: list[Mutant] = [
     *of(
+        "zephyr/analysis/cards.py",
+        ("tests/analysis/test_cards.py",),
+        ("indices += [i % rows for i in", "indices += [indices[-1] for i in"),
+        (
+            "for start in range(0, rows, batch * gpus):",
+            "for start in range(0, rows // gpus, batch):",
+        ),
+        ('order_P = np.argsort(table["row"])', 'order_P = np.arange(len(table["row"]))'),
+        ("abs(one.epoch - epoch)", "-one.epoch"),
+    ),
+    *of(
         "zephyr/analysis/flips.py",
         ("tests/analysis/test_flips.py", "tests/analysis/test_planted.py"),
         (

@@ -4,6 +4,17 @@ from table import Mutant, of
 
 MUTANTS: list[Mutant] = [
     *of(
+        "zephyr/costs/published.py",
+        ("tests/costs/test_published_steps.py",),
+        ("per_epoch = math.ceil(rows / batch)", "per_epoch = rows // batch"),
+        (
+            "math.ceil(rows / micro_batch) // accumulation",
+            "math.ceil(rows / micro_batch / accumulation)",
+        ),
+        ("if epoch >= whole or", "if"),
+        ("warmup = math.ceil(warmup_fraction * schedule_steps)", "warmup = 0"),
+    ),
+    *of(
         "zephyr/costs/times.py",
         ("tests/costs/test_step_times.py",),
         (

@@ -4,7 +4,7 @@ from table import Mutant, of
 
 PAIRS = "tests/distill/test_pair_choice.py::"
 POOL = "tests/teacher/test_pool.py::"
-SHARDS = "tests/distill/test_shards.py::"
+SHARDS = "tests/distill/test_sharded_sets.py::"
 MUTANTS: list[Mutant] = [
     *of(
         "zephyr/distill/selection.py",
@@ -50,6 +50,29 @@ MUTANTS: list[Mutant] = [
         ("**({} if candidate.rule == DELTA else scores),", "**scores,"),
     ),
     *of(
+        "zephyr/distill/handbook.py",
+        ("tests/distill/test_handbook.py",),
+        (
+            "test, train = order[:test_rows], order[test_rows:]",
+            "train, test = order[:-test_rows], order[-test_rows:]",
+        ),
+        ("second = (test_rows + 1) // 2", "second = test_rows // 2"),
+    ),
+    *of(
+        "zephyr/distill/binarize.py",
+        ("tests/distill/test_handbook.py",),
+        ("if run.options.test_rows and made in KEPT_BY_SCRIPT:", "if False:"),
+        ("if isinstance(prompt, str) and prompt in run.left_out:", "if False:"),
+    ),
+    *of(
+        "zephyr/distill/picking.py",
+        ("tests/distill/test_binarize.py::test_handbook_replays_the_script",),
+        (
+            "texts = [(answer.text, answer.model) for answer in answers]",
+            "texts = [answer.text for answer in answers]",
+        ),
+    ),
+    *of(
         "zephyr/teacher/pool.py",
         (
             POOL + "test_a_pool_answers_as_one_server_does",
@@ -91,12 +114,13 @@ MUTANTS: list[Mutant] = [
         "zephyr/distill/merge.py",
         (
             SHARDS + "test_a_wrong_set_of_shards_is_refused",
-            SHARDS + "test_failed_attempts_are_merged_once",
+            SHARDS + "test_what_was_paid_for_is_merged_once",
             SHARDS + "test_feedback_of_shards",
         ),
         ("            if mine.get(key) != its.get(key):", "            if False:"),
         ('or report.get("sha256") != synced_digest(path)', ""),
-        ("            if have[key]:\n", "            if False:\n"),
+        ("            if not have[key]:\n", "            if True:\n"),
+        ("have[key] += is_reply", "pass"),
         ("        if part.inputs.get(name) != found.get(name):", "        if False:"),
     ),
     *of(

@@ -4,6 +4,16 @@ from table import Mutant, of
 
 MUTANTS: list[Mutant] = [
     *of(
+        "zephyr/model/sequence.py",
+        ("tests/model/test_sequence.py::test_attention_of_several_ranks_is_that_of_one",),
+        ("        return received, None", "        return grad, None"),
+        ("        return grad, None", "        return 2 * grad, None"),
+        ('"g n h e -> (n g) h e")[:tokens]', '"g n h e -> (g n) h e")[:tokens]'),
+        ('"g n h e -> n (g h) e")', '"g n h e -> n (h g) e")'),
+        ('h e")[:tokens]', 'h e")'),
+        ("row_T.index_copy(-1, batch.share.places_T, logp_T)", "row_T + logp_T.sum()"),
+    ),
+    *of(
         "zephyr/model/adapter.py",
         ("tests/model/test_adapter.py",),
         ("bound = shape[1] ** -0.5", "bound = shape[0] ** -0.5"),

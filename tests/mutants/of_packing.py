@@ -4,6 +4,14 @@ from table import Mutant, of
 
 MUTANTS: list[Mutant] = [
     *of(
+        "zephyr/packing/share.py",
+        ("tests/model/test_sequence.py::test_shares_are_the_row",),
+        ("scored_T=batch.scored_T[is_own_T] // ranks,", "scored_T=batch.scored_T[is_own_T],"),
+        ("num_unique_scored=int(is_own_T[:unique].sum()),", "num_unique_scored=unique,"),
+        ("F.pad(row_N, (0, -len(row_N) % ranks))", "F.pad(row_N, (0, 0))"),
+        ("targets_T=batch.targets_T[is_own_T],", "targets_T=batch.targets_T,"),
+    ),
+    *of(
         "zephyr/packing/collate.py",
         ("tests/packing/test_packing.py",),
         (
@@ -173,18 +181,24 @@ MUTANTS: list[Mutant] = [
             "if taken > 0:",
         ),
         (
-            (
-                "heapq.heappush(least_loaded, (cost + costs[i], count + 1, rank))\n"
-                "    rebalance(of_rank, costs)"
-            ),
-            "heapq.heappush(least_loaded, (cost + costs[i], count + 1, rank))",
+            "        rebalance(of_rank, costs)\n",
+            "        pass\n",
         ),
         (
-            (
-                "        micro_batches += [[] for _ in range(most - len(micro_batches))]\n"
-                "    return packed"
-            ),
-            ("        micro_batches += []\n    return packed"),
+            "return packed + [idle] * (ranks - busy)",
+            "return packed",
+        ),
+        (
+            "gifts_R[loaded] = np.inf",
+            "gifts_R[loaded] = left",
+        ),
+        (
+            "step.rank[step.example == taken] = loaded",
+            "pass",
+        ),
+        (
+            ("        micro_batches += [[] for _ in range(most - len(micro_batches))]\n    idle"),
+            ("        micro_batches += []\n    idle"),
         ),
         (
             "units = sorted(sorted(order[j] for j in window) for window in windows)",
@@ -203,15 +217,12 @@ MUTANTS: list[Mutant] = [
             "indices = range(len(lengths))",
         ),
         (
-            (
-                "micro_batches = [micro for step in steps for rank in step.ranks for micro "
-                "in rank if micro]"
-            ),
-            ("micro_batches = [micro for step in steps for rank in step.ranks for micro in rank]"),
+            "for rank in step.ranks for micro in rank if micro)",
+            "for rank in step.ranks for micro in rank)",
         ),
         (
-            "imbalance=sum(max(load) for load in loads) / mean_load,",
-            "imbalance=sum(min(load) for load in loads) / mean_load,",
+            "most_load += max(loads)",
+            "most_load += min(loads)",
         ),
         (
             '"epochs": epochs, "ranks": ranks,',

@@ -16,7 +16,21 @@ PAGE = tuple(
         "test_a_finished_run_never_fails_for_its_page",
     )
 )
+PUBLISH = ("tests/report/test_publish.py",)
 MUTANTS: list[Mutant] = [
+    *of(
+        "zephyr/report/publish.py",
+        PUBLISH,
+        ("        tensors = tensor_names(path)\n", "        tensors = set(expected)\n"),
+        ("if private and not api.model_info(name).private:", "if False:"),
+        ("if stale:\n", "if not stale:\n"),
+        ('        settings["base_model_name_or_path"] = base\n', ""),
+        (
+            "CommitOperationDelete(path) for path in stale",
+            "CommitOperationDelete(path) for path in []",
+        ),
+        ('if folder.with_name(f"{wanted}.part").is_dir():', "if False:"),
+    ),
     *of(
         "zephyr/report/verdict.py",
         VERDICT,

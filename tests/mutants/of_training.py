@@ -4,6 +4,30 @@ from table import Mutant, of
 
 MUTANTS: list[Mutant] = [
     *of(
+        "zephyr/training/metrics.py",
+        (
+            "tests/training/test_trace.py::test_dpo_equals_plain_pytorch"
+            "[sigmoid-float32-2-ranks-256-tokens-checkpointing-elementwise-qwen3-lora-none"
+            "-2-together]",
+        ),
+        ("value if self.counts else torch.zeros_like(value)", "value"),
+    ),
+    *of(
+        "zephyr/training/published.py",
+        (
+            "tests/training/test_published_loss.py::test_a_loss_is_reached_from_both_sides",
+            "tests/training/test_published_loss.py::test_a_loss_that_is_not_finite_is_not_reached",
+            "tests/training/test_published_loss.py::test_records_that_cannot_be_read_are_no_failure",
+        ),
+        (
+            "return abs(self.difference) <= self.within + 1e-9",
+            "return self.difference <= self.within + 1e-9",
+        ),
+        ("self.within + 1e-9", "self.within"),
+        ('if record["split"] == "eval" and record["step"] > 0:', 'if record["split"] == "eval":'),
+        ("if math.isfinite(self.eval_loss) else None", "if True else None"),
+    ),
+    *of(
         "zephyr/progress.py",
         ("tests/test_progress.py",),
         (
@@ -266,8 +290,8 @@ MUTANTS: list[Mutant] = [
         ("if records or stop:", "if records:"),
         ("if first_step == 0 and (evaluation or sample):", "if evaluation or sample:"),
         (
-            "ledger.add(step, epoch, batch.indices, stats)",
-            "ledger.add(step, epoch, batch.indices[::-1], stats)",
+            "ledger.add(step, epoch, batch.indices, stats)\n        batch = following",
+            "ledger.add(step, epoch, batch.indices[::-1], stats)\n        batch = following",
         ),
         ("means = {name: value / weight for name", "means = {name: value / units for name"),
         (('    "stop",\n    "grad_norm",'), '    "grad_norm",'),
@@ -715,11 +739,17 @@ MUTANTS: list[Mutant] = [
             'print(f"error: {why}", file=sys.stderr)',
         ),
         (("finish_run(folder, 1, why)\n            raise"), "return finish_run(folder, 1, why)"),
-        ('return finish_run(folder, 0, "finished")', "return 0"),
-        ("folder.write_status(code, message)", "folder.write_status(0, message)"),
         (
-            ("folder.write_status(code, message)\n        folder.close()"),
-            "folder.write_status(code, message)",
+            (
+                'return finish_run(folder, 0, "finished", '
+                "last_comparison(config.published, config.run.dir))"
+            ),
+            "return 0",
+        ),
+        ("folder.write_status(code, message, more)", "folder.write_status(0, message, more)"),
+        (
+            ("folder.write_status(code, message, more)\n        folder.close()"),
+            "folder.write_status(code, message, more)",
         ),
         (
             (
@@ -978,5 +1008,22 @@ MUTANTS: list[Mutant] = [
         (" and sum(squares) <= 1 + len(squares) * mean_square", ""),
         ("<= 1 + len(squares)", "<= len(squares)"),
         ("    if found:\n        raise", "    if False:\n        raise"),
+    ),
+    *of(
+        "zephyr/training/launchers.py",
+        ("tests/training/test_launchers.py",),
+        ("if task.ranks == 1:", "if True:"),
+        ("device = 0 if gpus == 1 else task.local_rank", "device = task.local_rank"),
+        ("is_step = step.isdecimal() and int(step) < FIRST_SPECIAL_STEP", "is_step = bool(step)"),
+        ('if is_step and not (interactive and "SLURM_PTY_PORT" in environment):', "if is_step:"),
+        ("+ 7919 * number(environment", "+ 0 * number(environment"),
+        ("if gpus in (0, 1, task.local_ranks):", "if gpus <= task.local_ranks:"),
+        ('if same_size and environment["RANK"] != str(task.rank):', "if False:"),
+        ("    if gpus > 1:\n        nodes", "    if False:\n        nodes"),
+    ),
+    *of(
+        "zephyr/training/launch.py",
+        ("tests/training/test_launchers.py",),
+        ("if other != configs[0]:", "if rank == 1 and other != configs[0]:"),
     ),
 ]

@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from itertools import accumulate, chain
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from zephyr.chat import EncodedPair, EncodedText
 from zephyr.packing import best_fit, collate_pairs, collate_texts, plan_epochs, plan_pass
+from zephyr.packing.plan import StepExamples, best_change
 
 lengths_lists = st.lists(st.integers(1, 64), min_size=1, max_size=60)
 
@@ -248,6 +250,49 @@ def test_ranks_are_balanced_as_well_as_pairs_allow() -> None:
         for step in plans[16].steps
     ]
     assert plans[16].imbalance < 1.01 * sum(least) * 16 / plans[16].tokens
+
+
+def test_the_same_steps_for_8_to_1024_ranks() -> None:
+    """32 pairs a step: from 32 ranks on, each pair has a rank of its own and the longest pair
+    decides; the ranks without one share a list. Fails where a step holds other examples, ranks
+    leave the lock-step, or a plan of 1,024 ranks holds lists for each of its 992 idle ranks."""
+    rng = random.Random(0)
+    lengths = [min(2000, int(rng.lognormvariate(6.4, 0.6)) + 1) for _ in range(32 * 4)]
+    one, *many = (
+        plan_epochs(lengths, per_step=32, epochs=2, ranks=ranks, budget_tokens=4096)
+        for ranks in (1, 8, 64, 1024)
+    )
+    for plan in many:
+        assert [s.examples() for s in plan.steps] == [s.examples() for s in one.steps]
+        assert all(len({len(rank) for rank in step.ranks}) == 1 for step in plan.steps)
+    for step, plain in zip(many[-1].steps, one.steps):
+        assert len(step.ranks) == 1024 and len({id(rank) for rank in step.ranks}) == 33
+        assert sum(rank == [[]] for rank in step.ranks) == 1024 - 32
+        assert sorted(rank[0] for rank in step.ranks[:32]) == [[i] for i in plain.examples()]
+    longest = sum(max(lengths[i] for i in step.examples()) for step in one.steps)
+    assert many[-1].imbalance == pytest.approx(longest * 1024 / one.tokens)
+
+
+@given(st.integers(0, 10**6))
+def test_the_best_change_is_that_of_all(seed: int) -> None:
+    """Against every gift and exchange, tried one by one. Fails where arrays choose another change
+    than the smallest of all, and ranks would disagree with an older plan."""
+    rng = random.Random(seed)
+    ranks = rng.randint(2, 5)
+    costs = [rng.choice((1, 2, 3, 5, 8)) for _ in range(rng.randint(ranks, 9))]
+    of_rank = [[i for i in range(len(costs)) if i % ranks == rank] for rank in range(ranks)]
+    loads = [sum(costs[i] for i in assigned) for assigned in of_rank]
+    loaded = loads.index(max(loads))
+    changes = []
+    for rank in set(range(ranks)) - {loaded}:
+        for given_one in of_rank[loaded]:
+            for taken in (-1, *of_rank[rank]):
+                moved = costs[given_one] - (costs[taken] if taken >= 0 else 0)
+                after = max(loads[loaded] - moved, loads[rank] + moved)
+                changes.append((after, given_one, taken, rank))
+    rank_of = [i % ranks for i in range(len(costs))]
+    step = StepExamples(np.arange(len(costs)), np.array(rank_of), np.array(costs, dtype=float))
+    assert best_change(step, np.array(loads, dtype=float), loaded) == min(changes)
 
 
 def pairs(seed: int, count: int = 4) -> list[EncodedPair]:

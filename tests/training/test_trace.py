@@ -63,6 +63,10 @@ class Case(NamedTuple):
     sft_weight: float | None = None  # the loss's own
     weighting: str = "none"
     weights: bool = False  # whether the rows have weights
+    optimizer: str = "adamw"
+    encoding: str = "zephyr"
+    truncation: str = "keep_end"
+    packing: str = "best_fit"
     sequence_parallel: int = 1
 
 
@@ -71,7 +75,15 @@ DPO_CASES = [
     Case(0, 8192, False, sliding_window=24, label_smoothing=0.1),
     Case(0, SMALL, "mlp", sliding_window=24, grad_clip=OFF, loss="ipo", dtype="bfloat16"),
     Case(
-        2, SMALL, "mlp", family="llama", schedule="cosine", loss="sigmoid_norm", label_smoothing=0.2
+        2,
+        SMALL,
+        "mlp",
+        family="llama",
+        schedule="cosine",
+        loss="sigmoid_norm",
+        label_smoothing=0.2,
+        encoding="handbook_a",
+        truncation="trl_0.7",
     ),
     Case(
         2,
@@ -84,6 +96,9 @@ DPO_CASES = [
         adam_betas=(0.9, 0.999),
     ),
 ]
+RMSPROP = {"optimizer": "rmsprop", "weight_decay": 0.0}
+OF_B = {"encoding": "handbook_b", "truncation": "trl_0.7"}
+DPO_CASES += [Case(0, SMALL, False, epochs=1, **RMSPROP, **OF_B)]
 # The other losses by forks of half as many steps, one dtype each, but for those of LATER; the long
 # run has what is left, and all on two ranks. dpop in float32 alone: rounding of bfloat16 turns its
 # penalty on and off while responses are near their reference.
@@ -165,6 +180,9 @@ LONG_CASES += [
     *TOGETHER,
     TOGETHER[0]._replace(**EVERYTHING),
     TOGETHER[1]._replace(family="qwen3", adapter=LORA),
+    Case(2, SMALL, True, dtype="bfloat16", **RMSPROP, **OF_B),
+    Case(2, 8192, False, sliding_window=24, encoding="handbook_a", **RMSPROP),
+    Case(1, SMALL, False, adapter=LORA, encoding="handbook_a", truncation="trl_0.7", **RMSPROP),
 ]
 LONG_SFT_CASES = [
     Case(ranks, SMALL, checkpointing, family=family, adapter=adapter, tied=family == "qwen3")
@@ -175,6 +193,8 @@ LONG_SFT_CASES = [
         (2, "elementwise", "qwen3", LORA),
     )
 ]
+JOINED = {"packing": "constant_length"}
+LONG_SFT_CASES += [Case(1, LONGEST, False, **JOINED), Case(2, SMALL, True, **JOINED, **RMSPROP)]
 LONG_SFT_CASES += [case._replace(epochs=2) for case in TOGETHER[:3]]
 # What rounding may do, beside 2e-4 of each number's size: measured, times three.
 TOLERANCE = {
@@ -255,11 +275,13 @@ def base_config(
         "data": {
             "train": [str(data)],
             "max_tokens": LONGEST,
-            "truncation": "keep_end",
+            "truncation": case.truncation,
             "shuffle": False,
         },
         "optim": {
-            "lr_peak": LR_PEAK,
+            "optimizer": case.optimizer,
+            # The first updates of RMSprop are ten times the rate long.
+            "lr_peak": LR_PEAK / 10 if case.optimizer == "rmsprop" else LR_PEAK,
             "schedule": case.schedule,
             "warmup_fraction": 0.12,  # of 20 steps: 2.4, rounded up
             "epochs": case.epochs,
@@ -293,6 +315,7 @@ def dpo_config(folder: Path, case: Case) -> oracle.Config:
         rows = [{**row, "weight": (1, 0.25, 3, 1.7)[i % 4]} for i, row in enumerate(rows)]
     config = base_config(folder, case, rows, {"pairs_per_step": 8})
     config["data"]["max_prompt_tokens"] = 48
+    config["data"]["encoding"] = case.encoding
     config["hardware"]["prefix_sharing"] = True
     own = CLOSED_FORMS[case.loss].settings
     return config | {
@@ -309,7 +332,8 @@ def sft_config(folder: Path, case: Case) -> oracle.Config:
     """Ten steps an epoch as well; how many windows the last one has is the packing's affair
     (checked in the test)."""
     config = base_config(folder, case, text_rows(72), {"windows_per_step": 6})
-    config["data"]["targets"] = "assistant"
+    joined = case.packing == "constant_length"
+    config["data"] |= {"targets": "all" if joined else "assistant", "packing": case.packing}
     return config
 
 
@@ -366,6 +390,9 @@ def case_id(case: Case) -> str:
         f"tokens-checkpointing-{case.activation_checkpointing}-{case.family}"
         + (f"-lora-{case.adapter.get('quantize', 'none')}" if case.adapter else "")
         + ("-everything" if case.weights else "")
+        + (f"-{case.encoding}" if case.encoding != "zephyr" else "")
+        + (f"-{case.optimizer}" if case.optimizer != "adamw" else "")
+        + (f"-{case.packing}" if case.packing != "best_fit" else "")
         + (f"-{case.sequence_parallel}-together" if case.sequence_parallel > 1 else "")
     )
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from processes import ROOT, Launch
@@ -118,6 +119,20 @@ def test_ledger_has_one_row_a_visit_and_sums_to_the_metrics(finished: Path) -> N
     assert all(rejected[r["id"]] >= 10 for r in rows(20))  # ten words at least, as the rows say
 
 
+def test_the_ledger_of_an_evaluation_has_every_pair_in_its_place(finished: Path) -> None:
+    """Of each evaluation, two ranks' pairs once, with the place of their rows, and the means of its
+    record. Fails where pairs of one rank are missing, a place is of another pair, or the values are
+    of another evaluation."""
+    for record in records(finished / "run", "eval"):
+        path = finished / "run" / "eval_pairs" / f"step-{record['step']}.parquet"
+        pairs = sorted(pq.read_table(path).to_pylist(), key=lambda pair: pair["row"])
+        assert [(p["row"], p["id"]) for p in pairs] == [(n, f"p{n}") for n in range(20)]
+        assert {(p["step"], p["epoch"]) for p in pairs} == {(record["step"], record["epoch"])}
+        for name in ("loss", "rewards/chosen", "rewards/rejected", "logps/chosen"):
+            mean = np.mean([pair[name] for pair in pairs])
+            assert mean == pytest.approx(record[name], rel=1e-6, abs=1e-9)
+
+
 def test_run_folder_is_as_documented(finished: Path) -> None:
     """Fails where a part of the run folder is missing, or more checkpoints stay than run.keep."""
     run = finished / "run"
@@ -126,6 +141,7 @@ def test_run_folder_is_as_documented(finished: Path) -> None:
         "status.json",
         "metrics.jsonl",
         "pairs",
+        "eval_pairs",
         "checkpoints",
         "model",
         "data.json",

@@ -28,6 +28,7 @@ COMMANDS: list[Callable[..., int | None]] = [
     runs.report,
     runs.push,
     analysis.pairs,
+    analysis.cards,
     evaluation.score,
     data.lineage,
     chat.chat,

@@ -1,4 +1,4 @@
-"""The command about what each pair of a run did."""
+"""The commands about what each pair of a run did, and about published cards."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from typer import Argument, Option
 
 from zephyr import progress
+from zephyr.config import BadInput
 
 
 def pairs(
@@ -75,7 +76,6 @@ def pairs(
              zephyr pairs runs/tiny/dpo --select "not top 5% of flip_suspicion" --out kept.jsonl
     """
     from zephyr.analysis.export import Wanted, export_selection, export_table
-    from zephyr.config import BadInput
 
     wanted = Wanted(similarity, ches, folds, model)
     if select is None and weight is not None:
@@ -89,3 +89,55 @@ def pairs(
             progress.warn(line.removeprefix("warning: "))
         else:
             progress.print_result(line)
+
+
+def cards(
+    run: Annotated[
+        Path,
+        Argument(
+            metavar="RUN",
+            help="The folder of a run of train_dpo.py with data.eval, or a .parquet of "
+            "zephyr score --reference.",
+        ),
+    ],
+    step: Annotated[
+        int | None,
+        Option(metavar="N", help="The evaluation after N updates. Default: the last."),
+    ] = None,
+    card: Annotated[
+        str | None, Option(metavar="NAME", help="Only this card. Default: all that are known.")
+    ] = None,
+    gpus: Annotated[
+        int | None, Option(metavar="N", help="With --batch: another layout, without a card.")
+    ] = None,
+    batch: Annotated[
+        int | None, Option(metavar="N", help="Rows of a GPU in a batch of the evaluation.")
+    ] = None,
+    rows: Annotated[
+        int | None, Option(metavar="N", help="With --gpus: only the first N rows. Default: all.")
+    ] = None,
+    json: Annotated[bool, Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Compare a run with published cards, on the pairs that they are about.
+
+    The rewards of cards from before 2025 are of the pairs of one GPU. The loss is of all pairs.
+
+    \b
+    example: zephyr cards runs/zephyr-7b-beta/dpo --card zephyr-7b-beta
+    """
+    from json import dumps
+
+    from zephyr.analysis import cards as published
+
+    evaluated = published.read_evaluated(run, step)
+    if (gpus is None) != (batch is None) or (rows is not None and gpus is None):
+        raise BadInput("a layout is --gpus N and --batch N, and --rows N if you like")
+    if gpus is not None and batch is not None:
+        chosen = [published.custom_card(gpus, batch, rows, evaluated)]
+    else:
+        chosen = published.named_cards(card)
+    compared = [published.compare_card(one, evaluated) for one in chosen]
+    if json:
+        print(dumps({"evaluation": evaluated.name, "notes": evaluated.notes, "cards": compared}))
+        return
+    print("\n".join(published.page_lines(evaluated, compared)))

@@ -59,6 +59,12 @@ ShardOption = Annotated[
 ]
 
 
+DryRun = Annotated[
+    bool,
+    Option("--dry-run", help="Print requests, tokens, cost and time, and ask nobody."),
+]
+
+
 def read_shard(text: str | None) -> Shard | None:
     """The shard of `--shard`, None without it."""
     from zephyr.distill.shards import parse_shard
@@ -117,8 +123,12 @@ class Asking:
             None if requests is None else requests // shards,
             None if tokens is None else tokens // shards,
             None if cost is None else cost / shards,
-            dict(read_price(text) for text in self.price or ()),
+            self.prices(),
         )
+
+    def prices(self) -> dict[str, tuple[float, float]]:
+        """Of `--price`, by model."""
+        return dict(read_price(text) for text in self.price or ())
 
     def open_teacher(self, spec: str) -> Teacher:
         """The teacher of a spec. Raises: BadInput."""

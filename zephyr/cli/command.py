@@ -48,7 +48,8 @@ def add_command(app: typer.Typer, function: Callable[..., int | None]) -> None:
     A parameter that is a dataclass stands for one option per field: `Asking` gives its options to
     every command that has a parameter of this type. The docstring is the command's help.
     """
-    types = get_type_hints(function, include_extras=True)
+    # not get_type_hints: on Python 3.10 it hides Annotated in Optional where the default is None
+    types = inspect.get_annotations(function, eval_str=True)
     groups = {name: of for name, of in types.items() if isinstance(of, type) and is_dataclass(of)}
 
     @functools.wraps(function)

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
-from zephyr.cli.asking import SPEC, Asking, ShardOption, open_ask, read_shard
+from zephyr.cli.asking import (
+    SPEC,
+    Asking,
+    DryRun,
+    ShardOption,
+    open_ask,
+    read_shard,
+    shard_files,
+)
 from zephyr.cli.reports import format_counts, part, print_unread_keys, print_warnings, write_summary
 
 if TYPE_CHECKING:
@@ -48,6 +56,7 @@ def self_instruct(
         ),
     ] = 8,
     shard: ShardOption = None,
+    dry_run: DryRun = False,
     *,
     asking: Asking,
 ) -> None:
@@ -59,11 +68,19 @@ def self_instruct(
     example: zephyr self-instruct --seeds seeds.jsonl --n 1000 --out rows.jsonl \\
         --teacher openai:gpt-4o@https://api.openai.com/v1
     """
+    from zephyr.distill.costs import self_instruct_costs
     from zephyr.distill.self_instruct import self_instruct
     from zephyr.distill.shards import shard_path
 
     writer, part_of = asking.open_teacher(teacher), read_shard(shard)
     written = shard_path(out, part_of) if part_of else out
+    if dry_run:
+        of, (own, paid, _) = part_of.of if part_of else 1, shard_files(asking, out, part_of)
+        for line in self_instruct_costs(
+            out, writer.name, n, variant, turns, [own, *paid], asking.prices(), of
+        ):
+            print(line)
+        return
     with open_ask(asking, out, part_of, together=True) as (ask, spent):
         report = self_instruct(
             seeds,
@@ -205,6 +222,7 @@ def feedback(
         int, Option(metavar="N", min=1, help="Limit of an answer or a judgement.")
     ] = 1024,
     shard: ShardOption = None,
+    dry_run: DryRun = False,
     *,
     asking: Asking,
 ) -> None:
@@ -217,6 +235,7 @@ def feedback(
         --answerers hf:runs/a,hf:runs/b,hf:runs/c,hf:runs/d \\
         --judge openai:gpt-4o@https://api.openai.com/v1
     """
+    from zephyr.distill.costs import feedback_costs, plan_feedback
     from zephyr.distill.feedback import collect_feedback
     from zephyr.distill.shards import shard_path
     from zephyr.teacher.spec import split_specs
@@ -225,6 +244,21 @@ def feedback(
     written = shard_path(out, part_of) if part_of else out
     teachers = [asking.open_teacher(spec) for spec in split_specs(answerers)]
     scorer = None if judge is None else asking.open_teacher(judge)
+    if dry_run:
+        own, paid, _ = shard_files(asking, out, part_of)
+        run = plan_feedback(
+            teachers,
+            scorer,
+            per_prompt=per_prompt,
+            seed=asking.seed,
+            principles=not no_principles,
+            max_tokens=max_new_tokens,
+            templates=asking.templates,
+            shard=part_of,
+        )
+        for line in feedback_costs(run, prompts, [own, *paid], asking.prices()):
+            print(line)
+        return
     with open_ask(asking, out, part_of) as (ask, spent):
         report = collect_feedback(
             prompts,

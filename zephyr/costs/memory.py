@@ -9,7 +9,7 @@ from zephyr.model.memory import step_memory, zero_size
 from zephyr.model.nf4 import WEIGHT_BYTES
 from zephyr.packing import Plan
 from zephyr.training import shards
-from zephyr.training.deepspeed_settings import section_of
+from zephyr.training.deepspeed_settings import hpz_ranks, section_of
 from zephyr.training.optimizers import MOMENTS
 
 RANKS_PER_NODE = 8  # at most
@@ -83,6 +83,8 @@ def predict_memory(
     held = (state + SUM_BYTES[gradient_dtype]) if on_device else 0
     weights = item * (model.shared // ranks)
     on_host = is_offloaded(settings, "offload_param")
+    if (group := min(hpz_ranks(settings), ranks)) > 1:  # the second copy of hpZ
+        weights += item * (model.shared // group)
     states = share * held + weights * (not on_host) + int(WEIGHT_BYTES * model.quantized)
     update = parts["update"] if on_device else 0
     buckets = item * zero_size(zero, "reduce_bucket_size", 5e8)

@@ -22,6 +22,11 @@ from numpy.typing import NDArray
 from transformers import PreTrainedConfig
 
 from zephyr.config import Hardware
+from zephyr.costs.collectives import (
+    collective_seconds,
+    micro_batch_collectives,
+    network_rate,
+)
 from zephyr.costs.memory import RANKS_PER_NODE, SUM_BYTES, is_offloaded
 from zephyr.costs.work import Config, Model, Settings, Work
 from zephyr.model.load import DTYPES
@@ -254,16 +259,11 @@ def communication_seconds(
 
     All weights are gathered twice, and gradients are reduced (forward only: gathered once).
     """
-    item = DTYPES[config.hardware.dtype].itemsize
-    gathers = 2 if training else 1
-    share = model.shared / ranks
-    moved = gathers * item * share
-    if training:
-        reduced = 4 if settings.get("communication_data_type") == "fp32" else item
-        moved += reduced * model.trained / ranks
-    seconds = moved * (ranks - 1) / network_rate(device, ranks)
+    collectives = micro_batch_collectives(model, ranks, config, settings, training)
+    seconds = sum(collective_seconds(one, device) for one in collectives)
     if is_offloaded(settings, "offload_param"):
-        seconds += gathers * item * share / device.host
+        item = DTYPES[config.hardware.dtype].itemsize
+        seconds += (2 if training else 1) * item * model.shared / ranks / device.host
     return seconds
 
 
@@ -278,15 +278,6 @@ def offloaded_gradient_seconds(
         return 0.0
     moved = summed * (2 * micro_batches - 1) + 4
     return moved * model.trained / ranks / device.host
-
-
-def network_rate(device: Device, ranks: int) -> float:
-    """Bytes/s of a collective: in a node up to 8 ranks, else across nodes, slower past 64 ranks."""
-    if ranks <= RANKS_PER_NODE:
-        return device.node
-    if ranks <= 64:
-        return device.across
-    return device.across * (0.85 if ranks <= 256 else 0.7)
 
 
 def update_seconds(

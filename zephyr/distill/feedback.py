@@ -211,15 +211,18 @@ def feedback_rows(run: FeedbackRun, sources: Sequence[str]) -> Iterator[Row]:
     if run.shard is not None:
         prompts = prompts_of_shard(prompts, run.shard)
     while batch := list(islice(prompts, PROMPT_BATCH_SIZE)):
-        answered = collect_answers(run, batch)
-        if run.panel is None:
-            yield from (answered_row(prompt) for prompt in answered)
-        else:
-            yield from judge_answers(run, run.panel, answered)
+        yield from rows_of_answers(run, collect_answers(run, batch))
     if run.shard is None and run.counts["prompts"] == run.counts["too_few_answers"]:
         raise BadInput(
             f"{', '.join(map(str, sources))}: no prompt got two answers: {json.dumps(run.counts)}"
         )
+
+
+def rows_of_answers(run: FeedbackRun, answered: Sequence[AnsweredPrompt]) -> Iterator[Row]:
+    """Return the feedback rows of answered prompts, judged if there is a judge."""
+    if run.panel is None:
+        return (answered_row(prompt) for prompt in answered)
+    return judge_answers(run, run.panel, answered)
 
 
 def collect_answers(run: FeedbackRun, prompts: Iterable[Row]) -> list[AnsweredPrompt]:

@@ -6,7 +6,7 @@ shards' files. So it also writes the ledger and the report that one run would ha
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from zephyr.distill.self_instruct import self_instruct, self_instruct_inputs
 from zephyr.distill.shards import Shard, parts_beside, shard_path
 from zephyr.progress import track
 from zephyr.teacher import Budget, Ledger, Reply, Request, Teacher, ask
-from zephyr.teacher.ledger import MAX_LINE_BYTES, ledger_files, parse_reply
+from zephyr.teacher.ledger import ledger_lines, parse_reply
 from zephyr.teacher.shares import absent, open_existing, reusing
 from zephyr.training.files import READ_ERRORS, as_dict, read_json, synced_digest
 
@@ -138,17 +138,22 @@ def merge(out: Path, paths: Sequence[Path]) -> Report:
     merges = {"feedback": merge_feedback, "self-instruct": merge_self_instruct}
     if command not in merges:
         raise BadInput(f"merge: {parts[0].path} is a shard of {command!r}, expected a command here")
-    return merge_replies(out, parts, merges[str(command)])
-
-
-def merge_replies(
-    out: Path, parts: Sequence[Part], run: Callable[[Path, Sequence[Part], "Ask"], Report]
-) -> Report:
-    """Make the call with the replies of the shards' ledgers, and write its ledger.
-
-    Args: run: makes the call.
-    """
+    run = merges[str(command)]
     paths = list(dict.fromkeys(part_ledger(part) for part in parts))
+    return merge_replies(out, paths, lambda ask: run(out, parts, ask))
+
+
+def merge_replies(out: Path, paths: Sequence[Path], run: Callable[["Ask"], Report]) -> Report:
+    """Make a call with the replies of ledgers, and write its own ledger, which gets all of them.
+
+    Args:
+        paths: the ledgers.
+        run: makes the call with an `ask` that asks nobody.
+    Returns:
+        What `run` returns, with the entries about the ledger.
+    Raises:
+        BadInput: if a reply is missing. What `run` raises.
+    """
     where = f"merge: {', '.join(path.name for path in paths)}"
     ledgers = open_existing(paths)
     with Ledger(out.with_suffix(".ledger.jsonl")) as ledger:
@@ -157,7 +162,7 @@ def merge_replies(
             teacher = reusing(absent(teacher.name, teacher.identity, where), ledgers)
             return ask(teacher, requests, ledger, Budget())
 
-        report = run(out, parts, ask_parts)
+        report = run(ask_parts)
         copy_the_rest(ledger, paths)
         ledger_name = ledger.path.name
         return {**report, "ledger": ledger_name, "spent": ledger.held._asdict()}
@@ -176,24 +181,24 @@ def part_ledger(part: Part) -> Path:
 
 def copy_the_rest(ledger: Ledger, paths: Sequence[Path]) -> None:
     """Append what the shards paid for beside the replies that were used: failed attempts, and
-    replies that two shards asked for. A second merge appends nothing."""
-    have = Counter(key for _, key in ledger_lines(ledger.path))
+    replies that two shards asked for. Copies of one reply count once. A second merge appends
+    nothing."""
+    have = Counter(map(reply_key, ledger_lines(ledger.path)))
     for path in paths:
-        for line, key in track(ledger_lines(path), f"ledger {path.name}", "replies"):
-            if have[key]:
-                have[key] -= 1
-            else:
+        for line in track(ledger_lines(path), f"ledger {path.name}", "replies"):
+            key = reply_key(line)
+            is_reply = bool(key[0])
+            if not have[key]:
                 ledger.append_line(line)
+                have[key] += is_reply
+            elif not is_reply:
+                have[key] -= 1
 
 
-def ledger_lines(path: Path) -> Iterator[tuple[bytes, tuple[str, ...]]]:
-    """Yield the whole lines of a ledger and its ranks', each with what tells it from the others."""
-    for file in ledger_files(path):
-        with file.open("rb") as lines:
-            for line in iter(lambda: lines.readline(MAX_LINE_BYTES), b""):
-                if line.endswith(b"\n"):
-                    reply = parse_reply(line)
-                    yield line, (reply.digest, reply.time, reply.model, reply.error)
+def reply_key(line: bytes) -> tuple[str, ...]:
+    """What tells a line of a ledger from the others."""
+    reply = parse_reply(line)
+    return reply.digest, reply.time, reply.model, reply.error
 
 
 def merge_feedback(out: Path, parts: Sequence[Part], ask: Ask) -> Report:

@@ -10,8 +10,11 @@ Lengths and budgets are in tokens; a cost is in any unit of work.
 import heapq
 import random
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 MicroBatch = list[int]  # example indices
 # Ranks are rebalanced while the most loaded rank's cost is above so many times the mean rank's.
@@ -187,14 +190,17 @@ def balance_ranks(
 
     Each example, the most expensive first, goes to the rank with the lowest cost so far. Then
     `rebalance` reduces the difference that is left. Ranks with fewer micro-batches get empty ones.
+    Ranks without an example share one list of them: a plan of 1,024 ranks stays small.
     """
-    of_rank: list[list[int]] = [[] for _ in range(ranks)]
-    least_loaded = [(0.0, 0, rank) for rank in range(ranks)]  # a heap: cost, examples, rank
+    busy = min(ranks, len(examples))  # ranks that get an example
+    of_rank: list[list[int]] = [[] for _ in range(busy)]
+    least_loaded = [(0.0, 0, rank) for rank in range(busy)]  # a heap: cost, examples, rank
     for i in sorted(examples, key=lambda i: (-costs[i], i)):
         cost, count, rank = heapq.heappop(least_loaded)
         of_rank[rank].append(i)
         heapq.heappush(least_loaded, (cost + costs[i], count + 1, rank))
-    rebalance(of_rank, costs)
+    if busy == ranks:  # else each has one example, and no change helps
+        rebalance(of_rank, costs)
     packed: list[list[MicroBatch]] = []
     for assigned in of_rank:
         bins = best_fit([lengths[i] for i in assigned], budget_tokens)
@@ -202,7 +208,8 @@ def balance_ranks(
     most = max(len(micro_batches) for micro_batches in packed)
     for micro_batches in packed:
         micro_batches += [[] for _ in range(most - len(micro_batches))]
-    return packed
+    idle: list[MicroBatch] = [[] for _ in range(most)]
+    return packed + [idle] * (ranks - busy)
 
 
 def rebalance(of_rank: list[list[int]], costs: Sequence[float]) -> None:
@@ -213,37 +220,60 @@ def rebalance(of_rank: list[list[int]], costs: Sequence[float]) -> None:
     `of_rank`.
     """
     loads = [sum(costs[i] for i in assigned) for assigned in of_rank]
+    if max(loads) <= MAX_IMBALANCE * sum(loads) / len(loads):
+        return
+    owners = sorted((i, rank) for rank, assigned in enumerate(of_rank) for i in assigned)
+    step = StepExamples(
+        example=np.array([i for i, _ in owners]),
+        rank=np.array([rank for _, rank in owners]),
+        cost=np.array([costs[i] for i, _ in owners], dtype=np.float64),
+    )
     while (most := max(loads)) > MAX_IMBALANCE * sum(loads) / len(loads):
         loaded = loads.index(most)
-        after, given, taken, rank = min(possible_changes(of_rank, costs, loads, loaded))
+        after, given, taken, rank = best_change(step, np.array(loads, dtype=np.float64), loaded)
         if after >= most * (1 - 1e-12):  # not by rounding alone: two exchanges would alternate
             return
         of_rank[loaded].remove(given)
         of_rank[rank].append(given)
+        step.rank[step.example == given] = rank
         if taken >= 0:
             of_rank[rank].remove(taken)
             of_rank[loaded].append(taken)
+            step.rank[step.example == taken] = loaded
         for changed in (loaded, rank):
             loads[changed] = sum(costs[i] for i in of_rank[changed])
 
 
-def possible_changes(
-    of_rank: list[list[int]], costs: Sequence[float], loads: Sequence[float], loaded: int
-) -> Iterator[tuple[float, int, int, int]]:
-    """All gifts and exchanges of one example between the rank `loaded` and another rank.
+class StepExamples(NamedTuple):
+    """The examples of a step, ascending: [E] each."""
 
-    Yields: the larger of the two loads after the change, the example given, the example taken in
-    exchange (-1: none), and the other rank.
+    example: NDArray[np.int64]
+    rank: NDArray[np.int64]  # that has it
+    cost: NDArray[np.float64]
+
+
+def best_change(
+    step: StepExamples, loads_R: NDArray[np.float64], loaded: int
+) -> tuple[float, int, int, int]:
+    """Of all gifts and exchanges of one example between the rank `loaded` and another rank, the one
+    after which the larger of the two loads is smallest; of equals, that of the smallest numbers.
+
+    Returns: that load, the example given, the example taken in exchange (-1: none), and the other
+    rank.
     """
-    for rank in range(len(loads)):
-        if rank == loaded:
-            continue
-        for given in of_rank[loaded]:
-            for taken in (-1, *of_rank[rank]):
-                cost = costs[taken] if taken >= 0 else 0
-                after = loads[loaded] - costs[given] + cost
-                after_other = loads[rank] + costs[given] - cost
-                yield max(after, after_other), given, taken, rank
+    found = []
+    mine = step.rank == loaded
+    for given, cost in zip(step.example[mine].tolist(), step.cost[mine].tolist()):
+        left = loads_R[loaded] - cost
+        gifts_R = np.maximum(left, loads_R + cost)
+        gifts_R[loaded] = np.inf
+        rank = int(gifts_R.argmin())  # the first of equals
+        found.append((float(gifts_R[rank]), given, -1, rank))
+        exchanges_E = np.maximum(left + step.cost, loads_R[step.rank] + cost - step.cost)
+        exchanges_E[mine] = np.inf
+        e = int(exchanges_E.argmin())
+        found.append((float(exchanges_E[e]), given, int(step.example[e]), int(step.rank[e])))
+    return min(found)
 
 
 def with_totals(
@@ -253,14 +283,15 @@ def with_totals(
     tokens = sum(lengths[i] for step in steps for i in step.examples())
     if not steps:
         return Plan(steps, tokens, fill_ratio=0.0, imbalance=1.0)
-    micro_batches = [micro for step in steps for rank in step.ranks for micro in rank if micro]
-    loads = [
-        [sum(costs[i] for micro in rank for i in micro) for rank in step.ranks] for step in steps
-    ]
-    mean_load = sum(sum(load) / len(load) for load in loads)
+    micro_batches = sum(1 for step in steps for rank in step.ranks for micro in rank if micro)
+    mean_load = most_load = 0.0
+    for step in steps:
+        loads = [sum(costs[i] for micro in rank for i in micro) for rank in step.ranks if rank[0]]
+        mean_load += sum(loads) / len(step.ranks)
+        most_load += max(loads)
     return Plan(
         steps,
         tokens,
-        fill_ratio=tokens / (len(micro_batches) * budget_tokens),
-        imbalance=sum(max(load) for load in loads) / mean_load,
+        fill_ratio=tokens / (micro_batches * budget_tokens),
+        imbalance=most_load / mean_load,
     )

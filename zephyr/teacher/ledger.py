@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import time
+from collections.abc import Iterator
 from glob import escape
 from io import FileIO
 from pathlib import Path
@@ -188,6 +189,15 @@ def ledger_files(path: Path) -> list[Path]:
     """The file of a ledger and those of its other ranks, as far as they exist."""
     of_ranks = escape(path.stem) + f".rank*{path.suffix}"
     return [file for file in (path, *sorted(path.parent.glob(of_ranks))) if file.is_file()]
+
+
+def ledger_lines(path: Path) -> Iterator[bytes]:
+    """Yield the whole lines of a ledger and of its other ranks."""
+    for file in ledger_files(path):
+        with file.open("rb") as lines:
+            for line in iter(lambda: lines.readline(MAX_LINE_BYTES), b""):
+                if line.endswith(b"\n"):
+                    yield line
 
 
 def parse_reply(line: bytes) -> Reply:

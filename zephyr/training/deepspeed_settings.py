@@ -26,6 +26,12 @@ DECIDED_BY_YAML = {
 }
 # Keys of `zero_optimization` that make DeepSpeed gather more than one module's weights at once.
 LEAF_KEYS = ("leaf_module", "stage3_module_granularity_threshold")
+# Keys of `zero_optimization` that quantise what ranks exchange.
+INEXACT_KEYS = (
+    "zero_quantized_weights",
+    "zero_quantized_nontrainable_weights",
+    "zero_quantized_gradients",
+)
 # The names of dtypes that DeepSpeed takes in its JSON, each with ours.
 DTYPE_NAMES = {
     **dict.fromkeys(("fp32", "float32", "float", "torch.float32"), "float32"),
@@ -72,6 +78,46 @@ def read_deepspeed(path: str) -> Json:
                 f"hardware.deepspeed: {path} sets {key}; the YAML's {owner} decides that: remove it"
             )
     return settings
+
+
+def require_exact(settings: Mapping[str, object], path: str, ranks: int) -> None:
+    """Check the parts of ZeRO++ and MiCS that the JSON asks for.
+
+    Hierarchical partitioning (hpZ) keeps a second copy of the weights in the model's own dtype: the
+    weights that a backward gathers are the same to the bit.
+
+    Args: ranks: of the run; 1 where it is not known.
+    Raises: ConfigError: quantised communication, MiCS, or groups that do not divide the ranks.
+    """
+    zero = section_of(settings, "zero_optimization")
+    for key in INEXACT_KEYS:
+        if zero.get(key):
+            raise ConfigError(
+                f"hardware.deepspeed: {path} sets zero_optimization.{key}: it rounds what ranks "
+                "exchange to 8 or 4 bits, and the run would depend on the number of ranks; remove "
+                "it (zero_hpz_partition_size is exact)"
+            )
+    shards = zero.get("mics_shard_size", -1)
+    if isinstance(shards, int) and shards > 0:
+        raise ConfigError(
+            f"hardware.deepspeed: {path} sets zero_optimization.mics_shard_size: MiCS makes "
+            "parameters and checkpoints of another kind, which are not read here; remove it"
+        )
+    size = hpz_ranks(settings)
+    if size < 1 or (ranks > size and ranks % size):
+        raise ConfigError(
+            f"hardware.deepspeed: {path}: zero_optimization.zero_hpz_partition_size: expected the "
+            f"GPUs of a node, a divisor of the {ranks} ranks, got {zero['zero_hpz_partition_size']}"
+        )
+
+
+def hpz_ranks(settings: Mapping[str, object]) -> int:
+    """`zero_hpz_partition_size`: ranks that together hold a second copy of all weights; 1: none.
+
+    0 for a value that is no integer.
+    """
+    size = section_of(settings, "zero_optimization").get("zero_hpz_partition_size", 1)
+    return size if type(size) is int else 0
 
 
 def section_of(settings: Mapping[str, object], name: str) -> Json:
@@ -156,8 +202,10 @@ def deepspeed_settings(
         gradients_in: float32 or bfloat16.
 
     Raises:
-        ConfigError: the JSON gathers larger parts than `hardware.gather: module`.
+        ConfigError: the JSON gathers larger parts than `hardware.gather: module`, or as
+            `require_exact`.
     """
+    require_exact(settings, hardware.deepspeed, ranks)
     zero = section_of(settings, "zero_optimization")
     larger = [key for key in LEAF_KEYS if key in zero]
     if larger and hardware.gather == "module":

@@ -16,6 +16,7 @@ class ZeroParameter(Protocol):
     ds_shape: torch.Size  # of the whole parameter
     ds_numel: int  # elements of the whole parameter
     ds_tensor: Tensor  # this rank's part, padded on the last rank
+    ds_secondary_tensor: Tensor | None  # of hierarchical partitioning
     requires_grad: bool
 
     def element_size(self) -> int: ...

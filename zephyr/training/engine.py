@@ -146,7 +146,7 @@ class Engine:
 
         Raises: ConfigError: the size does not divide the number of ranks.
         """
-        self.sequence = sequence_group(size)
+        self.sequence = sequence_group(size, self.hardware.collective_timeout_seconds)
         # These ranks have the same examples: to the plan they are one.
         self.data_rank, self.data_world_size = self.rank // size, self.world_size // size
         # One of them counts the row in sums over all ranks.
@@ -306,6 +306,7 @@ class Engine:
         weights. A collective. Raises: the BadInput of `load`, on every rank.
         """
         self.engine.optimizer._partition_all_parameters()  # no module keeps a gathered old value
+        shards.forget_second_copies(self.policy.parameters())
         self.on_all_ranks(lambda: load(self.policy.lm, write=fill_partition))
 
     def choose_gradient_dtype(self, micro_batches: int | None) -> GradientDtype:
@@ -476,7 +477,7 @@ class Engine:
         return available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def sequence_group(size: int) -> SequenceGroup | None:
+def sequence_group(size: int, timeout_seconds: float) -> SequenceGroup | None:
     """The ranks beside this one that compute its rows with it; None: size is 1. A collective.
 
     Groups are of adjacent ranks, so that they lie within a node where their size divides its ranks.
@@ -490,7 +491,9 @@ def sequence_group(size: int) -> SequenceGroup | None:
     if size == 1:
         return None
     blocks = [list(range(first, first + size)) for first in range(0, ranks, size)]
-    groups = [torch.distributed.new_group(block) for block in blocks]  # on every rank all of them
+    timeout = timedelta(seconds=timeout_seconds)
+    # Every rank makes all of them.
+    groups = [torch.distributed.new_group(block, timeout=timeout) for block in blocks]
     return SequenceGroup(groups[rank // size], rank % size, size)
 
 

@@ -32,7 +32,7 @@ FILES = (
     "report.html",
 )
 EXPORT = ("model", "model.part", "adapter", "adapter.part")  # folders that are replaced
-FOLDERS = (*EXPORT, "checkpoints", "pairs")
+FOLDERS = (*EXPORT, "checkpoints", "pairs", "eval_pairs")
 RANK0_LOST = (
     "rank 0 ended without a message, as when it is killed; started again, the run continues from "
     "its last checkpoint"

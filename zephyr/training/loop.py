@@ -24,7 +24,7 @@ from zephyr.training.curves import Table
 from zephyr.training.engine import Engine
 from zephyr.training.flops import mfu
 from zephyr.training.initial_rewards import require_zero_rewards
-from zephyr.training.metrics import Ledger, Record, Recorder, Totals
+from zephyr.training.metrics import EVAL_PAIRS, Ledger, Record, Recorder, Row, Totals
 from zephyr.training.published import compare
 from zephyr.training.schedule import learning_rate
 
@@ -130,15 +130,15 @@ def fit(
     on_resume_checked()
     rates = learning_rates(config.optim, len(steps))
     ledger = open_ledger(engine, run_dir, train, first_step)
+    held_out = open_ledger(engine, run_dir, evaluation, first_step, EVAL_PAIRS)
     digests = {name: identity[name] for name in (*train.identity, "plan")}
-    with contextlib.closing(
-        open_recorder(engine, config, first_step, len(steps), digests)
-    ) as recorder:
+    opened = open_recorder(engine, config, first_step, len(steps), digests)
+    with contextlib.closing(opened) as recorder:
         start = None
         if first_step == 0 and (evaluation or sample):
             # Where the held-out curves start: for DPO, loss ln 2 and the reference's log-probs.
             # Recorded once the first step has passed its checks: a refused run leaves no record.
-            start = evaluate(engine, evaluation, sample, 0, 0.0)
+            start = evaluate(engine, evaluation, sample, 0, 0.0, held_out)
         interval = Interval(time.perf_counter())
         for step in range(first_step, len(steps)):
             updates, last = step + 1, step == len(steps) - 1  # so many updates, this one included
@@ -149,7 +149,7 @@ def fit(
             if step == first_step:  # from here on the folder holds something to lose
                 checkpoint.write_identity(engine, run_dir, step, identity)
                 if start:
-                    record_evaluation(recorder, start)
+                    record_evaluation(engine, recorder, start, held_out)
             require_finite(engine, train, step, sums, ledger, recorder)
             interval.add(sums)
 
@@ -162,10 +162,9 @@ def fit(
             pause_started = time.perf_counter()
             if (evaluation or sample) and (updates % run.eval_every == 0 or last):
                 epoch = float(config.optim.epochs) if last else steps[updates].epoch
-                found = evaluate(engine, evaluation, sample, updates, epoch)
-                if last and evaluation and config.published:
-                    compare_with_published(engine, config.published, found)
-                record_evaluation(recorder, found)
+                found = evaluate(engine, evaluation, sample, updates, epoch, held_out)
+                compare_with_published(engine, config.published if last else None, found)
+                record_evaluation(engine, recorder, found, held_out)
             if saves or stop:
                 save_checkpoint(engine, config, updates, identity, ledger, recorder)
             interval.started += time.perf_counter() - pause_started
@@ -266,11 +265,14 @@ def evaluate(
     sample: Sample | None,
     step: int,
     epoch: float,
+    ledger: Ledger | None = None,
 ) -> dict[str, object]:
     """The means over all examples of a split after `step` updates, and what `sample` returns.
 
     Losses are computed in evaluation mode, without dropout. Then the policy is set back to training
     at once: `sample` comes after, because generation switches the mode and restores it by itself.
+
+    Args: ledger: gets each pair's values.
     """
     record: dict[str, object] = {"step": step, "split": "eval", "epoch": epoch}
     engine.train(False)
@@ -278,7 +280,11 @@ def evaluate(
     if split:
         micro_batches = split.plan.steps[0].ranks[engine.data_rank]
         for indices in track(micro_batches, "eval", "micro-batches"):
-            totals.add(*split.run_objective(engine, engine.place(split.collate(indices))))
+            batch = engine.place(split.collate(indices))
+            loss_sum, stats = split.run_objective(engine, batch)
+            totals.add(loss_sum, stats)
+            if ledger and engine.counts_rows:
+                ledger.add(step, epoch, batch.indices, stats)
     engine.train()
     if split:
         sums = reduce_totals(engine, split, 0, totals)
@@ -288,16 +294,26 @@ def evaluate(
     return record
 
 
-def compare_with_published(engine: Engine, published: Published, record: dict[str, object]) -> None:
-    """Log how the last evaluation compares with the published run, and add it to the record."""
+def compare_with_published(
+    engine: Engine, published: Published | None, record: dict[str, object]
+) -> None:
+    """Log how the last evaluation compares with the published run, if there is one, and add it to
+    the record."""
+    if published is None:
+        return
     compared = compare(published, cast(float, record["loss"]))
     record.update(compared.metrics())
     (engine.log if compared.is_reached else engine.warn)(compared.line())
 
 
-def record_evaluation(recorder: Recorder, record: dict[str, object]) -> None:
-    """Write what `evaluate` returned, with its alarms."""
+def record_evaluation(
+    engine: Engine, recorder: Recorder, record: dict[str, object], ledger: Ledger | None
+) -> None:
+    """Write what `evaluate` returned, with its alarms, and each pair's values. A collective."""
     recorder.write(record, alarms.evaluation_alarms(record, recorder.evaluations))
+    if ledger:
+        rows = gathered_rows(engine, ledger)
+        engine.on_rank0(lambda: ledger.commit(cast(int, record["step"]), rows))
 
 
 def save_checkpoint(
@@ -312,9 +328,7 @@ def save_checkpoint(
 
     Records and the ledger's part are on the disk before the checkpoint that relies on them.
     """
-    rows = []
-    if ledger:
-        rows = [row for rank in engine.all_gather(ledger.rows()) for row in rank]
+    rows = gathered_rows(engine, ledger) if ledger else []
 
     def write_records() -> None:
         recorder.sync()
@@ -323,6 +337,11 @@ def save_checkpoint(
 
     engine.on_rank0(write_records)
     checkpoint.save(engine, Path(config.run.dir), updates, identity, config.run.keep)
+
+
+def gathered_rows(engine: Engine, ledger: Ledger) -> list[Row]:
+    """The rows of all ranks since the last call. A collective."""
+    return [row for rank in engine.all_gather(ledger.rows()) for row in rank]
 
 
 def learning_rates(optim: Optim | SFTOptim, num_steps: int) -> list[float]:
@@ -339,11 +358,20 @@ def learning_rates(optim: Optim | SFTOptim, num_steps: int) -> list[float]:
     ]
 
 
-def open_ledger(engine: Engine, run_dir: Path, split: Split, first_step: int) -> Ledger | None:
-    """The ledger of each pair's visits, where the split asks for one; rank 0 writes it."""
-    if not split.ledger:
+def open_ledger(
+    engine: Engine, run_dir: Path, split: Split | None, first_step: int, name: str = "pairs"
+) -> Ledger | None:
+    """The ledger of each pair's visits, where the split asks for one; rank 0 writes it.
+
+    That of an evaluation also has `row`, the pair's place among the encoded ones: the rewards of
+    published cards are of some places only (`zephyr.analysis.cards`).
+    """
+    if split is None or not split.ledger:
         return None
-    return Ledger(run_dir, split.ids, split.ledger, first_step, writes=engine.rank == 0)
+    counts = dict(split.ledger)
+    if name == EVAL_PAIRS:
+        counts["row"] = range(len(split.ids))
+    return Ledger(run_dir, split.ids, counts, first_step, engine.rank == 0, name)
 
 
 def open_recorder(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Record = Mapping[str, object]  # a line of metrics.jsonl
 Row = dict[str, float | int | str]  # a row of the ledger
+EVAL_PAIRS = "eval_pairs"  # the folder of the evaluations' ledger; that of the steps is `pairs`
 # The ledger's columns beside id, step and epoch
 LEDGER = (
     "loss",
@@ -211,13 +212,14 @@ class Ledger:
         token_counts: Mapping[str, Sequence[int]],
         first_step: int,
         writes: bool,
+        name: str = "pairs",
     ) -> None:
-        """Open the ledger in `run_dir`/pairs.
+        """Open the ledger in the folder `name` of a run.
 
         Args: first_step: parts of later steps are removed, these steps will run again. writes: true
         on one rank.
         """
-        self.folder, self.writes = run_dir / "pairs", writes
+        self.folder, self.writes = run_dir / name, writes
         self.ids, self.token_counts = ids, token_counts
         self.visits: list[Visit] = []
         for path in step_paths(self.folder, ".parquet") if writes else ():
@@ -255,7 +257,7 @@ class Ledger:
         return rows
 
     def commit(self, step: int, rows: list[Row]) -> None:
-        """Write the part that belongs to the checkpoint at `step`, whole or not at all."""
+        """Write the part of `step`, of its checkpoint or evaluation, whole or not at all."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 

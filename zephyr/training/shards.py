@@ -7,7 +7,7 @@ read.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -192,7 +192,17 @@ def refresh_parameters(zero: ZeroOptimizer) -> None:
     Small parameters, which every rank keeps whole, are gathered again.
     """
     zero._partition_all_parameters()
+    forget_second_copies(parameter for group in zero.fp16_groups for parameter in group)
     for group in range(len(zero.fp16_groups)):
         zero._reassign_or_swap_out_partitioned_parameters(group)
     if zero.persistent_parameters:
         zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+
+
+def forget_second_copies(parameters: Iterable[ZeroParameter]) -> None:
+    """Drop the copies that hierarchical partitioning keeps of older values.
+
+    DeepSpeed drops them after an update only, and would gather them after any other change.
+    """
+    for parameter in parameters:
+        parameter.ds_secondary_tensor = None

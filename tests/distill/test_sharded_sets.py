@@ -27,6 +27,7 @@ from zephyr.distill.self_instruct import self_instruct
 from zephyr.distill.shards import Shard, parse_shard, shard_ledgers, shard_path
 from zephyr.teacher import Budget, Ledger, Reply, Request, ask, embedded
 from zephyr.teacher import shares as shares_module
+from zephyr.teacher.request import Spending
 from zephyr.teacher.rubric import Critique, Rating, format_critique, format_ratings
 from zephyr.teacher.shares import ShardsAway, Shares
 from zephyr.world.facts import build_world
@@ -400,9 +401,9 @@ def test_the_commands(
     assert "expected no --ledger" in errors and "'3/2' is no shard I/N" in errors
 
 
-def test_failed_attempts_are_merged_once(tmp_path: Path) -> None:
-    """The costs of a merge are those of all shards, failed attempts too. Fails where they vanish,
-    or are counted again by a second merge."""
+def test_what_was_paid_for_is_merged_once(tmp_path: Path) -> None:
+    """The costs of a merge are those of all shards: failed attempts too, a reply that two asked for
+    twice, the copies of one reply once. Fails where any vanishes, or a second merge adds to it."""
     source, out = tmp_path / "prompts.jsonl", tmp_path / "f.jsonl"
     write_rows(source, [{"prompt": f"what about {n}?"} for n in range(3)])
     for number in range(2):
@@ -412,8 +413,78 @@ def test_failed_attempts_are_merged_once(tmp_path: Path) -> None:
     with Ledger(one) as ledger:
         ledger.append(failed, "a", None)
         ledger.append(failed, "a", None)
+        line = shard_path(out, Shard(0, 2), ".ledger.jsonl").read_text().splitlines()[0]
+        ledger.append_line(line.encode() + b"\n")  # a copy
+    again = {**json.loads(line), "time": "2026-01-01T00:00:01.000+00:00", "prompt_tokens": 7}
+    for path in shard_ledgers(out, 2):  # one is a copy
+        with Ledger(path) as ledger:
+            ledger.append_line(json.dumps(again).encode() + b"\n")
+    tokens = 2 * again["completion_tokens"] + json.loads(line)["prompt_tokens"] + 7
+    copied = Spending(2, tokens, 0.0)
     held = [Ledger(path, read_only=True).held for path in shard_ledgers(out, 2)]
     for _ in range(2):
         report = merge(out, [])
-        assert report["spent"] == held[0].plus(held[1])._asdict()
+        assert report["spent"] == held[0].plus(held[1]).minus(copied)._asdict()
         assert report["spent"]["cost"] == 1.0
+
+
+def test_costs_are_told_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--dry-run` before and after a pilot of two of five prompts, with figures by hand: 2 answers,
+    4 ratings and 2 critiques a prompt. Fails where anything is asked or written, a paid reply is
+    told as missing, or a mean, a price or the share of a shard is wrong."""
+    source, pilot, out = (tmp_path / name for name in ("p.jsonl", "pilot.jsonl", "f.jsonl"))
+    drawn = {prompt.prompt: prompt for prompt in draw_prompts(build_world(0), "train", 12, 0)}
+    rows = [prompt._asdict() for prompt in drawn.values()][:5]
+    write_rows(source, rows)
+    write_rows(pilot, rows[:2])
+
+    def feedback(prompts: Path, to: Path, *options: str) -> list[str]:
+        words = ["feedback", str(prompts), "--answerers", "world:expert,world:terse", "--out"]
+        words += [str(to), "--per-prompt", "2", "--judge", "world:judge", *options]
+        assert main(words) == 0
+        return capsys.readouterr().out.splitlines()
+
+    asked = ["--dry-run", "--price", "judge=1000,2000", "--max-new-tokens", "100"]
+    told = feedback(source, out, *asked)
+    assert told[0] == "5 prompts" and told[1].startswith("expert: 5 requests; reads about ")
+    assert told[1].endswith("writes up to 500") and told[3].endswith("writes up to 9,000")
+    assert told[3].startswith("judge: 30 requests (and at most 60 again)")
+    assert told[-1].startswith("time: not known") and not list(tmp_path.glob("f.*"))
+    ledger = tmp_path / "f.ledger.jsonl"
+    feedback(pilot, tmp_path / "pilot.out.jsonl", "--ledger", str(ledger), *asked[3:])
+    replies = [json.loads(line) for line in ledger.read_text().splitlines()]
+    judged = [reply for reply in replies if reply["teacher"] == "judge"]
+    told = feedback(source, out, *asked, "--shard", "0/2")
+    assert told[0] == "5 prompts, 2 to 3 in each of 2 shards"
+    assert told[1] == "4 of 10 answers are in the ledger"
+    reads = sum(reply["prompt_tokens"] for reply in judged) * 18 / 12
+    writes = sum(reply["completion_tokens"] for reply in judged) * 18 / 12
+    assert len(judged) == 12 and told[4] == (
+        f"judge: 18 requests (and at most 36 again); reads about {reads:,.0f} tokens, writes about "
+        f"{writes:,.0f} as 12 replies did, up to 5,400"
+    )
+    cost = (1000 * reads + 2000 * writes) / 1e6
+    full = (1000 * reads + 2000 * 5400) / 1e6
+    assert told[6].startswith(f"cost: about {cost:.2f}, {full:.2f} if each reply has full length")
+    assert f", {cost / 2:.2f} for each of 2 shards; without expert, terse" in told[6]
+    assert told[7].startswith("time: about 0.00 h at the speed of the replies")
+    assert [path.name for path in sorted(tmp_path.glob("f.*"))] == ["f.ledger.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("variant", "requests"),
+    [("self-instruct", 4 + 2 * 30), ("alpaca", 2), ("dialogue", 30 * (1 + 3 + 2))],
+)
+def test_costs_of_instructions(
+    variant: str, requests: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fails where a kind of request is left out, or an earlier run of the OUT tells nothing."""
+    out = tmp_path / "i.jsonl"
+    words = ["self-instruct", "--seeds", "seeds.jsonl", "--n", "30", "--variant", variant]
+    words += ["--teacher", "world:teacher", "--out", str(out), "--dry-run"]
+    assert main(words) == 0
+    assert f"30 rows: at least {requests} requests (" in capsys.readouterr().out
+    report = {"rows": 3, "variant": variant, "spent": {"requests": 100}}
+    out.with_suffix(".report.json").write_text(json.dumps(report))
+    assert main(words) == 0
+    assert "about 1,000 requests, as" in capsys.readouterr().out

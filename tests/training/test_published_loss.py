@@ -10,6 +10,7 @@ import pytest
 from processes import Launch
 from runs import records, rows, write_config, write_lines
 
+from zephyr.analysis.cards import read_evaluated
 from zephyr.analysis.runs import read_run
 from zephyr.analysis.visits import read_visits
 from zephyr.config import ConfigError, DPOConfig, Published, load
@@ -45,11 +46,18 @@ def test_a_run_tells_whether_it_reached_the_published_loss(
     tiny: Path, launch: Launch, tmp_path: Path
 ) -> None:
     """A real run with a loss that it cannot reach: it succeeds, and says so in its log, its last
-    evaluation, status.json and the verdict of its report. Fails where the comparison is of another
-    evaluation than the last, changes the exit code, or is lost."""
+    evaluation, status.json and the verdict of its report; `zephyr cards` reads its pairs. Fails
+    where the comparison is of another evaluation than the last, changes the exit code, or is lost,
+    or the pairs are not those of the record."""
     data = write_lines(tmp_path / "pairs.jsonl", rows(12))
     config = write_config(
-        tmp_path, tiny, data, data__eval=[str(data)], run__eval_every=1, run__preflight=False
+        tmp_path,
+        tiny,
+        data,
+        data__eval=[str(data)],
+        optim__epochs=1,
+        run__eval_every=1,
+        run__preflight=False,
     )
     target = "published={eval_loss: 5, source: a card, within: 0.5}"
     done = launch("train_dpo.py", config, target)
@@ -66,6 +74,10 @@ def test_a_run_tells_whether_it_reached_the_published_loss(
     assert status["published"]["eval_loss"] == last["loss"]
     found = {f.name: f for f in verdict(read_run(run, "run"), read_visits(run), {})}["published"]
     assert (found.status, found.answer) == ("watch", "No: lower") and "a card" in found.text
+    pairs = read_evaluated(run)
+    assert pairs.pairs == 12 and not pairs.notes and pairs.epoch == last["epoch"]
+    for name in ("loss", "rewards/margins", "rewards/accuracies"):
+        assert pairs.columns[name].mean() == pytest.approx(last[name], rel=1e-6)
     assert last_comparison(None, str(run)) is None
     again = Published(eval_loss=round(last["loss"], 4), source="itself")
     compared = last_comparison(again, str(run))
