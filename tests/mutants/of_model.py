@@ -910,8 +910,8 @@ MUTANTS: list[Mutant] = [
             "if True:",
         ),
         (
-            "                yield from missing_weights(folder)",
-            "                pass",
+            "            yield from missing_weights(folder)",
+            "            pass",
         ),
         (
             ("lm_config = read_config(folder)\n        require_supported(folder, lm_config)"),

@@ -95,11 +95,9 @@ def test_hierarchical_partitioning_is_exact(runs: dict[str, Path]) -> None:
 
 @pytest.mark.long
 def test_the_collectives_are_those_of_the_formula(runs: dict[str, Path], tiny: Path) -> None:
-    """Bytes and ranks of a micro-batch, and the most calls, as torch.distributed is called.
-
-    Fails where DeepSpeed gathers more often, or another dtype, than times are predicted for; or hpZ
-    gathers across groups in the backward.
-    """
+    """Bytes and ranks of a micro-batch, and the most calls, as torch.distributed is called. Fails
+    where DeepSpeed gathers more often, or another dtype, than times are predicted for; or hpZ
+    gathers across groups in the backward."""
     model = read_model(str(tiny), None)
     for name, ranks in (("2", 2), ("4", 4), ("4 in groups", 4)):
         config = load(DPOConfig, str(runs[name] / "config.yaml"))
