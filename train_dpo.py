@@ -35,7 +35,7 @@ from transformers import PreTrainedTokenizerBase
 
 from zephyr import losses
 from zephyr.chat import leading_bos
-from zephyr.costs.predict import estimate, require_model
+from zephyr.costs.predict import estimate, missing_tokenizer, require_model
 from zephyr.data.encode import encoding_resources, load_pairs, load_splits
 from zephyr.data.fetch import fetch_models
 from zephyr.data.report import Report
@@ -112,6 +112,9 @@ def predict(engine: Engine, config: DPOConfig, asked: DryRun) -> None:
     """What `--dry-run` does, on every rank: print plan, memory and time of the run."""
     engine.on_all_ranks(lambda: check_loss(config))
     lacks = require_model(engine, config)
+    if missing := missing_tokenizer(engine, config, asked):
+        estimate(engine, config, asked, [*lacks, *missing], None)
+        return
     config, tokenizer = load_run_tokenizer(engine, config)
     make_sampler(engine, config, tokenizer)
     for warning in losses.unusual_settings(config.loss, config.beta):

@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from zephyr.chat import leading_bos
-from zephyr.costs.predict import estimate, require_model
+from zephyr.costs.predict import estimate, missing_tokenizer, require_model
 from zephyr.data.encode import encoding_resources, load_splits, load_texts
 from zephyr.data.fetch import fetch_models
 from zephyr.data.report import Report
@@ -87,6 +87,9 @@ def train(engine: Engine, config: SFTConfig, folder: RunFolder) -> None:
 def predict(engine: Engine, config: SFTConfig, asked: DryRun) -> None:
     """What `--dry-run` does, on every rank: print plan, memory and time of the run."""
     lacks = require_model(engine, config)
+    if missing := missing_tokenizer(engine, config, asked):
+        estimate(engine, config, asked, [*lacks, *missing], None)
+        return
     config, tokenizer = load_run_tokenizer(engine, config)
     make_sampler(engine, config, tokenizer)
     load = partial(load_data, engine, config, tokenizer)

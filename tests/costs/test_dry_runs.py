@@ -95,6 +95,18 @@ def test_a_dry_run_needs_neither_kernels_nor_weights(
     assert f"model {folder}: neither model.safetensors nor" in lacks
 
 
+@pytest.mark.parametrize("name", ["sft", "dpo"])
+def test_lengths_need_no_tokenizer(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder that holds a config.json only. Fails where a tokenizer is wanted although the token
+    counts are given, or where nothing says that it was not checked."""
+    path = ROOT / f"configs/zephyr-7b-beta/{name}.yaml"
+    code, _ = dry_run(path, SHAPES / "mistral-7b", "16", "a100-80", "data.limit=64")
+    shown = capsys.readouterr()
+    assert code == 0, shown.err
+    described(shown.out, "16", "a100-80")
+    assert "no tokenizer loads from" in shown.out.partition("Not checked, because this")[2]
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
 def test_a_dry_run_of_the_published_sizes(

@@ -20,7 +20,7 @@ from zephyr.costs.work import PROFILES, Config, Lengths, Model
 from zephyr.data.encode import encoding_resources, load_pairs, load_texts
 from zephyr.data.jsonl import read_rows
 from zephyr.data.store import Pairs, Texts
-from zephyr.data.tokenizer import load_tokenizer
+from zephyr.data.tokenizer import load_tokenizer, read_tokenizer
 from zephyr.data.windows import packer
 from zephyr.losses import find_loss
 from zephyr.model.load import find_lacks
@@ -304,20 +304,36 @@ def require_model(engine: Engine, config: Config) -> list[str]:
     return engine.on_rank0(lambda: [str(lack) for lack in find_lacks(config, dry_run=True)])
 
 
+def missing_tokenizer(engine: Engine, config: Config, asked: DryRun) -> list[str]:
+    """What keeps the tokenizer from loading, where the lengths asked for make it unnecessary.
+
+    A collective.
+    """
+
+    def missing() -> list[str]:
+        try:
+            read_tokenizer(config.tokenizer or config.model)
+        except BadInput as error:
+            return [str(error)]
+        return []
+
+    return engine.on_rank0(missing) if asked.lengths else []
+
+
 def estimate(
     engine: Engine,
     config: Config,
     asked: DryRun,
     lacks: Sequence[str],
-    load: Callable[[], Pairs | Texts],
+    load: Callable[[], Pairs | Texts] | None,
 ) -> None:
     """Print the command's page for a script's dry run. A collective.
 
-    Args: lacks: of `require_model`. load: reads and encodes the config's rows; called where `asked`
-    names no lengths.
+    Args: lacks: of `require_model` and `missing_tokenizer`. load: reads and encodes the config's
+    rows; called where `asked` names no lengths. None: there is no tokenizer to encode them with.
     Raises: BadInput.
     """
-    lengths = None if asked.lengths else token_counts(load())
+    lengths = None if asked.lengths or load is None else token_counts(load())
     engine.print(engine.on_rank0(lambda: dry_run_page(engine, config, asked, lengths)))
     if lacks:
         engine.print("\n".join(["\nNot checked, because this machine lacks it:", *lacks]))
