@@ -234,7 +234,9 @@ def in_process(
         lambda *_, **__: pytest.fail("a model was loaded before the input was refused"),
     )
     monkeypatch.chdir(ROOT)
-    code = start(DPOConfig, train_dpo.check, train_dpo.train, "usage", list(arguments))
+    code = start(
+        DPOConfig, train_dpo.check, train_dpo.train, train_dpo.predict, "usage", list(arguments)
+    )
     return code, capsys.readouterr().err
 
 
@@ -797,6 +799,7 @@ def test_bad_input_is_one_line_and_code_2(
         DPOConfig,
         train_dpo.check,
         train_dpo.train,
+        train_dpo.predict,
         "usage",
         [str(config), override.format(**bad_files)],
     )
