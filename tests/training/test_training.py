@@ -2,8 +2,8 @@
 refusals."""
 
 import json
-import os
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
