@@ -40,18 +40,23 @@ class Host(NamedTuple):
 
     def start(self, command: Sequence[str | Path], **environment: str) -> subprocess.Popen[bytes]:
         """Run a command on this host, in a session of its own; what it says goes to `log`."""
-        script = 'hostname "$0"; mount --bind "$1" /etc/hosts; shift; exec "$@"'
-        hosts = self.folder.parent / "hosts"
+        script = 'hostname "$0"; mount --bind "$1" /etc/hosts; mount --bind "$2" "$3"; shift 3; '
+        arguments = [self.name, self.folder.parent / "hosts", self.folder, self.disk]
         inside = ["nsenter", f"--net=/run/netns/{self.namespace}", "unshare", "-u", "-m"]
         with open(self.log, "ab") as output:
             return subprocess.Popen(
-                [*inside, "sh", "-c", script, self.name, hosts, *map(str, command)],
+                [*inside, "sh", "-ec", f'{script}exec "$@"', *arguments, *map(str, command)],
                 cwd=ROOT,
                 start_new_session=True,
                 stdout=output,
                 stderr=output,
                 env={**self.environment(), **environment},
             )
+
+    @property
+    def disk(self) -> Path:
+        """Where its processes find `folder`: every host has its own under the same path."""
+        return self.folder.parent / "disk"
 
     @property
     def log(self) -> Path:
@@ -89,8 +94,9 @@ def kill(*processes: subprocess.Popen[bytes]) -> None:
 def two_hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
     """The hosts alpha and beta, until the end of the block. Skips where the system refuses."""
     hosts = []
+    (folder / "disk").mkdir(parents=True)
     for number, name in enumerate(("alpha", "beta"), start=1):
-        (folder / name).mkdir(parents=True)
+        (folder / name).mkdir()
         hosts.append(Host(name, f"10.77.0.{number}", f"zephyr-{os.getpid()}-{name}", folder / name))
     names = [f"{host.address} {host.name}\n" for host in hosts]
     (folder / "hosts").write_text("127.0.0.1 localhost\n" + "".join(names))

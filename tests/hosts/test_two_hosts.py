@@ -118,13 +118,19 @@ def test_hosts_with_other_rows_are_refused(
     """The file of rows lies on each host's own disk, and one of them is another. Fails where each
     host trains on its own rows, which no record would show."""
     rows = (finished / "pairs.jsonl").read_text()
+    processes = []
     for host in hosts:
         text = rows if host.name == "alpha" else rows.replace('"chosen": "', '"chosen": "no ', 1)
         (host.folder / "pairs.jsonl").write_text(text)
-    processes = []
-    for host in hosts:
-        arguments = ("train_dpo.py", finished / "config.yaml", f"run.dir={tmp_path / 'run'}")
-        data = ("data.train=[$DATA_DIR/pairs.jsonl]", "data.eval=[]")
-        command = torchrun(*arguments, *data)
-        processes.append(host.start(command, DATA_DIR="/tmp/own"))
-    kill(*processes)
+        data = (f"data.train=[{host.disk}/pairs.jsonl]", "data.eval=[]")
+        arguments = (finished / "config.yaml", f"run.dir={tmp_path / 'run'}", *data)
+        processes.append(host.start(torchrun("train_dpo.py", *arguments)))
+    try:
+        codes = [process.wait(timeout=240) for process in processes]
+    finally:
+        kill(*processes)
+    assert codes == [1, 1]
+    expected = "data.train: the digest of the token ids on host beta is not that on host alpha"
+    assert expected in hosts[0].log.read_text()
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["code"] == 2
+    assert not (tmp_path / "run" / "metrics.jsonl").exists() or not records(tmp_path / "run")
