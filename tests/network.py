@@ -63,13 +63,16 @@ class Host(NamedTuple):
         return self.folder / "log"
 
 
-def torchrun(*arguments: str | Path, nodes: int = 2, host: str = "alpha") -> list[str | Path]:
-    """The launch line of the README for one rank a node, with the rendezvous on `host`."""
+def torchrun(*arguments: str | Path, node: int | None = None) -> list[str | Path]:
+    """The launch line of the README for one rank on each of two nodes, with the rendezvous on
+    alpha. Args: node: its number; None: torchrun numbers the nodes."""
     flags = ["--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1"]
     if "--shutdown-timeout" in get_args_parser().format_usage():
         flags += ["--shutdown-timeout", "600"]
-    rendezvous = ["--rdzv-backend=c10d", f"--rdzv-endpoint={host}:{PORT}", "--rdzv-id=job"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}"]
+    rendezvous = ["--rdzv-backend=c10d", f"--rdzv-endpoint=alpha:{PORT}", "--rdzv-id=job"]
+    if node is not None:
+        rendezvous = [f"--node-rank={node}", "--master-addr=alpha", f"--master-port={PORT}"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2"]
     return [*launcher, "--nproc_per_node=1", *rendezvous, *flags, *arguments]
 
 
