@@ -4,6 +4,22 @@ from table import Mutant, of
 
 MUTANTS: list[Mutant] = [
     *of(
+        "zephyr/training/heartbeat.py",
+        ("tests/hosts/test_node_caches.py::test_which_ranks_did_not_come",),
+        ("        return [0]\n", "        return []\n"),
+        ("Ranks? ([\\d, ]+) failed", "Ranks? (\\d+) failed"),
+    ),
+    *of(
+        "zephyr/training/engine.py",
+        ("tests/hosts/test_hub_ranks.py::test_one_rank_asks_the_hub",),
+        ("contextlib.nullcontext() if first else hub.offline()", "contextlib.nullcontext()"),
+    ),
+    *of(
+        "zephyr/hub.py",
+        ("tests/hosts/test_hub_ranks.py::test_one_rank_asks_the_hub",),
+        ("constants.HF_HUB_OFFLINE = True", "constants.HF_HUB_OFFLINE = before"),
+    ),
+    *of(
         "zephyr/training/optimizers.py",
         ("tests/training/test_engine.py",),
         ("betas=optim.adam_betas, eps=1e-8, fused=True", "eps=1e-8, fused=True"),
