@@ -74,13 +74,17 @@ def test_a_host_that_is_cut_off_ends_the_run_which_goes_on(
     tmp_path: Path,
 ) -> None:
     """The cable is pulled after the first checkpoint, then the host's processes are killed. The
-    other host's rank ends within the time-out with a message that names the lost host; the run
+    other host's rank ends within the time-out with a message that names the lost host, and its
+    torchrun ends too, also where alpha was lost, on which the ranks met; the run
     then goes on, with one rank or two. Fails where collectives wait for 30 minutes for a host from
     which no packet comes, status.json says that it runs, or a pair is lost or counted twice."""
     run = tmp_path / "run"
     slow = (*LONG, "run.save_every=2", f"hardware.collective_timeout_seconds={TIMEOUT}")
     arguments = (finished / "config.yaml", f"run.dir={run}", *slow, "run.preflight=off")
-    alpha, beta = (host.start(torchrun("train_dpo.py", *arguments)) for host in hosts)
+    alpha, beta = (
+        host.start(torchrun("train_dpo.py", *arguments, node=node))
+        for node, host in enumerate(hosts)
+    )
     try:
         wait_for(lambda: (run / "checkpoints" / "latest").exists(), alpha, seconds=240, pause=0.02)
         number = int(lost == "beta")
@@ -92,8 +96,7 @@ def test_a_host_that_is_cut_off_ends_the_run_which_goes_on(
         named = f"on host {lost} ended or cannot be reached"
         wait_for(lambda: named in left.log.read_text(), None, seconds=TIMEOUT + 10)
         assert time.monotonic() - began < TIMEOUT
-        if lost == "beta":  # alpha has torchrun's rendezvous
-            assert alpha.wait(timeout=60) == 1
+        assert (alpha, beta)[1 - number].wait(timeout=60) == 1
     finally:
         kill(alpha, beta)
     assert len(records(run)) < 30 and not (run / "model").exists()
@@ -118,13 +121,19 @@ def test_hosts_with_other_rows_are_refused(
     """The file of rows lies on each host's own disk, and one of them is another. Fails where each
     host trains on its own rows, which no record would show."""
     rows = (finished / "pairs.jsonl").read_text()
+    processes = []
     for host in hosts:
         text = rows if host.name == "alpha" else rows.replace('"chosen": "', '"chosen": "no ', 1)
         (host.folder / "pairs.jsonl").write_text(text)
-    processes = []
-    for host in hosts:
-        arguments = ("train_dpo.py", finished / "config.yaml", f"run.dir={tmp_path / 'run'}")
-        data = ("data.train=[$DATA_DIR/pairs.jsonl]", "data.eval=[]")
-        command = torchrun(*arguments, *data)
-        processes.append(host.start(command, DATA_DIR="/tmp/own"))
-    kill(*processes)
+        data = (f"data.train=[{host.disk}/pairs.jsonl]", "data.eval=[]")
+        arguments = (finished / "config.yaml", f"run.dir={tmp_path / 'run'}", *data)
+        processes.append(host.start(torchrun("train_dpo.py", *arguments)))
+    try:
+        codes = [process.wait(timeout=240) for process in processes]
+    finally:
+        kill(*processes)
+    assert codes == [1, 1]
+    expected = "data.train: the digest of the token ids on host beta is not that on host alpha"
+    assert expected in hosts[0].log.read_text()
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["code"] == 2
+    assert not (tmp_path / "run" / "metrics.jsonl").exists() or not records(tmp_path / "run")

@@ -48,6 +48,23 @@ LOAD_TESTS = (
 )
 MUTANTS: list[Mutant] = [
     *of(
+        "zephyr/data/encode.py",
+        ("tests/hosts/test_node_caches.py",),
+        ("waits = first and shared", "waits = False"),
+        (
+            """        engine.require_same(
+            f"data.{split}: the digest of the token ids", content_digest(encoded[split])
+        )
+""",
+            "",
+        ),
+    ),
+    *of(
+        "zephyr/data/fetch.py",
+        ("tests/hosts/test_hub_ranks.py::test_one_rank_asks_the_hub",),
+        ("engine.local_rank0_first(check)", "engine.on_all_ranks(check)"),
+    ),
+    *of(
         "zephyr/data/windows.py",
         ("tests/chat/test_eras.py",),
         ("ids, flags = ids[whole:], flags[whole:]", "ids, flags = ids[:0], flags[:0]"),
