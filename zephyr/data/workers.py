@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -147,6 +148,7 @@ _worker: list[tuple[PreTrainedTokenizerBase, Options]] = []
 
 
 def _start_worker(tokenizer: PreTrainedTokenizerBase, options: Options) -> None:
+    gc.freeze()  # what is garbage here may own threads of the parent, as process groups do
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # in this fork only: the forks are the threads
     chat.limit_memory(WORKER_BYTES)
     _worker.append((tokenizer, options))
