@@ -253,7 +253,7 @@ runpy.run_path("train_dpo.py", run_name="__main__")
             "gradient",
             "on",
             "preflight: gradients are not added up over ranks",
-            marks=pytest.mark.long,  # tests/training/test_engine.py tests the same check without ranks
+            marks=pytest.mark.long,  # tests/training/test_engine.py does the same without ranks
         ),
         ("start", "on", "preflight: policy and reference differ at step 0"),
         pytest.param(
