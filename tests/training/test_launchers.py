@@ -16,7 +16,13 @@ from zephyr.training.launchers import first_host, join_world, read_tasks_per_nod
 
 # The shell of a batch job of 16 tasks, and of a shell that `salloc` starts.
 SALLOC = {"SLURM_JOB_ID": "123", "SLURM_NTASKS": "16", "SLURM_JOB_NODELIST": "gpu[07-08]"}
-BATCH = {**SALLOC, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+BATCH = {
+    **SALLOC,
+    "ENVIRONMENT": "BATCH",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+}
 STEP = {
     **BATCH,
     "SLURM_STEP_ID": "2",
@@ -86,6 +92,17 @@ def test_the_tasks_of_a_step_are_one_world() -> None:
     assert join(STEP | {"SLURM_STEP_ID": "3"})["MASTER_PORT"] != joined["MASTER_PORT"]
     one_node = {"SLURM_STEP_TASKS_PER_NODE": "16", "SLURM_NODEID": "0"}
     assert join(STEP | one_node)["MASTER_ADDR"] == "127.0.0.1"
+
+
+def test_a_task_whose_step_is_hidden_is_a_task() -> None:
+    """Containers may hide SLURM_STEP_*. Fails where each such task trains a world of its own; or
+    one waits for tasks whose number it does not know."""
+    hidden = {name: STEP[name] for name in STEP if not name.startswith("SLURM_STEP_")}
+    hidden |= {"SLURM_TASKS_PER_NODE": "8(x2)"}
+    joined = join(hidden)
+    assert (joined["RANK"], joined["WORLD_SIZE"], joined["MASTER_ADDR"]) == ("11", "16", "gpu07")
+    hidden.pop("SLURM_TASKS_PER_NODE")
+    assert "SLURM_STEP_TASKS_PER_NODE is missing" in refused(hidden)
 
 
 def test_a_task_that_sees_one_gpu_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
