@@ -1003,7 +1003,7 @@ MUTANTS: list[Mutant] = [
         ("device = 0 if gpus == 1 else task.local_rank", "device = task.local_rank"),
         ("return step.isdecimal() and int(step) < FIRST_SPECIAL_STEP", "return True"),
         ('return environment["SLURM_PROCID"] != "0" or', "return False and"),
-        ('if is_step and not (interactive and "SLURM_PTY_PORT" in environment):', "if is_step:"),
+        ('and not (interactive and "SLURM_PTY_PORT" in environment)', ""),
         ("+ 7919 * number(environment", "+ 0 * number(environment"),
         ("if gpus in (0, 1, task.local_ranks):", "if gpus <= task.local_ranks:"),
         ('if same_size and environment["RANK"] != str(task.rank):', "if False:"),
