@@ -257,8 +257,8 @@ def local_folder(path: str | Path, *, weights: bool = True) -> Path:
         return Path(path)
     if not is_hub_id(path):
         raise BadInput(
-            f"model {path}: no such folder, and not a hub id (owner/name); where another run makes it, "
-            "that run comes first, or model=FOLDER names another"
+            f"model {path}: no such folder, and not a hub id (owner/name); where another run makes "
+            "it, that run comes first, or model=FOLDER names another"
         )
     return hub_snapshot(str(path), weights)
 
