@@ -148,6 +148,14 @@ def test_variables_that_contradict_each_other_are_refused() -> None:
     assert "whole number" in refused(STEP | {"SLURM_PROCID": "x"})
 
 
+def test_a_task_whose_step_is_hidden_is_refused() -> None:
+    """A container gets some of Slurm's variables only. Fails where such a task trains a world of its
+    own, or one that was given torch's own variables is refused."""
+    assert "SLURM_STEP_NUM_TASKS is missing" in refused(BATCH | {"SLURM_PROCID": "1"})
+    given = {"RANK": "1", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "MASTER_ADDR": "a"}
+    assert join(BATCH | given | {"SLURM_PROCID": "1", "MASTER_PORT": "1"}) == {}
+
+
 @pytest.mark.parametrize("environment", [MPIRUN, HYDRA, STEP | MPIRUN], ids=["ompi", "hydra", "in"])
 def test_mpirun_is_one_world(environment: dict[str, str]) -> None:
     """Alone, and below Slurm, whose srun starts one daemon a node. Fails where srun's numbers are

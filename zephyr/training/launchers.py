@@ -92,6 +92,10 @@ def find_task(environment: Environment, interactive: bool) -> Task | None:
         return mpi_task(environment, "mpirun (Hydra)", *HYDRA)
     step = environment.get("SLURM_STEP_ID", "")
     is_step = step.isdecimal() and int(step) < FIRST_SPECIAL_STEP
+    # The process of a batch script is number 0: others are tasks, also where a container hides the
+    # step. `slurm_task` then says what is missing.
+    if not step and "RANK" not in environment:
+        is_step = environment.get("SLURM_PROCID", "0") != "0"
     if is_step and not (interactive and "SLURM_PTY_PORT" in environment):
         return slurm_task(environment)
     if "PMI_RANK" in environment and environment.get("PMI_SIZE", "1") != "1":
