@@ -40,12 +40,12 @@ class Host(NamedTuple):
 
     def start(self, command: Sequence[str | Path], **environment: str) -> subprocess.Popen[bytes]:
         """Run a command on this host, in a session of its own; what it says goes to `log`."""
-        script = 'hostname "$0"; mount --bind "$1" /etc/hosts; shift; exec "$@"'
-        hosts = self.folder.parent / "hosts"
+        script = 'hostname "$0"; mount --bind "$1" /etc/hosts; mount --bind "$2" "$3"; shift 3; '
+        arguments = [self.name, self.folder.parent / "hosts", self.folder, self.disk]
         inside = ["nsenter", f"--net=/run/netns/{self.namespace}", "unshare", "-u", "-m"]
         with open(self.log, "ab") as output:
             return subprocess.Popen(
-                [*inside, "sh", "-c", script, self.name, hosts, *map(str, command)],
+                [*inside, "sh", "-ec", f'{script}exec "$@"', *arguments, *map(str, command)],
                 cwd=ROOT,
                 start_new_session=True,
                 stdout=output,
@@ -54,17 +54,25 @@ class Host(NamedTuple):
             )
 
     @property
+    def disk(self) -> Path:
+        """Where its processes find `folder`: every host has its own under the same path."""
+        return self.folder.parent / "disk"
+
+    @property
     def log(self) -> Path:
         return self.folder / "log"
 
 
-def torchrun(*arguments: str | Path, nodes: int = 2, host: str = "alpha") -> list[str | Path]:
-    """The launch line of the README for one rank a node, with the rendezvous on `host`."""
+def torchrun(*arguments: str | Path, node: int | None = None) -> list[str | Path]:
+    """The launch line of the README for one rank on each of two nodes, with the rendezvous on
+    alpha. Args: node: its number; None: torchrun numbers the nodes."""
     flags = ["--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1"]
     if "--shutdown-timeout" in get_args_parser().format_usage():
         flags += ["--shutdown-timeout", "600"]
-    rendezvous = ["--rdzv-backend=c10d", f"--rdzv-endpoint={host}:{PORT}", "--rdzv-id=job"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}"]
+    rendezvous = ["--rdzv-backend=c10d", f"--rdzv-endpoint=alpha:{PORT}", "--rdzv-id=job"]
+    if node is not None:
+        rendezvous = [f"--node-rank={node}", "--master-addr=alpha", f"--master-port={PORT}"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2"]
     return [*launcher, "--nproc_per_node=1", *rendezvous, *flags, *arguments]
 
 
@@ -89,8 +97,9 @@ def kill(*processes: subprocess.Popen[bytes]) -> None:
 def two_hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
     """The hosts alpha and beta, until the end of the block. Skips where the system refuses."""
     hosts = []
+    (folder / "disk").mkdir(parents=True)
     for number, name in enumerate(("alpha", "beta"), start=1):
-        (folder / name).mkdir(parents=True)
+        (folder / name).mkdir()
         hosts.append(Host(name, f"10.77.0.{number}", f"zephyr-{os.getpid()}-{name}", folder / name))
     names = [f"{host.address} {host.name}\n" for host in hosts]
     (folder / "hosts").write_text("127.0.0.1 localhost\n" + "".join(names))

@@ -43,6 +43,8 @@ QWEN3_BASE = Kind(IM, None, "<|endoftext|>", False, QWEN3)
 # Of each folder of configs/: the shape of its model, and its tokenizer.
 MODELS = {
     "zephyr-7b-beta": ("mistral-7b", KINDS["mistral"]),
+    "handbook-a": ("mistral-7b", KINDS["mistral"]),
+    "handbook-b": ("mistral-7b", KINDS["mistral"]),
     "mistral-orpo": ("mistral-7b", KINDS["mistral"]),
     "tulu3-8b": ("llama-3.1-8b", KINDS["llama3-base"]._replace(template=None)),
     "olmo3-7b": ("olmo-3-7b", OLMO3_KIND),

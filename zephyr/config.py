@@ -269,12 +269,12 @@ class Hardware:
     """ZeRO-3 gathers the weights of a whole decoder layer at once, or of each module in it. `layer`
     takes less time of the host."""
     sequence_parallel: int = 1
-    """How many adjacent ranks compute a packed row together, each its share of the tokens, for rows
-    that one GPU does not hold. It divides the ranks and the model's attention heads, and does not
-    change the result."""
+    """How many adjacent ranks compute a packed row together, each a part of its tokens, for rows
+    that do not fit on one GPU. It must divide the number of ranks and of the model's attention
+    heads, and does not change the result."""
     collective_timeout_seconds: int = 600
-    """The run ends where a rank is out of reach for so long, or a collective of the GPUs takes so
-    long; at least 20. Waiting for a rank that encodes rows or downloads does not count."""
+    """The run ends if a rank cannot be reached for this long, or a collective of the GPUs takes
+    longer; at least 20. Waiting for a rank that encodes rows or downloads does not count."""
 
 
 @dataclass(frozen=True)
@@ -327,8 +327,8 @@ class Run:
 @dataclass(frozen=True)
 class Published:
     eval_loss: float
-    """The loss on `data.eval` at the end of a published run, which the last evaluation is compared
-    with."""
+    """The loss on `data.eval` at the end of a published run. The last evaluation is compared with
+    it."""
     source: str
     """Where that loss is published, and of which run: a model card, a paper."""
     within: float = 0.01
@@ -1180,8 +1180,8 @@ def help_text(kind: type[DataclassInstance], usage: str) -> str:
         "",
         "options, anywhere on the line:",
         "  --dry-run        print the plan, memory and time, and exit; needs no weights",
-        "  --gpus N         with --dry-run: of so many GPUs, not of those that are here",
-        "  --device NAME    with --dry-run: of these GPUs, as a100-80 or h100",
+        "  --gpus N         with --dry-run: predict for N GPUs instead of those of this machine",
+        "  --device NAME    with --dry-run: predict for GPUs of this type, as a100-80 or h100",
         "  --lengths FILE   with --dry-run: token counts (.jsonl) in place of the rows, or those",
         "                   of a published set: ultrafeedback, hh, tldr (pairs), ultrachat (texts)",
         "  --quiet          no progress and no log: only warnings, alarms and errors",

@@ -394,7 +394,7 @@ def test_a_local_model_s_answer_ends_with_its_turn(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::UserWarning")
 def test_ids_that_are_not_those_of_the_file_are_told(tmp_path: Path) -> None:
     """transformers 5 takes its own class for a model of type qwen2, with its own splitting of
     digits. Fails where other ids than those of tokenizer.json are trained without a word, or where

@@ -12,7 +12,7 @@ from processes import ROOT
 from runs import rows, write_config, write_lines
 
 from zephyr.cli import main
-from zephyr.config import Data, DPOConfig
+from zephyr.config import ConfigError, Data, DPOConfig
 from zephyr.costs import text as predicting
 from zephyr.costs import work as costs
 from zephyr.costs.advice import each_policy, remedies
@@ -171,6 +171,26 @@ def test_a_tight_fit(mistral: costs.Model, lengths: costs.Lengths) -> None:
     first = next(remedies(CONFIG, 8, longest, case))
     assert first["change"] == f"hardware.tokens_per_micro_batch={longest}"
     assert first["layout"]["fits"] == "yes"
+
+
+def test_ranks_that_share_rows(mistral: costs.Model) -> None:
+    """A pair of 67,000 tokens on 8 H100: with 8 ranks to a row each holds about an eighth of its
+    activations, the step is shorter than where one rank computes it alone, and it is what is
+    proposed where nothing else fits. Fails where the plan takes each rank for one of its own, or a
+    number that does not divide ranks or heads is planned."""
+    long = [(60000, 4000, 3000)]
+    config = DPOConfig("m", Data(("d",), max_tokens=2**16, max_prompt_tokens=2**16 - 4000))
+    config = with_hardware(config, tokens_per_micro_batch=67000)
+    shared = with_hardware(config, sequence_parallel=8)
+    alone, together = (predict(one, mistral, long, 8, "h100")["config"] for one in (config, shared))
+    share = together["memory"]["activations"] / alone["memory"]["activations"]
+    assert 1 / 11 < share < 1 / 7 and together["step s"] < alone["step s"] / 5
+    proposed = predict(config, mistral, long, 8, "a100-40")["remedies"]
+    changes = [one["change"].partition("=")[0] for one in proposed]
+    assert "hardware.sequence_parallel" in changes, changes
+    for size, what in ((3, "8 ranks"), (16, "8 ranks")):
+        with pytest.raises(ConfigError, match=f"a divisor of the {what}, got {size}"):
+            predict(with_hardware(config, sequence_parallel=size), mistral, long, 8, "h100")
 
 
 def plan(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:

@@ -172,7 +172,8 @@ def outcome(name: str, folder: Path) -> tuple[str, str]:
 
 def walked(names: list[str], folder: Path) -> dict[str, tuple[str, str]]:
     found = {}
-    with warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         for name in names:
             try:
                 found[name] = outcome(name, folder)

@@ -462,6 +462,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.long
 def test_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     """At 7B width, for an H100, by Triton's own compiler: no register is spilled to memory, and
     memory is read 16 bytes a thread. Fails for what the interpreter takes and the compiler does

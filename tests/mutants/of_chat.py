@@ -4,6 +4,18 @@ from table import Mutant, of
 
 MUTANTS: list[Mutant] = [
     *of(
+        "zephyr/chat/eras.py",
+        ("tests/chat/test_eras.py",),
+        ("[*turns, answer][1:]", "[answer]"),
+        ("start = len(alone_ids) - (ids[: len(alone_ids)] != alone_ids)", "start = len(ids)"),
+        ("if template not in (HANDBOOK_TEMPLATE, ZEPHYR_TEMPLATE):", "if not template:"),
+    ),
+    *of(
+        "zephyr/chat/encode.py",
+        ("tests/chat/test_eras.py",),
+        ("left = max_tokens - max_prompt_tokens\n", "left = max_tokens - len(prompt)\n"),
+    ),
+    *of(
         "zephyr/chat/encode.py",
         (
             "tests/data/test_chat_rows.py",
@@ -14,15 +26,15 @@ MUTANTS: list[Mutant] = [
             ),
         ),
         (
-            ("if len(prompt) + max(len(pair.chosen_ids), len(pair.rejected_ids)) <= max_tokens:"),
-            ("if len(prompt) + max(len(pair.chosen_ids), len(pair.rejected_ids)) < max_tokens:"),
+            "if len(prompt) + longest_answer <= max_tokens:",
+            "if len(prompt) + longest_answer < max_tokens:",
         ),
         (
-            ("if len(prompt) + max(len(pair.chosen_ids), len(pair.rejected_ids)) <= max_tokens:"),
+            "if len(prompt) + longest_answer <= max_tokens:",
             "if len(prompt) + len(pair.chosen_ids) <= max_tokens:",
         ),
-        ("kept_bos = prompt[:1] if prompt[0] == bos_id else []", "kept_bos = []"),
-        ("kept_bos = prompt[:1] if prompt[0] == bos_id else []", "kept_bos = prompt[:1]"),
+        ("kept_bos = prompt[:1] if keeps_bos else []", "kept_bos = []"),
+        ("kept_bos = prompt[:1] if keeps_bos else []", "kept_bos = prompt[:1]"),
         (
             ("prompt = kept_bos + prompt[len(prompt) - max_prompt_tokens + len(kept_bos) :]"),
             "prompt = kept_bos + prompt[len(kept_bos) : max_prompt_tokens]",

@@ -145,7 +145,7 @@ MUTANTS: list[Mutant] = [
             "split_arguments([a for a in rest if a not in OPTIONS])",
             "split_arguments(arguments)",
         ),
-        ('os.environ.get("LOCAL_RANK", "0") == "0"', "True"),
+        ("    if is_first_of_node():", "    if True:"),
         ('if "." not in key and any(', "if any("),
         ('if not path and (not equals or "/" in key):', "if not path:"),
         ('if not path and (not equals or "/" in key):', "if not path and not equals:"),

@@ -54,14 +54,23 @@ MUTANTS: list[Mutant] = [
     *of(
         "zephyr/costs/memory.py",
         ("tests/costs/test_step_times.py",),
-        ("total += 12 * share + sum", "total += 8 * share + sum"),
+        ("total += state * share + sum", "total += 8 * share + sum"),
         (
-            "min(ranks, RANKS_PER_NODE) * host_bytes(",
-            "ranks * host_bytes(",
+            "min(ranks, RANKS_PER_NODE)\n        * host_bytes(",
+            "ranks\n        * host_bytes(",
         ),
         (
-            "held = (12 + SUM_BYTES[gradient_dtype]) if on_device else 0",
-            "held = 12 + SUM_BYTES[gradient_dtype]",
+            "held = (state + SUM_BYTES[gradient_dtype]) if on_device else 0",
+            "held = state + SUM_BYTES[gradient_dtype]",
+        ),
+    ),
+    *of(
+        "zephyr/costs/collectives.py",
+        ("tests/training/test_many_ranks.py",),
+        ("group if group > 1 else ranks, calls", "ranks, calls"),
+        (
+            'gathers = [Collective("gather, forward", whole, ranks',
+            'gathers = [Collective("gather, forward", whole, 8',
         ),
     ),
     *of(

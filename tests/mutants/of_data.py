@@ -48,6 +48,29 @@ LOAD_TESTS = (
 )
 MUTANTS: list[Mutant] = [
     *of(
+        "zephyr/data/encode.py",
+        ("tests/hosts/test_node_caches.py",),
+        ("waits = first and shared", "waits = False"),
+        (
+            """        engine.require_same(
+            f"data.{split}: the digest of the token ids", content_digest(encoded[split])
+        )
+""",
+            "",
+        ),
+    ),
+    *of(
+        "zephyr/data/fetch.py",
+        ("tests/hosts/test_hub_ranks.py::test_one_rank_asks_the_hub",),
+        ("engine.local_rank0_first(check)", "engine.on_all_ranks(check)"),
+    ),
+    *of(
+        "zephyr/data/windows.py",
+        ("tests/chat/test_eras.py",),
+        ("ids, flags = ids[whole:], flags[whole:]", "ids, flags = ids[:0], flags[:0]"),
+        ("targets[:, 0] = False", "targets[:, 0] = True"),
+    ),
+    *of(
         "zephyr/data/ratings.py",
         (
             "tests/chat/test_names.py",
@@ -1142,12 +1165,12 @@ MUTANTS: list[Mutant] = [
         ("useful = any(example.is_target)", "useful = all(example.is_target)"),
         ("useful = example.chosen_ids != example.rejected_ids", "useful = True"),
         (
-            'tokenizer, {**row, "id": id}, template=options.template, left_out=unread',
-            "tokenizer, row, template=options.template, left_out=unread",
+            '{**row, "id": id},\n        template=options.template',
+            "row,\n        template=options.template",
         ),
         (
-            'tokenizer, {**row, "id": id}, template=options.template, left_out=unread',
-            'tokenizer, {**row, "id": id}, template=options.template',
+            "        left_out=unread,\n        encoding=options.encoding,",
+            "        encoding=options.encoding,",
         ),
         ("len(whole.prompt_ids) - len(pair.prompt_ids),", "0,"),
         ("tools=made.tools,", "tools=None,"),

@@ -131,4 +131,21 @@ MUTANTS: list[Mutant] = [
             "of_part, turn = divmod(number, len(parts[0].pieces))",
         ),
     ),
+    *of(
+        "zephyr/teacher/forecast.py",
+        (SHARDS + "test_costs_are_told_before",),
+        ("most_writes = (load.requests + load.repeats)", "most_writes = load.requests"),
+        (
+            "what.writes * of_completion) / 1e6\n        most",
+            "what.writes * of_prompt) / 1e6\n        most",
+        ),
+        ('text = f"{amount / shards:,.2f}"', 'text = f"{amount:,.2f}"'),
+    ),
+    *of(
+        "zephyr/distill/costs.py",
+        (SHARDS + "test_costs_are_told_before", SHARDS + "test_costs_of_instructions"),
+        ("if any(digest in ledger for ledger in opened):", "if False:"),
+        ("    left = calls - paid\n", "    left = calls\n"),
+        ('"user_turn": n * (turns - 1)', '"user_turn": n * turns'),
+    ),
 ]

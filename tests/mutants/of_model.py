@@ -421,8 +421,8 @@ MUTANTS: list[Mutant] = [
             'if "offload_param" not in zero:',
         ),
         (
-            'update = (4 + joined) * min(share, zero_size(zero, "sub_group_size"))',
-            "update = (4 + joined) * share",
+            '(4 + joined + denominator) * min(share, zero_size(zero, "sub_group_size"))',
+            "(4 + joined + denominator) * share",
         ),
         (
             'joined = 2 if gradient_dtype == "bfloat16" else 0',
@@ -906,31 +906,28 @@ MUTANTS: list[Mutant] = [
             'if False:\n        raise ConfigError(f"hardware.attention: {reason}")',
         ),
         (
-            "if is_first_of_node():",
-            "if True:",
+            "if is_first_of_node() and (alone or not asks_hub(config)):",
+            "if alone or not asks_hub(config):",
         ),
         (
-            "                yield from missing_weights(folder)",
-            "                pass",
+            "            yield from missing_weights(folder)",
+            "            pass",
         ),
         (
-            ("lm_config = read_config(folder)\n        require_supported(folder, lm_config)"),
+            ("lm_config = read_config(folder)\n    require_supported(folder, lm_config)"),
             "lm_config = read_config(folder)",
         ),
         (
-            'if str(path).startswith((".", "/", "~")) or str(path).count("/") != 1:',
-            'if str(path).count("/") != 1:',
+            'not text.startswith((".", "/", "~")) and text.count("/") == 1',
+            'text.count("/") == 1',
         ),
         (
-            'if str(path).startswith((".", "/", "~")) or str(path).count("/") != 1:',
-            'if str(path).startswith((".", "/", "~")):',
+            'not text.startswith((".", "/", "~")) and text.count("/") == 1',
+            'not text.startswith((".", "/", "~"))',
         ),
         (
-            (
-                "except (HFValidationError, OSError) as error:  # the hub's other errors are "
-                "OSErrors"
-            ),
-            "except OSError as error:  # the hub's other errors are OSErrors",
+            "except Exception as error:  # of the hub, or of httpx:",
+            "except OSError as error:  # of the hub, or of httpx:",
         ),
         (
             "except (*MODEL_CONFIG_ERRORS, OSError, RecursionError) as error:",

@@ -4,6 +4,35 @@ from table import Mutant, of
 
 MUTANTS: list[Mutant] = [
     *of(
+        "zephyr/training/heartbeat.py",
+        ("tests/hosts/test_node_caches.py::test_which_ranks_did_not_come",),
+        ("        return [0]\n", "        return []\n"),
+        ("Ranks? ([\\d, ]+) failed", "Ranks? (\\d+) failed"),
+    ),
+    *of(
+        "zephyr/training/engine.py",
+        ("tests/hosts/test_hub_ranks.py::test_one_rank_asks_the_hub",),
+        ("contextlib.nullcontext() if first else hub.offline()", "contextlib.nullcontext()"),
+    ),
+    *of(
+        "zephyr/hub.py",
+        ("tests/hosts/test_hub_ranks.py::test_one_rank_asks_the_hub",),
+        ("constants.HF_HUB_OFFLINE = True", "constants.HF_HUB_OFFLINE = before"),
+    ),
+    *of(
+        "zephyr/training/optimizers.py",
+        ("tests/training/test_engine.py",),
+        ("betas=optim.adam_betas, eps=1e-8, fused=True", "eps=1e-8, fused=True"),
+        ("betas=optim.adam_betas,", "betas=optim.adam_betas[::-1],"),
+        ("betas=optim.adam_betas, eps=1e-8,", "betas=optim.adam_betas, eps=1e-6,"),
+    ),
+    *of(
+        "zephyr/training/optimizers.py",
+        ("tests/training/test_trace.py",),
+        ("lr=0.0, alpha=0.99, eps=1e-8)", "lr=0.0, alpha=0.9, eps=1e-8)"),
+        ('sum_of_squares(norms) * group["lr"] ** 2', 'sum_of_squares(norms) * group["lr"]'),
+    ),
+    *of(
         "zephyr/training/metrics.py",
         (
             "tests/training/test_trace.py::test_dpo_equals_plain_pytorch"
@@ -67,35 +96,6 @@ MUTANTS: list[Mutant] = [
             "matrices = [p for p in trained if p.ndim > 1]",
         ),
         (
-            (
-                "optimizer = torch.optim.AdamW(groups, lr=0.0, betas=optim.adam_betas, "
-                "eps=1e-8, fused=True)"
-            ),
-            "optimizer = torch.optim.AdamW(groups, lr=0.0, eps=1e-8, fused=True)",
-        ),
-        (
-            (
-                "optimizer = torch.optim.AdamW(groups, lr=0.0, betas=optim.adam_betas, "
-                "eps=1e-8, fused=True)"
-            ),
-            (
-                "optimizer = torch.optim.AdamW(\n"
-                "            groups, lr=0.0, betas=optim.adam_betas[::-1], eps=1e-8, "
-                "fused=True\n"
-                "        )"
-            ),
-        ),
-        (
-            (
-                "optimizer = torch.optim.AdamW(groups, lr=0.0, betas=optim.adam_betas, "
-                "eps=1e-8, fused=True)"
-            ),
-            (
-                "optimizer = torch.optim.AdamW(groups, lr=0.0, betas=optim.adam_betas, "
-                "eps=1e-6, fused=True)"
-            ),
-        ),
-        (
             "self.engine.backward(loss * self.world_size)",
             "self.engine.backward(loss * self.world_size * 2)",
         ),
@@ -142,7 +142,7 @@ MUTANTS: list[Mutant] = [
             ('for part in ("embed_tokens", "lm_head", ".lora_")'),
             ('for part in ("lm_head", ".lora_")'),
         ),
-        ("raise own or BadInput(complaints[0])", "return None"),
+        ('raise own or BadInput(f"on host', 'return own or BadInput(f"on host'),
         ("        move_buffers(loaded, self.device)\n", ""),
         ("named_buffers(recurse=False, remove_duplicate=False)", "named_buffers(recurse=False)"),
         ("module.named_buffers(recurse=False,", "policy.named_buffers(recurse=False,"),
@@ -169,7 +169,9 @@ MUTANTS: list[Mutant] = [
     ),
     *of(
         "zephyr/training/deepspeed_settings.py",
-        ("tests/training/test_deepspeed_settings.py",),
+        ("tests/training/test_deepspeed_settings.py", "tests/training/test_many_ranks.py"),
+        ("if size < 1 or (ranks > size and ranks % size):", "if size < 1:"),
+        ("        if zero.get(key):\n            raise", "        if False:\n            raise"),
         ('"gradient_clipping": optim.grad_clip,', '"gradient_clipping": 1.0,'),
         (
             '"gradient_accumulation_steps": 1,\n        "gradient_clipping": optim.grad_clip,',
@@ -752,31 +754,16 @@ MUTANTS: list[Mutant] = [
             "folder.write_status(code, message, more)",
         ),
         (
-            (
-                'return isinstance(error, RuntimeError) and re.search("peer|NCCL", '
-                "str(error)) is not None"
-            ),
-            (
-                'return isinstance(error, RuntimeError) and re.search("peer", str(error)) is '
-                "not None"
-            ),
+            'found = re.search("peer|NCCL|timed out|No route to host|Broken pipe"',
+            'found = re.search("peer"',
         ),
         (
-            (
-                'return isinstance(error, RuntimeError) and re.search("peer|NCCL", '
-                "str(error)) is not None"
-            ),
-            (
-                'return isinstance(error, RuntimeError) and re.match("peer|NCCL", '
-                "str(error)) is not None"
-            ),
+            'found = re.search("peer|NCCL|timed out|No route to host|Broken pipe"',
+            'found = re.match("peer|NCCL|timed out|No route to host|Broken pipe"',
         ),
         (
-            (
-                'return isinstance(error, RuntimeError) and re.search("peer|NCCL", '
-                "str(error)) is not None"
-            ),
-            'return re.search("peer|NCCL", str(error)) is not None',
+            "return isinstance(error, RuntimeError) and found is not None",
+            "return found is not None",
         ),
         ("partial(folder.open, config.run.resume)", "folder.open"),
         (
@@ -839,8 +826,8 @@ MUTANTS: list[Mutant] = [
             "if engine.rank > 0:",
         ),
         (
-            "folder.write_status_for_rank0(RANK0_TIMEOUT_SECONDS)",
-            "folder.write_status_for_rank0(0)",
+            "folder.write_status_for_rank0(RANK0_TIMEOUT_SECONDS)\n            raise",
+            "folder.write_status_for_rank0(0)\n            raise",
         ),
         (
             "        folder.claimed = engine.broadcast(folder.claimed)\n",
@@ -1014,8 +1001,9 @@ MUTANTS: list[Mutant] = [
         ("tests/training/test_launchers.py",),
         ("if task.ranks == 1:", "if True:"),
         ("device = 0 if gpus == 1 else task.local_rank", "device = task.local_rank"),
-        ("is_step = step.isdecimal() and int(step) < FIRST_SPECIAL_STEP", "is_step = bool(step)"),
-        ('if is_step and not (interactive and "SLURM_PTY_PORT" in environment):', "if is_step:"),
+        ("return step.isdecimal() and int(step) < FIRST_SPECIAL_STEP", "return True"),
+        ('return environment["SLURM_PROCID"] != "0" or', "return False and"),
+        ('and not (interactive and "SLURM_PTY_PORT" in environment)', ""),
         ("+ 7919 * number(environment", "+ 0 * number(environment"),
         ("if gpus in (0, 1, task.local_ranks):", "if gpus <= task.local_ranks:"),
         ('if same_size and environment["RANK"] != str(task.rank):', "if False:"),

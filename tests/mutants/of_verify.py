@@ -14,7 +14,10 @@ MUTANTS: list[Mutant] = [
             "tests/training/test_engine.py::test_texts_have_no_reference_to_differ_from",
             "tests/training/test_engine.py::test_gradients_that_are_not_added_up_are_seen",
         ),
-        ("special_ids, config.data.max_tokens)", "special_ids, config.data.max_prompt_tokens)"),
+        (
+            "text_complaints(example, special_ids, data.max_tokens)",
+            "text_complaints(example, special_ids, data.max_prompt_tokens)",
+        ),
         (
             (
                 "),\n"
@@ -148,12 +151,12 @@ MUTANTS: list[Mutant] = [
             '"is empty": not pair.prompt_ids,',
         ),
         (
-            "answer[-1:] != [eos] and len(pair.prompt_ids) + len(answer) < max_tokens",
+            "answer[-1:] != [eos] and len(answer) < least",
             "answer[-1:] != [eos]",
         ),
         (
-            "answer[-1:] != [eos] and len(pair.prompt_ids) + len(answer) < max_tokens",
-            "answer[-1:] != [eos] and len(answer) < max_tokens",
+            "answer[-1:] != [eos] and len(answer) < least",
+            "answer[-1:] != [eos] and len(answer) < data.max_tokens",
         ),
         (
             '"trains no EOS": len(text.ids) < max_tokens and not trains_eos,',
@@ -174,8 +177,8 @@ MUTANTS: list[Mutant] = [
         ("len(batch.tokens_N),", "total(split.tokens, indices),"),
         ("batch.units,", "total(split.units, indices),"),
         ("if count != planned[name]:", "if count < planned[name]:"),
-        ("wanted = (run.keep + 1) * 12 *", "wanted = run.keep * 12 *"),
-        ("wanted = (run.keep + 1) * 12 *", "wanted = (run.keep + 1) * 8 *"),
+        ("wanted = (run.keep + 1) * state *", "wanted = run.keep * state *"),
+        ("wanted = (run.keep + 1) * state *", "wanted = (run.keep + 1) * 8 *"),
         (
             "engine.num_trained_parameters + exported - held",
             "engine.num_trained_parameters + exported",

@@ -23,7 +23,9 @@ def counted(name: str) -> Callable[..., object]:
     function = getattr(dist, name)
 
     def call(*arguments: Tensor, **options: object) -> object:
-        whole = max((a for a in (*arguments, *options.values()) if isinstance(a, Tensor)), key=len)
+        whole = max(
+            (a for a in (*arguments, *options.values()) if isinstance(a, Tensor)), key=Tensor.numel
+        )
         size = whole.numel() * whole.element_size()
         calls.append((name, size, dist.get_world_size(options.get("group"))))
         return function(*arguments, **options)

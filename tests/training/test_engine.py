@@ -1277,11 +1277,11 @@ def test_texts_have_no_reference_to_differ_from(
 class OfTwo:
     """One rank of two that keep their gradients to themselves: what a forgotten all-reduce is."""
 
-    world_size = 2
+    world_size = data_world_size = 2
 
     def __init__(self, engine: Engine, rank: int) -> None:
         self.engine, self.data_rank = engine, rank
-        self.device, self.place = engine.device, engine.place
+        self.hardware, self.device, self.place = engine.hardware, engine.device, engine.place
         self.brought: list[float] = []
 
     def __call__(self, batch: PackedBatch) -> Tensor:

@@ -24,6 +24,7 @@ ELSEWHERE = (
     "hardware.",
     "samples.",
     "run.",
+    "published",
 )
 DECIDES = {"run.seed", "data.shuffle", "hardware.dtype"}  # of these groups, they alone
 DPO = DPOConfig("m", Data(("rows",)), adapter=Adapter())

@@ -164,9 +164,9 @@ def test_no_signal_cuts_off_the_end(
     heard = {}
     write = RunFolder.write_status
 
-    def write_status(folder: RunFolder, code: int | None, message: str) -> None:
+    def write_status(folder: RunFolder, code: int | None, message: str, *more: object) -> None:
         heard[code] = signal.getsignal(signal.SIGTERM)
-        write(folder, code, message)
+        write(folder, code, message, *more)
 
     monkeypatch.setattr(RunFolder, "write_status", write_status)
     before = signal.getsignal(signal.SIGTERM)

@@ -95,9 +95,9 @@ def test_hierarchical_partitioning_is_exact(runs: dict[str, Path]) -> None:
 
 @pytest.mark.long
 def test_the_collectives_are_those_of_the_formula(runs: dict[str, Path], tiny: Path) -> None:
-    """Calls, bytes and ranks of a micro-batch, as torch.distributed is called. Fails where
-    DeepSpeed gathers more often, or another dtype, than times are predicted for; or hpZ gathers
-    across groups in the backward."""
+    """Bytes and ranks of a micro-batch, and the most calls, as torch.distributed is called. Fails
+    where DeepSpeed gathers more often, or another dtype, than times are predicted for; or hpZ
+    gathers across groups in the backward."""
     model = read_model(str(tiny), None)
     for name, ranks in (("2", 2), ("4", 4), ("4 in groups", 4)):
         config = load(DPOConfig, str(runs[name] / "config.yaml"))
@@ -110,7 +110,7 @@ def test_the_collectives_are_those_of_the_formula(runs: dict[str, Path], tiny: P
             wanted[one.ranks] += one.size
         found = {group: sum(size for _, size, n in gathers if n == group) for group in wanted}
         assert found == pytest.approx(wanted, rel=0.01), name  # parts are padded to equal sizes
-        assert len(gathers) == forward.calls + backward.calls
+        assert 2 <= len(gathers) <= forward.most_calls + backward.most_calls
         sums = [(size, n) for kind, size, n in last if kind == "all_reduce"]
         assert sums == [(pytest.approx(reduce.size, rel=0.01), ranks)]
 

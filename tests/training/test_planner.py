@@ -90,6 +90,7 @@ def test_the_plan_is_told_in_a_line() -> None:
     assert "; 1 rank, 2.0 micro-batches a step on each; " in text
     assert "a micro-batch holds 7 tokens on average, 87.5% of the budget" in text
     assert "mean work" not in text
+    assert "; 4 ranks, 4 of them to a row, 2.0 micro-batches" in planner.describe_plan(plan, 4)
 
 
 GPU = Hardware()  # bfloat16, flash attention

@@ -176,13 +176,23 @@ LONG_CASES += [
         (1, "elementwise", "qwen3", NF4, None),
     )
 ]
+SMOOTH = {"label_smoothing": 0.1}
 LONG_CASES += [
     *TOGETHER,
     TOGETHER[0]._replace(**EVERYTHING),
     TOGETHER[1]._replace(family="qwen3", adapter=LORA),
-    Case(2, SMALL, True, dtype="bfloat16", **RMSPROP, **OF_B),
-    Case(2, 8192, False, sliding_window=24, encoding="handbook_a", **RMSPROP),
-    Case(1, SMALL, False, adapter=LORA, encoding="handbook_a", truncation="trl_0.7", **RMSPROP),
+    Case(2, SMALL, True, dtype="bfloat16", **SMOOTH, **RMSPROP, **OF_B),
+    Case(2, 8192, False, sliding_window=24, encoding="handbook_a", **SMOOTH, **RMSPROP),
+    Case(
+        1,
+        SMALL,
+        False,
+        adapter=LORA,
+        encoding="handbook_a",
+        truncation="trl_0.7",
+        **SMOOTH,
+        **RMSPROP,
+    ),
 ]
 LONG_SFT_CASES = [
     Case(ranks, SMALL, checkpointing, family=family, adapter=adapter, tied=family == "qwen3")

@@ -3,6 +3,7 @@ refusals."""
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from zephyr.packing import collate_pairs
 from zephyr.training.engine import Engine
 from zephyr.training.files import read_forced_resumes
 from zephyr.training.launch import launch as start
+from zephyr.training.launchers import RENDEZVOUS
 from zephyr.training.metrics import truncate_records
 from zephyr.training.schedule import learning_rate
 
@@ -234,7 +236,12 @@ def in_process(
         lambda *_, **__: pytest.fail("a model was loaded before the input was refused"),
     )
     monkeypatch.chdir(ROOT)
-    code = start(DPOConfig, train_dpo.check, train_dpo.train, "usage", list(arguments))
+    parts = (train_dpo.check, train_dpo.train, train_dpo.predict)
+    try:
+        code = start(DPOConfig, *parts, "usage", list(arguments))
+    finally:  # where `initialize` failed, the engine is not closed: later processes would meet it
+        for name in RENDEZVOUS:
+            os.environ.pop(name, None)
     return code, capsys.readouterr().err
 
 
@@ -797,6 +804,7 @@ def test_bad_input_is_one_line_and_code_2(
         DPOConfig,
         train_dpo.check,
         train_dpo.train,
+        train_dpo.predict,
         "usage",
         [str(config), override.format(**bad_files)],
     )

@@ -249,7 +249,12 @@ runpy.run_path("train_dpo.py", run_name="__main__")
 @pytest.mark.parametrize(
     "fault,preflight,message",
     [
-        ("gradient", "on", "preflight: gradients are not added up over ranks"),
+        pytest.param(
+            "gradient",
+            "on",
+            "preflight: gradients are not added up over ranks",
+            marks=pytest.mark.long,  # tests/training/test_engine.py does the same without ranks
+        ),
         ("start", "on", "preflight: policy and reference differ at step 0"),
         pytest.param(
             "start",

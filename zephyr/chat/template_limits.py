@@ -6,6 +6,7 @@ nested loops does not end. jinja limits neither.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import resource
@@ -60,6 +61,7 @@ def check_template_limits(tokenizer: PreTrainedTokenizerBase, template: str) -> 
 
 def _render(writer: Connection, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
     """In the child process: send what is wrong, or an empty text."""
+    gc.freeze()  # what is garbage here may own threads of the parent, as process groups do
     limit_memory(MEMORY_BYTES)
     fault = ""
     for turns, answer in ((TURNS, False), (TURNS[:1], True)):

@@ -54,7 +54,7 @@ ShardOption = Annotated[
         "--shard",
         metavar="I/N",
         parser=checked_shard,
-        help="Do the part I, from 0, of N; `zephyr merge OUT` makes OUT of all parts.",
+        help="Do part I of N, counted from 0; `zephyr merge OUT` joins all parts to OUT.",
     ),
 ]
 

@@ -106,7 +106,7 @@ def plan(
         Option(
             metavar="STEP@EPOCH|FILE",
             help="With --published: the last step of a run, as 272@0.67, or its "
-            "trainer_state.json; tells its rows, and whether its schedule was too long.",
+            "trainer_state.json; says which release it saw, and if its schedule was too long.",
         ),
     ] = None,
 ) -> None:

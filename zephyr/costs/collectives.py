@@ -21,7 +21,7 @@ class Collective(NamedTuple):
     name: str
     size: float  # bytes of the whole tensors, before they are cut into the parts of the ranks
     ranks: int  # that take part
-    calls: int | None  # None: DeepSpeed's buckets decide
+    most_calls: int | None  # DeepSpeed joins neighbours in buckets; None: only they decide
 
 
 def micro_batch_collectives(
@@ -29,8 +29,8 @@ def micro_batch_collectives(
 ) -> list[Collective]:
     """The collectives of a micro-batch; not training: of a forward alone.
 
-    calls: with `hardware.gather: layer` one a decoder layer, and one each for the embedding, the
-    last norm and the output layer (which a model with tied embeddings gathers too).
+    most_calls: with `hardware.gather: layer` one a decoder layer, and one each for the embedding,
+    the last norm and the output layer.
     """
     item = DTYPES[config.hardware.dtype].itemsize
     whole = float(item * model.shared)
@@ -57,3 +57,19 @@ def network_rate(device: Device, ranks: int) -> float:
     if ranks <= 64:
         return device.across
     return device.across * (0.85 if ranks <= 256 else 0.7)
+
+
+def collective_table(
+    model: Model, device: Device, config: Config, settings: Settings
+) -> list[dict[str, float]]:
+    """What a rank sends for a micro-batch on 8 to 1,024 ranks: GB by collective, and milliseconds
+    of all."""
+    rows = []
+    for ranks in (2**k for k in range(3, 11)):
+        made = micro_batch_collectives(model, ranks, config, settings, training=True)
+        row: dict[str, float] = {"ranks": ranks}
+        for one in made:
+            row[f"{one.name} GB"] = one.size * (one.ranks - 1) / one.ranks / 1e9
+        row["ms"] = 1e3 * sum(collective_seconds(one, device) for one in made)
+        rows.append(row)
+    return rows

@@ -12,6 +12,7 @@ from zephyr import config as configs
 from zephyr.config import BadInput, ConfigError, DPOConfig, DryRun, SFTConfig, config_quirks
 from zephyr.costs import work as costs
 from zephyr.costs.advice import each_policy, fastest, options, overrides, remedies
+from zephyr.costs.collectives import collective_table
 from zephyr.costs.layouts import Case, layout, make_plan, sampler, scaling_tables
 from zephyr.costs.text import Report, format_prediction
 from zephyr.costs.times import measure_cpu, step_seconds
@@ -256,6 +257,7 @@ def predict(
         "fastest keys": overrides(best, config) if best else None,
         "remedies": [] if advice else list(remedies(config, ranks, longest, case)),
         "tables": scaling_tables(of_case, config) if table else {},
+        "collectives": collective_table(model, case.device, config, case.settings) if table else [],
     }
 
 

@@ -66,6 +66,7 @@ Report = TypedDict(
         "fastest keys": str | None,
         "remedies": list[Remedy],
         "tables": dict[str, list[Layout]],
+        "collectives": list[dict[str, float]],
     },
 )
 
@@ -80,6 +81,9 @@ def format_prediction(report: Report) -> Iterator[str]:
     for title, layouts in report["tables"].items():
         yield f"\nScaling, {title}"
         yield format_table(with_units(layouts, units))
+    if report["collectives"]:
+        yield "\nWhat a rank sends for each micro-batch, an empty one too, and how long it takes"
+        yield format_table(report["collectives"])
     if strong := report["tables"].get("strong"):
         yield "\n" + scaling_limit(strong)
     yield f"\n{VALIDATION_NOTE}"

@@ -182,7 +182,7 @@ def load_splits(
             packed = partial(pack, rows[split], report, split)
             encoded[split], report = once_a_node(engine, packed)
         engine.require_same(
-            f"data.{split}: digest of the token ids", content_digest(encoded[split])
+            f"data.{split}: the digest of the token ids", content_digest(encoded[split])
         )
         engine.log(format_counts(report))
         for warning in report_warnings(report):

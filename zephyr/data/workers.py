@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import sys
+import threading
+import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -145,9 +148,19 @@ _worker: list[tuple[PreTrainedTokenizerBase, Options]] = []
 
 
 def _start_worker(tokenizer: PreTrainedTokenizerBase, options: Options) -> None:
+    gc.freeze()  # what is garbage here may own threads of the parent, as process groups do
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # in this fork only: the forks are the threads
     chat.limit_memory(WORKER_BYTES)
     _worker.append((tokenizer, options))
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this fork soon after its rank: it would wait for rows forever, because each fork holds
+    the pipe open for the others."""
+    while os.getppid() == parent:
+        time.sleep(5)
+    os._exit(1)
 
 
 def _work(rows: list[RawRow]) -> Chunk:

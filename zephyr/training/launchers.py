@@ -90,13 +90,7 @@ def find_task(environment: Environment, interactive: bool) -> Task | None:
         return mpi_task(environment, OPEN_MPI_NAME, *OPEN_MPI)
     if "PMI_RANK" in environment and "MPI_LOCALRANKID" in environment:
         return mpi_task(environment, "mpirun (Hydra)", *HYDRA)
-    step = environment.get("SLURM_STEP_ID", "")
-    is_step = step.isdecimal() and int(step) < FIRST_SPECIAL_STEP
-    # The process of a batch script is number 0: others are tasks, also where a container hides the
-    # step. `slurm_task` then says what is missing.
-    if not step and "RANK" not in environment:
-        is_step = environment.get("SLURM_PROCID", "0") != "0"
-    if is_step and not (interactive and "SLURM_PTY_PORT" in environment):
+    if is_slurm_task(environment) and not (interactive and "SLURM_PTY_PORT" in environment):
         return slurm_task(environment)
     if "PMI_RANK" in environment and environment.get("PMI_SIZE", "1") != "1":
         raise BadInput(
@@ -104,6 +98,20 @@ def find_task(environment: Environment, interactive: bool) -> Task | None:
             "which of them share a node: start them by torchrun, srun or Open MPI's mpirun"
         )
     return None
+
+
+def is_slurm_task(environment: Environment) -> bool:
+    """Whether srun started this process.
+
+    Where a container hides the step's number, the number of the task tells it. The batch script has
+    one too, 0, beside ENVIRONMENT, which sbatch sets.
+    """
+    step = environment.get("SLURM_STEP_ID") or environment.get("SLURM_STEPID", "")
+    if step:
+        return step.isdecimal() and int(step) < FIRST_SPECIAL_STEP
+    if environment.get("SLURM_NTASKS", "1") == "1" or "SLURM_PROCID" not in environment:
+        return False
+    return environment["SLURM_PROCID"] != "0" or environment.get("ENVIRONMENT") != "BATCH"
 
 
 OPEN_MPI_NAME = "mpirun (Open MPI)"
@@ -134,6 +142,7 @@ def mpi_task(
 
 def slurm_task(environment: Environment) -> Task:
     """The task of a step that srun started. Raises: BadInput: a variable of Slurm is missing."""
+    environment = of_step(environment)
     ranks = number(environment, "SLURM_STEP_NUM_TASKS")
     tasks_of_nodes = read_tasks_per_node(text(environment, "SLURM_STEP_TASKS_PER_NODE"))
     node = number(environment, "SLURM_NODEID")
@@ -151,6 +160,24 @@ def slurm_task(environment: Environment) -> Task:
         first_host=slurm_first_host(environment, len(tasks_of_nodes)),
         job=number(environment, "SLURM_JOB_ID") + 7919 * number(environment, "SLURM_STEP_ID"),
     )
+
+
+def of_step(environment: Environment) -> Environment:
+    """The variables with those of the step, by the older names where Slurm's newer ones are hidden;
+    the names of the job say the same in a task of srun."""
+    found = dict(environment)
+    for name, older in (
+        ("SLURM_STEP_ID", "SLURM_STEPID"),
+        ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"),
+        ("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE"),
+        ("SLURM_STEP_NODELIST", "SLURM_NODELIST"),
+        ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST"),
+        ("SLURM_JOB_ID", "SLURM_JOBID"),
+    ):
+        if name not in found and older in found:
+            found[name] = found[older]
+    found.setdefault("SLURM_STEP_ID", "0")
+    return found
 
 
 def slurm_first_host(environment: Environment, nodes: int) -> str | None:

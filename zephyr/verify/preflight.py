@@ -560,7 +560,8 @@ def gradient_difference(engine: Engine, row: PackedBatch) -> float:
     """Check that gradients are summed over ranks. A collective.
 
     The same loss is brought twice: in equal parts by all ranks, each of which computes the whole
-    row, then all of it by rank 0, or by the ranks that compute a row together with it.
+    row, then all of it by rank 0, or by the ranks that compute a row together with it. A row that a
+    rank may not hold alone is computed together both times.
     Returns: the relative change of the gradient's norm, which is 0 where gradients are summed,
     wherever they are kept.
     """
@@ -569,7 +570,11 @@ def gradient_difference(engine: Engine, row: PackedBatch) -> float:
         engine.backward(engine(batch).sum() * part / len(row.targets_T), last=True)
         return engine.discard_gradient()
 
-    equal = norm(row.to(engine.device), 1 / engine.world_size)
+    together = engine.world_size // engine.data_world_size
+    if len(row.tokens_N) * together <= engine.hardware.tokens_per_micro_batch:
+        equal = norm(row.to(engine.device), 1 / engine.world_size)
+    else:
+        equal = norm(engine.place(row), 1 / engine.data_world_size)
     if not math.isfinite(equal):
         return equal
     return abs(norm(engine.place(row), float(engine.data_rank == 0)) - equal) / equal
