@@ -580,6 +580,7 @@ def test_bad_input(
             prepare(sources, tmp_path / out, PrepareSettings())
 
 
+@pytest.mark.long
 def test_real_rows(real_data: Path, tmp_path: Path) -> None:
     """People's and models' own texts: nearly all stay, what goes can be named, and a benchmark's
     own prompts are all found."""

@@ -30,7 +30,7 @@ def ranks(server: ForkServer, folder: Path, *arguments: str) -> list[dict[str, o
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(4)]
 
 
-@pytest.mark.parametrize("cache", ["own", "shared"])
+@pytest.mark.parametrize("cache", ["own", pytest.param("shared", marks=pytest.mark.long)])
 def test_rows_are_encoded_once_a_cache(cache: str, fork_server: ForkServer, tmp_path: Path) -> None:
     """Encoding takes longer than the time-out of collectives. Fails where each rank encodes, a
     waiting rank runs into the time-out, a node of a shared cache encodes again, or a rank copies

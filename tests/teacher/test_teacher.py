@@ -610,6 +610,7 @@ def local_questions() -> list[Request]:
     ]
 
 
+@pytest.mark.long
 def test_ranks_share_a_local_model(tiny: Path, tmp_path: Path) -> None:
     """Greedy and sampled, on two ranks of torchrun and on one in batches of another size: every
     rank has the same replies; a budget stops both ranks, and the next run goes on. Fails where a

@@ -102,6 +102,7 @@ def test_a_killed_rank_ends_the_run_which_goes_on(
     assert [record["step"] for record in records(run)] == list(range(10 * 3))
 
 
+@pytest.mark.long
 def test_ranks_end_with_their_launcher(finished: Path, tmp_path: Path) -> None:
     """torchrun is killed: its ranks end within 30 seconds. Fails where orphans train on and hold
     the run folder."""

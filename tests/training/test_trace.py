@@ -102,7 +102,7 @@ DPO_CASES += [Case(0, SMALL, False, epochs=1, **RMSPROP, **OF_B)]
 # The other losses by forks of half as many steps, one dtype each, but for those of LATER; the long
 # run has what is left, and all on two ranks. dpop in float32 alone: rounding of bfloat16 turns its
 # penalty on and off while responses are near their reference.
-LATER = ("dpop", "orpo", "cpo")
+LATER = ("dpop", "orpo", "cpo", "hinge", "apo_down", "nca_pair")
 OF_A_LOSS = {
     (loss, dtype): Case(
         0,

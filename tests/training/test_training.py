@@ -675,6 +675,7 @@ def test_a_reference_store_of_other_values_is_refused(
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+@pytest.mark.long
 def test_bfloat16_starts_at_ln_2(tiny: Path, launch: Launch, tmp_path: Path) -> None:
     """In bfloat16 on two ranks, one micro-batch or several, with more ranks than pairs in the last
     step, and on a machine with no compiler to be found. Fails where reference and policy take
