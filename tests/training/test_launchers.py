@@ -95,13 +95,15 @@ def test_the_tasks_of_a_step_are_one_world() -> None:
 
 
 def test_a_task_whose_step_is_hidden_is_a_task() -> None:
-    """Containers may hide SLURM_STEP_*. Fails where each such task trains a world of its own; or
-    one waits for tasks whose number it does not know."""
+    """Containers may hide SLURM_STEP_*. Fails where each such task trains a world of its own, or
+    one waits for tasks whose number it does not know, or torchrun's variables don't count."""
     hidden = {name: STEP[name] for name in STEP if not name.startswith("SLURM_STEP_")}
     hidden |= {"SLURM_TASKS_PER_NODE": "8(x2)"}
     joined = join(hidden)
     assert (joined["RANK"], joined["WORLD_SIZE"], joined["MASTER_ADDR"]) == ("11", "16", "gpu07")
     hidden.pop("SLURM_TASKS_PER_NODE")
+    given = {"RANK": "11", "WORLD_SIZE": "16", "LOCAL_RANK": "3", "MASTER_PORT": "1"}
+    assert join(hidden | given | {"MASTER_ADDR": "a"}) == {}
     assert "SLURM_STEP_TASKS_PER_NODE is missing" in refused(hidden)
 
 

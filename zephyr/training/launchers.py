@@ -111,6 +111,8 @@ def is_slurm_task(environment: Environment) -> bool:
         return step.isdecimal() and int(step) < FIRST_SPECIAL_STEP
     if environment.get("SLURM_NTASKS", "1") == "1" or "SLURM_PROCID" not in environment:
         return False
+    if environment.get("RANK") == environment["SLURM_PROCID"]:
+        return False  # whoever hid the step has set torchrun's variables for each task
     return environment["SLURM_PROCID"] != "0" or environment.get("ENVIRONMENT") != "BATCH"
 
 
