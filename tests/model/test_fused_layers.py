@@ -6,6 +6,7 @@ GPU."""
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -22,6 +23,7 @@ from test_families import CASES, MAX_TOKENS, gradients, saved, tiny_config
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.mistral import modeling_mistral
+from transformers.utils.deprecation import deprecate_kwarg
 
 from zephyr.chat import EncodedPair
 from zephyr.config import BadInput, ConfigError, Data, DPOConfig, Hardware
@@ -273,6 +275,23 @@ def test_each_family_is_served_to_the_bit(
             for choice in ("none", "triton")
         )
         require_equal(plain, ours, atol=0.0)
+
+
+def test_a_renamed_argument_hides_no_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As transformers 5.24 renames one. Fails where attentions are no longer served then, or where
+    they are taken out of a decorator that may compute something."""
+    lm = empty("Llama", {})
+    attention = type(lm.model.layers[0].self_attn)
+    forward = attention.forward
+
+    @functools.wraps(forward)
+    def other(*given: object, **named: object) -> object:
+        return forward(*given, **named)
+
+    for wrapped, served in ((deprecate_kwarg("old", "99", new_name="new")(forward), 2), (other, 0)):
+        monkeypatch.setattr(attention, "forward", wrapped)
+        assert len(fused.fusible(lm).attentions) == served
+    assert fused.attention_code(lm.model.layers[0].self_attn) is other
 
 
 def require_equal(plain: Policy, ours: Policy, atol: float) -> None:

@@ -11,6 +11,7 @@ stay as they are, and `describe` names them.
 """
 
 import importlib.util
+import inspect
 import os
 import shutil
 import sysconfig
@@ -39,6 +40,7 @@ ROTATE = "apply_rotary_pos_emb"  # the function that transformers' attention mod
 PROBE_DTYPES = (torch.float32, torch.bfloat16)
 # What a probe raises in a module that takes other arguments, or has other attributes.
 NOT_THIS_KIND = (AttributeError, IndexError, RuntimeError, TypeError, ValueError)
+RENAMES = "transformers.utils.deprecation"  # its decorators rename arguments
 
 
 class Kernels(NamedTuple):
@@ -293,8 +295,14 @@ def computes_rotation(function: Callable[..., object], dtype: torch.dtype, size:
 
 
 def attention_code(module: nn.Module) -> FunctionType:
-    """The code of a module's forward, as its class defines it."""
+    """The code of a module's forward, as its class defines it.
+
+    transformers 5.24 wraps it in `deprecate_kwarg`, which renames an argument of older callers and
+    computes nothing. What another decorator computes is unknown: its wrapper is the code.
+    """
     code = type(module).forward
+    assert isinstance(code, FunctionType)
+    code = inspect.unwrap(code, stop=lambda at: at.__globals__["__name__"] != RENAMES)
     assert isinstance(code, FunctionType)
     return code
 
