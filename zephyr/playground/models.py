@@ -1,6 +1,7 @@
 """A model becomes a stream: the answer to a conversation while it is being written, by a local
 folder or an endpoint."""
 
+import inspect
 import os
 import re
 import sys
@@ -62,6 +63,9 @@ def local_stream(path: str, sampling: Sampling) -> Stream:
 
     lm, tokenizer = load_chat_model(path)
     lm.eval()  # type: ignore[no-untyped-call]  # transformers does not annotate it
+    # transformers 5.24 renamed the argument and warns of the older name.
+    renamed = "cache" in inspect.signature(lm.forward).parameters
+    cache_name = "cache" if renamed else "past_key_values"
 
     def stream(turns: Messages, seed: int) -> Answer:
         new = prompt_ids(lm, tokenizer, turns, 1)
@@ -75,8 +79,8 @@ def local_stream(path: str, sampling: Sampling) -> Stream:
         while not end:
             new_1L = torch.tensor([new], device=lm.device)
             with torch.no_grad():
-                output = lm(new_1L, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache = output.past_key_values
+                output = lm(new_1L, use_cache=True, logits_to_keep=1, **{cache_name: cache})
+            cache = output[cache_name]
             scores_1V = output.logits[:, -1].float()
             for warp in warps:
                 scores_1V = warp(new_1L, scores_1V)

@@ -570,7 +570,11 @@ def fill_partition(parameter: nn.Parameter, read: Callable[[], Tensor]) -> None:
 
 def set_timeout(group: torch.distributed.ProcessGroup | None, seconds: float) -> None:
     """Set the time-out of a group's collectives."""
-    torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
+    timeout = timedelta(seconds=seconds)
+    if hasattr(torch.distributed, "set_timeout"):  # torch 2.15, which warns of the private one
+        torch.distributed.set_timeout(timeout, group)
+    else:
+        torch.distributed.distributed_c10d._set_pg_timeout(timeout, group)
 
 
 def use_expandable_segments() -> None:
